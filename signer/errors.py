@@ -1,0 +1,82 @@
+"""Every error this product raises: one tree, stable codes, text that is safe to show.
+
+What lives here: `SignerError` and its branches. What must not: HTTP statuses, Vault sentences, printing; each
+edge has exactly one mapper for those. Anyone may import it; it imports nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class SignerError(Exception):
+    """A failure that a user may read.
+
+    `code` is stable and lower case with underscores, `text` is one sentence without a full stop, `hint` is the
+    next action (may be empty), `facts` are the safe values that `text` mentions, for edges with their own wording.
+    No secret, no path on the server and no other user's data may be put into any of them.
+    """
+
+    def __init__(
+        self, code: str, text: str, hint: str = "", facts: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.hint = hint
+        self.facts: Mapping[str, object] = dict(facts or {})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.code!r}, {self.text!r})"
+
+
+class BadFormat(SignerError):
+    """Bytes or text that do not follow their format (key, certificate, agent message)."""
+
+
+class BadPublicKey(BadFormat):
+    """The public key that somebody asked a certificate for cannot be read or is malformed."""
+
+
+class BadRequest(SignerError):
+    """The body of a request cannot be read: JSON, a field's type, an unknown field."""
+
+
+class NotAuthenticated(SignerError):
+    """The credential is missing, mistyped, unknown or expired."""
+
+
+class Refused(SignerError):
+    """Policy, a limit or a freeze says no. `code` names the rule."""
+
+
+class NotFound(SignerError):
+    """What was asked for by name or number does not exist, as far as the caller may know."""
+
+
+class Unavailable(SignerError):
+    """The service cannot answer now (ledger, keeper, clock, backend); the same request may succeed later."""
+
+
+class LedgerBroken(SignerError):
+    """The ledger's content contradicts itself: hash chain, tables, version."""
+
+
+class BadFile(SignerError):
+    """A file the operator wrote is wrong; `problems` holds one line for each fault found."""
+
+    def __init__(self, code: str, text: str, hint: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(code, text, hint, {"problems": list(problems)})
+        self.problems = problems
+
+
+class BadSettings(BadFile):
+    """An environment variable is missing or wrong."""
+
+
+class BadKeyFile(SignerError):
+    """The CA key file is not as it must be; `code` names the check that failed."""
+
+
+class Disobedient(SignerError):
+    """A certificate about to be signed differs from its grant: a fault of ours, never of the caller."""

@@ -1,0 +1,79 @@
+"""The SSH data types of RFC 4251 section 5: reading and writing, strictly.
+
+Pure functions over bytes. Everything here raises `BadFormat` and nothing else for bad input. Imports nothing but
+`signer.errors`, because `safe-session` pays for each import at every login.
+"""
+
+from __future__ import annotations
+
+from signer.errors import BadFormat
+
+
+def string(data: bytes) -> bytes:
+    """`data` with its length in front, four bytes, big endian (RFC 4251 `string`)."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def uint32(number: int) -> bytes:
+    """Four bytes, big endian."""
+    return number.to_bytes(4, "big")
+
+
+def uint64(number: int) -> bytes:
+    """Eight bytes, big endian."""
+    return number.to_bytes(8, "big")
+
+
+class Reader:
+    """Takes RFC 4251 values from the front of `data`, in order; raises `BadFormat` where they run out."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        end = self._at + count
+        if end > len(self._data):
+            raise BadFormat("bad_format", "data ends before the value does")
+        piece = self._data[self._at : end]
+        self._at = end
+        return piece
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def uint32(self) -> int:
+        return int.from_bytes(self.take(4), "big")
+
+    def uint64(self) -> int:
+        return int.from_bytes(self.take(8), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.uint32())
+
+    def text(self) -> str:
+        """A string that must be UTF-8."""
+        try:
+            return self.string().decode()
+        except UnicodeDecodeError:
+            raise BadFormat("bad_format", "a text field is not UTF-8") from None
+
+    def mpint(self) -> int:
+        """A non-negative number in its shortest form (RFC 4251 `mpint`)."""
+        raw = self.string()
+        if raw[:1] >= b"\x80":
+            raise BadFormat("bad_format", "a number is negative")
+        if raw[:1] == b"\x00" and raw[1:2] < b"\x80":
+            raise BadFormat("bad_format", "a number has needless leading zeros")
+        return int.from_bytes(raw, "big")
+
+    def at_end(self) -> bool:
+        return self._at == len(self._data)
+
+    def expect_end(self) -> None:
+        """Raises `BadFormat` if anything is left."""
+        if not self.at_end():
+            raise BadFormat("bad_format", "there is data after the last value")
