@@ -1,0 +1,137 @@
+"""The frozen types that cross modules: who asks, what for, what was granted, what was recorded.
+
+Plain values only: no parsing, no checks, no I/O. Times are whole seconds since 1970 UTC unless a name says `_ms`.
+Anyone may import it; it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+IdentityKind = Literal["human", "agent", "workload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, as policy.toml names it."""
+
+    name: str
+    kind: IdentityKind
+    groups: frozenset[str]
+    roles: frozenset[str]
+    may: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What one message claims about its sender; nothing of it is proven but the token, and that by the keeper.
+
+    `address` is an IP address as text or None when the edge does not know it.
+    """
+
+    token: str | None = field(repr=False)
+    address: str | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies."""
+
+    role: str
+    public_key: str
+    principals: tuple[str, ...] | None = None
+    ttl: int | None = None
+    key_id: str | None = None
+    cert_type: str = "user"
+    critical_options: tuple[tuple[str, str], ...] = ()
+    extensions: tuple[tuple[str, str], ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A vetted OpenSSH public key. `blob` is exactly what the caller sent, decoded; `fingerprint` is `SHA256:…`."""
+
+    kind: str
+    blob: bytes
+    bits: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A decision to issue: everything the certificate may say, except serial, nonce and the clock's time.
+
+    Options are sorted by name. `ttl` is seconds from now; `backdate` seconds before now.
+    """
+
+    identity: str
+    kind: IdentityKind
+    role: str
+    public_key: PublicKey
+    key_id: str
+    principals: tuple[str, ...]
+    ttl: int
+    backdate: int
+    critical_options: tuple[tuple[str, str], ...]
+    extensions: tuple[str, ...]
+    reason: str | None
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that policy looked at: `outcome` is `ok`, `refused` or `skipped`; `detail` says what it saw."""
+
+    rule: str
+    detail: str
+    outcome: Literal["ok", "refused", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened, not yet in the ledger. `body` values are text, whole numbers, booleans or lists."""
+
+    kind: str
+    actor: str
+    body: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event as the ledger holds it: `time_ms` since 1970, `body` in canonical JSON, `prev` and `hash` in hex."""
+
+    seq: int
+    time_ms: int
+    kind: str
+    actor: str
+    body: str
+    prev: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest entry of a ledger: what a third person writes down to notice a cut-off tail later."""
+
+    seq: int
+    hash: str
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A row of the certificates table. `withheld` is true for a serial that was recorded but never signed."""
+
+    serial: int
+    seq: int
+    identity: str
+    role: str
+    principals: tuple[str, ...]
+    fingerprint: str
+    key_id: str
+    valid_after: int
+    valid_before: int
+    withheld: bool

@@ -1,0 +1,151 @@
+"""OpenSSH user certificates: fields to the bytes to be signed, and back.
+
+Format: draft-ietf-sshm-cert section 2 and 3, OpenSSH PROTOCOL.certkeys. Pure: the signature is made elsewhere, and
+no field gets a default here, because a default is a decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from signer.errors import BadFormat
+from signer.ssh.publickey import CERT_SUFFIX, KEY_PARTS, certificate_kind
+from signer.ssh.wire import Reader, string, uint32, uint64
+
+USER_CERTIFICATE: Final = 1  # SSH_CERT_TYPE_USER
+NONCE_BYTES: Final = 32
+MAX_PRINCIPALS: Final = 256  # SSHKEY_CERT_MAX_PRINCIPALS
+MAX_CERTIFICATE: Final = 256 * 1024
+
+_KIND_OF_CERTIFICATE: Final = {certificate_kind(kind): kind for kind in KEY_PARTS}
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFields:
+    """Everything between the type name and the signature.
+
+    `key` is the subject's whole public key blob. Times are seconds since 1970; the certificate is valid from
+    `valid_after` to just before `valid_before`. Options are sorted by name; a flag has the value "".
+    """
+
+    key_kind: str
+    key: bytes
+    nonce: bytes
+    serial: int
+    cert_type: int
+    key_id: str
+    principals: tuple[str, ...]
+    valid_after: int
+    valid_before: int
+    critical_options: tuple[tuple[str, str], ...]
+    extensions: tuple[tuple[str, str], ...]
+    ca_key: bytes
+
+
+def encode_unsigned(fields: CertificateFields) -> bytes:
+    """The bytes that the CA signs (draft-ietf-sshm-cert section 2: all fields up to the signature)."""
+    kind = fields.key_kind.encode()
+    return b"".join(
+        (
+            string(certificate_kind(fields.key_kind).encode()),
+            string(fields.nonce),
+            fields.key[len(string(kind)) :],
+            uint64(fields.serial),
+            uint32(fields.cert_type),
+            string(fields.key_id.encode()),
+            string(b"".join(string(name.encode()) for name in fields.principals)),
+            uint64(fields.valid_after),
+            uint64(fields.valid_before),
+            string(_encode_options(fields.critical_options)),
+            string(_encode_options(fields.extensions)),
+            string(b""),  # reserved
+            string(fields.ca_key),
+        )
+    )
+
+
+def append_signature(unsigned: bytes, signature: bytes) -> bytes:
+    """The whole certificate. `signature` is an SSH signature blob (RFC 4253 section 6.6)."""
+    return unsigned + string(signature)
+
+
+def decode_unsigned(unsigned: bytes) -> CertificateFields:
+    """Reads bytes to be signed back into fields; raises `BadFormat` for anything not strictly in form."""
+    reader = Reader(unsigned)
+    fields = _read_fields(reader)
+    reader.expect_end()
+    return fields
+
+
+def decode_certificate(blob: bytes) -> tuple[CertificateFields, bytes, bytes]:
+    """A whole certificate as (fields, the bytes that were signed, the signature blob); raises `BadFormat`."""
+    if len(blob) > MAX_CERTIFICATE:
+        raise BadFormat("bad_format", f"a certificate may have {MAX_CERTIFICATE} bytes at most")
+    reader = Reader(blob)
+    fields = _read_fields(reader)
+    signature = reader.string()
+    reader.expect_end()
+    return fields, blob[: len(blob) - len(string(signature))], signature
+
+
+def _read_fields(reader: Reader) -> CertificateFields:
+    cert_kind = reader.text()
+    key_kind = _KIND_OF_CERTIFICATE.get(cert_kind)
+    if key_kind is None:
+        raise BadFormat("bad_format", f"not a certificate type ending in {CERT_SUFFIX} that we know")
+    nonce = reader.string()
+    key = string(key_kind.encode()) + b"".join(string(reader.string()) for _ in range(KEY_PARTS[key_kind]))
+    serial, cert_type = reader.uint64(), reader.uint32()
+    key_id = reader.text()
+    principals = _read_principals(reader.string())
+    valid_after, valid_before = reader.uint64(), reader.uint64()
+    critical_options = _read_options(reader.string())
+    extensions = _read_options(reader.string())
+    if reader.string():
+        raise BadFormat("bad_format", "the reserved field is not empty")
+    ca_key = reader.string()
+    return CertificateFields(
+        key_kind=key_kind,
+        key=key,
+        nonce=nonce,
+        serial=serial,
+        cert_type=cert_type,
+        key_id=key_id,
+        principals=principals,
+        valid_after=valid_after,
+        valid_before=valid_before,
+        critical_options=critical_options,
+        extensions=extensions,
+        ca_key=ca_key,
+    )
+
+
+def _read_principals(data: bytes) -> tuple[str, ...]:
+    reader = Reader(data)
+    principals = []
+    while not reader.at_end():
+        principals.append(reader.text())
+        if len(principals) > MAX_PRINCIPALS:
+            raise BadFormat("bad_format", f"a certificate may name {MAX_PRINCIPALS} principals at most")
+    return tuple(principals)
+
+
+def _encode_options(options: tuple[tuple[str, str], ...]) -> bytes:
+    """Name and value pairs; a value is a string inside a string, a flag is an empty one."""
+    return b"".join(
+        string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options
+    )
+
+
+def _read_options(data: bytes) -> tuple[tuple[str, str], ...]:
+    reader = Reader(data)
+    options: list[tuple[str, str]] = []
+    while not reader.at_end():
+        name, inner = reader.text(), Reader(reader.string())
+        value = "" if inner.at_end() else inner.text()
+        inner.expect_end()
+        if options and name <= options[-1][0]:
+            raise BadFormat("bad_format", "options are not sorted or not unique")
+        options.append((name, value))
+    return tuple(options)

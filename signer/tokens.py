@@ -1,0 +1,51 @@
+"""Bearer tokens: their form, how one is made, and what of one may be stored.
+
+A token is `sgn_`, 43 base62 digits that carry 256 random bits, and 6 base62 digits of CRC-32 over what is before
+them, so that a typing error is told from a wrong token. Policy holds only the SHA-256 of the whole text. Pure; the
+random bytes are passed in.
+"""
+
+from __future__ import annotations
+
+import zlib
+from hashlib import sha256
+from typing import Final
+
+PREFIX: Final = "sgn_"
+_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_BODY: Final = 43  # 62**43 > 2**256
+_CHECK: Final = 6  # 62**6 > 2**32
+SECRET_BYTES: Final = 32
+
+
+def render_token(secret: bytes) -> str:
+    """The token that carries `secret`, which must be 32 random bytes."""
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a token carries exactly {SECRET_BYTES} bytes")
+    body = PREFIX + _base62(int.from_bytes(secret, "big"), _BODY)
+    return body + _checksum(body)
+
+
+def token_digest(token: str) -> str:
+    """What policy.toml holds of a token: the hex SHA-256 of its whole text."""
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def is_mistyped(token: str) -> bool:
+    """True for a text that is meant as one of our tokens and cannot be one: wrong length, digit or checksum."""
+    if not token.startswith(PREFIX):
+        return False
+    body, check = token[:-_CHECK], token[-_CHECK:]
+    return len(token) != len(PREFIX) + _BODY + _CHECK or _checksum(body) != check
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode("utf-8", "surrogateescape")), _CHECK)
+
+
+def _base62(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, len(_DIGITS))
+        digits.append(_DIGITS[digit])
+    return "".join(reversed(digits))
