@@ -17,9 +17,7 @@ class SignerError(Exception):
     No secret, no path on the server and no other user's data may be put into any of them.
     """
 
-    def __init__(
-        self, code: str, text: str, hint: str = "", facts: Mapping[str, object] | None = None
-    ) -> None:
+    def __init__(self, code: str, text: str, hint: str = "", facts: Mapping[str, object] | None = None) -> None:
         super().__init__(text)
         self.code = code
         self.text = text

@@ -82,6 +82,64 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Approval:
+    """Which kinds of identity need a human of which groups, and for how many seconds a yes is good."""
+
+    kinds: frozenset[IdentityKind]
+    by: tuple[str, ...]
+    valid_for: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Certificates per identity and role: issued in any 60 s, and not yet expired; None sets no limit."""
+
+    per_minute: int | None = None
+    live: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What may be asked for under one name. `principals` may hold `{identity}`; ttls are seconds."""
+
+    name: str
+    principals: tuple[str, ...]
+    default_principals: tuple[str, ...]
+    default_ttl: int
+    max_ttl: int
+    key_types: frozenset[str]
+    rsa_min_bits: int
+    allowed_extensions: frozenset[str]
+    default_extensions: tuple[str, ...]
+    allowed_critical_options: frozenset[str]
+    force_command: str | None
+    source_address: Literal["caller"] | tuple[str, ...] | None
+    verify_required: bool
+    no_touch_required: bool
+    allow_key_id: bool
+    reason_required: bool
+    approval: Approval | None
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One credential of one identity: hex SHA-256 of the token's text, and when it stops being good."""
+
+    identity: str
+    sha256: str
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an identity already holds of a role: certificates of the last 60 s, and those still valid."""
+
+    last_minute: int = 0
+    live: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One rule that policy looked at: `outcome` is `ok`, `refused` or `skipped`; `detail` says what it saw."""
 

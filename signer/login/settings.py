@@ -1,0 +1,80 @@
+"""The three settings of `safe-session`, from the environment and the token file, checked before any work."""
+
+# ruff: noqa: PTH -- pathlib costs more to import than everything here
+
+from __future__ import annotations
+
+import os
+import stat
+
+from signer.errors import BadSettings
+from signer.login.exchange import Address, parse_address
+
+DEFAULT_ADDR = "http://127.0.0.1:8222"
+_LARGEST_TOKEN_FILE = 4096
+
+
+class Settings:
+    """`token` is a secret: this class shows it in no repr, and it goes nowhere but into the request."""
+
+    __slots__ = ("address", "role", "token")
+
+    def __init__(self, address: Address, role: str, token: str) -> None:
+        self.address = address
+        self.role = role
+        self.token = token
+
+
+def load_settings(role: str) -> Settings:
+    """From `os.environ`; `role` is that of the command line, if any. Raises `BadSettings`."""
+    address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or DEFAULT_ADDR)
+    role = role or os.environ.get("SAFE_SESSION_ROLE", "")
+    if not role:
+        raise BadSettings("role_missing", "no role given", "give --role, or set SAFE_SESSION_ROLE")
+    path = os.environ.get("SAFE_SESSION_TOKEN_FILE", "")
+    if not path:
+        raise BadSettings(
+            "token_file_missing",
+            "SAFE_SESSION_TOKEN_FILE is not set",
+            "put your token into a file with mode 0600 and set SAFE_SESSION_TOKEN_FILE to its path",
+        )
+    return Settings(address, role, load_token(path))
+
+
+def load_token(path: str) -> str:
+    """The one word in the file at `path`. Checked on the open descriptor, so that what is checked is what is read.
+    A link is followed: Kubernetes and systemd hand out secrets that way. Raises `BadSettings`, never with content in it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is malformed"
+        raise BadSettings(
+            "token_file_unreadable",
+            f"cannot read the token file {path}: {reason.lower()}",
+            "set SAFE_SESSION_TOKEN_FILE to the file that holds your token",
+        ) from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadSettings("token_file_kind", f"the token file {path} is not a regular file")
+        if facts.st_mode & 0o077:
+            raise BadSettings(
+                "token_file_mode",
+                f"others can use the token file {path}: its mode is {stat.S_IMODE(facts.st_mode):04o}",
+                f"chmod 0600 {path}, and ask for a new token if others have an account here",
+            )
+        raw = os.read(descriptor, _LARGEST_TOKEN_FILE + 1)
+    finally:
+        os.close(descriptor)
+    if len(raw) > _LARGEST_TOKEN_FILE:
+        raise BadSettings("token_file_size", f"the token file {path} is above {_LARGEST_TOKEN_FILE} bytes")
+    words = raw.split()
+    # One printable word: anything else would let the file write further header lines into the request.
+    if len(words) != 1 or not all(0x21 <= byte <= 0x7E for byte in words[0]):
+        raise BadSettings(
+            "token_file_content",
+            f"the token file {path} {'is empty' if not words else 'does not hold exactly one token'}",
+            "it must hold the token and nothing else",
+        )
+    return words[0].decode("ascii")
