@@ -1,0 +1,115 @@
+"""Fixtures that every test may ask for, and the rule that unit tests reach for no network.
+
+Real parts live in tests/parts; here they get a life time. What is made once for a session must not be changed by a
+test: start your own (`start_sshd`, `OpenBao(tmp_path)`) for that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_socket
+
+from tests.parts import missing
+from tests.parts.keys import Key, KeyRing, make_key
+from tests.parts.openbao import OpenBao
+from tests.parts.sshd import Sshd, StartSshd
+
+UNIT = Path(__file__).parent / "unit"
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-socket's own, which would open them again
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path.is_relative_to(UNIT):
+        pytest_socket.disable_socket(allow_unix_socket=item.get_closest_marker("unix_socket") is not None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    pytest_socket.enable_socket()
+
+
+@pytest.fixture(scope="session")
+def keyring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
+    """`keyring("rsa3072")`, `keyring("ed25519", "ca")`: the same key for the whole session."""
+    if reason := missing.ssh_keygen():
+        pytest.skip(reason)
+    return KeyRing(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def new_key(tmp_path: Path) -> Callable[..., Key]:
+    """`new_key("ed25519", "name")`: a key of this test's own, in its `tmp_path`."""
+    if reason := missing.ssh_keygen():
+        pytest.skip(reason)
+
+    def make(kind: str = "ed25519", name: str = "", *, comment: str = "", passphrase: str = "") -> Key:
+        return make_key(tmp_path, kind, name, comment=comment, passphrase=passphrase)
+
+    return make
+
+
+@pytest.fixture
+def start_sshd(tmp_path: Path, keyring: KeyRing) -> Iterator[StartSshd]:
+    """Real sshd's; the test is skipped where none can be run."""
+    if reason := missing.sshd():
+        pytest.skip(reason)
+    with ExitStack() as running:
+        started = 0
+
+        def start(
+            trusted_ca: str | Sequence[str],
+            *,
+            principals: Sequence[str] = ("llmops",),
+            extra: Sequence[str] = (),
+        ) -> Sshd:
+            nonlocal started
+            started += 1
+            return running.enter_context(
+                Sshd(
+                    tmp_path / f"sshd-{started}",
+                    trusted_ca,
+                    principals=principals,
+                    extra=extra,
+                    host_key=keyring("ed25519", "host").private,
+                )
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """A development OpenBao, shared by the session: mount under a path of your own."""
+    if reason := missing.bao():
+        pytest.skip(reason)
+    with OpenBao(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bao_raft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """An OpenBao as in production, with raft storage and a file audit device; shared by the session."""
+    if reason := missing.bao():
+        pytest.skip(reason)
+    with OpenBao(tmp_path_factory.mktemp("bao-raft"), raft=True) as server:
+        yield server
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After pytest's closing line: how many tests were skipped and why, so that no gap goes unseen."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or config.option.collectonly:
+        return
+    reasons = Counter(_reason(report) for report in reporter.stats.get("skipped", []))
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    reporter.write_line(f"not run here: {reasons.total()}" + (f" ({listed})" if listed else ""))
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
