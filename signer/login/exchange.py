@@ -12,7 +12,8 @@ import time
 
 from signer.errors import BadFormat, BadSettings, Unavailable
 
-if False:  # TYPE_CHECKING without importing typing, 20 ms
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
+if TYPE_CHECKING:
     import ssl
 
 SECONDS_FOR_ALL = 10.0
@@ -21,7 +22,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class NoAnswer(Unavailable):
-    """Nothing answered, or the connection broke before an answer began: the same request may be sent again."""
+    """Nothing answered, or the connection broke before the answer was whole: the same request may be sent again."""
 
 
 class Address:
@@ -51,7 +52,7 @@ class Answer:
 def parse_address(text: str) -> Address:
     """`http://host[:port]`, `https://host[:port]` or `unix:/path`. Raises `BadSettings`."""
     scheme, _, rest = text.partition(":")
-    if scheme == "unix" and rest.startswith("/") and "\0" not in rest and len(rest.encode()) < 108:
+    if scheme == "unix" and rest.startswith("/") and "\0" not in rest and len(rest.encode(errors="surrogateescape")) < 108:
         return Address(text, "unix", host="localhost", path=rest)
     place = rest.removeprefix("//").removesuffix("/")
     host, colon, port = place.rpartition(":")
@@ -139,16 +140,17 @@ def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocke
             link.close()
             failure = error
             continue
-        return link if address.scheme == "http" else _wrap(link, address.host)
+        return link if address.scheme == "http" else _wrap(link, address.host, deadline)
     raise failure
 
 
-def _wrap(link: _socket.socket, host: str) -> ssl.SSLSocket:
+def _wrap(link: _socket.socket, host: str, deadline: float) -> ssl.SSLSocket:
+    """TLS with the platform's defaults: verified against SSL_CERT_FILE or the system's authorities, TLS 1.2 at least."""
     import socket
     import ssl
 
     plain = socket.socket(fileno=link.detach())
-    plain.settimeout(SECONDS_FOR_ALL)
+    plain.settimeout(_left(deadline))
     return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
 
 

@@ -24,6 +24,11 @@ def uint64(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
+def mpint(number: int) -> bytes:
+    """A non-negative number in its shortest form, with its length in front (RFC 4251 `mpint`)."""
+    return string(number.to_bytes(number.bit_length() // 8 + 1, "big") if number else b"")
+
+
 class Reader:
     """Takes RFC 4251 values from the front of `data`, in order; raises `BadFormat` where they run out."""
 

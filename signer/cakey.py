@@ -1,0 +1,194 @@
+"""The CA key: the one module that sees private key bytes, imported by the keeper's process and by `signer ca`.
+
+`load_ca_key` opens the file once, checks the open descriptor and never looks at the path again. What comes out signs
+and tells public facts; it has no way to give the key back.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+from typing import Final, NoReturn
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+from signer.errors import BadKeyFile
+from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.wire import mpint, string
+
+MAX_KEY_FILE: Final = 16 * 1024
+MIN_RSA_BITS: Final = 3072
+_HASHES: Final[dict[str, HashAlgorithm]] = {
+    "secp256r1": SHA256(),
+    "secp384r1": SHA384(),
+    "secp521r1": SHA512(),
+}  # RFC 5656 section 6.2.1
+
+_PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+class CaKey:
+    """A loaded CA key. `kind` and `blob` are its public key, `fingerprint` its `SHA256:…`, `bits` its size."""
+
+    __slots__ = ("_key", "bits", "blob", "fingerprint", "kind")
+
+    def __init__(self, key: _PrivateKey) -> None:
+        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        public = parse_public_key(line)
+        self._key = key
+        self.kind, self.blob, self.bits = public.kind, public.blob, public.bits
+        self.fingerprint = fingerprint_of(public.blob)
+
+    def __repr__(self) -> str:
+        return f"CaKey({self.kind}, {self.fingerprint})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CA key is never serialised")
+
+    def sign(self, data: bytes) -> bytes:
+        """An SSH signature blob over `data` (RFC 8709 section 6, RFC 5656 section 3.1.2, RFC 8332 section 3)."""
+        key = self._key
+        if isinstance(key, Ed25519PrivateKey):
+            return string(b"ssh-ed25519") + string(key.sign(data))
+        if isinstance(key, rsa.RSAPrivateKey):
+            return string(b"rsa-sha2-512") + string(key.sign(data, padding.PKCS1v15(), SHA512()))
+        r, s = decode_dss_signature(key.sign(data, ec.ECDSA(_HASHES[key.curve.name])))
+        return string(self.kind.encode()) + string(mpint(r) + mpint(s))
+
+    def self_test(self) -> None:
+        """Signs and verifies once; raises `BadKeyFile` if the two halves do not belong together."""
+        data = b"signer self-test"
+        key = self._key
+        try:
+            if isinstance(key, Ed25519PrivateKey):
+                key.public_key().verify(key.sign(data), data)
+            elif isinstance(key, rsa.RSAPrivateKey):
+                signature = key.sign(data, padding.PKCS1v15(), SHA512())
+                key.public_key().verify(signature, data, padding.PKCS1v15(), SHA512())
+            else:
+                algorithm = ec.ECDSA(_HASHES[key.curve.name])
+                key.public_key().verify(key.sign(data, algorithm), data, algorithm)
+        except InvalidSignature:
+            raise BadKeyFile(
+                "ca_key_self_test_failed", "the CA key cannot verify its own signature", "render it again"
+            ) from None
+
+
+def load_ca_key(path: Path, owner: str, pin: str | None) -> CaKey:
+    """The key in `path`, checked; `owner` is `user:group`, `pin` the fingerprint it must have (None: any).
+
+    Raises `BadKeyFile` whose code names the check that failed. `path` must be a regular file with one link, that
+    owner, mode 0400 or 0600, 1 byte to 16 KiB, holding an OpenSSH private key without passphrase.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _cannot_open(error) from None
+    try:
+        _check_descriptor(descriptor, owner)
+        data = os.read(descriptor, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise BadKeyFile("ca_key_unreadable", f"the CA key file cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    key = CaKey(_parse(data))
+    if pin is not None and key.fingerprint != pin:
+        raise BadKeyFile(
+            "ca_key_fingerprint_differs",
+            f"the CA key is {key.fingerprint}, policy.toml pins {pin}",
+            "render the pinned key, or change ca.fingerprint in policy.toml",
+        )
+    key.self_test()
+    return key
+
+
+def _cannot_open(error: OSError) -> BadKeyFile:
+    if error.errno == errno.ELOOP:
+        return BadKeyFile("ca_key_is_a_link", "the CA key file is a symbolic link", "name the file itself")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return BadKeyFile(
+            "ca_key_missing", "there is no CA key file where SIGNER_CA_KEY_FILE points", "render the key first"
+        )
+    return BadKeyFile(
+        "ca_key_unreadable",
+        f"the CA key file cannot be opened: {error.strerror}",
+        "start as root, or as the user that owns the file",
+    )
+
+
+def _check_descriptor(descriptor: int, owner: str) -> None:
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        raise BadKeyFile("ca_key_not_a_regular_file", "the CA key file is no regular file", "render it to a file")
+    if facts.st_nlink != 1:
+        raise BadKeyFile(
+            "ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it afresh, with one"
+        )
+    uid, gid = _owner_ids(owner)
+    if (facts.st_uid, facts.st_gid) != (uid, gid):
+        raise BadKeyFile(
+            f"ca_key_owner_must_be_{owner}",
+            f"the CA key file is owned by {facts.st_uid}:{facts.st_gid}",
+            f"chown {owner} the file, or fix the render job",
+        )
+    mode = stat.S_IMODE(facts.st_mode)
+    if mode not in (0o400, 0o600):
+        raise BadKeyFile(
+            "ca_key_mode_must_be_0400_or_0600",
+            f"the CA key file has mode {mode:04o}",
+            "chmod 0400 the file, or fix the mode in the render job",
+        )
+    if facts.st_size == 0:
+        raise BadKeyFile("ca_key_empty", "the CA key file is empty", "render the key again")
+    if facts.st_size > MAX_KEY_FILE:
+        raise BadKeyFile(
+            "ca_key_too_large",
+            f"the CA key file has {facts.st_size} bytes, a key has at most {MAX_KEY_FILE}",
+            "render one OpenSSH private key and nothing else",
+        )
+
+
+def _owner_ids(owner: str) -> tuple[int, int]:
+    """`user:group`, names or numbers, as ids; raises `BadKeyFile` for a name that this host does not know."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadKeyFile(
+            "ca_key_owner_unknown",
+            f"SIGNER_CA_KEY_OWNER {owner!a} is no user:group of this host",
+            "set it to root:root, or leave it out",
+        ) from None
+    return uid, gid
+
+
+def _parse(data: bytes) -> _PrivateKey:
+    try:
+        key = load_ssh_private_key(data, password=None)
+    except TypeError:
+        raise BadKeyFile(
+            "ca_key_has_passphrase", "the CA key has a passphrase", "store the key without one in Infisical"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadKeyFile(
+            "ca_key_not_a_private_key",
+            "the CA key file holds no OpenSSH private key",
+            "it must start with -----BEGIN OPENSSH PRIVATE KEY-----",
+        ) from None
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
+        raise BadKeyFile(
+            "ca_key_rsa_too_short", f"the CA key has {key.key_size} bits, RSA needs {MIN_RSA_BITS}", "use ed25519"
+        )
+    if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise BadKeyFile("ca_key_kind_not_allowed", "a CA key is ed25519, ecdsa or rsa", "use ed25519")
+    return key

@@ -1,0 +1,63 @@
+"""The two messages of the SSH agent protocol (RFC 9987) that `safe-session` needs: add a certified key, read the reply.
+
+Pure: bytes in, bytes out, no socket. The message that carries a private key is a `bytearray`, so that its owner can
+wipe it. Imports nothing but `signer.errors` and `signer.ssh.wire`.
+"""
+
+from __future__ import annotations
+
+from signer.errors import BadFormat, Unavailable
+from signer.ssh.wire import string, uint32
+
+SUCCESS = 6  # SSH_AGENT_SUCCESS
+FAILURE = 5  # SSH_AGENT_FAILURE
+_ADD_ID_CONSTRAINED = 25  # SSH_AGENTC_ADD_ID_CONSTRAINED
+_CONSTRAIN_LIFETIME = 1  # SSH_AGENT_CONSTRAIN_LIFETIME
+_ED25519_CERT = b"ssh-ed25519-cert-v01@openssh.com"
+_LARGEST_REPLY = 256 * 1024  # AGENT_MAX_LEN in OpenSSH
+
+
+def render_add_ed25519_certificate(
+    certificate: bytes, seed: bytes | bytearray | memoryview, public: bytes, *, comment: str, lifetime: int
+) -> bytearray:
+    """SSH_AGENTC_ADD_ID_CONSTRAINED for an Ed25519 key with its certificate (RFC 9987 sections 3.2.3, 3.2.6, 3.2.7.1; the
+    certificate's own layout is OpenSSH's: type, certificate, then the plain key's fields).
+
+    `certificate` is the whole blob, `seed` the 32 private bytes of RFC 8032, `public` the 32 public ones, `lifetime`
+    in seconds from 1 to 2**32-1. Only the certificate is added, not the bare key beside it: ssh signs for the certificate
+    with this one entry, and offering the bare key would cost an attempt of the server's `MaxAuthTries`.
+
+    Returns the message with its length in front. The caller wipes it. Raises `BadFormat` for wrong sizes.
+    """
+    if len(seed) != 32 or len(public) != 32:
+        raise BadFormat("bad_agent_key", "an Ed25519 key has 32 private and 32 public bytes")
+    if not 0 < lifetime < 2**32:
+        raise BadFormat("bad_agent_lifetime", "an agent holds a key for 1 to 4294967295 seconds")
+    before = (
+        bytes([_ADD_ID_CONSTRAINED]) + string(_ED25519_CERT) + string(certificate) + string(public) + uint32(64)
+    )
+    after = public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
+    # Sized first, filled in place: growing or joining would leave copies of the seed behind in freed memory.
+    message = bytearray(4 + len(before) + 32 + len(after))
+    at = 4 + len(before)
+    message[:at] = uint32(len(message) - 4) + before
+    message[at + 32 :] = after
+    message[at : at + 32] = seed
+    return message
+
+
+def reply_length(head: bytes) -> int:
+    """How many bytes follow the four of `head` (RFC 9987 section 3). Raises `BadFormat`."""
+    length = int.from_bytes(head, "big")
+    if len(head) != 4 or not 0 < length <= _LARGEST_REPLY:
+        raise BadFormat("bad_agent_reply", "the agent's reply has no sensible length")
+    return length
+
+
+def check_reply(body: bytes) -> None:
+    """The reply to an add request, without its length. Raises `Unavailable` if the agent refused, `BadFormat` for anything
+    but SSH_AGENT_SUCCESS and SSH_AGENT_FAILURE (RFC 9987 section 3.1)."""
+    if body == bytes([FAILURE]):
+        raise Unavailable("agent_refused", "the agent did not take the key", "check the version of ssh-agent")
+    if body != bytes([SUCCESS]):
+        raise BadFormat("bad_agent_reply", "the agent's reply is neither yes nor no")
