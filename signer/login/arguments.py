@@ -22,8 +22,8 @@ class Usage(SignerError):
 
 
 class Invocation:
-    """What the command line asks for. `verb` is ssh, exec, help or version; `command` is what follows it without our options:
-    ssh's own words, or the whole command of exec."""
+    """What the command line asks for. `verb` is ssh, exec, help or version; `command` is what follows it without
+    our options: ssh's own words, or the whole command of exec."""
 
     __slots__ = ("command", "principals", "reason", "role", "ttl", "verb", "verbose")
 
@@ -83,7 +83,9 @@ def parse_arguments(words: list[str]) -> Invocation:
     elif asked.verb == "exec":
         _split_exec(asked, words[at + 1 :])
     else:
-        raise Usage(f"unknown command {asked.verb}", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`")
+        raise Usage(
+            f"unknown command {asked.verb}", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`"
+        )
     if asked.ttl:
         check_ttl(asked.ttl)
     return asked

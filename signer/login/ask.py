@@ -12,8 +12,8 @@ from signer.login.exchange import Answer, NoAnswer, post
 from signer.login.newkey import NewKey
 from signer.login.settings import Settings
 
-# A restarted service is back within 2 s. Repeating is safe: at worst a second certificate for the same key is issued and
-# recorded. Anything else (refusals, garbage, a slow answer) is final, so that a fault never multiplies load.
+# A restarted service is back within 2 s. Repeating is safe: at worst a second certificate for the same key is issued
+# and recorded. All else (refusals, garbage, a slow answer) is final, so that a fault never multiplies load.
 SECONDS_FOR_RETRIES = 3.0
 _PAUSES = (0.2, 0.6, 1.6)
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -21,9 +21,8 @@ _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 def ask(settings: Settings, asked: Invocation, key: NewKey) -> Certificate:
     """Raises what `post` and `read_answer` raise, the last time they did."""
-    path = "/api/sign/" + "".join(
-        chr(byte) if chr(byte) in _PATH_LETTERS else f"%{byte:02X}" for byte in settings.role.encode(errors="surrogateescape")
-    )
+    role = settings.role.encode(errors="surrogateescape")
+    path = "/api/sign/" + "".join(chr(b) if chr(b) in _PATH_LETTERS else f"%{b:02X}" for b in role)
     body = render_body(asked, key.blob())
     give_up = time.monotonic() + SECONDS_FOR_RETRIES
     for pause in _PAUSES:

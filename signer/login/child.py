@@ -1,6 +1,7 @@
 """Runs the session's command as a terminal user expects: its signals, its exit status, nothing of ours in its way."""
 
-# ruff: noqa: PTH -- pathlib costs more to import than everything here
+# ruff: noqa: PTH112
+# (pathlib costs more to import than everything here)
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ SSH_OPTIONS = (
     # `IdentitiesOnly yes` is common in configurations and would keep ssh from asking our agent.
     ("IdentitiesOnly", "no"),
     ("PubkeyAuthentication", "yes"),
-    # Files and tokens that the configuration still names are not certificates: never offered, even if the certificate is refused.
+    # Keys that the configuration still names are no certificates: never offered, even if ours is refused.
     ("PubkeyAcceptedAlgorithms", "ssh-ed25519-cert-v01@openssh.com"),
     # No password and no GSSAPI instead of the certificate; keyboard-interactive stays, as it may be a second factor.
     ("PreferredAuthentications", "publickey,keyboard-interactive"),
@@ -65,8 +66,8 @@ def ssh_command(words: list[str]) -> list[str]:
 
 
 def find_command(name: str) -> str:
-    """The file that `name` stands for, as the shell would find it. Looked up before anything is asked for, so that a typing
-    error costs no certificate. Raises `NoCommand`."""
+    """The file that `name` stands for, as the shell would find it. Looked up before anything is asked for, so that a
+    typing error costs no certificate. Raises `NoCommand`."""
     if "/" in name:
         return name
     for folder in os.environ.get("PATH", os.defpath).split(":"):
@@ -103,7 +104,9 @@ def run(path: str, command: list[str], agent_socket: str) -> int:
             _signal.signal(number, lambda number, _frame: os.kill(child, number))
     except OSError as error:
         raise NoCommand(
-            "no_command", f"cannot run {command[0]}: {(error.strerror or 'unknown reason').lower()}", "check its name and mode"
+            "no_command",
+            f"cannot run {command[0]}: {(error.strerror or 'unknown reason').lower()}",
+            "check its name and mode",
         ) from None
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

@@ -1,7 +1,5 @@
 """The `safe-session` command: one session, from the arguments to the exit status."""
 
-# ruff: noqa: PTH -- pathlib costs more to import than everything here
-
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""A new Ed25519 key pair from OpenSSL's libcrypto, through ctypes; the only module of `safe-session` that makes a secret.
+"""A new Ed25519 key pair from OpenSSL's libcrypto, through ctypes; the only module here that makes a secret.
 
 libcrypto is what the ssh client itself uses: vetted, constant time, already in the page cache. Loading it takes 2 ms,
 importing `cryptography` 38. The seed lives in one ctypes buffer that is wiped; OpenSSL wipes its own copy.
@@ -52,7 +52,9 @@ def make_key(libraries: tuple[str, ...] = _LIBRARIES) -> NewKey:
         crypto.EVP_PKEY_free(key)
         crypto.EVP_PKEY_CTX_free(context)
     if not made:
-        raise Unavailable("no_key", "libcrypto cannot make an Ed25519 key", "check OpenSSL's configuration (openssl.cnf, FIPS)")
+        raise Unavailable(
+            "no_key", "libcrypto cannot make an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)"
+        )
     return NewKey(seed, public.raw)
 
 

@@ -1,7 +1,7 @@
 """A private ssh-agent for one session: started early, given one key, gone when the session is over, however it ends.
 
-`ssh-agent -a SOCKET sh -c ...` starts the agent, then runs a shell as the agent's parent. The shell prints the agent's pid,
-which tells that the socket is ready, and waits for the end of a pipe that only this process holds open. So:
+`ssh-agent -a SOCKET sh -c ...` starts the agent, then runs a shell as the agent's parent. The shell prints the agent's
+pid, which tells that the socket is ready, and waits for the end of a pipe that only this process holds open. So:
 
 - this process ends the session: it kills and reaps both;
 - this process is killed, even with -9: the pipe ends, the shell kills the agent and removes the folder at once;
@@ -10,7 +10,8 @@ which tells that the socket is ready, and waits for the end of a pipe that only 
 PR_SET_PDEATHSIG would be simpler, but the kernel clears it for set-group-id programs, and Debian's ssh-agent is one.
 """
 
-# ruff: noqa: PTH -- pathlib costs more to import than everything here
+# ruff: noqa: PTH102, PTH106, PTH108, PTH120, SIM105
+# (pathlib and contextlib cost more to import than everything here)
 
 from __future__ import annotations
 
@@ -24,8 +25,10 @@ from signer.errors import Unavailable
 from signer.ssh.agent import check_reply, reply_length
 
 _WATCH = (
-    'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -f -- "$SSH_AUTH_SOCK"; rmdir -- "${SSH_AUTH_SOCK%/*}"'
+    'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; '
+    'rm -f -- "$SSH_AUTH_SOCK"; rmdir -- "${SSH_AUTH_SOCK%/*}"'
 )
+_ANYWHERE = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
 _PR_SET_CHILD_SUBREAPER = 36
 _SECONDS_FOR_REPLY = 5.0
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/")
@@ -38,7 +41,8 @@ class PrivateAgent:
         self._folder = f"{_private_place()}/safe-session-{os.urandom(8).hex()}"
         self.socket = f"{self._folder}/agent"
         self._agent = 0
-        # Both ends are close-on-exec: were the writing end to leak into the session's command, the shell would not see us die.
+        # Close-on-exec, as Python does: were the writing end to leak into the session's command, the shell would
+        # not see us die.
         watched, self._lifeline = os.pipe()
         self._news, told = os.pipe()
         try:
@@ -53,7 +57,7 @@ class PrivateAgent:
                     (os.POSIX_SPAWN_DUP2, told, 1),
                     (os.POSIX_SPAWN_DUP2, told, 2),
                 ],
-                # Away from the terminal, whose Ctrl-C is meant for the command and would end the shell and with it the agent.
+                # Away from the terminal: its Ctrl-C is for the command, and would end the shell and so the agent.
                 setsid=True,
                 setsigdef=(_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE),
                 setsigmask=(),
@@ -88,7 +92,9 @@ class PrivateAgent:
             check_reply(_receive(link, reply_length(_receive(link, 4))))
         except OSError as error:
             raise Unavailable(
-                "agent_lost", f"lost the private ssh-agent: {(error.strerror or 'no reply').lower()}", "try again"
+                "agent_lost",
+                f"lost the private ssh-agent: {(error.strerror or 'no reply').lower()}",
+                "try again",
             ) from None
         finally:
             link.close()
@@ -102,13 +108,16 @@ class PrivateAgent:
             said += piece
         if not said.strip().isdigit():
             reason = said.decode("utf-8", "replace").strip() or "it said nothing"
-            raise Unavailable("no_agent", f"ssh-agent did not start: {reason}", f"check {os.path.dirname(self._folder)}")
+            raise Unavailable(
+                "no_agent", f"ssh-agent did not start: {reason}", f"check {os.path.dirname(self._folder)}"
+            )
         self._agent = int(said)
 
     def end(self) -> None:
         """Ends and reaps agent and shell, removes the folder. Nothing it finds already gone is an error."""
         if self._agent:
-            # Else the agent, an orphan once the shell is gone, would stay a zombie where process 1 reaps nothing (containers).
+            # The agent is an orphan once the shell is gone. Where process 1 reaps nothing, as in many containers,
+            # it would stay a zombie, one for each login; so it becomes our child.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             _kill_and_reap(self._shell, self._agent)
         else:
@@ -137,17 +146,17 @@ class PrivateAgent:
 
 
 def _private_place() -> str:
-    """XDG_RUNTIME_DIR if it is what its specification says (ours, 0700), short and plain enough for a socket's path; else /tmp,
-    where the folder's random name and mode 0700 do the work."""
+    """XDG_RUNTIME_DIR if it is what its specification says (ours, 0700), and short and plain enough for the path of a
+    socket; else /tmp, where the folder's random name and mode 0700 do the work."""
     place = os.environ.get("XDG_RUNTIME_DIR", "")
     if place.startswith("/") and len(place) < 60 and _PATH_LETTERS.issuperset(place):
         try:
             facts = os.lstat(place)
         except OSError:
-            return "/tmp"
+            return _ANYWHERE
         if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077:
             return place
-    return "/tmp"
+    return _ANYWHERE
 
 
 def _kill_and_reap(*pids: int) -> None:

@@ -1,7 +1,5 @@
 """The three settings of `safe-session`, from the environment and the token file, checked before any work."""
 
-# ruff: noqa: PTH -- pathlib costs more to import than everything here
-
 from __future__ import annotations
 
 import os
@@ -43,7 +41,7 @@ def load_settings(role: str) -> Settings:
 
 def load_token(path: str) -> str:
     """The one word in the file at `path`. Checked on the open descriptor, so that what is checked is what is read.
-    A link is followed: Kubernetes and systemd hand out secrets that way. Raises `BadSettings`, never with content in it.
+    A link is followed: Kubernetes hands out secrets that way. Raises `BadSettings`, never with content in it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

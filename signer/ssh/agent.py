@@ -20,12 +20,12 @@ _LARGEST_REPLY = 256 * 1024  # AGENT_MAX_LEN in OpenSSH
 def render_add_ed25519_certificate(
     certificate: bytes, seed: bytes | bytearray | memoryview, public: bytes, *, comment: str, lifetime: int
 ) -> bytearray:
-    """SSH_AGENTC_ADD_ID_CONSTRAINED for an Ed25519 key with its certificate (RFC 9987 sections 3.2.3, 3.2.6, 3.2.7.1; the
-    certificate's own layout is OpenSSH's: type, certificate, then the plain key's fields).
+    """SSH_AGENTC_ADD_ID_CONSTRAINED for an Ed25519 key with its certificate (RFC 9987, "Adding Keys to the Agent" and
+    "Key Constraints"; the layout for a certificate is OpenSSH's: type, certificate, then the plain key's fields).
 
     `certificate` is the whole blob, `seed` the 32 private bytes of RFC 8032, `public` the 32 public ones, `lifetime`
-    in seconds from 1 to 2**32-1. Only the certificate is added, not the bare key beside it: ssh signs for the certificate
-    with this one entry, and offering the bare key would cost an attempt of the server's `MaxAuthTries`.
+    in seconds from 1 to 2**32-1. Only the certificate is added, not the bare key beside it: ssh signs for the
+    certificate with this one entry, and offering the bare key would cost one of the server's `MaxAuthTries`.
 
     Returns the message with its length in front. The caller wipes it. Raises `BadFormat` for wrong sizes.
     """
@@ -34,9 +34,15 @@ def render_add_ed25519_certificate(
     if not 0 < lifetime < 2**32:
         raise BadFormat("bad_agent_lifetime", "an agent holds a key for 1 to 4294967295 seconds")
     before = (
-        bytes([_ADD_ID_CONSTRAINED]) + string(_ED25519_CERT) + string(certificate) + string(public) + uint32(64)
+        bytes([_ADD_ID_CONSTRAINED])
+        + string(_ED25519_CERT)
+        + string(certificate)
+        + string(public)
+        + uint32(64)
     )
-    after = public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
+    after = (
+        public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
+    )
     # Sized first, filled in place: growing or joining would leave copies of the seed behind in freed memory.
     message = bytearray(4 + len(before) + 32 + len(after))
     at = 4 + len(before)
@@ -55,8 +61,8 @@ def reply_length(head: bytes) -> int:
 
 
 def check_reply(body: bytes) -> None:
-    """The reply to an add request, without its length. Raises `Unavailable` if the agent refused, `BadFormat` for anything
-    but SSH_AGENT_SUCCESS and SSH_AGENT_FAILURE (RFC 9987 section 3.1)."""
+    """The reply to an add request, without its length. Raises `Unavailable` if the agent refused, `BadFormat` for
+    anything but SSH_AGENT_SUCCESS and SSH_AGENT_FAILURE (RFC 9987, "Generic Agent Responses")."""
     if body == bytes([FAILURE]):
         raise Unavailable("agent_refused", "the agent did not take the key", "check the version of ssh-agent")
     if body != bytes([SUCCESS]):
