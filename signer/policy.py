@@ -48,9 +48,7 @@ class Policy:
                 "token_unknown", "the token is not known here", "ask the operator for `signer token new`"
             )
         if now >= known.expires:
-            raise NotAuthenticated(
-                "token_expired", "the token has expired", "ask the operator for `signer token new`"
-            )
+            raise NotAuthenticated("token_expired", "the token has expired", "ask the operator for `signer token new`")
         return self.identities[known.identity], known
 
     def role_for(self, identity: Identity, name: str) -> Role | None:

@@ -172,9 +172,7 @@ def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
         _check_unique(faults, (*place, key), names)
         for index, name in enumerate(names):
             if PRINCIPAL.fullmatch(name.replace("{identity}", "x")) is None:
-                faults.add(
-                    (*place, key, index), f"{name[:64]!a} is no principal: letters, digits and ._@:+=/$~- only"
-                )
+                faults.add((*place, key, index), f"{name[:64]!a} is no principal: letters, digits and ._@:+=/$~- only")
     for index, name in enumerate(raw.default_principals or []):
         if raw.principals and name not in raw.principals:
             faults.add((*place, "default_principals", index), f"{name[:64]!a} is not among principals")
@@ -258,9 +256,7 @@ def _check_choice(faults: Faults, place: Place, raw: RawChoice) -> None:
             faults.add((*place, "default", index), f"{name[:64]!a} is not among allowed")
 
 
-def _read_identities(
-    faults: Faults, data: object, role_tables: object
-) -> tuple[dict[str, Identity], dict[str, Token]]:
+def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple[dict[str, Identity], dict[str, Token]]:
     identities: dict[str, Identity] = {}
     tokens: dict[str, Token] = {}
     if not isinstance(data, dict) or not data:

@@ -125,8 +125,7 @@ class Faults:
         except ValidationError as error:
             faults = error.errors(include_url=False, include_input=False, include_context=False)
         for at, sentence in {
-            _inside(fault["loc"], data): _sentence(kind, fault["type"], fault["loc"], fault["msg"])
-            for fault in faults
+            _inside(fault["loc"], data): _sentence(kind, fault["type"], fault["loc"], fault["msg"]) for fault in faults
         }.items():
             self.add(place + at, sentence)
         bad = {fault["loc"][0] for fault in faults}

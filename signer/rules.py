@@ -228,9 +228,7 @@ def _rule_reason(case: Case) -> str:
     reason = case.ask.reason
     if not reason:
         if case.role.reason_required:
-            raise Refused(
-                "reason_missing", f"role {case.role.name} wants a reason", "say why with --reason or reason"
-            )
+            raise Refused("reason_missing", f"role {case.role.name} wants a reason", "say why with --reason or reason")
         return "not asked for"
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise Refused(

@@ -1,0 +1,335 @@
+"""The durable, hash-chained record: SQLite in WAL mode, one fsynced transaction a batch.
+
+Table `events` is the truth; the other tables are found faster and can be rebuilt from it (`ledgeraudit.py`). One
+process writes, held to it by a lock. Anybody who may read the file can read it while it grows. `sqlite3` errors end
+here: callers see `Unavailable` for what may pass, `LedgerBroken` for what may not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from signer.chain import GENESIS, chain, derived_rows
+from signer.errors import LedgerBroken, Unavailable
+from signer.model import Entry, Event, Head, Issued
+
+FILE_NAME: Final = "ledger.sqlite3"
+LOCK_NAME: Final = "ledger.lock"
+VERSION: Final = 1
+APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; `file` and a human with a hex dump can tell
+CHECKED_AT_START: Final = 1_000  # events
+
+_SCHEMA: Final = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
+    body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TABLE certificates (
+    serial INTEGER PRIMARY KEY, seq INTEGER NOT NULL, identity TEXT NOT NULL, role TEXT NOT NULL,
+    principals TEXT NOT NULL, fingerprint TEXT NOT NULL, key_id TEXT NOT NULL,
+    valid_after INTEGER NOT NULL, valid_before INTEGER NOT NULL, withheld INTEGER NOT NULL
+) STRICT;
+CREATE INDEX certificates_by_identity ON certificates (identity, serial);
+CREATE INDEX certificates_by_role ON certificates (role, serial);
+CREATE INDEX certificates_by_fingerprint ON certificates (fingerprint, serial);
+CREATE INDEX certificates_by_end ON certificates (valid_before);
+CREATE TABLE principals (
+    principal TEXT NOT NULL, serial INTEGER NOT NULL, PRIMARY KEY (principal, serial)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
+CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
+"""
+DERIVED: Final = ("certificates", "principals", "freezes")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which certificates a page holds; None does not restrict. `before` is a serial, `active_at` seconds since 1970."""
+
+    identity: str | None = None
+    role: str | None = None
+    principal: str | None = None
+    fingerprint: str | None = None
+    active_at: int | None = None
+    before: int | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """One certificate that still counts: towards a rate (`issued`, seconds) or as live (`valid_before`, seconds)."""
+
+    identity: str
+    role: str
+    issued: int
+    valid_before: int
+
+
+class LedgerReader:
+    """Reads a ledger, also while a keeper writes it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / FILE_NAME
+        self._db: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Ends the connection; reading again opens it again."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def connection(self) -> sqlite3.Connection:
+        """The open connection; raises `Unavailable` or `LedgerBroken`."""
+        if self._db is None:
+            if not self._path.exists():
+                raise Unavailable(
+                    "ledger_missing",
+                    "there is no ledger in SIGNER_DATA_DIR",
+                    "start the keeper once, or set it right",
+                )
+            self._db = self._connect(f"file:{self._path}?mode=ro")
+        return self._db
+
+    def _connect(self, uri: str) -> sqlite3.Connection:
+        with storage_errors():
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2, cached_statements=64)
+            db.execute("PRAGMA busy_timeout = 2000")
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > VERSION:
+            db.close()
+            raise LedgerBroken(
+                "ledger_version_newer",
+                f"the ledger has version {found}, this program knows {VERSION}",
+                "start the newer signer that wrote it",
+            )
+        return db
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a statement; raises `Unavailable` or `LedgerBroken`."""
+        with storage_errors():
+            return self.connection().execute(sql, values).fetchall()
+
+    def named(self, sql: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """As `query`, with parameters by name."""
+        with storage_errors():
+            return self.connection().execute(sql, values).fetchall()
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a statement one by one, for statements with very many."""
+        with storage_errors():
+            yield from self.connection().execute(sql, values)
+
+    def head(self) -> Head:
+        """The newest entry; seq 0 for a ledger without any."""
+        for seq, digest, time_ms in self.query("SELECT seq, hash, time FROM events ORDER BY seq DESC LIMIT 1"):
+            return Head(seq, digest, time_ms)
+        return Head(0, GENESIS, 0)
+
+    def certificates(self, wanted: Filter) -> list[Issued]:
+        """A page, newest first."""
+        clauses, values = ["1"], []
+        for clause, value in (
+            ("c.serial < ?", wanted.before),
+            ("c.identity = ?", wanted.identity),
+            ("c.role = ?", wanted.role),
+            ("c.fingerprint = ?", wanted.fingerprint),
+            ("c.valid_before > ? AND c.withheld = 0", wanted.active_at),
+        ):
+            if value is not None:
+                clauses.append(clause)
+                values.append(value)
+        source = "certificates c"
+        if wanted.principal is not None:
+            source = "principals p CROSS JOIN certificates c ON c.serial = p.serial"
+            clauses.append("p.principal = ?")
+            values.append(wanted.principal)
+        order = "p.serial" if wanted.principal is not None else "c.serial"
+        rows = self.query(
+            f"SELECT {_ISSUED} FROM {source} WHERE {' AND '.join(clauses)} ORDER BY {order} DESC LIMIT ?",  # noqa: S608
+            (*values, wanted.limit),
+        )
+        return [read_issued(row) for row in rows]
+
+    def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
+        """One certificate with the event that records it."""
+        rows = self.query(f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ?", (serial,))  # noqa: S608
+        if not rows:
+            return None
+        issued = read_issued(rows[0])
+        return issued, self.entry(issued.seq)
+
+    def entry(self, seq: int) -> Entry:
+        """One event by its number; raises `LedgerBroken` if it is not there."""
+        for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
+            return Entry(*row)
+        raise broken_at(seq, "the event is missing")
+
+    def recent(self, since: int) -> list[Recent]:
+        """Certificates that expire after `since` (seconds) and were released."""
+        rows = self.query(
+            "SELECT c.identity, c.role, e.time / 1000, c.valid_before FROM certificates c"
+            " JOIN events e ON e.seq = c.seq WHERE c.valid_before > ? AND c.withheld = 0",
+            (since,),
+        )
+        return [Recent(*row) for row in rows]
+
+    def last_serial(self) -> int:
+        """The highest serial recorded, 0 without any."""
+        return int(self.query("SELECT coalesce(max(serial), 0) FROM certificates")[0][0])
+
+    def freezes(self) -> dict[str, str]:
+        """Scope → reason of every freeze in force."""
+        return dict(self.query("SELECT scope, reason FROM freezes"))
+
+
+class Ledger(LedgerReader):
+    """The only write handle. Opening takes the lock and checks the newest events and the tables against them."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self._lock = _take_lock(data_dir)
+        self._head: Head | None = None
+
+    def close(self) -> None:
+        """Ends the connection and gives the lock back."""
+        super().close()
+        os.close(self._lock)
+
+    def connection(self) -> sqlite3.Connection:
+        """The open connection; makes the ledger if there is none, and never trusts a head it has not just read."""
+        if self._db is None:
+            db = self._connect(f"file:{self._path}?mode=rwc")
+            try:
+                with storage_errors():
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.execute("PRAGMA synchronous = FULL")
+                    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                        db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
+            except Exception:
+                db.close()
+                raise
+            self._db = db
+            self._head = None
+        return self._db
+
+    def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
+        """Appends all events in one fsynced transaction, or none; raises `Unavailable`.
+
+        An entry's time never runs backwards: it is the previous entry's if the clock was set back.
+        """
+        try:
+            head = self._head or self.head()
+            entries = list(chain(events, head, now_ms))
+            self._write(entries)
+        except (Unavailable, LedgerBroken):
+            self._forget()
+            raise
+        if entries:
+            self._head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+        return entries
+
+    def _write(self, entries: list[Entry]) -> None:
+        db = self.connection()
+        with storage_errors():
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(e.seq, e.time_ms, e.kind, e.actor, e.body, e.prev, e.hash) for e in entries],
+            )
+            for entry in entries:
+                for sql, values in derived_rows(entry):
+                    db.execute(sql, values)
+            db.execute("COMMIT")
+
+    def probe(self, now_ms: int) -> None:
+        """Writes and fsyncs one row that means nothing; raises `Unavailable` if the disk would not take an event."""
+        try:
+            with storage_errors():
+                self.connection().execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (now_ms,))
+        except Unavailable:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """After a failure nothing in memory is trusted: whether the transaction reached the disk is read again."""
+        LedgerReader.close(self)
+        self._head = None
+
+
+_ISSUED: Final = "c.serial, c.seq, c.identity, c.role, c.principals, c.fingerprint, c.key_id, c.valid_after, c.valid_before, c.withheld"
+
+
+def read_issued(row: tuple[Any, ...]) -> Issued:
+    """A row of `certificates` as its type."""
+    serial, seq, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
+    return Issued(
+        serial=serial,
+        seq=seq,
+        identity=identity,
+        role=role,
+        principals=tuple(json.loads(principals)),
+        fingerprint=fingerprint,
+        key_id=key_id,
+        valid_after=valid_after,
+        valid_before=valid_before,
+        withheld=bool(withheld),
+    )
+
+
+def broken_at(seq: int, what: str) -> LedgerBroken:
+    """The error that names the event where the ledger contradicts itself."""
+    return LedgerBroken(
+        "ledger_broken",
+        f"the ledger is broken at event {seq}: {what}",
+        "keep the file as it is, and compare it with a saved head and a backup (runbook: README, Ledger)",
+        {"seq": seq},
+    )
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """`sqlite3` and file errors as ours: what may pass is `Unavailable`, a damaged file is `LedgerBroken`."""
+    try:
+        yield
+    except (sqlite3.OperationalError, OSError) as error:
+        raise Unavailable(
+            "ledger_unavailable",
+            f"the ledger cannot be used: {_short_reason(error)}",
+            "free space or mend the data directory; the service recovers by itself",
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise LedgerBroken(
+            "ledger_broken",
+            f"the ledger's file is damaged: {_short_reason(error)}",
+            "keep the file as it is, and compare it with a backup (README, Ledger)",
+        ) from None
+
+
+def _short_reason(error: Exception) -> str:
+    return (error.strerror or "input or output failed") if isinstance(error, OSError) else str(error)
+
+
+def _take_lock(data_dir: Path) -> int:
+    """An exclusive lock for as long as the descriptor is open; raises `Unavailable` if another keeper has it."""
+    with storage_errors():
+        descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Unavailable(
+            "ledger_in_use", "another keeper writes this ledger", "stop it, or give this one its own SIGNER_DATA_DIR"
+        ) from None
+    return descriptor
