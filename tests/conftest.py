@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_socket
 
@@ -20,6 +21,10 @@ from tests.parts.openbao import OpenBao
 from tests.parts.sshd import Sshd, StartSshd
 
 UNIT = Path(__file__).parent / "unit"
+
+# No deadline for one example: two cores are shared with whatever else runs. A failure prints how to repeat it.
+hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("signer")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-socket's own, which would open them again

@@ -20,12 +20,12 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "edge": ("api", "keeper", "link"),
-    "use case": ("ops", "core"),
-    "adapter": ("ledger", "cakey", "vault", "infisical"),
+    "use case": ("ops", "core", "counts", "queries"),
+    "adapter": ("ledger", "ledgeraudit", "cakey", "vault", "infisical"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
-    "formats": ("ssh", "duration"),
+    "formats": ("ssh", "duration", "chain", "commands"),
     "words": ("model", "errors", "__init__"),
 }  # fmt: skip
 
@@ -34,6 +34,9 @@ NEIGHBOURS = {
     ("__main__", "cli"): "`python -m signer` is the same command",
     ("api", "link"): "the api reaches the keeper through its end of the socket",
     ("cli", "serve"): "`signer serve` is a verb",
+    ("core", "counts"): "what the core remembers",
+    ("core", "queries"): "what the core can be asked",
+    ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
     ("policyfile", "policy"): "text to Policy",

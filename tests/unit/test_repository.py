@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import re
+import socket
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pytest_socket import SocketBlockedError
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "scripts" / "requirements"
@@ -111,7 +113,7 @@ def test_reasons_for_length_are_still_needed() -> None:
 
 
 def test_nothing_is_put_off_in_a_comment() -> None:
-    word = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X")) + r"\b")
+    word = re.compile(rf"\b({'TO' + 'DO'}|{'FIX' + 'ME'}|{'XX' + 'X'})\b")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in _files("signer", "scripts", "tests", "overlays", "runbooks", ".ci")
@@ -212,3 +214,17 @@ def test_commands_exist() -> None:
         path = ROOT / (module.replace(".", "/") + ".py")
         tree = ast.parse(path.read_text())
         assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body), target
+
+
+def test_unit_tests_reach_for_no_network() -> None:
+    with pytest.raises(SocketBlockedError):
+        socket.socket()
+    with pytest.raises(SocketBlockedError):
+        socket.socket(socket.AF_UNIX)
+
+
+@pytest.mark.unix_socket
+def test_unit_tests_with_the_mark_reach_unix_sockets_only() -> None:
+    socket.socket(socket.AF_UNIX).close()
+    with pytest.raises(SocketBlockedError):
+        socket.socket()
