@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "edge": ("api", "keeper", "link"),
-    "use case": ("ops", "core", "counts", "queries"),
+    "use case": ("ops", "core", "commands", "counts", "drafts", "queries"),
     "adapter": ("ledger", "ledgeraudit", "cakey", "vault", "infisical"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
-    "formats": ("ssh", "duration", "chain", "commands"),
-    "words": ("model", "errors", "__init__"),
+    "formats": ("ssh", "duration", "chain"),
+    "words": ("model", "errors", "timestamps", "__init__"),
 }  # fmt: skip
 
 # Neighbours in one layer that may know each other, one way.
@@ -35,7 +35,10 @@ NEIGHBOURS = {
     ("api", "link"): "the api reaches the keeper through its end of the socket",
     ("cli", "serve"): "`signer serve` is a verb",
     ("core", "counts"): "what the core remembers",
+    ("core", "commands"): "what the core is told",
+    ("core", "drafts"): "from a grant to the bytes that are signed",
     ("core", "queries"): "what the core can be asked",
+    ("queries", "commands"): "a query is one of them",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
