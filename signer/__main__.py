@@ -1,0 +1,9 @@
+"""`python -m signer`: the same as the command `signer`."""
+
+from __future__ import annotations
+
+import sys
+
+from signer.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature (README, Figures).
+
+It frames the body and a few headers for the keeper, and gives everything else to Flask. It decides nothing: each check
+here is made again by the keeper.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, Final
+
+from signer.api import vaultwords
+from signer.api.caller import message_header, new_request_id
+from signer.api.problems import render_problem
+from signer.ask import MAX_BODY, body_too_large
+from signer.errors import SignerError
+from signer.link import Link
+from signer.settings import Network
+
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+_ROLE: Final = r"(\w(?:[\w.@-]*\w)?)"
+_STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_CREATED: Final = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+
+
+class SignRoutes:
+    """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
+
+    def __init__(self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi) -> None:
+        self._link = link
+        self._proxies = proxies
+        self._fallback = fallback
+        names = "|".join(re.escape(mount) for mount in mounts)
+        self._vault = re.compile(rf"/v1/(?:{names})/sign/{_ROLE}", re.ASCII)
+        self._native = re.compile(rf"/api/sign/{_ROLE}", re.ASCII)
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """WSGI (PEP 3333)."""
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _wants_more(environ):
+            status, headers, body = self._sign_for_vault(environ, match[1])
+        elif method == "POST" and (match := self._native.fullmatch(path)):
+            status, headers, body = self._sign(environ, match[1])
+        else:
+            return self._fallback(environ, start_response)
+        headers = [*headers, ("Content-Length", str(len(body)))]
+        start_response(_STATUS_LINES[status], headers)
+        return (body,)
+
+    def _sign_for_vault(self, environ: dict[str, Any], role: str) -> tuple[int, list[tuple[str, str]], bytes]:
+        request_id = new_request_id()
+        header = message_header("sign", environ, self._proxies, request_id)
+        header |= {"shape": "vault", "role": role, "content_type": environ.get("CONTENT_TYPE", "")}
+        try:
+            reply = self._link.ask(header, read_body(environ))
+        except SignerError as error:
+            return vaultwords.render_error(error)
+        return 200, list(vaultwords.HEADERS), vaultwords.signed(reply, request_id)
+
+    def _sign(self, environ: dict[str, Any], role: str) -> tuple[int, list[tuple[str, str]], bytes]:
+        request_id = new_request_id()
+        header = message_header("sign", environ, self._proxies, request_id)
+        header["role"] = role
+        try:
+            reply = self._link.ask(header, read_body(environ))
+        except SignerError as error:
+            return render_problem(error, request_id)
+        return 201, list(_CREATED), json.dumps(reply).encode() + b"\n"
+
+
+def _wants_more(environ: dict[str, Any]) -> bool:
+    """A namespace or response wrapping, which Flask's side answers."""
+    return "HTTP_X_VAULT_NAMESPACE" in environ or "HTTP_X_VAULT_WRAP_TTL" in environ
+
+
+def read_body(environ: dict[str, Any]) -> bytes:
+    """The request's body; raises `BadRequest` as soon as it is known to be over the limit."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise body_too_large()
+    body: bytes = environ["wsgi.input"].read(int(length) if length.isdecimal() else MAX_BODY + 1)
+    if len(body) > MAX_BODY:
+        raise body_too_large()
+    return body

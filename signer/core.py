@@ -1,0 +1,320 @@
+"""The state machine: a command and the time in; events, a reply and perhaps a draft to sign out.
+
+No I/O of its own: clock, randomness, ledger and signing are passed in, so a test can drive it through a million steps.
+`run` is the whole life of a batch, `_sign` the one function that matters; read those two first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from signer import queries
+from signer.commands import Command, Explain, Freeze, Query, Sign, Unfreeze
+from signer.counts import Holdings, Refusals
+from signer.drafts import Draft, Signing, issued_event, issued_reply, make_draft
+from signer.errors import (
+    BadFile,
+    BadPublicKey,
+    BadRequest,
+    LedgerBroken,
+    NotAuthenticated,
+    NotFound,
+    Refused,
+    SignerError,
+    Unavailable,
+)
+from signer.ledger import Recent
+from signer.model import Ask, Entry, Event, Head, Identity, Role, Token
+from signer.policy import Policy, decide, explain
+from signer.ssh.certificate import NONCE_BYTES
+from signer.ssh.publickey import parse_public_key
+
+CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
+Reply = dict[str, object] | SignerError
+
+
+class Store(queries.Shelf, Protocol):
+    """What the core needs of a ledger."""
+
+    def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
+    def recent(self, since: int) -> list[Recent]: ...
+    def last_serial(self) -> int: ...
+    def freezes(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What handling one command comes to: events to record first, then the draft to sign or the reply as it is."""
+
+    reply: Reply
+    events: tuple[Event, ...] = ()
+    draft: Draft | None = None
+
+
+@dataclass(slots=True)
+class _State:
+    """What is true according to the ledger; thrown away after any failed commit and read again."""
+
+    head: Head
+    holdings: Holdings
+    freezes: dict[str, str] = field(default_factory=dict)
+
+
+class Core:
+    """One authority: a policy, a key, a ledger, and what follows from them."""
+
+    def __init__(  # noqa: PLR0913 - everything the core uses comes through here, by name
+        self,
+        *,
+        policy: Policy,
+        key: Signing,
+        ledger: Store,
+        clock: Callable[[], float],
+        random: Callable[[int], bytes],
+        report: Callable[[Exception], None],
+    ) -> None:
+        self.policy = policy
+        self.key = key
+        self._ledger = ledger
+        self._clock = clock
+        self._random = random
+        self._report = report  # told of faults that are ours, for the log
+        self._refusals = Refusals()
+        self._state: _State | None = None
+        self._last_serial = 0
+
+    # --- a batch ------------------------------------------------------------------------------------------------
+
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Reply]]:
+        """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
+
+        If the transaction fails, every command that had something to record gets the failure as its reply.
+        """
+        outcomes = [self._outcome(command) for command in commands]
+        failure = self.record([event for outcome in outcomes for event in outcome.events])
+        for index, outcome in enumerate(outcomes):
+            if failure is not None and outcome.events:
+                yield index, failure
+            elif outcome.draft is not None:
+                yield index, self._release(outcome.draft)
+            else:
+                yield index, outcome.reply
+
+    def record(self, events: list[Event]) -> SignerError | None:
+        """Commits events, or says why not; after a failure all state is read from the ledger again."""
+        if not events:
+            return None
+        try:
+            entries = self._ledger.commit(events, int(self._clock() * 1000))
+        except (Unavailable, LedgerBroken) as failure:
+            self._state = None
+            return failure
+        if self._state is not None:
+            self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+        return None
+
+    def _release(self, draft: Draft) -> Reply:
+        # 9 sign; on failure record that this serial was never released
+        try:
+            signature = self.key.sign(draft.unsigned)
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises, the serial must not stay open
+            self._report(error)
+            body: dict[str, object] = {"serial": str(draft.fields.serial), "error": type(error).__name__}
+            self._withhold(draft)
+            self.record([Event("certificate.withheld", draft.grant.identity, body)])
+            return Unavailable("signing_failed", "the certificate could not be signed", "look at the service's log")
+        # 10 reply
+        return issued_reply(draft, signature, self.key)
+
+    def _withhold(self, draft: Draft) -> None:
+        if self._state is not None:
+            self._state.holdings.withhold(draft.grant.identity, draft.grant.role, draft.fields.valid_before)
+
+    def _outcome(self, command: Command) -> Outcome:
+        """`handle`, with its refusals as replies and, folded, as events."""
+        now = self._clock()
+        try:
+            return self.handle(command, now)
+        except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
+            return Outcome(refusal, tuple(self._refusals.note(self._refusal_event(command, refusal), int(now))))
+        except SignerError as error:
+            return Outcome(error)
+        except Exception as error:  # noqa: BLE001 - one command's fault must not stop the others in its batch
+            self._report(error)
+            return Outcome(Unavailable("internal_error", "something went wrong here", "look at the service's log"))
+
+    def _refusal_event(self, command: Command, refusal: SignerError) -> Event:
+        caller = command.caller
+        try:
+            actor = self.policy.authenticate(caller.token, int(self._clock()))[0].name
+        except NotAuthenticated:
+            actor = "unauthenticated"
+        return Event(
+            "request.refused",
+            actor,
+            {
+                "code": refusal.code,
+                "text": refusal.text,
+                "role": command.role if isinstance(command, Sign | Explain) else "",
+                "address": caller.address or "",
+                "request_id": caller.request_id,
+            },
+        )
+
+    # --- one command --------------------------------------------------------------------------------------------
+
+    def handle(self, command: Command, now: float) -> Outcome:
+        """What `command` comes to at `now` (seconds since 1970); raises `SignerError` for every kind of no."""
+        if isinstance(command, Sign):
+            return self._sign(command, now)
+        identity, token = self.policy.authenticate(command.caller.token, int(now))
+        if isinstance(command, Explain):
+            return Outcome(self._explain(command, identity, now))
+        if isinstance(command, Freeze | Unfreeze):
+            return self._freeze(command, identity)
+        return Outcome(self._answer(command, identity, token, now))
+
+    def _sign(self, command: Sign, now: float) -> Outcome:
+        """A sign request.
+
+        1  authenticate the credential
+        2  refuse if the role is not the caller's, or identity, role or all is frozen, or the clock is behind
+        3  parse and vet the public key
+        4  decide by policy
+        5  a grant that needs a human: not built yet, so policy refuses it
+        6  allot the serial, the validity from our clock
+        7  build the bytes to be signed, read them back, compare them with the grant
+        8  events, which `run` commits with everything else in the batch
+        9  and 10, sign and reply: `_release`, after the commit
+        """
+        # 1
+        identity, _ = self.policy.authenticate(command.caller.token, int(now))
+        # 2
+        role, ask = self._role(identity, command)
+        state = self._ready(now)
+        self._refuse_frozen(state, identity, role)
+        # 3
+        key = parse_public_key(ask.public_key)
+        # 4 and 5
+        usage = state.holdings.usage(identity.name, role.name, int(now))
+        grant = decide(identity, role, ask, key, command.caller.address, usage)
+        # 6 and 7
+        self._last_serial += 1
+        draft = make_draft(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
+        # 8
+        state.holdings.add(identity.name, role.name, int(now), draft.fields.valid_before)
+        event = issued_event(draft, command.caller, self.policy.digest, self.key.fingerprint)
+        return Outcome({}, (event,), draft)
+
+    def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, Ask]:
+        """The role asked for, and the ask. Vault's order: not yours, then a field's fault, then no such role."""
+        role = self.policy.role_for(identity, command.role)
+        if isinstance(command.ask, BadRequest):
+            raise command.ask
+        if role is None:
+            raise Refused(
+                "unknown_role",
+                f"there is no role {command.role[:64]}",
+                f"{identity.name} may ask for {', '.join(sorted(identity.roles)) or 'none'}",
+                {"role": command.role},
+            )
+        return role, command.ask
+
+    def _ready(self, now: float) -> _State:
+        """The state, read from the ledger if need be; raises `Unavailable` while nothing may be signed."""
+        if self._state is None:
+            self._state = self._read_state(int(now))
+        behind = self._state.head.time_ms // 1000 - int(now)
+        if behind > CLOCK_TOLERANCE:
+            raise Unavailable(
+                "clock_behind",
+                f"this host's clock is {behind} s behind the ledger's newest event",
+                "set the clock right; nothing is signed while it is more than 60 s behind",
+            )
+        return self._state
+
+    def _read_state(self, now: int) -> _State:
+        recent = self._ledger.recent(now - CLOCK_TOLERANCE)
+        rows = ((row.identity, row.role, row.issued, row.valid_before) for row in recent)
+        self._last_serial = max(self._last_serial, self._ledger.last_serial())
+        return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
+
+    @staticmethod
+    def _refuse_frozen(state: _State, identity: Identity, role: Role) -> None:
+        for scope in ("all", f"identity:{identity.name}", f"role:{role.name}"):
+            if scope in state.freezes:
+                raise Refused("frozen", f"{scope} is frozen: {state.freezes[scope]}", "ask the operator who froze it")
+
+    # --- everything else ----------------------------------------------------------------------------------------
+
+    def _explain(self, command: Explain, identity: Identity, now: float) -> dict[str, object]:
+        role, ask = self._role(identity, command)
+        state = self._ready(now)
+        key, fault = None, "no key was given"
+        if ask.public_key:
+            try:
+                key = parse_public_key(ask.public_key)
+            except BadPublicKey as bad:
+                fault = bad.text
+        usage = state.holdings.usage(identity.name, role.name, int(now))
+        findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
+        return queries.explained(identity, role, findings)
+
+    def _freeze(self, command: Freeze | Unfreeze, identity: Identity) -> Outcome:
+        queries.require(identity, "freeze")
+        state = self._ready(self._clock())
+        scope = command.scope
+        if isinstance(command, Freeze):
+            queries.check_scope(scope, self.policy)
+            state.freezes[scope] = command.reason
+            body: dict[str, object] = {"scope": scope, "reason": command.reason}
+            return Outcome({"scope": scope, "frozen": True}, (Event("freeze.set", identity.name, body),))
+        if scope not in state.freezes:
+            raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
+        del state.freezes[scope]
+        return Outcome({"scope": scope, "frozen": False}, (Event("freeze.lifted", identity.name, {"scope": scope}),))
+
+    def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply:
+        return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
+
+    # --- what the keeper does between batches -------------------------------------------------------------------
+
+    def begin(self, facts: dict[str, object]) -> SignerError | None:
+        """Reads the state and records the start."""
+        try:
+            self._state = self._read_state(int(self._clock()))
+        except (Unavailable, LedgerBroken) as failure:
+            return failure
+        return self.record([Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
+
+    def use_policy(self, policy: Policy) -> SignerError | None:
+        """Takes a new policy from the next command on; raises `BadFile` if it pins another key."""
+        if policy.ca_fingerprint != self.key.fingerprint:
+            raise BadFile(
+                "policy_pins_another_key",
+                f"policy.toml pins {policy.ca_fingerprint}, the loaded key is {self.key.fingerprint}",
+                "pin the loaded key",
+                ("ca.fingerprint differs from the loaded key",),
+            )
+        changed = policy.digest != self.policy.digest
+        self.policy = policy
+        return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
+
+    def refuse_policy(self, error: BadFile) -> SignerError | None:
+        """Records that a policy file was refused; the old policy stays."""
+        body: dict[str, object] = {"code": error.code, "problems": list(error.problems), "kept": self.policy.digest}
+        return self.record([Event("policy.refused", "keeper", body)])
+
+    def check_ready(self) -> None:
+        """Raises `Unavailable` or `LedgerBroken` while nothing could be signed."""
+        self._ready(self._clock())
+
+    def tick(self) -> None:
+        """Records what was counted; the keeper calls it about once a second."""
+        self.record(self._refusals.due(int(self._clock())))
+
+    def end(self) -> None:
+        """Records what is left and the end."""
+        self.record([*self._refusals.rest(), Event("keeper.stopped", "keeper", {})])

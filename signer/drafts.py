@@ -1,0 +1,133 @@
+"""From a grant to a signed certificate: build the bytes, read them back, compare, record, reply.
+
+A `Draft` is made once, by `make_draft`, and only a draft is ever signed. Nothing here looks at a request: every field
+comes from the grant, the clock, the serial and the nonce that are passed in. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from signer.errors import Disobedient
+from signer.model import Caller, Event, Grant
+from signer.ssh.certificate import (
+    NONCE_BYTES,
+    USER_CERTIFICATE,
+    CertificateFields,
+    append_signature,
+    decode_unsigned,
+    encode_unsigned,
+)
+from signer.ssh.publickey import certificate_kind, render_public_key
+from signer.timestamps import timestamp
+
+
+class Signing(Protocol):
+    """The key that signs: its public facts, and one act."""
+
+    kind: str
+    blob: bytes
+    fingerprint: str
+
+    def sign(self, data: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A certificate that is recorded and not yet signed: made once, by step 7, and signed once, by step 9."""
+
+    grant: Grant
+    fields: CertificateFields
+    unsigned: bytes
+
+
+def make_draft(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes) -> Draft:
+    """The certificate of a grant, ready to be signed; raises `Disobedient` if its bytes say anything else."""
+    fields = CertificateFields(
+        key_kind=grant.public_key.kind,
+        key=grant.public_key.blob,
+        nonce=nonce,
+        serial=serial,
+        cert_type=USER_CERTIFICATE,
+        key_id=grant.key_id,
+        principals=grant.principals,
+        valid_after=now - grant.backdate,
+        valid_before=now + grant.ttl,
+        critical_options=grant.critical_options,
+        extensions=tuple((name, "") for name in grant.extensions),
+        ca_key=ca_key,
+    )
+    unsigned = encode_unsigned(fields)
+    check_obeys(decode_unsigned(unsigned), grant, now, serial, ca_key)
+    return Draft(grant, fields, unsigned)
+
+
+def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, ca_key: bytes) -> None:
+    """Raises `Disobedient` if a certificate, as read back from its bytes, is not exactly what was granted."""
+    for what, found, granted in (
+        ("key type", fields.key_kind, grant.public_key.kind),
+        ("public key", fields.key, grant.public_key.blob),
+        ("nonce length", len(fields.nonce), NONCE_BYTES),
+        ("serial", fields.serial, serial),
+        ("type", fields.cert_type, USER_CERTIFICATE),
+        ("key id", fields.key_id, grant.key_id),
+        ("principals", fields.principals, grant.principals),
+        ("valid after", fields.valid_after, now - grant.backdate),
+        ("valid before", fields.valid_before, now + grant.ttl),
+        ("critical options", fields.critical_options, grant.critical_options),
+        ("extensions", fields.extensions, tuple((name, "") for name in grant.extensions)),
+        ("CA key", fields.ca_key, ca_key),
+    ):
+        if found != granted:
+            raise Disobedient("certificate_differs_from_grant", f"the certificate's {what} is not the grant's")
+    if not fields.principals:
+        raise Disobedient("certificate_differs_from_grant", "the certificate names no principal")
+
+
+def issued_event(draft: Draft, caller: Caller, policy_digest: str, ca_fingerprint: str) -> Event:
+    """The record of one certificate: enough to find it on any host, and to tell its exact bytes."""
+    grant, fields = draft.grant, draft.fields
+    return Event(
+        "certificate.issued",
+        grant.identity,
+        {
+            "serial": str(fields.serial),
+            "identity": grant.identity,
+            "kind": grant.kind,
+            "role": grant.role,
+            "principals": list(fields.principals),
+            "key_id": fields.key_id,
+            "key_type": fields.key_kind,
+            "fingerprint": grant.public_key.fingerprint,
+            "valid_after": fields.valid_after,
+            "valid_before": fields.valid_before,
+            "critical_options": dict(fields.critical_options),
+            "extensions": list(grant.extensions),
+            "reason": grant.reason,
+            "address": grant.address,
+            "request_id": caller.request_id,
+            "policy": policy_digest,
+            "ca": ca_fingerprint,
+            "to_be_signed_sha256": sha256(draft.unsigned).hexdigest(),
+        },
+    )
+
+
+def issued_reply(draft: Draft, signature: bytes, key: Signing) -> dict[str, object]:
+    """What the caller gets; the edges translate it."""
+    grant, fields = draft.grant, draft.fields
+    kind = certificate_kind(fields.key_kind)
+    return {
+        "certificate": render_public_key(kind, append_signature(draft.unsigned, signature)),
+        "serial": str(fields.serial),
+        "key_id": fields.key_id,
+        "identity": grant.identity,
+        "role": grant.role,
+        "principals": list(fields.principals),
+        "valid_after": timestamp(fields.valid_after),
+        "valid_before": timestamp(fields.valid_before),
+        "expires_in": grant.ttl,
+        "ca_fingerprint": key.fingerprint,
+    }

@@ -1,0 +1,42 @@
+"""What a process does to itself before it holds anything worth stealing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import resource
+from typing import Final
+
+from signer.errors import BadSettings
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def forbid_dumps() -> None:
+    """No core file, no ptrace by the same user, no /proc/PID/mem; and no way back by a set-uid program."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def become(user: str) -> None:
+    """Gives up root for `user` and its groups, for good."""
+    entry = look_up_user(user)
+    os.setgroups([])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+    os.umask(0o077)
+
+
+def look_up_user(user: str) -> pwd.struct_passwd:
+    """The passwd entry of a name; raises `BadSettings`."""
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise BadSettings(
+            "user_unknown", f"there is no user {user[:64]!a} on this host", "make it, or name another one"
+        ) from None

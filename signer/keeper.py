@@ -1,0 +1,337 @@
+"""The keeper: the one process with the CA key and the ledger's write handle.
+
+A single-threaded loop over a socket of type SEQPACKET, one message a command: take every command that is waiting, let
+the core run them as one batch, send each reply as it is ready. Who connects is not trusted with anything: what a
+command may do depends on the credential inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import stat
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from signer import __version__
+from signer.cakey import CaKey, load_ca_key
+from signer.commands import MAX_MESSAGE, Command, Sign, read_command, split_message
+from signer.core import Core, Reply
+from signer.errors import BadFile, BadRequest, BadSettings, SignerError, Unavailable
+from signer.harden import become, forbid_dumps
+from signer.ledger import Ledger
+from signer.ledgeraudit import check_recent
+from signer.metrics import Metrics, Stopwatch
+from signer.policyfile import load_policy
+from signer.settings import Settings
+from signer.ssh.publickey import render_public_key
+
+log = logging.getLogger("signer.keeper")
+
+MAX_PER_PROCESS: Final = 300  # connections; an api process has one a thread, at most 256
+BACKLOG: Final = 512
+_SEND_BUFFER: Final = 1024 * 1024
+_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """One connection, and the process at its other end."""
+
+    sock: socket.socket
+    pid: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A command that was read and not yet answered."""
+
+    peer: _Peer
+    command: Command
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+class Keeper:
+    """Serves `listener` until told to stop. `reload` is called on SIGHUP."""
+
+    def __init__(
+        self, core: Core, key: CaKey, ledger: Ledger, listener: socket.socket, reload: Callable[[], None]
+    ) -> None:
+        self._core = core
+        self._key = key
+        self._ledger = ledger
+        self._listener = listener
+        self._reload = reload
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
+        self._signals: set[int] = set()
+        self._started = time.time()
+        self._policy_since = self._started
+        self._probed = 0.0
+        self._probe_failure: SignerError | None = None
+        self.metrics = Metrics(self._facts)
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Runs until SIGTERM or SIGINT; every command taken is answered and every count recorded before it returns."""
+        wake, woken = socket.socketpair()
+        for end in (wake, woken):
+            end.setblocking(False)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(woken, selectors.EVENT_READ)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note_signal)
+        ticked = time.monotonic()
+        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._round(woken)
+            if signal.SIGHUP in self._signals:
+                self._signals.discard(signal.SIGHUP)
+                self._reload()
+                self._policy_since = time.time()
+            if time.monotonic() - ticked >= 1:
+                self._core.tick()
+                ticked = time.monotonic()
+        self._core.end()
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.add(number)
+
+    def _round(self, woken: socket.socket) -> None:
+        waiting: list[_Waiting] = []
+        for key, _ in self._selector.select(1.0):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fileobj is woken:
+                woken.recv(4096)
+            else:
+                self._take(key.data, waiting)
+        if waiting:
+            self._answer(waiting)
+
+    def _answer(self, waiting: list[_Waiting]) -> None:
+        watch = Stopwatch()
+        committed = 0.0
+        for index, reply in self._core.run([item.command for item in waiting]):
+            committed = committed or watch.seconds()
+            item = waiting[index]
+            self._send(item.peer, render_reply(item.command, reply))
+            self._count(item, reply)
+        self.metrics.batch.observe(len(waiting))
+        self.metrics.commit.observe(committed)
+
+    def _count(self, item: _Waiting, reply: Reply) -> None:
+        self.metrics.latency.observe(item.watch.seconds())
+        if isinstance(reply, SignerError):
+            self.metrics.refusals[reply.code] += 1
+        elif isinstance(item.command, Sign):
+            self.metrics.signatures[item.command.role] += 1
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
+            log.warning("a connection was not accepted: %s", error.strerror)
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        peer = _Peer(sock, pid)
+        mine = self._peers.setdefault(pid, OrderedDict())
+        if len(mine) >= MAX_PER_PROCESS:
+            self._drop(next(iter(mine)))
+        self._peers.setdefault(pid, OrderedDict())[peer] = None
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _drop(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+        mine = self._peers[peer.pid]
+        del mine[peer]
+        if not mine:
+            del self._peers[peer.pid]
+
+    def _take(self, peer: _Peer, waiting: list[_Waiting]) -> None:
+        """Reads one message; a command waits for the batch, anything else is answered now."""
+        try:
+            message = peer.sock.recv(MAX_MESSAGE + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._drop(peer)
+            return
+        self._peers[peer.pid].move_to_end(peer)
+        try:
+            if len(message) > MAX_MESSAGE:
+                raise BadRequest("message_too_large", f"a message has {MAX_MESSAGE} bytes at most", "send less")
+            header, body = split_message(message)
+            direct = self._direct(header)
+            if direct is None:
+                waiting.append(_Waiting(peer, read_command(header, body)))
+                return
+            reply = json.dumps({"reply": direct}).encode()
+        except SignerError as error:
+            self.metrics.refusals[error.code] += 1
+            reply = render_error(error)
+        except Exception:  # a message that finds a fault of ours costs its sender the answer, nobody else
+            log.exception("a message could not be read")
+            reply = render_error(Unavailable("internal_error", "something went wrong here", "look at the log"))
+        self._send(peer, reply)
+
+    def _send(self, peer: _Peer, reply: bytes) -> None:
+        """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
+        try:
+            peer.sock.send(reply)
+        except OSError:
+            if peer in self._peers.get(peer.pid, ()):
+                self._drop(peer)
+
+    # --- what needs no credential -------------------------------------------------------------------------------
+
+    def _direct(self, header: dict[str, Any]) -> dict[str, object] | None:
+        match header.get("op"):
+            case "health":
+                return self._health()
+            case "metrics":
+                return {"text": self.metrics.render()}
+            case "ca":
+                key = self._key
+                return {"fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
+        return None
+
+    def _health(self) -> dict[str, object]:
+        """Ready means: state read, clock right, and a write reached the disk within the last second."""
+        try:
+            if time.monotonic() - self._probed >= 1:
+                self._probe_failure = None
+                self._probed = time.monotonic()
+                self._ledger.probe(int(time.time() * 1000))
+            elif self._probe_failure is not None:
+                raise self._probe_failure
+            self._core.check_ready()
+        except SignerError as failure:
+            if failure.code == "ledger_unavailable":
+                self._probe_failure = failure
+            return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
+        return {
+            "ready": True,
+            "ca_fingerprint": self._key.fingerprint,
+            "policy": self._core.policy.digest,
+            "mode": "local",
+        }
+
+    def _facts(self) -> dict[str, tuple[str, float]]:
+        now = time.time()
+        return {
+            "signer_key_age_seconds": ("since the CA key was loaded", now - self._started),
+            "signer_policy_age_seconds": ("since the policy was loaded or last refused", now - self._policy_since),
+            "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
+        }
+
+
+def render_reply(command: Command, reply: Reply) -> bytes:
+    """A reply as a message."""
+    if isinstance(reply, SignerError):
+        return render_error(reply)
+    if isinstance(command, Sign) and command.warnings:
+        reply = {**reply, "warnings": list(command.warnings)}
+    return json.dumps({"reply": reply}).encode()
+
+
+def render_error(error: SignerError) -> bytes:
+    """An error as a message; `kind` is its branch of the tree, from which an edge takes its status."""
+    return json.dumps(
+        {
+            "error": {
+                "kind": type(error).__name__,
+                "code": error.code,
+                "text": error.text,
+                "hint": error.hint,
+                "facts": dict(error.facts),
+            }
+        }
+    ).encode()
+
+
+def bind_socket(path: str, mode: int) -> socket.socket:
+    """A listening socket at `path`; one that a dead keeper left is replaced, which the ledger's lock makes safe."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    if os.path.lexists(path):
+        os.unlink(path)  # noqa: PTH108 - a socket path is text
+    listener.bind(path)
+    os.chmod(path, mode)  # noqa: PTH101
+    listener.listen(BACKLOG)
+    return listener
+
+
+def run_keeper(settings: Settings) -> None:
+    """The keeper's whole life, in a process of its own; raises `SignerError` if it may not start.
+
+    Started as root it reads the key first and gives root up before it opens anything else.
+    """
+    forbid_dumps()
+    policy = load_policy(settings.policy_file)
+    key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint)
+    if settings.keeper_user is not None and os.geteuid() == 0:
+        become(settings.keeper_user)
+    check_run_dir(settings.run_dir)
+    ledger = Ledger(settings.data_dir)
+    check_recent(ledger)
+    core = Core(
+        policy=policy,
+        key=key,
+        ledger=ledger,
+        clock=time.time,
+        random=os.urandom,
+        report=lambda error: log.error("a fault of ours", exc_info=error),
+    )
+    failure = core.begin({"version": __version__, "ca": key.fingerprint, "mode": settings.mode})
+    if failure is not None:
+        raise failure
+    shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
+    listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
+    Keeper(core, key, ledger, listener, lambda: reload_policy(core, settings.policy_file)).serve()
+    ledger.close()
+
+
+def reload_policy(core: Core, path: Path) -> None:
+    """Takes the policy file as it is now; a bad one is refused whole, said in the log and recorded."""
+    try:
+        failure = core.use_policy(load_policy(path))
+    except BadFile as error:
+        log.error("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
+        failure = core.refuse_policy(error)
+    if failure is not None:
+        log.error("the reload could not be recorded: %s", failure.text)
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Raises `BadSettings` unless only the keeper and the api's group can reach the socket."""
+    try:
+        facts = run_dir.stat()
+    except OSError as error:
+        raise BadSettings(
+            "run_dir_missing", f"SIGNER_RUN_DIR cannot be used: {error.strerror}", "make it, or start `signer serve`"
+        ) from None
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o027:
+        raise BadSettings(
+            "run_dir_not_private",
+            f"SIGNER_RUN_DIR has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
+            "it must be the keeper's own, 0700, or 02750 with the api's group",
+        )

@@ -1,0 +1,92 @@
+"""The api's end of the keeper's socket: one message out, one reply back.
+
+A connection a thread; a sign request is sent at most once, because a reply that was lost may belong to a certificate
+that was issued. Raises `Unavailable` for everything that can go wrong here.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from signer.errors import (
+    BadPublicKey,
+    BadRequest,
+    LedgerBroken,
+    NotAuthenticated,
+    NotFound,
+    Refused,
+    SignerError,
+    Unavailable,
+)
+
+TIMEOUT: Final = 10.0  # seconds for one reply
+MAX_REPLY: Final = 1024 * 1024
+_KINDS: Final[dict[str, type[SignerError]]] = {
+    kind.__name__: kind
+    for kind in (BadPublicKey, BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, Unavailable)
+}
+
+
+class Link:
+    """A way to the keeper that listens on `path`; safe to share between threads."""
+
+    def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
+        self._path = str(path)
+        self._timeout = timeout
+        self._local = threading.local()
+
+    def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
+        """The keeper's reply; raises the `SignerError` that it sent, or `Unavailable`."""
+        message = json.dumps(header).encode() + b"\n" + body
+        connection = self._send(message)
+        try:
+            reply = connection.recv(MAX_REPLY)
+        except OSError:
+            reply = b""
+        if not reply:
+            self._drop()
+            raise _gone()
+        answer: dict[str, dict[str, Any]] = json.loads(reply)
+        if "error" in answer:
+            raise read_error(answer["error"])
+        return answer["reply"]
+
+    def _send(self, message: bytes) -> socket.socket:
+        """Sends on this thread's connection; on a new one if the keeper had closed the old one before this message."""
+        kept: socket.socket | None = getattr(self._local, "connection", None)
+        if kept is not None:
+            try:
+                kept.send(message)
+            except OSError:
+                self._drop()
+            else:
+                return kept
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        connection.settimeout(self._timeout)
+        try:
+            connection.connect(self._path)
+            connection.send(message)
+        except OSError:
+            connection.close()
+            raise _gone() from None
+        self._local.connection = connection
+        return connection
+
+    def _drop(self) -> None:
+        connection: socket.socket | None = self._local.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.close()
+
+
+def read_error(fields: dict[str, Any]) -> SignerError:
+    """The error that the keeper sent, in its branch of the tree."""
+    kind = _KINDS.get(fields["kind"], SignerError)
+    return kind(fields["code"], fields["text"], fields["hint"], fields["facts"])
+
+
+def _gone() -> Unavailable:
+    return Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")

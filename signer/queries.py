@@ -1,0 +1,182 @@
+"""What may be read, by whom, and in which words: the answers of the core that change nothing.
+
+Everything returned is JSON-ready. An identity sees its own certificates; all of them need `may = ["ledger.read"]`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Protocol
+
+from signer.commands import (
+    ListCertificates,
+    ListFreezes,
+    ListRoles,
+    Query,
+    ShowCaller,
+    ShowCertificate,
+    ShowHead,
+    ShowRole,
+)
+from signer.errors import NotFound, Refused
+from signer.ledger import Filter
+from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
+from signer.policy import Policy
+from signer.rules import allowed_principals
+from signer.timestamps import timestamp
+
+
+class Shelf(Protocol):
+    """What can be read of a ledger."""
+
+    def head(self) -> Head: ...
+    def certificates(self, wanted: Filter) -> list[Issued]: ...
+    def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
+    def freezes(self) -> dict[str, str]: ...
+
+
+Answer = dict[str, object]
+
+
+def require(identity: Identity, right: str) -> None:
+    """Raises `Refused` unless policy lets the identity do it."""
+    if right not in identity.may:
+        raise Refused(
+            "not_permitted",
+            f"{identity.name} lacks the right {right}",
+            f'add "{right}" to identities.{identity.name}.may in policy.toml',
+        )
+
+
+def check_scope(scope: str, policy: Policy) -> None:
+    """Raises `Refused` for a freeze that could never match anything."""
+    kind, _, name = scope.partition(":")
+    if scope != "all" and name not in {"identity": policy.identities, "role": policy.roles}.get(kind, {}):
+        raise Refused(
+            "unknown_scope",
+            f"there is nothing called {scope[:80]!a}",
+            "say all, identity:NAME or role:NAME of policy.toml",
+        )
+
+
+def answer(  # noqa: PLR0911 - one return a query
+    query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int
+) -> Answer:
+    """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
+    match query:
+        case ListCertificates():
+            return _page(query, identity, ledger, now)
+        case ShowCertificate():
+            return _certificate(query.serial, identity, ledger, now)
+        case ShowHead():
+            require(identity, "ledger.read")
+            head = ledger.head()
+            return {"seq": head.seq, "hash": head.hash, "time": timestamp(head.time_ms // 1000)}
+        case ListFreezes():
+            return {
+                "freezes": [{"scope": scope, "reason": reason} for scope, reason in sorted(ledger.freezes().items())]
+            }
+        case ListRoles():
+            return {"roles": sorted(identity.roles)}
+        case ShowRole():
+            return _role(query.role, identity, policy)
+        case ShowCaller():
+            return {
+                "identity": identity.name,
+                "kind": identity.kind,
+                "roles": sorted(identity.roles),
+                "groups": sorted(identity.groups),
+                "may": sorted(identity.may),
+                "expires": timestamp(token.expires),
+                "expires_in": token.expires - now,
+                "accessor": token.sha256[:24],
+            }
+
+
+def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) -> Answer:
+    wanted = replace(query.wanted, active_at=now if query.active else None, limit=query.wanted.limit + 1)
+    if wanted.identity != identity.name and "ledger.read" not in identity.may:
+        if wanted.identity is not None:
+            require(identity, "ledger.read")
+        wanted = replace(wanted, identity=identity.name)
+    found = ledger.certificates(wanted)
+    page = found[: query.wanted.limit]
+    more = str(page[-1].serial) if len(found) > len(page) else None
+    return {"certificates": [certificate_row(row, now) for row in page], "before": more}
+
+
+def certificate_row(row: Issued, now: int) -> Answer:
+    """One certificate as a line of a list."""
+    if row.withheld:
+        status = "withheld"
+    else:
+        status = "active" if row.valid_before > now else "expired"
+    return {
+        "serial": str(row.serial),
+        "identity": row.identity,
+        "role": row.role,
+        "principals": list(row.principals),
+        "key_id": row.key_id,
+        "fingerprint": row.fingerprint,
+        "valid_after": timestamp(row.valid_after),
+        "valid_before": timestamp(row.valid_before),
+        "status": status,
+    }
+
+
+def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> Answer:
+    found = ledger.certificate(serial)
+    if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
+        raise NotFound(
+            "unknown_serial", f"there is no certificate {serial} that you may see", "see GET /api/certificates"
+        )
+    return certificate_details(*found, now)
+
+
+def certificate_details(row: Issued, entry: Entry, now: int) -> Answer:
+    """Everything that was recorded of a certificate, with the place of the record."""
+    body = json.loads(entry.body)
+    recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
+    return {**body, **certificate_row(row, now), "recorded": recorded}
+
+
+def _role(name: str, identity: Identity, policy: Policy) -> Answer:
+    role = policy.role_for(identity, name)
+    if role is None:
+        raise NotFound("unknown_role", f"there is no role {name[:64]}", "see the list of roles")
+    return {
+        "name": role.name,
+        "principals": sorted(allowed_principals(role, identity)),
+        "default_principals": sorted(n.replace("{identity}", identity.name) for n in role.default_principals),
+        "default_ttl": role.default_ttl,
+        "max_ttl": role.max_ttl,
+        "key_types": sorted(role.key_types),
+        "rsa_min_bits": role.rsa_min_bits,
+        "extensions": {"allowed": sorted(role.allowed_extensions), "default": list(role.default_extensions)},
+        "critical_options": sorted(role.allowed_critical_options),
+        "force_command": role.force_command,
+        "source_address": list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
+        "verify_required": role.verify_required,
+        "allow_key_id": role.allow_key_id,
+        "reason_required": role.reason_required,
+    }
+
+
+def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+    """An explanation: granted or not, every rule, and the first refusal with its hint."""
+    refusal = next((refused for _, refused in findings if refused is not None), None)
+    known = [
+        Finding("identity", f"{identity.name}, {identity.kind}", "ok"),
+        Finding("role", f"{identity.name} may ask for {role.name}", "ok"),
+    ]
+    rules = [*known, *(finding for finding, _ in findings)]
+    result: Answer = {
+        "identity": identity.name,
+        "role": role.name,
+        "granted": refusal is None,
+        "rules": [{"rule": rule.rule, "outcome": rule.outcome, "detail": rule.detail} for rule in rules],
+    }
+    if refusal is not None:
+        result |= {"code": refusal.code, "text": refusal.text, "hint": refusal.hint}
+    return result

@@ -1,0 +1,216 @@
+"""The launcher: checks, starts keeper and gunicorn each under its own user, keeps both alive, forwards signals.
+
+It holds no key: the keeper reads it itself, at every start. No work of the service is done here, so that it stays small.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from signer.errors import BadSettings, Unavailable
+from signer.harden import look_up_user
+from signer.settings import Settings
+
+log = logging.getLogger("signer.serve")
+
+READY_WITHIN: Final = 15.0  # seconds for a keeper's first start
+API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper goes after the api, so that nothing taken is left unanswered
+KEEPER_STOPS_WITHIN: Final = 2.0
+RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before the first, second, … start in a row
+CALM_AFTER: Final = 10.0  # seconds of life after which a start counts as the first again
+GUNICORN_TIMEOUT: Final = 30
+_PR_SET_PDEATHSIG: Final = 1
+_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
+
+
+@dataclass(slots=True)
+class _Child:
+    """One process that is to be alive."""
+
+    name: str
+    argv: Sequence[str]
+    user: str | None
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    due: float = 0.0
+
+    def start(self) -> None:
+        ids: dict[str, object] = {}
+        if self.user is not None:
+            entry = look_up_user(self.user)
+            ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        environment = {name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _KEPT}
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            preexec_fn=_die_with_launcher,  # noqa: PLW1509 - the launcher has one thread
+            **ids,  # type: ignore[call-overload]
+        )
+        self.started = time.monotonic()
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def note_end(self) -> None:
+        """Says that it ended, and when it is to be started again."""
+        assert self.process is not None, "only a child that was started can end"  # noqa: S101
+        now = time.monotonic()
+        self.failures = 0 if now - self.started > CALM_AFTER else self.failures + 1
+        pause = RESTART_PAUSE[min(self.failures, len(RESTART_PAUSE) - 1)]
+        log.warning("%s ended with status %s, starting it again", self.name, self.process.returncode)
+        self.process, self.due = None, now + pause
+
+    def stop(self, within: float) -> None:
+        """SIGTERM, and SIGKILL if it has not ended in time."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not stop within %.0f s and was killed", self.name, within)
+            self.process.kill()
+            self.process.wait()
+
+
+def _die_with_launcher() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def run_service(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; raises `SignerError` if it may not start."""
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    _check_users(settings)
+    _prepare_directories(settings)
+    as_root = os.geteuid() == 0
+    keeper = _Child("keeper", (sys.executable, "-P", "-m", "signer", "keeper"), None)
+    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None)
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _frame: stopping.append(got))
+    signal.signal(signal.SIGHUP, lambda _got, _frame: keeper.process and keeper.process.send_signal(signal.SIGHUP))
+    try:
+        keeper.start()
+        _wait_until_ready(keeper, settings, stopping)
+        api.start()
+        log.warning("serving on %s", settings.listen)
+        _supervise((keeper, api), stopping)
+    finally:
+        api.stop(API_STOPS_WITHIN)
+        keeper.stop(KEEPER_STOPS_WITHIN)
+
+
+def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
+    while not stopping:
+        for child in children:
+            if child.process is not None and not child.is_running():
+                child.note_end()
+            if child.process is None and time.monotonic() >= child.due:
+                child.start()
+        time.sleep(0.05)
+
+
+def _wait_until_ready(keeper: _Child, settings: Settings, stopping: list[int]) -> None:
+    """Returns when the keeper takes connections; a keeper that ends has said why, so only that is raised."""
+    deadline = time.monotonic() + READY_WITHIN
+    while not stopping:
+        if not keeper.is_running():
+            raise Unavailable("keeper_refused_to_start", "the keeper did not start", "mend what it says above")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            try:
+                probe.connect(str(settings.socket))
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        if time.monotonic() > deadline:
+            raise Unavailable("keeper_too_slow", f"the keeper was not ready within {READY_WITHIN:.0f} s", "see its log")
+
+
+def gunicorn_argv(settings: Settings) -> list[str]:
+    """The api's command line; nothing secret is in it."""
+    listen = settings.listen
+    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.app:create_app()"]
+    argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
+    argv += ["--worker-class", "signer.api.worker.PatientWorker", "--preload", "--no-control-socket"]
+    argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
+    argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
+    argv += ["--backlog", "1024", "--worker-connections", "1000"]
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
+    return argv
+
+
+def _memory_dir() -> str:
+    """Where gunicorn's heartbeat files cost no disk write."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"  # noqa: S108 - gunicorn makes and unlinks them itself
+
+
+def _check_users(settings: Settings) -> None:
+    """Raises `BadSettings` unless both users are known and, as root, named."""
+    if os.geteuid() != 0:
+        named = [name for name, user in _users(settings) if user is not None]
+        if named:
+            raise BadSettings(
+                "users_need_root", f"{' and '.join(named)} can only be used by root", "leave them out, or start as root"
+            )
+        return
+    missing = [name for name, user in _users(settings) if user is None]
+    if missing:
+        raise BadSettings(
+            "users_missing",
+            f"started as root without {' and '.join(missing)}",
+            "name two users without rights of their own, such as signer-keeper and signer-api",
+        )
+    for name, user in _users(settings):
+        if user is not None and look_up_user(user).pw_uid == 0:
+            log.warning("%s is root: whoever breaks into it has this host", name)
+
+
+def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
+    return (("SIGNER_KEEPER_USER", settings.keeper_user), ("SIGNER_API_USER", settings.api_user))
+
+
+def _prepare_directories(settings: Settings) -> None:
+    """Makes the data and run directories with the owners and modes they need; changes nothing that exists otherwise.
+
+    With two users the run directory is set-group-id to the api's group, so that the socket in it is, too.
+    """
+    _make_directory(settings.data_dir, 0o700)
+    _make_directory(settings.run_dir, 0o700)
+    if os.geteuid() != 0 or settings.keeper_user is None or settings.api_user is None:
+        return
+    keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
+    for path in (settings.data_dir, *settings.data_dir.iterdir()):
+        os.chown(path, keeper.pw_uid, keeper.pw_gid, follow_symlinks=False)
+    if keeper.pw_uid != api.pw_uid:
+        os.chown(settings.run_dir, keeper.pw_uid, api.pw_gid)
+        settings.run_dir.chmod(0o2750)
+    else:
+        os.chown(settings.run_dir, keeper.pw_uid, keeper.pw_gid)
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSettings(
+            "directory_unusable", f"{path} cannot be made: {error.strerror}", "make it, or choose another one"
+        ) from None
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise BadSettings("directory_unusable", f"{path} is no directory", "choose another one")

@@ -1,0 +1,206 @@
+"""`SIGNER_*` environment variables → `Settings`, all problems at once. Reads the environment it is given, nothing else.
+
+`SETTINGS` is the one list of names, defaults and meanings; README's table is compared with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from signer.errors import BadSettings
+
+# name, default, meaning
+SETTINGS: Final = (
+    ("SIGNER_MODE", "local", "who signs; `local` is the CA key here, and so far the only one"),
+    ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
+    ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
+    ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),
+    ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
+    ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
+    ("SIGNER_LISTEN", "127.0.0.1:8222", "`host:port`, `[v6]:port` or `unix:/path` of the API"),
+    ("SIGNER_MOUNTS", "ssh", "comma list of Vault mount names that are served"),
+    ("SIGNER_WORKERS", "1", "processes of the API"),
+    ("SIGNER_THREADS", "16", "threads of each process of the API"),
+    ("SIGNER_TLS_CERT_FILE", "", "certificate chain, to serve TLS"),
+    ("SIGNER_TLS_KEY_FILE", "", "private key of that certificate"),
+    ("SIGNER_TRUSTED_PROXIES", "", "comma list of CIDR blocks whose X-Forwarded-For is believed"),
+    ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
+    ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
+)
+MAX_WORKERS: Final = 32
+MAX_THREADS: Final = 256
+_MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the API listens: a socket path, or an address (without brackets) and a port."""
+
+    path: Path | None
+    host: str
+    port: int
+
+    def is_private(self) -> bool:
+        """True for a unix socket and for loopback addresses, which nobody elsewhere reaches."""
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the service is told from outside."""
+
+    mode: str
+    policy_file: Path
+    ca_key_file: Path
+    ca_key_owner: str
+    data_dir: Path
+    run_dir: Path
+    listen: Listen
+    mounts: tuple[str, ...]
+    workers: int
+    threads: int
+    tls_cert_file: Path | None
+    tls_key_file: Path | None
+    trusted_proxies: tuple[Network, ...]
+    keeper_user: str | None
+    api_user: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def socket(self) -> Path:
+        """The keeper's socket."""
+        return self.run_dir / "keeper.sock"
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` holds; raises `BadSettings` with every problem found."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for name, default, _ in SETTINGS:
+        field = name.removeprefix("SIGNER_").lower()
+        try:
+            values[field] = _READERS[field](environ.get(name) or default)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if (environ.get("SIGNER_TLS_CERT_FILE") or "") and not (environ.get("SIGNER_TLS_KEY_FILE") or ""):
+        problems.append("SIGNER_TLS_KEY_FILE: is missing beside SIGNER_TLS_CERT_FILE")
+    if (environ.get("SIGNER_TLS_KEY_FILE") or "") and not (environ.get("SIGNER_TLS_CERT_FILE") or ""):
+        problems.append("SIGNER_TLS_CERT_FILE: is missing beside SIGNER_TLS_KEY_FILE")
+    if not problems:
+        settings = Settings(**values, warnings=tuple(_unknown(environ)))
+        if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
+            return settings
+        problems.append(
+            f"SIGNER_LISTEN: {settings.listen} is beyond loopback, and tokens would travel in the clear;"
+            " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
+        )
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise BadSettings("settings_refused", f"the settings have {count}", "mend them in the environment", tuple(problems))
+
+
+def _unknown(environ: Mapping[str, str]) -> list[str]:
+    names = [name for name, _, _ in SETTINGS]
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith("SIGNER_") and name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            warnings.append(f"{name} is no setting" + (f", did you mean {near[0]}" if near else ""))
+    return warnings
+
+
+def _mode(text: str) -> str:
+    if text != "local":
+        raise ValueError(f"{text[:40]!a} is no mode; there is local")
+    return text
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError(f"{text[:80]!a} is not an absolute path")
+    return path
+
+
+def _optional_path(text: str) -> Path | None:
+    return _absolute(text) if text else None
+
+
+def _owner(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]+:[A-Za-z0-9._-]+", text) is None:
+        raise ValueError(f"{text[:80]!a} is not user:group")
+    return text
+
+
+def _listen(text: str) -> Listen:
+    if text.startswith("unix:"):
+        return Listen(_absolute(text.removeprefix("unix:")), "", 0)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
+    if match is None or not 0 < int(match[3]) < 65_536:  # noqa: PLR2004 - the range of TCP ports
+        raise ValueError(f"{text[:80]!a} is not host:port, [v6]:port or unix:/path")
+    return Listen(None, match[1] or match[2], int(match[3]))
+
+
+def _mounts(text: str) -> tuple[str, ...]:
+    mounts = tuple(part.strip().strip("/") for part in text.split(","))
+    for mount in mounts:
+        if _MOUNT.fullmatch(mount) is None or mount.split("/")[0] in ("sys", "auth"):
+            raise ValueError(f"{mount[:40]!a} is no mount name")
+    return mounts
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise ValueError(f"{text[:40]!a} is no whole number from 1 to {most}")
+        return int(text)
+
+    return read
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{error}") from None
+
+
+def _optional_text(text: str) -> str | None:
+    return text or None
+
+
+_READERS: Final[dict[str, Callable[[str], object]]] = {
+    "mode": _mode,
+    "policy_file": _absolute,
+    "ca_key_file": _absolute,
+    "ca_key_owner": _owner,
+    "data_dir": _absolute,
+    "run_dir": _absolute,
+    "listen": _listen,
+    "mounts": _mounts,
+    "workers": _count(MAX_WORKERS),
+    "threads": _count(MAX_THREADS),
+    "tls_cert_file": _optional_path,
+    "tls_key_file": _optional_path,
+    "trusted_proxies": _networks,
+    "keeper_user": _optional_text,
+    "api_user": _optional_text,
+}
