@@ -29,14 +29,15 @@ class Number(str):
 
 
 def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
-    """A body as an object, whatever the Content-Type says (only a form is read as a form); nothing is `{}`.
+    """A body as an object, whatever the Content-Type says, unless it is a form by type and look; nothing is `{}`.
 
     Raises `BadRequest`.
     """
     if len(body) > MAX_BODY:
         raise body_too_large()
     text = body.decode("utf-8", "replace")
-    if content_type.split(";", 1)[0].strip().lower() == FORM:
+    looks_like_json = text.lstrip()[:1] in ("{", "[")  # curl -d says form whatever it sends, and Vault looks, too
+    if content_type.split(";", 1)[0].strip().lower() == FORM and not looks_like_json:
         return dict(parse_qsl(text, keep_blank_values=True))
     if not text.strip(" \t\r\n"):
         return {}

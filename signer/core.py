@@ -65,7 +65,7 @@ class _State:
 class Core:
     """One authority: a policy, a key, a ledger, and what follows from them."""
 
-    def __init__(  # noqa: PLR0913 - everything the core uses comes through here, by name
+    def __init__(
         self,
         *,
         policy: Policy,

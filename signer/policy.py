@@ -84,7 +84,7 @@ def decide(identity: Identity, role: Role, ask: Ask, key: PublicKey, address: st
     )
 
 
-def explain(  # noqa: PLR0913 - the same inputs as decide(), plus the fault that kept the key from being read
+def explain(
     identity: Identity,
     role: Role,
     ask: Ask,

@@ -60,7 +60,7 @@ def check_scope(scope: str, policy: Policy) -> None:
         )
 
 
-def answer(  # noqa: PLR0911 - one return a query
+def answer(
     query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int
 ) -> Answer:
     """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""

@@ -53,7 +53,7 @@ class _Child:
             entry = look_up_user(self.user)
             ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         environment = {name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _KEPT}
-        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
+        self.process = subprocess.Popen(
             self.argv,
             stdin=subprocess.DEVNULL,
             env=environment,
@@ -61,6 +61,10 @@ class _Child:
             **ids,  # type: ignore[call-overload]
         )
         self.started = time.monotonic()
+
+    def forward(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -103,7 +107,7 @@ def run_service(settings: Settings) -> None:
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
-    signal.signal(signal.SIGHUP, lambda _got, _frame: keeper.process and keeper.process.send_signal(signal.SIGHUP))
+    signal.signal(signal.SIGHUP, lambda got, _frame: keeper.forward(got))
     try:
         keeper.start()
         _wait_until_ready(keeper, settings, stopping)

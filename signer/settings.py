@@ -154,7 +154,7 @@ def _listen(text: str) -> Listen:
     if text.startswith("unix:"):
         return Listen(_absolute(text.removeprefix("unix:")), "", 0)
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
-    if match is None or not 0 < int(match[3]) < 65_536:  # noqa: PLR2004 - the range of TCP ports
+    if match is None or not 0 < int(match[3]) < 65_536:
         raise ValueError(f"{text[:80]!a} is not host:port, [v6]:port or unix:/path")
     return Listen(None, match[1] or match[2], int(match[3]))
 

@@ -7,7 +7,7 @@ test: start your own (`start_sshd`, `OpenBao(tmp_path)`) for that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest_socket
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing, make_key
 from tests.parts.openbao import OpenBao
+from tests.parts.service import STANDARD_POLICY, Service, StartService
 from tests.parts.sshd import Sshd, StartSshd
 
 UNIT = Path(__file__).parent / "unit"
@@ -83,6 +84,23 @@ def start_sshd(tmp_path: Path, keyring: KeyRing) -> Iterator[StartSshd]:
                     host_key=keyring("ed25519", "host").private,
                 )
             )
+
+        yield start
+
+
+@pytest.fixture
+def start_service(tmp_path: Path, keyring: KeyRing) -> Iterator[StartService]:
+    """Our own service, real processes and all; each call starts another one."""
+    with ExitStack() as running:
+        started = 0
+
+        def start(
+            policy: str = STANDARD_POLICY, *, ca_kind: str = "ed25519", environ: Mapping[str, str] | None = None
+        ) -> Service:
+            nonlocal started
+            started += 1
+            ca = keyring(ca_kind, "ca")
+            return running.enter_context(Service(tmp_path / f"service-{started}", ca, policy, environ=environ))
 
         yield start
 

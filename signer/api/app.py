@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 from flask import Flask
 
 from signer.api import native, vault
-from signer.api.sign import SignRoutes
+from signer.api.sign import SignRoutes, Wsgi
 from signer.ask import MAX_BODY
 from signer.link import Link
 from signer.settings import Settings, load_settings
@@ -22,4 +23,4 @@ def create_app(settings: Settings | None = None) -> SignRoutes:
     flask.url_map.merge_slashes = False
     native.register(flask, link, settings)
     vault.register(flask, link, settings)
-    return SignRoutes(link, settings.mounts, settings.trusted_proxies, flask.wsgi_app)
+    return SignRoutes(link, settings.mounts, settings.trusted_proxies, cast(Wsgi, flask.wsgi_app))

@@ -83,9 +83,7 @@ def parse_arguments(words: list[str]) -> Invocation:
     elif asked.verb == "exec":
         _split_exec(asked, words[at + 1 :])
     else:
-        raise Usage(
-            f"unknown command {asked.verb}", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`"
-        )
+        raise Usage(f"unknown command {asked.verb}", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`")
     if asked.ttl:
         check_ttl(asked.ttl)
     return asked

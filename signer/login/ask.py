@@ -32,7 +32,7 @@ def ask(settings: Settings, asked: Invocation, key: NewKey) -> Certificate:
             asked_for = 0.0
         else:
             asked_for = _retry_after(answer)
-            if asked_for < 0 or time.monotonic() + asked_for > give_up:
+            if not 0 <= asked_for <= SECONDS_FOR_RETRIES:
                 return read_answer(answer, key.public, settings.address.text)
         time.sleep(max(0.0, min(max(pause, asked_for), give_up - time.monotonic())))
     answer = post(settings.address, path, settings.token, body)

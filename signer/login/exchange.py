@@ -194,13 +194,9 @@ def parse_answer(raw: bytes, place: str) -> Answer:
     lines = head.decode("latin-1").split("\r\n")
     words = lines[0].split(" ", 2)
     status = words[1] if len(words) > 1 else ""
-    if not (
-        gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()
-    ):
+    if not (gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
         raise not_ours(place, "no HTTP")
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
-    }
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     if len(raw) > _LARGEST_ANSWER:
         raise not_ours(place, f"more than {_LARGEST_ANSWER // 1024} KiB")
     if "transfer-encoding" in headers:
@@ -226,18 +222,12 @@ def _no_answer(address: Address, error: OSError) -> Unavailable:
     if type(error).__module__ == "ssl":
         reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or "no TLS"
         hint = "set SSL_CERT_FILE to the authority that signed the service's certificate, or check SAFE_SESSION_ADDR"
-        return Unavailable(
-            "service_tls", f"no trusted connection to {address.text}: {str(reason).lower()}", hint
-        )
+        return Unavailable("service_tls", f"no trusted connection to {address.text}: {str(reason).lower()}", hint)
     if isinstance(error, PermissionError):
-        return Unavailable(
-            "service_forbidden", f"not allowed to connect to {address.text}", "check who may open it"
-        )
+        return Unavailable("service_forbidden", f"not allowed to connect to {address.text}", "check who may open it")
     if isinstance(error, (ConnectionError, FileNotFoundError)):
         reason = (error.strerror or "connection broken").lower()
-        return NoAnswer(
-            "service_down", f"cannot reach the signing service at {address.text}: {reason}", _CHECK
-        )
+        return NoAnswer("service_down", f"cannot reach the signing service at {address.text}: {reason}", _CHECK)
     return Unavailable(
         "service_unreachable",
         f"cannot reach the signing service at {address.text}: {(error.strerror or 'no connection').lower()}",

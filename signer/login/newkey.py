@@ -1,7 +1,7 @@
 """A new Ed25519 key pair from OpenSSL's libcrypto, through ctypes; the only module here that makes a secret.
 
 libcrypto is what the ssh client itself uses: vetted, constant time, already in the page cache. Loading it takes 2 ms,
-importing `cryptography` 38. The seed lives in one ctypes buffer that is wiped; OpenSSL wipes its own copy.
+importing `cryptography` 38. The seed lives in one ctypes buffer that is wiped; OpenSSL wipes its own copies.
 """
 
 from __future__ import annotations
@@ -34,28 +34,22 @@ class NewKey:
 
 
 def make_key(libraries: tuple[str, ...] = _LIBRARIES) -> NewKey:
-    """A fresh pair. Raises `Unavailable` when no libcrypto can be loaded or it cannot make the key."""
+    """A fresh pair. Raises `Unavailable` when no libcrypto can be loaded or it cannot make the key.
+
+    The seed comes from RAND_priv_bytes, as in EVP_PKEY_keygen, and straight into our buffer: reading it back out of a
+    finished key with EVP_PKEY_get_raw_private_key leaves a copy in freed memory (seen with OpenSSL 3.0).
+    """
     crypto = _load(libraries)
-    context = crypto.EVP_PKEY_CTX_new_id(_EVP_PKEY_ED25519, None)
-    key = ctypes.c_void_p()
     seed = ctypes.create_string_buffer(32)
     public = ctypes.create_string_buffer(32)
-    try:
-        made = (
-            context
-            and crypto.EVP_PKEY_keygen_init(context) == 1
-            and crypto.EVP_PKEY_keygen(context, ctypes.byref(key)) == 1
-            and crypto.EVP_PKEY_get_raw_private_key(key, seed, ctypes.byref(ctypes.c_size_t(32))) == 1
-            and crypto.EVP_PKEY_get_raw_public_key(key, public, ctypes.byref(ctypes.c_size_t(32))) == 1
-        )
-    finally:
+    if crypto.RAND_priv_bytes(seed, 32) == 1:
+        key = crypto.EVP_PKEY_new_raw_private_key(_EVP_PKEY_ED25519, None, seed, 32)
+        size = ctypes.c_size_t(32)
+        made = bool(key) and crypto.EVP_PKEY_get_raw_public_key(key, public, ctypes.byref(size)) == 1
         crypto.EVP_PKEY_free(key)
-        crypto.EVP_PKEY_CTX_free(context)
-    if not made:
-        raise Unavailable(
-            "no_key", "libcrypto cannot make an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)"
-        )
-    return NewKey(seed, public.raw)
+        if made:
+            return NewKey(seed, public.raw)
+    raise Unavailable("no_key", "libcrypto cannot make an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)")
 
 
 def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
@@ -66,14 +60,11 @@ def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
             continue
         # Without these ctypes would cut pointers to 32 bits.
         pointer = ctypes.c_void_p
-        crypto.EVP_PKEY_CTX_new_id.restype = pointer
-        crypto.EVP_PKEY_CTX_new_id.argtypes = (ctypes.c_int, pointer)
-        crypto.EVP_PKEY_keygen_init.argtypes = (pointer,)
-        crypto.EVP_PKEY_keygen.argtypes = (pointer, pointer)
-        crypto.EVP_PKEY_get_raw_private_key.argtypes = (pointer, pointer, pointer)
+        crypto.RAND_priv_bytes.argtypes = (pointer, ctypes.c_int)
+        crypto.EVP_PKEY_new_raw_private_key.restype = pointer
+        crypto.EVP_PKEY_new_raw_private_key.argtypes = (ctypes.c_int, pointer, pointer, ctypes.c_size_t)
         crypto.EVP_PKEY_get_raw_public_key.argtypes = (pointer, pointer, pointer)
         crypto.EVP_PKEY_free.argtypes = (pointer,)
-        crypto.EVP_PKEY_CTX_free.argtypes = (pointer,)
         return crypto
     raise Unavailable(
         "no_libcrypto",

@@ -10,14 +10,13 @@ pid, which tells that the socket is ready, and waits for the end of a pipe that 
 PR_SET_PDEATHSIG would be simpler, but the kernel clears it for set-group-id programs, and Debian's ssh-agent is one.
 """
 
-# ruff: noqa: PTH102, PTH106, PTH108, PTH120, SIM105
-# (pathlib and contextlib cost more to import than everything here)
+# ruff: noqa: PTH102, PTH106, PTH108, PTH120
+# (pathlib costs more to import than everything here)
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # not `signal`: its enums cost 8 ms
 import _socket
-import ctypes
 import os
 import stat
 
@@ -25,10 +24,10 @@ from signer.errors import Unavailable
 from signer.ssh.agent import check_reply, reply_length
 
 _WATCH = (
-    'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; '
-    'rm -f -- "$SSH_AUTH_SOCK"; rmdir -- "${SSH_AUTH_SOCK%/*}"'
+    'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -f -- "$SSH_AUTH_SOCK"; rmdir -- "${SSH_AUTH_SOCK%/*}"'
 )
 _ANYWHERE = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
+_LONGEST_PLACE = 107 - len("/safe-session-0123456789abcdef/agent")  # sun_path of unix(7)
 _PR_SET_CHILD_SUBREAPER = 36
 _SECONDS_FOR_REPLY = 5.0
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/")
@@ -118,7 +117,9 @@ class PrivateAgent:
         if self._agent:
             # The agent is an orphan once the shell is gone. Where process 1 reaps nothing, as in many containers,
             # it would stay a zombie, one for each login; so it becomes our child.
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            from ctypes import CDLL  # late: the agent starts while newkey.py imports it
+
+            CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             _kill_and_reap(self._shell, self._agent)
         else:
             # Not ready yet, so the agent's pid is unknown: the end of its pipe makes the shell do it.
@@ -149,7 +150,7 @@ def _private_place() -> str:
     """XDG_RUNTIME_DIR if it is what its specification says (ours, 0700), and short and plain enough for the path of a
     socket; else /tmp, where the folder's random name and mode 0700 do the work."""
     place = os.environ.get("XDG_RUNTIME_DIR", "")
-    if place.startswith("/") and len(place) < 60 and _PATH_LETTERS.issuperset(place):
+    if place.startswith("/") and len(place) <= _LONGEST_PLACE and _PATH_LETTERS.issuperset(place):
         try:
             facts = os.lstat(place)
         except OSError:

@@ -33,22 +33,15 @@ def render_add_ed25519_certificate(
         raise BadFormat("bad_agent_key", "an Ed25519 key has 32 private and 32 public bytes")
     if not 0 < lifetime < 2**32:
         raise BadFormat("bad_agent_lifetime", "an agent holds a key for 1 to 4294967295 seconds")
-    before = (
-        bytes([_ADD_ID_CONSTRAINED])
-        + string(_ED25519_CERT)
-        + string(certificate)
-        + string(public)
-        + uint32(64)
-    )
-    after = (
-        public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
-    )
+    before = bytes([_ADD_ID_CONSTRAINED]) + string(_ED25519_CERT) + string(certificate) + string(public) + uint32(64)
+    after = public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
     # Sized first, filled in place: growing or joining would leave copies of the seed behind in freed memory.
     message = bytearray(4 + len(before) + 32 + len(after))
     at = 4 + len(before)
     message[:at] = uint32(len(message) - 4) + before
     message[at + 32 :] = after
-    message[at : at + 32] = seed
+    # Through a view: assigning to a slice of a bytearray makes a hidden copy first.
+    memoryview(message)[at : at + 32] = seed
     return message
 
 

@@ -111,9 +111,9 @@ def _first_fault(encoded: str) -> int:
     byte_at = 0
     for char in encoded:
         if char not in "\r\n":
-            if char == "=" and group >= 2:  # noqa: PLR2004 - padding may stand third and fourth
+            if char == "=" and group >= 2:
                 rest = encoded[encoded.index(char) :].strip("\r\n")
-                return byte_at + (0 if len(rest) > 1 and group == 3 else 1)  # noqa: PLR2004
+                return byte_at + (0 if len(rest) > 1 and group == 3 else 1)
             if char not in _ALPHABET:
                 return byte_at
             group = (group + 1) % 4
@@ -160,7 +160,7 @@ def _read_blob(kind: str, blob: bytes) -> int:
         if kind == "ssh-rsa":
             bits = _rsa_bits(reader)
         elif "ed25519" in kind:
-            if len(reader.string()) != 32:  # noqa: PLR2004 - RFC 8032 section 5.1.5
+            if len(reader.string()) != 32:
                 raise BadFormat("bad_format", "an ed25519 key has 32 bytes")
             bits = 256
         else:
@@ -181,7 +181,7 @@ def _malformed(why: str) -> BadPublicKey:
 
 def _rsa_bits(reader: Reader) -> int:
     exponent, modulus = reader.mpint(), reader.mpint()
-    if exponent < 3 or exponent % 2 == 0 or exponent.bit_length() > 64 or modulus % 2 == 0:  # noqa: PLR2004
+    if exponent < 3 or exponent % 2 == 0 or exponent.bit_length() > 64 or modulus % 2 == 0:
         raise BadFormat("bad_format", "exponent or modulus is none that RSA can have")
     if modulus.bit_length() > MAX_RSA_BITS:
         raise BadFormat("bad_format", f"RSA keys may have {MAX_RSA_BITS} bits at most")
@@ -198,7 +198,7 @@ def _ecdsa_bits(kind: str, reader: Reader) -> int:
         ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
     except ValueError:
         raise BadFormat("bad_format", "the point is not on its curve") from None
-    if point[0] != 4:  # noqa: PLR2004 - RFC 5656 section 3.1: OpenSSH takes uncompressed points only
+    if point[0] != 4:
         raise BadFormat("bad_format", "the point is compressed")
     return bits
 
