@@ -6,16 +6,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-
-import pytest
 
 from tests.parts import keys
 from tests.parts.keys import Key, KeyRing
@@ -70,6 +71,7 @@ class Standin:
         self._socket.bind(str(unix) if unix else ("127.0.0.1", port))
         self._socket.listen(16)
         self.address = f"unix:{unix}" if unix else f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.wrap: ssl.SSLContext | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:
@@ -90,11 +92,15 @@ class Standin:
             with link:
                 link.settimeout(20)
                 try:
-                    asked = self._read(link)
-                    self.asked.append(asked)
-                    link.sendall(self.handler(asked))
+                    self._answer(self.wrap.wrap_socket(link, server_side=True) if self.wrap else link)
                 except OSError:
                     continue
+
+    def _answer(self, link: socket.socket) -> None:
+        with link:
+            asked = self._read(link)
+            self.asked.append(asked)
+            link.sendall(self.handler(asked))
 
     def _read(self, link: socket.socket) -> Asked:
         with link.makefile("rb") as stream:
@@ -158,10 +164,17 @@ class Client:
 
     folder: Path
     token_file: Path
+    runtime: Path  # short enough for the path of a socket in it, which pytest's own folders are not
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    @property
-    def runtime(self) -> Path:
-        return self.folder / "run"
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            with process:
+                process.kill()
+        shutil.rmtree(self.runtime)
 
     def environment(self, address: str, **more: str) -> dict[str, str]:
         return {
@@ -176,7 +189,7 @@ class Client:
         } | more
 
     def start(self, address: str, *words: str, **more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "signer.login", *words],
             env=self.environment(address, **more),
             stdin=subprocess.DEVNULL,
@@ -184,6 +197,8 @@ class Client:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def run(self, address: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         process = self.start(address, *words, **more)
@@ -198,18 +213,7 @@ def make_client(folder: Path) -> Client:
     token_file = folder / "token"
     token_file.write_text(TOKEN + "\n")
     token_file.chmod(0o600)
-    client = Client(folder, token_file)
-    client.runtime.mkdir(mode=0o700)
-    return client
-
-
-@pytest.fixture
-def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a path short enough for sockets in it; pytest's own names grow long."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="ss-", dir="/tmp") as name:
-        yield Path(name)
+    return Client(folder, token_file, Path(tempfile.mkdtemp(prefix="xdg-", dir="/tmp")))
 
 
 def test_the_standin_issues_what_ssh_keygen_reads(tmp_path: Path, keyring: KeyRing) -> None:
