@@ -40,14 +40,14 @@ class _Strict:
 
 
 def parse_object(text: str) -> dict[str, object]:
-    """A JSON object with nothing but white space around it. Raises `ValueError` for all else."""
+    """A JSON object with nothing but white space around it. Raises `BadFormat` for all else."""
     text = text.strip(" \t\r\n")
     try:
         value, end = make_scanner(_Strict)(text, 0)  # type: ignore[arg-type]  # any object with those names will do
-    except (StopIteration, RecursionError):
-        raise ValueError("no JSON") from None
+    except (ValueError, StopIteration, RecursionError):
+        raise BadFormat("bad_json", "this is no JSON") from None
     if end != len(text) or type(value) is not dict:
-        raise ValueError("no JSON object")
+        raise BadFormat("bad_json", "this is no JSON object")
     return value
 
 
@@ -59,7 +59,7 @@ def read_answer(answer: Answer, public: bytes, place: str) -> Certificate:
     """
     try:
         said = parse_object(answer.body.decode())
-    except ValueError:
+    except (BadFormat, UnicodeDecodeError):
         raise not_ours(place, f"status {answer.status}, and no JSON") from None
     if answer.status != 201:
         raise _problem(answer, said, place)
