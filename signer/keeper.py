@@ -315,7 +315,7 @@ def reload_policy(core: Core, path: Path) -> None:
     try:
         failure = core.use_policy(load_policy(path))
     except BadFile as error:
-        log.error("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
+        log.exception("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
         failure = core.refuse_policy(error)
     if failure is not None:
         log.error("the reload could not be recorded: %s", failure.text)

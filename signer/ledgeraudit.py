@@ -33,7 +33,7 @@ def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     if not rows:
         _compare_tables(reader, 0)
         return Head(0, GENESIS, 0)
-    first_seq, first_time, *_, first_prev, first_hash = rows[0]
+    first_seq, first_time, *_, _first_prev, first_hash = rows[0]
     if len(rows) <= count:  # the whole ledger: the chain must begin at its beginning
         head = _walk(iter(rows), Head(0, GENESIS, 0))
         since = 0

@@ -1,6 +1,6 @@
 """The launcher: checks, starts keeper and gunicorn each under its own user, keeps both alive, forwards signals.
 
-It holds no key: the keeper reads it itself, at every start. No work of the service is done here, so that it stays small.
+It holds no key: the keeper reads it itself, at every start. None of the service's work is done here: it stays small.
 """
 
 from __future__ import annotations
