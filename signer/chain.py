@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from signer.model import Entry, Event, Head
 
@@ -19,24 +19,33 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: greater numbers
 _quote = json.encoder.encode_basestring  # what json.dumps(ensure_ascii=False) makes of a text
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(body: dict[str, object]) -> str:
     """RFC 8785 for what our events hold: text, integers within 2**53, booleans, null, lists, objects with ASCII keys.
 
     Raises `ValueError` for anything else (a float, a large integer), so that no event depends on number formatting.
     """
-    _check_canonical(body)
-    return json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    _check_object(body)
+    return _ENCODER.encode(body)
 
 
-def _check_canonical(value: object) -> None:
+def _check_object(value: dict[str, object]) -> None:
+    for key, item in value.items():
+        if type(key) is not str or not key.isascii():
+            raise ValueError("an event's keys are ASCII text")
+        if type(item) is not str:
+            _check_value(item)
+
+
+def _check_value(value: object) -> None:
     if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str) or not key.isascii():
-                raise ValueError("an event's keys are ASCII text")
-            _check_canonical(item)
+        _check_object(value)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_canonical(item)
+            if type(item) is not str:
+                _check_value(item)
     elif isinstance(value, int):
         if abs(value) > MAX_SAFE_INTEGER:
             raise ValueError("an integer over 2**53 travels as text")
@@ -65,33 +74,40 @@ def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
         prev = digest
 
 
-def derived_rows(entry: Entry) -> Iterator[tuple[str, tuple[object, ...]]]:
-    """What an entry means for the derived tables, as statements; the one place that knows, for commit and rebuild."""
+Statement = tuple[str, tuple[object, ...]]
+_ADD_CERTIFICATE: Final = "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
+_ADD_PRINCIPAL: Final = "INSERT INTO principals VALUES (?, ?)"
+_WITHHOLD: Final = "UPDATE certificates SET withheld = 1 WHERE serial = ?"
+_FREEZE: Final = "INSERT OR REPLACE INTO freezes VALUES (?, ?, ?, ?)"
+_UNFREEZE: Final = "DELETE FROM freezes WHERE scope = ?"
+
+
+def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
+    """What an entry means for the derived tables, as statements; the one place that knows, for commit and rebuild.
+
+    `body` is the entry's body as an object.
+    """
     if entry.kind == "certificate.issued":
-        body = json.loads(entry.body)
-        serial = int(body["serial"])
-        principals = json.dumps(body["principals"], separators=(",", ":"))
+        serial, principals = int(body["serial"]), body["principals"]
         yield (
-            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            _ADD_CERTIFICATE,
             (
                 serial,
                 entry.seq,
                 body["identity"],
                 body["role"],
-                principals,
+                _ENCODER.encode(principals),
                 body["fingerprint"],
                 body["key_id"],
                 body["valid_after"],
                 body["valid_before"],
             ),
         )
-        for principal in body["principals"]:
-            yield "INSERT INTO principals VALUES (?, ?)", (principal, serial)
+        for principal in principals:
+            yield _ADD_PRINCIPAL, (principal, serial)
     elif entry.kind == "certificate.withheld":
-        yield "UPDATE certificates SET withheld = 1 WHERE serial = ?", (int(json.loads(entry.body)["serial"]),)
+        yield _WITHHOLD, (int(body["serial"]),)
     elif entry.kind == "freeze.set":
-        body = json.loads(entry.body)
-        values = (body["scope"], entry.seq, entry.actor, body["reason"])
-        yield "INSERT OR REPLACE INTO freezes VALUES (?, ?, ?, ?)", values
+        yield _FREEZE, (body["scope"], entry.seq, entry.actor, body["reason"])
     elif entry.kind == "freeze.lifted":
-        yield "DELETE FROM freezes WHERE scope = ?", (json.loads(entry.body)["scope"],)
+        yield _UNFREEZE, (body["scope"],)

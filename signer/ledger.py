@@ -232,7 +232,7 @@ class Ledger(LedgerReader):
         try:
             head = self._head or self.head()
             entries = list(chain(events, head, now_ms))
-            self._write(entries)
+            self._write(entries, [event.body for event in events])
         except (Unavailable, LedgerBroken):
             self._forget()
             raise
@@ -240,7 +240,7 @@ class Ledger(LedgerReader):
             self._head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, entries: list[Entry], bodies: list[dict[str, object]]) -> None:
         db = self.connection()
         with storage_errors():
             db.execute("BEGIN IMMEDIATE")
@@ -248,8 +248,8 @@ class Ledger(LedgerReader):
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(e.seq, e.time_ms, e.kind, e.actor, e.body, e.prev, e.hash) for e in entries],
             )
-            for entry in entries:
-                for sql, values in derived_rows(entry):
+            for entry, body in zip(entries, bodies, strict=True):
+                for sql, values in derived_rows(entry, body):
                     db.execute(sql, values)
             db.execute("COMMIT")
 

@@ -6,6 +6,7 @@ wrong. Reads only, but for `rebuild`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
@@ -197,7 +198,8 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> in
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from our own tuple
             for row in ledger.rows(f"{_EVENTS} ORDER BY seq"):
                 head = _walk(iter((row,)), head)
-                for sql, values in derived_rows(Entry(*row)):
+                entry = Entry(*row)
+                for sql, values in derived_rows(entry, json.loads(entry.body)):
                     db.execute(sql, values)
                 if head.seq % _STEP == 0:
                     progress(head.seq, total)

@@ -18,7 +18,7 @@ from sshpubkeys.exceptions import InvalidKeyError
 
 from signer.errors import BadFormat, BadPublicKey
 from signer.model import PublicKey
-from signer.ssh.wire import Reader
+from signer.ssh.wire import ENDS_EARLY, Reader
 
 # How many RFC 4251 strings (or mpints) follow the type name in a key blob; a certificate carries the same ones.
 KEY_PARTS: Final = MappingProxyType(
@@ -169,7 +169,7 @@ def _read_blob(kind: str, blob: bytes) -> int:
             raise BadFormat("bad_format", "the application of a FIDO key is empty")
         reader.expect_end()
     except BadFormat as fault:
-        if fault.text == "data ends before the value does":
+        if fault.text == ENDS_EARLY:
             raise _short() from None
         raise _malformed(fault.text) from None
     return bits
@@ -206,6 +206,7 @@ def _ecdsa_bits(kind: str, reader: Reader) -> int:
 def _vet_with_sshpubkeys(kind: str, encoded: str) -> None:
     """A second, independent opinion on form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
     try:
-        SSHKey(f"{kind} {encoded}", strict=True).parse()
+        # Given to the constructor, the key would be parsed twice.
+        SSHKey(strict=True).parse(f"{kind} {encoded}")
     except InvalidKeyError:
         raise _malformed("form or size is not one that this kind of key has") from None

@@ -9,6 +9,9 @@ from __future__ import annotations
 from signer.errors import BadFormat
 
 
+ENDS_EARLY = "data ends before the value does"
+
+
 def string(data: bytes) -> bytes:
     """`data` with its length in front, four bytes, big endian (RFC 4251 `string`)."""
     return len(data).to_bytes(4, "big") + data
@@ -32,20 +35,21 @@ def mpint(number: int) -> bytes:
 class Reader:
     """Takes RFC 4251 values from the front of `data`, in order; raises `BadFormat` where they run out."""
 
-    __slots__ = ("_at", "_data")
+    __slots__ = ("_at", "_data", "_size")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._size = len(data)
         self._at = 0
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        end = self._at + count
-        if end > len(self._data):
-            raise BadFormat("bad_format", "data ends before the value does")
-        piece = self._data[self._at : end]
+        at = self._at
+        end = at + count
+        if end > self._size:
+            raise BadFormat("bad_format", ENDS_EARLY)
         self._at = end
-        return piece
+        return self._data[at:end]
 
     def byte(self) -> int:
         return self.take(1)[0]
@@ -57,7 +61,13 @@ class Reader:
         return int.from_bytes(self.take(8), "big")
 
     def string(self) -> bytes:
-        return self.take(self.uint32())
+        # take() twice, written out: a certificate has two dozen strings, and each is read back before it is signed
+        data, start = self._data, self._at + 4
+        end = start + int.from_bytes(data[start - 4 : start], "big")
+        if start > self._size or end > self._size:
+            raise BadFormat("bad_format", ENDS_EARLY)
+        self._at = end
+        return data[start:end]
 
     def text(self) -> str:
         """A string that must be UTF-8."""
