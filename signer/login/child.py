@@ -30,7 +30,6 @@ SSH_OPTIONS = (
     # No password and no GSSAPI instead of the certificate; keyboard-interactive stays, as it may be a second factor.
     ("PreferredAuthentications", "publickey,keyboard-interactive"),
     # A shared master is a login that was made with something else, and one that we make would outlive the certificate.
-    ("ControlMaster", "no"),
     ("ControlPath", "none"),
     # The private agent stays here unless the user says -A in this very command.
     ("ForwardAgent", "no"),

@@ -83,6 +83,14 @@ def test_ssh_gets_exactly_one_key_to_offer(client: Client, signer: Signer, sshd:
     assert "ED25519-CERT" in offered[0]
 
 
+def test_ssh_looks_at_none_of_the_users_default_keys(client: Client, signer: Signer, sshd: Sshd) -> None:
+    """They would be ruled out later as no certificates; but a certificate of the user's lies beside such a key."""
+    done = log_in(client, signer, sshd, "-G", "rs2000")
+    settings = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert settings["identityfile"] == "none"
+    assert settings["identityagent"] == "SSH_AUTH_SOCK"
+
+
 def test_ssh_itself_failing_is_status_255(client: Client, signer: Signer, sshd: Sshd) -> None:
     signer.principals = ("somebody",)
     done = log_in(client, signer, sshd, "rs2000", "true")

@@ -84,6 +84,13 @@ def test_an_answer_that_is_not_ours_runs_nothing(client: Client, answer: bytes, 
     assert len(api.asked) == 1
 
 
+def test_an_endless_answer_is_broken_off(client: Client) -> None:
+    with Standin(lambda _: b"HTTP/1.0 201 X\r\n\r\n" + b" " * 30_000_000) as api:
+        done = run_marked(client, api.address)
+    assert (done.returncode, api.broken_off) == (1, 1)
+    assert "more than 64 KiB" in done.stderr
+
+
 @pytest.mark.parametrize("wrong", ["key", "host", "kind", "over"])
 def test_a_certificate_that_is_not_for_us_runs_nothing(client: Client, keyring: KeyRing, ca: Key, wrong: str) -> None:
     signer = Signer(client.folder, ca)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing
-from tests.real.test_login_standin import Client, Signer, Standin, make_client
+from tests.real.test_login_standin import TOKEN, Client, Signer, Standin, make_client
 
 
 @pytest.fixture
@@ -275,7 +275,9 @@ def test_the_private_key_is_in_no_argument_environment_file_or_memory_of_ours(cl
         shapes = [seed, seed.hex().encode(), base64.b64encode(seed)[:40]]
         pids = [process.pid, pid_of_command(client), *agents(client)]
         assert len(pids) >= 3
-        exposed = [Path(f"/proc/{pid}/{name}").read_bytes() for pid in pids for name in ("cmdline", "environ")]
+        seen = [Path(f"/proc/{pid}/{name}").read_bytes() for pid in pids for name in ("cmdline", "environ")]
+        assert not [text for text in seen if TOKEN.encode() in text]
+        exposed = seen
         for place in (client.folder, client.runtime):
             exposed += [path.read_bytes() for path in place.rglob("*") if path.is_file()]
         assert not [shape for shape in shapes for text in exposed if shape in text]

@@ -66,6 +66,7 @@ class Standin:
     def __init__(self, handler: Handler, *, unix: Path | None = None, port: int = 0) -> None:
         self.handler = handler
         self.asked: list[Asked] = []
+        self.broken_off = 0  # answers that the other side did not take to the end
         self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(str(unix) if unix else ("127.0.0.1", port))
@@ -94,7 +95,7 @@ class Standin:
                 try:
                     self._answer(self.wrap.wrap_socket(link, server_side=True) if self.wrap else link)
                 except OSError:
-                    continue
+                    self.broken_off += 1
 
     def _answer(self, link: socket.socket) -> None:
         with link:
