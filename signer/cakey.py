@@ -11,8 +11,9 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, ParamSpec
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -89,26 +90,77 @@ def load_ca_key(path: Path, owner: str, pin: str | None) -> CaKey:
     Raises `BadKeyFile` whose code names the check that failed. `path` must be a regular file with one link, that
     owner, mode 0400 or 0600, 1 byte to 16 KiB, holding an OpenSSH private key without passphrase.
     """
+    descriptor = _open(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _cannot_open(error) from None
-    try:
-        _check_descriptor(descriptor, owner)
-        data = os.read(descriptor, MAX_KEY_FILE + 1)
-    except OSError as error:
-        raise BadKeyFile("ca_key_unreadable", f"the CA key file cannot be read: {error.strerror}") from None
+        facts = os.fstat(descriptor)
+        for _, check in _FILE_CHECKS:
+            check(facts, owner)
+        data = _read(descriptor)
     finally:
         os.close(descriptor)
     key = CaKey(_parse(data))
+    _check_pin(key, pin)
+    key.self_test()
+    return key
+
+
+def examine_ca_key(path: Path, owner: str, pin: str | None) -> tuple[CaKey | None, list[tuple[str, BadKeyFile | None]]]:
+    """What `load_ca_key` would say: each of its checks by name with its fault or None, and the key if one can be read.
+
+    Goes on after a fault, so that all are told at once; what is no regular file of a key's size is never read.
+    """
+    try:
+        descriptor = _open(path)
+    except BadKeyFile as fault:
+        return None, [("open", fault)]
+    found: list[tuple[str, BadKeyFile | None]] = [("open", None)]
+    key: CaKey | None = None
+    try:
+        facts = os.fstat(descriptor)
+        found += [(name, _fault(check, facts, owner)) for name, check in _FILE_CHECKS]
+        if stat.S_ISREG(facts.st_mode) and 0 < facts.st_size <= MAX_KEY_FILE:
+            key = CaKey(_parse(_read(descriptor)))
+    except BadKeyFile as fault:
+        return None, [*found, ("content", fault)]
+    finally:
+        os.close(descriptor)
+    if key is not None:
+        found += [("content", None), ("pin", _fault(_check_pin, key, pin)), ("self-test", _fault(key.self_test))]
+    return key, found
+
+
+_P = ParamSpec("_P")
+
+
+def _fault(check: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> BadKeyFile | None:
+    try:
+        check(*values, **named)
+    except BadKeyFile as fault:
+        return fault
+    return None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _cannot_open(error) from None
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise BadKeyFile("ca_key_unreadable", f"the CA key file cannot be read: {error.strerror}") from None
+
+
+def _check_pin(key: CaKey, pin: str | None) -> None:
     if pin is not None and key.fingerprint != pin:
         raise BadKeyFile(
             "ca_key_fingerprint_differs",
             f"the CA key is {key.fingerprint}, policy.toml pins {pin}",
             "render the pinned key, or change ca.fingerprint in policy.toml",
         )
-    key.self_test()
-    return key
 
 
 def _cannot_open(error: OSError) -> BadKeyFile:
@@ -125,21 +177,28 @@ def _cannot_open(error: OSError) -> BadKeyFile:
     )
 
 
-def _check_descriptor(descriptor: int, owner: str) -> None:
-    facts = os.fstat(descriptor)
+def _check_regular(facts: os.stat_result, _owner: str) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise BadKeyFile("ca_key_not_a_regular_file", "the CA key file is no regular file", "render it to a file")
+
+
+def _check_links(facts: os.stat_result, _owner: str) -> None:
     if facts.st_nlink != 1:
         raise BadKeyFile(
             "ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it afresh, with one"
         )
-    uid, gid = _owner_ids(owner)
-    if (facts.st_uid, facts.st_gid) != (uid, gid):
+
+
+def _check_owner(facts: os.stat_result, owner: str) -> None:
+    if (facts.st_uid, facts.st_gid) != _owner_ids(owner):
         raise BadKeyFile(
             f"ca_key_owner_must_be_{owner}",
             f"the CA key file is owned by {facts.st_uid}:{facts.st_gid}",
             f"chown {owner} the file, or fix the render job",
         )
+
+
+def _check_mode(facts: os.stat_result, _owner: str) -> None:
     mode = stat.S_IMODE(facts.st_mode)
     if mode not in (0o400, 0o600):
         raise BadKeyFile(
@@ -147,6 +206,9 @@ def _check_descriptor(descriptor: int, owner: str) -> None:
             f"the CA key file has mode {mode:04o}",
             "chmod 0400 the file, or fix the mode in the render job",
         )
+
+
+def _check_size(facts: os.stat_result, _owner: str) -> None:
     if facts.st_size == 0:
         raise BadKeyFile("ca_key_empty", "the CA key file is empty", "render the key again")
     if facts.st_size > MAX_KEY_FILE:
@@ -155,6 +217,15 @@ def _check_descriptor(descriptor: int, owner: str) -> None:
             f"the CA key file has {facts.st_size} bytes, a key has at most {MAX_KEY_FILE}",
             "render one OpenSSH private key and nothing else",
         )
+
+
+_FILE_CHECKS: Final = (
+    ("regular file", _check_regular),
+    ("one link", _check_links),
+    ("owner", _check_owner),
+    ("mode", _check_mode),
+    ("size", _check_size),
+)
 
 
 def _owner_ids(owner: str) -> tuple[int, int]:
