@@ -32,6 +32,28 @@ def become(user: str) -> None:
     os.umask(0o077)
 
 
+def check_users(keeper_user: str | None, api_user: str | None) -> None:
+    """Raises `BadSettings` unless both users are known and, as root, named."""
+    users = (("SIGNER_KEEPER_USER", keeper_user), ("SIGNER_API_USER", api_user))
+    if os.geteuid() != 0:
+        named = [name for name, user in users if user is not None]
+        if named:
+            raise BadSettings(
+                "users_need_root", f"{' and '.join(named)} can only be used by root", "leave them out, or start as root"
+            )
+        return
+    missing = [name for name, user in users if user is None]
+    if missing:
+        raise BadSettings(
+            "users_missing",
+            f"started as root without {' and '.join(missing)}",
+            "name two users without rights of their own, such as signer-keeper and signer-api",
+        )
+    for user in (keeper_user, api_user):
+        if user is not None:
+            look_up_user(user)
+
+
 def look_up_user(user: str) -> pwd.struct_passwd:
     """The passwd entry of a name; raises `BadSettings`."""
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
-from signer.harden import look_up_user
+from signer.harden import check_users, look_up_user
 from signer.settings import Settings
 
 log = logging.getLogger("signer.serve")
@@ -166,21 +166,8 @@ def _memory_dir() -> str:
 
 
 def _check_users(settings: Settings) -> None:
-    """Raises `BadSettings` unless both users are known and, as root, named."""
-    if os.geteuid() != 0:
-        named = [name for name, user in _users(settings) if user is not None]
-        if named:
-            raise BadSettings(
-                "users_need_root", f"{' and '.join(named)} can only be used by root", "leave them out, or start as root"
-            )
-        return
-    missing = [name for name, user in _users(settings) if user is None]
-    if missing:
-        raise BadSettings(
-            "users_missing",
-            f"started as root without {' and '.join(missing)}",
-            "name two users without rights of their own, such as signer-keeper and signer-api",
-        )
+    """Raises `BadSettings` unless both users can be used; says so when one of them is root."""
+    check_users(settings.keeper_user, settings.api_user)
     for name, user in _users(settings):
         if user is not None and look_up_user(user).pw_uid == 0:
             log.warning("%s is root: whoever breaks into it has this host", name)
