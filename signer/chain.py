@@ -75,9 +75,9 @@ def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
 
 
 Statement = tuple[str, tuple[object, ...]]
-_ADD_CERTIFICATE: Final = "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
+_ADD_CERTIFICATE: Final = "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
 _ADD_PRINCIPAL: Final = "INSERT INTO principals VALUES (?, ?)"
-_WITHHOLD: Final = "UPDATE certificates SET withheld = 1 WHERE serial = ?"
+_WITHHOLD: Final = "UPDATE certificates SET withheld = 1 WHERE serial = ? AND backend = 'local'"
 _FREEZE: Final = "INSERT OR REPLACE INTO freezes VALUES (?, ?, ?, ?)"
 _UNFREEZE: Final = "DELETE FROM freezes WHERE scope = ?"
 
@@ -88,12 +88,13 @@ def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
     `body` is the entry's body as an object.
     """
     if entry.kind == "certificate.issued":
-        serial, principals = int(body["serial"]), body["principals"]
+        principals = body["principals"]
         yield (
             _ADD_CERTIFICATE,
             (
-                serial,
                 entry.seq,
+                body["serial"],
+                body["backend"],
                 body["identity"],
                 body["role"],
                 _ENCODER.encode(principals),
@@ -104,9 +105,9 @@ def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
             ),
         )
         for principal in principals:
-            yield _ADD_PRINCIPAL, (principal, serial)
+            yield _ADD_PRINCIPAL, (principal, entry.seq)
     elif entry.kind == "certificate.withheld":
-        yield _WITHHOLD, (int(body["serial"]),)
+        yield _WITHHOLD, (body["serial"],)
     elif entry.kind == "freeze.set":
         yield _FREEZE, (body["scope"], entry.seq, entry.actor, body["reason"])
     elif entry.kind == "freeze.lifted":

@@ -94,6 +94,7 @@ def issued_event(draft: Draft, caller: Caller, policy_digest: str, ca_fingerprin
         grant.identity,
         {
             "serial": str(fields.serial),
+            "backend": "local",
             "identity": grant.identity,
             "kind": grant.kind,
             "role": grant.role,

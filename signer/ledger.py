@@ -37,16 +37,17 @@ CREATE TABLE events (
 CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TABLE certificates (
-    serial INTEGER PRIMARY KEY, seq INTEGER NOT NULL, identity TEXT NOT NULL, role TEXT NOT NULL,
+    seq INTEGER PRIMARY KEY, serial TEXT NOT NULL, backend TEXT NOT NULL, identity TEXT NOT NULL, role TEXT NOT NULL,
     principals TEXT NOT NULL, fingerprint TEXT NOT NULL, key_id TEXT NOT NULL,
     valid_after INTEGER NOT NULL, valid_before INTEGER NOT NULL, withheld INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX certificates_by_identity ON certificates (identity, serial);
-CREATE INDEX certificates_by_role ON certificates (role, serial);
-CREATE INDEX certificates_by_fingerprint ON certificates (fingerprint, serial);
+CREATE UNIQUE INDEX certificates_by_serial ON certificates (serial, backend);
+CREATE INDEX certificates_by_identity ON certificates (identity);
+CREATE INDEX certificates_by_role ON certificates (role);
+CREATE INDEX certificates_by_fingerprint ON certificates (fingerprint);
 CREATE INDEX certificates_by_end ON certificates (valid_before);
 CREATE TABLE principals (
-    principal TEXT NOT NULL, serial INTEGER NOT NULL, PRIMARY KEY (principal, serial)
+    principal TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (principal, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
@@ -56,7 +57,10 @@ DERIVED: Final = ("certificates", "principals", "freezes")
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which certificates a page holds; None does not restrict. `before` is a serial, `active_at` seconds since 1970."""
+    """Which certificates a page holds; None does not restrict.
+
+    `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970.
+    """
 
     identity: str | None = None
     role: str | None = None
@@ -141,7 +145,7 @@ class LedgerReader:
         """A page, newest first."""
         clauses, values = ["1"], []
         for clause, value in (
-            ("c.serial < ?", wanted.before),
+            ("c.seq < ?", wanted.before),
             ("c.identity = ?", wanted.identity),
             ("c.role = ?", wanted.role),
             ("c.fingerprint = ?", wanted.fingerprint),
@@ -152,10 +156,10 @@ class LedgerReader:
                 values.append(value)
         source = "certificates c"
         if wanted.principal is not None:
-            source = "principals p CROSS JOIN certificates c ON c.serial = p.serial"
+            source = "principals p CROSS JOIN certificates c ON c.seq = p.seq"
             clauses.append("p.principal = ?")
             values.append(wanted.principal)
-        order = "p.serial" if wanted.principal is not None else "c.serial"
+        order = "p.seq" if wanted.principal is not None else "c.seq"
         rows = self.query(
             f"SELECT {_ISSUED} FROM {source} WHERE {' AND '.join(clauses)} ORDER BY {order} DESC LIMIT ?",  # noqa: S608
             (*values, wanted.limit),
@@ -163,8 +167,11 @@ class LedgerReader:
         return [read_issued(row) for row in rows]
 
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
-        """One certificate with the event that records it."""
-        rows = self.query(f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ?", (serial,))  # noqa: S608
+        """One certificate with the event that records it: ours, if another CA used the same serial."""
+        rows = self.query(
+            f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ? ORDER BY c.backend LIMIT 1",  # noqa: S608
+            (str(serial),),
+        )
         if not rows:
             return None
         issued = read_issued(rows[0])
@@ -186,8 +193,9 @@ class LedgerReader:
         return [Recent(*row) for row in rows]
 
     def last_serial(self) -> int:
-        """The highest serial recorded, 0 without any."""
-        return int(self.query("SELECT coalesce(max(serial), 0) FROM certificates")[0][0])
+        """The serial that was allotted last here, 0 without any; another CA's serials do not count."""
+        newest = "SELECT serial FROM certificates WHERE backend = 'local' ORDER BY seq DESC LIMIT 1"
+        return next((int(serial) for (serial,) in self.query(newest)), 0)
 
     def freezes(self) -> dict[str, str]:
         """Scope → reason of every freeze in force."""
@@ -268,14 +276,18 @@ class Ledger(LedgerReader):
         self._head = None
 
 
-_ISSUED: Final = "c.serial, c.seq, c.identity, c.role, c.principals, c.fingerprint, c.key_id, c.valid_after, c.valid_before, c.withheld"
+_ISSUED: Final = (
+    "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id,"
+    " c.valid_after, c.valid_before, c.withheld"
+)
 
 
 def read_issued(row: tuple[Any, ...]) -> Issued:
     """A row of `certificates` as its type."""
-    serial, seq, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
+    seq, serial, backend, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
     return Issued(
-        serial=serial,
+        serial=int(serial),
+        backend=backend,
         seq=seq,
         identity=identity,
         role=role,

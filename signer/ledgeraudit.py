@@ -30,7 +30,8 @@ Progress = Callable[[int, int], None]
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     """Checks the chain over the newest `count` events, and the tables against them."""
-    rows = reader.query(f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq", (count + 1,))
+    newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
+    rows = reader.query(newest, (count + 1,))
     if not rows:
         _compare_tables(reader, 0)
         return Head(0, GENESIS, 0)
@@ -85,28 +86,30 @@ def _walk(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
 
 
 # Each statement finds the first event that a derived table does not repeat. SQLite reads the JSON, in C: ten times
-# as fast as reading it here. Parameters: the first event, and the first serial, of the part that is compared.
+# as fast as reading it here. Parameter: the first event of the part that is compared.
 _WRONG_ROW: Final = """
-    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.serial = CAST(e.body ->> 'serial' AS INTEGER)
+    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.seq = e.seq
     WHERE e.seq >= :seq AND e.kind = 'certificate.issued' AND (
-        c.seq IS NOT e.seq OR c.identity IS NOT e.body ->> 'identity' OR c.role IS NOT e.body ->> 'role'
+        c.serial IS NOT e.body ->> 'serial' OR c.backend IS NOT e.body ->> 'backend'
+        OR c.identity IS NOT e.body ->> 'identity' OR c.role IS NOT e.body ->> 'role'
         OR c.principals IS NOT e.body -> 'principals' OR c.fingerprint IS NOT e.body ->> 'fingerprint'
         OR c.key_id IS NOT e.body ->> 'key_id' OR c.valid_after IS NOT e.body ->> 'valid_after'
         OR c.valid_before IS NOT e.body ->> 'valid_before')
     ORDER BY e.seq LIMIT 1"""
 _WRONG_WITHHELD: Final = """
-    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.serial = CAST(e.body ->> 'serial' AS INTEGER)
+    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.serial = e.body ->> 'serial' AND c.backend = 'local'
     WHERE e.seq >= :seq AND e.kind = 'certificate.withheld' AND c.withheld IS NOT 1 ORDER BY e.seq LIMIT 1"""
 _WRONG_PRINCIPAL: Final = """
-    SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.serial >= :serial AND NOT EXISTS
-        (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.serial = c.serial) LIMIT 1"""
+    SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.seq >= :seq AND NOT EXISTS
+        (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.seq = c.seq) LIMIT 1"""
 # Rows that no event stands behind show in the counts: (events say, tables say).
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM events WHERE seq >= :seq AND kind = 'certificate.issued'),
-           (SELECT count(*) FROM certificates WHERE serial >= :serial),
-           (SELECT count(*) FROM events WHERE seq >= :seq AND kind = 'certificate.withheld'
-                AND CAST(body ->> 'serial' AS INTEGER) >= :serial),
-           (SELECT count(*) FROM certificates WHERE serial >= :serial AND withheld <> 0)"""
+           (SELECT count(*) FROM certificates WHERE seq >= :seq),
+           (SELECT count(*) FROM events e JOIN certificates c
+                ON c.serial = e.body ->> 'serial' AND c.backend = 'local'
+                WHERE e.seq >= :seq AND e.kind = 'certificate.withheld' AND c.seq >= :seq),
+           (SELECT count(*) FROM certificates WHERE seq >= :seq AND withheld <> 0)"""
 _PRINCIPAL_COUNTS: Final = (
     "SELECT (SELECT sum(json_array_length(principals)) FROM certificates), (SELECT count(*) FROM principals)"
 )
@@ -114,15 +117,14 @@ _PRINCIPAL_COUNTS: Final = (
 
 def _compare_tables(reader: LedgerReader, since: int) -> None:
     """Raises `LedgerBroken` if a derived table says anything else than the events from `since` on."""
-    part: dict[str, int] = {"seq": since, "serial": _first_serial(reader, since)}
     for what, statement in (
         ("certificates", _WRONG_ROW),
         ("certificates", _WRONG_WITHHELD),
         ("principals", _WRONG_PRINCIPAL),
     ):
-        for (seq,) in reader.named(statement, part):
+        for (seq,) in reader.named(statement, {"seq": since}):
             raise _table_differs(what, f"event {seq}")
-    issued, rows, withheld, withheld_rows = reader.named(_COUNTS, part)[0]
+    issued, rows, withheld, withheld_rows = reader.named(_COUNTS, {"seq": since})[0]
     if (issued, withheld) != (rows, withheld_rows):
         raise _table_differs(
             "certificates", f"{issued} issued and {withheld} withheld there, {rows} and {withheld_rows} here"
@@ -132,17 +134,6 @@ def _compare_tables(reader: LedgerReader, since: int) -> None:
         if (named or 0) != listed:
             raise _table_differs("principals", f"{named} there, {listed} here")
     _compare_freezes(reader, since)
-
-
-def _first_serial(reader: LedgerReader, since: int) -> int:
-    """The lowest serial issued from event `since` on; one above all there are if none was."""
-    if since == 0:
-        return 0
-    found = reader.query(
-        "SELECT min(CAST(body ->> 'serial' AS INTEGER)) FROM events WHERE seq >= ? AND kind = 'certificate.issued'",
-        (since,),
-    )[0][0]
-    return int(found) if found is not None else reader.last_serial() + 1
 
 
 def _compare_freezes(reader: LedgerReader, since: int) -> None:

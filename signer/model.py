@@ -181,9 +181,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A row of the certificates table. `withheld` is true for a serial that was recorded but never signed."""
+    """A row of the certificates table.
+
+    `backend` names who signed (`local`: our CA key); `withheld` marks a serial that was recorded and never signed.
+    """
 
     serial: int
+    backend: str
     seq: int
     identity: str
     role: str

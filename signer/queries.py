@@ -60,9 +60,7 @@ def check_scope(scope: str, policy: Policy) -> None:
         )
 
 
-def answer(
-    query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int
-) -> Answer:
+def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int) -> Answer:
     """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
     match query:
         case ListCertificates():
@@ -102,7 +100,7 @@ def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) 
         wanted = replace(wanted, identity=identity.name)
     found = ledger.certificates(wanted)
     page = found[: query.wanted.limit]
-    more = str(page[-1].serial) if len(found) > len(page) else None
+    more = str(page[-1].seq) if len(found) > len(page) else None
     return {"certificates": [certificate_row(row, now) for row in page], "before": more}
 
 
@@ -114,6 +112,7 @@ def certificate_row(row: Issued, now: int) -> Answer:
         status = "active" if row.valid_before > now else "expired"
     return {
         "serial": str(row.serial),
+        "backend": row.backend,
         "identity": row.identity,
         "role": row.role,
         "principals": list(row.principals),
