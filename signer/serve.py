@@ -155,6 +155,9 @@ def gunicorn_argv(settings: Settings) -> list[str]:
     argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
     argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
     argv += ["--backlog", "1024", "--worker-connections", "1000"]
+    # No gunicorn.conf.py nor module of whatever folder this was started in; no header may set SCRIPT_NAME.
+    argv += ["--config", "python:signer", "--chdir", "/", "--forwarder-headers", ""]
+    argv += ["--limit-request-fields", "64"]
     if settings.tls_cert_file is not None and settings.tls_key_file is not None:
         argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
     return argv
