@@ -21,6 +21,7 @@ from scripts.bench.machine import (
     render_machine,
 )
 from scripts.bench.sides import check_side, new_service, prepare_bao, require_bao, side_of
+from scripts.bench.terminal import show_progress
 from tests.parts.keys import make_key
 from tests.parts.openbao import OpenBao
 
@@ -128,12 +129,6 @@ def memory_of(root: int) -> dict[str, float | None]:
         name = process_name(pid)
         each[f"{number} {name.rpartition('/')[2] if number else name[:60]}"] = pss_megabytes([pid])
     return {"together": pss_megabytes(tree), **each}
-
-
-def show_progress(text: str) -> None:
-    """One line that is written over, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def render_results(middle: dict[int, dict[str, Figures]], memory: dict[str, dict[str, float | None]]) -> str:
