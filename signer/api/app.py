@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import cast
 
-from flask import Flask
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
 
-from signer.api import native, vault
+from signer.api import native, vault, vaultwords
 from signer.api.sign import SignRoutes, Wsgi
-from signer.ask import MAX_BODY
+from signer.ask import MAX_BODY, body_too_large
+from signer.errors import SignerError
 from signer.link import Link
 from signer.settings import Settings, load_settings
+
+log = logging.getLogger("signer.api")
 
 
 def create_app(settings: Settings | None = None) -> SignRoutes:
     """The whole API for `settings` (the environment's by default)."""
     settings = settings or load_settings(os.environ)
     link = Link(settings.socket)
+    flask = make_flask(link, settings)
+    return SignRoutes(link, settings.mounts, settings.trusted_proxies, cast(Wsgi, flask.wsgi_app))
+
+
+def make_flask(link: Link, settings: Settings) -> Flask:
+    """Everything behind the sign routes."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     flask.url_map.merge_slashes = False
+    flask.url_map.converters["role"] = _RoleName
+    flask.before_request(_refuse_large_body)
+    flask.register_error_handler(Exception, _render_fault)
     native.register(flask, link, settings)
     vault.register(flask, link, settings)
-    return SignRoutes(link, settings.mounts, settings.trusted_proxies, cast(Wsgi, flask.wsgi_app))
+    return flask
+
+
+class _RoleName(BaseConverter):
+    """A role in a path, as `sign.py` has it."""
+
+    regex = f"(?a:{native.ROLE_NAME})"
+
+
+def _refuse_large_body() -> None:
+    """Also where no route reads one."""
+    if (request.content_length or 0) > MAX_BODY:
+        raise body_too_large()
+
+
+def _plain_fault(status: int) -> tuple[int, list[tuple[str, str]], bytes]:
+    return status, list(vaultwords.HEADERS), vaultwords.errors()
+
+
+def _render_fault(error: Exception) -> Response:
+    """The one place where whatever ends a request becomes an answer, in the words of whom the path belongs to."""
+    if not isinstance(error, SignerError | HTTPException):
+        log.error("%s %s failed, request %s", request.method, request.path, native.request_id(), exc_info=error)
+    if not request.path.startswith("/v1/"):
+        return native.render_fault(error)
+    if isinstance(error, SignerError):
+        status, headers, body = vaultwords.render_error(error)
+    else:
+        status = (error.code if isinstance(error, HTTPException) else None) or 500
+        status, headers, body = getattr(vault, "render_fault", _plain_fault)(status)
+    return Response(body, status, headers)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from signer.settings import Network
 
 Environ = Mapping[str, Any]
+MAX_TOKEN: Final = 256  # characters; ours have 53
+UNREADABLE: Final = "?"  # in the place of text that cannot be one, and might not fit into a message
 
 
 def read_token(environ: Environ) -> str | None:
     """The token of `X-Vault-Token`, else of `Authorization: Bearer` (the word is case-sensitive, as Vault has it)."""
-    token = environ.get("HTTP_X_VAULT_TOKEN")
-    if token:
-        return str(token)
+    token = str(environ.get("HTTP_X_VAULT_TOKEN", ""))
     authorization = str(environ.get("HTTP_AUTHORIZATION", ""))
-    if authorization.startswith("Bearer "):
-        return authorization.removeprefix("Bearer ").strip() or None
-    return None
+    if not token and authorization.startswith("Bearer "):
+        token = authorization.removeprefix("Bearer ").strip()
+    if len(token) > MAX_TOKEN or not token.isascii():
+        return UNREADABLE
+    return token or None
 
 
 def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
@@ -48,8 +50,10 @@ def _known(text: str) -> str | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:  # names a network card of whoever wrote it: no address to pin
+            return None
+        return str(address.ipv4_mapped or address)
     return str(address)
 
 

@@ -2,24 +2,182 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, jsonify
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
-from signer.errors import SignerError
+from flask import Flask, Response, g, request
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import HTTPException
+
+from signer.api import openapi
+from signer.api.answers import FreezeBody
+from signer.api.caller import message_header, new_request_id
+from signer.api.problems import render_problem
+from signer.api.sign import read_body
+from signer.ask import body_too_large, decode_body
+from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.link import Link
 from signer.settings import Settings
+
+FILTERS: Final = ("identity", "role", "principal", "fingerprint")
+PAGING: Final = ("active", "before", "limit")
+_Model = TypeVar("_Model", bound=BaseModel)
+ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
 
 
 def register(app: Flask, link: Link, settings: Settings) -> None:
     """Adds the native routes to `app`."""
 
-    @app.get("/healthz")
-    def healthz() -> Response:
-        return jsonify(status="ok")
+    def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> dict[str, Any]:
+        header = message_header(op, request.environ, settings.trusted_proxies, request_id())
+        return link.ask({**header, **fields}, body)
 
-    @app.get("/readyz")
-    def readyz() -> tuple[Response, int]:
-        try:
-            health = link.ask({"op": "health"})
-        except SignerError as error:
-            health = {"ready": False, "code": error.code, "text": error.text, "hint": error.hint}
-        return jsonify(health), 200 if health["ready"] else 503
+    def sign(role: str) -> Response:
+        return _json(ask("sign", {"role": role}, read_body(request.environ)), 201)
+
+    def explain(role: str) -> Response:
+        return _json(ask("explain", {"role": role}, read_body(request.environ)))
+
+    def certificates() -> Response:
+        page = ask("certificates", _read_query())
+        answer = _json(page)
+        if page["before"] is not None:
+            query = urlencode({**request.args.to_dict(), "before": page["before"]})
+            answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
+        return answer
+
+    def certificate(serial: str) -> Response:
+        return _json(ask("certificate", {"serial": _whole("serial", serial)}))
+
+    def freeze() -> Response:
+        body = _read_model(FreezeBody, read_body(request.environ))
+        return _json(ask("freeze", body.model_dump()), 201)
+
+    def unfreeze(scope: str) -> Response:
+        return _json(ask("unfreeze", {"scope": _word("scope", scope)}))
+
+    def ca() -> Response:
+        return _text(link.ask({"op": "ca"})["public_key"] + "\n", "text/plain; charset=utf-8")
+
+    def readyz() -> Response:
+        health = link.ask({"op": "health"})
+        if not health["ready"]:
+            raise Unavailable(health["code"], health["text"], health["hint"])
+        return _json(health)
+
+    for method, path, view in (
+        ("POST", "/api/sign/<role:role>", sign),  # reached only where `sign.py` does not stand in front
+        ("POST", "/api/explain/<role:role>", explain),
+        ("GET", "/api/certificates", certificates),
+        ("GET", "/api/certificates/<serial>", certificate),
+        ("GET", "/api/ledger/head", lambda: _json(ask("head", {}))),
+        ("GET", "/api/freezes", lambda: _json(ask("freezes", {}))),
+        ("POST", "/api/freezes", freeze),
+        ("DELETE", "/api/freezes/<scope>", unfreeze),
+        ("GET", "/api/ca", ca),
+        ("GET", "/api/openapi.json", lambda: _json(openapi.document())),
+        ("GET", "/healthz", lambda: _json({"status": "ok"})),
+        ("GET", "/readyz", readyz),
+        ("GET", "/metrics", lambda: _text(link.ask({"op": "metrics"})["text"], CONTENT_TYPE_LATEST)),
+    ):
+        app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
+
+
+def render_fault(error: Exception) -> Response:
+    """Whatever ended a request outside `/v1/` as a problem; an error that is not in our tree tells nothing."""
+    headers: list[tuple[str, str]] = []
+    if isinstance(error, HTTPException) and error.code is not None:
+        headers = [(name, value) for name, value in error.get_headers() if name in ("Allow", "Location")]
+        problem = _of_http(error)
+    elif isinstance(error, SignerError):
+        problem = error
+    else:
+        problem = Unavailable(
+            "internal_error", "something went wrong here", f"look for {request_id()} in the service's log"
+        )
+    status, ours, body = render_problem(problem, request_id())
+    return Response(body, status, [*ours, *headers])
+
+
+def request_id() -> str:
+    """The number of the request in hand, the same each time it is asked for."""
+    if "request_id" not in g:
+        g.request_id = new_request_id()
+    return str(g.request_id)
+
+
+def _of_http(error: HTTPException) -> SignerError:
+    match error.code:
+        case 404:
+            return NotFound("unknown_route", "there is nothing at this path", "see GET /api/openapi.json")
+        case 405:
+            return BadRequest(
+                "method_not_allowed", f"{request.method} is not for this path", "see GET /api/openapi.json"
+            )
+        case 413:
+            return body_too_large()
+    return BadRequest("request_malformed", "the request cannot be read", "see GET /api/openapi.json")
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return _text(json.dumps(value) + "\n", "application/json", status)
+
+
+def _text(text: str, content_type: str, status: int = 200) -> Response:
+    return Response(text, status, {"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+# --- what callers send -----------------------------------------------------------------------------------------------
+
+
+def _read_query() -> dict[str, object]:
+    """The filters of a list; an unknown or repeated one is refused, because without it the answer would be another."""
+    fields: dict[str, object] = {}
+    for name, values in request.args.lists():
+        if name not in FILTERS + PAGING:
+            raise _bad_query(f"there is no parameter {name[:64]!a}", f"use {', '.join(FILTERS + PAGING)}")
+        if len(values) > 1:
+            raise _bad_query(f"{name} is given more than once", f"give {name} once")
+        value = values[0]
+        if name in FILTERS:
+            fields[name] = _word(name, value)
+        elif name == "active":
+            if value not in ("true", "false"):
+                raise _bad_query("active must be true or false", "mend active")
+            fields[name] = value == "true"
+        else:
+            fields[name] = _whole(name, value)
+    if fields.get("limit") == 0:
+        raise _bad_query("limit must be at least 1", "mend limit")
+    return fields
+
+
+def _word(name: str, value: str) -> str:
+    if not 0 < len(value) <= 256 or not value.isprintable():
+        raise _bad_query(f"{name} must have 1 to 256 printable characters", f"mend {name}")
+    return value
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 19:
+        raise _bad_query(f"{name} must be a whole number", f"mend {name}")
+    return int(value)
+
+
+def _bad_query(text: str, hint: str) -> BadRequest:
+    return BadRequest("query_malformed", text, hint)
+
+
+def _read_model(model: type[_Model], body: bytes) -> _Model:
+    """A body as a model; raises `BadRequest` that names the first wrong field."""
+    try:
+        return model.model_validate(decode_body(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:64]
+        raise BadRequest(
+            "field_malformed", f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see /api/openapi.json"
+        ) from None

@@ -1,0 +1,160 @@
+"""/api/openapi.json: OpenAPI 3.1 of the native API, made from the models. `ROUTES` is the one list of what there is.
+
+A test compares it with Flask's own map of routes, both ways, and real answers with the models named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from signer import __version__
+from signer.api import answers
+from signer.ask import SignBody
+
+_SCHEMAS: Final = "#/components/schemas/"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query parameter."""
+
+    name: str
+    text: str
+    schema: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path. `answer` is a model, or the content type of a text."""
+
+    method: str
+    path: str
+    text: str
+    answer: type[BaseModel] | str
+    body: type[BaseModel] | None = None
+    status: int = 200
+    faults: tuple[int, ...] = (401, 403, 503)
+    queries: tuple[Query, ...] = ()
+    is_open: bool = False  # needs no token
+
+
+_WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256}
+_LIST: Final = (
+    Query("identity", "issued to this identity; another one's need the right ledger.read", _WORD),
+    Query("role", "issued for this role", _WORD),
+    Query("principal", "that name this principal", _WORD),
+    Query("fingerprint", "of the public key, SHA256:…", _WORD),
+    Query("active", "true: only those valid now", {"type": "boolean", "default": False}),
+    Query("before", "the `before` of the page above", {"type": "integer", "minimum": 0}),
+    Query("limit", "certificates on one page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+)
+ROUTES: Final = (
+    Route(
+        "POST", "/api/sign/{role}", "Issue a certificate", answers.Certificate, SignBody, 201,
+        (400, 401, 403, 404, 413, 429, 503),
+    ),
+    Route(
+        "POST", "/api/explain/{role}", "What policy would decide; signs nothing", answers.Explanation, SignBody,
+        faults=(400, 401, 403, 404, 413, 503),
+    ),
+    Route(
+        "GET", "/api/certificates", "Certificates, newest first; the next page is also in the header Link",
+        answers.CertificatePage, faults=(400, 401, 403, 503), queries=_LIST,
+    ),
+    Route(
+        "GET", "/api/certificates/{serial}", "One certificate, with all that was recorded of it",
+        answers.CertificateDetails, faults=(400, 401, 404, 503),
+    ),
+    Route("GET", "/api/ledger/head", "The newest entry of the ledger", answers.Recorded),
+    Route("GET", "/api/freezes", "The freezes in force", answers.Freezes, faults=(401, 503)),
+    Route(
+        "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", answers.FreezeState,
+        answers.FreezeBody, 201, (400, 401, 403, 413, 503),
+    ),
+    Route(
+        "DELETE", "/api/freezes/{scope}", "Issue again", answers.FreezeState, faults=(400, 401, 403, 404, 503),
+    ),
+    Route(
+        "GET", "/api/ca", "The CA's public key, for TrustedUserCAKeys", "text/plain", faults=(503,), is_open=True,
+    ),
+    Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
+    Route("GET", "/healthz", "Does the api's process answer?", answers.Alive, faults=(), is_open=True),
+    Route("GET", "/readyz", "Can certificates be issued?", answers.Ready, faults=(503,), is_open=True),
+    Route("GET", "/metrics", "Figures for Prometheus", "text/plain", faults=(503,), is_open=True),
+)  # fmt: skip
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The whole document."""
+    models: set[type[BaseModel]] = {answers.Problem}
+    for route in ROUTES:
+        models |= {part for part in (route.answer, route.body) if part is not None and not isinstance(part, str)}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema([(model, "validation") for model in ordered], ref_template=_SCHEMAS + "{model}")
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "signer", "version": __version__, "description": "SSH user certificates, by policy."},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "vault": {"type": "apiKey", "in": "header", "name": "X-Vault-Token"},
+            },
+        },
+        "security": [{"bearer": []}, {"vault": []}],
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    if isinstance(route.answer, str):
+        content: dict[str, Any] = {route.answer: {"schema": {"type": "string"}}}
+        if route.answer == "application/json":
+            content = {route.answer: {"schema": {"type": "object"}}}
+    else:
+        content = _of_model(route.answer, "application/json")
+    responses: dict[str, Any] = {
+        str(route.status): {"description": HTTPStatus(route.status).phrase, "content": content}
+    }
+    for status in route.faults:
+        problem = _of_model(answers.Problem, "application/problem+json")
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route),
+        "summary": route.text,
+        "parameters": [*_path_parameters(route), *map(_query_parameter, route.queries)],
+        "responses": responses,
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": _of_model(route.body, "application/json")}
+    if route.is_open:
+        operation["security"] = []
+    return operation
+
+
+def _of_model(model: type[BaseModel], content_type: str) -> dict[str, Any]:
+    return {content_type: {"schema": {"$ref": _SCHEMAS + model.__name__}}}
+
+
+def _operation_id(route: Route) -> str:
+    words = route.path.removeprefix("/api").replace("{", "").replace("}", "").replace(".", "/").split("/")
+    return "_".join([route.method.lower(), *filter(None, words)])
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
+    return [{"name": name, "in": "path", "required": True, "schema": _WORD} for name in names]
+
+
+def _query_parameter(query: Query) -> dict[str, Any]:
+    return {"name": query.name, "in": "query", "description": query.text, "schema": query.schema}
