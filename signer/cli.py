@@ -1,38 +1,112 @@
-"""The `signer` command: one function a verb. All printing of the product is here, and in `login/`.
+"""The `signer` command: finds the verb, runs it, turns what it raises into words and an exit status.
 
-Rules: results go to stdout, everything else to stderr; `signer: error: <lowercase, no full stop>`, then
-`signer: hint: <next action>`. Exit status 0 done, 1 refused or failed, 2 wrong use. Heavy modules are imported by the
-verb that needs them.
+Exit status: 0 done, 1 refused or failed, 2 wrong use, 130 interrupted, 141 when nobody reads the result any more. What
+verbs there are is in `verbs.py`, what they do in `verbs_*.py`, all printing in `printing.py`. Heavy modules are
+imported by the verb that needs them.
 """
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
-from signer.errors import BadFile, SignerError
-from signer.settings import load_settings
+from signer import printing
+from signer.errors import SignerError
+from signer.grammar import Help, Usage, read_words
+from signer.verbs import VERBS, Verb
+
+if TYPE_CHECKING:
+    from signer.settings import Settings
+
+__all__ = ["VERBS", "main"]
+
+DONE, FAILED, WRONG_USE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+_Run = Callable[[Namespace, Callable[[], "Settings"]], int]
+_SERVICES: Final = ("serve", "keeper")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
+    words = sys.argv[1:] if argv is None else list(argv)
+    printing.prepare()
     try:
-        if sys.argv[1:] == ["keeper"]:
-            from signer.keeper import run_keeper
-
-            run_keeper(load_settings(os.environ))
-        elif sys.argv[1:] == ["serve"]:
-            from signer.serve import run_service
-
-            run_service(load_settings(os.environ))
+        status = _run(words)
+        printing.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        printing.abandon_stdout()
+        return UNREAD
     except SignerError as error:
-        print(f"signer: error: {error.text}", file=sys.stderr)
-        if isinstance(error, BadFile):
-            for problem in error.problems:
-                print(f"  {problem}", file=sys.stderr)
-        if error.hint:
-            print(f"signer: hint: {error.hint}", file=sys.stderr)
-        return 1
-    return 0
+        printing.say_error(error)
+        return FAILED
+    return status
+
+
+def _run(words: list[str]) -> int:
+    try:
+        asked = read_words(words)
+    except Usage as error:
+        printing.say_error(error)
+        return WRONG_USE
+    if isinstance(asked, Help):
+        printing.show(asked.text)
+        return DONE
+    verb, arguments = asked
+    if verb.words in _SERVICES:
+        return _serve(verb)
+    run: _Run = getattr(importlib.import_module(f"signer.{verb.module}"), verb.function)
+    try:
+        return run(arguments, _settings)
+    except SignerError as error:
+        if arguments.json:
+            printing.show_error_json(error)
+        raise
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        printing.say(f"error: {error.strerror or 'input or output failed'}")
+    except Exception as error:  # noqa: BLE001 - a person at a terminal gets a sentence and the place, no stack
+        printing.say(f"error: a fault of ours, {type(error).__name__} in {_place(error)}")
+        printing.say("hint: report this line with the command that led to it")
+    return FAILED
+
+
+def _place(error: Exception) -> str:
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119 - pathlib costs start-up time
+
+
+def _settings() -> Settings:
+    """The settings of this environment; what is no setting is warned about. Raises `BadSettings`."""
+    from signer.settings import load_settings
+
+    settings = load_settings(os.environ)
+    for warning in settings.warnings:
+        printing.warn(warning)
+    return settings
+
+
+def _serve(verb: Verb) -> int:
+    """The two verbs that stay: their log is on stderr, and a fault of ours leaves its stack there."""
+    import logging
+
+    from signer.settings import load_settings
+
+    logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
+    settings = load_settings(os.environ)
+    if verb.words == "keeper":
+        from signer.keeper import run_keeper
+
+        run_keeper(settings)
+    else:
+        from signer.serve import run_service
+
+        run_service(settings)
+    return DONE

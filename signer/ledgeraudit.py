@@ -168,9 +168,9 @@ def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:
         raise broken_at(saved.seq, "it is not the event of the saved head")
 
 
-def export(reader: LedgerReader) -> Iterator[Entry]:
-    """Every entry in order, unverified."""
-    for row in reader.rows(f"{_EVENTS} ORDER BY seq"):
+def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:
+    """Every entry from number `first` on, in order, unverified."""
+    for row in reader.rows(f"{_EVENTS} WHERE seq >= ? ORDER BY seq", (first,)):
         yield Entry(*row)
 
 
@@ -189,8 +189,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> in
                 db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from our own tuple
             for row in ledger.rows(f"{_EVENTS} ORDER BY seq"):
                 head = _walk(iter((row,)), head)
-                entry = Entry(*row)
-                for sql, values in derived_rows(entry, json.loads(entry.body)):
+                for sql, values in _rows_of(Entry(*row)):
                     db.execute(sql, values)
                 if head.seq % _STEP == 0:
                     progress(head.seq, total)
@@ -199,3 +198,11 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> in
             raise
         db.execute("COMMIT")
     return head.seq
+
+
+def _rows_of(entry: Entry) -> list[tuple[str, tuple[object, ...]]]:
+    """What an event means for the tables; whoever wrote it with a right hash may still have written nonsense."""
+    try:
+        return list(derived_rows(entry, json.loads(entry.body)))
+    except (ValueError, KeyError, TypeError):
+        raise broken_at(entry.seq, f"it is no {entry.kind} event that this program would write") from None

@@ -157,24 +157,29 @@ def _role(name: str, identity: Identity, policy: Policy) -> Answer:
         "force_command": role.force_command,
         "source_address": list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
         "verify_required": role.verify_required,
+        "no_touch_required": role.no_touch_required,
         "allow_key_id": role.allow_key_id,
         "reason_required": role.reason_required,
     }
 
 
 def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Answer:
-    """An explanation: granted or not, every rule, and the first refusal with its hint."""
-    refusal = next((refused for _, refused in findings if refused is not None), None)
-    known = [
-        Finding("identity", f"{identity.name}, {identity.kind}", "ok"),
-        Finding("role", f"{identity.name} may ask for {role.name}", "ok"),
+    """An explanation for an identity that has proven itself and may ask for the role."""
+    known: list[tuple[Finding, Refused | None]] = [
+        (Finding("identity", f"{identity.name}, {identity.kind}", "ok"), None),
+        (Finding("role", f"{identity.name} may ask for {role.name}", "ok"), None),
     ]
-    rules = [*known, *(finding for finding, _ in findings)]
+    return explanation(identity.name, role.name, [*known, *findings])
+
+
+def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+    """Granted or not, every rule, and the first refusal with its hint."""
+    refusal = next((refused for _, refused in findings if refused is not None), None)
     result: Answer = {
-        "identity": identity.name,
-        "role": role.name,
+        "identity": identity,
+        "role": role,
         "granted": refusal is None,
-        "rules": [{"rule": rule.rule, "outcome": rule.outcome, "detail": rule.detail} for rule in rules],
+        "rules": [{"rule": rule.rule, "outcome": rule.outcome, "detail": rule.detail} for rule, _ in findings],
     }
     if refusal is not None:
         result |= {"code": refusal.code, "text": refusal.text, "hint": refusal.hint}

@@ -19,13 +19,14 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 # From the top down. A module may import from any layer below its own, and inside its own package.
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
+    "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger"),
     "edge": ("api", "keeper", "link"),
-    "use case": ("ops", "core", "commands", "counts", "drafts", "queries"),
-    "adapter": ("ledger", "ledgeraudit", "cakey", "vault", "infisical"),
+    "use case": ("ops", "core", "commands", "counts", "drafts", "queries", "check"),
+    "adapter": ("ledger", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
-    "formats": ("ssh", "duration", "chain"),
+    "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing"),
     "words": ("model", "errors", "timestamps", "__init__"),
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ NEIGHBOURS = {
     ("__main__", "cli"): "`python -m signer` is the same command",
     ("api", "link"): "the api reaches the keeper through its end of the socket",
     ("cli", "serve"): "`signer serve` is a verb",
+    ("grammar", "verbs"): "reads words by the list of verbs",
     ("core", "counts"): "what the core remembers",
     ("core", "commands"): "what the core is told",
     ("core", "drafts"): "from a grant to the bytes that are signed",
@@ -53,7 +55,7 @@ LOGIN_MAY_IMPORT = {"login", "ssh", "errors", "__init__"}
 
 # The one module that may read or make a private key with `cryptography`.
 PRIVATE_KEYS = "cakey"
-PRINTERS = {"cli", "login"}
+PRINTERS = {"printing", "login"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Would it start? Everything a start depends on, looked at one by one; nothing is changed and nothing printed.
+
+Says what the keeper and the launcher would say, by asking their own functions wherever there is one. Must run in a
+process that may see the CA key file (`signer check`, `signer ca inspect`), after `forbid_dumps`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from signer.cakey import CaKey, examine_ca_key
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
+from signer.harden import check_users
+from signer.ledger import FILE_NAME, LedgerReader
+from signer.ledgeraudit import check_recent
+from signer.policy import Policy
+from signer.policyfile import load_policy
+from signer.settings import Settings, load_settings
+from signer.timestamps import timestamp
+
+SOON: Final = 14 * 86_400  # seconds; a token that ends within it is worth a word
+_ROOM: Final = 256 * 1024 * 1024  # bytes; about 300,000 certificates
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: `code` is stable, `detail` says what was seen, `hint` what to do about it."""
+
+    outcome: Literal["ok", "warn", "fail"]
+    code: str
+    detail: str
+    hint: str = ""
+
+
+def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
+    """Every check, in the order in which a start would meet it. `now` is seconds since 1970."""
+    try:
+        settings = load_settings(environ)
+    except BadSettings as error:
+        for problem in error.problems:
+            yield Check("fail", error.code, problem, error.hint)
+        return
+    yield from _check_settings(settings)
+    yield from _check_users(settings)
+    policy: Policy | None = None
+    try:
+        policy = load_policy(settings.policy_file)
+    except BadFile as error:
+        for problem in error.problems or (error.text,):
+            yield Check("fail", error.code, " ".join(problem.split()), error.hint)
+    if policy is not None:
+        yield from _check_policy(policy, settings, now)
+    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint if policy else None)
+    yield from key_checks(key, found, settings.ca_key_owner, pinned=policy is not None)
+    if key is not None:
+        yield from _check_key_place(settings.ca_key_file)
+    yield from _check_directories(settings)
+    yield from _check_ledger(settings.data_dir)
+
+
+def _check_settings(settings: Settings) -> Iterator[Check]:
+    yield Check("ok", "settings", f"mode {settings.mode}, mounts {', '.join(settings.mounts)}")
+    for warning in settings.warnings:
+        yield Check("warn", "unknown_setting", warning, "mend its name, or remove it from the environment")
+    protection = "reached from this host only" if settings.listen.is_private() else "beyond loopback"
+    if settings.tls_cert_file is not None:
+        protection += ", TLS"
+    if settings.trusted_proxies:
+        protection += f", behind {', '.join(map(str, settings.trusted_proxies))}"
+    yield Check("ok", "listen", f"{settings.listen}, {protection}")
+    for code, path in (("tls_certificate", settings.tls_cert_file), ("tls_key", settings.tls_key_file)):
+        if path is not None and not os.access(path, os.R_OK):
+            yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "mend the path or its mode")
+
+
+def _check_users(settings: Settings) -> Iterator[Check]:
+    try:
+        check_users(settings.keeper_user, settings.api_user)
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    if settings.keeper_user is None:
+        yield Check("ok", "users", f"keeper and api run as user {os.geteuid()}, who started this")
+        return
+    yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}")
+    for user in sorted({settings.keeper_user, settings.api_user or ""} & {"root"}):
+        yield Check("warn", "user_is_root", f"whoever breaks into {user} has this host", "give each a user of its own")
+    if settings.keeper_user == settings.api_user:
+        yield Check("warn", "users_are_one", "the api could reach what the keeper owns", "give each a user of its own")
+
+
+def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Check]:
+    counts = f"{len(policy.roles)} roles, {len(policy.identities)} identities, {len(policy.tokens)} tokens"
+    yield Check("ok", "policy", f"{settings.policy_file}: {counts}, sha256 {policy.digest[:16]}…")
+    for token in sorted(policy.tokens.values(), key=lambda token: (token.expires, token.identity)):
+        hint = f"make another one: `signer token new {token.identity}`, and take this one out"
+        if token.expires <= now:
+            yield Check("warn", "token_expired", f"a token of {token.identity}, at {timestamp(token.expires)}", hint)
+        elif token.expires <= now + SOON:
+            yield Check("warn", "token_expires_soon", f"one of {token.identity}, at {timestamp(token.expires)}", hint)
+
+
+def key_checks(
+    key: CaKey | None, found: list[tuple[str, BadKeyFile | None]], owner: str, *, pinned: bool
+) -> Iterator[Check]:
+    """What `examine_ca_key` found, in words; a check that failed has the code with which a start would end."""
+    seen = {
+        "open": "opened, through no link",
+        "regular file": "a regular file",
+        "one link": "one hard link",
+        "owner": owner,
+        "mode": "0400 or 0600",
+        "size": "1 byte to 16 KiB",
+        "content": f"{key.kind} {key.fingerprint}, no passphrase" if key is not None else "",
+        "pin": "the one that the policy pins" if pinned else "not compared: there is no policy to compare with",
+        "self-test": "signs, and verifies what it signed",
+    }
+    for name, fault in found:
+        code = "ca_key_" + name.replace(" ", "_").replace("-", "_")
+        if fault is not None:
+            yield Check("fail", fault.code, fault.text, fault.hint)
+        elif name == "pin" and not pinned:
+            yield Check("warn", code, seen[name], "mend the policy first")
+        else:
+            yield Check("ok", code, seen[name])
+
+
+def _check_key_place(path: Path) -> Iterator[Check]:
+    kind = filesystem_of(path)
+    if kind is None or kind in _IN_MEMORY:
+        yield Check("ok", "ca_key_place", kind or "unknown file system")
+    else:
+        yield Check("warn", "ca_key_on_disk", f"on {kind}, where it outlives the host", "render it to a tmpfs")
+
+
+def filesystem_of(path: Path) -> str | None:
+    """The type of the file system that holds `path`, such as `tmpfs`; None if the kernel does not say."""
+    try:
+        device = path.stat().st_dev
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:
+        fields = line.split(" ")  # proc_pid_mountinfo(5): … device is the third, the type follows a lone "-"
+        if fields[2] == number:
+            return fields[fields.index("-") + 1]
+    return None
+
+
+def _check_directories(settings: Settings) -> Iterator[Check]:
+    for code, path in (("data_dir", settings.data_dir), ("run_dir", settings.run_dir)):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:
+            yield Check("ok", code, f"{path} is not there yet; `signer serve` makes it")
+            continue
+        except OSError as error:
+            yield Check("fail", f"{code}_unusable", f"{path}: {error.strerror}", "mend the path, or who may pass it")
+            continue
+        mode = stat.S_IMODE(facts.st_mode)
+        if not stat.S_ISDIR(facts.st_mode):
+            yield Check("fail", f"{code}_unusable", f"{path} is no directory", "name another one")
+        elif mode & 0o027:
+            hint = f"chmod 0700 {path}"
+            yield Check("fail", f"{code}_not_private", f"{path} has mode {mode:04o}: others may look in", hint)
+        elif not os.access(path, os.W_OK | os.X_OK):
+            hint = "run this as the user that starts the service, or mend the owner"
+            yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
+        else:
+            yield Check("ok", code, f"{path}, mode {mode:04o}, owner {facts.st_uid}")
+
+
+def _check_ledger(data_dir: Path) -> Iterator[Check]:
+    if not data_dir.is_dir() or not os.access(data_dir, os.X_OK):
+        return
+    free = shutil.disk_usage(data_dir).free
+    if free < _ROOM:
+        yield Check("warn", "disk_nearly_full", f"{free // 2**20} MiB free in {data_dir}", "make room")
+    if not (data_dir / FILE_NAME).exists():
+        yield Check("ok", "ledger", "none yet; the keeper's first start makes it")
+        return
+    reader = LedgerReader(data_dir)
+    try:
+        reader.query("BEGIN")  # one view of it, also while a keeper writes
+        head = check_recent(reader)
+    except SignerError as error:
+        yield Check("fail", error.code, error.text, error.hint)
+    else:
+        newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
+        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 and their tables agree")
+    finally:
+        reader.close()

@@ -1,0 +1,283 @@
+"""Every verb of the `signer` command as data: words, help, arguments, and the function that does it.
+
+Help, dispatch and tests are made from `VERBS`. Nothing is imported that makes `signer --help` slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from signer.duration import parse_duration
+
+MAX_PAGE: Final = 1_000
+SHORTEST_TOKEN: Final = 60  # seconds
+LONGEST_TOKEN: Final = 3_650 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument as argparse takes it."""
+
+    names: tuple[str, ...]
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One thing that `signer` does. `words` is what is typed, `module` and `function` do it; empty for the services."""
+
+    words: str
+    group: str
+    summary: str
+    about: str
+    examples: tuple[str, ...]
+    arguments: tuple[Argument, ...] = ()
+    module: str = ""
+    function: str = ""
+    lists_settings: bool = False
+
+
+def _argument(*names: str, **how: Any) -> Argument:
+    return Argument(names, how)
+
+
+def _whole(low: int, high: int) -> Any:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or len(text) > 20 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!a} is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _duration(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _token_life(text: str) -> int:
+    seconds = _duration(text)
+    if not SHORTEST_TOKEN <= seconds <= LONGEST_TOKEN:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1m and 3650d")
+    return seconds
+
+
+def _identity(text: str) -> str:
+    from signer.policyfile import IDENTITY_NAME
+
+    if IDENTITY_NAME.fullmatch(text) is None:
+        sentence = "cannot be an identity: lower case letters, digits and . _ @ - inside, 64 at most"
+        raise argparse.ArgumentTypeError(f"{text[:64]!a} {sentence}")
+    return text
+
+
+def _address(text: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:60]!a} is no IP address") from None
+
+
+def _head(text: str) -> tuple[int, str]:
+    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})(?:\s.*)?", text.strip(), re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!a} is no SEQ:HASH as `signer ledger head` prints it")
+    return int(match[1]), match[2]
+
+
+_MAX_SERIAL: Final = 2**63 - 1  # SQLite's largest integer; the ledger holds no serial above it
+_JSON: Final = _argument("--json", action="store_true", help="the same facts as JSON on stdout")
+
+_LOOK, _POLICY, _ISSUED, _LEDGER = "Before a start", "Policy and credentials", "What was issued", "The ledger"
+_HASH_RULE: Final = """\
+Anybody can check the lines without this program: `hash` is the hex SHA-256 of the RFC 8785
+canonical JSON (UTF-8) of {actor, body, kind, prev, seq, time}, that is of the line without its
+`hash`; `prev` is the `hash` of the line before, 64 zeros in line 1; `seq` counts from 1; `time`
+is milliseconds since 1970 UTC."""
+
+VERBS: Final = (
+    Verb(
+        "serve",
+        "Run",
+        "start keeper and API, and keep both alive",
+        "Checks the settings, starts the keeper and the API, each under its own user when started as root,\n"
+        "starts either again when it dies, and forwards signals. SIGHUP reads the policy file again.",
+        ("signer serve",),
+        lists_settings=True,
+    ),
+    Verb(
+        "keeper",
+        "Run",
+        "the process with key and ledger alone, for systemd",
+        "Holds the CA key and the ledger, decides, records and signs what comes through its socket. The API\n"
+        "is then started apart: gunicorn 'signer.api.app:create_app()'. SIGHUP reads the policy file again.",
+        ("signer keeper",),
+        lists_settings=True,
+    ),
+    Verb(
+        "check",
+        _LOOK,
+        "would it start? settings, users, policy, key file, ledger",
+        "Looks at everything a start depends on, changes nothing, and says `ok`, `warn` or `FAIL` for each.\n"
+        "Run it as the user that starts the service. Exit status 1 if anything failed.",
+        ("signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"),
+        (_JSON,),
+        "verbs_check",
+        "check",
+        lists_settings=True,
+    ),
+    Verb(
+        "ca inspect",
+        _LOOK,
+        "the public facts of a CA key file, and each check on it",
+        "Kind, size, fingerprint and public line of a key; nothing of the private half is ever shown. For a\n"
+        "private key file it tells, too, what the keeper would say to owner, mode, links, content and pin.\n"
+        "A file whose name ends in .pub is read as a public key. Exit status 1 if a check failed.",
+        ("signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json"),
+        (_argument("file", metavar="FILE", help="a CA key file, or its .pub"), _JSON),
+        "verbs_check",
+        "ca_inspect",
+    ),
+    Verb(
+        "policy check",
+        _POLICY,
+        "is the policy file good? all its problems, with their lines",
+        "Reads the policy file as the keeper would. Exit status 1 if it has a problem.",
+        ("signer policy check", "signer policy check policy.toml --json"),
+        (
+            _argument("file", metavar="FILE", nargs="?", help="default: SIGNER_POLICY_FILE"),
+            _JSON,
+        ),
+        "verbs_policy",
+        "policy_check",
+    ),
+    Verb(
+        "policy explain",
+        _POLICY,
+        "why somebody would get a certificate, or not",
+        "Asks every rule of the policy file, also those after one that refuses; signs and records nothing.\n"
+        "Limits and freezes are the running keeper's knowledge and are not looked at. Exit status 1 if refused.",
+        (
+            "signer policy explain llmops --as deploy-agent",
+            "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
+        ),
+        (
+            _argument("role", metavar="ROLE", help="the role that is asked for"),
+            _argument("--as", dest="identity", metavar="IDENTITY", required=True, help="who asks"),
+            _argument("--key", metavar="FILE", help="the public key to be certified, such as id.pub"),
+            _argument("--ttl", type=_duration, help="such as 15m or 1h30m; default: the role's"),
+            _argument("--principal", action="append", metavar="NAME", help="repeat for more; default: the role's"),
+            _argument("--extension", action="append", metavar="NAME", help="repeat for more; default: the role's"),
+            _argument("--reason", help="why, for roles that want to know"),
+            _argument("--address", metavar="IP", type=_address, help="where the caller asks from"),
+            _JSON,
+        ),
+        "verbs_policy",
+        "policy_explain",
+    ),
+    Verb(
+        "token new",
+        _POLICY,
+        "make a bearer token, and the policy line for it",
+        "Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which holds only\n"
+        "the token's SHA-256, goes to stderr; with --json all is on stdout.",
+        ("signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --json"),
+        (
+            _argument("identity", metavar="IDENTITY", type=_identity, help="whose token it will be"),
+            _argument("--expires", metavar="TIME", type=_token_life, required=True, help="from now, such as 90d"),
+            _JSON,
+        ),
+        "verbs_policy",
+        "token_new",
+    ),
+    Verb(
+        "certs list",
+        _ISSUED,
+        "certificates, newest first",
+        "Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC.",
+        ("signer certs list --active", "signer certs list --identity deploy-agent --limit 200 --json"),
+        (
+            _argument("--identity", metavar="NAME", help="issued to this identity"),
+            _argument("--role", metavar="NAME", help="of this role"),
+            _argument("--principal", metavar="NAME", help="good for this principal"),
+            _argument("--fingerprint", metavar="SHA256:…", help="for this public key"),
+            _argument("--active", action="store_true", help="released and not yet expired"),
+            _argument(
+                "--limit", metavar="N", type=_whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"
+            ),
+            _argument("--before", metavar="SERIAL", type=_whole(1, _MAX_SERIAL), help="older than this serial"),
+            _JSON,
+        ),
+        "verbs_ledger",
+        "certs_list",
+    ),
+    Verb(
+        "certs show",
+        _ISSUED,
+        "all that was recorded of one certificate",
+        "Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs.",
+        ("signer certs show 4711",),
+        (
+            _argument("serial", metavar="SERIAL", type=_whole(0, _MAX_SERIAL), help="as `certs list` shows it"),
+            _JSON,
+        ),
+        "verbs_ledger",
+        "certs_show",
+    ),
+    Verb(
+        "ledger verify",
+        _LEDGER,
+        "check every event, every table and the file",
+        "Follows the hash chain from the first event to the last and compares the tables with the events.\n"
+        "A head that was written down earlier also finds a tail that was cut off. Exit status 1 if broken.",
+        ("signer ledger verify", 'signer ledger verify --head "$(cat head-of-last-week)"'),
+        (
+            _argument("--head", metavar="SEQ:HASH", type=_head, help="an earlier output of `signer ledger head`"),
+            _JSON,
+        ),
+        "verbs_ledger",
+        "ledger_verify",
+    ),
+    Verb(
+        "ledger head",
+        _LEDGER,
+        "the newest event's number, hash and time, to write down",
+        "Keep it where the keeper cannot write. `signer ledger verify --head` compares with it.",
+        ("signer ledger head > head-of-this-week",),
+        (_JSON,),
+        "verbs_ledger",
+        "ledger_head",
+    ),
+    Verb(
+        "ledger export",
+        _LEDGER,
+        "every event as a line of JSON, for anybody to verify",
+        "Writes {actor, body, hash, kind, prev, seq, time} for each event, unverified, with or without --json.\n\n"
+        + _HASH_RULE,
+        ("signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"),
+        (
+            _argument("--from", dest="first", metavar="SEQ", type=_whole(1, _MAX_SERIAL), default=1, help="default 1"),
+            _JSON,
+        ),
+        "verbs_ledger",
+        "ledger_export",
+    ),
+    Verb(
+        "ledger rebuild",
+        _LEDGER,
+        "make the tables anew from the events; keeper stopped",
+        "Takes the write lock, checks the chain on the way, and replaces the tables in one transaction: after\n"
+        "any failure they are as they were. Events are never changed. Refused while a keeper runs.",
+        ("signer ledger rebuild",),
+        (_JSON,),
+        "verbs_ledger",
+        "ledger_rebuild",
+    ),
+)

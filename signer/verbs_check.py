@@ -1,0 +1,114 @@
+"""`signer check` and `signer ca inspect`: what a start would meet, and what a key file is. Both only read."""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from signer import printing
+from signer.cakey import MIN_RSA_BITS, examine_ca_key
+from signer.check import Check, check_start, key_checks
+from signer.errors import BadFile, BadKeyFile
+from signer.harden import forbid_dumps
+from signer.policyfile import load_policy
+from signer.publickeyfile import load_public_key
+from signer.settings import Settings
+from signer.ssh.publickey import CA_KEY_KINDS, render_public_key
+
+_SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
+
+
+def check(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
+    """One line for each check, and whether it would start."""
+    forbid_dumps()
+    checks = list(check_start(os.environ, int(time.time())))
+    if arguments.json:
+        printing.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
+    else:
+        _show(checks)
+        printing.show(_sentence(checks, "ready", "not ready"))
+    return 1 if _count(checks, "fail") else 0
+
+
+def ca_inspect(arguments: Namespace, settings: Callable[[], Settings]) -> int:
+    """Public facts and checks of one key file."""
+    path = Path(arguments.file)
+    if path.suffix == ".pub":
+        facts, checks = _inspect_public(path)
+    else:
+        facts, checks = _inspect_private(path, settings())
+    if arguments.json:
+        printing.show_json({**facts, "usable": not _count(checks, "fail"), **_summary(checks)})
+    else:
+        printing.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        printing.show()
+        _show(checks)
+        printing.show(_sentence(checks, "usable", "not usable"))
+    return 1 if _count(checks, "fail") else 0
+
+
+def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object], list[Check]]:
+    forbid_dumps()
+    try:
+        pin = load_policy(settings.policy_file).ca_fingerprint
+    except BadFile as error:
+        printing.warn(f"the pin is not looked at: {error.text}")
+        pin = None
+    key, found = examine_ca_key(path, settings.ca_key_owner, pin)
+    facts: dict[str, object] = {"file": str(path), "holds": "a private key" if key else "nothing readable"}
+    if key is not None:
+        facts |= _facts(key.kind, key.bits, key.fingerprint, key.blob)
+    return facts, list(key_checks(key, found, settings.ca_key_owner, pinned=pin is not None))
+
+
+def _inspect_public(path: Path) -> tuple[dict[str, object], list[Check]]:
+    key = load_public_key(path)
+    facts = {"file": str(path), "holds": "a public key", **_facts(key.kind, key.bits, key.fingerprint, key.blob)}
+    if key.kind not in CA_KEY_KINDS:
+        fault = BadKeyFile("ca_key_kind_not_allowed", "a CA key is ed25519, ecdsa or rsa", "use ed25519")
+    elif key.kind == "ssh-rsa" and key.bits < MIN_RSA_BITS:
+        fault = BadKeyFile("ca_key_rsa_too_short", f"it has {key.bits} bits, RSA needs {MIN_RSA_BITS}", "use ed25519")
+    else:
+        return facts, [Check("ok", "ca_key_kind", f"{key.kind} of {key.bits} bits can be a CA key")]
+    return facts, [Check("fail", fault.code, fault.text, fault.hint)]
+
+
+def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, object]:
+    return {"kind": kind, "bits": bits, "fingerprint": fingerprint, "public_key": render_public_key(kind, blob)}
+
+
+def _count(checks: Sequence[Check], outcome: str) -> int:
+    return sum(check.outcome == outcome for check in checks)
+
+
+def _summary(checks: Sequence[Check]) -> dict[str, object]:
+    listed = [{"outcome": c.outcome, "code": c.code, "detail": c.detail, "hint": c.hint} for c in checks]
+    return {
+        "failed": _count(checks, "fail"),
+        "warnings": _count(checks, "warn"),
+        "ok": _count(checks, "ok"),
+        "checks": listed,
+    }
+
+
+def _show(checks: Sequence[Check]) -> None:
+    """The lines of the checks; below each that is not ok, what to do about it, once for a run with the same hint."""
+    width = min(max((len(check.code) for check in checks), default=0), 40)
+    for check, following in zip(checks, [*checks[1:], None], strict=True):
+        printing.show(
+            f"{_SHOWN[check.outcome]:<5} {printing.plain(check.code):<{width}}  {printing.plain(check.detail)}"
+        )
+        if check.hint and (following is None or following.hint != check.hint):
+            printing.show(f"{'':5} {printing.plain(check.hint)}")
+
+
+def _sentence(checks: Sequence[Check], good: str, bad: str) -> str:
+    failed, warnings = _count(checks, "fail"), _count(checks, "warn")
+    parts = [f"{failed} failed"] if failed else []
+    parts += [printing.count(warnings, "warning")] if warnings else []
+    parts += [f"{_count(checks, 'ok')} ok"]
+    return f"{bad if failed else good}: {', '.join(parts)}"
