@@ -22,6 +22,7 @@ from signer.model import Ask, Caller
 
 MAX_HEADER: Final = 16 * 1024  # bytes
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
+MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
 MAX_PAGE: Final = 200
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
@@ -154,7 +155,7 @@ def _read_caller(header: dict[str, Any]) -> Caller:
     if not isinstance(request_id, str) or _REQUEST_ID.fullmatch(request_id) is None:
         raise _bad_message("request_id")
     if address is not None:
-        address = _read_address(address) if isinstance(address, str) else ""
+        address = _read_address(address) if isinstance(address, str) and len(address) < 64 else ""
         if not address:
             raise _bad_message("address")
     return Caller(token or None, address, request_id)

@@ -7,9 +7,12 @@ command may do depends on the credential inside it.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -25,10 +28,10 @@ from typing import Any, Final
 
 from signer import __version__
 from signer.cakey import CaKey, load_ca_key
-from signer.commands import MAX_MESSAGE, Command, Sign, read_command, split_message
+from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.core import Core, Reply
 from signer.errors import BadFile, BadRequest, BadSettings, SignerError, Unavailable
-from signer.harden import become, forbid_dumps
+from signer.harden import become, forbid_dumps, take_descriptors
 from signer.ledger import Ledger
 from signer.ledgeraudit import check_recent
 from signer.metrics import Metrics, Stopwatch
@@ -39,6 +42,9 @@ from signer.ssh.publickey import render_public_key
 log = logging.getLogger("signer.keeper")
 
 MAX_PER_PROCESS: Final = 300  # connections; an api process has one a thread, at most 256
+MAX_CONNECTIONS: Final = 8192  # of all processes
+SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and whatever else is opened now and then
+ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -50,6 +56,7 @@ class _Peer:
 
     sock: socket.socket
     pid: int
+    heard: float  # when it last said something, on the monotonic clock
 
 
 @dataclass(slots=True)
@@ -74,6 +81,8 @@ class Keeper:
         self._reload = reload
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._signals: set[int] = set()
         self._started = time.time()
         self._policy_since = self._started
@@ -110,16 +119,20 @@ class Keeper:
         self._signals.add(number)
 
     def _round(self, woken: socket.socket) -> None:
+        """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
         waiting: list[_Waiting] = []
+        somebody_knocks = False
         for key, _ in self._selector.select(1.0):
             if key.fileobj is self._listener:
-                self._accept()
+                somebody_knocks = True
             elif key.fileobj is woken:
                 woken.recv(4096)
             else:
                 self._take(key.data, waiting)
         if waiting:
             self._answer(waiting)
+        if somebody_knocks:
+            self._accept()
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         watch = Stopwatch()
@@ -142,20 +155,40 @@ class Keeper:
     # --- connections --------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
-            log.warning("a connection was not accepted: %s", error.strerror)
-            return
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    log.warning("a connection was not accepted: %s", error.strerror)
+                elif not self._drop_longest_silent():
+                    time.sleep(0.05)  # nothing of ours can be freed, and the knocking would not let us rest
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Takes a connection in; its process, or all together, lose their longest silent one if they have too many."""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-        peer = _Peer(sock, pid)
-        mine = self._peers.setdefault(pid, OrderedDict())
+        mine = self._peers.get(pid, ())
         if len(mine) >= MAX_PER_PROCESS:
             self._drop(next(iter(mine)))
+        elif sum(map(len, self._peers.values())) >= self._most:
+            self._drop_longest_silent()
+        peer = _Peer(sock, pid, time.monotonic())
         self._peers.setdefault(pid, OrderedDict())[peer] = None
         self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _drop_longest_silent(self) -> bool:
+        """Ends the connection that said nothing for the longest time; False if there is none."""
+        candidates = [next(iter(mine)) for mine in self._peers.values()]
+        if not candidates:
+            return False
+        self._drop(min(candidates, key=lambda peer: peer.heard))
+        return True
 
     def _drop(self, peer: _Peer) -> None:
         self._selector.unregister(peer.sock)
@@ -176,6 +209,7 @@ class Keeper:
         if not message:
             self._drop(peer)
             return
+        peer.heard = time.monotonic()
         self._peers[peer.pid].move_to_end(peer)
         try:
             if len(message) > MAX_MESSAGE:
@@ -196,6 +230,10 @@ class Keeper:
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
         """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
+        if len(reply) > MAX_REPLY:
+            reply = render_error(
+                Unavailable("reply_too_large", "the answer is too large for one message", "ask for less")
+            )
         try:
             peer.sock.send(reply)
         except OSError:
@@ -269,8 +307,24 @@ def render_error(error: SignerError) -> bytes:
     ).encode()
 
 
+def claim_run_dir(run_dir: Path) -> int:
+    """A lock on the directory for as long as the descriptor is open; raises `Unavailable` if another keeper has it.
+
+    Another keeper may have another ledger, and its api must not be talked away from it.
+    """
+    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Unavailable(
+            "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or give this one its own"
+        ) from None
+    return descriptor
+
+
 def bind_socket(path: str, mode: int) -> socket.socket:
-    """A listening socket at `path`; one that a dead keeper left is replaced, which the ledger's lock makes safe."""
+    """A listening socket at `path`; one that a dead keeper left is replaced, which `claim_run_dir` makes safe."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     if os.path.lexists(path):
         os.unlink(path)  # noqa: PTH108 - a socket path is text
@@ -286,12 +340,15 @@ def run_keeper(settings: Settings) -> None:
     Started as root it reads the key first and gives root up before it opens anything else.
     """
     forbid_dumps()
+    take_descriptors()
+    os.umask(0o077)
     policy = load_policy(settings.policy_file)
     key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint)
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
     ledger = Ledger(settings.data_dir)
+    claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
     core = Core(
         policy=policy,
@@ -308,6 +365,7 @@ def run_keeper(settings: Settings) -> None:
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
     Keeper(core, key, ledger, listener, lambda: reload_policy(core, settings.policy_file)).serve()
     ledger.close()
+    os.close(claim)
 
 
 def reload_policy(core: Core, path: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import Any, Final
 
+from signer.commands import MAX_REPLY
 from signer.errors import (
     BadPublicKey,
     BadRequest,
@@ -24,7 +26,6 @@ from signer.errors import (
 )
 
 TIMEOUT: Final = 10.0  # seconds for one reply
-MAX_REPLY: Final = 1024 * 1024
 _KINDS: Final[dict[str, type[SignerError]]] = {
     kind.__name__: kind
     for kind in (BadPublicKey, BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, Unavailable)
@@ -36,7 +37,8 @@ class Link:
 
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
         self._path = str(path)
-        self._timeout = timeout
+        # The kernel's own timeouts: unlike Python's they let connect() wait in a full queue, and cost no poll().
+        self._patience = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
         self._local = threading.local()
 
     def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
@@ -66,7 +68,8 @@ class Link:
             else:
                 return kept
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        connection.settimeout(self._timeout)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._patience)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._patience)
         try:
             connection.connect(self._path)
             connection.send(message)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from signer.commands import (
+    MAX_REPLY,
     ListCertificates,
     ListFreezes,
     ListRoles,
@@ -99,9 +100,21 @@ def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) 
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
     found = ledger.certificates(wanted)
-    page = found[: query.wanted.limit]
+    page = _what_fits(found[: query.wanted.limit])
     more = str(page[-1].seq) if len(found) > len(page) else None
     return {"certificates": [certificate_row(row, now) for row in page], "before": more}
+
+
+def _what_fits(found: list[Issued]) -> list[Issued]:
+    """The first of them, at least one, whose names fit in half a reply even if JSON doubles each character."""
+    room = MAX_REPLY // 4
+    page: list[Issued] = []
+    for row in found:
+        room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
+        if page and room < 0:
+            break
+        page.append(row)
+    return page
 
 
 def certificate_row(row: Issued, now: int) -> Answer:

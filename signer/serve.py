@@ -5,22 +5,22 @@ It holds no key: the keeper reads it itself, at every start. None of the service
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
-from signer.harden import check_users, look_up_user
+from signer.harden import check_users, die_with_parent, look_up_user
 from signer.settings import Settings
 
 log = logging.getLogger("signer.serve")
@@ -28,10 +28,11 @@ log = logging.getLogger("signer.serve")
 READY_WITHIN: Final = 15.0  # seconds for a keeper's first start
 API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper goes after the api, so that nothing taken is left unanswered
 KEEPER_STOPS_WITHIN: Final = 2.0
-RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before the first, second, … start in a row
-CALM_AFTER: Final = 10.0  # seconds of life after which a start counts as the first again
+RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a start, by how many before it came to nothing in a row
+LOOK_EVERY: Final = 0.02  # seconds between two looks at the children
+CALM_AFTER: Final = 2.0  # seconds of life after which an api's start has come to something
 GUNICORN_TIMEOUT: Final = 30
-_PR_SET_PDEATHSIG: Final = 1
+_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
 
@@ -42,8 +43,10 @@ class _Child:
     name: str
     argv: Sequence[str]
     user: str | None
+    is_up: Callable[[_Child], bool]
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+    came_up: bool = False
     failures: int = 0
     due: float = 0.0
 
@@ -57,10 +60,15 @@ class _Child:
             self.argv,
             stdin=subprocess.DEVNULL,
             env=environment,
-            preexec_fn=_die_with_launcher,  # noqa: PLW1509 - the launcher has one thread
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
             **ids,  # type: ignore[call-overload]
         )
         self.started = time.monotonic()
+        self.came_up = False
+
+    def look(self) -> None:
+        """Notes that it has come up, for the pause before its next start."""
+        self.came_up = self.came_up or self.is_up(self)
 
     def forward(self, number: int) -> None:
         if self.process is not None:
@@ -72,11 +80,10 @@ class _Child:
     def note_end(self) -> None:
         """Says that it ended, and when it is to be started again."""
         assert self.process is not None, "only a child that was started can end"  # noqa: S101
-        now = time.monotonic()
-        self.failures = 0 if now - self.started > CALM_AFTER else self.failures + 1
+        self.failures = 0 if self.came_up else self.failures + 1
         pause = RESTART_PAUSE[min(self.failures, len(RESTART_PAUSE) - 1)]
         log.warning("%s ended with status %s, starting it again", self.name, self.process.returncode)
-        self.process, self.due = None, now + pause
+        self.process, self.due = None, time.monotonic() + pause
 
     def stop(self, within: float) -> None:
         """SIGTERM, and SIGKILL if it has not ended in time."""
@@ -91,10 +98,6 @@ class _Child:
             self.process.wait()
 
 
-def _die_with_launcher() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def run_service(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; raises `SignerError` if it may not start."""
     for warning in settings.warnings:
@@ -102,15 +105,17 @@ def run_service(settings: Settings) -> None:
     _check_users(settings)
     _prepare_directories(settings)
     as_root = os.geteuid() == 0
-    keeper = _Child("keeper", (sys.executable, "-P", "-m", "signer", "keeper"), None)
-    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None)
+    keeper = _Child(
+        "keeper", (sys.executable, "-P", "-m", "signer", "keeper"), None, lambda child: _listens(child, settings)
+    )
+    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _has_lived)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
     signal.signal(signal.SIGHUP, lambda got, _frame: keeper.forward(got))
     try:
         keeper.start()
-        _wait_until_ready(keeper, settings, stopping)
+        _wait_until_ready(keeper, stopping)
         api.start()
         log.warning("serving on %s", settings.listen)
         _supervise((keeper, api), stopping)
@@ -122,28 +127,41 @@ def run_service(settings: Settings) -> None:
 def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
     while not stopping:
         for child in children:
-            if child.process is not None and not child.is_running():
+            if child.is_running():
+                child.look()
+            elif child.process is not None:
                 child.note_end()
             if child.process is None and time.monotonic() >= child.due:
                 child.start()
-        time.sleep(0.05)
+        time.sleep(LOOK_EVERY)
 
 
-def _wait_until_ready(keeper: _Child, settings: Settings, stopping: list[int]) -> None:
+def _wait_until_ready(keeper: _Child, stopping: list[int]) -> None:
     """Returns when the keeper takes connections; a keeper that ends has said why, so only that is raised."""
     deadline = time.monotonic() + READY_WITHIN
-    while not stopping:
+    while not stopping and not keeper.came_up:
         if not keeper.is_running():
             raise Unavailable("keeper_refused_to_start", "the keeper did not start", "mend what it says above")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-            try:
-                probe.connect(str(settings.socket))
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
         if time.monotonic() > deadline:
             raise Unavailable("keeper_too_slow", f"the keeper was not ready within {READY_WITHIN:.0f} s", "see its log")
+        time.sleep(LOOK_EVERY)
+        keeper.look()
+
+
+def _listens(keeper: _Child, settings: Settings) -> bool:
+    """True if this very keeper takes connections; the socket may be that of another service."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(settings.socket))
+        except OSError:
+            return False
+        pid = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+    return keeper.process is not None and bool(pid == keeper.process.pid)
+
+
+def _has_lived(api: _Child) -> bool:
+    return time.monotonic() - api.started > CALM_AFTER
 
 
 def gunicorn_argv(settings: Settings) -> list[str]:

@@ -28,7 +28,7 @@ def render_token(secret: bytes) -> str:
 
 def token_digest(token: str) -> str:
     """What policy.toml holds of a token: the hex SHA-256 of its whole text."""
-    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_mistyped(token: str) -> bool:
@@ -40,7 +40,7 @@ def is_mistyped(token: str) -> bool:
 
 
 def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(body.encode("utf-8", "surrogateescape")), _CHECK)
+    return _base62(zlib.crc32(body.encode("utf-8", "surrogatepass")), _CHECK)
 
 
 def _base62(number: int, width: int) -> str:
