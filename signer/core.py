@@ -18,6 +18,7 @@ from signer.errors import (
     BadFile,
     BadPublicKey,
     BadRequest,
+    Disobedient,
     LedgerBroken,
     NotAuthenticated,
     NotFound,
@@ -33,6 +34,10 @@ from signer.ssh.publickey import parse_public_key
 
 CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
 Reply = dict[str, object] | SignerError
+
+
+def _internal_error() -> Unavailable:
+    return Unavailable("internal_error", "something went wrong here", "look at the service's log")
 
 
 class Store(queries.Shelf, Protocol):
@@ -84,33 +89,48 @@ class Core:
         self._refusals = Refusals()
         self._state: _State | None = None
         self._last_serial = 0
+        self._latest = 0  # seconds; of the newest batch
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
     def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Reply]]:
         """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
 
-        If the transaction fails, every command that had something to record gets the failure as its reply.
+        If the transaction fails, every command that had something to record gets the failure as its reply, and so
+        does one that may have been answered by what the others wanted to record.
         """
-        outcomes = [self._outcome(command) for command in commands]
-        failure = self.record([event for outcome in outcomes for event in outcome.events])
+        now = self._now()
+        outcomes = [self._outcome(command, now) for command in commands]
+        failure = self.record([event for outcome in outcomes for event in outcome.events], now)
         for index, outcome in enumerate(outcomes):
-            if failure is not None and outcome.events:
+            if failure is not None and (outcome.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
             elif outcome.draft is not None:
                 yield index, self._release(outcome.draft)
             else:
                 yield index, outcome.reply
 
-    def record(self, events: list[Event]) -> SignerError | None:
+    def _now(self) -> float:
+        """One time for a whole batch. If the clock was set back, what had run out may count again: read it anew."""
+        now = self._clock()
+        if int(now) < self._latest:
+            self._state = None
+        self._latest = int(now)
+        return now
+
+    def record(self, events: list[Event], now: float | None = None) -> SignerError | None:
         """Commits events, or says why not; after a failure all state is read from the ledger again."""
         if not events:
             return None
         try:
-            entries = self._ledger.commit(events, int(self._clock() * 1000))
+            entries = self._ledger.commit(events, int((self._clock() if now is None else now) * 1000))
         except (Unavailable, LedgerBroken) as failure:
             self._state = None
             return failure
+        except Exception as error:  # noqa: BLE001 - an event that cannot be written must not end the keeper
+            self._state = None
+            self._report(error)
+            return _internal_error()
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return None
@@ -132,23 +152,25 @@ class Core:
         if self._state is not None:
             self._state.holdings.withhold(draft.grant.identity, draft.grant.role, draft.fields.valid_before)
 
-    def _outcome(self, command: Command) -> Outcome:
+    def _outcome(self, command: Command, now: float) -> Outcome:
         """`handle`, with its refusals as replies and, folded, as events."""
-        now = self._clock()
         try:
             return self.handle(command, now)
         except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
-            return Outcome(refusal, tuple(self._refusals.note(self._refusal_event(command, refusal), int(now))))
+            return Outcome(refusal, tuple(self._refusals.note(self._refusal_event(command, refusal, now), int(now))))
+        except Disobedient as fault:
+            self._report(fault)
+            return Outcome(fault)
         except SignerError as error:
             return Outcome(error)
         except Exception as error:  # noqa: BLE001 - one command's fault must not stop the others in its batch
             self._report(error)
-            return Outcome(Unavailable("internal_error", "something went wrong here", "look at the service's log"))
+            return Outcome(_internal_error())
 
-    def _refusal_event(self, command: Command, refusal: SignerError) -> Event:
+    def _refusal_event(self, command: Command, refusal: SignerError, now: float) -> Event:
         caller = command.caller
         try:
-            actor = self.policy.authenticate(caller.token, int(self._clock()))[0].name
+            actor = self.policy.authenticate(caller.token, int(now))[0].name
         except NotAuthenticated:
             actor = "unauthenticated"
         return Event(
@@ -173,7 +195,7 @@ class Core:
         if isinstance(command, Explain):
             return Outcome(self._explain(command, identity, now))
         if isinstance(command, Freeze | Unfreeze):
-            return self._freeze(command, identity)
+            return self._freeze(command, identity, now)
         return Outcome(self._answer(command, identity, token, now))
 
     def _sign(self, command: Sign, now: float) -> Outcome:
@@ -262,9 +284,9 @@ class Core:
         findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
         return queries.explained(identity, role, findings)
 
-    def _freeze(self, command: Freeze | Unfreeze, identity: Identity) -> Outcome:
+    def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Outcome:
         queries.require(identity, "freeze")
-        state = self._ready(self._clock())
+        state = self._ready(now)
         scope = command.scope
         if isinstance(command, Freeze):
             queries.check_scope(scope, self.policy)
