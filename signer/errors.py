@@ -6,8 +6,6 @@ edge has exactly one mapper for those. Anyone may import it; it imports nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 
 class SignerError(Exception):
     """A failure that a user may read.
@@ -17,12 +15,12 @@ class SignerError(Exception):
     No secret, no path on the server and no other user's data may be put into any of them.
     """
 
-    def __init__(self, code: str, text: str, hint: str = "", facts: Mapping[str, object] | None = None) -> None:
+    def __init__(self, code: str, text: str, hint: str = "", facts: dict[str, object] | None = None) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
         self.hint = hint
-        self.facts: Mapping[str, object] = dict(facts or {})
+        self.facts = facts or {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code!r}, {self.text!r})"
