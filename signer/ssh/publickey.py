@@ -8,6 +8,7 @@ certified. No policy here: which kinds and sizes a role takes is decided elsewhe
 from __future__ import annotations
 
 import binascii
+import re
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
@@ -37,6 +38,7 @@ CA_KEY_KINDS: Final = frozenset(kind for kind in KEY_PARTS if not kind.startswit
 
 CERT_SUFFIX: Final = "-cert-v01@openssh.com"
 MAX_TEXT: Final = 16 * 1024  # an RSA-16384 line has 2,800 characters
+MAX_RSA_EXPONENT_BITS: Final = 24  # as Go has it; nearly all keys have 65537
 MAX_RSA_BITS: Final = 16_384  # OPENSSL_RSA_MAX_MODULUS_BITS, OpenSSH's own limit
 _CURVES: Final = {
     "nistp256": (256, ec.SECP256R1()),
@@ -50,23 +52,23 @@ def parse_public_key(text: str) -> PublicKey:
 
     Raises `BadPublicKey`, whose code tells the fault apart.
     """
-    line = text.strip("\r\n")
-    if not line:
+    if not text:
         raise BadPublicKey("public_key_missing", "missing public_key", "send the text of your id_….pub file")
+    line = text.strip("\r\n")
     if len(line) > MAX_TEXT:
         raise BadPublicKey("public_key_too_long", f"the public key is longer than {MAX_TEXT} characters")
     fields = line.split(" ")
     label, encoded = (fields[0], fields[1]) if len(fields) > 1 else ("", fields[0])
     blob = _decode_base64(encoded)
     kind = _kind_of(blob)
+    bits = _read_blob(kind, blob)
+    _vet_with_sshpubkeys(kind, blob)
     if label and label != kind:
         raise BadPublicKey(
             "public_key_label_differs",
             f"the key is labelled {label[:64]!a} but its content is {kind}",
             "send the unchanged line of your id_….pub file",
         )
-    bits = _read_blob(kind, blob)
-    _vet_with_sshpubkeys(kind, encoded)
     return PublicKey(kind, blob, bits, fingerprint_of(blob))
 
 
@@ -86,39 +88,59 @@ def certificate_kind(kind: str) -> str:
 
 
 def _decode_base64(encoded: str) -> bytes:
-    compact = encoded.replace("\n", "").replace("\r", "")
-    try:
-        blob = binascii.a2b_base64(compact.encode("ascii"), strict_mode=True)
-    except (binascii.Error, UnicodeEncodeError):
-        at = _first_fault(encoded)
+    at = _first_fault(encoded.encode("utf-8", "replace"))
+    if at is not None:
         raise BadPublicKey(
             "public_key_not_base64",
             f"the public key is not base64 from character {at} on",
             "send the unchanged line of your id_….pub file",
             {"at": at},
-        ) from None
+        )
+    blob = binascii.a2b_base64(encoded)
     if not blob:
         raise _short()
     return blob
 
 
-_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+_ALPHABET = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+_WELL_FORMED: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
-def _first_fault(encoded: str) -> int:
-    """Where Go's decoder stops: the first character that cannot stand where it stands, or a cut-off group's start."""
-    group = 0
-    byte_at = 0
-    for char in encoded:
-        if char not in "\r\n":
-            if char == "=" and group >= 2:
-                rest = encoded[encoded.index(char) :].strip("\r\n")
-                return byte_at + (0 if len(rest) > 1 and group == 3 else 1)
-            if char not in _ALPHABET:
-                return byte_at
-            group = (group + 1) % 4
-        byte_at += len(char.encode("utf-8", "surrogatepass"))
-    return byte_at - group
+def _first_fault(encoded: bytes) -> int | None:
+    """The byte where Go's encoding/base64 stops, None where it reads all; line ends may stand anywhere in it."""
+    if _WELL_FORMED.fullmatch(encoded):
+        return None
+    in_group = 0
+    for at, byte in enumerate(encoded):
+        if byte in b"\r\n":
+            continue
+        if byte in _ALPHABET:
+            in_group = (in_group + 1) % 4
+        elif byte == ord("=") and in_group >= 2:
+            return _fault_of_padding(encoded, at, in_group)
+        else:
+            return at
+    return len(encoded) - in_group if in_group else None
+
+
+def _fault_of_padding(encoded: bytes, at: int, in_group: int) -> int | None:
+    """Where padding that begins at `at`, after 2 or 3 characters of its group, goes wrong."""
+
+    def past_line_ends(place: int) -> int:
+        while place < len(encoded) and encoded[place] in b"\r\n":
+            place += 1
+        return place
+
+    end = at + 1
+    if in_group == 2:
+        end = past_line_ends(end)
+        if end == len(encoded):
+            return end
+        if encoded[end] != ord("="):
+            return end - 1
+        end += 1
+    end = past_line_ends(end)
+    return None if end == len(encoded) else end
 
 
 def _short() -> BadPublicKey:
@@ -141,13 +163,14 @@ def _kind_of(blob: bytes) -> str:
             "public_key_is_a_certificate",
             "a certificate was sent where a public key is wanted",
             "send the plain id_….pub, not id_…-cert.pub",
-            {"kind": kind if kind.isprintable() else "?"},
+            {"kind": _shown(kind)},
         )
     if kind not in KEY_PARTS:
         raise BadPublicKey(
             "public_key_kind_unknown",
             f"keys of kind {kind[:64]!a} cannot be certified",
             f"use one of {', '.join(sorted(KEY_PARTS))}",
+            {"kind": _shown(kind)},
         )
     return kind
 
@@ -156,57 +179,75 @@ def _read_blob(kind: str, blob: bytes) -> int:
     """Reads every field of the blob strictly; returns the key's size in bits."""
     reader = Reader(blob)
     reader.string()
+    if reader.at_end():
+        raise _malformed("it has a kind and nothing else", "empty")
     try:
         if kind == "ssh-rsa":
             bits = _rsa_bits(reader)
         elif "ed25519" in kind:
-            if len(reader.string()) != 32:
-                raise BadFormat("bad_format", "an ed25519 key has 32 bytes")
+            size = len(reader.string())
+            if size != 32:
+                raise _malformed(f"an ed25519 key has 32 bytes, not {size}", "ed25519_size", size)
             bits = 256
         else:
             bits = _ecdsa_bits(kind, reader)
         if kind.startswith("sk-") and not reader.text():
-            raise BadFormat("bad_format", "the application of a FIDO key is empty")
-        reader.expect_end()
+            raise _malformed("the application of a FIDO key is empty", "application")
     except BadFormat as fault:
+        if isinstance(fault, BadPublicKey):
+            raise
         if fault.text == ENDS_EARLY:
             raise _short() from None
-        raise _malformed(fault.text) from None
+        raise _malformed(fault.text, "form") from None
+    if not reader.at_end():
+        raise _malformed("there is data after the last value", "trailing")
     return bits
 
 
-def _malformed(why: str) -> BadPublicKey:
-    return BadPublicKey("public_key_malformed", f"the public key is malformed: {why}")
+def _malformed(why: str, fault: str, detail: object = "") -> BadPublicKey:
+    """`fault` and `detail` are for an edge that has its own words for it."""
+    return BadPublicKey(
+        "public_key_malformed", f"the public key is malformed: {why}", facts={"fault": fault, "detail": detail}
+    )
 
 
 def _rsa_bits(reader: Reader) -> int:
     exponent, modulus = reader.mpint(), reader.mpint()
-    if exponent < 3 or exponent % 2 == 0 or exponent.bit_length() > 64 or modulus % 2 == 0:
-        raise BadFormat("bad_format", "exponent or modulus is none that RSA can have")
+    if exponent.bit_length() > MAX_RSA_EXPONENT_BITS:
+        raise _malformed("its exponent is too large", "exponent_large")
+    if exponent < 3 or exponent % 2 == 0:
+        raise _malformed("its exponent is none that RSA can have", "exponent")
+    if modulus % 2 == 0:
+        raise _malformed("its modulus is even", "modulus")
     if modulus.bit_length() > MAX_RSA_BITS:
-        raise BadFormat("bad_format", f"RSA keys may have {MAX_RSA_BITS} bits at most")
+        raise _malformed(f"RSA keys may have {MAX_RSA_BITS} bits at most", "modulus")
     return modulus.bit_length()
 
 
 def _ecdsa_bits(kind: str, reader: Reader) -> int:
     curve_name = reader.text()
-    if f"ecdsa-sha2-{curve_name}" not in kind:
-        raise BadFormat("bad_format", "the curve differs from the key's type")
+    if kind.removeprefix("sk-").removesuffix("@openssh.com") != f"ecdsa-sha2-{curve_name}":
+        raise _malformed("the curve differs from the key's kind", "curve", _shown(curve_name))
     bits, curve = _CURVES[curve_name]
     point = reader.string()
     try:
         ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
     except ValueError:
-        raise BadFormat("bad_format", "the point is not on its curve") from None
+        raise _malformed("the point is not on its curve", "point") from None
     if point[0] != 4:
-        raise BadFormat("bad_format", "the point is compressed")
+        raise _malformed("the point is compressed", "point")
     return bits
 
 
-def _vet_with_sshpubkeys(kind: str, encoded: str) -> None:
+def _shown(name: str) -> str:
+    """A caller's word, shortened, and without what could steer a terminal."""
+    return name[:64] if name.isprintable() else "?"
+
+
+def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
     """A second, independent opinion on form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
     try:
         # Given to the constructor, the key would be parsed twice.
-        SSHKey(strict=True).parse(f"{kind} {encoded}")
+        SSHKey(strict=True).parse(render_public_key(kind, blob))
     except InvalidKeyError:
-        raise _malformed("form or size is not one that this kind of key has") from None
+        raise _malformed("form or size is not one that this kind of key has", "form") from None
