@@ -9,17 +9,26 @@ from __future__ import annotations
 import json
 import re
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.duration import parse_duration
 from signer.errors import BadRequest
+from signer.goduration import BadDuration, parse_go_duration
+from signer.gojson import MAX_STRINGS, find_fault, not_an_object, too_deep, unverified_text, well_formed
 from signer.model import Ask
 
 MAX_BODY: Final = 64 * 1024  # bytes
 MAX_TTL_SECONDS: Final = 2**31
-FORM: Final = "application/x-www-form-urlencoded"
+_BLANK: Final = " \t\r\n"
+_FORM: Final = re.compile(
+    r"\s*application/x-www-form-urlencoded\s*(?:;\s*[\w.+-]+=(?:[\w.+-]+|\"[^\"]*\")\s*)*;?\s*",
+    re.ASCII | re.IGNORECASE,
+)
+_BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
+_GO_BLANK: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class Number(str):
@@ -35,24 +44,40 @@ def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
     """
     if len(body) > MAX_BODY:
         raise body_too_large()
-    text = body.decode("utf-8", "replace")
-    looks_like_json = text.lstrip()[:1] in ("{", "[")  # curl -d says form whatever it sends, and Vault looks, too
-    if content_type.split(";", 1)[0].strip().lower() == FORM and not looks_like_json:
-        return dict(parse_qsl(text, keep_blank_values=True))
-    if not text.strip(" \t\r\n"):
+    text = unverified_text(body).lstrip(_BLANK)
+    if text[:1] not in ("{", "[") and _FORM.fullmatch(content_type):  # curl -d says form whatever it sends
+        return _read_form(text)
+    if not text:
         return {}
+    if body.count(b'"') > 2 * MAX_STRINGS and (fault := find_fault(text)) is not None:
+        raise _bad_json(fault)
     try:
-        # raw_decode, because Vault's decoder stops after the first value and never looks at what follows.
-        value, _ = _DECODER.raw_decode(text.lstrip(" \t\r\n"))
-    except json.JSONDecodeError as error:
-        raise _bad_json(_go_sentence(error)) from None
-    except RecursionError:
-        raise _bad_json("exceeded max depth") from None
+        value, end = _DECODER.raw_decode(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise _bad_json(find_fault(text) or too_deep()) from None
+    # Vault looks at every token of the body, but takes the first value.
+    if text[end:].strip(_BLANK) and (fault := find_fault(text)) is not None:
+        raise _bad_json(fault)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _bad_json(f"json: cannot unmarshal {_go_kind(value)} into Go value of type map[string]interface {{}}")
+        raise _bad_json(not_an_object(value))
     return value
+
+
+def _read_form(text: str) -> dict[str, Any]:
+    """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
+    fields: dict[str, str] = {}
+    for pair in text.split("&"):
+        if not pair:
+            continue
+        if ";" in pair or _BAD_PERCENT.search(pair):
+            raise BadRequest(
+                "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
+            )
+        name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
+        fields[name] = f"{fields[name]},{value}" if name in fields else value
+    return fields
 
 
 def body_too_large() -> BadRequest:
@@ -66,7 +91,7 @@ def body_too_large() -> BadRequest:
 
 
 def _reject_constant(name: str) -> object:
-    raise json.JSONDecodeError("Expecting value", name, 0)
+    raise json.JSONDecodeError("no JSON", name, 0)
 
 
 _DECODER: Final = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=_reject_constant, strict=True)
@@ -74,53 +99,8 @@ _DECODER: Final = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_c
 
 def _bad_json(sentence: str) -> BadRequest:
     return BadRequest(
-        "json_malformed",
-        f"the body is not a JSON object: {sentence}",
-        "send a JSON object",
-        {"vault": f"failed to decode JSON input: {sentence}"},
+        "json_malformed", f"the body is not a JSON object: {sentence}", "send a JSON object", {"vault": sentence}
     )
-
-
-_GO_SAYS: Final = (
-    ("Expecting value", "looking for beginning of value"),
-    ("Expecting property name", "looking for beginning of object key string"),
-    ("Expecting ':'", "after object key"),
-    ("Invalid control character", "in string literal"),
-    ("Invalid \\escape", "in string escape code"),
-    ("Invalid \\uXXXX", "in \\u hexadecimal character escape"),
-    ("Illegal trailing comma before end of object", "looking for beginning of object key string"),
-    ("Illegal trailing comma before end of array", "looking for beginning of value"),
-)
-
-
-def _go_sentence(error: json.JSONDecodeError) -> str:
-    """What Go's decoder says where Python's decoder stopped."""
-    at = error.pos
-    if error.msg.startswith("Invalid \\escape"):
-        at += 1
-    if error.msg.startswith("Unterminated string") or at >= len(error.doc.rstrip(" \t\r\n")):
-        return "unexpected EOF"
-    where = next((go for python, go in _GO_SAYS if error.msg.startswith(python)), None)
-    if where is None:  # "Expecting ',' delimiter": in an object or in an array
-        opened = error.doc[:at].count("[") - error.doc[:at].count("]")
-        where = "after array element" if opened > 0 else "after object key:value pair"
-    return f"invalid character {_go_quote(error.doc[at])} {where}"
-
-
-def _go_quote(char: str) -> str:
-    if char == "'":
-        return "'\\''"
-    if char == '"':
-        return "'\"'"
-    return f"'{char}'" if char.isprintable() else "'" + char.encode("unicode_escape").decode() + "'"
-
-
-def _go_kind(value: object) -> str:
-    if isinstance(value, list):
-        return "array"
-    if isinstance(value, bool):
-        return "bool"
-    return "number" if isinstance(value, Number) else "string"
 
 
 # --- Vault's shape ---------------------------------------------------------------------------------------------------
@@ -161,7 +141,7 @@ def read_vault_sign(role: str, fields: dict[str, Any]) -> Ask:
 def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
     """What Vault adds to an answer when a body holds fields that the path does not know."""
     warnings = []
-    if unknown := sorted(_clean(name) for name in fields.keys() - _SIGN_FIELDS - {"role"}):
+    if unknown := sorted(well_formed(name) for name in fields.keys() - _SIGN_FIELDS - {"role"}):
         warnings.append(f"Endpoint ignored these unrecognized parameters: [{' '.join(unknown)}]")
     if "role" in fields:
         warnings.append(
@@ -171,12 +151,7 @@ def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (piece.strip() for piece in text.split(",")) if name)
-
-
-def _clean(text: str) -> str:
-    """Text that can be written as UTF-8: a lone surrogate from a `\\ud800` escape becomes `?`."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return tuple(name for name in (piece.strip(_GO_BLANK) for piece in text.split(",")) if name)
 
 
 def _field_fault(field: str, problem: str) -> BadRequest:
@@ -188,11 +163,11 @@ def _field_fault(field: str, problem: str) -> BadRequest:
     )
 
 
-def _unconvertible(field: str, wanted: str, value: object) -> BadRequest:
+def _unconvertible(field: str, wanted: str, value: object, where: str = "") -> BadRequest:
     kind = {dict: "map[string]interface {}", list: "[]interface {}", bool: "bool", str: "string"}.get(
         type(value), "json.Number"
     )
-    return _field_fault(field, f"'' expected type '{wanted}', got unconvertible type '{kind}'")
+    return _field_fault(field, f"'{where}' expected type '{wanted}', got unconvertible type '{kind}'")
 
 
 def _vault_text(fields: dict[str, Any], field: str) -> str:
@@ -202,21 +177,25 @@ def _vault_text(fields: dict[str, Any], field: str) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, str):
-        return _clean(value)
+        return well_formed(value)
     raise _unconvertible(field, "string", value)
 
 
 def _vault_map(fields: dict[str, Any], field: str) -> tuple[tuple[str, str], ...]:
-    value = fields.get(field)
-    if value is None:
-        return ()
-    parts = value if isinstance(value, list) else [value]
     merged: dict[str, str] = {}
-    for part in parts:
-        if not isinstance(part, dict):
-            raise _unconvertible(field, "map[string]interface {}", part)
-        merged.update({_clean(name): _go_text(item) for name, item in part.items()})
+    _merge_maps(field, fields.get(field), "", merged)
     return tuple(sorted(merged.items()))
+
+
+def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -> None:
+    """An object, or a list of such to any depth: the later ones win. `where` is the place in the lists."""
+    if isinstance(value, list):
+        for index, part in enumerate(value):
+            _merge_maps(field, part, f"{where}[{index}]", merged)
+    elif isinstance(value, dict):
+        merged.update({well_formed(name): _go_text(item) for name, item in value.items()})
+    elif value is not None:
+        raise _unconvertible(field, "map[string]interface {}", value, where)
 
 
 def _go_text(value: object) -> str:
@@ -226,47 +205,23 @@ def _go_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{_clean(k)}:{_go_text(v)}" for k, v in sorted(value.items())) + "]"
+        return "map[" + " ".join(f"{well_formed(k)}:{_go_text(v)}" for k, v in sorted(value.items())) + "]"
     if isinstance(value, list):
         return "[" + " ".join(map(_go_text, value)) + "]"
-    return _clean(str(value))
-
-
-_GO_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
-_GO_PART: Final = re.compile(r"(\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-_WHOLE: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+    return well_formed(str(value))
 
 
 def _vault_duration(fields: dict[str, Any], field: str) -> int | None:
-    """Seconds, truncated. Int seconds, `60`, `60s`, `1h30m`, `1.5h`, `1d`; null and "" are unset."""
+    """Seconds; null and "" are unset."""
     value = fields.get(field)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise _unconvertible(field, "time.Duration", value)
-    if _WHOLE.fullmatch(value):
-        seconds = int(value)
-    elif value[-1:] == "d" and _WHOLE.fullmatch(value[:-1]):
-        seconds = int(value[:-1]) * 86_400
-    else:
-        seconds = _go_duration(field, value)
-    if seconds < 0:
-        raise _field_fault(field, f"cannot provide negative value '{seconds}'")
-    return min(seconds, MAX_TTL_SECONDS)
-
-
-def _go_duration(field: str, text: str) -> int:
-    sign, rest = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
-    total, at = 0.0, 0
-    while at < len(rest) and (part := _GO_PART.match(rest, at)):
-        total += float(part[1]) * _GO_UNITS[part[2]]
-        at = part.end()
-    if not rest or at != len(rest):
-        shown = json.dumps(_clean(text[:200]))
-        missing_unit = re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)", text, re.ASCII)
-        fault = "missing unit in duration" if missing_unit else "invalid duration"
-        raise _field_fault(field, f"time: {fault} {shown}")
-    return sign * int(total)
+        raise _field_fault(field, "could not parse duration from input")
+    try:
+        return min(parse_go_duration(well_formed(value)), MAX_TTL_SECONDS)
+    except BadDuration as fault:
+        raise _field_fault(field, str(fault)) from None
 
 
 # --- The native shape ------------------------------------------------------------------------------------------------
@@ -293,7 +248,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
         body = SignBody.model_validate(numbers)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = _clean(".".join(str(part) for part in first["loc"][:1]))[:64]
+        where = well_formed(".".join(str(part) for part in first["loc"][:1]))[:64]
         raise BadRequest(
             "field_malformed",
             f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
@@ -301,14 +256,19 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
         ) from None
     return Ask(
         role=role,
-        public_key=_clean(body.public_key),
-        principals=None if body.principals is None else tuple(map(_clean, body.principals)),
+        public_key=well_formed(body.public_key),
+        principals=None if body.principals is None else tuple(map(well_formed, body.principals)),
         ttl=_native_ttl(body.ttl),
-        key_id=None if body.key_id is None else _clean(body.key_id),
-        critical_options=tuple(sorted((_clean(k), _clean(v)) for k, v in (body.critical_options or {}).items())),
-        extensions=tuple(sorted((_clean(name), "") for name in body.extensions or ())),
-        reason=None if body.reason is None else _clean(body.reason),
+        key_id=None if body.key_id is None else well_formed(body.key_id),
+        critical_options=tuple(
+            sorted((well_formed(k), well_formed(v)) for k, v in (body.critical_options or {}).items())
+        ),
+        extensions=tuple(sorted((well_formed(name), "") for name in body.extensions or ())),
+        reason=None if body.reason is None else well_formed(body.reason),
     )
+
+
+_WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def _whole_number(value: object) -> object:
