@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -41,25 +41,15 @@ class SignRoutes:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """WSGI (PEP 3333)."""
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        headers: Sequence[tuple[str, str]]
         if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _wants_more(environ):
-            status, headers, body = self._sign_for_vault(environ, match[1])
+            status, headers, body = sign_for_vault(self._link, self._proxies, environ, match[1])
         elif method == "POST" and (match := self._native.fullmatch(path)):
             status, headers, body = self._sign(environ, match[1])
         else:
             return self._fallback(environ, start_response)
-        headers = [*headers, ("Content-Length", str(len(body)))]
-        start_response(_STATUS_LINES[status], headers)
+        start_response(_STATUS_LINES[status], [*headers, ("Content-Length", str(len(body)))])
         return (body,)
-
-    def _sign_for_vault(self, environ: dict[str, Any], role: str) -> tuple[int, list[tuple[str, str]], bytes]:
-        request_id = new_request_id()
-        header = message_header("sign", environ, self._proxies, request_id)
-        header |= {"shape": "vault", "role": role, "content_type": environ.get("CONTENT_TYPE", "")}
-        try:
-            reply = self._link.ask(header, read_body(environ))
-        except SignerError as error:
-            return vaultwords.render_error(error)
-        return 200, list(vaultwords.HEADERS), vaultwords.signed(reply, request_id)
 
     def _sign(self, environ: dict[str, Any], role: str) -> tuple[int, list[tuple[str, str]], bytes]:
         request_id = new_request_id()
@@ -72,12 +62,26 @@ class SignRoutes:
         return 201, list(_CREATED), json.dumps(reply).encode() + b"\n"
 
 
+def sign_for_vault(
+    link: Link, proxies: tuple[Network, ...], environ: Mapping[str, Any], role: str, body: bytes | None = None
+) -> vaultwords.Answer:
+    """The answer of `/v1/<mount>/sign/<role>`; reads the request's body unless it is given."""
+    request_id = new_request_id()
+    header = message_header("sign", environ, proxies, request_id)
+    header |= {"shape": "vault", "role": role, "content_type": environ.get("CONTENT_TYPE", "")}
+    try:
+        reply = link.ask(header, read_body(environ) if body is None else body)
+    except SignerError as error:
+        return vaultwords.render_error(error)
+    return vaultwords.Answer(200, vaultwords.HEADERS, vaultwords.signed(reply, request_id))
+
+
 def _wants_more(environ: dict[str, Any]) -> bool:
     """A namespace or response wrapping, which Flask's side answers."""
     return "HTTP_X_VAULT_NAMESPACE" in environ or "HTTP_X_VAULT_WRAP_TTL" in environ
 
 
-def read_body(environ: dict[str, Any]) -> bytes:
+def read_body(environ: Mapping[str, Any]) -> bytes:
     """The request's body; raises `BadRequest` as soon as it is known to be over the limit."""
     length = environ.get("CONTENT_LENGTH") or ""
     if length.isdecimal() and int(length) > MAX_BODY:

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from signer.api.problems import RETRY_AFTER, status_of
 from signer.errors import SignerError
+from signer.policy import BACKDATE
 
-HEADERS: Final = (
+_ALWAYS: Final = (
     ("Cache-Control", "no-store"),
-    ("Content-Type", "application/json"),
     ("Strict-Transport-Security", "max-age=31536000; includeSubDomains"),
 )
+HEADERS: Final = (("Content-Type", "application/json"), *_ALWAYS)
 _ISSUERS: Final = uuid.UUID("6f1c0ce7-6a0a-4f4e-9d5e-5d2f5f0c4a11")  # our name space for issuer ids
-# Go names key types as x/crypto/ssh and the role's allowed_user_key_lengths do.
+# What Vault calls a kind of key: its algorithm, whatever the curve or the hardware.
 _GO_KEY_TYPES: Final = {
     "ssh-ed25519": "ed25519",
     "sk-ssh-ed25519@openssh.com": "ed25519",
     "ssh-rsa": "rsa",
+    "ecdsa-sha2-nistp256": "ecdsa",
+    "ecdsa-sha2-nistp384": "ecdsa",
+    "ecdsa-sha2-nistp521": "ecdsa",
+    "sk-ecdsa-sha2-nistp256@openssh.com": "ecdsa",
 }
 
 
@@ -77,6 +82,23 @@ def _key_type(facts: Mapping[str, Any]) -> str:
     return f"public_key failed to meet the key requirements: key of type {_GO_KEY_TYPES.get(kind, kind)} is not allowed"
 
 
+_NOT_A_KEY: Final = "failed to parse public_key as SSH key: "
+# publickey.py's fault → what Go's x/crypto/ssh says. What is not here is a fault to us alone.
+_KEY_FAULTS: Final = {
+    "empty": "ssh: parse error in message type 0",
+    "trailing": "ssh: trailing junk in public key",
+    "ed25519_size": "invalid size {} for Ed25519 public key",
+    "exponent": "ssh: incorrect exponent",
+    "exponent_large": "ssh: exponent too large",
+    "point": "ssh: invalid curve point",
+}
+
+
+def _malformed_key(facts: Mapping[str, Any], text: str) -> str:
+    known = _KEY_FAULTS.get(str(facts.get("fault")))
+    return _NOT_A_KEY + (text if known is None else known.format(facts.get("detail")))
+
+
 # code → (status, Vault's sentence). What is not here keeps our own sentence and hint.
 _SENTENCES: Final[dict[str, tuple[int, Callable[[Mapping[str, Any]], str]]]] = {
     "token_missing": (403, lambda _: "permission denied"),
@@ -88,9 +110,10 @@ _SENTENCES: Final[dict[str, tuple[int, Callable[[Mapping[str, Any]], str]]]] = {
     "public_key_missing": (400, lambda _: "missing public_key"),
     "public_key_not_base64": (
         400,
-        lambda facts: f"failed to parse public_key as SSH key: illegal base64 data at input byte {facts.get('at')}",
+        lambda facts: f"{_NOT_A_KEY}illegal base64 data at input byte {facts.get('at')}",
     ),
-    "public_key_truncated": (400, lambda _: "failed to parse public_key as SSH key: ssh: short read"),
+    "public_key_truncated": (400, lambda _: _NOT_A_KEY + "ssh: short read"),
+    "public_key_kind_unknown": (400, lambda facts: f"{_NOT_A_KEY}ssh: unknown key algorithm: {facts.get('kind')}"),
     "key_type_not_allowed": (400, _key_type),
     "rsa_key_too_short": (
         400,
@@ -136,16 +159,124 @@ _OURS_ARE_400: Final = frozenset(
 )
 
 
-def render_error(error: SignerError) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and body for a Vault client."""
-    headers = list(HEADERS)
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+# What is asked for and deliberately not done; a sentence of ours, with the next action.
+REFUSALS: Final = {
+    "roles": "roles are not written over HTTP; change them in policy.toml and reload the service",
+    "ca": "the CA key is not changed over HTTP; it is a file, pinned by ca.fingerprint in policy.toml",
+    "mounts": "mounts are not changed over HTTP; they are the setting SIGNER_MOUNTS, their roles are in policy.toml",
+    "issue": "issue is not offered, because a server must not make private keys;"
+    " make one with ssh-keygen and send its public half to sign",
+    "wrapping": "response wrapping is not offered; leave X-Vault-Wrap-TTL out",
+}
+
+
+def success(data: Mapping[str, Any], request_id: str) -> Answer:
+    """200 with the envelope."""
+    return Answer(200, HEADERS, envelope(data, request_id))
+
+
+def failure(status: int, *sentences: str) -> Answer:
+    """An error of the edge itself, such as a path that leads nowhere."""
+    return Answer(status, HEADERS, errors(*sentences))
+
+
+def unsupported_path() -> Answer:
+    return failure(404, wrapped("unsupported path"))
+
+
+def unsupported_operation() -> Answer:
+    return failure(405, wrapped("unsupported operation"))
+
+
+def no_handler(path: str) -> Answer:
+    """Nothing is mounted there."""
+    return failure(404, f'no handler for route "{path}". route entry not found.')
+
+
+def text(body: str) -> Answer:
+    """200 without an envelope, for hosts that fetch the CA's line."""
+    return Answer(200, (("Content-Type", "text/plain"), *_ALWAYS), body.encode())
+
+
+def redirect(location: str) -> Answer:
+    """To the same path, cleaned; 307 keeps the method."""
+    return Answer(307, [*HEADERS, ("Location", location)], b"")
+
+
+def help_text(path: str) -> Answer:
+    """`?help=1`, what `bao path-help` shows."""
+    sentence = f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml, see its README"
+    return Answer(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
+
+
+def render_error(error: SignerError) -> Answer:
+    """The answer for a Vault client."""
     known = _SENTENCES.get(error.code)
     if known is not None:
         status, sentence = known
-        return status, headers, errors(sentence(error.facts))
+        return failure(status, sentence(error.facts))
+    if error.code == "public_key_malformed":
+        return failure(400, _malformed_key(error.facts, error.text))
     if "vault" in error.facts:
-        return status_of(error).value, headers, errors(str(error.facts["vault"]))
+        return failure(status_of(error).value, str(error.facts["vault"]))
     status = HTTPStatus.BAD_REQUEST.value if error.code in _OURS_ARE_400 else status_of(error).value
+    answer = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers.append(("Retry-After", RETRY_AFTER))
-    return status, headers, errors(f"{error.text}; {error.hint}" if error.hint else error.text)
+        return answer._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
+    return answer
+
+
+# --- What policy says, as Vault shows a role -------------------------------------------------------------------------
+
+
+def role_fields(role: Mapping[str, Any], ca_line: str) -> dict[str, Any]:
+    """The 27 fields of a CA role, derived from the keeper's answer and the CA's public line (contract, section 4)."""
+    options: dict[str, str] = {}
+    if role["force_command"] is not None:
+        options["force-command"] = role["force_command"]
+    if role["source_address"] is not None:
+        source = role["source_address"]
+        options["source-address"] = source if isinstance(source, str) else ",".join(source)
+    if role["verify_required"]:
+        options["verify-required"] = ""
+    extensions = [*role["extensions"]["default"], *(["no-touch-required"] if role["no_touch_required"] else [])]
+    return {
+        "algorithm_signer": "rsa-sha2-512" if ca_line.startswith("ssh-rsa ") else "default",
+        "allow_bare_domains": False,
+        "allow_commas_in_identity_templates": False,
+        "allow_empty_principals": False,
+        "allow_host_certificates": False,
+        "allow_subdomains": False,
+        "allow_user_certificates": True,
+        "allow_user_key_ids": role["allow_key_id"],
+        "allow_wildcards_in_identity_templates": False,
+        "allowed_critical_options": ",".join(role["critical_options"]),
+        "allowed_domains": "",
+        "allowed_domains_template": False,
+        "allowed_extensions": ",".join(role["extensions"]["allowed"]),
+        "allowed_user_key_lengths": {
+            "rsa" if kind == "ssh-rsa" else kind: [role["rsa_min_bits"] if kind == "ssh-rsa" else 0]
+            for kind in role["key_types"]
+        },
+        "allowed_users": ",".join(role["principals"]),
+        "allowed_users_template": False,
+        "default_critical_options": dict(sorted(options.items())),
+        "default_extensions": dict.fromkeys(sorted(extensions), ""),
+        "default_extensions_template": False,
+        "default_user": ",".join(role["default_principals"]),
+        "default_user_template": False,
+        "issuer_ref": "default",
+        "key_id_format": "{{token_display_name}}:{{role_name}}",
+        "key_type": "ca",
+        "max_ttl": role["max_ttl"],
+        "not_before_duration": BACKDATE,
+        "ttl": role["default_ttl"],
+    }
