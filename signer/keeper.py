@@ -32,9 +32,8 @@ from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command,
 from signer.core import Core, Reply
 from signer.errors import BadFile, BadRequest, BadSettings, SignerError, Unavailable
 from signer.harden import become, forbid_dumps, take_descriptors
-from signer.ledger import Ledger
 from signer.ledgeraudit import check_recent
-from signer.metrics import Metrics, Stopwatch
+from signer.metrics import Metrics, Stopwatch, TimedLedger
 from signer.policyfile import load_policy
 from signer.settings import Settings
 from signer.ssh.publickey import render_public_key
@@ -69,10 +68,10 @@ class _Waiting:
 
 
 class Keeper:
-    """Serves `listener` until told to stop. `reload` is called on SIGHUP."""
+    """Serves `listener` until told to stop. `reload` is called on SIGHUP and says if the policy was taken."""
 
     def __init__(
-        self, core: Core, key: CaKey, ledger: Ledger, listener: socket.socket, reload: Callable[[], None]
+        self, core: Core, key: CaKey, ledger: TimedLedger, listener: socket.socket, reload: Callable[[], bool]
     ) -> None:
         self._core = core
         self._key = key
@@ -88,7 +87,7 @@ class Keeper:
         self._policy_since = self._started
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts)
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -108,8 +107,8 @@ class Keeper:
             self._round(woken)
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
-                self._reload()
-                self._policy_since = time.time()
+                if self._reload():
+                    self._policy_since = time.time()
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 ticked = time.monotonic()
@@ -135,15 +134,11 @@ class Keeper:
             self._accept()
 
     def _answer(self, waiting: list[_Waiting]) -> None:
-        watch = Stopwatch()
-        committed = 0.0
         for index, reply in self._core.run([item.command for item in waiting]):
-            committed = committed or watch.seconds()
             item = waiting[index]
             self._send(item.peer, render_reply(item.command, reply))
             self._count(item, reply)
         self.metrics.batch.observe(len(waiting))
-        self.metrics.commit.observe(committed)
 
     def _count(self, item: _Waiting, reply: Reply) -> None:
         self.metrics.latency.observe(item.watch.seconds())
@@ -278,7 +273,7 @@ class Keeper:
         now = time.time()
         return {
             "signer_key_age_seconds": ("since the CA key was loaded", now - self._started),
-            "signer_policy_age_seconds": ("since the policy was loaded or last refused", now - self._policy_since),
+            "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
             "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
         }
 
@@ -347,7 +342,7 @@ def run_keeper(settings: Settings) -> None:
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
-    ledger = Ledger(settings.data_dir)
+    ledger = TimedLedger(settings.data_dir)
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
     core = Core(
@@ -368,15 +363,18 @@ def run_keeper(settings: Settings) -> None:
     os.close(claim)
 
 
-def reload_policy(core: Core, path: Path) -> None:
-    """Takes the policy file as it is now; a bad one is refused whole, said in the log and recorded."""
+def reload_policy(core: Core, path: Path) -> bool:
+    """Takes the policy file as it is now, True; a bad one is refused whole, said in the log and recorded, False."""
+    taken = False
     try:
         failure = core.use_policy(load_policy(path))
+        taken = True
     except BadFile as error:
         log.exception("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
         failure = core.refuse_policy(error)
     if failure is not None:
         log.error("the reload could not be recorded: %s", failure.text)
+    return taken
 
 
 def check_run_dir(run_dir: Path) -> None:

@@ -8,15 +8,35 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+from signer.ledger import Ledger
+from signer.model import Entry, Event
+
+SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+# Codes with which the keeper refuses a command; each has a line from the start, at 0, so that its first rise is seen.
+REFUSALS: Final = (
+    "approval_not_available", "body_too_large", "caller_address_unknown", "cert_type_not_allowed",
+    "cert_type_unknown", "clock_behind", "critical_option_malformed", "critical_option_not_allowed",
+    "extension_against_force_command", "extension_has_value", "extension_not_allowed", "field_malformed",
+    "form_malformed", "frozen", "internal_error", "json_malformed", "key_id_malformed", "key_id_not_allowed",
+    "key_type_not_allowed", "ledger_broken", "ledger_unavailable", "message_malformed", "message_too_large",
+    "no_principals", "not_frozen", "not_permitted", "principal_not_allowed", "public_key_is_a_certificate",
+    "public_key_kind_unknown", "public_key_label_differs", "public_key_malformed", "public_key_missing",
+    "public_key_not_base64", "public_key_too_long", "public_key_truncated", "rate_limited", "reason_malformed",
+    "reason_missing", "reply_too_large", "role_not_granted", "rsa_key_too_short",
+    "signing_failed", "token_expired", "token_missing", "token_mistyped", "token_unknown", "too_many_live",
+    "too_many_principals", "ttl_above_max", "ttl_too_short", "unknown_role", "unknown_scope", "unknown_serial",
+)  # fmt: skip
 
 
 class Histogram:
@@ -44,14 +64,20 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """Everything the keeper counts. `facts` gives the gauges that are read only when asked."""
+    """Everything the keeper counts. `facts` gives the gauges, `roles` the roles, that are read only when asked."""
 
-    def __init__(self, facts: Callable[[], dict[str, tuple[str, float]]]) -> None:
+    def __init__(
+        self,
+        facts: Callable[[], dict[str, tuple[str, float]]],
+        roles: Callable[[], Iterable[str]],
+        commit: Histogram,
+    ) -> None:
         self._facts = facts
+        self._roles = roles
         self.signatures: Counter[str] = Counter()  # by role
-        self.refusals: Counter[str] = Counter()  # by code
-        self.latency = Histogram(_SECONDS)
-        self.commit = Histogram(_SECONDS)
+        self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))  # by code
+        self.latency = Histogram(SECONDS)
+        self.commit = commit
         self.batch = Histogram(_COMMANDS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -63,8 +89,8 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families, for prometheus-client."""
         signatures = CounterMetricFamily("signer_signatures", "certificates released", labels=["role"])
-        for role, count in sorted(self.signatures.items()):
-            signatures.add_metric([role], count)
+        for role in sorted({*self.signatures, *self._roles()}):
+            signatures.add_metric([role], self.signatures[role])
         yield signatures
         refusals = CounterMetricFamily("signer_refusals", "commands refused", labels=["code"])
         for code, count in sorted(self.refusals.items()):
@@ -92,3 +118,19 @@ class Stopwatch:
     def seconds(self) -> float:
         """How long it has run."""
         return time.perf_counter() - self._start
+
+
+class TimedLedger(Ledger):
+    """A ledger that keeps the time of its commits."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.commit_seconds = Histogram(SECONDS)
+
+    def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
+        """As the ledger's; one that fails counts, too."""
+        watch = Stopwatch()
+        try:
+            return super().commit(events, now_ms)
+        finally:
+            self.commit_seconds.observe(watch.seconds())

@@ -42,6 +42,7 @@ NEIGHBOURS = {
     ("core", "queries"): "what the core can be asked",
     ("queries", "commands"): "a query is one of them",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
+    ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
     ("policyfile", "policy"): "text to Policy",
