@@ -33,6 +33,7 @@ SETTINGS: Final = (
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
 )
+PREFIX: Final = "SIGNER_"
 MAX_WORKERS: Final = 32
 MAX_THREADS: Final = 256
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)
@@ -118,12 +119,12 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
-    names = [name for name, _, _ in SETTINGS]
+    names = [name.removeprefix(PREFIX) for name, _, _ in SETTINGS]
     warnings = []
     for name in sorted(environ):
-        if name.startswith("SIGNER_") and name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            warnings.append(f"{name} is no setting" + (f", did you mean {near[0]}" if near else ""))
+        if name.startswith(PREFIX) and (word := name.removeprefix(PREFIX)) not in names:
+            near = difflib.get_close_matches(word, names, 1)
+            warnings.append(f"{name} is no setting" + (f", did you mean {PREFIX}{near[0]}" if near else ""))
     return warnings
 
 

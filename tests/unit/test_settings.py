@@ -1,0 +1,126 @@
+"""Settings: every bad value is refused with its name, all problems at once, and a typing error is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from signer.errors import BadSettings
+from signer.settings import MAX_THREADS, MAX_WORKERS, SETTINGS, load_settings
+
+TLS = {"SIGNER_TLS_CERT_FILE": "/etc/signer/tls.crt", "SIGNER_TLS_KEY_FILE": "/etc/signer/tls.key"}
+
+
+def problems(**environ: str) -> tuple[str, ...]:
+    with pytest.raises(BadSettings) as caught:
+        load_settings(environ)
+    assert caught.value.code == "settings_refused"
+    return caught.value.problems
+
+
+def test_nothing_said_is_the_documented_defaults() -> None:
+    settings = load_settings({})
+    assert str(settings.listen) == "127.0.0.1:8222"
+    assert settings.policy_file == Path("/etc/signer/policy.toml")
+    assert settings.ca_key_owner == "root:root"
+    assert settings.mounts == ("ssh",)
+    assert settings.socket == Path("/run/signer/keeper.sock")
+    assert settings.warnings == ()
+
+
+def test_an_empty_value_is_the_default() -> None:
+    assert load_settings({name: "" for name, _, _ in SETTINGS}) == load_settings({})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("SIGNER_MODE", "vaultt"),
+        ("SIGNER_POLICY_FILE", "policy.toml"),
+        ("SIGNER_CA_KEY_FILE", "./ca"),
+        ("SIGNER_CA_KEY_OWNER", "root"),
+        ("SIGNER_CA_KEY_OWNER", "root:root:root"),
+        ("SIGNER_CA_KEY_OWNER", "ro ot:root"),
+        ("SIGNER_DATA_DIR", "data"),
+        ("SIGNER_RUN_DIR", "~/run"),
+        ("SIGNER_LISTEN", "8222"),
+        ("SIGNER_LISTEN", "127.0.0.1"),
+        ("SIGNER_LISTEN", "127.0.0.1:0"),
+        ("SIGNER_LISTEN", "127.0.0.1:65536"),
+        ("SIGNER_LISTEN", "::1:8222"),
+        ("SIGNER_LISTEN", "unix:run/api.sock"),
+        ("SIGNER_LISTEN", "http://127.0.0.1:8222"),
+        ("SIGNER_MOUNTS", "ssh,"),
+        ("SIGNER_MOUNTS", "sys/x"),
+        ("SIGNER_MOUNTS", "auth"),
+        ("SIGNER_MOUNTS", "a b"),
+        ("SIGNER_WORKERS", "0"),
+        ("SIGNER_WORKERS", "-1"),
+        ("SIGNER_WORKERS", "two"),
+        ("SIGNER_WORKERS", str(MAX_WORKERS + 1)),
+        ("SIGNER_THREADS", "1.5"),
+        ("SIGNER_THREADS", "²"),
+        ("SIGNER_THREADS", str(MAX_THREADS + 1)),
+        ("SIGNER_TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("SIGNER_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("SIGNER_TRUSTED_PROXIES", "proxy.example"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
+    (problem,) = problems(**{name: value})
+    assert problem.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("given", ["SIGNER_TLS_CERT_FILE", "SIGNER_TLS_KEY_FILE"])
+def test_half_of_tls_is_refused_and_the_other_half_named(given: str) -> None:
+    (missing,) = set(TLS) - {given}
+    assert problems(**{given: TLS[given]}) == (f"{missing}: is missing beside {given}",)
+
+
+def test_a_relative_tls_path_is_refused_whichever_it_is() -> None:
+    found = problems(SIGNER_TLS_CERT_FILE="tls.crt", SIGNER_TLS_KEY_FILE="tls.key")
+    assert [problem.partition(":")[0] for problem in found] == ["SIGNER_TLS_CERT_FILE", "SIGNER_TLS_KEY_FILE"]
+
+
+def test_all_problems_are_told_at_once() -> None:
+    wrong = {"SIGNER_MODE": "x", "SIGNER_DATA_DIR": "x", "SIGNER_LISTEN": "x", "SIGNER_THREADS": "x"}
+    assert [problem.partition(":")[0] for problem in problems(**wrong)] == list(wrong)
+    with pytest.raises(BadSettings, match="the settings have 4 problems"):
+        load_settings(wrong)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8222", "[::]:8222", "192.0.2.7:8222", "signer.example:8222"])
+def test_listening_beyond_loopback_needs_tls_or_proxies(listen: str) -> None:
+    (problem,) = problems(SIGNER_LISTEN=listen)
+    assert problem == (
+        f"SIGNER_LISTEN: {listen} is beyond loopback, and tokens would travel in the clear;"
+        " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
+    )
+    assert str(load_settings({"SIGNER_LISTEN": listen, **TLS}).listen) == listen
+    assert str(load_settings({"SIGNER_LISTEN": listen, "SIGNER_TRUSTED_PROXIES": "10.0.0.0/8"}).listen) == listen
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.8.8:65535", "[::1]:8222", "localhost:8222", "unix:/run/a"])
+def test_listening_where_nobody_elsewhere_reaches_needs_nothing(listen: str) -> None:
+    assert str(load_settings({"SIGNER_LISTEN": listen}).listen) == listen
+
+
+def test_an_unknown_setting_is_warned_about_with_the_nearest_name() -> None:
+    warnings = load_settings({"SIGNER_POLICYFILE": "/x", "SIGNER_XYZ": "1", "SIGNERX": "1", "PATH": "/bin"}).warnings
+    assert warnings == (
+        "SIGNER_POLICYFILE is no setting, did you mean SIGNER_POLICY_FILE",
+        "SIGNER_XYZ is no setting",
+    )
+
+
+def test_lists_lose_their_blanks_and_slashes() -> None:
+    settings = load_settings({"SIGNER_MOUNTS": "ssh , /ssh-client/", "SIGNER_TRUSTED_PROXIES": "10.0.0.0/8, ::1"})
+    assert settings.mounts == ("ssh", "ssh-client")
+    assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    for name in ("SIGNER_MODE", "SIGNER_LISTEN", "SIGNER_POLICY_FILE", "SIGNER_WORKERS"):
+        (problem,) = problems(**{name: "x" * 5000})
+        assert len(problem) < 250
