@@ -27,7 +27,7 @@ from signer.errors import (
     Unavailable,
 )
 from signer.ledger import Recent
-from signer.model import Ask, Entry, Event, Head, Identity, Role, Token
+from signer.model import Ask, Entry, Event, Finding, Head, Identity, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
@@ -282,7 +282,14 @@ class Core:
                 fault = bad.text
         usage = state.holdings.usage(identity.name, role.name, int(now))
         findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
-        return queries.explained(identity, role, findings)
+        return queries.explained(identity, role, [self._explain_freezes(state, identity, role), *findings])
+
+    def _explain_freezes(self, state: _State, identity: Identity, role: Role) -> tuple[Finding, Refused | None]:
+        try:
+            self._refuse_frozen(state, identity, role)
+        except Refused as refusal:
+            return Finding("freezes", refusal.text, "refused"), refusal
+        return Finding("freezes", "none for this identity and role", "ok"), None
 
     def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Outcome:
         queries.require(identity, "freeze")

@@ -16,6 +16,7 @@ from signer.model import Event, Usage
 
 WINDOW: Final = 60  # seconds; of a rate, and of refusals that are told once
 MAX_FOLDED: Final = 1_000  # kinds of refusal remembered at once; noise beyond shares one line
+MANY: Final = "many"  # the actor of that line
 
 
 class Holdings:
@@ -56,7 +57,7 @@ class Holdings:
 class _Folded:
     since: int
     count: int
-    event: Event
+    kind: tuple[str, ...]
 
 
 class Refusals:
@@ -70,14 +71,14 @@ class Refusals:
         kind = (event.kind, event.actor, str(event.body["code"]), str(event.body["role"]), str(event.body["address"]))
         folded = self._folded.get(kind)
         if folded is None and len(self._folded) >= MAX_FOLDED:
-            kind = (event.kind, "many", "", "", "")
+            kind = (event.kind, MANY, "various", "", "")
             folded = self._folded.get(kind)
         if folded is not None and now < folded.since + WINDOW:
             folded.count += 1
             return
         if folded is not None:
             yield from self._tell(folded)
-        self._folded[kind] = _Folded(now, 0, event)
+        self._folded[kind] = _Folded(now, 0, kind)
         yield event
 
     def due(self, now: int) -> list[Event]:
@@ -92,5 +93,6 @@ class Refusals:
     @staticmethod
     def _tell(folded: _Folded) -> Iterator[Event]:
         if folded.count:
-            body = {key: folded.event.body[key] for key in ("code", "role", "address")}
-            yield Event("refusals.repeated", folded.event.actor, {**body, "count": folded.count, "since": folded.since})
+            _, actor, code, role, address = folded.kind
+            body: dict[str, object] = {"code": code, "role": role, "address": address}
+            yield Event("refusals.repeated", actor, {**body, "count": folded.count, "since": folded.since})
