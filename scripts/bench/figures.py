@@ -34,15 +34,6 @@ def medians(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | 
     return {name: median(found) if found else None for name, found in values.items()}
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` (0 to 1) of all values do not exceed; raises `ValueError` for none."""
-    if not values:
-        raise ValueError("no values")
-    ordered = sorted(values)
-    rank = max(1, -(-len(ordered) * round(share * 1_000_000) // 1_000_000))
-    return ordered[rank - 1]
-
-
 def ratio(ours: float | None, theirs: float | None) -> float | None:
     """Ours in multiples of theirs; None if either was not measured or theirs is 0."""
     return None if ours is None or not theirs else ours / theirs

