@@ -112,10 +112,7 @@ def say_error(error: SignerError) -> None:
 
 def show_error_json(error: SignerError) -> None:
     """The same facts on stdout, for who asked for JSON."""
-    facts: dict[str, object] = {"code": error.code, "text": error.text, "hint": error.hint}
-    if isinstance(error, BadFile):
-        facts["problems"] = list(error.problems)
-    show_json({"error": facts})
+    show_json({"error": {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}})
 
 
 def count(number: int, one: str, many: str = "") -> str:

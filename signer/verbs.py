@@ -92,7 +92,8 @@ def _head(text: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-_MAX_SERIAL: Final = 2**63 - 1  # SQLite's largest integer; the ledger holds no serial above it
+_MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
+_MAX_SERIAL: Final = 2**64 - 1
 _JSON: Final = _argument("--json", action="store_true", help="the same facts as JSON on stdout")
 
 _LOOK, _POLICY, _ISSUED, _LEDGER = "Before a start", "Policy and credentials", "What was issued", "The ledger"
@@ -212,7 +213,7 @@ VERBS: Final = (
             _argument(
                 "--limit", metavar="N", type=_whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"
             ),
-            _argument("--before", metavar="SERIAL", type=_whole(1, _MAX_SERIAL), help="older than this serial"),
+            _argument("--before", metavar="SEQ", type=_whole(1, _MAX_SEQ), help="the next page, as the one before says"),
             _JSON,
         ),
         "verbs_ledger",
@@ -263,7 +264,7 @@ VERBS: Final = (
         + _HASH_RULE,
         ("signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"),
         (
-            _argument("--from", dest="first", metavar="SEQ", type=_whole(1, _MAX_SERIAL), default=1, help="default 1"),
+            _argument("--from", dest="first", metavar="SEQ", type=_whole(1, _MAX_SEQ), default=1, help="default 1"),
             _JSON,
         ),
         "verbs_ledger",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from signer import ledgeraudit, printing
-from signer.errors import LedgerBroken, NotFound
+from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger import DERIVED, FILE_NAME, Filter, Ledger, LedgerReader, broken_at, storage_errors
 from signer.model import Entry, Head
 from signer.queries import certificate_details, certificate_row
@@ -31,7 +31,7 @@ def _reading(settings: Settings) -> Iterator[LedgerReader]:
     try:
         reader.query("BEGIN")
         yield reader
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise LedgerBroken(
             "ledger_broken",
             "the ledger holds a row that no signer wrote",
@@ -59,7 +59,7 @@ def certs_list(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     with _reading(settings()) as reader:
         found = reader.certificates(replace(wanted, limit=wanted.limit + 1))  # one more tells whether there are more
         rows = [certificate_row(row, now) for row in found[: wanted.limit]]
-    more = rows[-1]["serial"] if len(found) > len(rows) else None
+        more = str(found[wanted.limit - 1].seq) if len(found) > wanted.limit else None
     if arguments.json:
         printing.show_json({"certificates": rows, "before": more})
         return 0
@@ -190,7 +190,12 @@ def ledger_rebuild(arguments: Namespace, settings: Callable[[], Settings]) -> in
     data_dir = settings().data_dir
     LedgerReader(data_dir).connection()  # says so if there is none; opening it for writing would make one
     _act_as_owner(data_dir / FILE_NAME)
-    ledger = Ledger(data_dir)
+    try:
+        ledger = Ledger(data_dir)
+    except Unavailable as error:
+        if error.code == "ledger_in_use":
+            raise Unavailable(error.code, "a keeper writes this ledger", "stop it, then rebuild") from None
+        raise
     try:
         with printing.Progress("rebuild") as progress:
             events = ledgeraudit.rebuild(ledger, progress)

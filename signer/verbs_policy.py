@@ -125,7 +125,7 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
     """Who that is and until when they can prove it; raises `Refused`."""
     identity = policy.identities.get(name)
     if identity is None:
-        hint = _nearest(name, policy.identities, "add it to policy.toml")
+        hint = _nearest(name, policy.identities, "add it")
         raise Refused("unknown_identity", f"there is no identity {name[:64]}", hint)
     ends = sorted(token.expires for token in policy.tokens.values() if token.identity == name)
     if not ends:
@@ -158,7 +158,7 @@ def _see_limits(role: Role) -> Finding:
 
 def _nearest(name: str, known: Mapping[str, object], otherwise: str) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]}" if near else f"{otherwise}; there are {', '.join(sorted(known)[:8])}"
+    return f"did you mean {near[0]}" if near else f"{otherwise}; policy.toml has {', '.join(sorted(known)[:8])}"
 
 
 def _span(seconds: int) -> str:
@@ -170,6 +170,8 @@ def _span(seconds: int) -> str:
 
 def _show_explanation(answer: dict[str, Any]) -> None:
     what = f"{answer['identity']} would get a certificate of role {answer['role']}"
+    if any(rule["rule"] == "key" and rule["outcome"] == "skipped" for rule in answer["rules"]):
+        what += ", for a key that it allows"
     printing.show(printing.plain(f"granted: {what}" if answer["granted"] else f"refused: {answer['text']}"))
     printing.show()
     printing.show_table([(rule["rule"], rule["detail"], rule["outcome"]) for rule in answer["rules"]], "  ")
