@@ -53,19 +53,14 @@ def _refuse_large_body() -> None:
         raise body_too_large()
 
 
-def _plain_fault(status: int) -> tuple[int, list[tuple[str, str]], bytes]:
-    return status, list(vaultwords.HEADERS), vaultwords.errors()
-
-
 def _render_fault(error: Exception) -> Response:
     """The one place where whatever ends a request becomes an answer, in the words of whom the path belongs to."""
     if not isinstance(error, SignerError | HTTPException):
         log.error("%s %s failed, request %s", request.method, request.path, native.request_id(), exc_info=error)
     if not request.path.startswith("/v1/"):
         return native.render_fault(error)
-    if isinstance(error, SignerError):
-        status, headers, body = vaultwords.render_error(error)
-    else:
-        status = (error.code if isinstance(error, HTTPException) else None) or 500
-        status, headers, body = getattr(vault, "render_fault", _plain_fault)(status)
+    if not isinstance(error, SignerError):  # vault.py answers whatever is asked below /v1, so this is a fault of ours
+        sentence = f"something went wrong here; look for {native.request_id()} in the service's log"
+        return Response(vaultwords.errors(sentence), 500, list(vaultwords.HEADERS))
+    status, headers, body = vaultwords.render_error(error)
     return Response(body, status, headers)

@@ -30,6 +30,7 @@ ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role 
 
 def register(app: Flask, link: Link, settings: Settings) -> None:
     """Adds the native routes to `app`."""
+    description = json.dumps(openapi.document()) + "\n"
 
     def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> dict[str, Any]:
         header = message_header(op, request.environ, settings.trusted_proxies, request_id())
@@ -78,7 +79,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         ("POST", "/api/freezes", freeze),
         ("DELETE", "/api/freezes/<scope>", unfreeze),
         ("GET", "/api/ca", ca),
-        ("GET", "/api/openapi.json", lambda: _json(openapi.document())),
+        ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
         ("GET", "/healthz", lambda: _json({"status": "ok"})),
         ("GET", "/readyz", readyz),
         ("GET", "/metrics", lambda: _text(link.ask({"op": "metrics"})["text"], CONTENT_TYPE_LATEST)),

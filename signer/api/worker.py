@@ -31,6 +31,7 @@ TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
 LINGERS: Final = 1.0  # seconds in which a refused client may still be sending, so that it can read the refusal
 STOPPING_KEEPS: Final = 0.3  # seconds that a stopping worker keeps idle connections: a request may be on its way
 SPARE_DESCRIPTORS: Final = 64  # besides clients and the threads' connections to the keeper
+SEND_BUFFER: Final = 128 * 1024  # bytes for most answers whole; the kernel would keep megabytes for a slow reader
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -91,6 +92,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._evict()
             return
         client_sock.setblocking(False)
+        client_sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if self.tls is not None:
             try:
                 client_sock = self.tls.wrap_socket(client_sock, server_side=True, do_handshake_on_connect=False)

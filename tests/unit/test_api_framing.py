@@ -50,10 +50,11 @@ def test_chunks_become_one_body_with_its_length() -> None:
 def test_chunks_of_any_size_in_pieces_of_any_size_say_the_same(chunks: list[bytes], step: int) -> None:
     data = CHUNKED + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     framing, inbox = Framing(), bytearray()
+    verdicts = []
     for at in range(0, len(data), step):
         inbox += data[at : at + step]
-        verdict = framing.look(inbox)
-    assert verdict is Arrival.WHOLE
+        verdicts.append(framing.look(inbox))
+    assert verdicts[-1] is Arrival.WHOLE
     body = b"".join(chunks)
     assert framing.take(inbox) == HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
