@@ -36,6 +36,9 @@ CREATE TABLE events (
 ) STRICT;
 CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER events_are_never_replaced BEFORE INSERT ON events WHEN NEW.seq <= (SELECT max(seq) FROM events)
+    BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE INDEX events_of_freezes ON events (seq) WHERE kind IN ('freeze.set', 'freeze.lifted');
 CREATE TABLE certificates (
     seq INTEGER PRIMARY KEY, serial TEXT NOT NULL, backend TEXT NOT NULL, identity TEXT NOT NULL, role TEXT NOT NULL,
     principals TEXT NOT NULL, fingerprint TEXT NOT NULL, key_id TEXT NOT NULL,
@@ -51,7 +54,7 @@ CREATE TABLE principals (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
-"""
+"""  # noqa: S608 - two numbers of ours
 DERIVED: Final = ("certificates", "principals", "freezes")
 
 
@@ -103,7 +106,11 @@ class LedgerReader:
                     "there is no ledger in SIGNER_DATA_DIR",
                     "start the keeper once, or set it right",
                 )
-            self._db = self._connect(f"file:{self._path}?mode=ro")
+            db = self._connect(f"file:{self._path}?mode=ro")
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                db.close()
+                raise Unavailable("ledger_missing", "the ledger is still being made", "ask again in a moment")
+            self._db = db
         return self._db
 
     def _connect(self, uri: str) -> sqlite3.Connection:
@@ -111,6 +118,15 @@ class LedgerReader:
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2, cached_statements=64)
             db.execute("PRAGMA busy_timeout = 2000")
             found = db.execute("PRAGMA user_version").fetchone()[0]
+            ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            strange = not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+        if strange:
+            db.close()
+            raise LedgerBroken(
+                "ledger_not_ours",
+                f"{FILE_NAME} in SIGNER_DATA_DIR is somebody else's database",
+                "give the keeper a directory of its own",
+            )
         if found > VERSION:
             db.close()
             raise LedgerBroken(
@@ -233,15 +249,16 @@ class Ledger(LedgerReader):
         return self._db
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
-        """Appends all events in one fsynced transaction, or none; raises `Unavailable`.
+        """Appends all events in one fsynced transaction, or none; raises `Unavailable` or `LedgerBroken`.
 
-        An entry's time never runs backwards: it is the previous entry's if the clock was set back.
+        An event that no ledger can hold is a fault of the caller's and raises as Python does. An entry's time never
+        runs backwards: it is the previous entry's if the clock was set back.
         """
         try:
             head = self._head or self.head()
             entries = list(chain(events, head, now_ms))
             self._write(entries, [event.body for event in events])
-        except (Unavailable, LedgerBroken):
+        except Exception:
             self._forget()
             raise
         if entries:
@@ -316,6 +333,10 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
+        if str(error).startswith(("no such table", "no such column")):
+            raise LedgerBroken(
+                "ledger_broken", f"the ledger's file is damaged: {error}", "keep it as it is, and restore a backup"
+            ) from None
         raise Unavailable(
             "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",

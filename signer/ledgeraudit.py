@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 
@@ -51,6 +52,27 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
 
     `saved` is a head written down earlier: it finds a tail that was cut off. Raises `LedgerBroken`.
     """
+    with _snapshot(reader):
+        return _verify(reader, progress, saved)
+
+
+@contextmanager
+def _snapshot(reader: LedgerReader) -> Iterator[None]:
+    """All reads within see the ledger as it is now, while a keeper goes on writing."""
+    db = reader.connection()
+    if db.in_transaction:
+        yield
+        return
+    with storage_errors():
+        db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with storage_errors():
+            db.execute("ROLLBACK")
+
+
+def _verify(reader: LedgerReader, progress: Progress, saved: Head | None) -> Head:
     total = reader.head().seq
     for (finding,) in reader.rows("PRAGMA quick_check(1)"):
         if finding != "ok":
@@ -133,23 +155,23 @@ def _compare_tables(reader: LedgerReader, since: int) -> None:
         named, listed = reader.query(_PRINCIPAL_COUNTS)[0]
         if (named or 0) != listed:
             raise _table_differs("principals", f"{named} there, {listed} here")
-    _compare_freezes(reader, since)
+    _compare_freezes(reader)
 
 
-def _compare_freezes(reader: LedgerReader, since: int) -> None:
-    wanted: dict[str, int | None] = {}
-    for seq, kind, scope in reader.query(
-        "SELECT seq, kind, body ->> 'scope' FROM events WHERE seq >= ? AND kind IN ('freeze.set', 'freeze.lifted')"
-        " ORDER BY seq",
-        (since,),
+def _compare_freezes(reader: LedgerReader) -> None:
+    """All of them, also at a start: there are few, an index finds them, and one that is missing lets somebody in."""
+    wanted: dict[str, tuple[int, str, str]] = {}
+    for seq, kind, actor, scope, reason in reader.query(
+        "SELECT seq, kind, actor, body ->> 'scope', body ->> 'reason' FROM events"
+        " WHERE kind IN ('freeze.set', 'freeze.lifted') ORDER BY seq"
     ):
-        wanted[scope] = seq if kind == "freeze.set" else None
-    rows = dict(reader.query("SELECT scope, seq FROM freezes"))
-    for scope, seq in wanted.items():
-        if rows.get(scope) != seq:
-            raise _table_differs("freezes", scope)
-    for scope, seq in rows.items():
-        if seq >= since and wanted.get(scope) != seq:
+        if kind == "freeze.set":
+            wanted[scope] = (seq, actor, reason)
+        else:
+            wanted.pop(scope, None)
+    rows = {scope: facts for scope, *facts in reader.query("SELECT scope, seq, actor, reason FROM freezes")}
+    for scope in sorted(wanted.keys() | rows.keys()):
+        if list(wanted.get(scope, ())) != rows.get(scope, []):
             raise _table_differs("freezes", scope)
 
 
