@@ -54,11 +54,10 @@ def parse_public_key(text: str) -> PublicKey:
     """
     if not text:
         raise BadPublicKey("public_key_missing", "missing public_key", "send the text of your id_….pub file")
-    line = text.strip("\r\n")
-    if len(line) > MAX_TEXT:
+    if len(text) > MAX_TEXT:
         raise BadPublicKey("public_key_too_long", f"the public key is longer than {MAX_TEXT} characters")
-    fields = line.split(" ")
-    label, encoded = (fields[0], fields[1]) if len(fields) > 1 else ("", fields[0])
+    fields = text.split(" ")
+    label, encoded = (fields[0].strip("\r\n"), fields[1]) if len(fields) > 1 else ("", fields[0])
     blob = _decode_base64(encoded)
     kind = _kind_of(blob)
     bits = _read_blob(kind, blob)
