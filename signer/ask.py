@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from signer.duration import parse_duration
 from signer.errors import BadRequest
 from signer.goduration import BadDuration, parse_go_duration
-from signer.gojson import MAX_STRINGS, find_fault, not_an_object, too_deep, unverified_text, well_formed
+from signer.gojson import MAX_STRINGS, find_fault, is_float64, not_an_object, too_deep, unverified_text, well_formed
 from signer.model import Ask
 
 MAX_BODY: Final = 64 * 1024  # bytes
@@ -94,7 +94,15 @@ def _reject_constant(name: str) -> object:
     raise json.JSONDecodeError("no JSON", name, 0)
 
 
-_DECODER: Final = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=_reject_constant, strict=True)
+def _read_number(text: str) -> Number:
+    if not is_float64(text):
+        raise json.JSONDecodeError("too large", text, 0)
+    return Number(text)
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_float=_read_number, parse_int=_read_number, parse_constant=_reject_constant, strict=True
+)
 
 
 def _bad_json(sentence: str) -> BadRequest:

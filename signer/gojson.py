@@ -8,6 +8,7 @@ no UTF-8 is a lone surrogate. Pure; one pass, no recursion.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Final
@@ -129,6 +130,9 @@ class _Scanner:
             at = self._digits(at + 1)
         if self.text[at : at + 1] in ("e", "E"):
             at = self._digits(at + 2 if self.text[at + 1 : at + 2] in ("+", "-") else at + 1)
+        number = self.text[self.at : at]
+        if not is_float64(number):
+            raise _Fault(f"json: cannot unmarshal number {number} into Go value of type float64")
         self.at = at
 
     def _digits(self, at: int) -> int:
@@ -189,6 +193,11 @@ def not_an_object(value: object) -> str:
     """The sentence about a body that is some other value."""
     kind = {list: "array", bool: "bool", str: "string"}.get(type(value), "number")
     return f"{_PREFIX}json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+
+
+def is_float64(number: str) -> bool:
+    """Whether a JSON number is one that a float64 can hold, if only about."""
+    return (len(number) < 300 and "e" not in number and "E" not in number) or math.isfinite(float(number))
 
 
 def too_deep() -> str:
