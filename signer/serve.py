@@ -59,6 +59,7 @@ class _Child:
         self.process = subprocess.Popen(
             self.argv,
             stdin=subprocess.DEVNULL,
+            cwd="/",  # gunicorn imports from where it starts before anywhere else, and reads a gunicorn.conf.py there
             env=environment,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
             **ids,  # type: ignore[call-overload]
@@ -173,9 +174,8 @@ def gunicorn_argv(settings: Settings) -> list[str]:
     argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
     argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
     argv += ["--backlog", "1024", "--worker-connections", "1000"]
-    # No gunicorn.conf.py nor module of whatever folder this was started in; no header may set SCRIPT_NAME.
-    argv += ["--config", "python:signer", "--chdir", "/", "--forwarder-headers", ""]
-    argv += ["--limit-request-fields", "64"]
+    # No configuration file from anywhere; no header may set SCRIPT_NAME.
+    argv += ["--config", "python:signer", "--forwarder-headers", "", "--limit-request-fields", "64"]
     if settings.tls_cert_file is not None and settings.tls_key_file is not None:
         argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
     return argv

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from signer.api import native, vault, vaultwords
-from signer.api.sign import SignRoutes, Wsgi
+from signer.api.sign import ROLE_NAME, SignRoutes, Wsgi
 from signer.ask import MAX_BODY, body_too_large
 from signer.errors import SignerError
 from signer.link import Link
@@ -44,7 +44,7 @@ def make_flask(link: Link, settings: Settings) -> Flask:
 class _RoleName(BaseConverter):
     """A role in a path, as `sign.py` has it."""
 
-    regex = f"(?a:{native.ROLE_NAME})"
+    regex = f"(?a:{ROLE_NAME})"
 
 
 def _refuse_large_body() -> None:

@@ -25,7 +25,6 @@ from signer.settings import Settings
 FILTERS: Final = ("identity", "role", "principal", "fingerprint")
 PAGING: Final = ("active", "before", "limit")
 _Model = TypeVar("_Model", bound=BaseModel)
-ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
 
 
 def register(app: Flask, link: Link, settings: Settings) -> None:

@@ -22,7 +22,7 @@ from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-_ROLE: Final = r"(\w(?:[\w.@-]*\w)?)"
+ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _CREATED: Final = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
 
@@ -35,8 +35,8 @@ class SignRoutes:
         self._proxies = proxies
         self._fallback = fallback
         names = "|".join(re.escape(mount) for mount in mounts)
-        self._vault = re.compile(rf"/v1/(?:{names})/sign/{_ROLE}", re.ASCII)
-        self._native = re.compile(rf"/api/sign/{_ROLE}", re.ASCII)
+        self._vault = re.compile(rf"/v1/(?:{names})/sign/({ROLE_NAME})", re.ASCII)
+        self._native = re.compile(rf"/api/sign/({ROLE_NAME})", re.ASCII)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """WSGI (PEP 3333)."""

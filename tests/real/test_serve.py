@@ -1,0 +1,282 @@
+"""The launcher: two users, two children kept alive, signals, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts import missing, ports
+from tests.parts.eventually import eventually
+from tests.parts.keys import KeyRing
+from tests.parts.service import ROOT, STANDARD_POLICY, Service, StartService
+
+KEEPER_USER, API_USER = "daemon", "nobody"
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def family(pid: int) -> list[int]:
+    """All that came of a process, itself not counted."""
+    return [one for child in children(pid) for one in (child, *family(child))]
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+def arbiter(service: Service) -> int:
+    (found,) = [child for child in children(service.pid) if child != service.keeper_pid()]
+    return found
+
+
+def test_sigterm_ends_everything_and_says_0(start_service: StartService) -> None:
+    service = start_service()
+    everybody = family(service.pid)
+    assert len(everybody) == 3  # keeper, gunicorn, its worker
+    assert service.stop() == 0
+    assert not any(map(is_alive, everybody))
+
+
+def test_open_connections_do_not_hold_up_the_end(start_service: StartService) -> None:
+    service = start_service()
+    with (
+        socket.create_connection((ports.LOOPBACK, service.port)) as idle,
+        socket.create_connection((ports.LOOPBACK, service.port)) as half,
+    ):
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        half.sendall(b"POST /api/sign/llmops HTTP/1.1\r\n")
+        everybody = [service.pid, *family(service.pid)]
+        os.kill(service.pid, signal.SIGTERM)
+        # Both stop in the time that the launcher gives them; a child that had to be killed is named in the log.
+        eventually(lambda: not any(map(is_alive, everybody)), "everybody has ended", seconds=60)
+    assert "was killed" not in service.log()
+
+
+def test_sighup_reloads_the_policy(start_service: StartService, keyring: KeyRing) -> None:
+    service = start_service()
+    line = keyring("ed25519", "user").public_line
+    assert service.sign(line, ttl="20m").status == 201
+    service.write_policy(STANDARD_POLICY.replace('max_ttl = "30m"', 'max_ttl = "16m"'))
+    os.kill(service.pid, signal.SIGHUP)
+    eventually(lambda: service.sign(line, ttl="20m").status == 403, "the new policy is in force")
+    service.write_policy("nonsense")
+    os.kill(service.pid, signal.SIGHUP)
+    eventually(lambda: "the old policy stays" in service.log(), "the broken policy is refused")
+    assert service.sign(line, ttl="16m").status == 201
+
+
+def test_a_killed_keeper_is_answered_for_with_503_until_it_is_back(start_service: StartService) -> None:
+    service = start_service()
+    keeper = service.keeper_pid()
+    assert keeper is not None
+    os.kill(service.pid, signal.SIGSTOP)  # or the launcher would be faster than this test
+    try:
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: not is_alive(keeper), "the keeper is dead")
+        gone = service.ask("GET", "/readyz")
+        assert (gone.status, gone.headers["retry-after"], gone.json()["code"]) == (503, "1", "keeper_gone")
+        refused = service.sign("x")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert service.ask("GET", "/healthz").status == 200
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    eventually(service.is_ready, "the keeper is back")
+    assert service.keeper_pid() != keeper
+
+
+def test_a_killed_gunicorn_is_started_again(start_service: StartService) -> None:
+    service = start_service()
+    killed = arbiter(service)
+    workers = family(killed)
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: not any(map(is_alive, workers)), "the orphaned worker has ended")
+    eventually(service.is_ready, "gunicorn is back")
+    assert arbiter(service) != killed
+
+
+def test_a_killed_worker_is_started_again(start_service: StartService) -> None:
+    service = start_service()
+    (worker,) = children(arbiter(service))
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: not is_alive(worker), "the worker is dead")
+    eventually(service.is_ready, "a new worker answers")
+
+
+def test_killing_the_launcher_leaves_nobody_behind(start_service: StartService) -> None:
+    service = start_service()
+    everybody = family(service.pid)
+    os.kill(service.pid, signal.SIGKILL)
+    eventually(lambda: not any(map(is_alive, everybody)), "keeper, gunicorn and worker have ended")
+
+
+def test_no_secret_is_in_an_environment_or_a_command_line(
+    tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ca = keyring("ed25519", "ca")
+    secrets = {"INFISICAL_TOKEN": "st.hidden-in-environment", "VAULT_TOKEN": "hvs.hidden-in-environment"}
+    service = Service(tmp_path / "service", ca, environ=secrets)
+    with service:
+        assert service.sign(keyring("ed25519", "user").public_line, identity="ci").status == 201
+        key_line = ca.private.read_text().splitlines()[2]
+        for pid in family(service.pid):
+            said = command_line(pid) + Path(f"/proc/{pid}/environ").read_bytes().decode()
+            assert "hidden-in-environment" not in said
+            assert "sgn_" not in said
+            assert key_line not in said
+        assert "sgn_" not in service.log()
+
+
+def test_modules_and_configuration_of_the_folder_it_starts_in_are_not_used(
+    tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "gunicorn.conf.py").write_text("raise SystemExit('the folder decides')\n")
+    (here / "flask.py").write_text("raise SystemExit('the folder decides')\n")
+    monkeypatch.chdir(here)
+    with Service(tmp_path / "service", keyring("ed25519", "ca")) as service:
+        assert service.ask("GET", "/healthz").status == 200
+        assert "the folder decides" not in service.log()
+
+
+# --- started as root ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_users(tmp_path: Path, keyring: KeyRing) -> Iterator[Service]:
+    """The service as root starts it, each child under a user of its own; skipped where these cannot run Python."""
+    probe = subprocess.run(
+        [sys.executable, "-c", "import flask, signer"],
+        user=API_USER,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"{API_USER} cannot read this interpreter")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    environ = {"SIGNER_KEEPER_USER": KEEPER_USER, "SIGNER_API_USER": API_USER}
+    service = Service(tmp_path / "service", keyring("ed25519", "ca"), environ=environ)
+    service.folder.chmod(0o755)
+    service.policy_file.chmod(0o644)
+    with service:
+        yield service
+
+
+def status(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+@missing.needs_root
+def test_each_child_is_its_own_user_without_rights(two_users: Service, keyring: KeyRing) -> None:
+    assert two_users.sign(keyring("ed25519", "user").public_line).status == 201
+    keeper = two_users.keeper_pid()
+    assert keeper is not None
+    gunicorn = arbiter(two_users)
+    for pid, user in [(keeper, KEEPER_USER), (gunicorn, API_USER), *((w, API_USER) for w in children(gunicorn))]:
+        facts, entry = status(pid), pwd.getpwnam(user)
+        assert set(facts["Uid"]) == {str(entry.pw_uid)}
+        assert set(facts["Gid"]) == {str(entry.pw_gid)}
+        assert facts["Groups"] == []
+        assert facts["CapEff"] == ["0000000000000000"]
+
+
+@missing.needs_root
+@pytest.mark.parametrize("name", ["ca", "data/ledger.sqlite3", "data"])
+def test_the_api_user_can_read_neither_key_nor_ledger(two_users: Service, name: str) -> None:
+    path = two_users.folder / name
+    assert path.exists()
+    read = "import os, sys; p = sys.argv[1]; os.listdir(p) if os.path.isdir(p) else open(p, 'rb').read(1)"
+    done = subprocess.run(
+        [sys.executable, "-c", read, str(path)],
+        user=API_USER,
+        group=pwd.getpwnam(API_USER).pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "PermissionError" in done.stderr
+
+
+@missing.needs_root
+def test_the_keepers_socket_is_for_the_two_users_only(two_users: Service) -> None:
+    keeper, api = pwd.getpwnam(KEEPER_USER), pwd.getpwnam(API_USER)
+    folder, sock = two_users.run_dir.stat(), two_users.socket.stat()
+    assert (folder.st_uid, folder.st_gid, stat.S_IMODE(folder.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o2750)
+    assert (sock.st_uid, sock.st_gid, stat.S_IMODE(sock.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o660)
+
+
+@missing.needs_root
+def test_a_keeper_that_has_given_up_root_comes_back(two_users: Service, keyring: KeyRing) -> None:
+    line = keyring("ed25519", "user").public_line
+    assert two_users.sign(line).json()["serial"] == "1"
+    keeper = two_users.keeper_pid()
+    assert keeper is not None
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: two_users.is_ready() and two_users.keeper_pid() != keeper, "the keeper is back")
+    assert two_users.sign(line).json()["serial"] == "2"
+
+
+# --- refusals to start -----------------------------------------------------------------------------------------------
+
+
+def refusal(service: Service) -> str:
+    done = service.command("serve")
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_it_refuses_to_listen_beyond_loopback_in_the_clear(tmp_path: Path, keyring: KeyRing) -> None:
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"), environ={"SIGNER_LISTEN": "0.0.0.0:8222"})
+    said = refusal(service)
+    assert (
+        "SIGNER_LISTEN: 0.0.0.0:8222 is beyond loopback, and tokens would travel in the clear;"
+        " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
+    ) in said
+    assert not service.data_dir.exists()
+
+
+def test_an_unknown_setting_is_warned_about_and_serving_goes_on(start_service: StartService) -> None:
+    service = start_service(environ={"SIGNER_THREAD": "4"})
+    assert "SIGNER_THREAD is no setting, did you mean SIGNER_THREADS" in service.log()
+
+
+@missing.needs_root
+def test_root_must_name_two_users(tmp_path: Path, keyring: KeyRing) -> None:
+    users = {"SIGNER_KEEPER_USER": "", "SIGNER_API_USER": ""}
+    said = refusal(Service(tmp_path / "s", keyring("ed25519", "ca"), environ=users))
+    assert "without SIGNER_KEEPER_USER and SIGNER_API_USER" in said
+
+
+@missing.needs_root
+def test_an_unknown_user_is_refused_by_name(tmp_path: Path, keyring: KeyRing) -> None:
+    users = {"SIGNER_KEEPER_USER": "nosuchuser", "SIGNER_API_USER": API_USER}
+    assert "there is no user 'nosuchuser' on this host" in refusal(
+        Service(tmp_path / "s", keyring("ed25519", "ca"), environ=users)
+    )
