@@ -5,7 +5,6 @@ Everything returned is JSON-ready. An identity sees its own certificates; all of
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from signer.errors import NotFound, Refused
 from signer.ledger import Filter
 from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
 from signer.policy import Policy
+from signer.recorded import certificate_details, certificate_row
 from signer.rules import allowed_principals
 from signer.timestamps import timestamp
 
@@ -117,26 +117,6 @@ def _what_fits(found: list[Issued]) -> list[Issued]:
     return page
 
 
-def certificate_row(row: Issued, now: int) -> Answer:
-    """One certificate as a line of a list."""
-    if row.withheld:
-        status = "withheld"
-    else:
-        status = "active" if row.valid_before > now else "expired"
-    return {
-        "serial": str(row.serial),
-        "backend": row.backend,
-        "identity": row.identity,
-        "role": row.role,
-        "principals": list(row.principals),
-        "key_id": row.key_id,
-        "fingerprint": row.fingerprint,
-        "valid_after": timestamp(row.valid_after),
-        "valid_before": timestamp(row.valid_before),
-        "status": status,
-    }
-
-
 def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> Answer:
     found = ledger.certificate(serial)
     if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
@@ -144,13 +124,6 @@ def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> An
             "unknown_serial", f"there is no certificate {serial} that you may see", "see GET /api/certificates"
         )
     return certificate_details(*found, now)
-
-
-def certificate_details(row: Issued, entry: Entry, now: int) -> Answer:
-    """Everything that was recorded of a certificate, with the place of the record."""
-    body = json.loads(entry.body)
-    recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
-    return {**body, **certificate_row(row, now), "recorded": recorded}
 
 
 def _role(name: str, identity: Identity, policy: Policy) -> Answer:

@@ -213,7 +213,7 @@ VERBS: Final = (
             _argument(
                 "--limit", metavar="N", type=_whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"
             ),
-            _argument("--before", metavar="SEQ", type=_whole(1, _MAX_SEQ), help="the next page, as the one before says"),
+            _argument("--before", metavar="SEQ", type=_whole(1, _MAX_SEQ), help="the next page, as this one says"),
             _JSON,
         ),
         "verbs_ledger",

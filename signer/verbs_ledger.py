@@ -17,7 +17,7 @@ from signer import ledgeraudit, printing
 from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger import DERIVED, FILE_NAME, Filter, Ledger, LedgerReader, broken_at, storage_errors
 from signer.model import Entry, Head
-from signer.queries import certificate_details, certificate_row
+from signer.recorded import certificate_details, certificate_row
 from signer.settings import Settings
 from signer.timestamps import timestamp
 

@@ -13,216 +13,24 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from signer import cli
-from signer.ledger import FILE_NAME, Ledger
-from signer.model import Event
-from tests.parts.keys import Key, KeyRing
-from tests.parts.service import Tokens, fill_policy
+from tests.parts.command import World, make_world, run
+from tests.parts.keys import KeyRing
 
 TRANSCRIPTS = Path(__file__).parents[1] / "data" / "transcripts"
-
-OWNER = f"{os.geteuid()}:{os.getegid()}"
-POLICY = """\
-[ca]
-fingerprint = "{ca}"
-
-[roles.llmops]
-principals = ["llmops", "{identity}"]
-default_principals = ["llmops"]
-default_ttl = "15m"
-max_ttl = "30m"
-key_types = ["ssh-ed25519"]
-extensions = { allowed = ["permit-pty"], default = ["permit-pty"] }
-
-[roles.deploy]
-principals = ["deploy"]
-default_principals = ["deploy"]
-key_types = ["ssh-rsa"]
-force_command = "/usr/bin/deploy"
-source_address = "caller"
-reason_required = true
-limits = { per_minute = 30, live = 20 }
-
-[identities.deploy-agent]
-kind = "agent"
-roles = ["llmops", "deploy"]
-tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
-
-[identities.late]
-kind = "workload"
-roles = ["llmops"]
-tokens = [{ sha256 = "{token:late}", expires = 2020-01-01T00:00:00Z }]
-
-[identities.operator]
-kind = "human"
-roles = ["llmops"]
-may = ["ledger.read"]
-"""
-
-
-def issued(serial: int, identity: str = "deploy-agent", **changes: object) -> Event:
-    """The event of a certificate as the core would record it, valid from 2025 on."""
-    body: dict[str, object] = {
-        "serial": str(serial),
-        "backend": "local",
-        "identity": identity,
-        "kind": "agent",
-        "role": "llmops",
-        "principals": ["llmops"],
-        "key_id": f"{identity}:llmops",
-        "key_type": "ssh-ed25519",
-        "fingerprint": "SHA256:" + "A" * 43,
-        "valid_after": 1_740_000_000,
-        "valid_before": 1_740_000_900,
-        "critical_options": {},
-        "extensions": ["permit-pty"],
-        "reason": None,
-        "address": "10.0.0.7",
-        "request_id": f"request-{serial}",
-        "policy": "b" * 64,
-        "ca": "SHA256:" + "C" * 43,
-        "to_be_signed_sha256": "d" * 64,
-    }
-    return Event("certificate.issued", identity, {**body, **changes})
-
-
-EVENTS = (
-    Event("keeper.started", "keeper", {"version": "0.1.0", "mode": "local"}),
-    issued(1),
-    issued(2, "ci", principals=["ci", "llmops"], valid_before=4_102_444_800, fingerprint="SHA256:" + "B" * 43),
-    issued(3, reason="ticket 812", critical_options={"source-address": "10.0.0.7/32"}, valid_before=4_102_444_800),
-    Event("certificate.withheld", "deploy-agent", {"serial": "3", "error": "OSError"}),
-    Event("freeze.set", "operator", {"scope": "role:deploy", "reason": "incident 7"}),
-    Event("request.refused", "deploy-agent", {"code": "ttl_above_max", "text": "ttl", "role": "llmops"}),
-)
-
-
-class World:
-    """A folder with everything that the verbs read."""
-
-    def __init__(self, folder: Path, ca: Key, user: Key, environ: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.ca = ca
-        self._environ = environ
-        (folder / "policy.toml").write_text(fill_policy(POLICY, ca.fingerprint, Tokens()))
-        (folder / "ca").write_bytes(ca.private.read_bytes())
-        (folder / "ca").chmod(0o400)
-        (folder / "ca.pub").write_text(ca.public_line + "\n")
-        (folder / "user.pub").write_text(user.public_line + "\n")
-        self.user = user
-        data = folder / "data"
-        data.mkdir(mode=0o700)
-        with closing(Ledger(data)) as ledger:
-            for minute, event in enumerate(EVENTS):
-                ledger.commit([event], 1_740_000_000_000 + minute * 60_000)
-        for name in [name for name in os.environ if name.startswith("SIGNER_")]:
-            environ.delenv(name)
-        for name, value in {
-            "POLICY_FILE": folder / "policy.toml",
-            "CA_KEY_FILE": folder / "ca",
-            "CA_KEY_OWNER": OWNER,
-            "DATA_DIR": data,
-            "RUN_DIR": folder / "run",
-        }.items():
-            environ.setenv(f"SIGNER_{name}", str(value))
-        if os.geteuid() == 0:  # root must name two users, nobody else may
-            environ.setenv("SIGNER_KEEPER_USER", "daemon")
-            environ.setenv("SIGNER_API_USER", "nobody")
-        environ.chdir(folder)
-
-    def prepare(self, words: Sequence[str]) -> None:
-        """A `%` line, in which <dir>, <ca> and <owner> stand for what they name: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW, set NAME VALUE,
-        sql STATEMENT (as somebody with a SQLite shell would, without the triggers)."""
-        named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
-        match [re.sub("<dir>|<ca>|<owner>", lambda found: named[found[0]], word) for word in words]:
-            case ["chmod", mode, name]:
-                (self.folder / name).chmod(int(mode, 8))
-            case ["copy", source, target]:
-                (self.folder / target).write_bytes((self.folder / source).read_bytes())
-            case ["link", source, target]:
-                (self.folder / target).symlink_to(source)
-            case ["remove", name]:
-                (self.folder / name).unlink()
-            case ["write", name, text]:
-                (self.folder / name).write_text(text.encode().decode("unicode_escape"))
-            case ["replace", name, old, new]:
-                before = (self.folder / name).read_text()
-                assert old in before, f"{name} does not hold {old}"
-                (self.folder / name).write_text(before.replace(old, new.encode().decode("unicode_escape"), 1))
-            case ["set", name, value]:
-                self._environ.setenv(name, value)
-            case ["sql", statement]:
-                tamper(self.folder / "data", statement)
-            case _:
-                raise AssertionError(f"no such preparation: {words}")
-
-    def steady(self, text: str) -> str:
-        """What was printed, with names for what differs from run to run."""
-        policy = self.folder / "policy.toml"
-        known = [
-            (str(self.folder), "<dir>"),
-            (self.ca.fingerprint, "<ca>"),
-            (self.ca.public_line.split()[1], "<ca-key>"),
-            (self.user.fingerprint, "<user>"),
-        ]
-        if policy.exists():
-            digest = sha256(policy.read_bytes()).hexdigest()
-            known += [(digest, "<policy>"), (digest[:16], "<policy>")]
-        for token in re.findall(r"sgn_\w{49}", text):
-            known.append((token, "<token>"))
-            known.append((sha256(token.encode()).hexdigest(), "<sha256>"))
-        for value, name in known:
-            text = text.replace(value, name)
-        text = re.sub(r'(sha256 = \\?")[0-9a-f]{64}', r"\1<sha256>", text)
-        text = re.sub(r"keeper (and api )?runs? as [^\"\n]*", "<users>", text)
-        text = re.sub(rf'(ca_key_owner +|owned by |"detail": "){OWNER}', r"\1<owner>", text)
-        text = re.sub(r"(owner|belongs to user) \d+", r"\1 <n>", text)
-        text = re.sub(r"\b20(2[6-9]|[3-8]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
-        return re.sub(r"\b\d+ days", "<n> days", text)
-
-
-def tamper(data: Path, statement: str) -> None:
-    """Changes a ledger behind everybody's back; its triggers stop nobody who can drop them."""
-    import sqlite3
-
-    with closing(sqlite3.connect(data / FILE_NAME, isolation_level=None)) as db:
-        for trigger in ("events_are_never_changed", "events_are_never_removed"):
-            db.execute(f"DROP TRIGGER IF EXISTS {trigger}")
-        db.execute(statement)
 
 
 @pytest.fixture
 def world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr("signer.verbs_check.forbid_dumps", lambda: None)  # it would bind this whole test run
-    monkeypatch.setattr("signer.check.filesystem_of", lambda _path: "ext4")
-    folder = tmp_path / "w"
-    folder.mkdir(mode=0o700)
-    return World(folder, keyring("ed25519", "ca"), keyring("ed25519", "user"), monkeypatch)
+    return make_world(tmp_path, keyring, monkeypatch)
 
 
-Run = Callable[[Sequence[str]], tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `signer WORDS` in this process: exit status, stdout, stderr."""
-
-    def run_once(words: Sequence[str]) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = cli.main(words)
-        return (status, *capsys.readouterr())
-
-    return run_once
-
-
-def _replay(lines: Sequence[str], world: World, run: Run) -> Iterator[str]:
+def _replay(lines: Sequence[str], world: World) -> Iterator[str]:
     """The transcript as this program would have written it."""
     for line in lines:
         if line.startswith(("| ", "! ", "? ")) or line in ("|", "!"):
@@ -231,20 +39,20 @@ def _replay(lines: Sequence[str], world: World, run: Run) -> Iterator[str]:
         if line.startswith("% "):
             world.prepare(shlex.split(line[2:]))
         elif line.startswith("$ signer"):
-            status, out, err = run(shlex.split(line)[2:])
-            yield from (f"| {text}".rstrip() for text in world.steady(out).splitlines())
-            yield from (f"! {text}".rstrip() for text in world.steady(err).splitlines())
-            if status:
-                yield f"? {status}"
+            ran = run(*shlex.split(line)[2:])
+            yield from (f"| {text}".rstrip() for text in world.steady(ran.out).splitlines())
+            yield from (f"! {text}".rstrip() for text in world.steady(ran.err).splitlines())
+            if ran.status:
+                yield f"? {ran.status}"
         else:
             assert not line or line.startswith("#"), f"what is this line: {line}"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TRANSCRIPTS.glob("*.txt")))
-def test_transcript(name: str, world: World, run: Run) -> None:
+def test_transcript(name: str, world: World) -> None:
     path = TRANSCRIPTS / f"{name}.txt"
     expected = path.read_text()
-    found = "".join(f"{line}\n" for line in _replay(expected.splitlines(), world, run))
+    found = "".join(f"{line}\n" for line in _replay(expected.splitlines(), world))
     if os.environ.get("WRITE_TRANSCRIPTS"):
         path.write_text(found)
     assert found == expected
@@ -258,3 +66,16 @@ def test_every_verb_but_the_services_has_a_transcript_of_success_and_of_failure(
             if verb is not None and "--help" not in block.split("\n", 1)[0]:
                 seen[verb].add("\n? " in block)
     assert {verb: sorted(ends) for verb, ends in seen.items()} == {verb: [False, True] for verb in seen}
+
+
+def test_errors_and_hints_are_said_in_one_voice() -> None:
+    lines = [
+        line[2:]
+        for path in sorted(TRANSCRIPTS.glob("*.txt"))
+        for line in path.read_text().splitlines()
+        if line.startswith("! ") and not line.startswith("!   ")
+    ]
+    # Lower case, but for a name that is written so; no full stop at the end.
+    voice = re.compile(r"signer: ((error|hint|warning): )?([^A-Z\s]|[A-Z]{4}[A-Z_]*\b).*[^.]")
+    assert len(lines) > 100
+    assert [line for line in lines if voice.fullmatch(line) is None] == []

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger"),
     "edge": ("api", "keeper", "link"),
-    "use case": ("ops", "core", "commands", "counts", "drafts", "queries", "check"),
+    "use case": ("ops", "core", "commands", "counts", "drafts", "queries", "recorded", "check"),
     "adapter": ("ledger", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
@@ -41,6 +41,7 @@ NEIGHBOURS = {
     ("core", "drafts"): "from a grant to the bytes that are signed",
     ("core", "queries"): "what the core can be asked",
     ("queries", "commands"): "a query is one of them",
+    ("queries", "recorded"): "the words for a certificate",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
