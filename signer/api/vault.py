@@ -53,6 +53,10 @@ class Asked:
         """The first value of a query parameter."""
         return self.query.get(name, [None])[0]
 
+    def granted(self, data: Mapping[str, Any], *known: str) -> Answer:
+        """200 with `data`; any query parameter but the known ones earns a warning."""
+        return vaultwords.success(data, self.request_id, [*self.query.keys() - {*known, "help"}])
+
 
 Handler = Callable[["VaultShape", Asked, str], Answer]
 
@@ -103,7 +107,7 @@ class VaultShape:
             query = environ.get("QUERY_STRING")
             return vaultwords.redirect(clean + (f"?{query}" if query else ""))
         if not path.isprintable():
-            return Answer(400, (), b"")
+            return Answer(400, vaultwords.HEADERS, b"")
         if path == "/v1":
             return vaultwords.failure(404)
         if environ["REQUEST_METHOD"] not in _OPERATIONS:
@@ -120,22 +124,17 @@ class VaultShape:
         if operation in ("update", "patch"):
             body = read_body(environ)
             decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
-        if ".." in path.split("/"):
-            return vaultwords.failure(400, "relative paths not supported")
-        if operation == "options":
-            return vaultwords.failure(400, "cannot handle internal-only request operation")
-        if operation in ("update", "patch") and path.endswith("/"):
-            return vaultwords.failure(400, "cannot write to a path ending in '/'")
         asked = Asked(environ, operation, path, query, body, new_request_id())
         if operation == "read" and "list" in query:
             word = asked.first("list")
             if word not in _TRUE | _FALSE:
                 return vaultwords.failure(400)
             if word in _TRUE:
-                asked = replace(asked, operation="list")
+                rest = {name: values for name, values in query.items() if name != "list"}
+                asked = replace(asked, operation="list", query=rest)
         if asked.operation == "list" and not path.endswith("/"):
             asked = replace(asked, path=path + "/")
-        return _refuse_wrapping(environ) or _refuse_namespace(environ) or asked
+        return _refuse_wrapping(environ) or _refuse_form(environ, operation, path) or asked
 
     # --- routes -------------------------------------------------------------------------------------------------
 
@@ -171,7 +170,7 @@ class VaultShape:
         for pattern, operations in _ROUTES:
             if (match := pattern.fullmatch(rest)) is None:
                 continue
-            if "help" in asked.query and asked.operation == "read":
+            if asked.operation == "read" and asked.first("help"):
                 return vaultwords.help_text(rest)
             if (handler := operations.get(asked.operation)) is None:
                 return vaultwords.unsupported_operation()
@@ -208,14 +207,14 @@ class VaultShape:
             role = self._ask("role", asked, role=name)
         except NotFound:
             return vaultwords.failure(404)
-        return vaultwords.success(vaultwords.role_fields(role, self._ca()["public_key"]), asked.request_id)
+        return asked.granted(vaultwords.role_fields(role, self._ca()["public_key"]))
 
     def read_ca(self, asked: Asked, ref: str) -> Answer:
         ca = self._ca()
         if ref:
             self._check_issuer(ref, ca)
         data = {"issuer_id": vaultwords.issuer_id(ca["fingerprint"]), **_issuer(ca)}
-        return vaultwords.success(data, asked.request_id)
+        return asked.granted(data)
 
     def list_issuers(self, asked: Asked, _name: str) -> Answer:
         ca = self._ca()
@@ -223,7 +222,7 @@ class VaultShape:
         return _list(asked, names, {name: {"is_default": True, **_issuer(ca)} for name in names})
 
     def read_default_issuer(self, asked: Asked, _name: str) -> Answer:
-        return vaultwords.success({"default": vaultwords.issuer_id(self._ca()["fingerprint"])}, asked.request_id)
+        return asked.granted({"default": vaultwords.issuer_id(self._ca()["fingerprint"])})
 
     def refuse_roles(self, _asked: Asked, _name: str) -> Answer:
         return vaultwords.failure(405, REFUSALS["roles"])
@@ -280,7 +279,7 @@ def _page(asked: Asked, names: list[str]) -> list[str]:
 def _list(asked: Asked, names: list[str], info: Mapping[str, object]) -> Answer:
     if not names:
         return vaultwords.failure(404)
-    return vaultwords.success({"key_info": info, "keys": names}, asked.request_id)
+    return asked.granted({"key_info": info, "keys": names}, "after", "limit")
 
 
 def _refuse_media_type(content_type: str) -> Answer | None:
@@ -301,6 +300,19 @@ def _refuse_wrapping(environ: Mapping[str, Any]) -> Answer | None:
     if wanted < 0:
         return vaultwords.failure(400, "error parsing X-Vault-Wrap-TTL header: requested wrap ttl cannot be negative")
     return vaultwords.failure(400, REFUSALS["wrapping"]) if wanted else None
+
+
+def _refuse_form(environ: Mapping[str, Any], operation: str, path: str) -> Answer | None:
+    parts = path.split("/")
+    if ".." in parts or "." in parts:
+        return vaultwords.failure(400, "relative paths not supported")
+    if (refusal := _refuse_namespace(environ)) is not None:
+        return refusal
+    if operation == "options":
+        return vaultwords.failure(400, "cannot handle internal-only request operation")
+    if operation in ("update", "patch") and path.endswith("/"):
+        return vaultwords.failure(400, "cannot write to a path ending in '/'")
+    return None
 
 
 def _refuse_namespace(environ: Mapping[str, Any]) -> Answer | None:

@@ -23,10 +23,8 @@ UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader
 def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
     """The paths of `UNAUTHENTICATED`; monitors and `bao status` ask them."""
     method = environ["REQUEST_METHOD"]
-    if str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
+    if path == "sys/health" and str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
         return vaultwords.failure(400, "operation unavailable in namespaces")
-    if method == "OPTIONS":
-        return vaultwords.failure(400, "cannot handle internal-only request operation")
     if method != "GET" and not (method == "HEAD" and path == "sys/health"):
         return vaultwords.failure(405)
     if path == "sys/leader":

@@ -178,9 +178,10 @@ REFUSALS: Final = {
 }
 
 
-def success(data: Mapping[str, Any], request_id: str) -> Answer:
-    """200 with the envelope."""
-    return Answer(200, HEADERS, envelope(data, request_id))
+def success(data: Mapping[str, Any], request_id: str, unknown: Sequence[str] = ()) -> Answer:
+    """200 with the envelope; `unknown` are the parameters that nobody looked at."""
+    warnings = [f"Endpoint ignored these unrecognized parameters: [{' '.join(sorted(unknown))}]"] if unknown else None
+    return Answer(200, HEADERS, envelope(data, request_id, warnings))
 
 
 def failure(status: int, *sentences: str) -> Answer:
@@ -262,10 +263,9 @@ def role_fields(role: Mapping[str, Any], ca_line: str) -> dict[str, Any]:
         "allowed_domains": "",
         "allowed_domains_template": False,
         "allowed_extensions": ",".join(role["extensions"]["allowed"]),
-        "allowed_user_key_lengths": {
-            "rsa" if kind == "ssh-rsa" else kind: [role["rsa_min_bits"] if kind == "ssh-rsa" else 0]
-            for kind in role["key_types"]
-        },
+        "allowed_user_key_lengths": dict(
+            sorted(("rsa", [role["rsa_min_bits"]]) if kind == "ssh-rsa" else (kind, [0]) for kind in role["key_types"])
+        ),
         "allowed_users": ",".join(role["principals"]),
         "allowed_users_template": False,
         "default_critical_options": dict(sorted(options.items())),
