@@ -13,6 +13,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from sshpubkeys import SSHKey
 from sshpubkeys.exceptions import InvalidKeyError
@@ -218,6 +219,8 @@ def _rsa_bits(reader: Reader) -> int:
         raise _malformed("its exponent is none that RSA can have", "exponent")
     if modulus % 2 == 0:
         raise _malformed("its modulus is even", "modulus")
+    if modulus <= exponent:
+        raise _malformed("its modulus is below its exponent", "modulus")
     if modulus.bit_length() > MAX_RSA_BITS:
         raise _malformed(f"RSA keys may have {MAX_RSA_BITS} bits at most", "modulus")
     return modulus.bit_length()
@@ -248,5 +251,6 @@ def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
     try:
         # Given to the constructor, the key would be parsed twice.
         SSHKey(strict=True).parse(render_public_key(kind, blob))
-    except InvalidKeyError:
+    except (InvalidKeyError, ValueError, NotImplementedError, UnsupportedAlgorithm):
+        # Its parser lets through what `cryptography` raises (an exponent above its modulus: ValueError).
         raise _malformed("form or size is not one that this kind of key has", "form") from None
