@@ -60,16 +60,17 @@ def make_draft(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes)
         ca_key=ca_key,
     )
     unsigned = encode_unsigned(fields)
-    check_obeys(decode_unsigned(unsigned), grant, now, serial, ca_key)
+    check_obeys(decode_unsigned(unsigned), grant, now, serial, nonce, ca_key)
     return Draft(grant, fields, unsigned)
 
 
-def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, ca_key: bytes) -> None:
+def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes) -> None:
     """Raises `Disobedient` if a certificate, as read back from its bytes, is not exactly what was granted."""
     for what, found, granted in (
         ("key type", fields.key_kind, grant.public_key.kind),
         ("public key", fields.key, grant.public_key.blob),
-        ("nonce length", len(fields.nonce), NONCE_BYTES),
+        ("nonce", fields.nonce, nonce),
+        ("nonce's length", len(fields.nonce), NONCE_BYTES),
         ("serial", fields.serial, serial),
         ("type", fields.cert_type, USER_CERTIFICATE),
         ("key id", fields.key_id, grant.key_id),

@@ -133,9 +133,7 @@ def _read_principals(data: bytes) -> tuple[str, ...]:
 
 def _encode_options(options: tuple[tuple[str, str], ...]) -> bytes:
     """Name and value pairs; a value is a string inside a string, a flag is an empty one."""
-    return b"".join(
-        string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options
-    )
+    return b"".join(string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options)
 
 
 def _read_options(data: bytes) -> tuple[tuple[str, str], ...]:
@@ -143,8 +141,12 @@ def _read_options(data: bytes) -> tuple[tuple[str, str], ...]:
     options: list[tuple[str, str]] = []
     while not reader.at_end():
         name, inner = reader.text(), Reader(reader.string())
-        value = "" if inner.at_end() else inner.text()
-        inner.expect_end()
+        value = ""
+        if not inner.at_end():
+            value = inner.text()
+            if not value:  # a flag has no inner string at all; two forms of one option could be told apart elsewhere
+                raise BadFormat("bad_format", "an option's value is an empty string")
+            inner.expect_end()
         if options and name <= options[-1][0]:
             raise BadFormat("bad_format", "options are not sorted or not unique")
         options.append((name, value))
