@@ -21,6 +21,7 @@ from typing import Any, Final
 from gunicorn import http, sock
 from gunicorn.workers.gthread import ThreadWorker
 
+from signer.api.caller import new_request_id
 from signer.api.connection import Connection, Mailbox, Phase, Watch
 from signer.api.framing import Arrival
 from signer.api.problems import render_problem
@@ -35,9 +36,9 @@ SEND_BUFFER: Final = 128 * 1024  # bytes for most answers whole; the kernel woul
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def refusal(error: SignerError, status: HTTPStatus) -> bytes:
+def refusal(error: SignerError, status: HTTPStatus, request_id: str = "") -> bytes:
     """An answer of ours where no application sees the request: a problem, with Vault's list of errors beside it."""
-    _, headers, body = render_problem(error, "")
+    _, headers, body = render_problem(error, request_id or new_request_id())
     problem = json.loads(body) | {"title": status.phrase, "status": status.value, "errors": [error.text]}
     body = json.dumps(problem).encode() + b"\n"
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Connection: close", f"Content-Length: {len(body)}"]
@@ -205,8 +206,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
         """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""
+        request_id = new_request_id()
         if isinstance(exc, http.errors.ParseException) and not isinstance(exc, _OURS):
-            self.log.info("a request was refused: %s", type(exc).__name__)
+            self.log.info("request %s was refused: %s", request_id, type(exc).__name__)
             error: SignerError = _MALFORMED
             status = HTTPStatus.BAD_REQUEST
             if isinstance(exc, http.errors.LimitRequestLine):
@@ -214,9 +216,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             elif isinstance(exc, http.errors.LimitRequestHeaders):
                 error, status = _HEAD_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         else:
-            self.log.error("a fault of ours", exc_info=exc)
-            error, status = _FAULT, HTTPStatus.INTERNAL_SERVER_ERROR
-        client.answer[:] = refusal(error, status)
+            self.log.error("request %s failed", request_id, exc_info=exc)
+            error = Unavailable(
+                "internal_error", "something went wrong here", f"look for {request_id} in the service's log"
+            )
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+        client.answer[:] = refusal(error, status, request_id)
 
     def _refuse(self, connection: Connection, error: SignerError, status: HTTPStatus) -> None:
         connection.sock.sendall(refusal(error, status))
@@ -274,4 +279,3 @@ _TOO_SLOW: Final = BadRequest(
 _HEAD_TOO_LARGE: Final = BadRequest("head_too_large", "the request's head is too large", "send fewer or shorter fields")
 _LINE_TOO_LONG: Final = BadRequest("line_too_long", "the request line is too long", "send a shorter path or query")
 _MALFORMED: Final = BadRequest("request_malformed", "the request is not HTTP/1.1 as RFC 9112 has it", "mend the client")
-_FAULT: Final = Unavailable("internal_error", "something went wrong here", "look at the service's log")
