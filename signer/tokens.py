@@ -33,10 +33,11 @@ def token_digest(token: str) -> str:
 
 def is_mistyped(token: str) -> bool:
     """True for a text that is meant as one of our tokens and cannot be one: wrong length, digit or checksum."""
-    if not token.startswith(PREFIX):
-        return False
-    body, check = token[:-_CHECK], token[-_CHECK:]
-    return len(token) != len(PREFIX) + _BODY + _CHECK or _checksum(body) != check
+    right_length = len(token) == len(PREFIX) + _BODY + _CHECK
+    if not token.startswith(PREFIX):  # the prefix can be mistyped, too: one character, or two that changed places
+        wrong = sum(one != other for one, other in zip(token, PREFIX, strict=False))
+        return right_length and wrong <= 2
+    return not right_length or _checksum(token[:-_CHECK]) != token[-_CHECK:]
 
 
 def _checksum(body: str) -> str:
