@@ -7,6 +7,7 @@ here: callers see `Unavailable` for what may pass, `LedgerBroken` for what may n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -101,11 +102,8 @@ class LedgerReader:
         """The open connection; raises `Unavailable` or `LedgerBroken`."""
         if self._db is None:
             if not self._path.exists():
-                raise Unavailable(
-                    "ledger_missing",
-                    "there is no ledger in SIGNER_DATA_DIR",
-                    "start the keeper once, or set it right",
-                )
+                missing = "there is no ledger in SIGNER_DATA_DIR"
+                raise Unavailable("ledger_missing", missing, "start the keeper once, or set it right")
             db = self._connect(f"file:{self._path}?mode=ro")
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:
                 db.close()
@@ -225,6 +223,8 @@ class Ledger(LedgerReader):
         super().__init__(data_dir)
         self._lock = _take_lock(data_dir)
         self._head: Head | None = None
+        self._known: Head | None = None  # as `_head`, but outlives a failure: a file without it is not our ledger
+        self._place: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Ends the connection and gives the lock back."""
@@ -232,21 +232,51 @@ class Ledger(LedgerReader):
         os.close(self._lock)
 
     def connection(self) -> sqlite3.Connection:
-        """The open connection; makes the ledger if there is none, and never trusts a head it has not just read."""
+        """The open connection; makes the ledger if there never was one, and trusts no head it has not just read."""
         if self._db is None:
-            db = self._connect(f"file:{self._path}?mode=rwc")
+            new = not self._path.exists()
+            if new and os.fstat(self._lock).st_size > 0:
+                raise Unavailable(
+                    "ledger_missing",
+                    "the ledger is gone from SIGNER_DATA_DIR",
+                    f"put it back; who wants a new one, whose serials begin again, removes {LOCK_NAME}, too",
+                )
+            db = self._connect(f"file:{self._path}?mode=rw{'c' if new else ''}")
             try:
                 with storage_errors():
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.execute("PRAGMA synchronous = FULL")
-                    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                        db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
+                    self._open(db)
             except Exception:
                 db.close()
                 raise
             self._db = db
             self._head = None
         return self._db
+
+    def _open(self, db: sqlite3.Connection) -> None:
+        """Makes the tables of a new ledger; raises `LedgerBroken` if an old one is not the one that was open before."""
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0 and self._known is None:
+            db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
+        known, own = self._known, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
+        if known is not None and db.execute(own, (known.seq, known.hash)).fetchone() is None:
+            raise LedgerBroken(
+                "ledger_replaced",
+                f"the ledger in SIGNER_DATA_DIR lacks event {known.seq}, which this keeper wrote",
+                "put the right one back; or stop the keeper, and `signer ledger verify` this one",
+            )
+        os.pwrite(self._lock, b"a ledger was begun here\n", 0)
+        self._place = self._look()
+
+    def _look(self) -> tuple[int, ...]:
+        """Which files the ledger's names stand for now."""
+        ledger, log = self._path.stat(), os.stat(f"{self._path}-wal")  # noqa: PTH116 - at each commit
+        return ledger.st_dev, ledger.st_ino, log.st_dev, log.st_ino
+
+    def _check_place(self) -> None:
+        """After a write: raises `OSError` if it went into a file that nobody will find under the ledger's name."""
+        if self._look() != self._place:
+            raise OSError(errno.ESTALE, "its file was moved or replaced")
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         """Appends all events in one fsynced transaction, or none; raises `Unavailable` or `LedgerBroken`.
@@ -262,7 +292,7 @@ class Ledger(LedgerReader):
             self._forget()
             raise
         if entries:
-            self._head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+            self._head = self._known = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
     def _write(self, entries: list[Entry], bodies: list[dict[str, object]]) -> None:
@@ -277,13 +307,15 @@ class Ledger(LedgerReader):
                 for sql, values in derived_rows(entry, body):
                     db.execute(sql, values)
             db.execute("COMMIT")
+            self._check_place()
 
     def probe(self, now_ms: int) -> None:
         """Writes and fsyncs one row that means nothing; raises `Unavailable` if the disk would not take an event."""
         try:
             with storage_errors():
                 self.connection().execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (now_ms,))
-        except Unavailable:
+                self._check_place()
+        except (Unavailable, LedgerBroken):
             self._forget()
             raise
 

@@ -208,13 +208,23 @@ def _prepare_directories(settings: Settings) -> None:
     if os.geteuid() != 0 or settings.keeper_user is None or settings.api_user is None:
         return
     keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
-    for path in (settings.data_dir, *settings.data_dir.iterdir()):
-        os.chown(path, keeper.pw_uid, keeper.pw_gid, follow_symlinks=False)
-    if keeper.pw_uid != api.pw_uid:
-        os.chown(settings.run_dir, keeper.pw_uid, api.pw_gid)
-        settings.run_dir.chmod(0o2750)
-    else:
-        os.chown(settings.run_dir, keeper.pw_uid, keeper.pw_gid)
+    shared = keeper.pw_uid != api.pw_uid
+    try:
+        for path in (settings.data_dir, *settings.data_dir.iterdir()):
+            _give(path, keeper.pw_uid, keeper.pw_gid)
+        _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
+        if shared:
+            settings.run_dir.chmod(0o2750)
+    except OSError as error:
+        raise BadSettings(
+            "directory_unusable", f"{error.filename} cannot be prepared: {error.strerror}", "mend it, or choose another"
+        ) from None
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    facts = path.lstat()
+    if (facts.st_uid, facts.st_gid) != (uid, gid):  # a read-only file system refuses even what changes nothing
+        os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def _make_directory(path: Path, mode: int) -> None:
