@@ -1,0 +1,1472 @@
+#!/usr/bin/env bash
+# Says whether this host is ready for the local CA, and changes nothing. `--help` tells how to use it.
+#
+# How key material stays where it is: no part of the key file is ever read into a variable, an argument, a here-string
+# or a file. Only ssh-keygen and sha256sum open it; the first answers with the public half, the second with yes or no.
+# Where the merged configuration or another foreign text is handled (it may hold other secrets), tracing is off:
+# `local -; set +x` at the top of a function says so, and such texts travel in globals, as arguments are traced.
+#
+# One line for each check. CATALOGUE holds every code that can stand there, its status, and what to do next.
+[ -n "${BASH_VERSION:-}" ] || { echo "preflight: error: this needs bash" >&2; exit 2; }
+set -u -f -o pipefail
+unset -v IFS POSIXLY_CORRECT SSH_ASKPASS DISPLAY WAYLAND_DISPLAY
+export LC_ALL=C
+export PATH="${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+umask 077
+
+readonly VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
+readonly PIN=SAFE_SESSION_CA_FINGERPRINT
+readonly SERVICE=safe-session-api
+readonly MAX_KEY_FILE=16384 MIN_RSA_BITS=3072
+readonly SEP=$'\x1f' # between the parts of a place in the merged configuration
+readonly DEFAULT_TARGET=/run/signer-ca/ca # where the service looks for its key unless it is told otherwise
+readonly LOGIN_USER=${SAFE_SESSION_LOGIN_USER:-llmops}
+readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only container_mounts)
+readonly OPENSSH_HEADER=a8d532dbf579976ba26f58a0fd86b5e3933d8390dd3541b95b455a1a05c55557 # of its first 36 bytes
+# What a container may keep of root's powers: enough to hand folders over and to become somebody else.
+readonly ALLOWED_CAPABILITIES=" CHOWN FOWNER KILL SETGID SETPCAP SETUID "
+
+readonly CATALOGUE=(
+    # status, code, next action
+    "ok   ca_key_path"
+    "FAIL ca_key_variable_not_set           set $VARIABLE to the path of the rendered key"
+    "FAIL ca_key_path_not_absolute          give $VARIABLE the whole path, from / on"
+    "FAIL ca_key_path_not_plain             write the path without //, ., .. and a / at its end"
+    "ok   ca_key_present"
+    "FAIL ca_key_missing                    render the key first: signer ca render --to FILE"
+    "FAIL ca_key_not_a_regular_file         render it to a file; if a container engine made a folder there, remove that"
+    "FAIL ca_key_has_links                  render it afresh, with one link, and find out who made the other"
+    "FAIL ca_key_empty                      render the key again"
+    "FAIL ca_key_too_large                  render one OpenSSH private key and nothing else"
+    "ok   ca_key_no_link"
+    "FAIL ca_key_is_a_link                  name the file itself"
+    "FAIL ca_key_parent_is_a_link           name the path that realpath prints"
+    "ok   ca_key_owner"
+    "FAIL ca_key_owner_must_be_root:root    chown root:root the file, or fix the render job"
+    "ok   ca_key_mode"
+    "FAIL ca_key_mode_must_be_0400_or_0600  chmod 0400 the rendered file, or fix the mode in the render job"
+    "ok   ca_key_no_acl"
+    "FAIL ca_key_has_acl                    setfacl -b the file, or render it afresh"
+    "ok   ca_key_parents"
+    "FAIL ca_key_parent_owner_must_be_root  chown root the folder, or render the key elsewhere"
+    "FAIL ca_key_parent_writable_by_others  chmod go-w the folder, or render the key elsewhere"
+    "ok   ca_key_in_memory"
+    "warn ca_key_on_disk"
+    "ok   ca_key_outside_git"
+    "FAIL ca_key_in_git_work_tree           render it outside every git work tree; if it was ever committed, make a new key"
+    "ok   ca_key_parses"
+    "FAIL ca_key_not_a_private_key          it must be an OpenSSH private key as ssh-keygen writes it; render it again"
+    "FAIL ca_key_has_passphrase             store the key without one in Infisical, and render it again"
+    "ok   ca_key_kind"
+    "FAIL ca_key_kind_not_allowed           make a new key: signer ca new"
+    "FAIL ca_key_rsa_too_short              make a new key: signer ca new"
+    "ok   ca_key_fingerprint"
+    "FAIL ca_key_fingerprint_differs        render the pinned key, or correct $PIN"
+    "ok   ca_key_no_login_key"
+    "FAIL ca_key_is_a_login_key             take it out of that file: a CA key must not log in itself"
+    "ok   compose_found"
+    "FAIL compose_missing                   install docker or podman compose, or name one in PLATFORM_RUNTIME_COMPOSE"
+    "FAIL engine_missing                    install docker or podman, or name one in PLATFORM_RUNTIME_ENGINE"
+    "FAIL engine_not_answering              start the engine, then run this again"
+    "ok   compose_files"
+    "FAIL compose_base_missing              name it with --base"
+    "FAIL compose_overlay_missing           name it with --overlay"
+    "ok   compose_merged"
+    "FAIL compose_merge_failed              run the compose command with both -f FILE and config; it says why"
+    "FAIL compose_config_not_understood     compare the compose command's version with the runbook's"
+    "FAIL compose_service_missing           the merged files must define $SERVICE; check --base and --overlay"
+    "ok   overlay_mount"
+    "FAIL overlay_mount_missing             mount \${$VARIABLE:?} in the overlay"
+    "FAIL overlay_mount_not_read_only       set read_only: true in the overlay"
+    "FAIL overlay_mount_twice               keep the overlay's mount and remove the other"
+    "FAIL overlay_key_reached_by_writable_mount  mount less, or mount it read-only, or render the key elsewhere"
+    "FAIL overlay_key_reached_by_other_service   only $SERVICE may see the key; take that mount away"
+    "FAIL overlay_mount_may_be_created      set bind: {create_host_path: false} in the overlay"
+    "FAIL overlay_mount_target_differs      let SIGNER_CA_KEY_FILE name the target of the mount"
+    "ok   overlay_mode"
+    "FAIL overlay_mode_must_be_local        set SIGNER_MODE: local in the overlay"
+    "ok   overlay_needs_variable"
+    "FAIL overlay_merges_without_variable   write \${$VARIABLE:?message} in the overlay, and set no default in .env"
+    "FAIL overlay_stops_for_another_reason  write \${$VARIABLE:?message} in the overlay"
+    "ok   service_hardened"
+    "FAIL service_not_hardened              restore what the base file of this repository says"
+    "ok   image_present"
+    "FAIL image_missing                     build or load the image before the cutover"
+    "warn container_not_running"
+    "ok   container_mode"
+    "FAIL container_mode_unexpected         find out who started it, and how"
+    "ok   container_user"
+    "FAIL container_user_differs            start it again from the compose files"
+    "ok   container_capabilities"
+    "FAIL container_capabilities_differ     start it again from the compose files"
+    "ok   container_root_read_only"
+    "FAIL container_root_writable           start it again from the compose files"
+    "ok   container_mounts"
+    "FAIL container_can_write_key           stop mounting that path, and start it again"
+    "ok   clock_synchronised"
+    "warn clock_not_synchronised"
+    "warn clock_unknown"
+    "warn sshd_elsewhere"
+    "ok   sshd_config"
+    "FAIL sshd_config_unreadable            run sshd -T; it says why"
+    "ok   sshd_trusts_ca"
+    "FAIL sshd_does_not_trust_ca            add the public key of this CA to the file that TrustedUserCAKeys names"
+    "FAIL sshd_ca_file_unsafe               root must own the file and all folders above it, and nobody else may write"
+    "ok   principals_file"
+    "FAIL principals_file_unsafe            root must own the file and all folders above it, and nobody else may write"
+    "warn principals_file_missing"
+)
+
+usage() {
+    cat <<HELP
+usage: sudo $VARIABLE=FILE bash ${0##*/} [options]
+
+Says whether this host is ready for the local CA. Reads only; run it as root on the host.
+
+  --base FILE         compose file of the service (default: overlays/safe-session.yaml of this repository)
+  --overlay FILE      compose file with the local CA (default: overlays/safe-session-local-ca.yaml)
+  --expect-mode MODE  mode the running container must be in, vault or local (default: either)
+  --sshd-elsewhere    the hosts that trust the CA are others; do not look at this host's sshd
+  --json              the same as one JSON object
+  --codes             list all codes that a check can give, and stop
+  --help              this text
+
+environment:
+  $VARIABLE   the rendered CA key
+  $PIN                 fingerprint it must have (SHA256:...), if set
+  PLATFORM_RUNTIME_COMPOSE      compose command (default: docker compose, podman compose or podman-compose)
+  PLATFORM_RUNTIME_ENGINE       container engine (default: the one that the compose command drives)
+
+One line for each check: ok, warn, FAIL or skip, a code, a detail; after a FAIL the next action.
+skip: could not be checked, because of what another line says.
+exit status: 0 ready, 1 not ready, 2 wrong use
+HELP
+}
+
+wrong_use() {
+    printf 'preflight: error: %s\npreflight: hint: %s\n' "$1" "$2" >&2
+    exit 2
+}
+
+base="" overlay="" expected_mode="" sshd_elsewhere="" json="" expected_user=""
+
+# --- telling ----------------------------------------------------------------------------------------------------
+
+declare -A status_of=() next_of=() count=([ok]=0 [warn]=0 [FAIL]=0 [skip]=0)
+codes=() results=()
+
+load_catalogue() {
+    local - line rest code
+    set +x
+    for line in "${CATALOGUE[@]}"; do
+        rest=${line:5}
+        code=${rest%% *}
+        codes+=("$code")
+        status_of[$code]=${line%% *}
+        rest=${rest#"$code"}
+        next_of[$code]=${rest#"${rest%%[! ]*}"}
+    done
+}
+
+# Sets `shown` to a text that neither steers a terminal nor breaks a line, whatever bytes were in it.
+show() {
+    shown=$1
+    if [[ $shown == *[!\ -~]* ]]; then printf -v shown '%q' "$1"; fi
+}
+
+# say CODE DETAIL
+say() { tell "${status_of[$1]}" "$1" "$2" "${next_of[$1]}"; }
+
+# skip WHY CODE...: for checks that cannot be made.
+skip() {
+    local code why=$1
+    shift
+    for code; do tell skip "$code" "$why" ""; done
+}
+
+tell() {
+    local status=$1 code=$2 detail next=$4 shown
+    show "$3"
+    detail=$shown
+    count[$status]=$((count[$status] + 1))
+    if [ -n "$json" ]; then
+        detail=${detail//\\/\\\\}
+        results+=("{\"status\": \"$status\", \"code\": \"$code\", \"detail\": \"${detail//\"/\\\"}\", \"next\": \"${next//\"/\\\"}\"}")
+        return
+    fi
+    printf '%-6s%-24s   %s\n' "$status" "$code" "$detail"
+    if [ "$status" = FAIL ]; then printf '      %s\n' "$next"; fi
+}
+
+# Prints the last line, or everything with --json. Fails if the host is not ready.
+tell_summary() {
+    local text="ready: " ready=true checks
+    if ((count[FAIL] > 0)); then
+        ready=false
+        text="not ready: ${count[FAIL]} failed, "
+    fi
+    if ((count[warn] == 1)); then text+="1 warning, "; fi
+    if ((count[warn] > 1)); then text+="${count[warn]} warnings, "; fi
+    text+="${count[ok]} ok"
+    if ((count[skip] > 0)); then text+=", ${count[skip]} skipped"; fi
+    if [ -z "$json" ]; then
+        printf '%s\n' "$text"
+    else
+        printf -v checks '  %s,\n' "${results[@]}"
+        printf '{\n "ready": %s,\n "failed": %d,\n "warnings": %d,\n "ok": %d,\n "skipped": %d,\n' \
+            "$ready" "${count[FAIL]}" "${count[warn]}" "${count[ok]}" "${count[skip]}"
+        printf ' "summary": "%s",\n "checks": [\n%s\n ]\n}\n' "$text" "${checks%,*}"
+    fi || exit 1
+    [ "$ready" = true ]
+}
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+# Sets `above` to all folders above an absolute path, from / on.
+find_above() {
+    local path=$1
+    above=()
+    while [[ $path == */* && $path != / ]]; do
+        path=${path%/*}
+        path=${path:-/}
+        above=("$path" "${above[@]}")
+    done
+}
+
+# Sets `uids`, `gids`, `modes`, `links`, `sizes` and `kinds`, one entry for each path; links are not followed.
+stat_all() {
+    local fields=() at
+    uids=() gids=() modes=() links=() sizes=() kinds=()
+    mapfile -t -d '' fields < <(stat --printf '%u\0%g\0%a\0%h\0%s\0%F\0' -- "$@" 2>/dev/null)
+    for ((at = 0; at < ${#fields[@]}; at += 6)); do
+        uids+=("${fields[at]}") gids+=("${fields[at + 1]}") modes+=("${fields[at + 2]}")
+        links+=("${fields[at + 3]}") sizes+=("${fields[at + 4]}") kinds+=("${fields[at + 5]}")
+    done
+    ((${#uids[@]} == $#))
+}
+
+# find_unsafe PATH...: sets `fault` (owner, writable, link, unreadable) and `fault_at` to the first path that somebody
+# other than root owns or may write; fails if there is none.
+find_unsafe() {
+    local index
+    fault_at=$1 fault=unreadable
+    stat_all "$@" || return 0
+    for index in "${!uids[@]}"; do
+        fault_at=${*:index+1:1}
+        if [ "${uids[index]}" != 0 ]; then
+            fault=owner
+            return 0
+        fi
+        # A link has no mode of its own; who may replace it is said by the folder it lies in.
+        if ((0${modes[index]} & 022)) && [ "${kinds[index]}" != "symbolic link" ]; then
+            fault=writable
+            return 0
+        fi
+    done
+    fault="" fault_at=""
+    return 1
+}
+
+# --- the key ----------------------------------------------------------------------------------------------------
+
+key=""      # its path, if that can be one
+is_file=""  # yes: there is a regular file, and no link
+key_owner="" key_mode="" key_size=0
+public=""   # its public half, as ssh-keygen prints it
+blob=""     # the base64 in that
+print=""    # its fingerprint
+readonly NO_FILE="no key file to look at" NO_KEY="no key could be read"
+
+check_key_path() {
+    local path=${!VARIABLE:-}
+    if [ -z "$path" ]; then
+        say ca_key_variable_not_set "$VARIABLE is ${!VARIABLE+empty}${!VARIABLE-not set}"
+    elif [[ $path != /* ]]; then
+        say ca_key_path_not_absolute "$path"
+    elif [[ $path/ == *//* || $path/ == */./* || $path/ == */../* ]]; then
+        say ca_key_path_not_plain "$path"
+    else
+        key=$path
+        say ca_key_path "$key"
+    fi
+}
+
+check_key_links() {
+    local folder found=""
+    if [ -z "$key" ]; then
+        skip "$NO_FILE" ca_key_no_link
+        return
+    fi
+    find_above "$key"
+    for folder in "${above[@]}"; do
+        if [ -L "$folder" ]; then
+            found=yes
+            say ca_key_parent_is_a_link "$folder"
+        fi
+    done
+    if [ -L "$key" ]; then
+        say ca_key_is_a_link "it points elsewhere"
+    elif [ -z "$found" ]; then
+        say ca_key_no_link "in the whole path"
+    fi
+}
+
+check_key_file() {
+    local failed=${count[FAIL]}
+    if [ -z "$key" ] || [ -L "$key" ]; then
+        skip "$NO_FILE" ca_key_present
+    elif [ ! -e "$key" ] || ! stat_all "$key"; then
+        say ca_key_missing "there is no file"
+    elif [ ! -f "$key" ]; then
+        say ca_key_not_a_regular_file "it is a ${kinds[0]}"
+    else
+        is_file=yes
+        key_owner=${uids[0]}:${gids[0]} key_mode=${modes[0]} key_size=${sizes[0]}
+        if [ "${links[0]}" != 1 ]; then say ca_key_has_links "it has ${links[0]} hard links"; fi
+        if ((key_size == 0)); then say ca_key_empty "it has 0 bytes"; fi
+        if ((key_size > MAX_KEY_FILE)); then say ca_key_too_large "it has $key_size bytes, a key has at most $MAX_KEY_FILE"; fi
+        if ((count[FAIL] == failed)); then say ca_key_present "regular file, 1 link, $key_size bytes"; fi
+    fi
+}
+
+# The rights of the file itself.
+check_key_rights() {
+    local listed
+    if [ -z "$is_file" ]; then
+        skip "$NO_FILE" ca_key_owner ca_key_mode ca_key_no_acl
+        return
+    fi
+    if [ "$key_owner" = 0:0 ]; then
+        say ca_key_owner "root:root"
+    else
+        say ca_key_owner_must_be_root:root "it is $key_owner"
+    fi
+    case $key_mode in
+        400 | 600) say ca_key_mode "0$key_mode" ;;
+        *) say ca_key_mode_must_be_0400_or_0600 "it is $(printf '%04o' "0$key_mode")" ;;
+    esac
+    listed=$(ls -ld -- "$key" 2>/dev/null)
+    case $listed in
+        ??????????+*) say ca_key_has_acl "an access control list lets others in" ;;
+        ??????????*) say ca_key_no_acl "no access control list" ;;
+        *) say ca_key_has_acl "ls does not tell" ;;
+    esac
+}
+
+# Where the file lies: who could replace it, and what else has a copy.
+check_key_place() {
+    local folder kind
+    if [ -z "$is_file" ]; then
+        skip "$NO_FILE" ca_key_parents ca_key_in_memory ca_key_outside_git
+        return
+    fi
+    if ! find_unsafe "${above[@]}"; then
+        say ca_key_parents "root's, and writable by nobody else"
+    elif [ "$fault" = writable ]; then
+        say ca_key_parent_writable_by_others "$fault_at"
+    else
+        say ca_key_parent_owner_must_be_root "$fault_at"
+    fi
+    kind=$(stat -f -c %T -- "$key" 2>/dev/null)
+    case $kind in
+        tmpfs | ramfs) say ca_key_in_memory "$kind" ;;
+        *) say ca_key_on_disk "${kind:-unknown file system}; render it to a tmpfs" ;;
+    esac
+    for folder in "${above[@]}"; do
+        if [ -e "${folder%/}/.git" ] || [ -L "${folder%/}/.git" ]; then
+            say ca_key_in_git_work_tree "$folder"
+            return
+        fi
+    done
+    say ca_key_outside_git "no work tree around it"
+}
+
+# The one place that has the key file read. ssh-keygen refuses a file that others may read, so nothing is parsed then.
+check_key_content() {
+    local why=$NO_KEY problem kind="" bits=0
+    if [ -z "$is_file" ] || ((key_size == 0 || key_size > MAX_KEY_FILE)); then
+        why=$NO_FILE
+    elif [[ $key_owner == 0:* ]] && ((0$key_mode & 077)); then
+        why="ssh-keygen reads no key that others may read"
+    elif ! head -c 36 -- "$key" | sha256sum --check --status <(printf '%s  -\n' "$OPENSSH_HEADER") 2>/dev/null; then
+        say ca_key_not_a_private_key "it does not start with -----BEGIN OPENSSH PRIVATE KEY-----"
+    elif public=$(ssh-keygen -y -P '' -f "$key" </dev/null 2>/dev/null); then
+        read_public
+        say ca_key_parses "$kind $print, no passphrase"
+        check_key_kind
+        return
+    else
+        public=""
+        problem=$(ssh-keygen -y -P '' -f "$key" 2>&1 >/dev/null </dev/null)
+        if [[ $problem == *passphrase* ]]; then
+            say ca_key_has_passphrase "ssh-keygen needs one to read it"
+        else
+            say ca_key_not_a_private_key "ssh-keygen cannot read it"
+        fi
+    fi
+    if [ "$why" != "$NO_KEY" ]; then skip "$why" ca_key_parses; fi
+    skip "$NO_KEY" ca_key_kind ca_key_fingerprint
+}
+
+# From `public`: sets `blob`, `print`, `bits` and `kind`. The comment goes no further, whatever somebody wrote in it.
+read_public() {
+    local name=${public%% *} told rest
+    rest=${public#* }
+    blob=${rest%% *}
+    told=$(printf '%s %s\n' "$name" "$blob" | ssh-keygen -l -E sha256 -f - 2>/dev/null)
+    bits=${told%% *}
+    rest=${told#* }
+    print=${rest%% *}
+    kind=${told##*\(}
+    kind=${kind%\)}
+}
+
+check_key_kind() {
+    case $kind in
+        RSA)
+            if ((bits < MIN_RSA_BITS)); then
+                say ca_key_rsa_too_short "it has $bits bits, RSA needs $MIN_RSA_BITS"
+            else
+                say ca_key_kind "RSA, $bits bits"
+            fi
+            ;;
+        ED25519 | ECDSA) say ca_key_kind "$kind, $bits bits" ;;
+        *) say ca_key_kind_not_allowed "it is $kind; a CA key is ed25519, ecdsa or rsa" ;;
+    esac
+    if [ -z "${!PIN+set}" ]; then
+        say ca_key_fingerprint "$print, $PIN is not set"
+    elif [ "${!PIN}" = "$print" ]; then
+        say ca_key_fingerprint "$print, as pinned"
+    else
+        say ca_key_fingerprint_differs "the key is $print, $PIN is ${!PIN:-empty}"
+    fi
+}
+
+# --- accounts ---------------------------------------------------------------------------------------------------
+
+# expand_for_accounts PATTERN...: adds to `expanded` the files that exist where these patterns of sshd_config (%h, %u,
+# %U, %%; relative ones are below the home) point for any account of this host.
+expand_for_accounts() {
+    local name uid home pattern path _
+    while IFS=: read -r name _ uid _ _ home _; do
+        for pattern; do
+            path=${pattern//%%/$SEP}
+            path=${path//%h/"$home"}
+            path=${path//%u/"$name"}
+            path=${path//%U/"$uid"}
+            path=${path//$SEP/%}
+            if [[ $path != /* ]]; then path=${home%/}/$path; fi
+            if [ -e "$path" ] || [ -L "$path" ]; then expanded[$path]=1; fi
+        done
+    done </etc/passwd
+}
+
+# Fails unless a line of the file holds the CA's public half. Lines may hold options with secrets in them.
+holds_public() {
+    local - line
+    set +x
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line//$'\t'/ }
+        line=${line#"${line%%[! ]*}"}
+        if [[ $line != '#'* && " $line " == *" $blob "* ]]; then return 0; fi
+    done 2>/dev/null <"$1"
+    return 1
+}
+
+check_login_keys() {
+    local path
+    local -A expanded=()
+    if [ -z "$blob" ]; then
+        skip "$NO_KEY" ca_key_no_login_key
+        return
+    fi
+    expand_for_accounts .ssh/authorized_keys .ssh/authorized_keys2 "${authorized_keys[@]}"
+    for path in "${!expanded[@]}"; do
+        if [ -f "$path" ] && holds_public "$path"; then
+            say ca_key_is_a_login_key "$path"
+            return
+        fi
+    done
+    say ca_key_no_login_key "in none of ${#expanded[@]} authorized_keys files"
+}
+
+# --- sshd -------------------------------------------------------------------------------------------------------
+
+authorized_keys=() # patterns
+sshd_state=""      # config, none, elsewhere, unreadable
+ca_file=none
+principals=none
+principals_command=none
+
+start_sshd_test() {
+    local sshd
+    sshd=$(type -P sshd)
+    if [ -n "$sshd_elsewhere" ]; then
+        sshd_state=elsewhere
+    elif [ -z "$sshd" ]; then
+        sshd_state=none
+    else
+        exec {sshd_output}< <(run_to_end "$sshd" -T -C "user=$LOGIN_USER,host=localhost,addr=127.0.0.1")
+    fi
+}
+
+read_sshd_test() {
+    local - lines=() line
+    set +x
+    if [ -n "$sshd_state" ]; then return; fi
+    mapfile -t lines <&"$sshd_output"
+    sshd_state=config
+    for line in "${lines[@]}"; do
+        case $line in
+            "authorizedkeysfile "*) IFS=' ' read -r -a authorized_keys < <(printf '%s\n' "${line#* }") ;;
+            "trustedusercakeys "*) ca_file=${line#* } ;;
+            "authorizedprincipalsfile "*) principals=${line#* } ;;
+            "authorizedprincipalscommand "*) principals_command=${line#* } ;;
+        esac
+    done
+    if [ "${lines[-1]}" != "exit 0" ]; then sshd_state=unreadable; fi
+}
+
+check_sshd() {
+    case $sshd_state in
+        elsewhere) say sshd_elsewhere "the hosts that trust the CA are to be looked at by themselves" ;;
+        none) say sshd_elsewhere "no sshd on this host; look at those that trust the CA" ;;
+        unreadable) say sshd_config_unreadable "sshd -T fails" ;;
+        config)
+            say sshd_config "sshd -T for user $LOGIN_USER"
+            check_sshd_ca
+            check_principals
+            return
+            ;;
+    esac
+    skip "no sshd to look at" sshd_trusts_ca principals_file
+}
+
+check_sshd_ca() {
+    if [ -z "$blob" ]; then
+        skip "$NO_KEY" sshd_trusts_ca
+    elif [ "$ca_file" = none ]; then
+        say sshd_does_not_trust_ca "TrustedUserCAKeys is none"
+    elif [ ! -f "$ca_file" ]; then
+        say sshd_does_not_trust_ca "there is no file $ca_file"
+    elif ! holds_public "$ca_file"; then
+        say sshd_does_not_trust_ca "$ca_file lacks $print"
+    else
+        find_above "$ca_file"
+        if find_unsafe "${above[@]}" "$ca_file"; then
+            say sshd_ca_file_unsafe "$fault_at: $fault"
+        else
+            say sshd_trusts_ca "$ca_file"
+        fi
+    fi
+}
+
+check_principals() {
+    local path paths=()
+    local -A expanded=()
+    if [ "$principals" = none ] && [ "$principals_command" = none ]; then
+        say principals_file "none; a certificate must name the account itself"
+        return
+    fi
+    if [ "$principals" != none ]; then expand_for_accounts "$principals"; fi
+    for path in "${!expanded[@]}"; do
+        find_above "$path"
+        paths+=("${above[@]}" "$path")
+    done
+    if [ "$principals_command" != none ]; then
+        find_above "$principals_command"
+        paths+=("${above[@]}" "${principals_command%% *}")
+    fi
+    if [ ${#paths[@]} -eq 0 ]; then
+        say principals_file_missing "$principals; nobody can log in with a certificate until it is there"
+    elif find_unsafe "${paths[@]}"; then
+        say principals_file_unsafe "$fault_at: $fault"
+    else
+        say principals_file "$principals, ${#expanded[@]} of them"
+    fi
+}
+
+# --- clock ------------------------------------------------------------------------------------------------------
+
+start_clock_test() {
+    clock_output=""
+    if [ ! -e /run/systemd/timesync/synchronized ] && type -P timedatectl >/dev/null; then
+        exec {clock_output}< <(run_to_end timedatectl show --property NTPSynchronized --value)
+    fi
+}
+
+check_clock() {
+    local told=yes
+    if [ -n "$clock_output" ]; then read -r told <&"$clock_output"; fi
+    if [ -z "$clock_output" ] && [ ! -e /run/systemd/timesync/synchronized ]; then told=""; fi
+    case $told in
+        yes) say clock_synchronised "certificates live for minutes" ;;
+        no) say clock_not_synchronised "certificates live for minutes; start a time service" ;;
+        *) say clock_unknown "neither systemd-timesyncd nor timedatectl tells; look at your time service" ;;
+    esac
+}
+
+# --- other programs ---------------------------------------------------------------------------------------------
+
+# Runs a command that must neither ask nor hang; its last line of output is "exit STATUS".
+run_to_end() {
+    local -
+    set +x
+    timeout 15 "$@" </dev/null 2>/dev/null
+    printf '\nexit %d\n' $?
+}
+
+compose=() # the command, and its first word by itself
+engine=""
+
+find_compose() {
+    if [ -n "${PLATFORM_RUNTIME_COMPOSE:-}" ]; then
+        IFS=$' \t' read -r -a compose < <(printf '%s\n' "$PLATFORM_RUNTIME_COMPOSE")
+        type -P "${compose[0]:-}" >/dev/null || compose=()
+    elif type -P docker >/dev/null && timeout 15 docker compose version </dev/null >/dev/null 2>&1; then
+        compose=(docker compose)
+    elif type -P podman >/dev/null && timeout 15 podman compose version </dev/null >/dev/null 2>&1; then
+        compose=(podman compose)
+    elif type -P podman-compose >/dev/null; then
+        compose=(podman-compose)
+    fi
+    engine=${PLATFORM_RUNTIME_ENGINE:-}
+    if [ -z "$engine" ]; then
+        case "${compose[0]##*/}" in
+            podman*) engine=podman ;;
+            docker*) engine=docker ;;
+            *) engine=$(type -P docker || type -P podman) ;;
+        esac
+    fi
+    type -P "$engine" >/dev/null || engine=""
+}
+
+# --- the merged configuration -----------------------------------------------------------------------------------
+# YAML as `docker compose config` and `podman-compose config` write it: block style, scalars plain, quoted or literal,
+# anchors. Whatever else comes is not understood, and then the host is not ready.
+
+config_lines=()
+places=()              # in the order of the text; parts joined by SEP, items of a list by number
+declare -A config=()   # place → value, empty for one that holds others
+
+parse_config() {
+    local - at=0 line content inner name rest value indent pending="" pending_indent=-1
+    local -a map_indent=(-1) map_kind=(root) map_place=("") map_count=(0)
+    local -A anchors=()
+    set +x
+    config=() places=()
+    while ((at < ${#config_lines[@]})); do
+        line=${config_lines[at]}
+        at=$((at + 1))
+        content=${line#"${line%%[! ]*}"}
+        indent=$((${#line} - ${#content}))
+        case $content in
+            '' | '#'* | ---) continue ;;
+            $'\t'*) return 1 ;;
+        esac
+        while [[ $content == - || $content == '- '* ]]; do
+            enter_list || return 1
+            inner=${content#-}
+            inner=${inner#"${inner%%[! ]*}"}
+            indent=$((indent + ${#content} - ${#inner}))
+            content=$inner
+            # An item's own lines stand to the right of its dash.
+            if [ -n "$content" ]; then pending_indent=$((indent - 1)); fi
+        done
+        if [ -z "$content" ]; then continue; fi
+        if split_key; then
+            enter_map || return 1
+            place=${map_place[-1]}$SEP$name
+            note ""
+            pending=$place pending_indent=$indent
+            if [ -n "$rest" ]; then read_value "$indent" || return 1; fi
+        elif [ -n "$pending" ] && ((indent > pending_indent)); then
+            rest=$content place=$pending
+            read_value "$pending_indent" || return 1
+        else
+            return 1
+        fi
+    done
+}
+
+# The following are parts of parse_config and share its variables.
+
+note() {
+    if [ -z "${config[$place]+noted}" ]; then places+=("$place"); fi
+    config[$place]=$1
+}
+
+leave() {
+    unset -v 'map_indent[-1]' 'map_kind[-1]' 'map_place[-1]' 'map_count[-1]'
+}
+
+enter() {
+    map_indent+=("$indent") map_kind+=("$1") map_place+=("$pending") map_count+=(0)
+    pending=""
+}
+
+# A dash at `indent`: an item of the list there, which may begin with it. Its place is pending.
+enter_list() {
+    while ((map_indent[-1] > indent)); do leave; done
+    # A list under a key may stand as far left as the key.
+    if [ -n "$pending" ] && ((indent > pending_indent)) || [[ $pending && ${map_kind[-1]} == map && $indent == "$pending_indent" ]]; then
+        enter list
+    fi
+    [[ ${map_kind[-1]} == list && ${map_indent[-1]} == "$indent" ]] || return 1
+    place=${map_place[-1]}$SEP${map_count[-1]}
+    map_count[-1]=$((map_count[-1] + 1))
+    note ""
+    pending=$place pending_indent=$indent
+}
+
+enter_map() {
+    while ((map_indent[-1] > indent)); do leave; done
+    if [[ ${map_kind[-1]} == list && ${map_indent[-1]} == "$indent" ]]; then leave; fi
+    if [ "${map_kind[-1]}" = root ] || { [ -n "$pending" ] && ((indent > pending_indent)); }; then
+        enter map
+    fi
+    [[ ${map_kind[-1]} == map && ${map_indent[-1]} == "$indent" ]]
+}
+
+# `content` → `name` and `rest`, if it begins with a key.
+split_key() {
+    case $content in
+        \"* | \'*)
+            local closing=${content:0:1} body=${content:1}
+            name=${body%%"$closing"*}
+            body=${body#"$name$closing"}
+            [[ $body == : || $body == ': '* ]] && [[ $name != *\\* ]] || return 1
+            rest=${body#:}
+            ;;
+        *:)
+            name=${content%:} rest=""
+            [[ $name != *': '* ]] || split_first
+            ;;
+        *': '*) split_first ;;
+        *) return 1 ;;
+    esac
+    rest=${rest#"${rest%%[! ]*}"}
+}
+
+split_first() {
+    name=${content%%: *}
+    rest=${content#"$name: "}
+}
+
+# `rest`, and as many lines more as belong to it, is the value of `place`; $1 is the indent of what holds it.
+read_value() {
+    local anchor known
+    if [[ $rest == '&'* ]]; then
+        anchor=${rest%% *}
+        anchors[${anchor#&}]=$place
+        rest=${rest#"$anchor"}
+        rest=${rest# }
+        if [ -z "$rest" ]; then return 0; fi
+    fi
+    case $rest in
+        '{}' | '[]') value="" ;;
+        '*'*)
+            anchor=${anchors[${rest#\*}]:-}
+            [ -n "$anchor" ] || return 1
+            local target=$place
+            for known in "${places[@]}"; do
+                if [[ $known == "$anchor" || $known == "$anchor$SEP"* ]]; then
+                    place=$target${known#"$anchor"}
+                    note "${config[$known]}"
+                fi
+            done
+            pending=""
+            return 0
+            ;;
+        \"*) read_quoted '"' || return 1 ;;
+        \'*) read_quoted "'" || return 1 ;;
+        '|' | '|-' | '|+') read_literal "$1" ;;
+        [\>\|\!\{\[%@\`]*) return 1 ;;
+        *) read_plain "$1" ;;
+    esac
+    note "$value"
+    pending=""
+}
+
+read_plain() {
+    local more
+    value=$rest
+    while ((at < ${#config_lines[@]})); do
+        more=${config_lines[at]#"${config_lines[at]%%[! ]*}"}
+        if [ -z "$more" ] || ((${#config_lines[at]} - ${#more} <= $1)); then return; fi
+        value+=" $more"
+        at=$((at + 1))
+    done
+}
+
+read_literal() {
+    local margin="" more
+    value=""
+    while ((at < ${#config_lines[@]})); do
+        more=${config_lines[at]#"${config_lines[at]%%[! ]*}"}
+        if [ -n "$more" ]; then
+            if ((${#config_lines[at]} - ${#more} <= $1)); then break; fi
+            margin=${margin:-$((${#config_lines[at]} - ${#more}))}
+        fi
+        value+=${config_lines[at]:${margin:-0}}$'\n'
+        at=$((at + 1))
+    done
+    value=${value%$'\n'}
+}
+
+# A scalar in quotes of the kind $1; a line end in it is one blank, an empty line a line end, unless escaped.
+read_quoted() {
+    local text=${rest:1} more breaks
+    while ! closed "$1"; do
+        breaks=""
+        while ((at < ${#config_lines[@]})) && [[ ${config_lines[at]} != *[!\ ]* ]]; do
+            breaks+=$'\n'
+            at=$((at + 1))
+        done
+        ((at < ${#config_lines[@]})) || return 1
+        more=${config_lines[at]#"${config_lines[at]%%[! ]*}"}
+        at=$((at + 1))
+        if [ "$1" = '"' ] && [[ $text =~ (^|[^\\])(\\\\)*\\$ ]]; then
+            text=${text%\\}$breaks$more
+        else
+            text=${text%"${text##*[! ]}"}${breaks:- }$more
+        fi
+    done
+    if [ "$1" = "'" ]; then
+        value=${text%\'*}
+        value=${value//\'\'/\'}
+    else
+        value=${text%\"*}
+        unescape
+    fi
+}
+
+# Whether `text` ends with the closing quote.
+closed() {
+    local body=${text%"${text##*[! ]}"}
+    [[ $body == *"$1" ]] || return 1
+    text=$body
+    if [ "$1" = "'" ]; then
+        body=${text//\'\'/}
+        [[ $body == *\' ]]
+    else
+        [[ ! ${text%\"} =~ (^|[^\\])(\\\\)*\\$ ]]
+    fi
+}
+
+# The escapes of YAML's double quotes, and so of JSON's strings, in `value`.
+unescape() {
+    local from=$value digits code
+    value=""
+    while [[ $from == *\\* ]]; do
+        value+=${from%%\\*}
+        from=${from#*\\}
+        digits=0
+        case $from in
+            n*) value+=$'\n' ;;
+            t*) value+=$'\t' ;;
+            r*) value+=$'\r' ;;
+            e*) value+=$'\e' ;;
+            a*) value+=$'\a' ;;
+            b*) value+=$'\b' ;;
+            f*) value+=$'\f' ;;
+            v*) value+=$'\v' ;;
+            x*) digits=2 ;;
+            u*) digits=4 ;;
+            U*) digits=8 ;;
+            *) value+=${from:0:1} ;;
+        esac
+        if ((digits > 0)); then
+            code=$((16#0${from:1:digits}))
+            append_character "$code"
+        fi
+        from=${from:1+digits}
+    done
+    value+=$from
+}
+
+# A code point as UTF-8; bash itself writes none in the C locale.
+append_character() {
+    local bytes
+    if (($1 < 0x80)); then
+        printf -v bytes '\\%03o' "$1"
+    elif (($1 < 0x800)); then
+        printf -v bytes '\\%03o' $((0xc0 | $1 >> 6)) $((0x80 | $1 & 0x3f))
+    elif (($1 < 0x10000)); then
+        printf -v bytes '\\%03o' $((0xe0 | $1 >> 12)) $((0x80 | $1 >> 6 & 0x3f)) $((0x80 | $1 & 0x3f))
+    else
+        printf -v bytes '\\%03o' $((0xf0 | $1 >> 18)) $((0x80 | $1 >> 12 & 0x3f)) \
+            $((0x80 | $1 >> 6 & 0x3f)) $((0x80 | $1 & 0x3f))
+    fi
+    printf -v bytes '%b' "${bytes//\\/\\0}"
+    value+=$bytes
+}
+
+# Sets `value` to what stands at the place that the arguments name, empty if nothing does.
+look_up() {
+    local IFS=$SEP
+    value=${config["$SEP$*"]-}
+}
+
+# Sets `items` to the values of a list of scalars, or of a map's keys as KEY=VALUE.
+list_items() {
+    local - IFS=$SEP known prefix
+    set +x
+    prefix=$SEP$*$SEP
+    items=()
+    for known in "${places[@]}"; do
+        if [[ $known == "$prefix"* && ${known#"$prefix"} != *"$SEP"* ]]; then
+            known=${known#"$prefix"}
+            if [[ $known == *[!0-9]* ]]; then items+=("$known=${config[$prefix$known]}"); else items+=("${config[$prefix$known]}"); fi
+        fi
+    done
+}
+
+# --- compose ----------------------------------------------------------------------------------------------------
+
+merged=""   # yes: `config` holds the merged configuration
+expected="" # capabilities that the running container must have, sorted
+readonly NO_MERGE="no merged configuration"
+
+# Starts everything that takes its time; each is read where its turn comes.
+start_engine() {
+    local files=(-f "$base" -f "$overlay") seen=yes
+    merge_output="" bare_output="" engine_output=""
+    find_compose
+    if [ ! -f "$base" ] || [ ! -f "$overlay" ]; then seen=""; fi
+    if [ ${#compose[@]} -gt 0 ] && [ -n "$seen" ]; then
+        if [ -n "$key" ]; then exec {merge_output}< <(run_to_end "${compose[@]}" "${files[@]}" config); fi
+        exec {bare_output}< <(merge_without_variable "${files[@]}")
+    fi
+    if [ -n "$engine" ]; then exec {engine_output}< <(ask_engine); fi
+}
+
+# Prints how it ends without the variable: merged, named (stopped with a message that names it) or other.
+merge_without_variable() {
+    local - told
+    set +x
+    if told=$(unset -v "$VARIABLE"; timeout 15 "${compose[@]}" "$@" config </dev/null 2>&1); then
+        echo merged
+    elif [[ $told == *"$VARIABLE"* ]]; then
+        echo named
+    else
+        echo other
+    fi
+}
+
+# Prints "running NAME" and facts in further lines for each running container of the service; then as run_to_end.
+# A template picks single fields, so that the environment, which may hold secrets, stays in the engine.
+ask_engine() {
+    local - template powers line ids=()
+    set +x
+    case $("$engine" --version </dev/null 2>/dev/null) in
+        *podman*) powers='{{range .BoundingCaps}}{{.}} {{end}}' ;;
+        *) powers='{{range .HostConfig.CapAdd}}{{.}} {{end}}/ {{range .HostConfig.CapDrop}}{{.}} {{end}}' ;;
+    esac
+    mapfile -t ids < <(run_to_end "$engine" ps --no-trunc --quiet --filter "label=com.docker.compose.service=$SERVICE")
+    line=${ids[-1]}
+    unset -v 'ids[-1]' 'ids[-1]'
+    if [ "$line" != "exit 0" ] || [ ${#ids[@]} -eq 0 ]; then
+        printf '%s\n' "$line"
+        return
+    fi
+    template='running {{.Name}}
+mode {{range .Config.Env}}{{if eq . "SIGNER_MODE=local"}}local{{end}}{{if eq . "SIGNER_MODE=vault"}}vault{{end}}'
+    template+='{{if eq . "SIGNER_MODE=shadow"}}shadow{{end}}{{end}}
+user {{.Config.User}}
+root {{.HostConfig.ReadonlyRootfs}}
+privileged {{.HostConfig.Privileged}}
+security {{range .HostConfig.SecurityOpt}}{{.}} {{end}}
+powers '"$powers"'
+{{range .Mounts}}mount {{.RW}} {{json .Source}}
+{{end}}'
+    run_to_end "$engine" inspect --type container --format "$template" "${ids[@]}"
+}
+
+check_compose() {
+    local needed=(compose_merged overlay_mount overlay_mode service_hardened image_present) why
+    if [ ${#compose[@]} -gt 0 ] && [ -n "$engine" ]; then say compose_found "${compose[*]}, engine ${engine##*/}"; fi
+    if [ ${#compose[@]} -eq 0 ]; then say compose_missing "${PLATFORM_RUNTIME_COMPOSE:-neither docker compose, podman compose nor podman-compose}"; fi
+    if [ -z "$engine" ]; then say engine_missing "${PLATFORM_RUNTIME_ENGINE:-neither docker nor podman}"; fi
+    if [ -f "$base" ] && [ -f "$overlay" ]; then say compose_files "$base, $overlay"; fi
+    if [ ! -f "$base" ]; then say compose_base_missing "$base"; fi
+    if [ ! -f "$overlay" ]; then say compose_overlay_missing "$overlay"; fi
+    if [ -n "$merge_output" ]; then
+        read_merged
+    else
+        if [ -n "$bare_output" ]; then why="$VARIABLE names no key"; else why="nothing to merge, or nothing to merge it with"; fi
+        skip "$why" compose_merged
+    fi
+    if [ -n "$merged" ]; then
+        check_overlay_mount
+        check_overlay_mode
+        check_service
+        check_image
+    else
+        skip "$NO_MERGE" "${needed[@]:1}"
+    fi
+    check_bare_merge
+}
+
+read_merged() {
+    local - known
+    set +x
+    mapfile -t config_lines <&"$merge_output"
+    known=${config_lines[-1]}
+    unset -v 'config_lines[-1]'
+    if [ "$known" != "exit 0" ]; then
+        say compose_merge_failed "${compose[*]} ends with ${known#exit }"
+    elif ! parse_config; then
+        say compose_config_not_understood "what ${compose[*]} config prints has a form that is new to this script"
+    elif [ -z "${config["${SEP}services$SEP$SERVICE"]+there}" ]; then
+        say compose_service_missing "$SERVICE is not in it"
+    else
+        merged=yes
+        say compose_merged "$SERVICE, ${#places[@]} entries"
+    fi
+}
+
+check_bare_merge() {
+    local ended=""
+    if [ -z "$bare_output" ]; then
+        skip "nothing to merge, or nothing to merge it with" overlay_needs_variable
+        return
+    fi
+    read -r ended <&"$bare_output"
+    case $ended in
+        named) say overlay_needs_variable "without it, it stops and says so" ;;
+        merged) say overlay_merges_without_variable "it merges without $VARIABLE" ;;
+        *) say overlay_stops_for_another_reason "without $VARIABLE it stops, but does not name it" ;;
+    esac
+}
+
+check_overlay_mode() {
+    local mode
+    mode=$(setting SIGNER_MODE)
+    if [ "$mode" = local ]; then
+        say overlay_mode "local"
+    else
+        say overlay_mode_must_be_local "it is ${mode:-not set}"
+    fi
+}
+
+# Prints one variable of the service's environment.
+setting() {
+    local - item items=()
+    set +x
+    list_items services "$SERVICE" environment
+    for item in "${items[@]}"; do
+        if [[ $item == "$1="* ]]; then printf '%s' "${item#*=}"; fi
+    done
+}
+
+# --- who reaches the key ----------------------------------------------------------------------------------------
+
+aliases=() # paths under which the key can be reached on this host, itself included
+
+# Bind mounts of the host can show one folder in several places: mounts of the same file system (same device number)
+# whose root holds the key.
+find_aliases() {
+    local line rest at best=-1 inside lines=() devices=() roots=() points=()
+    find_above "$key"
+    aliases=("$key" "$(realpath -m -- "$key")")
+    mapfile -t lines 2>/dev/null </proc/self/mountinfo
+    for at in "${!lines[@]}"; do
+        line=${lines[at]//\\/\\0} # blanks and the like are written as \040
+        rest=${line#* * }         # after the mount's number and its parent's
+        devices+=("${rest%% *}")
+        rest=${rest#* }
+        printf -v line '%b' "${rest%% *}"
+        roots+=("${line%/}")
+        rest=${rest#* }
+        printf -v line '%b' "${rest%% *}"
+        points+=("${line%/}")
+        # The last of the longest is what one sees.
+        if [[ ${aliases[1]} == "${points[at]}/"* ]] && ((best < 0 || ${#points[at]} >= ${#points[best]})); then best=$at; fi
+    done
+    if ((best < 0)); then return; fi
+    inside=${roots[best]}${aliases[1]#"${points[best]}"}
+    for at in "${!points[@]}"; do
+        if [[ ${devices[at]} == "${devices[best]}" && $inside == "${roots[at]}/"* ]]; then
+            aliases+=("${points[at]}${inside#"${roots[at]}"}")
+        elif [[ ${devices[at]} == "${devices[best]}" && $inside == "${roots[at]}" ]]; then
+            aliases+=("${points[at]}") # the file alone is mounted there
+        fi
+    done
+}
+
+# reaches PATH: whether somebody who has this path, without links in it, has the key.
+reaches() {
+    local path
+    for path in "${aliases[@]}"; do
+        if [[ $path == "$1" || $path == "${1%/}/"* ]]; then return 0; fi
+    done
+    for path in "${above[@]}" "$key"; do
+        if [ "$1" -ef "$path" ]; then return 0; fi
+    done
+    return 1
+}
+
+# One entry for each mount of a path of this host: who, what, where, `ro` or `rw`, whether the engine may create it.
+mount_service=() mount_source=() mount_target=() mount_rights=() mount_created=() mount_real=()
+
+add_mount() {
+    local source=$2 value
+    # A named volume may be a folder of this host in disguise.
+    if [[ $source != [/.~]* ]]; then
+        look_up volumes "$source" driver_opts device
+        if [[ $value != /* ]]; then return; fi
+        source=$value
+    fi
+    # `docker compose config` doubles every dollar.
+    if [ "$source" != "$key" ]; then source=${source//\$\$/\$}; fi
+    case $source in
+        '~' | '~/'*) source=${HOME:-/root}${source:1} ;;
+        [!/]*) source=${base%/*}/$source ;;
+    esac
+    mount_service+=("$1") mount_source+=("$source") mount_target+=("$3") mount_rights+=("$4") mount_created+=("$5")
+}
+
+# Finds all mounts in the merged configuration, those of other services as well.
+find_mounts() {
+    local - place value service entry kind form
+    set +x
+    for place in "${places[@]}"; do
+        [[ $place == "${SEP}services$SEP"*"$SEP"*"$SEP"* ]] || continue
+        entry=${place#"${SEP}services$SEP"}
+        service=${entry%%"$SEP"*}
+        entry=${entry#*"$SEP"}
+        kind=${entry%%"$SEP"*}
+        entry=${entry#*"$SEP"}
+        if [[ $entry == *"$SEP"* ]]; then continue; fi
+        form=${config[$place]}
+        case $kind in
+            volumes) find_volume "$service" "$entry" ;;
+            secrets | configs)
+                if [ -z "$form" ]; then
+                    look_up services "$service" "$kind" "$entry" source
+                    form=$value
+                fi
+                look_up "$kind" "$form" file
+                if [ -n "$value" ]; then add_mount "$service" "$value" "$kind $form" ro no; fi
+                ;;
+            volumes_from)
+                if [[ $form == "$SERVICE" || $form == "$SERVICE:"* ]]; then
+                    add_mount "$service" "$key" "all volumes of $SERVICE" "${form##*:}" no
+                fi
+                ;;
+        esac
+    done
+    mapfile -t -d '' mount_real < <(realpath -m -z -- "${mount_source[@]}" 2>/dev/null)
+}
+
+# One volume of a service; `form` is SOURCE:TARGET[:OPTIONS], or empty if its parts have entries of their own.
+find_volume() {
+    local parts source target rights=rw created type
+    if [ -n "$form" ]; then
+        parts=${form#*:}
+        if [[ ,${parts#*:}, == *,ro,* && $parts == *:* ]]; then rights=ro; fi
+        if [ "$parts" != "$form" ]; then add_mount "$1" "${form%%:*}" "${parts%%:*}" $rights yes; fi
+        return
+    fi
+    look_up services "$1" volumes "$2" type
+    type=$value
+    look_up services "$1" volumes "$2" source
+    source=$value
+    look_up services "$1" volumes "$2" target
+    target=$value
+    look_up services "$1" volumes "$2" read_only
+    if [ "$value" = true ]; then rights=ro; fi
+    look_up services "$1" volumes "$2" bind create_host_path
+    case $value in
+        true) created=yes ;;
+        false) created=no ;;
+        *) created=unsaid ;;
+    esac
+    if [ "$type" = bind ] && [[ $source == [!/.~]* ]]; then source=./$source; fi
+    if [ -n "$source" ]; then add_mount "$1" "$source" "$target" $rights $created; fi
+}
+
+check_overlay_mount() {
+    local at own=() failed=${count[FAIL]} target
+    find_aliases
+    find_mounts
+    if ((${#mount_real[@]} != ${#mount_source[@]})); then
+        say compose_config_not_understood "a mount has a source that realpath cannot resolve"
+        return
+    fi
+    for at in "${!mount_real[@]}"; do
+        if [[ ${mount_service[at]} == "$SERVICE" && ${mount_source[at]} == "$key" ]]; then
+            own+=("$at")
+        elif ! reaches "${mount_real[at]}"; then
+            continue
+        elif [ "${mount_rights[at]}" != ro ]; then
+            say overlay_key_reached_by_writable_mount "${mount_source[at]} in ${mount_service[at]}"
+        elif [ "${mount_service[at]}" = "$SERVICE" ]; then
+            say overlay_mount_twice "${mount_source[at]} reaches it, too"
+        else
+            say overlay_key_reached_by_other_service "${mount_source[at]} in ${mount_service[at]}"
+        fi
+    done
+    if [ ${#own[@]} -eq 0 ]; then
+        say overlay_mount_missing "$SERVICE does not mount $key"
+        return
+    fi
+    if [ ${#own[@]} -gt 1 ]; then say overlay_mount_twice "${#own[@]} mounts of it"; fi
+    for at in "${own[@]}"; do
+        if [ "${mount_rights[at]}" != ro ]; then say overlay_mount_not_read_only "at ${mount_target[at]}"; fi
+        if [ "${mount_created[at]}" != no ] && ! { [ "${mount_created[at]}" = unsaid ] && overlay_forbids_creation; }; then
+            say overlay_mount_may_be_created "a missing key would become an empty folder"
+        fi
+    done
+    target=$(setting SIGNER_CA_KEY_FILE)
+    target=${target:-$DEFAULT_TARGET}
+    if [ ${#own[@]} -eq 1 ] && [ "${mount_target[${own[0]}]}" != "$target" ]; then
+        say overlay_mount_target_differs "mounted at ${mount_target[${own[0]}]}, looked for at $target"
+    fi
+    if ((count[FAIL] == failed)); then say overlay_mount "read-only, one mount, no other path reaches it"; fi
+}
+
+# Some versions of docker compose leave create_host_path out of what they print when it is false, others when it is
+# true. Then the overlay's own words count.
+overlay_forbids_creation() {
+    local line
+    while IFS= read -r line || [ -n "$line" ]; do
+        if [[ $line =~ ^[^#]*create_host_path:[[:space:]]*false ]]; then return 0; fi
+    done <"$overlay"
+    return 1
+}
+
+# --- the service as configured, and as it runs ------------------------------------------------------------------
+
+# Sets `sorted` to capabilities in one form: without CAP_, in capitals, in order, a blank around each.
+sort_capabilities() {
+    local name lines=()
+    for name; do
+        name=${name^^}
+        lines+=("${name#CAP_}")
+    done
+    sorted=" "
+    if [ ${#lines[@]} -eq 0 ]; then return; fi
+    mapfile -t lines < <(printf '%s\n' "${lines[@]}" | sort -u)
+    sorted=" ${lines[*]} "
+}
+
+check_service() {
+    local items=() value sorted name faults=()
+    look_up services "$SERVICE" read_only
+    if [ "$value" != true ]; then faults+=("read_only is not true"); fi
+    look_up services "$SERVICE" privileged
+    if [ "$value" = true ]; then faults+=("it is privileged"); fi
+    list_items services "$SERVICE" cap_drop
+    sort_capabilities "${items[@]}"
+    if [[ $sorted != *" ALL "* ]]; then faults+=("cap_drop lacks ALL"); fi
+    list_items services "$SERVICE" cap_add
+    sort_capabilities "${items[@]}"
+    expected=$sorted
+    for name in "${items[@]}"; do
+        sort_capabilities "$name"
+        if [[ $ALLOWED_CAPABILITIES != *"$sorted"* ]]; then faults+=("cap_add has$sorted"); fi
+    done
+    list_items services "$SERVICE" security_opt
+    case " ${items[*]} " in
+        *" no-new-privileges "* | *" no-new-privileges:true "* | *" no-new-privileges=true "*) ;;
+        *) faults+=("security_opt lacks no-new-privileges") ;;
+    esac
+    if [ ${#faults[@]} -gt 0 ]; then
+        printf -v value '%s; ' "${faults[@]}"
+        say service_not_hardened "${value%; }"
+    else
+        say service_hardened "read-only root, no new privileges, capabilities:${expected% }"
+    fi
+    look_up services "$SERVICE" user
+    expected_user=$value
+}
+
+check_image() {
+    local value
+    look_up services "$SERVICE" image
+    if [ -z "$value" ]; then
+        say image_missing "the configuration names none"
+    elif [ -z "$engine" ]; then
+        skip "no engine" image_present
+    elif timeout 15 "$engine" image inspect --format x "$value" </dev/null >/dev/null 2>&1; then
+        say image_present "$value"
+    else
+        say image_missing "${engine##*/} has no $value"
+    fi
+}
+
+# Sets `told_user` to one word for root, however it is written.
+name_user() {
+    case $1 in
+        '' | 0 | root | 0:0 | root:root | 0:root | root:0) told_user=root ;;
+        *) told_user=$1 ;;
+    esac
+}
+
+check_container() {
+    local lines=() line
+    if [ -z "$engine_output" ]; then
+        skip "no engine to ask" "${CONTAINER_CHECKS[@]}"
+        return
+    fi
+    mapfile -t lines <&"$engine_output"
+    if [ "${lines[-1]}" != "exit 0" ]; then
+        say engine_not_answering "$engine ends with ${lines[-1]#exit }"
+        skip "the engine does not answer" "${CONTAINER_CHECKS[@]}"
+    elif [[ ${lines[0]} != running* ]]; then
+        say container_not_running "none of $SERVICE runs; nothing to compare"
+        skip "no container runs" "${CONTAINER_CHECKS[@]}"
+    else
+        compare_container
+    fi
+}
+
+# What runs, against what is configured; `lines` tell of one container or several.
+compare_container() {
+    local name="" mode=() user=() powers=() root=() mounts=() value sorted told_user
+    for line in "${lines[@]}"; do
+        value=${line#* }
+        case $line in
+            "running "*) name=${value#/} ;;
+            mode*) compare_mode ;;
+            user*) compare_user ;;
+            root*) if [ "$value" != true ]; then root+=("$name: its root file system can be written"); fi ;;
+            privileged*) if [ "$value" != false ]; then powers+=("$name: it is privileged"); fi ;;
+            security*) if [[ $value != *no-new-privileges* || $value == *no-new-privileges[:=]false* ]]; then
+                powers+=("$name: it may gain privileges")
+            fi ;;
+            powers*) compare_powers ;;
+            'mount true "'*)
+                value=${value#true \"}
+                value=${value%\"}
+                unescape
+                if [ -n "$key" ] && reaches "$(realpath -m -- "$value")"; then mounts+=("$name: $value"); fi
+                ;;
+        esac
+    done
+    verdict container_mode container_mode_unexpected "$seen_mode" "${mode[@]}"
+    if [ -n "$merged" ]; then
+        verdict container_user container_user_differs "$told_user" "${user[@]}"
+        verdict container_capabilities container_capabilities_differ "as configured, no new privileges" "${powers[@]}"
+    else
+        skip "$NO_MERGE" container_user container_capabilities
+    fi
+    verdict container_root_read_only container_root_writable "read-only" "${root[@]}"
+    if [ -n "$merged" ]; then
+        verdict container_mounts container_can_write_key "no writable mount reaches the key" "${mounts[@]}"
+    else
+        skip "$NO_MERGE" container_mounts
+    fi
+}
+
+# verdict OK-CODE FAIL-CODE DETAIL FAULT...
+verdict() {
+    if [ $# -eq 3 ]; then say "$1" "$3"; else say "$2" "$4"; fi
+}
+
+# The following are parts of compare_container and share its variables.
+
+compare_mode() {
+    value=${line#mode}
+    seen_mode=${value# }
+    case $seen_mode in
+        "$expected_mode") ;;
+        local | vault) if [ -n "$expected_mode" ]; then mode+=("$name: $seen_mode, not $expected_mode"); fi ;;
+        *) mode+=("$name: ${seen_mode:-SIGNER_MODE is not set}") ;;
+    esac
+}
+
+compare_user() {
+    value=${line#user}
+    name_user "$expected_user"
+    local wanted=$told_user
+    name_user "${value# }"
+    if [ "$told_user" != "$wanted" ]; then user+=("$name: it runs as $told_user, the configuration says $wanted"); fi
+}
+
+# docker tells what was added and dropped, podman what is left.
+compare_powers() {
+    local names=()
+    value=${line#powers}
+    if [[ $value == *" / "* || $value == *"/ "* ]]; then
+        sort_names "${value#*/}"
+        if [[ $sorted != *" ALL "* ]]; then powers+=("$name: it does not drop ALL"); fi
+        value=${value%%/*}
+    fi
+    sort_names "$value"
+    if [ "$sorted" != "$expected" ]; then
+        powers+=("$name: it has${sorted% }, the configuration says${expected% }")
+    fi
+}
+
+sort_names() {
+    local names=()
+    IFS=' ' read -r -a names < <(printf '%s\n' "$1")
+    sort_capabilities "${names[@]}"
+}
+
+# --- main -------------------------------------------------------------------------------------------------------
+
+read_arguments() {
+    local root
+    root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+    base=$root/overlays/safe-session.yaml
+    overlay=$root/overlays/safe-session-local-ca.yaml
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --json) json=yes ;;
+            --sshd-elsewhere) sshd_elsewhere=yes ;;
+            --codes)
+                printf '%s\n' "${codes[@]}"
+                exit 0
+                ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            --base | --overlay | --expect-mode)
+                if [ -z "${2:-}" ]; then wrong_use "$1 needs a value" "see --help"; fi
+                case $1 in
+                    --base) base=$2 ;;
+                    --overlay) overlay=$2 ;;
+                    --expect-mode) expected_mode=$2 ;;
+                esac
+                shift
+                ;;
+            *) wrong_use "unknown argument $(printf '%q' "$1")" "see --help" ;;
+        esac
+        shift
+    done
+    if [[ $base != /* ]]; then base=$PWD/$base; fi
+    if [[ $overlay != /* ]]; then overlay=$PWD/$overlay; fi
+    case $expected_mode in
+        '' | local | vault) ;;
+        *) wrong_use "--expect-mode is local or vault" "see --help" ;;
+    esac
+    if [ "$EUID" -ne 0 ]; then wrong_use "only root can see all of this" "run it with sudo"; fi
+}
+
+main() {
+    load_catalogue
+    read_arguments "$@"
+    check_key_path
+    start_engine
+    start_sshd_test
+    start_clock_test
+    check_key_links
+    check_key_file
+    check_key_rights
+    check_key_place
+    check_key_content
+    read_sshd_test
+    check_login_keys
+    check_compose
+    check_container
+    check_clock
+    check_sshd
+    tell_summary
+}
+
+if [ "${BASH_SOURCE[0]:-$0}" = "$0" ]; then main "$@"; fi
