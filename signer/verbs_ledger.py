@@ -25,11 +25,12 @@ _TITLES = ("SERIAL", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", 
 
 
 @contextmanager
-def _reading(settings: Settings) -> Iterator[LedgerReader]:
-    """The ledger as it is at the first read, however much a keeper writes meanwhile."""
+def _reading(settings: Settings, *, as_it_is_now: bool = True) -> Iterator[LedgerReader]:
+    """The ledger as it is now, however much a keeper writes meanwhile; `verify` sees to that itself, in threads."""
     reader = LedgerReader(settings.data_dir)
     try:
-        reader.query("BEGIN")
+        if as_it_is_now:
+            reader.query("BEGIN")
         yield reader
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise LedgerBroken(
@@ -125,7 +126,7 @@ def _readable(value: object) -> str:
 def ledger_verify(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     """Whether the whole ledger is what was put into it."""
     saved = Head(arguments.head[0], arguments.head[1], 0) if arguments.head else None
-    with _reading(settings()) as reader, printing.Progress("verify") as progress:
+    with _reading(settings(), as_it_is_now=False) as reader, printing.Progress("verify") as progress:
         head = ledgeraudit.verify(reader, progress, saved)
     compared = ", and goes on from the saved head" if saved else ""
     if arguments.json:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -25,9 +25,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from signer import cli, printing
+from signer.chain import entry_hash
 from signer.errors import SignerError
 from signer.ledger import Ledger, LedgerReader
 from signer.ledgeraudit import verify
+from signer.model import Event
 from signer.policyfile import parse_policy
 from signer.tokens import token_digest
 from tests.parts.command import POLICY, World, issued, make_world, run, tamper
@@ -48,11 +50,12 @@ def world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> 
 
 def in_a_process(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """`signer WORDS` as a process of its own, in the environment of the test's world."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     given_how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **how}
     return subprocess.run(
         [sys.executable, "-P", "-m", "signer", *words],
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
         stdin=subprocess.DEVNULL,
         **given_how,
     )
@@ -280,14 +283,10 @@ def test_plain_text_is_printable_and_keeps_what_was(text: str) -> None:
 
 def test_an_event_that_no_signer_wrote_stops_a_rebuild_by_name(world: World) -> None:
     """Right hash, wrong content: somebody who can write the file can compute hashes, too."""
-    from signer.model import Event
-
     with closing(Ledger(world.folder / "data")) as ledger:
         writer = ledger.connection()
         ledger.commit([Event("note", "x", {"serial": "x"})], 1_750_000_000_000)
         entry = ledger.entry(8)
-        from signer.chain import entry_hash
-
         writer.execute("DROP TRIGGER events_are_never_changed")
         digest = entry_hash(8, entry.time_ms, "certificate.issued", "x", entry.body, entry.prev)
         writer.execute("UPDATE events SET kind = 'certificate.issued', hash = ? WHERE seq = 8", (digest,))
@@ -494,6 +493,25 @@ def test_a_rebuild_is_refused_while_a_keeper_holds_the_ledger(world: World) -> N
         "signer: error: a keeper writes this ledger\nsigner: hint: stop it, then rebuild\n",
     )
     assert run("ledger", "rebuild").status == 0
+
+
+@pytest.mark.parametrize("words", ["ledger verify", "check"])
+def test_what_a_keeper_commits_between_two_looks_is_no_difference(
+    world: World, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    look = LedgerReader.query
+
+    def commit_and_look(reader: LedgerReader, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        if type(reader) is LedgerReader and "FROM freezes" in sql:
+            writer.commit([Event("freeze.set", "operator", {"scope": "all", "reason": "now"})], 1_750_000_000_000)
+        return look(reader, sql, values)
+
+    with closing(Ledger(world.folder / "data")) as writer:
+        monkeypatch.setattr(LedgerReader, "query", commit_and_look)
+        ran = run(*words.split())
+        assert writer.head().seq == 8, "nothing was committed meanwhile"
+    assert (ran.status, ran.err) == (0, "")
+    assert "7 events" in ran.out
 
 
 def test_looking_for_a_ledger_makes_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
