@@ -16,11 +16,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from signer.duration import parse_duration
 from signer.errors import BadRequest
 from signer.goduration import BadDuration, parse_go_duration
-from signer.gojson import MAX_STRINGS, find_fault, is_float64, not_an_object, too_deep, unverified_text, well_formed
+from signer.gojson import (
+    CUT_OFF,
+    NO_JSON,
+    TOO_COMPLEX,
+    TOO_DEEP,
+    find_fault,
+    has_too_many_strings,
+    is_float64,
+    not_an_object,
+    unverified_text,
+    well_formed,
+)
 from signer.model import Ask
 
 MAX_BODY: Final = 64 * 1024  # bytes
 MAX_TTL_SECONDS: Final = 2**31
+MAX_VALUES: Final = 8  # in one body, of which the first counts
+MAX_NESTING: Final = 32  # levels of lists and objects in a map
 _BLANK: Final = " \t\r\n"
 _FORM: Final = re.compile(
     r"\s*application/x-www-form-urlencoded\s*(?:;\s*[\w.+-]+=(?:[\w.+-]+|\"[^\"]*\")\s*)*;?\s*",
@@ -49,20 +62,37 @@ def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
         return _read_form(text)
     if not text:
         return {}
-    if body.count(b'"') > 2 * MAX_STRINGS and (fault := find_fault(text)) is not None:
-        raise _bad_json(fault)
     try:
         value, end = _DECODER.raw_decode(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise _bad_json(find_fault(text) or too_deep()) from None
-    # Vault looks at every token of the body, but takes the first value.
-    if text[end:].strip(_BLANK) and (fault := find_fault(text)) is not None:
-        raise _bad_json(fault)
+    except json.JSONDecodeError:
+        raise _bad_json(find_fault(text) or CUT_OFF) from None
+    except RecursionError:
+        fault = find_fault(text)
+        raise _bad_json(TOO_DEEP if fault in (None, NO_JSON) else str(fault)) from None
+    if has_too_many_strings(text):
+        raise _bad_json(TOO_COMPLEX)
+    _check_rest(text, end)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise _bad_json(not_an_object(value))
     return value
+
+
+def _check_rest(text: str, at: int) -> None:
+    """Vault takes a body's first value, and what follows has to be JSON, but may be cut off; raises `BadRequest`."""
+    try:
+        for _ in range(MAX_VALUES):
+            while text[at : at + 1] in tuple(_BLANK):
+                at += 1
+            if at == len(text):
+                return
+            _, at = _DECODER.raw_decode(text, at)
+    except (json.JSONDecodeError, RecursionError):
+        if (fault := find_fault(text)) is not None:
+            raise _bad_json(fault) from None
+        return
+    raise _bad_json(NO_JSON)
 
 
 def _read_form(text: str) -> dict[str, Any]:
@@ -196,7 +226,9 @@ def _vault_map(fields: dict[str, Any], field: str) -> tuple[tuple[str, str], ...
 
 
 def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -> None:
-    """An object, or a list of such to any depth: the later ones win. `where` is the place in the lists."""
+    """An object, or a list of such in lists: the later ones win. `where` is the place in the lists."""
+    if where.count("[") > MAX_NESTING:
+        raise _bad_json(TOO_DEEP)
     if isinstance(value, list):
         for index, part in enumerate(value):
             _merge_maps(field, part, f"{where}[{index}]", merged)
@@ -206,16 +238,18 @@ def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -
         raise _unconvertible(field, "map[string]interface {}", value, where)
 
 
-def _go_text(value: object) -> str:
-    """A map's value as Go's `%v` prints it."""
+def _go_text(value: object, level: int = 0) -> str:
+    """A map's value as Go's `%v` prints it; raises `BadRequest` for one that nobody means."""
+    if level > MAX_NESTING:
+        raise _bad_json(TOO_DEEP)
     if value is None:
         return "<nil>"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{well_formed(k)}:{_go_text(v)}" for k, v in sorted(value.items())) + "]"
+        return "map[" + " ".join(f"{well_formed(k)}:{_go_text(v, level + 1)}" for k, v in sorted(value.items())) + "]"
     if isinstance(value, list):
-        return "[" + " ".join(map(_go_text, value)) + "]"
+        return "[" + " ".join(_go_text(item, level + 1) for item in value) + "]"
     return well_formed(str(value))
 
 

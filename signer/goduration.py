@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from signer.gojson import go_quote
+
 _NANOSECONDS: Final = {
     "ns": 1,
     "us": 1_000,
@@ -21,7 +23,9 @@ _NANOSECONDS: Final = {
 _SECOND: Final = _NANOSECONDS["s"]
 _DAY: Final = 24 * _NANOSECONDS["h"]
 _MOST: Final = 2**63
+MAX_QUOTED: Final = 200  # characters of a text that a fault tells
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
+_LEADING: Final = re.compile(r"[+-]?([0-9]*)")
 _PART: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
 _UNIT: Final = re.compile(r"[^0-9.]*")
 
@@ -49,8 +53,11 @@ def go_nanoseconds(text: str) -> int:
         number = text[:-1]
         if _fits(number):
             return _scaled(int(number), _DAY)
-        why = "value out of range" if _INTEGER.fullmatch(number) else "invalid syntax"
-        raise BadDuration(f"strconv.ParseInt: parsing {_quote(number)}: {why}")
+        # ParseInt stops where the number is too large, whatever follows.
+        match = _LEADING.match(number)
+        leading = _whole(match[1]) if match else 0
+        why = "value out of range" if _INTEGER.fullmatch(number) or leading >= 2 * _MOST else "invalid syntax"
+        raise BadDuration(f"strconv.ParseInt: parsing {go_quote(number[:MAX_QUOTED])}: {why}")
     return _with_units(text)
 
 
@@ -103,7 +110,7 @@ def _whole(digits: str) -> int:
 
 def _quote(text: str) -> str:
     """Go's time.quote: bytes outside printable ASCII as `\\xNN`, but for DEL."""
-    return '"' + "".join(_quoted(byte) for byte in text.encode("utf-8", "replace")) + '"'
+    return '"' + "".join(_quoted(byte) for byte in text[:MAX_QUOTED].encode("utf-8", "replace")) + '"'
 
 
 def _quoted(byte: int) -> str:

@@ -1,9 +1,9 @@
 """What Go's JSON decoder says about a text: the fault that a Vault client is told, word for word.
 
 Follows encoding/json over jsontext (Go 1.25 with jsonv2), as OpenBao 2.7 is built: every value of the input is looked
-at token by token, before the first one is decoded. Run only for input that Python's decoder refuses, that goes on
-after its first value, or that may hold too many strings. Text was decoded with `surrogateescape`, so a byte that is
-no UTF-8 is a lone surrogate. Pure; one pass, no recursion.
+at token by token, before the first one is decoded. Run only for input that Python's decoder refuses, and only so far:
+a stranger's body must not keep the keeper busy. Text was decoded with `surrogateescape`, so a byte that is no UTF-8 is
+a lone surrogate. Pure; one pass, no recursion.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_STRINGS: Final = 1000
-MAX_DEPTH: Final = 10_000
+MAX_TOKENS: Final = 512  # about 3 ms; a fault further in is told without its place
 TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
-_PREFIX: Final = "failed to decode JSON input: "
 _EOF: Final = "unexpected EOF"
-_BLANK: Final = " \t\r\n"
+_PREFIX: Final = "failed to decode JSON input: "
+NO_JSON: Final = _PREFIX + "it is no JSON"
+CUT_OFF: Final = _PREFIX + _EOF
+TOO_DEEP: Final = _PREFIX + "exceeded max depth"
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_GOOD: Final = re.compile(r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9A-Fa-f]{4})*')
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _AT_START: Final = "looking for beginning of value"
 _LITERALS: Final = {"n": "null", "t": "true", "f": "false"}
 _DIGITS: Final = re.compile("[0-9]+")
@@ -46,24 +51,26 @@ class _Open:
 class _Scanner:
     text: str
     at: int = 0
-    strings: int = 0
     stack: list[_Open] = field(default_factory=lambda: [_Open("")])
 
-    def run(self) -> None:
-        """Raises `_Fault` for the first fault; returns at the end of a text that has none."""
-        while True:
+    def run(self) -> bool:
+        """True at the end of the text, which need not be the end of a value; False when it gives up.
+
+        Raises `_Fault` for the first fault; a text that ends within a token has one.
+        """
+        for _ in range(MAX_TOKENS):
             start = self._skip_blank(self.at)
             if start == len(self.text):
-                if len(self.stack) > 1:
-                    raise _Fault(_EOF)
-                return
+                return True
             self.at = self._skip_delimiter(start)
+            if self.at == len(self.text):
+                return True
             self._token(self.text[self.at])
+        return False
 
     def _skip_blank(self, at: int) -> int:
-        while at < len(self.text) and self.text[at] in _BLANK:
-            at += 1
-        return at
+        match = _BLANKS.match(self.text, at)
+        return match.end() if match else at
 
     def _skip_delimiter(self, start: int) -> int:
         """Where the next token begins, after the colon or comma that has to be there."""
@@ -79,12 +86,10 @@ class _Scanner:
         if found != wanted:
             where = {":": "after object key", ",": _after(last)}.get(wanted, _AT_START)
             raise self._invalid(start, where)
-        if at == len(self.text):
-            raise _Fault(_EOF)
         return at
 
     def _token(self, first: str) -> None:
-        last = self.stack[-1]
+        last, start = self.stack[-1], self.at
         if first in "}]":
             self._close(first)
             return
@@ -93,16 +98,16 @@ class _Scanner:
             self._string()
         elif first in _LITERALS:
             self._literal(_LITERALS[first])
-        elif first == "-" or (first.isascii() and first.isdigit()):
+        elif first in "-0123456789":
             self._number()
         elif first not in "{[":
             raise self._invalid(self.at, _AT_START)
         if is_name and first != '"':
             raise _Fault("object member name must be a string")
+        if first in "-0123456789" and not is_float64(number := self.text[start : self.at]):
+            raise _Fault(f"json: cannot unmarshal number {number} into Go value of type float64")
         last.length += 1
         if first in "{[":
-            if len(self.stack) > MAX_DEPTH:
-                raise _Fault("exceeded max depth")
             self.stack.append(_Open(first))
             self.at += 1
 
@@ -130,9 +135,6 @@ class _Scanner:
             at = self._digits(at + 1)
         if self.text[at : at + 1] in ("e", "E"):
             at = self._digits(at + 2 if self.text[at + 1 : at + 2] in ("+", "-") else at + 1)
-        number = self.text[self.at : at]
-        if not is_float64(number):
-            raise _Fault(f"json: cannot unmarshal number {number} into Go value of type float64")
         self.at = at
 
     def _digits(self, at: int) -> int:
@@ -142,51 +144,48 @@ class _Scanner:
         return match.end()
 
     def _string(self) -> None:
-        self.strings += 1
         at = self.at + 1
-        while True:
-            if at >= len(self.text):
-                raise _Fault(_EOF)
-            char = self.text[at]
-            if char == '"':
-                break
-            if char < " ":
-                raise self._invalid(at, "in string")
-            at = self._escape(at) if char == "\\" else at + 1
+        match = _GOOD.match(self.text, at)
+        at = match.end() if match else at
+        if at == len(self.text):
+            raise _Fault(_EOF)
+        if self.text[at] == "\\":
+            raise self._bad_escape(at)
+        if self.text[at] != '"':
+            raise self._invalid(at, "in string")
         self.at = at + 1
-        if self.strings > MAX_STRINGS:
-            raise _Fault(TOO_COMPLEX)
 
-    def _escape(self, at: int) -> int:
-        """The place after the escape that begins at `at`."""
-        rest = self.text[at + 1 : at + 2]
-        if not rest:
-            raise _Fault(_EOF)
-        if rest != "u":
-            if rest in '"\\/bfnrt':
-                return at + 2
-            raise _Fault(f"invalid escape sequence {_go_quote_bytes(_first_bytes(self.text[at:], 2))} in string")
-        digits = self.text[at + 2 : at + 6]
-        match = _HEX.match(digits)
-        good = match.end() if match else 0
-        if good == 4:
-            return at + 6
-        if at + 2 + good == len(self.text):
-            raise _Fault(_EOF)
-        raise _Fault(f"invalid escape sequence {_go_quote_bytes(_first_bytes(self.text[at:], 6))} in string")
+    def _bad_escape(self, at: int) -> _Fault:
+        length = 2
+        if self.text[at + 1 : at + 2] == "u":
+            length = 6
+            match = _HEX.match(self.text, at + 2)
+            if match is not None and match.end() == len(self.text):
+                return _Fault(_EOF)
+        if at + 1 == len(self.text):
+            return _Fault(_EOF)
+        return _Fault(f"invalid escape sequence {_go_quote_bytes(_first_bytes(self.text[at:], length))} in string")
 
     def _invalid(self, at: int, where: str) -> _Fault:
         return _Fault(f"invalid character {go_quote_char(self.text[at])} {where}")
 
 
 def find_fault(text: str) -> str | None:
-    """Vault's whole sentence about `text`, or None for a text that it would read."""
+    """Vault's sentence about the first fault of `text`; None for JSON, and for a beginning of JSON."""
     try:
-        _Scanner(text).run()
+        looked_at_all = _Scanner(text).run()
     except _Fault as fault:
-        sentence = str(fault)
-        return sentence if sentence == TOO_COMPLEX else _PREFIX + sentence
-    return None
+        return _PREFIX + str(fault)
+    if looked_at_all:
+        return None
+    return TOO_COMPLEX if has_too_many_strings(text) else NO_JSON
+
+
+def has_too_many_strings(text: str) -> bool:
+    """Whether a JSON text holds more strings, names among them, than Vault reads."""
+    if text.count('"') <= 2 * MAX_STRINGS:
+        return False
+    return sum(1 for _ in _STRING.finditer(text)) > MAX_STRINGS
 
 
 def not_an_object(value: object) -> str:
@@ -198,11 +197,6 @@ def not_an_object(value: object) -> str:
 def is_float64(number: str) -> bool:
     """Whether a JSON number is one that a float64 can hold, if only about."""
     return (len(number) < 300 and "e" not in number and "E" not in number) or math.isfinite(float(number))
-
-
-def too_deep() -> str:
-    """The sentence about nesting that nobody reads."""
-    return _PREFIX + "exceeded max depth"
 
 
 def _after(last: _Open) -> str:
@@ -233,10 +227,15 @@ def _first_bytes(text: str, count: int) -> bytes:
 
 
 def _go_quote_bytes(raw: bytes) -> str:
-    """Between backquotes if that can be read, else as Go's strconv.Quote."""
-    text = raw.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "`" not in text:
+    """As jsontext quotes an escape: between backquotes if that can be read."""
+    text = unverified_text(raw)
+    if text.isprintable() and not set(text) & set("` \ufffd"):
         return f"`{text}`"
+    return go_quote(text)
+
+
+def go_quote(text: str) -> str:
+    """Go's strconv.Quote."""
     quoted = "".join(
         f"\\x{ord(char) - 0xDC00:02x}" if 0xDC80 <= ord(char) <= 0xDCFF else _go_escape(char).replace('"', '\\"')
         for char in text

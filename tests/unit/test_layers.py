@@ -42,6 +42,7 @@ NEIGHBOURS = {
     ("core", "queries"): "what the core can be asked",
     ("queries", "commands"): "a query is one of them",
     ("queries", "recorded"): "the words for a certificate",
+    ("goduration", "gojson"): "quotes as Go does",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
