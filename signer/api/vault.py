@@ -55,7 +55,9 @@ class Asked:
 
     def granted(self, data: Mapping[str, Any], *known: str) -> Answer:
         """200 with `data`; any query parameter but the known ones earns a warning."""
-        return vaultwords.success(data, self.request_id, [*self.query.keys() - {*known, "help"}])
+        return vaultwords.success(
+            data, self.request_id, [well_formed(name) for name in self.query.keys() - {*known, "help"}]
+        )
 
 
 Handler = Callable[["VaultShape", Asked, str], Answer]

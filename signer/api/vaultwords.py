@@ -91,6 +91,8 @@ _KEY_FAULTS: Final = {
     "exponent": "ssh: incorrect exponent",
     "exponent_large": "ssh: exponent too large",
     "point": "ssh: invalid curve point",
+    "curve": 'ssh: algorithm type mismatch: expected "{0[kind]}", found curve "{0[curve]}"'
+    ' (type "ecdsa-sha2-{0[curve]}")',
 }
 
 

@@ -229,7 +229,8 @@ def _rsa_bits(reader: Reader) -> int:
 def _ecdsa_bits(kind: str, reader: Reader) -> int:
     curve_name = reader.text()
     if kind.removeprefix("sk-").removesuffix("@openssh.com") != f"ecdsa-sha2-{curve_name}":
-        raise _malformed("the curve differs from the key's kind", "curve", _shown(curve_name))
+        detail = {"kind": kind, "curve": _shown(curve_name)}
+        raise _malformed("the curve differs from the key's kind", "curve", detail)
     bits, curve = _CURVES[curve_name]
     point = reader.string()
     try:

@@ -71,6 +71,10 @@ def _named(prefix: str, values: tuple[Any, ...], field: str, role: str = "llmops
     ]
 
 
+def _nested(levels: int, inner: object = "x") -> object:
+    return inner if levels == 0 else [_nested(levels - 1, inner)]
+
+
 PLAIN: tuple[Case, ...] = (
     sign("nothing but the key"),
     sign("no key", public_key=...),
@@ -112,6 +116,8 @@ PLAIN: tuple[Case, ...] = (
     sign("a command that is a number", role="options", critical_options={"force-command": 1.50}),
     sign("a command that is null", role="options", critical_options={"force-command": None}),
     sign("a command that is a map", role="options", critical_options={"force-command": {"b": 2, "a": [1, None, True]}}),
+    sign("a command in thirty lists", role="options", critical_options={"force-command": _nested(30)}),
+    sign("a map in thirty lists", extensions=_nested(30, {"permit-pty": ""})),
     sign("an option that is not allowed", role="options", critical_options={"verify-required": ""}),
     sign("one allowed, one not", role="options", critical_options={"force-command": "ls", "x": "y"}),
     sign("unknown field", foo=1),
@@ -191,6 +197,8 @@ BLOBS = {
     "rsa and a byte": _string(RSA) + _string(b"\1\0\1") + _string(b"\0" + b"\xff" * 256) + b"z",
     "ecdsa without anything": _string(EC),
     "ecdsa with a point off the curve": _string(EC) + _string(b"nistp256") + _string(b"\4" + b"x" * 64),
+    "ecdsa of another curve": _string(EC) + _string(b"nistp384") + _string(b"\4" + b"x" * 64),
+    "ecdsa of no curve": _string(EC) + _string(b"nistp999") + _string(b"\4" + b"x" * 64),
     "ecdsa with a short point": _string(EC) + _string(b"nistp256") + _string(b"\4" + b"x" * 63),
     "ecdsa with no point": _string(EC) + _string(b"nistp256") + _string(b""),
     "fido and a byte": _string(FIDO) + _string(b"x" * 32) + _string(b"ssh:") + b"1",
