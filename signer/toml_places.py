@@ -6,6 +6,7 @@ Only for texts that `tomllib` has accepted: this is a finder, not a second parse
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,13 +21,14 @@ Path = tuple[str | int, ...]
 def find_places(text: str) -> dict[Path, int]:
     """Line numbers from 1 for every table, key and array item, by its path, such as `("roles", "llmops")`."""
     places: dict[Path, int] = {}
+    tables: dict[Path, int] = {}
     table: Path = ()
     tokens = _Tokens(text)
     while (token := tokens.peek()) is not None:
         if token == "\n":
             tokens.next()
         elif token == "[":
-            table = _read_header(tokens, places)
+            table = _read_header(tokens, places, tables)
         else:
             _read_pair(tokens, table, places)
     return places
@@ -72,19 +74,31 @@ def _read_key(tokens: _Tokens) -> Path:
 
 
 def _unquote(token: str) -> str:
+    if token[:1] == '"' and "\\" in token:
+        return next(iter(tomllib.loads(f"{token} = 0")))
     return token[1:-1] if token[:1] in ("'", '"') else token
 
 
-def _read_header(tokens: _Tokens, places: dict[Path, int]) -> Path:
+def _read_header(tokens: _Tokens, places: dict[Path, int], tables: dict[Path, int]) -> Path:
+    """The table's path; `tables` counts the tables of each array of tables, and the path goes through the newest."""
     line = tokens.line()
+    brackets = 0
     while tokens.peek() == "[":
         tokens.next()
-    table = _read_key(tokens)
+        brackets += 1
+    key = _read_key(tokens)
     while tokens.peek() == "]":
         tokens.next()
-    for depth in range(1, len(table) + 1):
-        places.setdefault(table[:depth], line)
-    return table
+    path: Path = ()
+    for depth, part in enumerate(key, start=1):
+        path = (*path, part)
+        places.setdefault(path, line)
+        if depth == len(key) and brackets == 2:
+            tables[path] = tables.get(path, -1) + 1
+        if path in tables:
+            path = (*path, tables[path])
+            places.setdefault(path, line)
+    return path
 
 
 def _read_pair(tokens: _Tokens, table: Path, places: dict[Path, int]) -> None:
