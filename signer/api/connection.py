@@ -19,6 +19,7 @@ from signer.api.framing import Framing
 
 _READ: Final = 64 * 1024
 _ENOUGH: Final = 4 * _READ  # more than any request; what follows is read when this much is answered
+_PATIENCE: Final = 16  # times `_ENOUGH` bytes, dropped in one go
 _EDGES: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -109,6 +110,15 @@ class Connection:
             return
         except OSError:
             self.has_ended = True
+
+    def discard(self) -> bool:
+        """Reads what has come and drops it; False when the client has ended, or sends on as if nothing was said."""
+        for _ in range(_PATIENCE):
+            self.gather()
+            self.inbox.clear()
+            if not self.is_readable:
+                return not self.has_ended
+        return False
 
     def take_request(self) -> None:
         """Moves the request that has arrived from the inbox to where gunicorn reads it."""

@@ -157,9 +157,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 connection.is_readable = True
                 self._leave(connection)
             case Phase.LINGERING:
-                connection.gather()
-                connection.inbox.clear()
-                if connection.has_ended:
+                if not connection.discard():
                     self._end(connection)
 
     def _look(self, connection: Connection) -> None:

@@ -251,6 +251,14 @@ def test_what_is_too_large_or_no_http_is_refused_in_our_words_and_the_connection
     assert "sgn_secret" not in service.log()
 
 
+@pytest.mark.parametrize("sent", [300_000, 1_500_000])
+def test_a_refused_client_that_was_still_sending_can_read_the_refusal(start_service: StartService, sent: int) -> None:
+    service = start_service()
+    with dial(service) as client:
+        client.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n" + b" " * sent)
+        assert read_answer(client)[0] == 413
+
+
 def test_a_body_of_exactly_the_limit_is_read(start_service: StartService) -> None:
     service = start_service()
     answer = service.ask("POST", "/api/sign/llmops", b" " * MAX_BODY, identity="ci")
