@@ -620,6 +620,7 @@ compose=() # the command, and its first word by itself
 engine=""
 
 find_compose() {
+    local first
     if [ -n "${PLATFORM_RUNTIME_COMPOSE:-}" ]; then
         IFS=$' \t' read -r -a compose < <(printf '%s\n' "$PLATFORM_RUNTIME_COMPOSE")
         type -P "${compose[0]:-}" >/dev/null || compose=()
@@ -632,7 +633,8 @@ find_compose() {
     fi
     engine=${PLATFORM_RUNTIME_ENGINE:-}
     if [ -z "$engine" ]; then
-        case "${compose[0]##*/}" in
+        first=${compose[0]:-}
+        case ${first##*/} in
             podman*) engine=podman ;;
             docker*) engine=docker ;;
             *) engine=$(type -P docker || type -P podman) ;;
@@ -1115,7 +1117,7 @@ add_mount() {
     # A named volume may be a folder of this host in disguise.
     if [[ $source != [/.~]* ]]; then
         look_up volumes "$source" driver_opts device
-        if [[ $value != /* ]]; then return; fi
+        if [[ $value != [/.~]* ]]; then return; fi
         source=$value
     fi
     # `docker compose config` doubles every dollar.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.parts import parity
-from tests.parts.keys import KeyRing
+from tests.parts import hosts, parity
+from tests.parts.hosts import Host
+from tests.parts.keys import Key, KeyRing
 from tests.parts.openbao import OpenBao
 from tests.parts.parity import Pair
 from tests.parts.service import Service
@@ -22,3 +27,50 @@ def pair(bao: OpenBao, keyring: KeyRing, tmp_path_factory: pytest.TempPathFactor
     )
     with service:
         yield parity.prepare(bao, service, keyring("ed25519"))
+
+
+@pytest.fixture(scope="session")
+def place_for_hosts() -> Iterator[Path]:
+    """A folder of root's with a tmpfs at `memory`; both are gone afterwards."""
+    if reason := hosts.why_not_here():
+        pytest.skip(reason)
+    place = hosts.make_place(str(os.getpid()))
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", place / "memory"], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", place / "memory"], check=True)
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def keys_for_hosts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Key, Key]:
+    """The CA key and the host key of all hosts."""
+    return hosts.make_keys(tmp_path_factory.mktemp("keys-for-hosts"))
+
+
+@pytest.fixture
+def new_host(place_for_hosts: Path, keys_for_hosts: tuple[Key, Key]) -> Iterator[Callable[[], Host]]:
+    """Prepared hosts, each ready for the local CA until the test changes it."""
+    made: list[Host] = []
+
+    def prepare() -> Host:
+        name = f"host-{len(made)}"
+        folder, memory = place_for_hosts / name, place_for_hosts / "memory" / name
+        folder.mkdir()
+        memory.mkdir()
+        made.append(Host.prepare(folder, memory, *keys_for_hosts))
+        return made[-1]
+
+    yield prepare
+    for host in made:
+        shutil.rmtree(host.folder)
+        shutil.rmtree(host.memory)
+
+
+@pytest.fixture
+def host(new_host: Callable[[], Host]) -> Host:
+    """One prepared host."""
+    return new_host()
