@@ -7,9 +7,13 @@ wrong. Reads only, but for `rebuild`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from signer.chain import GENESIS, derived_rows, entry_hash
@@ -26,6 +30,8 @@ from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _STEP: Final = 20_000  # events between two calls of `progress`
+_PIECE: Final = 25_000  # events whose rows are compared in one go
+_NO_END: Final = 2**63 - 1
 Progress = Callable[[int, int], None]
 
 
@@ -52,8 +58,18 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
 
     `saved` is a head written down earlier: it finds a tail that was cut off. Raises `LedgerBroken`.
     """
+    is_private = reader.connection().in_transaction  # then no other connection sees what this one does
     with _snapshot(reader):
-        return _verify(reader, progress, saved)
+        total = reader.head().seq
+        if is_private or total <= _PIECE:
+            _check_file(reader)
+            head = _walk_all(reader, progress, total)
+            _compare_tables(reader, 0)
+        else:
+            head = _verify_in_threads(reader, progress, total)
+        if saved is not None:
+            _compare_head(reader, saved, head)
+        return head
 
 
 @contextmanager
@@ -72,23 +88,51 @@ def _snapshot(reader: LedgerReader) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
-def _verify(reader: LedgerReader, progress: Progress, saved: Head | None) -> Head:
-    total = reader.head().seq
+def _verify_in_threads(reader: LedgerReader, progress: Progress, total: int) -> Head:
+    """Here the chain, in Python; aside, in threads of their own, what SQLite does in C without holding up Python."""
+    path = Path(reader.query("PRAGMA database_list")[0][2])
+    bounds = [*range(_PIECE, total, _PIECE), _NO_END]
+    pieces = zip([0, *bounds], bounds, strict=False)
+    checks = [partial(_compare_rows, since=since, end=end) for since, end in pieces]
+    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify")
+    try:
+        file = pool.submit(_aside, path, _check_file)
+        tables = [pool.submit(_aside, path, check) for check in (*checks, partial(_compare_sums, since=0))]
+        try:
+            head = _walk_all(reader, progress, total)
+        except LedgerBroken:
+            file.result()  # a damaged file explains whatever else is wrong
+            raise
+        for done in (file, *tables):
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return head
+
+
+def _aside(path: Path, check: Callable[[LedgerReader], None]) -> None:
+    """A check on a connection of its own, with a snapshot of its own: what it compares is all in there."""
+    reader = LedgerReader(path.parent)
+    try:
+        with _snapshot(reader):
+            check(reader)
+    finally:
+        reader.close()
+
+
+def _check_file(reader: LedgerReader) -> None:
     # Not quick_check: that one leaves out the indexes, and a page of certificates may be read from an index alone.
     for (finding,) in reader.rows("PRAGMA integrity_check(1)"):
         if finding != "ok":
             raise LedgerBroken("ledger_broken", f"the ledger's file is damaged: {finding}", "restore a backup")
+
+
+def _walk_all(reader: LedgerReader, progress: Progress, total: int) -> Head:
     head = Head(0, GENESIS, 0)
     rows = reader.rows(f"{_EVENTS} ORDER BY seq")
-    while True:
-        piece = list(islice(rows, _STEP))
-        if not piece:
-            break
+    while piece := list(islice(rows, _STEP)):
         head = _walk(iter(piece), head)
         progress(head.seq, total)
-    _compare_tables(reader, 0)
-    if saved is not None:
-        _compare_head(reader, saved, head)
     return head
 
 
@@ -109,10 +153,10 @@ def _walk(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
 
 
 # Each statement finds the first event that a derived table does not repeat. SQLite reads the JSON, in C: ten times
-# as fast as reading it here. Parameter: the first event of the part that is compared.
+# as fast as reading it here. Parameters: the first event of the part that is compared, and the first after it.
 _WRONG_ROW: Final = """
     SELECT e.seq FROM events e LEFT JOIN certificates c ON c.seq = e.seq
-    WHERE e.seq >= :seq AND e.kind = 'certificate.issued' AND (
+    WHERE e.seq >= :seq AND e.seq < :end AND e.kind = 'certificate.issued' AND (
         c.serial IS NOT e.body ->> 'serial' OR c.backend IS NOT e.body ->> 'backend'
         OR c.identity IS NOT e.body ->> 'identity' OR c.role IS NOT e.body ->> 'role'
         OR c.principals IS NOT e.body -> 'principals' OR c.fingerprint IS NOT e.body ->> 'fingerprint'
@@ -121,10 +165,11 @@ _WRONG_ROW: Final = """
     ORDER BY e.seq LIMIT 1"""
 _WRONG_WITHHELD: Final = """
     SELECT e.seq FROM events e LEFT JOIN certificates c ON c.serial = e.body ->> 'serial' AND c.backend = 'local'
-    WHERE e.seq >= :seq AND e.kind = 'certificate.withheld' AND c.withheld IS NOT 1 ORDER BY e.seq LIMIT 1"""
+    WHERE e.seq >= :seq AND e.seq < :end AND e.kind = 'certificate.withheld' AND c.withheld IS NOT 1
+    ORDER BY e.seq LIMIT 1"""
 _WRONG_PRINCIPAL: Final = """
-    SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.seq >= :seq AND NOT EXISTS
-        (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.seq = c.seq) LIMIT 1"""
+    SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.seq >= :seq AND c.seq < :end
+        AND NOT EXISTS (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.seq = c.seq) LIMIT 1"""
 # Rows that no event stands behind show in the counts: (events say, tables say).
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM events WHERE seq >= :seq AND kind = 'certificate.issued'),
@@ -140,13 +185,23 @@ _PRINCIPAL_COUNTS: Final = (
 
 def _compare_tables(reader: LedgerReader, since: int) -> None:
     """Raises `LedgerBroken` if a derived table says anything else than the events from `since` on."""
+    _compare_rows(reader, since, _NO_END)
+    _compare_sums(reader, since)
+
+
+def _compare_rows(reader: LedgerReader, since: int, end: int) -> None:
+    """What the events from `since` to before `end` say, against the tables."""
     for what, statement in (
         ("certificates", _WRONG_ROW),
         ("certificates", _WRONG_WITHHELD),
         ("principals", _WRONG_PRINCIPAL),
     ):
-        for (seq,) in reader.named(statement, {"seq": since}):
+        for (seq,) in reader.named(statement, {"seq": since, "end": end}):
             raise _table_differs(what, f"event {seq}")
+
+
+def _compare_sums(reader: LedgerReader, since: int) -> None:
+    """What the tables say against the events from `since` on: nothing may be there that no event put there."""
     issued, rows, withheld, withheld_rows = reader.named(_COUNTS, {"seq": since})[0]
     if (issued, withheld) != (rows, withheld_rows):
         raise _table_differs(
