@@ -7,7 +7,10 @@ Pure but for `load_policy`, which reads the file.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from hashlib import sha256
@@ -33,19 +36,26 @@ MIN_RSA_BITS: Final = 2048
 
 # Vault's grammar of role names, so that every role can be reached by a Vault client's path.
 ROLE_NAME: Final = re.compile(r"\w(?:[\w.@-]*\w)?", re.ASCII)
+MAX_ROLE_NAME: Final = 128  # characters; `identity:role` is the key id, which has 256 bytes at most
 IDENTITY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?", re.ASCII)
 # A comma or a blank would be split by sshd (CVE-2026-35414), `*` and `{` are somebody's template.
 PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
+# What events call an actor that is no identity: nobody may be taken for it.
+RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
 _MAY: Final = frozenset({"approve", "freeze", "ledger.read"})
 
 
 def load_policy(path: Path) -> Policy:
     """Reads and validates policy.toml; raises `BadFile` with every problem found."""
     try:
-        with path.open("rb") as file:
+        # Without O_NONBLOCK a pipe in the file's place would hang the keeper at its next reload.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
             raw = file.read(MAX_POLICY_BYTES + 1)
     except OSError as error:
         raise BadFile(
@@ -63,13 +73,13 @@ def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
     try:
         text = raw.decode()
         data = tomllib.loads(text)
+        faults = Faults(find_places(text))
     except UnicodeDecodeError:
         raise _refuse(name, [Problem(0, name, "is not UTF-8")]) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a bare ValueError for a very long number
         match = re.search(r"line (\d+)", str(error))
         line = int(match.group(1)) if match else 0
         raise _refuse(name, [Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])]) from None
-    faults = Faults(find_places(text))
     for key in data.keys() - {"ca", "roles", "identities"}:
         near = difflib.get_close_matches(key, ["ca", "roles", "identities"], 1)
         faults.add((key,), "unknown key" + (f", did you mean {near[0]}" if near else ""))
@@ -121,6 +131,8 @@ def _read_roles(faults: Faults, data: object) -> Iterator[tuple[str, Role]]:
             faults.add(
                 place, "a role's name has letters, digits, _ . - @ and starts and ends with one of the first three"
             )
+        if len(name) > MAX_ROLE_NAME:
+            faults.add(place, f"a role's name has {MAX_ROLE_NAME} characters at most")
         raw = faults.table(RawRole, place, table)
         faults.require(place, table, "principals", "key_types")
         _check_role(faults, place, raw)
@@ -196,6 +208,8 @@ def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
     for key, value in (("default_ttl", default_ttl), ("max_ttl", max_ttl)):
         if value < 1:
             faults.add((*place, key), "is below one second")
+    if raw.approval is not None and raw.approval.valid_for < 1:
+        faults.add((*place, "approval", "valid_for"), "is below one second")
 
 
 def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
@@ -267,6 +281,8 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
         place: Place = ("identities", name)
         if IDENTITY_NAME.fullmatch(name) is None:
             faults.add(place, "an identity's name has lower case letters, digits and . _ @ - inside, 64 at most")
+        if name in RESERVED_NAMES:
+            faults.add(place, f"{name} is the ledger's own word for an actor: take another name")
         raw = faults.table(RawIdentity, place, table)
         faults.require(place, table, "kind")
         for index, role in enumerate(raw.roles or []):

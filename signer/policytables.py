@@ -124,10 +124,12 @@ class Faults:
             return kind.model_validate(data)
         except ValidationError as error:
             faults = error.errors(include_url=False, include_input=False, include_context=False)
-        for at, sentence in {
-            _inside(fault["loc"], data): _sentence(kind, fault["type"], fault["loc"], fault["msg"]) for fault in faults
-        }.items():
-            self.add(place + at, sentence)
+        sentences: dict[Place, list[str]] = {}
+        for fault in faults:  # a key that may be one of two things has a fault for each of them
+            sentence = _sentence(kind, fault["type"], fault["loc"], fault["msg"])
+            sentences.setdefault(_inside(fault["loc"], data), []).append(sentence)
+        for at, told in sentences.items():
+            self.add(place + at, " or ".join(dict.fromkeys(told)))
         bad = {fault["loc"][0] for fault in faults}
         return kind.model_validate({key: value for key, value in data.items() if key not in bad})
 

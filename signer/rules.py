@@ -26,6 +26,7 @@ KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
 CLOSED_BY_FORCE_COMMAND: Final = frozenset(
     {"permit-port-forwarding", "permit-agent-forwarding", "permit-X11-forwarding", "permit-user-rc"}
 )
+_CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+(?:/\d{1,3})?", re.ASCII)
 OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-required"})
 
 
@@ -307,6 +308,9 @@ def check_cidr_list(text: str) -> tuple[str, ...]:
     blocks = text.split(",")
     for block in blocks:
         try:
+            # sshd knows neither netmasks nor zones, which ip_network takes; a list it cannot read locks the caller out.
+            if _CIDR.fullmatch(block) is None:
+                raise ValueError
             ipaddress.ip_network(block)
         except ValueError:
             raise ValueError(f"{block[:64]!a} is not a CIDR block with all host bits zero") from None
