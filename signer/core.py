@@ -31,6 +31,7 @@ from signer.model import Ask, Entry, Event, Finding, Head, Identity, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
+from signer.tokens import hide_tokens
 
 CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
 Reply = dict[str, object] | SignerError
@@ -178,8 +179,8 @@ class Core:
             actor,
             {
                 "code": refusal.code,
-                "text": refusal.text,
-                "role": command.role if isinstance(command, Sign | Explain) else "",
+                "text": hide_tokens(refusal.text),
+                "role": hide_tokens(command.role) if isinstance(command, Sign | Explain) else "",
                 "address": caller.address or "",
                 "request_id": caller.request_id,
             },

@@ -30,7 +30,7 @@ from signer import __version__
 from signer.cakey import CaKey, load_ca_key
 from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.core import Core, Reply
-from signer.errors import BadFile, BadRequest, BadSettings, SignerError, Unavailable
+from signer.errors import BadFile, BadKeyFile, BadRequest, BadSettings, SignerError, Unavailable
 from signer.harden import become, forbid_dumps, take_descriptors
 from signer.ledgeraudit import check_recent
 from signer.metrics import Metrics, Stopwatch, TimedLedger
@@ -338,7 +338,11 @@ def run_keeper(settings: Settings) -> None:
     take_descriptors()
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
-    key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint)
+    try:
+        key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint)
+    except BadKeyFile as error:
+        log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - the code for machines, the rest is printed
+        raise
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)

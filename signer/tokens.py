@@ -7,6 +7,7 @@ random bytes are passed in.
 
 from __future__ import annotations
 
+import re
 import zlib
 from hashlib import sha256
 from typing import Final
@@ -16,6 +17,7 @@ _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 _BODY: Final = 43  # 62**43 > 2**256
 _CHECK: Final = 6  # 62**6 > 2**32
 SECRET_BYTES: Final = 32
+_MEANT: Final = re.compile(PREFIX + "[0-9A-Za-z]{12,}")
 
 
 def render_token(secret: bytes) -> str:
@@ -38,6 +40,11 @@ def is_mistyped(token: str) -> bool:
         wrong = sum(one != other for one, other in zip(token, PREFIX, strict=False))
         return right_length and wrong <= 2
     return not right_length or _checksum(token[:-_CHECK]) != token[-_CHECK:]
+
+
+def hide_tokens(text: str) -> str:
+    """The text without what is, or was meant as, one of our tokens: for a caller's words that are kept."""
+    return _MEANT.sub(PREFIX + "…", text)
 
 
 def _checksum(body: str) -> str:
