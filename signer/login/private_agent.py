@@ -139,11 +139,11 @@ class PrivateAgent:
         try:
             os.unlink(self.socket)
         except OSError:
-            pass
+            pass  # the agent removed it itself
         try:
             os.rmdir(self._folder)
         except OSError:
-            pass
+            pass  # somebody put a file in, or took it away: not ours to force
 
 
 def _private_place() -> str:
@@ -166,11 +166,11 @@ def _kill_and_reap(*pids: int) -> None:
         try:
             os.kill(pid, _signal.SIGKILL)
         except ProcessLookupError:
-            pass
+            pass  # gone by itself
         try:
             os.waitpid(pid, 0)
         except ChildProcessError:
-            pass
+            pass  # reaped, or never our child
 
 
 def _receive(link: _socket.socket, count: int) -> bytes:

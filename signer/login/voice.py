@@ -27,7 +27,7 @@ def say(text: str) -> None:
         sys.stderr.write(f"safe-session: {plain(text)}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        pass
+        pass  # nobody can be told that nobody can be told
 
 
 def say_error(error: SignerError) -> None:

@@ -68,7 +68,7 @@ def test_top_level_is_fixed() -> None:
 def test_scripts_can_be_started() -> None:
     wrong = []
     for path in _files("scripts", ".ci"):
-        if "requirements" in path.parts or path.suffix in {".lua", ".py", ".toml", ".txt", ".md", ".json"}:
+        if "requirements" in path.parts or path.suffix in {".lua", ".py", ".toml", ".txt", ".md", ".json", ".service"}:
             continue
         if not _first_line(path).startswith("#!/"):
             wrong.append(f"{path.relative_to(ROOT)}: no #! line")
