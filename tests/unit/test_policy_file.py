@@ -280,36 +280,11 @@ LEAVES = st.one_of(
     st.integers(), st.booleans(), st.floats(), st.text(max_size=8), st.datetimes(), st.dates(), st.times(),
     st.sampled_from(["llmops", "caller", "15m", "agent", "ssh-ed25519", "approve", "operators"]),
 )  # fmt: skip
-KEYS = st.sampled_from(
-    [
-        "ca",
-        "roles",
-        "identities",
-        "fingerprint",
-        "principals",
-        "key_types",
-        "max_ttl",
-        "extensions",
-        "allowed",
-        "default",
-        "approval",
-        "for",
-        "by",
-        "valid_for",
-        "limits",
-        "live",
-        "kind",
-        "may",
-        "tokens",
-        "sha256",
-        "expires",
-        "x",
-        "llmops",
-        "source_address",
-        "critical_options",
-        "groups",
-    ]
-)
+_WORDS = """
+    ca roles identities fingerprint principals key_types max_ttl extensions allowed default approval for by valid_for
+    limits live kind may tokens sha256 expires x llmops source_address critical_options groups
+"""
+KEYS = st.sampled_from(_WORDS.split())
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
 TABLES = st.dictionaries(
     st.sampled_from(["x", "llmops"]), st.dictionaries(KEYS, TREES, max_size=5) | LEAVES, max_size=2
