@@ -74,6 +74,15 @@ def test_open_connections_do_not_hold_up_the_end(start_service: StartService) ->
     assert "was killed" not in service.log()
 
 
+def test_a_request_that_was_on_its_way_is_answered_while_the_service_stops(start_service: StartService) -> None:
+    service = start_service()
+    with socket.create_connection((ports.LOOPBACK, service.port), timeout=30) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        os.kill(arbiter(service), signal.SIGTERM)
+        client.sendall(b"\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
 def test_sighup_reloads_the_policy(start_service: StartService, keyring: KeyRing) -> None:
     service = start_service()
     line = keyring("ed25519", "user").public_line

@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -251,11 +252,13 @@ def test_what_is_too_large_or_no_http_is_refused_in_our_words_and_the_connection
     assert "sgn_secret" not in service.log()
 
 
-@pytest.mark.parametrize("sent", [300_000, 1_500_000])
-def test_a_refused_client_that_was_still_sending_can_read_the_refusal(start_service: StartService, sent: int) -> None:
+def test_a_refused_client_that_is_still_sending_can_read_the_refusal(start_service: StartService) -> None:
     service = start_service()
     with dial(service) as client:
-        client.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n" + b" " * sent)
+        client.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n")
+        for _ in range(5):
+            client.sendall(b" " * 100_000)
+            time.sleep(0.05)
         assert read_answer(client)[0] == 413
 
 
