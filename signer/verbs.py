@@ -14,6 +14,7 @@ from signer.duration import parse_duration
 
 MAX_PAGE: Final = 1_000
 SHORTEST_TOKEN: Final = 60  # seconds
+LONGEST_PAUSE: Final = 86_400  # seconds
 LONGEST_TOKEN: Final = 3_650 * 86_400
 
 
@@ -68,11 +69,13 @@ def _token_life(text: str) -> int:
 
 
 def _identity(text: str) -> str:
-    from signer.policyfile import IDENTITY_NAME
+    from signer.policyfile import IDENTITY_NAME, RESERVED_NAMES
 
     if IDENTITY_NAME.fullmatch(text) is None:
         sentence = "cannot be an identity: lower case letters, digits and . _ @ - inside, 64 at most"
         raise argparse.ArgumentTypeError(f"{text[:64]!a} {sentence}")
+    if text in RESERVED_NAMES:
+        raise argparse.ArgumentTypeError(f"{text} is the ledger's own word for an actor: take another name")
     return text
 
 
@@ -92,6 +95,14 @@ def _head(text: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
+def _pause(text: str) -> int:
+    seconds = _duration(text)
+    if not 1 <= seconds <= LONGEST_PAUSE:
+        raise argparse.ArgumentTypeError(f"{text[:40]!a} is not between 1s and {LONGEST_PAUSE}s")
+    return int(seconds)
+
+
+_KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
 _MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
 _MAX_SERIAL: Final = 2**64 - 1
 _JSON: Final = _argument("--json", action="store_true", help="the same facts as JSON on stdout")
@@ -145,6 +156,39 @@ VERBS: Final = (
         (_argument("file", metavar="FILE", help="a CA key file, or its .pub"), _JSON),
         "verbs_check",
         "ca_inspect",
+    ),
+    Verb(
+        "ca new",
+        _LOOK,
+        "make a new CA key, in a file that must not exist",
+        "Writes the key, 0400, and shows its public line, its fingerprint and how to bring it into use by hand.\n"
+        "Nothing of the private half is shown, and nothing is written to Infisical.",
+        ("signer ca new --out /dev/shm/ca", "signer ca new --out /dev/shm/ca --kind ecdsa256 --json"),
+        (
+            _argument("--out", metavar="FILE", required=True, help="a file that does not exist"),
+            _argument("--kind", choices=_KEY_KINDS, default="ed25519", help="default ed25519"),
+            _JSON,
+        ),
+        "verbs_ca",
+        "ca_new",
+    ),
+    Verb(
+        "ca render",
+        _LOOK,
+        "bring the CA key from Infisical to a root-owned file",
+        "Fetches the key, checks it against SIGNER_CA_FINGERPRINT and puts it in place in one step, 0400. The same\n"
+        "key is left as it is. --check writes nothing; exit status 1 if file and Infisical differ. With --watch it\n"
+        "goes on until SIGTERM and renders again on a change; it signals nobody.",
+        ("signer ca render --to /run/signer-ca/ca", "signer ca render --to /run/signer-ca/ca --check --json"),
+        (
+            _argument("--to", metavar="FILE", required=True, help="an absolute path, on a memory file system"),
+            _argument("--check", action="store_true", help="write nothing, say whether they agree"),
+            _argument("--watch", metavar="60s", type=_pause, help="render again every so often"),
+            _argument("--allow-disk", action="store_true", help="take a target that outlives a reboot"),
+            _JSON,
+        ),
+        "verbs_ca",
+        "ca_render",
     ),
     Verb(
         "policy check",

@@ -59,6 +59,8 @@ def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object],
         printing.warn(f"the pin is not looked at: {error.text}")
         pin = None
     key, found = examine_ca_key(path, settings.ca_key_owner, pin)
+    if found[0][1] is not None and found[0][1].code == "ca_key_missing":  # whose words are about the setting
+        found = [("open", BadKeyFile("ca_key_missing", f"there is no file {path}", "name a file that is there"))]
     facts: dict[str, object] = {"file": str(path), "holds": "a private key" if key else "nothing readable"}
     if key is not None:
         facts |= _facts(key.kind, key.bits, key.fingerprint, key.blob)
