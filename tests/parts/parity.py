@@ -20,6 +20,7 @@ from tests.parts.openbao import OpenBao
 from tests.parts.service import Answer, Service
 
 MOUNT = "parity"
+SPARE = "parity-spare"  # in OpenBao, for roles that we have no equivalent of
 IDENTITY = "deploy-agent"
 KEY_TYPES = (
     '["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384",'
@@ -103,6 +104,27 @@ ROLES: Mapping[str, Role] = {
     "a.b-c@d_1": Role(_ours(), _theirs()),
     "x": Role(_ours(), _theirs()),
     "others": Role(_ours(), _theirs()),
+    # Not equivalent: as generous as each server lets a role be.
+    "wide": Role(
+        _ours(
+            more="extensions = { allowed = ["
+            + ", ".join(f'"{name}"' for name in FIVE.split(","))
+            + '], default = ["permit-port-forwarding", "permit-pty"] }\nallow_key_id = true\n'
+            + 'critical_options = { allowed = ["force-command", "source-address"] }'
+        ),
+        _theirs(
+            allowed_users="*",
+            allowed_domains="*",
+            allow_subdomains=True,
+            allow_bare_domains=True,
+            allow_host_certificates=True,
+            allow_user_key_ids=True,
+            allowed_critical_options=None,
+            allowed_extensions="*",
+            default_extensions={"permit-port-forwarding": "", "permit-pty": ""},
+            key_id_format=None,
+        ),
+    ),
 }
 
 
@@ -356,7 +378,8 @@ class Pair:
 
 def prepare(bao: OpenBao, service: Service, key: Key) -> Pair:
     """The same CA key and equivalent roles in both; `service` runs with `policy()`."""
-    bao.enable_ssh(MOUNT, private_key=service.ca.private.read_text(), public_key=bare_line(service.ca))
+    for mount in (MOUNT, SPARE):
+        bao.enable_ssh(mount, private_key=service.ca.private.read_text(), public_key=bare_line(service.ca))
     for name, role in ROLES.items():
         bao.must("POST", f"{MOUNT}/roles/{name}", role.theirs)
     bao.must("PUT", "sys/policies/acl/parity", {"policy": HCL})

@@ -196,7 +196,7 @@ def test_headers_are_read_alike(pair: Pair, case: Case) -> None:
     _check(pair, case)
 
 
-@pytest.mark.parametrize("name", [name for name in parity.ROLES if name != "others"])
+@pytest.mark.parametrize("name", [name for name in parity.ROLES if name not in ("others", "wide")])
 def test_a_role_reads_as_openbao_shows_its_equivalent(pair: Pair, name: str) -> None:
     theirs, ours = pair.both(get(f"@/roles/{name}"))
     wanted, got = theirs.json()["data"], ours.json()["data"]
@@ -235,7 +235,9 @@ def test_a_seal_status_is_open(pair: Pair) -> None:
 def test_a_token_looks_itself_up(pair: Pair, method: str) -> None:
     theirs, ours = pair.both(Case("lookup", "auth/token/lookup-self", method))
     assert list(ours.json()) == list(theirs.json())
-    assert list(ours.json()["data"]) == list(theirs.json()["data"])
+    # A token of ours is never renewed.
+    wanted = [name for name in theirs.json()["data"] if not name.startswith("last_renewal")]
+    assert list(ours.json()["data"]) == wanted
     assert ours.json()["data"]["id"] == pair.service.tokens[parity.IDENTITY]
     assert ours.json()["data"]["display_name"] == parity.IDENTITY
     assert ours.json()["data"]["ttl"] > 0
