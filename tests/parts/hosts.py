@@ -110,7 +110,7 @@ class Host:
     arguments: list[str] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
     over: dict[str, Path] = field(default_factory=dict)
-    with_sshd: bool = True
+    _key: Path = Path("/nonexistent")
 
     @classmethod
     def prepare(cls, folder: Path, memory: Path, ca: Key, host_key: Key) -> Host:
@@ -137,11 +137,12 @@ class Host:
 
     @property
     def key(self) -> Path:
-        """Where the script is told to look for the key."""
-        return Path(self.environ[KEY_VARIABLE])
+        """Where the key is, and where the script is told to look for it unless a test says otherwise."""
+        return self._key
 
     @key.setter
     def key(self, path: Path) -> None:
+        self._key = path
         self.environ[KEY_VARIABLE] = str(path)
 
     def put_key(self, content: bytes, mode: int = 0o400) -> None:
