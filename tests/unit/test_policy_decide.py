@@ -85,7 +85,10 @@ def test_a_key_id_has_256_bytes_at_most() -> None:
     assert len(grant(ask(key_id="a" * 256), role(allow_key_id=True)).key_id) == 256
 
 
-@pytest.mark.parametrize("kind,code", [("host", "cert_type_not_allowed"), ("", "cert_type_unknown"), ("x", "cert_type_unknown")])  # fmt: skip
+KIND_CODES = [("host", "cert_type_not_allowed"), ("", "cert_type_unknown"), ("x", "cert_type_unknown")]
+
+
+@pytest.mark.parametrize("kind,code", KIND_CODES)
 def test_only_user_certificates_are_issued(kind: str, code: str) -> None:
     assert refusal(ask(cert_type=kind)).code == code
 
@@ -118,7 +121,10 @@ def test_256_principals_are_granted_and_257_are_not() -> None:
     assert grant(ask(principals=names[:256]), role(principals=names)).principals == names[:256]
 
 
-@pytest.mark.parametrize("ttl,code", [(1801, "ttl_above_max"), (10**9, "ttl_above_max"), (0, "ttl_too_short"), (-1, "ttl_too_short")])  # fmt: skip
+TTL_CODES = [(1801, "ttl_above_max"), (10**9, "ttl_above_max"), (0, "ttl_too_short"), (-1, "ttl_too_short")]
+
+
+@pytest.mark.parametrize("ttl,code", TTL_CODES)
 def test_a_ttl_outside_the_role_is_refused_not_shortened(ttl: int, code: str) -> None:
     assert refusal(ask(ttl=ttl)).code == code
 
