@@ -20,10 +20,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
 
 from signer.errors import BadKeyFile
-from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.publickey import fingerprint_of, parse_public_key, render_public_key
 from signer.ssh.wire import mpint, string
 
 MAX_KEY_FILE: Final = 16 * 1024
@@ -35,6 +41,14 @@ _HASHES: Final[dict[str, HashAlgorithm]] = {
 }  # RFC 5656 section 6.2.1
 
 _PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+_GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
+    "ed25519": Ed25519PrivateKey.generate,
+    "ecdsa256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ecdsa384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ecdsa521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
+}
+NEW_KINDS: Final = tuple(_GENERATORS)
 
 
 class CaKey:
@@ -82,6 +96,57 @@ class CaKey:
             raise BadKeyFile(
                 "ca_key_self_test_failed", "the CA key cannot verify its own signature", "render it again"
             ) from None
+
+
+class KeyMaterial:
+    """A CA key as the bytes of its file: made or fetched, checked, and only ever written to a descriptor."""
+
+    __slots__ = ("_data", "fingerprint", "kind", "public_line")
+
+    def __init__(self, data: bytes, pin: str | None) -> None:
+        key = CaKey(_parse(data))
+        _check_pin(key, pin)
+        key.self_test()
+        self._data = data
+        self.kind, self.fingerprint = key.kind, key.fingerprint
+        self.public_line = render_public_key(key.kind, key.blob)
+
+    @classmethod
+    def generate(cls, kind: str) -> KeyMaterial:
+        """A new key of `kind`: `ed25519`, `ecdsa256`, `ecdsa384`, `ecdsa521` or `rsa4096`."""
+        key = _GENERATORS[kind]()
+        return cls(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), None)
+
+    @classmethod
+    def repair(cls, text: str, pin: str) -> KeyMaterial:
+        """A key as a secret store gives it: CRLF, blanks around lines and a lost final newline are mended.
+
+        Raises `BadKeyFile` for everything else that is not exactly the pinned key.
+        """
+        lines = [line.strip() for line in text.strip().splitlines()]
+        data = ("\n".join(lines) + "\n").encode("utf-8", "replace")
+        if not text.strip():
+            raise BadKeyFile("ca_key_empty", "the secret is empty", "put the CA key into Infisical")
+        if len(data) > MAX_KEY_FILE:
+            raise BadKeyFile("ca_key_too_large", f"the secret has {len(data)} bytes, a key at most {MAX_KEY_FILE}")
+        return cls(data, pin)
+
+    def __repr__(self) -> str:
+        return f"KeyMaterial({self.kind}, {self.fingerprint})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CA key is never serialised")
+
+    def write(self, descriptor: int) -> None:
+        """Writes the whole file and brings it to the disk; raises `OSError`."""
+        rest = memoryview(self._data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+
+    def is_content_of(self, descriptor: int) -> bool:
+        """True if the open file holds exactly this; raises `OSError`."""
+        return os.read(descriptor, MAX_KEY_FILE + 1) == self._data
 
 
 def load_ca_key(path: Path, owner: str, pin: str | None) -> CaKey:

@@ -34,6 +34,17 @@ SETTINGS: Final = (
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
 )
 PREFIX: Final = "SIGNER_"
+# For `signer ca render` alone; the process that serves requests never looks at them.
+INFISICAL_SETTINGS: Final = (
+    ("INFISICAL_SITE_URL", "https://app.infisical.com", "address of Infisical"),
+    ("INFISICAL_CLIENT_ID", "", "client id of the machine identity"),
+    ("INFISICAL_CLIENT_SECRET_FILE", "", "file with its client secret, 0400 or 0600; never a value"),
+    ("INFISICAL_PROJECT_ID", "", "project that holds the CA key"),
+    ("INFISICAL_ENVIRONMENT", "prod", "environment in that project"),
+    ("INFISICAL_SECRET_PATH", "/", "folder in that environment"),
+    ("INFISICAL_SECRET_NAME", "SAFE_SESSION_CA_KEY", "name of the secret"),
+)
+FINGERPRINT_SETTING: Final = ("SIGNER_CA_FINGERPRINT", "", "fingerprint that a rendered key must have")
 MAX_WORKERS: Final = 32
 MAX_THREADS: Final = 256
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from signer.errors import BadFormat
 
-
 ENDS_EARLY = "data ends before the value does"
 
 

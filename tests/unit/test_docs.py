@@ -35,8 +35,10 @@ from signer.api.problems import status_of
 from signer.grammar import render_help
 from signer.login import settings as login_settings
 from signer.login.usage import TEXT as SAFE_SESSION_HELP
+from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.verbs import VERBS
+from tests.parts.parity_differences import DIFFERENCES
 from tests.unit.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -106,13 +108,12 @@ def test_every_module_stands_in_its_layer() -> None:
 
 
 def test_settings_are_those_of_the_code() -> None:
-    table = rows(section("Settings"), "setting")
-    told = [(row[0].strip("`"), row[1].strip("`"), row[2]) for row in table if row[0].startswith("`SIGNER_")]
-    assert told == list(settings.SETTINGS)
+    told = [(row[0].strip("`"), row[1].strip("`"), row[2]) for row in rows(section("Settings"), "setting")]
+    assert told[: len(settings.SETTINGS)] == list(settings.SETTINGS)
 
 
 def test_client_settings_are_those_of_the_code() -> None:
-    table = [row for row in rows(section("Settings"), "setting") if not row[0].startswith("`SIGNER_")]
+    table = [row for row in rows(section("Settings"), "setting") if row[0].startswith("`SAFE_SESSION_")]
     source = "".join(path.read_text() for path in TREES if path.is_relative_to(PACKAGE / "login"))
     check_same(names(table), set(re.findall(r"SAFE_SESSION_[A-Z_]*[A-Z]", source)), "settings of safe-session")
     assert dict(zip(names(table), (row[1].strip("`") for row in table), strict=True))["SAFE_SESSION_ADDR"] == (
@@ -169,7 +170,9 @@ def test_limits_are_those_of_the_code() -> None:
     told = dict(rows(section("Limits"), "what"))
     real = {
         "body of a request": f"{ask.MAX_BODY // 1024} KiB",
+        "public key in a request": f"{publickey.MAX_TEXT // 1024} KiB",
         "policy file": f"{policyfile.MAX_POLICY_BYTES // 1024**2} MiB",
+        "name of a role": f"{policyfile.MAX_ROLE_NAME} characters",
         "CA key file": f"{cakey.MAX_KEY_FILE // 1024} KiB",
         "lifetime of a certificate": f"{policyfile.DEFAULT_CEILING // 3600} hour unless",
         "principals in a certificate": f"{MAX_PRINCIPALS}, each",
@@ -311,6 +314,11 @@ def test_vault_routes_are_those_of_the_code() -> None:
     assert outside >= vaultsys.UNAUTHENTICATED
     written = {text for node in ast.walk(TREES[PACKAGE / "api" / "vaultsys.py"]) for text in texts(node)}
     assert {path.replace("<mount>", "") for path in outside} <= written
+
+
+def test_differences_from_vault_are_those_that_are_shown() -> None:
+    told = [row for row in section("Differences from Vault").splitlines() if row.startswith("|")][2:]
+    assert told == [difference.row() for difference in DIFFERENCES]
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 # From the top down. A module may import from any layer below its own, and inside its own package.
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
-    "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger"),
+    "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
     "edge": ("api", "keeper", "link"),
     "use case": ("ops", "core", "commands", "counts", "drafts", "queries", "recorded", "check"),
     "adapter": ("ledger", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
@@ -43,6 +43,7 @@ NEIGHBOURS = {
     ("queries", "commands"): "a query is one of them",
     ("queries", "recorded"): "the words for a certificate",
     ("goduration", "gojson"): "quotes as Go does",
+    ("infisical", "harden"): "the child that runs the SDK forbids dumps of itself",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",

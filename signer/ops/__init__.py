@@ -1,0 +1,1 @@
+"""What the operator does to a platform: each use case plans or checks first, then acts."""
