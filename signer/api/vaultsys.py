@@ -17,7 +17,7 @@ from signer.api.vaultwords import HEADERS, REFUSALS, Answer
 from signer.errors import SignerError
 from signer.link import Link
 
-UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader"})
+UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader", "sys/init"})
 
 
 def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
@@ -29,6 +29,8 @@ def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
         return vaultwords.failure(405)
     if path == "sys/leader":
         return _plain({"ha_enabled": False})
+    if path == "sys/init":
+        return _plain({"initialized": True})
     ready, cluster = _look(link)
     if path == "sys/health":
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE

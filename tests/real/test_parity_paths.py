@@ -71,6 +71,7 @@ READS = (
     get("@/roles/nope?foo=1"), get("@/config/ca?foo=1&bar=2&list="), get("@/issuer/default?list=false"),
     get("@/config/issuers?a=%C3%A9"), get("@/public_key?foo=1"), get("@/roles?zoo=1&list=true"),
     get("@/config/ca?help="), get("@/config/issuers"), get("sys/leader"), get("sys/leader", token="none"),
+    get("sys/init", token="none"),
 )  # fmt: skip
 
 SPELLINGS = (
