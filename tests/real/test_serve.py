@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_modules_and_configuration_of_the_folder_it_starts_in_are_not_used(
 
 
 @pytest.fixture
-def two_users(tmp_path: Path, keyring: KeyRing) -> Iterator[Service]:
+def two_users(keyring: KeyRing) -> Iterator[Service]:
     """The service as root starts it, each child under a user of its own; skipped where these cannot run Python."""
     probe = subprocess.run(
         [sys.executable, "-c", "import flask, signer"],
@@ -185,15 +186,15 @@ def two_users(tmp_path: Path, keyring: KeyRing) -> Iterator[Service]:
     )
     if probe.returncode != 0:
         pytest.skip(f"{API_USER} cannot read this interpreter")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o011)
     environ = {"SIGNER_KEEPER_USER": KEEPER_USER, "SIGNER_API_USER": API_USER}
-    service = Service(tmp_path / "service", keyring("ed25519", "ca"), environ=environ)
-    service.folder.chmod(0o755)
-    service.policy_file.chmod(0o644)
-    with service:
-        yield service
+    # Not in pytest's own folder: each pytest that starts makes that one private to root again.
+    with tempfile.TemporaryDirectory(prefix="two-users-") as place:
+        Path(place).chmod(0o755)
+        service = Service(Path(place) / "service", keyring("ed25519", "ca"), environ=environ)
+        service.folder.chmod(0o755)
+        service.policy_file.chmod(0o644)
+        with service:
+            yield service
 
 
 def status(pid: int) -> dict[str, list[str]]:
