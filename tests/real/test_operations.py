@@ -518,22 +518,51 @@ def test_the_api_reaches_the_socket_and_nothing_else(two_users: Service) -> None
     assert as_user("games", sys.executable, "-c", speak, str(two_users.socket)).returncode != 0
 
 
-@missing.needs_root
-def test_the_keepers_memory_is_closed_to_its_own_user(two_users: Service) -> None:
-    keeper = keeper_of(two_users)
+ATTACH = "import ctypes,sys; l=ctypes.CDLL(None,use_errno=True); r=l.ptrace(16,int(sys.argv[1]),0,0); sys.exit(r!=0)"
+
+
+def assert_closed(keeper: int) -> None:
+    """The user `daemon`, whose process it is, can neither look into it nor attach to it."""
     for name in ("environ", "mem", "maps", "fd"):
         done = as_user("daemon", "ls" if name == "fd" else "cat", f"/proc/{keeper}/{name}")
         assert done.returncode != 0, name
         assert "Permission denied" in done.stderr
-    attach = (
-        "import ctypes,sys; l=ctypes.CDLL(None,use_errno=True); r=l.ptrace(16,int(sys.argv[1]),0,0); sys.exit(r!=0)"
-    )
-    assert as_user("daemon", "/usr/bin/python3", "-c", attach, str(keeper)).returncode == 1
+    assert as_user("daemon", "/usr/bin/python3", "-c", ATTACH, str(keeper)).returncode == 1
+
+
+@missing.needs_root
+def test_the_memory_of_a_keeper_that_never_was_root_is_closed_too(keyring: KeyRing) -> None:
+    entry = pwd.getpwnam("daemon")
+    with public_folder() as folder:
+        owner = f"{entry.pw_uid}:{entry.pw_gid}"
+        service = Service(
+            folder / "service", keyring("ed25519", "ca"), environ={"SIGNER_CA_KEY_OWNER": "daemon:daemon"}
+        )
+        subprocess.run(["chown", "-R", owner, str(folder)], check=True)
+        environment = service.environment()
+        del environment["SIGNER_KEEPER_USER"], environment["SIGNER_API_USER"]
+        argv = [sys.executable, "-P", "-m", "signer", "serve"]
+        with service.log_file.open("wb") as log:
+            process = subprocess.Popen(
+                argv, env=environment, stderr=log, user="daemon", group="daemon", extra_groups=[]
+            )
+        try:
+            ports.wait_until(service.is_ready, process, service.log)
+            (keeper,) = [
+                pid for pid in children(process.pid) if b"\0keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            assert_closed(keeper)
+        finally:
+            ports.stop(process)
+
+
+@missing.needs_root
+def test_the_keepers_memory_is_closed_to_its_own_user(two_users: Service) -> None:
+    assert_closed(keeper_of(two_users))
     sleeper = subprocess.Popen(["sleep", "60"], user="daemon", group="daemon", extra_groups=[])
     try:
-        assert as_user("daemon", "/usr/bin/python3", "-c", attach, str(sleeper.pid)).returncode == 0, (
-            "for this test to mean something"
-        )
+        done = as_user("daemon", "/usr/bin/python3", "-c", ATTACH, str(sleeper.pid))
+        assert done.returncode == 0, "for this test to mean something"
     finally:
         sleeper.kill()
         sleeper.wait()
