@@ -29,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "HOME": "/nonexistent",
         "QUICKSTART_NO_SETUP": "1",  # this very process runs in .venv
-        "SIGNER_POLICY_FILE": "/nonexistent/policy.toml",
+        "SIGNER_TLS_CERT_FILE": "/nonexistent/tls.pem",
         "SAFE_SESSION_ADDR": "http://192.0.2.1",
         **more,
     }
