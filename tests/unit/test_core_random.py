@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pytest
 
 from signer.commands import Command, Explain, Freeze, ListCertificates, ListFreezes, ListRoles, ShowHead, Sign, Unfreeze
-from signer.core import CLOCK_TOLERANCE, Core, Reply
+from signer.core import CLOCK_TOLERANCE, Core
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger import FILE_NAME, Filter, Ledger
 from signer.ledgeraudit import verify
@@ -228,7 +228,7 @@ class Episode:
             case _:
                 return Freeze(caller, self.rng.choice(SCOPES), "not mine to freeze")
 
-    def check_reply(self, command: Command, reply: Reply) -> None:
+    def check_reply(self, command: Command, reply: object) -> None:
         """At the moment when the caller gets it."""
         self.watcher.look(self.store.entries_after(self.watcher.seen))
         if isinstance(command, Sign) and isinstance(reply, dict):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
 
-from signer.chain import canonical_json
-from signer.drafts import check_obeys, issued_event, issued_reply, make_draft
+from signer.drafts import check_obeys, make_draft
 from signer.errors import BadFormat, Disobedient
 from signer.model import Grant
-from signer.ssh.certificate import CertificateFields, decode_unsigned, encode_unsigned
+from signer.ssh.certificate import CertificateFields, decode_certificate, decode_unsigned, encode_unsigned
 from tests.parts import builders
 from tests.parts.builders import NOW, PretendKey, grant
 
@@ -109,20 +107,19 @@ def test_a_nonce_has_32_bytes(nonce: bytes) -> None:
 
 
 def test_the_record_tells_the_exact_bytes_and_everything_a_host_will_log() -> None:
-    draft = make_draft(grant(), SERIAL, NONCE, NOW, CA.blob)
-    event = issued_event(draft, builders.caller(), "d" * 64, CA.fingerprint)
-    body: dict[str, Any] = json.loads(canonical_json(event.body))
-    assert event.actor == "deploy-agent"
-    assert body["to_be_signed_sha256"] == sha256(encode_unsigned(draft.fields)).hexdigest()
-    assert (body["serial"], body["key_id"]) == ("4711", "deploy-agent:llmops")
-    assert body["critical_options"] == {"force-command": "/usr/bin/deploy", "source-address": "192.0.2.7/32"}
+    bench = builders.Bench()
+    certificate = builders.certificate_of(bench.sign(reason="ticket 812", ttl=60))
+    fields, unsigned, _ = decode_certificate(certificate)
+    (body,) = bench.store.bodies("certificate.issued")
+    assert body["to_be_signed_sha256"] == sha256(unsigned).hexdigest() == sha256(encode_unsigned(fields)).hexdigest()
+    assert (body["serial"], body["key_id"], body["key_type"]) == ("1", "deploy-agent:llmops", "ssh-ed25519")
+    assert (body["critical_options"], body["extensions"]) == ({}, ["permit-pty"])
     assert (body["reason"], body["address"], body["request_id"]) == ("ticket 812", "192.0.2.7", "r-1")
     assert body["fingerprint"] == builders.public_key().fingerprint
 
 
 def test_the_reply_carries_the_certificate_and_times_that_people_read() -> None:
-    draft = make_draft(grant(), SERIAL, NONCE, NOW, CA.blob)
-    reply = issued_reply(draft, CA.sign(draft.unsigned), CA)
+    reply = builders.Bench().sign(ttl=900)
     assert str(reply["certificate"]).startswith("ssh-ed25519-cert-v01@openssh.com AAAA")
     assert (reply["valid_after"], reply["valid_before"]) == ("2027-01-15T07:59:30Z", "2027-01-15T08:15:00Z")
-    assert (reply["serial"], reply["expires_in"]) == ("4711", 900)
+    assert (reply["serial"], reply["expires_in"], reply["ca_fingerprint"]) == ("1", 900, CA.fingerprint)
