@@ -316,6 +316,11 @@ _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 def _whole_number(value: object) -> object:
     if isinstance(value, Number):
         return int(value) if _WHOLE.fullmatch(value) else float(value)
+    # One level down is as deep as any field goes; a `Number` is text to pydantic.
+    if isinstance(value, list):
+        return [float(item) if isinstance(item, Number) else item for item in value]
+    if isinstance(value, dict):
+        return {name: float(item) if isinstance(item, Number) else item for name, item in value.items()}
     return value
 
 
