@@ -664,7 +664,7 @@ parse_config() {
         indent=$((${#line} - ${#content}))
         case $content in
             '' | '#'* | ---) continue ;;
-            $'\t'*) return 1 ;;
+            $'\t'* | '? '*) return 1 ;;
         esac
         while [[ $content == - || $content == '- '* ]]; do
             enter_list || return 1
@@ -782,7 +782,7 @@ read_value() {
             ;;
         \"*) read_quoted '"' || return 1 ;;
         \'*) read_quoted "'" || return 1 ;;
-        '|' | '|-' | '|+') read_literal "$1" ;;
+        '|' | '|-') read_literal "$1" ;;
         [\>\|\!\{\[%@\`]*) return 1 ;;
         *) read_plain "$1" ;;
     esac
@@ -802,7 +802,7 @@ read_plain() {
 }
 
 read_literal() {
-    local margin="" more
+    local form=$rest margin="" more
     value=""
     while ((at < ${#config_lines[@]})); do
         more=${config_lines[at]#"${config_lines[at]%%[! ]*}"}
@@ -813,7 +813,8 @@ read_literal() {
         value+=${config_lines[at]:${margin:-0}}$'\n'
         at=$((at + 1))
     done
-    value=${value%$'\n'}
+    value=${value%"${value##*[!$'\n']}"}
+    if [ "$form" = '|' ]; then value+=$'\n'; fi
 }
 
 # A scalar in quotes of the kind $1; a line end in it is one blank, an empty line a line end, unless escaped.
@@ -873,6 +874,10 @@ unescape() {
             b*) value+=$'\b' ;;
             f*) value+=$'\f' ;;
             v*) value+=$'\v' ;;
+            N*) append_character 0x85 ;;
+            _*) append_character 0xa0 ;;
+            L*) append_character 0x2028 ;;
+            P*) append_character 0x2029 ;;
             x*) digits=2 ;;
             u*) digits=4 ;;
             U*) digits=8 ;;
