@@ -102,7 +102,7 @@ def _serve(verb: Verb) -> int:
     logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
     settings = load_settings(os.environ)
     if verb.words == "keeper":
-        from signer.keeper import run_keeper
+        from signer.keeper_start import run_keeper
 
         run_keeper(settings)
     else:

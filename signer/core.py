@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from signer import queries
 from signer.commands import Command, Explain, Freeze, Query, Sign, Unfreeze
 from signer.counts import Holdings, Refusals
-from signer.drafts import Draft, Signing, issued_event, issued_reply, make_draft
+from signer.drafts import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
 from signer.errors import (
     BadFile,
     BadPublicKey,
@@ -26,8 +26,9 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
+from signer.foreign import Forward, read_foreign
 from signer.ledger import Recent
-from signer.model import Ask, Entry, Event, Finding, Head, Identity, Role, Token
+from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Returned, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
@@ -52,9 +53,12 @@ class Store(queries.Shelf, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What handling one command comes to: events to record first, then the draft to sign or the reply as it is."""
+    """What handling one command comes to: events to record first, then the draft to sign or the reply as it is.
 
-    reply: Reply
+    Where Vault signs, the reply to a grant is a `Forward`: the keeper sends it out and comes back to `finish`.
+    """
+
+    reply: Reply | Forward
     events: tuple[Event, ...] = ()
     draft: Draft | None = None
 
@@ -69,13 +73,13 @@ class _State:
 
 
 class Core:
-    """One authority: a policy, a key, a ledger, and what follows from them."""
+    """One authority: a policy, a key, a ledger, and what follows from them. Without a key Vault signs its grants."""
 
     def __init__(
         self,
         *,
         policy: Policy,
-        key: Signing,
+        key: Signing | None,
         ledger: Store,
         clock: Callable[[], float],
         random: Callable[[int], bytes],
@@ -94,7 +98,7 @@ class Core:
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Reply]]:
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Reply | Forward]]:
         """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
 
         If the transaction fails, every command that had something to record gets the failure as its reply, and so
@@ -106,8 +110,8 @@ class Core:
         for index, outcome in enumerate(outcomes):
             if failure is not None and (outcome.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
-            elif outcome.draft is not None:
-                yield index, self._release(outcome.draft)
+            elif outcome.draft is not None and self.key is not None:
+                yield index, self._release(outcome.draft, self.key)
             else:
                 yield index, outcome.reply
 
@@ -136,22 +140,48 @@ class Core:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return None
 
-    def _release(self, draft: Draft) -> Reply:
+    def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Reply]]:
+        """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
+        now = self._now()
+        outcomes = [self._finished(forward, result, now) for forward, result in results]
+        failure = self.record([event for _, events in outcomes for event in events], now)
+        for index, (reply, events) in enumerate(outcomes):
+            yield index, failure if failure is not None and events else reply
+
+    def _finished(
+        self, forward: Forward, result: Returned | SignerError, now: float
+    ) -> tuple[Reply, tuple[Event, ...]]:
+        grant = forward.grant
+        try:
+            if isinstance(result, SignerError):
+                raise result
+            made = read_foreign(result, forward)
+        except SignerError as error:
+            if isinstance(error, Disobedient):
+                self._report(error)
+            self._take_back(grant, forward.asked_at + grant.ttl)
+            event = self._refusal_event(forward.command, error, now)
+            return error, tuple(self._refusals.note(event, int(now)))
+        event = issued_event(made, forward.command.caller, self.policy.digest, "vault", made.ca_fingerprint)
+        expires_in = max(made.fields.valid_before - int(now), 0)
+        return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event,)
+
+    def _release(self, draft: Draft, key: Signing) -> Reply:
         # 9 sign; on failure record that this serial was never released
         try:
-            signature = self.key.sign(draft.unsigned)
+            signature = key.sign(draft.unsigned)
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, the serial must not stay open
             self._report(error)
             body: dict[str, object] = {"serial": str(draft.fields.serial), "error": type(error).__name__}
-            self._withhold(draft)
+            self._take_back(draft.grant, draft.fields.valid_before)
             self.record([Event("certificate.withheld", draft.grant.identity, body)])
             return Unavailable("signing_failed", "the certificate could not be signed", "look at the service's log")
         # 10 reply
-        return issued_reply(draft, signature, self.key)
+        return issued_reply(draft, certificate_line(draft, signature), key.fingerprint, draft.grant.ttl)
 
-    def _withhold(self, draft: Draft) -> None:
+    def _take_back(self, grant: Grant, valid_before: int) -> None:
         if self._state is not None:
-            self._state.holdings.withhold(draft.grant.identity, draft.grant.role, draft.fields.valid_before)
+            self._state.holdings.withhold(grant.identity, grant.role, valid_before)
 
     def _outcome(self, command: Command, now: float) -> Outcome:
         """`handle`, with its refusals as replies and, folded, as events."""
@@ -211,6 +241,8 @@ class Core:
         7  build the bytes to be signed, read them back, compare them with the grant
         8  events, which `run` commits with everything else in the batch
         9  and 10, sign and reply: `_release`, after the commit
+
+        Where Vault signs, 6 to 10 are its signature, then `finish`: compare, record, reply.
         """
         # 1
         identity, _ = self.policy.authenticate(command.caller.token, int(now))
@@ -223,12 +255,15 @@ class Core:
         # 4 and 5
         usage = state.holdings.usage(identity.name, role.name, int(now))
         grant = decide(identity, role, ask, key, command.caller.address, usage)
+        if self.key is None:
+            state.holdings.add(identity.name, role.name, int(now), int(now) + grant.ttl)
+            return Outcome(Forward(command, grant, int(now)))
         # 6 and 7
         self._last_serial += 1
         draft = make_draft(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
         # 8
         state.holdings.add(identity.name, role.name, int(now), draft.fields.valid_before)
-        event = issued_event(draft, command.caller, self.policy.digest, self.key.fingerprint)
+        event = issued_event(draft, command.caller, self.policy.digest, "local", self.key.fingerprint)
         return Outcome({}, (event,), draft)
 
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, Ask]:
@@ -321,7 +356,7 @@ class Core:
 
     def use_policy(self, policy: Policy) -> SignerError | None:
         """Takes a new policy from the next command on; raises `BadFile` if it pins another key."""
-        if policy.ca_fingerprint != self.key.fingerprint:
+        if self.key is not None and policy.ca_fingerprint != self.key.fingerprint:
             raise BadFile(
                 "policy_pins_another_key",
                 f"policy.toml pins {policy.ca_fingerprint}, the loaded key is {self.key.fingerprint}",

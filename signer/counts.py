@@ -47,10 +47,11 @@ class Holdings:
         return Usage(len(issued), len(ends))
 
     def withhold(self, identity: str, role: str, valid_before: int) -> None:
-        """Takes back a certificate that was recorded and never signed."""
-        ends = self._ends[identity, role]
-        ends.remove(valid_before)
-        ends.sort()
+        """Takes back a certificate that was counted and never released; nothing if it is not counted any more."""
+        ends = self._ends.get((identity, role), [])
+        if valid_before in ends:
+            ends.remove(valid_before)
+            ends.sort()
 
 
 @dataclass(slots=True)

@@ -87,15 +87,26 @@ def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, 
         raise Disobedient("certificate_differs_from_grant", "the certificate names no principal")
 
 
-def issued_event(draft: Draft, caller: Caller, policy_digest: str, ca_fingerprint: str) -> Event:
+class Recordable(Protocol):
+    """A certificate, ours or another CA's, about which everything is known but the signature."""
+
+    @property
+    def grant(self) -> Grant: ...
+    @property
+    def fields(self) -> CertificateFields: ...
+    @property
+    def unsigned(self) -> bytes: ...
+
+
+def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: str, ca_fingerprint: str) -> Event:
     """The record of one certificate: enough to find it on any host, and to tell its exact bytes."""
-    grant, fields = draft.grant, draft.fields
+    grant, fields = made.grant, made.fields
     return Event(
         "certificate.issued",
         grant.identity,
         {
             "serial": str(fields.serial),
-            "backend": "local",
+            "backend": backend,
             "identity": grant.identity,
             "kind": grant.kind,
             "role": grant.role,
@@ -106,23 +117,27 @@ def issued_event(draft: Draft, caller: Caller, policy_digest: str, ca_fingerprin
             "valid_after": fields.valid_after,
             "valid_before": fields.valid_before,
             "critical_options": dict(fields.critical_options),
-            "extensions": list(grant.extensions),
+            "extensions": [name for name, _ in fields.extensions],
             "reason": grant.reason,
             "address": grant.address,
             "request_id": caller.request_id,
             "policy": policy_digest,
             "ca": ca_fingerprint,
-            "to_be_signed_sha256": sha256(draft.unsigned).hexdigest(),
+            "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
         },
     )
 
 
-def issued_reply(draft: Draft, signature: bytes, key: Signing) -> dict[str, object]:
-    """What the caller gets; the edges translate it."""
-    grant, fields = draft.grant, draft.fields
-    kind = certificate_kind(fields.key_kind)
+def certificate_line(draft: Draft, signature: bytes) -> str:
+    """The whole certificate as text. `signature` is an SSH signature blob over the draft's bytes."""
+    return render_public_key(certificate_kind(draft.fields.key_kind), append_signature(draft.unsigned, signature))
+
+
+def issued_reply(made: Recordable, line: str, ca_fingerprint: str, expires_in: int) -> dict[str, object]:
+    """What the caller gets; the edges translate it. `expires_in` is seconds from now."""
+    grant, fields = made.grant, made.fields
     return {
-        "certificate": render_public_key(kind, append_signature(draft.unsigned, signature)),
+        "certificate": line,
         "serial": str(fields.serial),
         "key_id": fields.key_id,
         "identity": grant.identity,
@@ -130,6 +145,6 @@ def issued_reply(draft: Draft, signature: bytes, key: Signing) -> dict[str, obje
         "principals": list(fields.principals),
         "valid_after": timestamp(fields.valid_after),
         "valid_before": timestamp(fields.valid_before),
-        "expires_in": grant.ttl,
-        "ca_fingerprint": key.fingerprint,
+        "expires_in": expires_in,
+        "ca_fingerprint": ca_fingerprint,
     }

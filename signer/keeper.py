@@ -8,34 +8,28 @@ command may do depends on the credential inside it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
-import os
 import resource
 import selectors
 import signal
 import socket
-import stat
 import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from signer import __version__
-from signer.cakey import CaKey, load_ca_key
 from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.core import Core, Reply
-from signer.errors import BadFile, BadKeyFile, BadRequest, BadSettings, SignerError, Unavailable
-from signer.harden import become, forbid_dumps, take_descriptors
-from signer.ledgeraudit import check_recent
+from signer.errors import BadRequest, SignerError, Unavailable
+from signer.foreign import Forward
+from signer.forwarding import Forwarding
 from signer.metrics import Metrics, Stopwatch, TimedLedger
-from signer.policyfile import load_policy
-from signer.settings import Settings
+from signer.model import Grant, PublicKey, Returned
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
@@ -67,14 +61,29 @@ class _Waiting:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
+class Authority(Protocol):
+    """Who signs, as far as the keeper tells about it. `sign` is None where the core has the key itself."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def sign(self) -> Callable[[Grant], Returned] | None: ...
+    def public_key(self) -> PublicKey: ...
+
+
 class Keeper:
     """Serves `listener` until told to stop. `reload` is called on SIGHUP and says if the policy was taken."""
 
     def __init__(
-        self, core: Core, key: CaKey, ledger: TimedLedger, listener: socket.socket, reload: Callable[[], bool]
+        self,
+        core: Core,
+        authority: Authority,
+        ledger: TimedLedger,
+        listener: socket.socket,
+        reload: Callable[[], bool],
     ) -> None:
         self._core = core
-        self._key = key
+        self._authority = authority
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
@@ -82,6 +91,7 @@ class Keeper:
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
+        self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
         self._signals: set[int] = set()
         self._started = time.time()
         self._policy_since = self._started
@@ -96,6 +106,8 @@ class Keeper:
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
+        if self._authority.sign is not None:
+            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake))
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -105,6 +117,7 @@ class Keeper:
         ticked = time.monotonic()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._round(woken)
+            self._finish()
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
                 if self._reload():
@@ -112,6 +125,8 @@ class Keeper:
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 ticked = time.monotonic()
+        if self._forwarding is not None:
+            self._forwarding.close()
         self._core.end()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -121,7 +136,8 @@ class Keeper:
         """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
         waiting: list[_Waiting] = []
         somebody_knocks = False
-        for key, _ in self._selector.select(1.0):
+        is_waiting_for_vault = self._forwarding is not None and not self._forwarding.is_idle()
+        for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
             if key.fileobj is self._listener:
                 somebody_knocks = True
             elif key.fileobj is woken:
@@ -135,10 +151,32 @@ class Keeper:
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            item = waiting[index]
-            self._send(item.peer, render_reply(item.command, reply))
-            self._count(item, reply)
+            if isinstance(reply, Forward):
+                self._send_out(waiting[index], reply)
+            else:
+                self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
+
+    def _reply(self, item: _Waiting, reply: Reply) -> None:
+        self._send(item.peer, render_reply(item.command, reply))
+        self._count(item, reply)
+
+    def _send_out(self, item: _Waiting, forward: Forward) -> None:
+        """Gives a grant to Vault's threads; if they have enough to do, it fails here and now."""
+        assert self._forwarding is not None, "only a core without a key forwards"  # noqa: S101
+        try:
+            self._forwarding.submit((item, forward), forward.grant)
+        except Unavailable as busy:
+            self._come_back([((item, forward), busy)])
+
+    def _finish(self) -> None:
+        """Answers what came back from Vault, or is overdue."""
+        if self._forwarding is not None and (results := self._forwarding.collect()):
+            self._come_back(results)
+
+    def _come_back(self, results: list[tuple[tuple[_Waiting, Forward], Returned | SignerError]]) -> None:
+        for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
+            self._reply(results[index][0][0], reply)
 
     def _count(self, item: _Waiting, reply: Reply) -> None:
         self.metrics.latency.observe(item.watch.seconds())
@@ -244,7 +282,7 @@ class Keeper:
             case "metrics":
                 return {"text": self.metrics.render()}
             case "ca":
-                key = self._key
+                key = self._authority.public_key()
                 return {"fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
         return None
 
@@ -258,15 +296,16 @@ class Keeper:
             elif self._probe_failure is not None:
                 raise self._probe_failure
             self._core.check_ready()
+            fingerprint = self._authority.public_key().fingerprint
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
             return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
         return {
             "ready": True,
-            "ca_fingerprint": self._key.fingerprint,
+            "ca_fingerprint": fingerprint,
             "policy": self._core.policy.digest,
-            "mode": "local",
+            "mode": self._authority.mode,
         }
 
     def _facts(self) -> dict[str, tuple[str, float]]:
@@ -276,6 +315,11 @@ class Keeper:
             "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
             "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
         }
+
+
+def _wake(end: socket.socket) -> None:
+    with suppress(BlockingIOError):  # it is full of reasons to wake already
+        end.send(b"\0")
 
 
 def render_reply(command: Command, reply: Reply) -> bytes:
@@ -300,98 +344,3 @@ def render_error(error: SignerError) -> bytes:
             }
         }
     ).encode()
-
-
-def claim_run_dir(run_dir: Path) -> int:
-    """A lock on the directory for as long as the descriptor is open; raises `Unavailable` if another keeper has it.
-
-    Another keeper may have another ledger, and its api must not be talked away from it.
-    """
-    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Unavailable(
-            "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or give this one its own"
-        ) from None
-    return descriptor
-
-
-def bind_socket(path: str, mode: int) -> socket.socket:
-    """A listening socket at `path`; one that a dead keeper left is replaced, which `claim_run_dir` makes safe."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    if os.path.lexists(path):
-        os.unlink(path)  # noqa: PTH108 - a socket path is text
-    listener.bind(path)
-    os.chmod(path, mode)  # noqa: PTH101
-    listener.listen(BACKLOG)
-    return listener
-
-
-def run_keeper(settings: Settings) -> None:
-    """The keeper's whole life, in a process of its own; raises `SignerError` if it may not start.
-
-    Started as root it reads the key first and gives root up before it opens anything else.
-    """
-    forbid_dumps()
-    take_descriptors()
-    os.umask(0o077)
-    policy = load_policy(settings.policy_file)
-    try:
-        key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint)
-    except BadKeyFile as error:
-        log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - the code for machines, the rest is printed
-        raise
-    if settings.keeper_user is not None and os.geteuid() == 0:
-        become(settings.keeper_user)
-    check_run_dir(settings.run_dir)
-    ledger = TimedLedger(settings.data_dir)
-    claim = claim_run_dir(settings.run_dir)
-    check_recent(ledger)
-    core = Core(
-        policy=policy,
-        key=key,
-        ledger=ledger,
-        clock=time.time,
-        random=os.urandom,
-        report=lambda error: log.error("a fault of ours", exc_info=error),
-    )
-    failure = core.begin({"version": __version__, "ca": key.fingerprint, "mode": settings.mode})
-    if failure is not None:
-        raise failure
-    shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
-    listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    Keeper(core, key, ledger, listener, lambda: reload_policy(core, settings.policy_file)).serve()
-    ledger.close()
-    os.close(claim)
-
-
-def reload_policy(core: Core, path: Path) -> bool:
-    """Takes the policy file as it is now, True; a bad one is refused whole, said in the log and recorded, False."""
-    taken = False
-    try:
-        failure = core.use_policy(load_policy(path))
-        taken = True
-    except BadFile as error:
-        log.exception("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
-        failure = core.refuse_policy(error)
-    if failure is not None:
-        log.error("the reload could not be recorded: %s", failure.text)
-    return taken
-
-
-def check_run_dir(run_dir: Path) -> None:
-    """Raises `BadSettings` unless only the keeper and the api's group can reach the socket."""
-    try:
-        facts = run_dir.stat()
-    except OSError as error:
-        raise BadSettings(
-            "run_dir_missing", f"SIGNER_RUN_DIR cannot be used: {error.strerror}", "make it, or start `signer serve`"
-        ) from None
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o027:
-        raise BadSettings(
-            "run_dir_not_private",
-            f"SIGNER_RUN_DIR has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
-            "it must be the keeper's own, 0700, or 02750 with the api's group",
-        )

@@ -140,6 +140,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """What Vault made of a grant: the certificate's line, and the blob of the CA key that Vault publishes."""
+
+    line: str
+    ca_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One rule that policy looked at: `outcome` is `ok`, `refused` or `skipped`; `detail` says what it saw."""
 

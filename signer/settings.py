@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "who signs; `local` is the CA key here, and so far the only one"),
+    ("SIGNER_MODE", "local", "who signs: `local`, the CA key here, or `vault`"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
     ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),
@@ -32,6 +33,9 @@ SETTINGS: Final = (
     ("SIGNER_TRUSTED_PROXIES", "", "comma list of CIDR blocks whose X-Forwarded-For is believed"),
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
+    ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed in mode `vault`"),
+    ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed in mode `vault`"),
+    ("SIGNER_VAULT_MOUNT", "ssh", "mount of its SSH engine"),
 )
 PREFIX: Final = "SIGNER_"
 # For `signer ca render` alone; the process that serves requests never looks at them.
@@ -95,6 +99,9 @@ class Settings:
     trusted_proxies: tuple[Network, ...]
     keeper_user: str | None
     api_user: str | None
+    vault_addr: str | None
+    vault_token_file: Path | None
+    vault_mount: str
     warnings: tuple[str, ...] = ()
 
     @property
@@ -117,6 +124,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         problems.append("SIGNER_TLS_KEY_FILE: is missing beside SIGNER_TLS_CERT_FILE")
     if (environ.get("SIGNER_TLS_KEY_FILE") or "") and not (environ.get("SIGNER_TLS_CERT_FILE") or ""):
         problems.append("SIGNER_TLS_CERT_FILE: is missing beside SIGNER_TLS_KEY_FILE")
+    if environ.get("SIGNER_MODE") == "vault":
+        needed = ("SIGNER_VAULT_ADDR", "SIGNER_VAULT_TOKEN_FILE")
+        problems += [f"{name}: is missing, and mode vault needs it" for name in needed if not environ.get(name)]
     if not problems:
         settings = Settings(**values, warnings=tuple(_unknown(environ)))
         if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
@@ -140,8 +150,8 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
 
 
 def _mode(text: str) -> str:
-    if text != "local":
-        raise ValueError(f"{text[:40]!a} is no mode; there is local")
+    if text not in ("local", "vault"):
+        raise ValueError(f"{text[:40]!a} is no mode; there are local and vault")
     return text
 
 
@@ -172,11 +182,23 @@ def _listen(text: str) -> Listen:
 
 
 def _mounts(text: str) -> tuple[str, ...]:
-    mounts = tuple(part.strip().strip("/") for part in text.split(","))
-    for mount in mounts:
-        if _MOUNT.fullmatch(mount) is None or mount.split("/")[0] in ("sys", "auth"):
-            raise ValueError(f"{mount[:40]!a} is no mount name")
-    return mounts
+    return tuple(_mount(part) for part in text.split(","))
+
+
+def _mount(text: str) -> str:
+    mount = text.strip().strip("/")
+    if _MOUNT.fullmatch(mount) is None or mount.split("/")[0] in ("sys", "auth"):
+        raise ValueError(f"{mount[:40]!a} is no mount name")
+    return mount
+
+
+def _vault_address(text: str) -> str | None:
+    if not text:
+        return None
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.query:
+        raise ValueError("is not an address such as https://vault.example:8200")
+    return text.rstrip("/")
 
 
 def _count(most: int) -> Callable[[str], int]:
@@ -215,4 +237,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "trusted_proxies": _networks,
     "keeper_user": _optional_text,
     "api_user": _optional_text,
+    "vault_addr": _vault_address,
+    "vault_token_file": _optional_path,
+    "vault_mount": _mount,
 }

@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
-    "edge": ("api", "keeper", "link"),
-    "use case": ("ops", "core", "commands", "counts", "drafts", "queries", "recorded", "check"),
+    "edge": ("api", "keeper", "keeper_start", "link", "forwarding"),
+    "use case": ("ops", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
     "adapter": ("ledger", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
@@ -34,6 +34,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
 NEIGHBOURS = {
     ("__main__", "cli"): "`python -m signer` is the same command",
     ("api", "link"): "the api reaches the keeper through its end of the socket",
+    ("keeper_start", "keeper"): "starts it",
+    ("keeper", "forwarding"): "grants that Vault signs go out and come back through it",
+    ("core", "foreign"): "what Vault made of a grant",
+    ("foreign", "commands"): "a forwarded grant belongs to one",
     ("cli", "serve"): "`signer serve` is a verb",
     ("grammar", "verbs"): "reads words by the list of verbs",
     ("core", "counts"): "what the core remembers",

@@ -1,0 +1,81 @@
+"""A certificate that Vault signed: read it, hold it against its grant, record it, hand it on. Pure.
+
+Our own certificates are in `drafts.py`; these differ in that the bytes come from somebody else, so every field is
+checked from outside, and what Vault may choose (serial, nonce, key id) is recorded as it chose.
+"""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from typing import Final
+
+from signer.commands import Sign
+from signer.errors import BadFormat, Disobedient
+from signer.model import Grant, Returned
+from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
+from signer.ssh.publickey import certificate_kind, fingerprint_of
+from signer.ssh.signature import check_signature
+
+# Seconds by which Vault's clock, and the way there and back, may make its times differ from ours.
+TOLERANCE: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A grant that Vault is to sign, with the command it answers and when it was decided (seconds)."""
+
+    command: Sign
+    grant: Grant
+    asked_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCertificate:
+    """A certificate of Vault's that was found to be within its grant."""
+
+    grant: Grant
+    fields: CertificateFields
+    unsigned: bytes
+    line: str
+    ca_fingerprint: str
+
+
+def read_foreign(returned: Returned, forward: Forward) -> ForeignCertificate:
+    """The certificate if it is within the grant and really signed by Vault's CA; raises `Disobedient`."""
+    grant = forward.grant
+    label, _, encoded = returned.line.partition(" ")
+    try:
+        if label != certificate_kind(grant.public_key.kind):
+            raise BadFormat("bad_format", "another kind of certificate than the key's")
+        blob = binascii.a2b_base64(encoded.encode("ascii"), strict_mode=True)
+        fields, unsigned, signature = decode_certificate(blob)
+        check_signature(returned.ca_key, unsigned, signature)
+    except (BadFormat, binascii.Error, UnicodeEncodeError):
+        raise _outside("form or signature") from None
+    _check_within(fields, grant, forward.asked_at, returned.ca_key)
+    return ForeignCertificate(grant, fields, unsigned, f"{label} {encoded}", fingerprint_of(returned.ca_key))
+
+
+def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key: bytes) -> None:
+    """Raises `Disobedient` for a certificate that gives more than was granted, or restricts less."""
+    for what, holds in (
+        ("CA key", fields.ca_key == ca_key),
+        ("public key", fields.key == grant.public_key.blob),
+        ("type", fields.cert_type == USER_CERTIFICATE),
+        ("principals", bool(fields.principals) and set(fields.principals) == set(grant.principals)),
+        ("valid after", fields.valid_after >= asked_at - grant.backdate - TOLERANCE),
+        ("valid before", asked_at < fields.valid_before <= asked_at + grant.ttl + TOLERANCE),
+        ("critical options", fields.critical_options == grant.critical_options),
+        ("extensions", set(fields.extensions) <= {(name, "") for name in grant.extensions}),
+    ):
+        if not holds:
+            raise _outside(what)
+
+
+def _outside(what: str) -> Disobedient:
+    return Disobedient(
+        "vault_outside_grant",
+        f"the certificate that Vault made is not what was granted: {what}",
+        "bring Vault's role and policy.toml together",
+    )
