@@ -157,7 +157,11 @@ class Service:
                 stderr=log,
                 env=self.environment(),
             )
-        ports.wait_until(self.is_ready, self._process, self.log)
+        try:
+            ports.wait_until(self.is_ready, self._process, self.log)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> int:
