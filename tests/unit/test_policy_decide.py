@@ -172,6 +172,19 @@ def test_a_value_that_sshd_could_not_read_is_refused(option: tuple[str, str]) ->
     assert refusal(ask(critical_options=(option,)), OPEN).code == "critical_option_malformed"
 
 
+def test_what_the_role_pins_stands_even_if_a_role_were_to_offer_it() -> None:
+    offered = frozenset({"force-command", "source-address", "verify-required"})
+    pins = role(force_command="/usr/bin/deploy", source_address="caller", verify_required=True,
+                allowed_critical_options=offered)  # fmt: skip
+    asked = (("force-command", "/bin/sh"), ("source-address", "0.0.0.0/0"))
+    for options in (asked, ()):
+        assert dict(grant(ask(critical_options=options), pins).critical_options) == {
+            "force-command": "/usr/bin/deploy",
+            "source-address": "192.0.2.7/32",
+            "verify-required": "",
+        }
+
+
 def test_a_role_bound_to_the_caller_needs_to_know_the_address() -> None:
     bound = role(source_address="caller")
     assert grant(allowed=bound).critical_options == (("source-address", "192.0.2.7/32"),)
