@@ -26,6 +26,7 @@ FILE_NAME: Final = "ledger.sqlite3"
 LOCK_NAME: Final = "ledger.lock"
 VERSION: Final = 1
 APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; `file` and a human with a hex dump can tell
+LOOKED_AT: Final = 5_000  # rows that a page costs at most
 CHECKED_AT_START: Final = 1_000  # events
 
 _SCHEMA: Final = f"""
@@ -156,24 +157,44 @@ class LedgerReader:
         return Head(0, GENESIS, 0)
 
     def certificates(self, wanted: Filter) -> list[Issued]:
-        """A page, newest first."""
-        clauses, values = ["1"], []
-        for clause, value in (
-            ("c.seq < ?", wanted.before),
+        """All that fit, newest first, however long the search."""
+        return self._certificates(wanted, 0)
+
+    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
+        """What fits among the newest `LOOKED_AT` rows of the most telling filter, and where a longer search goes on.
+
+        The second is a `before` for the next page, None when all was looked at: with filters that never meet, a
+        search of everything would keep the keeper from signing.
+        """
+        table, column, value = _driver(wanted)
+        before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
+        rows = self.query(
+            f"SELECT seq FROM {table} WHERE {column} = ?{before} ORDER BY seq DESC LIMIT 1 OFFSET {LOOKED_AT - 1}",  # noqa: S608
+            (value,),
+        )
+        floor = int(rows[0][0]) if rows else None
+        return self._certificates(wanted, floor or 0), floor
+
+    def _certificates(self, wanted: Filter, floor: int) -> list[Issued]:
+        table, column, value = _driver(wanted)
+        if column == "principal":
+            source, order = "principals p CROSS JOIN certificates c ON c.seq = p.seq", "p.seq"
+        else:
+            source, order = f"certificates c {table.removeprefix('certificates')}", "c.seq"
+        clauses: list[str] = [f"{column} = ?", f"{order} >= ?"]
+        values: list[object] = [value, floor]
+        holds = "EXISTS (SELECT 1 FROM principals q WHERE q.principal = ? AND q.seq = c.seq)"
+        for clause, restriction in (
+            (f"{order} < ?", wanted.before),
             ("c.identity = ?", wanted.identity),
             ("c.role = ?", wanted.role),
             ("c.fingerprint = ?", wanted.fingerprint),
             ("c.valid_before > ? AND c.withheld = 0", wanted.active_at),
+            (holds, wanted.principal if column != "principal" else None),
         ):
-            if value is not None:
+            if restriction is not None:
                 clauses.append(clause)
-                values.append(value)
-        source = "certificates c"
-        if wanted.principal is not None:
-            source = "principals p CROSS JOIN certificates c ON c.seq = p.seq"
-            clauses.append("p.principal = ?")
-            values.append(wanted.principal)
-        order = "p.seq" if wanted.principal is not None else "c.seq"
+                values.append(restriction)
         rows = self.query(
             f"SELECT {_ISSUED} FROM {source} WHERE {' AND '.join(clauses)} ORDER BY {order} DESC LIMIT ?",  # noqa: S608
             (*values, wanted.limit),
@@ -329,6 +350,20 @@ _ISSUED: Final = (
     "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id,"
     " c.valid_after, c.valid_before, c.withheld"
 )
+
+
+def _driver(wanted: Filter) -> tuple[str, str, object]:
+    """The table with the index to follow, its column and value: the filter that leaves the fewest rows, as a rule.
+
+    SQLite, which keeps no statistics of ours, would choose by the number of columns.
+    """
+    if wanted.principal is not None and wanted.fingerprint is None and wanted.identity is None:
+        return "principals", "principal", wanted.principal
+    for column in ("fingerprint", "identity", "role"):
+        value = getattr(wanted, column)
+        if value is not None:
+            return f"certificates INDEXED BY certificates_by_{column}", column, value
+    return "certificates NOT INDEXED", "1", 1
 
 
 def read_issued(row: tuple[Any, ...]) -> Issued:

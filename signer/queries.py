@@ -32,7 +32,7 @@ class Shelf(Protocol):
     """What can be read of a ledger."""
 
     def head(self) -> Head: ...
-    def certificates(self, wanted: Filter) -> list[Issued]: ...
+    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def freezes(self) -> dict[str, str]: ...
 
@@ -99,10 +99,10 @@ def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) 
         if wanted.identity is not None:
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
-    found = ledger.certificates(wanted)
+    found, looked_at = ledger.page(wanted)
     page = _what_fits(found[: query.wanted.limit])
-    more = str(page[-1].seq) if len(found) > len(page) else None
-    return {"certificates": [certificate_row(row, now) for row in page], "before": more}
+    more = page[-1].seq if len(found) > len(page) else looked_at
+    return {"certificates": [certificate_row(row, now) for row in page], "before": None if more is None else str(more)}
 
 
 def _what_fits(found: list[Issued]) -> list[Issued]:

@@ -77,7 +77,7 @@ def _template(now: int) -> dict[str, object]:
     )
     draft = make_draft(grant, 1, os.urandom(32), now, parse_public_key(new_public_line()).blob)
     caller = Caller(None, "127.0.0.1", "00000000-0000-4000-8000-000000000000")
-    return issued_event(draft, caller, _POLICY_DIGEST, "SHA256:" + "A" * 43).body
+    return issued_event(draft, caller, _POLICY_DIGEST, "local", "SHA256:" + "A" * 43).body
 
 
 def _event(template: dict[str, object], number: int, issued: int, source: random.Random) -> Event:

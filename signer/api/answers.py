@@ -79,7 +79,7 @@ class CertificateRow(_Strict):
 
 
 class CertificatePage(_Strict):
-    """Certificates, newest first; `before` asks for the next page and is null on the last one."""
+    """Certificates, newest first; `before` asks for the next page, null when all was looked at. A page may be short."""
 
     certificates: list[CertificateRow]
     before: str | None
