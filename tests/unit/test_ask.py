@@ -188,6 +188,12 @@ def test_a_duration_is_read_or_refused_and_never_negative(text: str) -> None:
         str(fault).encode()
 
 
+@pytest.mark.parametrize("text", ["-1", "-1s", "-5m", "-1d", "-1.5s"])
+def test_a_negative_duration_is_refused(text: str) -> None:
+    with pytest.raises(BadDuration, match="cannot provide negative value"):
+        parse_go_duration(text)
+
+
 @pytest.mark.parametrize("text", ["2562047h", "9223372036s", "100000d"])
 def test_a_long_duration_is_cut_to_what_a_certificate_could_ever_live(text: str) -> None:
     assert _vault(ttl=text).ttl == MAX_TTL_SECONDS

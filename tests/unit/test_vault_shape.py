@@ -163,6 +163,17 @@ def test_a_keeper_that_is_gone_is_a_503_that_says_when_to_return(path: str) -> N
     assert json.loads(answer.data) == {"errors": ["the keeper does not answer; try again"]}
 
 
+def test_a_path_that_cannot_be_printed_is_a_bare_400() -> None:
+    answer = _ask(Keeper(), "GET", "/v1/ssh/roles/%00")
+    assert (answer.status_code, answer.data) == (400, b"")
+
+
+def test_broken_json_is_told_before_anybody_looks_at_the_token() -> None:
+    answer = _ask(Keeper(whoami=NotAuthenticated("token_unknown", "no")), "POST", "/v1/ssh/roles/x", b"{bad")
+    assert answer.status_code == 400
+    assert json.loads(answer.data)["errors"][0].startswith("failed to decode JSON input: ")
+
+
 # --- who is asked what -----------------------------------------------------------------------------------------------
 
 
