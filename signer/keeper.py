@@ -92,6 +92,7 @@ class Keeper:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
+        self._room = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._started = time.time()
         self._policy_since = self._started
@@ -234,11 +235,12 @@ class Keeper:
     def _take(self, peer: _Peer, waiting: list[_Waiting]) -> None:
         """Reads one message; a command waits for the batch, anything else is answered now."""
         try:
-            message = peer.sock.recv(MAX_MESSAGE + 1)
+            size = peer.sock.recv_into(self._room)
         except BlockingIOError:
             return
         except OSError:
-            message = b""
+            size = 0
+        message = bytes(self._room[:size])
         if not message:
             self._drop(peer)
             return
