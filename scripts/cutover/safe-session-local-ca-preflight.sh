@@ -2,7 +2,8 @@
 # Says whether this host is ready for the local CA, and changes nothing. `--help` tells how to use it.
 #
 # How key material stays where it is: no part of the key file is ever read into a variable, an argument, a here-string
-# or a file. Only ssh-keygen and sha256sum open it; the first answers with the public half, the second with yes or no.
+# or a file, or sent through a pipe. Only ssh-keygen and comm open it; the first answers with the public half, the
+# second with a line that we gave it, or nothing. Even that line, which all keys begin with, is not shown.
 # Where the merged configuration or another foreign text is handled (it may hold other secrets), tracing is off:
 # `local -; set +x` at the top of a function says so, and such texts travel in globals, as arguments are traced.
 #
@@ -17,12 +18,12 @@ umask 077
 readonly VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
 readonly PIN=SAFE_SESSION_CA_FINGERPRINT
 readonly SERVICE=safe-session-api
+readonly PATIENCE=10 # seconds for a program that is asked something
 readonly MAX_KEY_FILE=16384 MIN_RSA_BITS=3072
 readonly SEP=$'\x1f' # between the parts of a place in the merged configuration
 readonly DEFAULT_TARGET=/run/signer-ca/ca # where the service looks for its key unless it is told otherwise
 readonly LOGIN_USER=${SAFE_SESSION_LOGIN_USER:-llmops}
 readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only container_mounts)
-readonly OPENSSH_HEADER=a8d532dbf579976ba26f58a0fd86b5e3933d8390dd3541b95b455a1a05c55557 # of its first 36 bytes
 # What a container may keep of root's powers: enough to hand folders over and to become somebody else.
 readonly ALLOWED_CAPABILITIES=" CHOWN FOWNER KILL SETGID SETPCAP SETUID "
 
@@ -134,6 +135,7 @@ Says whether this host is ready for the local CA. Reads only; run it as root on 
 environment:
   $VARIABLE   the rendered CA key
   $PIN                 fingerprint it must have (SHA256:...), if set
+  SAFE_SESSION_LOGIN_USER       account that sshd -T is asked about (default: llmops)
   PLATFORM_RUNTIME_COMPOSE      compose command (default: docker compose, podman compose or podman-compose)
   PLATFORM_RUNTIME_ENGINE       container engine (default: the one that the compose command drives)
 
@@ -388,8 +390,8 @@ check_key_content() {
         why=$NO_FILE
     elif [[ $key_owner == 0:* ]] && ((0$key_mode & 077)); then
         why="ssh-keygen reads no key that others may read"
-    elif ! head -c 36 -- "$key" | sha256sum --check --status <(printf '%s  -\n' "$OPENSSH_HEADER") 2>/dev/null; then
-        say ca_key_not_a_private_key "it does not start with -----BEGIN OPENSSH PRIVATE KEY-----"
+    elif ! is_openssh; then
+        say ca_key_not_a_private_key "it does not begin as ssh-keygen's private keys do"
     elif public=$(ssh-keygen -y -P '' -f "$key" </dev/null 2>/dev/null); then
         read_public
         say ca_key_parses "$kind $print, no passphrase"
@@ -406,6 +408,13 @@ check_key_content() {
     fi
     if [ "$why" != "$NO_KEY" ]; then skip "$why" ca_key_parses; fi
     skip "$NO_KEY" ca_key_kind ca_key_fingerprint
+}
+
+# Whether the key file has the first line of OpenSSH's own form; ssh-keygen reads older forms too, the keeper does not.
+is_openssh() {
+    local - form=OPENSSH
+    set +x
+    [ -n "$(comm --nocheck-order -12 <(printf -- '-----BEGIN %s PRIVATE KEY-----\n' "$form") "$key" 2>/dev/null)" ]
 }
 
 # From `public`: sets `blob`, `print`, `bits` and `kind`. The comment goes no further, whatever somebody wrote in it.
@@ -612,7 +621,7 @@ check_clock() {
 run_to_end() {
     local -
     set +x
-    timeout 15 "$@" </dev/null 2>/dev/null
+    timeout "$PATIENCE" "$@" </dev/null 2>/dev/null
     printf '\nexit %d\n' $?
 }
 
@@ -624,9 +633,9 @@ find_compose() {
     if [ -n "${PLATFORM_RUNTIME_COMPOSE:-}" ]; then
         IFS=$' \t' read -r -a compose < <(printf '%s\n' "$PLATFORM_RUNTIME_COMPOSE")
         type -P "${compose[0]:-}" >/dev/null || compose=()
-    elif type -P docker >/dev/null && timeout 15 docker compose version </dev/null >/dev/null 2>&1; then
+    elif type -P docker >/dev/null && timeout 5 docker compose version </dev/null >/dev/null 2>&1; then
         compose=(docker compose)
-    elif type -P podman >/dev/null && timeout 15 podman compose version </dev/null >/dev/null 2>&1; then
+    elif type -P podman >/dev/null && timeout 5 podman compose version </dev/null >/dev/null 2>&1; then
         compose=(podman compose)
     elif type -P podman-compose >/dev/null; then
         compose=(podman-compose)
@@ -784,7 +793,7 @@ read_value() {
         \'*) read_quoted "'" || return 1 ;;
         '|' | '|-') read_literal "$1" ;;
         [\>\|\!\{\[%@\`]*) return 1 ;;
-        *) read_plain "$1" ;;
+        *) read_plain "$1" || return 1 ;;
     esac
     note "$value"
     pending=""
@@ -795,10 +804,12 @@ read_plain() {
     value=$rest
     while ((at < ${#config_lines[@]})); do
         more=${config_lines[at]#"${config_lines[at]%%[! ]*}"}
-        if [ -z "$more" ] || ((${#config_lines[at]} - ${#more} <= $1)); then return; fi
+        if [ -z "$more" ] || ((${#config_lines[at]} - ${#more} <= $1)); then break; fi
         value+=" $more"
         at=$((at + 1))
     done
+    # What looks like another key in the middle is none that a program wrote.
+    [[ $value != *': '* && $value != *: ]]
 }
 
 read_literal() {
@@ -952,7 +963,7 @@ start_engine() {
 merge_without_variable() {
     local - told
     set +x
-    if told=$(unset -v "$VARIABLE"; timeout 15 "${compose[@]}" "$@" config </dev/null 2>&1); then
+    if told=$(unset -v "$VARIABLE"; timeout "$PATIENCE" "${compose[@]}" "$@" config </dev/null 2>&1); then
         echo merged
     elif [[ $told == *"$VARIABLE"* ]]; then
         echo named
@@ -966,7 +977,7 @@ merge_without_variable() {
 ask_engine() {
     local - template powers line ids=()
     set +x
-    case $("$engine" --version </dev/null 2>/dev/null) in
+    case $(timeout 5 "$engine" --version </dev/null 2>/dev/null) in
         *podman*) powers='{{range .BoundingCaps}}{{.}} {{end}}' ;;
         *) powers='{{range .HostConfig.CapAdd}}{{.}} {{end}}/ {{range .HostConfig.CapDrop}}{{.}} {{end}}' ;;
     esac
@@ -1128,7 +1139,7 @@ add_mount() {
     # `docker compose config` doubles every dollar.
     if [ "$source" != "$key" ]; then source=${source//\$\$/\$}; fi
     case $source in
-        '~' | '~/'*) source=${HOME:-/root}${source:1} ;;
+        \~ | \~/*) source=${HOME:-/root}${source:1} ;;
         [!/]*) source=${base%/*}/$source ;;
     esac
     mount_service+=("$1") mount_source+=("$source") mount_target+=("$3") mount_rights+=("$4") mount_created+=("$5")
@@ -1297,7 +1308,7 @@ check_image() {
         say image_missing "the configuration names none"
     elif [ -z "$engine" ]; then
         skip "no engine" image_present
-    elif timeout 15 "$engine" image inspect --format x "$value" </dev/null >/dev/null 2>&1; then
+    elif timeout "$PATIENCE" "$engine" image inspect --format x "$value" </dev/null >/dev/null 2>&1; then
         say image_present "$value"
     else
         say image_missing "${engine##*/} has no $value"
@@ -1379,8 +1390,11 @@ compare_mode() {
     value=${line#mode}
     seen_mode=${value# }
     case $seen_mode in
-        "$expected_mode") ;;
-        local | vault) if [ -n "$expected_mode" ]; then mode+=("$name: $seen_mode, not $expected_mode"); fi ;;
+        local | vault)
+            if [ "${expected_mode:-$seen_mode}" != "$seen_mode" ]; then
+                mode+=("$name: $seen_mode, not $expected_mode")
+            fi
+            ;;
         *) mode+=("$name: ${seen_mode:-SIGNER_MODE is not set}") ;;
     esac
 }

@@ -209,11 +209,11 @@ class Host:
         with path.open("a") as file:
             file.write(f"{line}\n")
 
-    def command(self, *arguments: str, bash: tuple[str, ...] = ()) -> list[str]:
-        """The command line that runs the script on this host."""
+    def command(self, *arguments: str, bash: tuple[str, ...] = (), under: tuple[str, ...] = ()) -> list[str]:
+        """The command line that runs the script on this host, `under` another program if one is named."""
         mounts = [str(part) for place, path in self.over.items() for part in (path, place)]
         mount = 'set -e; while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
-        script = ["bash", *bash, str(SCRIPT), *self.arguments, *arguments]
+        script = [*under, "bash", *bash, str(SCRIPT), *self.arguments, *arguments]
         return ["unshare", "-m", "--propagation", "private", "sh", "-c", mount, "sh", *mounts, "--", *script]
 
     def environment(self) -> dict[str, str]:
@@ -237,10 +237,8 @@ class Host:
         return told
 
     def secrets(self) -> list[bytes]:
-        """Every line of the key file but the first and the last, which all keys have; none if it holds no key."""
-        if not self.key.is_file():
-            return []
-        return [line for line in self.key.read_bytes().splitlines() if len(line) > 8 and not line.startswith(b"-----")]
+        """Every line of the key file; none if there is no file."""
+        return [line for line in self.key.read_bytes().splitlines() if len(line) > 8] if self.key.is_file() else []
 
     def secrets_in(self, text: bytes) -> list[bytes]:
         """The lines of the key, or halves of them, that the text holds."""

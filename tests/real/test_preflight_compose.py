@@ -294,6 +294,7 @@ def _dump(config: Config, form: str) -> str:
         "services:\n  safe-session-api: *nowhere\n",
         'services:\n  safe-session-api:\n    image: "open\n',
         "just words\n",
+        "services:\n  safe-session-api:\n    user: x\n      read_only: true\n",
         "services:\n  ? safe-session-api\n  : x\n",
     ],
 )
