@@ -17,7 +17,7 @@ from typing import Final, Literal
 from signer.cakey import CaKey, examine_ca_key
 from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
 from signer.harden import check_users
-from signer.ledger import FILE_NAME, LedgerReader
+from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import check_recent
 from signer.policy import Policy
 from signer.policyfile import load_policy

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from signer.ask import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 from signer.errors import BadRequest
-from signer.ledger import Filter
+from signer.ledger_reader import Filter
 from signer.model import Ask, Caller
 
 MAX_HEADER: Final = 16 * 1024  # bytes

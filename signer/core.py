@@ -27,7 +27,7 @@ from signer.errors import (
     Unavailable,
 )
 from signer.foreign import Forward, read_foreign
-from signer.ledger import Recent
+from signer.ledger_reader import Recent
 from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Returned, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.ssh.certificate import NONCE_BYTES

@@ -18,14 +18,8 @@ from typing import Any, Final
 
 from signer.chain import GENESIS, derived_rows, entry_hash
 from signer.errors import LedgerBroken
-from signer.ledger import (
-    CHECKED_AT_START,
-    DERIVED,
-    Ledger,
-    LedgerReader,
-    broken_at,
-    storage_errors,
-)
+from signer.ledger import CHECKED_AT_START, DERIVED, Ledger
+from signer.ledger_reader import LedgerReader, broken_at, storage_errors
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"

@@ -20,7 +20,7 @@ from signer.commands import (
     ShowRole,
 )
 from signer.errors import NotFound, Refused
-from signer.ledger import Filter
+from signer.ledger_reader import Filter
 from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
 from signer.policy import Policy
 from signer.recorded import certificate_details, certificate_row

@@ -15,7 +15,8 @@ from typing import Any
 
 from signer import ledgeraudit, printing
 from signer.errors import LedgerBroken, NotFound, Unavailable
-from signer.ledger import DERIVED, FILE_NAME, Filter, Ledger, LedgerReader, broken_at, storage_errors
+from signer.ledger import DERIVED, Ledger
+from signer.ledger_reader import FILE_NAME, Filter, LedgerReader, broken_at, storage_errors
 from signer.model import Entry, Head
 from signer.recorded import certificate_details, certificate_row
 from signer.settings import Settings

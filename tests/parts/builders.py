@@ -22,7 +22,7 @@ from signer.chain import GENESIS, chain
 from signer.commands import Sign
 from signer.core import Core
 from signer.errors import NotFound, Unavailable
-from signer.ledger import Filter, Recent
+from signer.ledger_reader import Filter, Recent
 from signer.model import Ask, Caller, Entry, Event, Grant, Head, Identity, Issued, Limits, PublicKey, Role, Usage
 from signer.policy import Policy
 from signer.policyfile import parse_policy

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from signer import cli
-from signer.ledger import FILE_NAME, Ledger
+from signer.ledger import Ledger
+from signer.ledger_reader import FILE_NAME
 from signer.model import Event
 from tests.parts.keys import Key, KeyRing
 from tests.parts.service import Tokens, fill_policy
@@ -190,7 +191,8 @@ def tamper(data: Path, statement: str) -> None:
 
 def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> World:
     """A fresh world, which `signer` commands run in this process will see until the test ends."""
-    monkeypatch.setattr("signer.verbs_check.forbid_dumps", lambda: None)  # it would bind this whole test run
+    for module in ("verbs_check", "verbs_ca"):
+        monkeypatch.setattr(f"signer.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
     monkeypatch.setattr("signer.check.filesystem_of", lambda _path: "ext4")
     folder = tmp_path / "w"
     folder.mkdir(mode=0o700)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from signer.ledger import FILE_NAME, Ledger, LedgerReader
+from signer.ledger import Ledger
+from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import verify
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued, refused, thaw, withheld

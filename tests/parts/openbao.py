@@ -155,9 +155,7 @@ class OpenBao:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         credential = self.root_token if token is None else token
         every = {"X-Vault-Token": credential} if credential else {}
-        request = urllib.request.Request(
-            f"{self.address}/v1/{path}", data, {**every, **(headers or {})}, method=method
-        )
+        request = urllib.request.Request(f"{self.address}/v1/{path}", data, {**every, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 status, text = reply.status, reply.read()
@@ -173,9 +171,7 @@ class OpenBao:
             raise BaoError(f"{method} {path}: {answer.status} {answer.body}")
         return answer.body
 
-    def enable_ssh(
-        self, mount: str = "ssh", *, private_key: str = "", public_key: str = "", key_type: str = ""
-    ) -> str:
+    def enable_ssh(self, mount: str = "ssh", *, private_key: str = "", public_key: str = "", key_type: str = "") -> str:
         """Mounts the SSH engine with that CA key, or lets it make one (`key_type` as in config/ca); the public key."""
         self.must("POST", f"sys/mounts/{mount}", {"type": "ssh"})
         if private_key:
@@ -218,7 +214,5 @@ class OpenBao:
     def token_for(self, policy: str, name: str = "test", *, ttl: str = "1h") -> str:
         """A token that may do what `policy` (HCL) says and no more."""
         self.must("PUT", f"sys/policies/acl/{name}", {"policy": policy})
-        made = self.must(
-            "POST", "auth/token/create", {"policies": [name], "no_default_policy": True, "ttl": ttl}
-        )
+        made = self.must("POST", "auth/token/create", {"policies": [name], "no_default_policy": True, "ttl": ttl})
         return str(made["auth"]["client_token"])

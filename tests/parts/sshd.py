@@ -80,9 +80,7 @@ class Sshd:
             "UsePAM no",
             "PidFile none",
             "LogLevel VERBOSE",
-            "PerSourcePenalties no"
-            if _has_penalties()
-            else "",  # newer ones slow down a source of failed logins
+            "PerSourcePenalties no" if _has_penalties() else "",  # newer ones slow down a source of failed logins
             "MaxStartups 100",
             "PrintMotd no",
             "PrintLastLog no",
@@ -178,9 +176,7 @@ class StartSshd(Protocol):
     ) -> Sshd: ...
 
 
-def run(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, timeout: float = 30
-) -> Login:
+def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, timeout: float = 30) -> Login:
     """Runs `command` without standard input; with `environment` in place of this process's if given."""
     done = subprocess.run(
         list(command),

@@ -15,7 +15,7 @@ from hashlib import sha256
 
 import pytest
 
-from signer.ledger import LedgerReader
+from signer.ledger_reader import LedgerReader
 from signer.ledgeraudit import verify
 from signer.ssh.wire import Reader
 from tests.parts import ports

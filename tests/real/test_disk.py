@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from signer.ledger import FILE_NAME, LOCK_NAME, LedgerReader
+from signer.ledger import LOCK_NAME
+from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import verify
 from tests.parts import missing
 from tests.parts.keys import KeyRing

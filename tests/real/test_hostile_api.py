@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from signer.commands import MAX_REPLY
-from signer.ledger import Filter, LedgerReader
+from signer.ledger_reader import Filter, LedgerReader
 from tests.parts.keys import KeyRing
 from tests.parts.lying_worker import LyingWorker, Noise, read_reply
 from tests.parts.service import STANDARD_POLICY, Service, StartService

@@ -21,8 +21,8 @@ from signer.cakey import load_ca_key
 from signer.commands import Sign, read_command, split_message
 from signer.core import Core
 from signer.errors import SignerError
-from signer.ledger import FILE_NAME, Filter, LedgerReader
 from signer.ledger import Ledger as RealLedger
+from signer.ledger_reader import FILE_NAME, Filter, LedgerReader
 from signer.ledgeraudit import verify
 from signer.policyfile import load_policy
 from tests.parts import missing, ports
@@ -353,7 +353,10 @@ def test_a_clock_that_jumps_back_stops_signing_until_it_is_right(tmp_path: Path,
         command = read_command(*split_message(message))
         assert isinstance(command, Sign)
         ((_, reply),) = core.run([command])
-        return reply.code if isinstance(reply, SignerError) else str(reply["serial"])
+        if isinstance(reply, SignerError):
+            return reply.code
+        assert isinstance(reply, dict)
+        return str(reply["serial"])
 
     assert sign() == "1"
     now[0] -= 59

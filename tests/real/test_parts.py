@@ -33,9 +33,7 @@ def test_sshd_stays_shut(keyring: KeyRing, start_sshd: StartSshd, why: str) -> N
     )
     sshd = start_sshd(ca.public_line)
 
-    login = sshd.login(
-        "echo in", identity=user.private, certificate=None if why == "no certificate" else certificate
-    )
+    login = sshd.login("echo in", identity=user.private, certificate=None if why == "no certificate" else certificate)
 
     assert (login.status, login.out) == (255, "")
     assert "Permission denied (publickey)" in login.err
@@ -68,9 +66,7 @@ def test_keys_of_every_ca_kind_certify(keyring: KeyRing, kind: str) -> None:
 @missing.needs_sshd
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("raft", [False, True], ids=["dev", "raft"])
-def test_bao_signs(
-    keyring: KeyRing, start_sshd: StartSshd, request: pytest.FixtureRequest, raft: bool
-) -> None:
+def test_bao_signs(keyring: KeyRing, start_sshd: StartSshd, request: pytest.FixtureRequest, raft: bool) -> None:
     server: OpenBao = request.getfixturevalue("bao_raft" if raft else "bao")
     ca, user = keyring("ed25519", "ca"), keyring("ed25519")
     public_key = server.enable_ssh("parts", private_key=ca.private.read_text(), public_key=ca.public_line)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.ledger import FILE_NAME
+from signer.ledger_reader import FILE_NAME
 from tests.parts import missing, ports
 from tests.parts.keys import KeyRing
 from tests.parts.service import Service, StartService

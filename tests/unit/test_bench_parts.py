@@ -12,7 +12,7 @@ from scripts.bench import ledger_bench, login_bench, sign_bench
 from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
-from signer.ledger import Filter, LedgerReader
+from signer.ledger_reader import Filter, LedgerReader
 from signer.ledgeraudit import verify
 from signer.ssh.publickey import parse_public_key
 

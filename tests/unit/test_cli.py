@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from signer import cli, printing
 from signer.chain import entry_hash
 from signer.errors import SignerError
-from signer.ledger import Ledger, LedgerReader
+from signer.ledger import Ledger
+from signer.ledger_reader import LedgerReader
 from signer.ledgeraudit import verify
 from signer.model import Event
 from signer.policyfile import parse_policy

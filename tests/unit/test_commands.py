@@ -28,7 +28,7 @@ from signer.commands import (
     split_message,
 )
 from signer.errors import BadRequest, BadSettings
-from signer.ledger import Filter
+from signer.ledger_reader import Filter
 from signer.model import Caller
 from signer.settings import SETTINGS, load_settings
 from tests.parts import builders

@@ -9,7 +9,7 @@ import pytest
 
 from signer.commands import Explain, Freeze, ListCertificates, ListFreezes, ShowHead, Sign, Unfreeze
 from signer.errors import BadFile, SignerError
-from signer.ledger import Filter
+from signer.ledger_reader import Filter
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, certificate_of, policy, role_lines, sign

@@ -19,7 +19,8 @@ import pytest
 from signer.commands import Command, Explain, Freeze, ListCertificates, ListFreezes, ListRoles, ShowHead, Sign, Unfreeze
 from signer.core import CLOCK_TOLERANCE, Core
 from signer.errors import BadFile, SignerError, Unavailable
-from signer.ledger import FILE_NAME, Filter, Ledger
+from signer.ledger import Ledger
+from signer.ledger_reader import FILE_NAME, Filter
 from signer.ledgeraudit import verify
 from signer.model import Entry, Event, Issued
 from signer.ssh.certificate import decode_certificate, encode_unsigned

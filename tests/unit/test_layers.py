@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
     "edge": ("api", "keeper", "keeper_start", "link", "forwarding"),
     "use case": ("ops", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
-    "adapter": ("ledger", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
+    "adapter": ("ledger", "ledger_reader", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
@@ -48,6 +48,8 @@ NEIGHBOURS = {
     ("queries", "recorded"): "the words for a certificate",
     ("goduration", "gojson"): "quotes as Go does",
     ("infisical", "harden"): "the child that runs the SDK forbids dumps of itself",
+    ("ledger", "ledger_reader"): "who writes reads, too",
+    ("ledgeraudit", "ledger_reader"): "with its way of opening and reading",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",

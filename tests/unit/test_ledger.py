@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from signer.errors import LedgerBroken, Unavailable
-from signer.ledger import FILE_NAME, LOCK_NAME, Filter, Ledger, LedgerReader, Recent
+from signer.ledger import LOCK_NAME, Ledger
+from signer.ledger_reader import FILE_NAME, Filter, LedgerReader, Recent
 from signer.ledgeraudit import verify
 from signer.model import Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
@@ -181,7 +182,8 @@ READ_ONLY = """
 import sys
 from pathlib import Path
 from signer.errors import Unavailable
-from signer.ledger import Ledger, LedgerReader
+from signer.ledger import Ledger
+from signer.ledger_reader import LedgerReader
 from tests.parts.events import issued
 folder = Path(sys.argv[1])
 try:

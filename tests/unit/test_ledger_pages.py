@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from signer import ledger as ledger_module
-from signer.ledger import Filter, Ledger
+from signer import ledger_reader as ledger_module
+from signer.ledger import Ledger
+from signer.ledger_reader import Filter
 from signer.model import Event, Issued
 
 NOW = 1_000

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from signer.errors import LedgerBroken, Unavailable
-from signer.ledger import DERIVED, Ledger, LedgerReader
+from signer.ledger import DERIVED, Ledger
+from signer.ledger_reader import LedgerReader
 from signer.ledgeraudit import export, rebuild, verify
 from tests.parts.events import issued
 from tests.parts.ledgers import STORY, Opened, fill

@@ -15,7 +15,8 @@ import pytest
 
 from signer.chain import chain
 from signer.errors import LedgerBroken, SignerError
-from signer.ledger import DERIVED, FILE_NAME, Filter, Ledger, LedgerReader
+from signer.ledger import DERIVED, Ledger
+from signer.ledger_reader import FILE_NAME, Filter, LedgerReader
 from signer.ledgeraudit import check_recent, export, verify
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued, refused

@@ -10,7 +10,7 @@ import pytest
 from scripts.bench.filling import fill_ledger
 from signer import ledgeraudit
 from signer.errors import LedgerBroken
-from signer.ledger import FILE_NAME, LedgerReader
+from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import verify
 
 EVENTS = 1_000

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from signer.errors import Unavailable
-from signer.ledger import FILE_NAME
+from signer.ledger_reader import FILE_NAME
 from signer.metrics import REFUSALS, SECONDS, Histogram, Metrics, TimedLedger
 from signer.model import Event
 

@@ -58,9 +58,7 @@ def _first_line(path: Path) -> str:
 def test_top_level_is_fixed() -> None:
     found = {path.name for path in ROOT.iterdir()}
     strangers = {
-        name
-        for name in found - TOP_LEVEL
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in _ignored())
+        name for name in found - TOP_LEVEL if not any(fnmatch.fnmatch(name, pattern) for pattern in _ignored())
     }
     assert not strangers, f"the top level of the repository is fixed; move or remove {sorted(strangers)}"
 
@@ -155,9 +153,7 @@ def _stated(lock: str) -> list[Requirement]:
 
 def _locked(lock: str) -> dict[str, str]:
     text = (LOCKS / f"{lock}.lock").read_text()
-    return {
-        canonicalize_name(name): version for name, version in re.findall(r"^(\S+)==(\S+)", text, re.MULTILINE)
-    }
+    return {canonicalize_name(name): version for name, version in re.findall(r"^(\S+)==(\S+)", text, re.MULTILINE)}
 
 
 def test_every_dependency_says_why_it_is_here() -> None:
