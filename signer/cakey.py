@@ -10,6 +10,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,9 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
     "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
 }
 NEW_KINDS: Final = tuple(_GENERATORS)
+_ARMOUR: Final = ("-----BEGIN OPENSSH PRIVATE KEY-----", "-----END OPENSSH PRIVATE KEY-----")  # PROTOCOL.key
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_STORE_THE_KEY: Final = "store the whole file of the CA key, with its line breaks, and nothing else"
 
 
 class CaKey:
@@ -103,9 +107,8 @@ class KeyMaterial:
 
     __slots__ = ("_data", "fingerprint", "kind", "public_line")
 
-    def __init__(self, data: bytes, pin: str | None) -> None:
+    def __init__(self, data: bytes) -> None:
         key = CaKey(_parse(data))
-        _check_pin(key, pin)
         key.self_test()
         self._data = data
         self.kind, self.fingerprint = key.kind, key.fingerprint
@@ -115,21 +118,36 @@ class KeyMaterial:
     def generate(cls, kind: str) -> KeyMaterial:
         """A new key of `kind`: `ed25519`, `ecdsa256`, `ecdsa384`, `ecdsa521` or `rsa4096`."""
         key = _GENERATORS[kind]()
-        return cls(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), None)
+        return cls(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
     @classmethod
     def repair(cls, text: str, pin: str) -> KeyMaterial:
-        """A key as a secret store gives it: CRLF, blanks around lines and a lost final newline are mended.
+        """A key as a secret store gives it: CRLF, blanks around lines, blank lines and a lost final newline are mended.
 
-        Raises `BadKeyFile` for everything else that is not exactly the pinned key.
+        Raises `BadKeyFile` for everything else that is not exactly the key whose fingerprint is `pin`.
         """
-        lines = [line.strip() for line in text.strip().splitlines()]
-        data = ("\n".join(lines) + "\n").encode("utf-8", "replace")
-        if not text.strip():
+        lines = [line.strip(" \t") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+        lines = [line for line in lines if line]
+        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+        if not lines:
             raise BadKeyFile("ca_key_empty", "the secret is empty", "put the CA key into Infisical")
         if len(data) > MAX_KEY_FILE:
-            raise BadKeyFile("ca_key_too_large", f"the secret has {len(data)} bytes, a key at most {MAX_KEY_FILE}")
-        return cls(data, pin)
+            raise BadKeyFile("ca_key_too_large", f"the secret is larger than {MAX_KEY_FILE} bytes", _STORE_THE_KEY)
+        # `cryptography` would take a key with anything before, after and in between.
+        no_key = BadKeyFile("ca_key_not_a_private_key", "the secret is no OpenSSH private key", _STORE_THE_KEY)
+        if (lines[0], lines[-1]) != _ARMOUR or not all(_BASE64.fullmatch(line) for line in lines[1:-1]):
+            raise no_key
+        try:
+            found = cls(data)
+        except BadKeyFile as error:
+            raise no_key if error.code == no_key.code else error from None
+        if found.fingerprint != pin:
+            raise BadKeyFile(
+                "ca_key_fingerprint_differs",
+                f"Infisical holds the key {found.fingerprint}, SIGNER_CA_FINGERPRINT is {pin}",
+                "store the pinned key in Infisical, or pin the other one here and in policy.toml",
+            )
+        return found
 
     def __repr__(self) -> str:
         return f"KeyMaterial({self.kind}, {self.fingerprint})"

@@ -1,8 +1,9 @@
 """Fetches one secret from Infisical with its own SDK. Only `signer ca render` imports this, never what serves requests.
 
 The SDK holds Python's lock while it waits and has no time limit, so it runs in a child process that can be killed; the
-client secret goes to the child through a pipe, the value comes back through one. The SDK's errors are bare text that
-can hold addresses and the server's words: they become codes in the child, and the text goes nowhere.
+client secret goes to the child through a pipe, the value comes back through one; its environment holds neither. The
+SDK's errors are bare text that can hold addresses and the server's words: they become codes in the child, and the text
+goes nowhere.
 """
 
 from __future__ import annotations
@@ -10,21 +11,30 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NoReturn
 
 from signer.errors import BadSettings, SignerError, Unavailable
-from signer.harden import forbid_dumps
-from signer.settings import INFISICAL_SETTINGS
+from signer.harden import die_with_parent, forbid_dumps
+from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS
 
 GIVE_UP_AFTER: Final = 15.0  # seconds, the SDK's hanging included
 MAX_CLIENT_SECRET: Final = 4096  # bytes
+MAX_VALUE: Final = 64 * 1024  # characters that leave the child; four times the largest key
+# Nothing that a parser could read in two ways: no user, no query, no fragment, no backslash, no blank.
+_SITE_URL: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~/-]*)?"
+)
+_FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+_KEPT: Final = ("PATH", "LANG", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")  # may hold a password: not in an environment
 _FAULTS: Final = {
     error.code: error
     for error in (
@@ -32,7 +42,12 @@ _FAULTS: Final = {
         Unavailable(
             "infisical_slow",
             f"Infisical did not answer within {GIVE_UP_AFTER:.0f} s",
-            "try again; the file is as it was",
+            "try again later",
+        ),
+        SignerError(
+            "infisical_untrusted",
+            "nothing vouches for the certificate that Infisical shows",
+            "name a file with its CA certificate in SSL_CERT_FILE",
         ),
         SignerError(
             "infisical_unauthorized",
@@ -47,7 +62,7 @@ _FAULTS: Final = {
         SignerError(
             "infisical_site_wrong",
             "there is no Infisical where INFISICAL_SITE_URL points",
-            "set INFISICAL_SITE_URL to its address, without a path",
+            "set INFISICAL_SITE_URL to its address, such as https://infisical.example",
         ),
         SignerError(
             "infisical_secret_missing",
@@ -62,25 +77,32 @@ _FAULTS: Final = {
             "infisical_failed", "Infisical answered with an error of its own", "look at Infisical, then try again"
         ),
         SignerError(
+            "infisical_not_understood",
+            "the answer is not one that Infisical gives",
+            "check that INFISICAL_SITE_URL names Infisical, and nothing in front of it answers instead",
+        ),
+        SignerError(
             "infisical_sdk_failed", "Infisical's SDK ended without an answer", "install the locked infisical-python"
         ),
     )
 }
-# What infisical-python 2.3 says, by how it begins; a status in the text goes before these.
+# What infisical-python 2.3 says, by how it begins: what follows may be the server's words.
 _STATUS: Final = re.compile(r"Received error message from server: \(status (\d{3})")
+_BAD_CERTIFICATE: Final = "error trying to connect: invalid peer certificate"
 _BY_STATUS: Final = {"401": "infisical_unauthorized", "403": "infisical_forbidden", "429": "infisical_rate_limited"}
 _BEGINNINGS: Final = (
     ("Failed to authenticate, did you provide", "infisical_site_wrong"),
     ("Failed to authenticate", "infisical_unauthorized"),
     ("Secret with name", "infisical_secret_missing"),
     ("[Bad request]", "infisical_refused"),
+    ("error decoding response body", "infisical_not_understood"),
     ("error sending request", "infisical_down"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the secret is and how to get at it; the client secret stays in its file until it is needed."""
+    """Where the secret is, how to get at it, and what key it must be; the client secret stays in its file."""
 
     site_url: str
     client_id: str
@@ -89,6 +111,7 @@ class Source:
     environment: str
     secret_path: str
     secret_name: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -100,40 +123,65 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(…)"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is never serialised")
+
 
 def load_source(environ: Mapping[str, str]) -> Source:
-    """The `INFISICAL_*` settings; raises `BadSettings` with every problem found."""
-    problems, values = [], {}
-    for name, default, _ in INFISICAL_SETTINGS:
-        values[name] = environ.get(name) or default
-        if not values[name]:
-            problems.append(f"{name}: is not set")
-    url = urlsplit(values["INFISICAL_SITE_URL"])
-    if url.scheme not in ("https", "http") or not url.hostname:
-        problems.append("INFISICAL_SITE_URL: is not an address such as https://infisical.example")
-    elif url.username is not None or url.password is not None:
-        problems.append("INFISICAL_SITE_URL: holds credentials; they belong into INFISICAL_CLIENT_SECRET_FILE")
-    elif url.scheme == "http" and url.hostname not in ("127.0.0.1", "localhost", "::1"):
-        problems.append("INFISICAL_SITE_URL: is plain http beyond loopback, and the CA key would travel in the clear")
-    secret_file = Path(values["INFISICAL_CLIENT_SECRET_FILE"])
-    if values["INFISICAL_CLIENT_SECRET_FILE"] and not secret_file.is_absolute():
+    """The settings of `signer ca render`; raises `BadSettings` with every problem found, and never shows a value."""
+    settings = (*INFISICAL_SETTINGS, FINGERPRINT_SETTING)
+    values = {name: environ.get(name) or default for name, default, _ in settings}
+    problems = [f"{name}: is not set" for name, value in values.items() if not value]
+    problems += [f"{name}: holds what cannot be printed" for name, value in values.items() if not value.isprintable()]
+    problems += _problems_of_url(values["INFISICAL_SITE_URL"])
+    secret_file = values["INFISICAL_CLIENT_SECRET_FILE"]
+    if secret_file and not Path(secret_file).is_absolute():
         problems.append("INFISICAL_CLIENT_SECRET_FILE: is not an absolute path; it names a file, never a value")
+    fingerprint = values[FINGERPRINT_SETTING[0]]
+    if fingerprint and not _FINGERPRINT.fullmatch(fingerprint):
+        problems.append(f"{FINGERPRINT_SETTING[0]}: is not a fingerprint as `ssh-keygen -l` tells it, SHA256:…")
     if problems:
-        raise BadSettings("settings_refused", "the Infisical settings are not complete", "set them", tuple(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise BadSettings(
+            "settings_refused", f"the settings have {count}", "mend them in the environment", tuple(problems)
+        )
     return Source(
         site_url=values["INFISICAL_SITE_URL"].rstrip("/"),
         client_id=values["INFISICAL_CLIENT_ID"],
-        client_secret_file=secret_file,
+        client_secret_file=Path(secret_file),
         project_id=values["INFISICAL_PROJECT_ID"],
         environment=values["INFISICAL_ENVIRONMENT"],
         secret_path=values["INFISICAL_SECRET_PATH"],
         secret_name=values["INFISICAL_SECRET_NAME"],
+        fingerprint=fingerprint,
     )
 
 
+def _problems_of_url(text: str) -> Iterator[str]:
+    url = _SITE_URL.fullmatch(text)
+    if "@" in text:
+        yield "INFISICAL_SITE_URL: holds credentials; they belong into the file of INFISICAL_CLIENT_SECRET_FILE"
+    elif url is None or not 0 < int(url["port"] or "443") < 65_536:
+        yield "INFISICAL_SITE_URL: is not an address such as https://infisical.example"
+    elif url["scheme"] == "http" and url["host"] not in _LOOPBACK:
+        yield "INFISICAL_SITE_URL: is plain http beyond loopback, and the CA key would travel in the clear"
+
+
 def fetch_secret(source: Source, timeout: float = GIVE_UP_AFTER) -> Secret:
-    """The secret's value; raises `Unavailable` for what may pass, another `SignerError` for what may not."""
+    """The secret's value; raises `Unavailable` for what may pass, another `SignerError` for what may not.
+
+    `timeout` is in seconds and holds for everything: the child's start, login, the secret, and an SDK that hangs.
+    """
+    answer = _ask_the_child(_question(source), timeout)
+    if "fault" in answer:
+        raise _fault(answer["fault"])
+    return Secret(answer["value"])
+
+
+def _question(source: Source) -> bytes:
     question = {
+        "parent": os.getpid(),
+        "proxies": {name: os.environ[name] for name in _PROXIES if name in os.environ},
         "site_url": source.site_url,
         "client_id": source.client_id,
         "client_secret": _read_client_secret(source.client_secret_file),
@@ -142,26 +190,30 @@ def fetch_secret(source: Source, timeout: float = GIVE_UP_AFTER) -> Secret:
         "path": source.secret_path,
         "name": source.secret_name,
     }
-    kept = ("PATH", "LANG", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY")
+    return json.dumps(question).encode()
+
+
+def _ask_the_child(question: bytes, timeout: float) -> dict[str, str]:
+    """Its answer, `value` or `fault`; it raises nothing, so that no traceback holds the question."""
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "signer.infisical"],
-            input=json.dumps(question).encode(),
+            input=question,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the SDK's own words could hold anything
-            env={name: os.environ[name] for name in kept if name in os.environ},
+            env={name: os.environ[name] for name in _KEPT if name in os.environ},
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _fault("infisical_slow") from None
+        return {"fault": "infisical_slow"}
+    except OSError:  # no process, no memory
+        return {"fault": "infisical_sdk_failed"}
     try:
-        answer = json.loads(child.stdout)
+        answer: dict[str, str] = json.loads(child.stdout)
     except ValueError:
-        raise _fault("infisical_sdk_failed") from None
-    if "fault" in answer:
-        raise _fault(str(answer["fault"]))
-    return Secret(str(answer["value"]))
+        return {"fault": "infisical_sdk_failed"}
+    return answer
 
 
 def _fault(code: str) -> SignerError:
@@ -205,14 +257,20 @@ def _classify(text: str) -> str:
     """The code for one of the SDK's error texts."""
     status = _STATUS.match(text)
     if status is not None:
-        return _BY_STATUS.get(status[1], "infisical_failed")
+        return _BY_STATUS.get(status[1], "infisical_failed" if status[1] >= "500" else "infisical_refused")
+    if text.startswith("error sending request") and _BAD_CERTIFICATE in text:
+        return "infisical_untrusted"
     return next((code for beginning, code in _BEGINNINGS if text.startswith(beginning)), "infisical_failed")
 
 
 def _ask_the_sdk() -> None:
-    """The child: a question on stdin, an answer on stdout."""
+    """The child: a question on stdin, an answer on stdout. It ends with its parent, however that ends."""
     forbid_dumps()
+    die_with_parent(signal.SIGKILL)
     question = json.load(sys.stdin)
+    if os.getppid() != question["parent"]:  # it ended before we asked the kernel to tell us
+        return
+    os.environ.update(question["proxies"])
     from infisical_client import (
         AuthenticationOptions,
         ClientSettings,
@@ -231,7 +289,7 @@ def _ask_the_sdk() -> None:
         include_imports=False,
     )
     try:
-        answer = {"value": InfisicalClient(settings).getSecret(wanted).secret_value}
+        answer = {"value": InfisicalClient(settings).getSecret(wanted).secret_value[:MAX_VALUE]}
     except Exception as error:  # noqa: BLE001 - the SDK raises nothing narrower
         answer = {"fault": _classify(str(error))}
     json.dump(answer, sys.stdout)

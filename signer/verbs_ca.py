@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from signer import printing
 from signer.cakey import KeyMaterial
-from signer.errors import BadSettings, SignerError, Unavailable
+from signer.errors import SignerError, Unavailable
 from signer.harden import forbid_dumps
 from signer.infisical import fetch_secret, load_source
 from signer.ops.render import Rendered, create, render
-from signer.settings import FINGERPRINT_SETTING
 
 if TYPE_CHECKING:
     from signer.settings import Settings
@@ -25,7 +24,7 @@ _SAYS = {
     "written": "written, the keeper takes it at its next start or SIGHUP",
     "unchanged": "unchanged",
     "agrees": "agrees with Infisical",
-    "differs": "differs from Infisical; nothing was written",
+    "differs": "differs from what it should be in {}; nothing was written",
     "missing": "is not there; nothing was written",
 }
 
@@ -34,8 +33,7 @@ def ca_new(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     """A new CA key into a file that must not exist."""
     forbid_dumps()
     target = Path(arguments.out).absolute()
-    key = KeyMaterial.generate(arguments.kind)
-    create(target, key)
+    key = create(target, lambda: KeyMaterial.generate(arguments.kind))
     if arguments.json:
         printing.show_json({"file": str(target), "fingerprint": key.fingerprint, "public_key": key.public_line})
         return 0
@@ -59,15 +57,10 @@ def ca_render(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     forbid_dumps()
     target = Path(arguments.to)
     source = load_source(os.environ)
-    pin = os.environ.get(FINGERPRINT_SETTING[0], "")
-    if not pin:
-        raise BadSettings(
-            "fingerprint_missing", "SIGNER_CA_FINGERPRINT is not set", "set it to ca.fingerprint of policy.toml"
-        )
 
     def once() -> Rendered:
         return render(
-            lambda: KeyMaterial.repair(fetch_secret(source).value, pin),
+            lambda: KeyMaterial.repair(fetch_secret(source).value, source.fingerprint),
             target,
             check=arguments.check,
             allow_disk=arguments.allow_disk,
@@ -76,34 +69,56 @@ def ca_render(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     if arguments.watch is not None:
         return _watch(once, arguments)
     rendered = once()
-    _tell(rendered, target, arguments)
+    _tell(rendered, arguments)
     return 1 if rendered.result in ("differs", "missing") else 0
+
+
+class _Stopped(BaseException):
+    """SIGTERM came. Raised wherever the program is, but not between the system calls of a write."""
 
 
 def _watch(once: Callable[[], Rendered], arguments: Namespace) -> int:
     """Renders until SIGTERM; a fault is told and tried again. It signals nobody: who reads the file decides when."""
-    stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
-    while not stop:
-        try:
-            rendered = once()
-        except SignerError as error:
-            printing.say_error(error)
-            if not isinstance(error, Unavailable) and not arguments.json:
-                printing.warn("this will not pass by itself; trying again all the same")
-        else:
-            if rendered.result != "unchanged":
-                _tell(rendered, Path(arguments.to), arguments)
-                printing.flush()
-        due = time.monotonic() + arguments.watch
-        while not stop and time.monotonic() < due:
-            time.sleep(min(0.2, max(0.0, due - time.monotonic())))
-    return 0
+    told: Rendered | None = None
+    try:
+        signal.signal(signal.SIGTERM, _stop)
+        while True:
+            try:
+                rendered = once()
+            except SignerError as error:
+                _tell_fault(error, arguments)
+                told = None
+            else:
+                if rendered.result != "unchanged" and rendered != told:
+                    _tell(rendered, arguments)
+                told = rendered
+            printing.flush()
+            time.sleep(arguments.watch)
+    except _Stopped:
+        return 0
 
 
-def _tell(rendered: Rendered, target: Path, arguments: Namespace) -> None:
+def _stop(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise _Stopped
+
+
+def _tell_fault(error: SignerError, arguments: Namespace) -> None:
+    printing.say_error(error)
+    if not isinstance(error, Unavailable):
+        printing.warn("this will not pass by itself; trying again all the same")
     if arguments.json:
-        facts = {"result": rendered.result, "file": str(target), "fingerprint": rendered.fingerprint}
-        printing.show_json({**facts, "kind": rendered.kind}, on_one_line=arguments.watch is not None)
+        printing.show_json(
+            {"error": {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}}, on_one_line=True
+        )
+
+
+def _tell(rendered: Rendered, arguments: Namespace) -> None:
+    target = Path(arguments.to)
+    if arguments.json:
+        facts: dict[str, object] = {"result": rendered.result, "file": str(target)}
+        facts |= {"fingerprint": rendered.fingerprint, "kind": rendered.kind, "differs_in": list(rendered.differs_in)}
+        printing.show_json(facts, on_one_line=arguments.watch is not None)
     else:
-        printing.show(f"{printing.plain(target)}: {_SAYS[rendered.result]} ({rendered.kind} {rendered.fingerprint})")
+        says = _SAYS[rendered.result].format(", ".join(rendered.differs_in))
+        printing.show(f"{printing.plain(target)}: {says} ({rendered.kind} {rendered.fingerprint})")
