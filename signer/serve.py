@@ -32,6 +32,7 @@ RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a start, by how ma
 LOOK_EVERY: Final = 0.02  # seconds between two looks at the children
 CALM_AFTER: Final = 2.0  # seconds of life after which an api's start has come to something
 GUNICORN_TIMEOUT: Final = 30
+_SHARED_MODE: Final = 0o2750  # of the run directory with two users
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
@@ -134,7 +135,21 @@ def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
                 child.note_end()
             if child.process is None and time.monotonic() >= child.due:
                 child.start()
+        _reap_orphans(children)
         time.sleep(LOOK_EVERY)
+
+
+def _reap_orphans(children: tuple[_Child, ...]) -> None:
+    """Takes note of the end of processes that became ours when their parent died: as process 1, nobody else does."""
+    ours = {child.process.pid for child in children if child.process is not None}
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # there is no child at all
+            return
+        if ended is None or ended.si_pid in ours:  # ours are noticed where their end means something
+            return
+        os.waitpid(ended.si_pid, 0)
 
 
 def _wait_until_ready(keeper: _Child, stopping: list[int]) -> None:
@@ -201,7 +216,9 @@ def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
 def _prepare_directories(settings: Settings) -> None:
     """Makes the data and run directories with the owners and modes they need; changes nothing that exists otherwise.
 
-    With two users the run directory is set-group-id to the api's group, so that the socket in it is, too.
+    With two users the run directory is set-group-id to the api's group, so that the socket in it is, too. In a
+    container root may change owners and users and nothing else, so what is given away is given last, and the socket
+    is reached as a member of that group.
     """
     _make_directory(settings.data_dir, 0o700)
     _make_directory(settings.run_dir, 0o700)
@@ -210,15 +227,27 @@ def _prepare_directories(settings: Settings) -> None:
     keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
     shared = keeper.pw_uid != api.pw_uid
     try:
-        for path in (settings.data_dir, *settings.data_dir.iterdir()):
+        for path in (*_contents(settings.data_dir, keeper.pw_uid), settings.data_dir):
             _give(path, keeper.pw_uid, keeper.pw_gid)
-        _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
         if shared:
-            settings.run_dir.chmod(0o2750)
+            os.setgroups([api.pw_gid])
+            if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
+                settings.run_dir.chmod(_SHARED_MODE)
+        _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
     except OSError as error:
         raise BadSettings(
             "directory_unusable", f"{error.filename} cannot be prepared: {error.strerror}", "mend it, or choose another"
         ) from None
+
+
+def _contents(folder: Path, owner: int) -> list[Path]:
+    """What lies in a folder; nothing where it is its owner's already and closed even to root."""
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        if folder.stat().st_uid != owner:
+            raise
+        return []
 
 
 def _give(path: Path, uid: int, gid: int) -> None:
