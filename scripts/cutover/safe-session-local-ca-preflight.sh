@@ -7,6 +7,8 @@
 # Where the merged configuration or another foreign text is handled (it may hold other secrets), tracing is off:
 # `local -; set +x` at the top of a function says so, and such texts travel in globals, as arguments are traced.
 #
+# It is one file, so that it can be copied to a host and read there as a whole before root runs it.
+#
 # One line for each check. CATALOGUE holds every code that can stand there, its status, and what to do next.
 [ -n "${BASH_VERSION:-}" ] || { echo "preflight: error: this needs bash" >&2; exit 2; }
 set -u -f -o pipefail
@@ -1343,7 +1345,7 @@ check_container() {
 
 # What runs, against what is configured; `lines` tell of one container or several.
 compare_container() {
-    local name="" mode=() user=() powers=() root=() mounts=() value sorted told_user
+    local name="" mode=() user=() powers=() root=() mounts=() value sorted told_user="" seen_mode=""
     for line in "${lines[@]}"; do
         value=${line#* }
         case $line in

@@ -133,6 +133,9 @@ class Host:
         (folder / "etc" / "principals").write_text("llmops\n")
         host.configure_sshd()
         host.lay_over("/etc/passwd", _PASSWD.format(home=folder / "home"))
+        if Path("/run/systemd/timesync").is_dir():  # what this machine's own time service says does not count
+            (folder / "timesync").mkdir()
+            host.over["/run/systemd/timesync"] = folder / "timesync"
         return host
 
     @property
@@ -203,6 +206,17 @@ class Host:
         text = [*lines, f"HostKey {folder / 'host_key'}", f"TrustedUserCAKeys {folder / ca_file}"]
         self.lay_over("/etc/ssh/sshd_config", "\n".join([*text, f"AuthorizedPrincipalsFile {folder / principals}", ""]))
 
+    def lay_over_run(self, *files: str) -> None:
+        """While the script runs, /run holds these empty files and what sshd needs, and nothing else."""
+        (self.folder / "run" / "sshd").mkdir(parents=True)
+        for name in files:
+            path = self.folder / "run" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        self.over = {"/run": self.folder / "run"} | {
+            place: path for place, path in self.over.items() if not place.startswith("/run/")
+        }
+
     def authorize(self, account: str, line: str, name: str = "authorized_keys") -> None:
         """Puts a line into the account's authorized_keys."""
         path = self.folder / "home" / account / ".ssh" / name
@@ -212,7 +226,7 @@ class Host:
     def command(self, *arguments: str, bash: tuple[str, ...] = (), under: tuple[str, ...] = ()) -> list[str]:
         """The command line that runs the script on this host, `under` another program if one is named."""
         mounts = [str(part) for place, path in self.over.items() for part in (path, place)]
-        mount = 'set -e; while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
+        mount = 'set -e; while [ "$1" != -- ]; do mount --no-mtab --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
         script = [*under, "bash", *bash, str(SCRIPT), *self.arguments, *arguments]
         return ["unshare", "-m", "--propagation", "private", "sh", "-c", mount, "sh", *mounts, "--", *script]
 

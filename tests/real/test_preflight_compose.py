@@ -139,6 +139,12 @@ def a_link_leads_to_its_folder(config: Config, host: Host) -> None:
     _service(config)["volumes"].append(f"{host.folder}/link:/x")
 
 
+@a_configuration_where("overlay_key_reached_by_writable_mount", "ca_key_has_links")
+def its_other_name_is_mounted(config: Config, host: Host) -> None:
+    (host.memory / "other").hardlink_to(host.key)
+    _service(config)["volumes"].append(f"{host.memory}/other:/x")
+
+
 @a_configuration_where("overlay_key_reached_by_writable_mount")
 def dots_lead_to_its_folder(config: Config, host: Host) -> None:
     (host.key.parent / "sub").mkdir()
@@ -395,6 +401,17 @@ def test_recorded_merge_is_still_what_podman_compose_prints() -> None:
         capture_output=True, text=True, env=os.environ | {KEY_VARIABLE: "KEYFILE"},
     )  # fmt: skip
     assert done.stdout.strip() == (DATA / "podman-compose.yaml").read_text().strip()
+
+
+@missing.needs_podman_compose
+def test_overlays_of_this_repository_are_what_it_looks_at_unless_told_and_are_ready(host: Host) -> None:
+    _use_real_podman_compose(host)
+    host.arguments = []
+    host.write("image", "localhost/signer:latest")
+    (host.folder / "container.txt").unlink()
+    told = host.run()
+    assert told.codes("FAIL", "warn") == {"container_not_running"}, told.stdout
+    assert "overlays/safe-session.yaml, " in told.detail("compose_files")
 
 
 REAL = {

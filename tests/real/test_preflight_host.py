@@ -141,6 +141,12 @@ def nobody_tells_about_the_clock(host: Host) -> None:
     host.program("timedatectl", "#!/bin/sh\necho 'System has not been booted with systemd' >&2\nexit 1\n")
 
 
+@a_host_where()
+def systemd_timesyncd_tells_about_the_clock(host: Host) -> None:
+    nobody_tells_about_the_clock(host)
+    host.lay_over_run("systemd/timesync/synchronized")
+
+
 @a_host_where("sshd_does_not_trust_ca")
 def sshd_trusts_no_ca(host: Host) -> None:
     host.configure_sshd("TrustedUserCAKeys none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -411,7 +412,8 @@ def test_a_file_may_have_any_name(host: Host, name: str) -> None:
     told = host.run()
     assert told.codes("FAIL", "warn", "skip") == set(), told.stdout
     assert told.stdout.isascii()
-    assert host.run("--json").returncode == 0
+    found = json.loads(host.run("--json").stdout)
+    assert [check["detail"] for check in found["checks"]] == [line.detail for line in told.lines]
 
 
 def test_a_name_that_is_no_text_is_no_obstacle(host: Host) -> None:
