@@ -89,7 +89,8 @@ def _watch(once: Callable[[], Rendered], arguments: Namespace) -> int:
                 _tell_fault(error, arguments)
                 told = None
             else:
-                if rendered.result != "unchanged" and rendered != told:
+                news = rendered.result == "written" or rendered != told
+                if rendered.result != "unchanged" and news:
                     _tell(rendered, arguments)
                 told = rendered
             printing.flush()

@@ -8,10 +8,8 @@ import copy
 import fcntl
 import os
 import pickle
-import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,19 +23,15 @@ from signer.ops import render as module
 from signer.ops.render import Rendered, create, file_system_of, render
 from tests.parts import missing
 from tests.parts.keys import CA_KINDS, Key, KeyRing, ssh_keygen
+from tests.parts.memory import MEMORY, memory_folder
 
-MEMORY = Path("/dev/shm")
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """An empty directory in memory, of ours alone."""
-    if not MEMORY.is_dir() or file_system_of(MEMORY) != "tmpfs":
-        pytest.skip("no tmpfs at /dev/shm")
-    made = Path(tempfile.mkdtemp(dir=MEMORY, prefix="render-"))
-    yield made
-    shutil.rmtree(made)
+    with memory_folder() as made:
+        yield made
 
 
 @pytest.fixture
