@@ -26,7 +26,7 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
-from signer.foreign import Forward, read_foreign
+from signer.foreign import Forward, outside_grant, read_foreign
 from signer.ledger_reader import Recent
 from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Returned, Role, Token
 from signer.policy import Policy, decide, explain
@@ -93,6 +93,7 @@ class Core:
         self._report = report  # told of faults that are ours, for the log
         self._refusals = Refusals()
         self._state: _State | None = None
+        self._out: dict[int, Forward] = {}  # by id(); they count towards limits, and the ledger does not know them
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
@@ -142,27 +143,36 @@ class Core:
 
     def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Reply]]:
         """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
-        now = self._now()
-        outcomes = [self._finished(forward, result, now) for forward, result in results]
+        now, serials = self._now(), set[int]()
+        outcomes = [self._finished(forward, result, now, serials) for forward, result in results]
         failure = self.record([event for _, events in outcomes for event in events], now)
+        for forward, _ in results:  # only now: until it is recorded, a state that is read anew must count it
+            self._out.pop(id(forward), None)
         for index, (reply, events) in enumerate(outcomes):
             yield index, failure if failure is not None and events else reply
 
     def _finished(
-        self, forward: Forward, result: Returned | SignerError, now: float
+        self, forward: Forward, result: Returned | SignerError, now: float, serials: set[int]
     ) -> tuple[Reply, tuple[Event, ...]]:
+        """The reply and what must be recorded before it is given; `serials` are those of this batch so far."""
         grant = forward.grant
         try:
             if isinstance(result, SignerError):
                 raise result
             made = read_foreign(result, forward)
+            self._refuse_frozen(self._ready(now), grant.identity, grant.role)  # it may be since the grant was made
+            known = self._ledger.certificate(made.fields.serial)
+            if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
+                raise outside_grant("a serial that it used before")
         except SignerError as error:
             if isinstance(error, Disobedient):
                 self._report(error)
-            self._take_back(grant, forward.asked_at + grant.ttl)
+            del self._out[id(forward)]
+            self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
             event = self._refusal_event(forward.command, error, now)
             return error, tuple(self._refusals.note(event, int(now)))
-        event = issued_event(made, forward.command.caller, self.policy.digest, "vault", made.ca_fingerprint)
+        serials.add(made.fields.serial)
+        event = issued_event(made, forward.command.caller, forward.policy_digest, "vault", made.ca_fingerprint)
         expires_in = max(made.fields.valid_before - int(now), 0)
         return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event,)
 
@@ -173,15 +183,15 @@ class Core:
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, the serial must not stay open
             self._report(error)
             body: dict[str, object] = {"serial": str(draft.fields.serial), "error": type(error).__name__}
-            self._take_back(draft.grant, draft.fields.valid_before)
+            self._take_back(draft.grant, draft.fields.valid_after + draft.grant.backdate, draft.fields.valid_before)
             self.record([Event("certificate.withheld", draft.grant.identity, body)])
             return Unavailable("signing_failed", "the certificate could not be signed", "look at the service's log")
         # 10 reply
         return issued_reply(draft, certificate_line(draft, signature), key.fingerprint, draft.grant.ttl)
 
-    def _take_back(self, grant: Grant, valid_before: int) -> None:
+    def _take_back(self, grant: Grant, issued: int, valid_before: int) -> None:
         if self._state is not None:
-            self._state.holdings.withhold(grant.identity, grant.role, valid_before)
+            self._state.holdings.withhold(grant.identity, grant.role, issued, valid_before)
 
     def _outcome(self, command: Command, now: float) -> Outcome:
         """`handle`, with its refusals as replies and, folded, as events."""
@@ -249,7 +259,7 @@ class Core:
         # 2
         role, ask = self._role(identity, command)
         state = self._ready(now)
-        self._refuse_frozen(state, identity, role)
+        self._refuse_frozen(state, identity.name, role.name)
         # 3
         key = parse_public_key(ask.public_key)
         # 4 and 5
@@ -257,7 +267,9 @@ class Core:
         grant = decide(identity, role, ask, key, command.caller.address, usage)
         if self.key is None:
             state.holdings.add(identity.name, role.name, int(now), int(now) + grant.ttl)
-            return Outcome(Forward(command, grant, int(now)))
+            forward = Forward(command, grant, int(now), self.policy.digest)
+            self._out[id(forward)] = forward
+            return Outcome(forward)
         # 6 and 7
         self._last_serial += 1
         draft = make_draft(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
@@ -295,13 +307,14 @@ class Core:
 
     def _read_state(self, now: int) -> _State:
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
-        rows = ((row.identity, row.role, row.issued, row.valid_before) for row in recent)
+        rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
+        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out.values()]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
         return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
 
     @staticmethod
-    def _refuse_frozen(state: _State, identity: Identity, role: Role) -> None:
-        for scope in ("all", f"identity:{identity.name}", f"role:{role.name}"):
+    def _refuse_frozen(state: _State, identity: str, role: str) -> None:
+        for scope in ("all", f"identity:{identity}", f"role:{role}"):
             if scope in state.freezes:
                 raise Refused("frozen", f"{scope} is frozen: {state.freezes[scope]}", "ask the operator who froze it")
 
@@ -322,7 +335,7 @@ class Core:
 
     def _explain_freezes(self, state: _State, identity: Identity, role: Role) -> tuple[Finding, Refused | None]:
         try:
-            self._refuse_frozen(state, identity, role)
+            self._refuse_frozen(state, identity.name, role.name)
         except Refused as refusal:
             return Finding("freezes", refusal.text, "refused"), refusal
         return Finding("freezes", "none for this identity and role", "ok"), None

@@ -46,12 +46,14 @@ class Holdings:
             heappop(ends)
         return Usage(len(issued), len(ends))
 
-    def withhold(self, identity: str, role: str, valid_before: int) -> None:
+    def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
         """Takes back a certificate that was counted and never released; nothing if it is not counted any more."""
-        ends = self._ends.get((identity, role), [])
-        if valid_before in ends:
-            ends.remove(valid_before)
-            ends.sort()
+        key = (identity, role)
+        if issued in self._issued.get(key, ()):
+            self._issued[key].remove(issued)
+        if valid_before in self._ends.get(key, ()):
+            self._ends[key].remove(valid_before)
+            self._ends[key].sort()
 
 
 @dataclass(slots=True)

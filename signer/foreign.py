@@ -13,6 +13,7 @@ from typing import Final
 from signer.commands import Sign
 from signer.errors import BadFormat, Disobedient
 from signer.model import Grant, Returned
+from signer.rules import MAX_KEY_ID
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
 from signer.ssh.publickey import certificate_kind, fingerprint_of
 from signer.ssh.signature import check_signature
@@ -23,11 +24,12 @@ TOLERANCE: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A grant that Vault is to sign, with the command it answers and when it was decided (seconds)."""
+    """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy."""
 
     command: Sign
     grant: Grant
     asked_at: int
+    policy_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def read_foreign(returned: Returned, forward: Forward) -> ForeignCertificate:
         fields, unsigned, signature = decode_certificate(blob)
         check_signature(returned.ca_key, unsigned, signature)
     except (BadFormat, binascii.Error, UnicodeEncodeError):
-        raise _outside("form or signature") from None
+        raise outside_grant("form or signature") from None
     _check_within(fields, grant, forward.asked_at, returned.ca_key)
     return ForeignCertificate(grant, fields, unsigned, f"{label} {encoded}", fingerprint_of(returned.ca_key))
 
@@ -64,16 +66,19 @@ def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key
         ("public key", fields.key == grant.public_key.blob),
         ("type", fields.cert_type == USER_CERTIFICATE),
         ("principals", bool(fields.principals) and set(fields.principals) == set(grant.principals)),
-        ("valid after", fields.valid_after >= asked_at - grant.backdate - TOLERANCE),
+        ("key id", len(fields.key_id.encode()) <= MAX_KEY_ID and fields.key_id.isprintable()),
+        ("valid after", asked_at - grant.backdate - TOLERANCE <= fields.valid_after <= asked_at + TOLERANCE),
         ("valid before", asked_at < fields.valid_before <= asked_at + grant.ttl + TOLERANCE),
+        ("lifetime", fields.valid_after < fields.valid_before),
         ("critical options", fields.critical_options == grant.critical_options),
         ("extensions", set(fields.extensions) <= {(name, "") for name in grant.extensions}),
     ):
         if not holds:
-            raise _outside(what)
+            raise outside_grant(what)
 
 
-def _outside(what: str) -> Disobedient:
+def outside_grant(what: str) -> Disobedient:
+    """The error for a certificate of Vault's that is not passed on because of `what`."""
     return Disobedient(
         "vault_outside_grant",
         f"the certificate that Vault made is not what was granted: {what}",

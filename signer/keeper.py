@@ -27,7 +27,7 @@ from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command,
 from signer.core import Core, Reply
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.foreign import Forward
-from signer.forwarding import Forwarding
+from signer.forwarding import MAX_OUTSTANDING, Forwarding
 from signer.metrics import Metrics, Stopwatch, TimedLedger
 from signer.model import Grant, PublicKey, Returned
 from signer.ssh.publickey import render_public_key
@@ -39,6 +39,7 @@ MAX_CONNECTIONS: Final = 8192  # of all processes
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and whatever else is opened now and then
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
+VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at the end; the launcher waits for two
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -69,6 +70,7 @@ class Authority(Protocol):
     @property
     def sign(self) -> Callable[[Grant], Returned] | None: ...
     def public_key(self) -> PublicKey: ...
+    def check_ready(self) -> None: ...
 
 
 class Keeper:
@@ -81,12 +83,14 @@ class Keeper:
         ledger: TimedLedger,
         listener: socket.socket,
         reload: Callable[[], bool],
+        most_when_slow: int = MAX_OUTSTANDING,
     ) -> None:
         self._core = core
         self._authority = authority
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
+        self._most_when_slow = most_when_slow  # see `Forwarding`
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -108,7 +112,7 @@ class Keeper:
         for end in (wake, woken):
             end.setblocking(False)
         if self._authority.sign is not None:
-            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake))
+            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -126,8 +130,7 @@ class Keeper:
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 ticked = time.monotonic()
-        if self._forwarding is not None:
-            self._forwarding.close()
+        self._end_forwarding()
         self._core.end()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -174,6 +177,15 @@ class Keeper:
         """Answers what came back from Vault, or is overdue."""
         if self._forwarding is not None and (results := self._forwarding.collect()):
             self._come_back(results)
+
+    def _end_forwarding(self) -> None:
+        """Gives Vault a moment to finish what is out, then gives it up."""
+        if self._forwarding is not None:
+            deadline = time.monotonic() + VAULT_FINISHES_WITHIN
+            while not self._forwarding.is_idle() and time.monotonic() < deadline:
+                time.sleep(0.02)
+                self._finish()
+            self._come_back(self._forwarding.close())
 
     def _come_back(self, results: list[tuple[tuple[_Waiting, Forward], Returned | SignerError]]) -> None:
         for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
@@ -298,6 +310,7 @@ class Keeper:
             elif self._probe_failure is not None:
                 raise self._probe_failure
             self._core.check_ready()
+            self._authority.check_ready()
             fingerprint = self._authority.public_key().fingerprint
         except SignerError as failure:
             if failure.code == "ledger_unavailable":

@@ -46,6 +46,9 @@ class LocalAuthority:
         """The key's public half."""
         return self._key
 
+    def check_ready(self) -> None:
+        """A key that was loaded and has signed once stays ready."""
+
 
 class VaultAuthority:
     """Vault, which is asked for each signature."""
@@ -55,6 +58,7 @@ class VaultAuthority:
     def __init__(self, client: VaultClient) -> None:
         self.sign = client.sign
         self.public_key = client.known_ca
+        self.check_ready = client.check_ready
 
 
 def _ask_vault(settings: Settings) -> Authority:
@@ -64,7 +68,7 @@ def _ask_vault(settings: Settings) -> Authority:
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
     client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount)
-    threading.Thread(target=client.keep_token_alive, name="vault-token", daemon=True).start()
+    threading.Thread(target=client.look_after, name="vault", daemon=True).start()
     return VaultAuthority(client)
 
 
@@ -133,7 +137,8 @@ def run_keeper(settings: Settings) -> None:
         raise failure
     shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    Keeper(core, authority, ledger, listener, lambda: reload_policy(core, settings.policy_file)).serve()
+    reload = lambda: reload_policy(core, settings.policy_file)  # noqa: E731
+    Keeper(core, authority, ledger, listener, reload, settings.threads * 3 // 4 or 1).serve()
     ledger.close()
     os.close(claim)
 

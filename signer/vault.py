@@ -1,11 +1,12 @@
 """Asks Vault or OpenBao to sign (hvac): the backend of `SIGNER_MODE=vault`, until the local CA key takes over.
 
-Every call has a time limit and maps Vault's faults to codes of ours; no text of Vault's and no token is passed on. The
-token comes from a file, read again when Vault refuses it, and is renewed while it can be. Threads may share a client.
+Every call ends in time and maps Vault's faults to codes of ours; no text of Vault's and no token is passed on. The
+token comes from a file, is taken anew when that changes, and is renewed while it can be. Threads may share a client.
 """
 
 from __future__ import annotations
 
+import binascii
 import logging
 import os
 import stat
@@ -13,37 +14,44 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import hvac
 import requests
 from hvac import exceptions as said
 
+from signer.boundedhttp import Watch, new_session
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
+from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import parse_public_key, render_public_key
 
 log = logging.getLogger("signer.vault")
 
-CONNECT_WITHIN: Final = 1.0  # seconds
-ANSWER_WITHIN: Final = 4.0  # seconds between two bytes of an answer; the keeper's own deadline is the whole of it
-CA_GOOD_FOR: Final = 30.0  # seconds; a CA key that Vault changed is seen after that, and refused until then
+ANSWERS_WITHIN: Final = 4.5  # seconds for all that one signature, or one look, takes; the keeper gives up after 5
+LOOK_EVERY: Final = 2.0  # seconds between two looks at Vault, from which readiness follows
 MAX_TOKEN: Final = 4096  # bytes
 RENEW_EVERY_AT_MOST: Final = 300.0  # seconds
 RENEW_EVERY_AT_LEAST: Final = 1.0
-_T = TypeVar("_T")
+_SEALED: Final = "sealed"
+_NO_CA: Final = ("no default issuer", "keys haven't been configured")
 
 
 class VaultClient:
-    """Vault's SSH engine at `mount`, as the bearer of the token in `token_file`."""
+    """Vault's SSH engine at `mount`, as the bearer of the token in `token_file`; raises `BadSettings` without one."""
 
     def __init__(self, address: str, token_file: Path, mount: str) -> None:
         self._address = address
         self._token_file = token_file
         self._mount = mount
         self._local = threading.local()
+        self._clients: list[Any] = []  # of all threads
         self._token = read_token(token_file)
-        self._ca: tuple[PublicKey, float] | None = None
+        self._ca: PublicKey | None = None
+        self._fault: SignerError | None = _ca_unknown()
+        self._renew_at = 0.0
+        self._warned = ""  # code of the trouble with the token that was logged last
+        self._watch = Watch()
         self._stopping = threading.Event()
 
     def __repr__(self) -> str:
@@ -59,81 +67,152 @@ class VaultClient:
             "extensions": dict.fromkeys(grant.extensions, ""),
             "critical_options": dict(grant.critical_options),
         }
-        answer = self._call(lambda client: client.write_data(f"{self._mount}/sign/{grant.role}", data=fields))
-        try:
-            line = str(answer["data"]["signed_key"]).strip()
-        except (KeyError, TypeError):
-            raise _malformed() from None
-        return Returned(line, self._ca_in_force().blob)
+        with self._watch.within(ANSWERS_WITHIN):
+            data = self._call(lambda client: client.write_data(f"{self._mount}/sign/{grant.role}", data=fields))
+            line = data.get("signed_key")
+            if not isinstance(line, str):
+                raise _malformed()
+            ca = self._ca
+            if ca is None or _ca_key_in(line) != ca.blob:  # Vault may have another CA key since we asked
+                ca = self._ask_ca()
+        return Returned(line.strip(), ca.blob)
 
     def known_ca(self) -> PublicKey:
         """Vault's CA key as it was told last; raises `Unavailable` if it never was. Asks nobody, so it never waits."""
-        known = self._ca
-        if known is None:
-            raise Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "is Vault up and unsealed?")
-        return known[0]
+        if self._ca is None:
+            raise self._fault or _ca_unknown()
+        return self._ca
 
-    def _ca_in_force(self) -> PublicKey:
-        """Vault's CA key, asked for again when what we know is old."""
-        known = self._ca
-        if known is not None and time.monotonic() - known[1] < CA_GOOD_FOR:
-            return known[0]
-        answer = self._call(lambda client: client.read(f"{self._mount}/config/ca"))
-        try:
-            key = parse_public_key(str(answer["data"]["public_key"]))
-        except (KeyError, TypeError, BadFormat):
-            raise _malformed() from None
-        self._ca = (key, time.monotonic())
-        return key
+    def check_ready(self) -> None:
+        """Raises what the last look at Vault found wrong. Asks nobody, so it never waits."""
+        if self._fault is not None:
+            raise self._fault
 
-    def keep_token_alive(self) -> None:
-        """Renews the token at a third of its life, until `close`; run in a thread of its own."""
+    def look_once(self) -> None:
+        """Takes a new token from the file, asks for the CA key, renews the token if it is time; see `check_ready`."""
+        with self._watch.within(ANSWERS_WITHIN):
+            self._take_new_token()
+            try:
+                self._ask_ca()
+                fault = None
+            except SignerError as error:
+                fault = error
+            was, self._fault = self._fault, fault
+            if fault is not None and (was is None or was.code != fault.code):
+                log.warning("Vault cannot sign: %s (%s)", fault.text, fault.code)
+            elif fault is None and was is not None:
+                log.warning("Vault can sign")
+            if fault is None and time.monotonic() >= self._renew_at:
+                self._renew()
+
+    def look_after(self) -> None:
+        """Looks again and again, until `close`; run in a thread of its own."""
         pause = 0.0
         while not self._stopping.wait(pause):
             try:
-                self._ca_in_force()
-                data = self._call(lambda client: client.auth.token.lookup_self())["data"]
-                if data.get("renewable"):
-                    self._call(lambda client: client.auth.token.renew_self())
-                pause = min(max(float(data.get("ttl") or 0) / 3, RENEW_EVERY_AT_LEAST), RENEW_EVERY_AT_MOST)
-            except SignerError as error:
-                log.warning("the Vault token was not renewed: %s (%s)", error.text, error.code)
-                pause = RENEW_EVERY_AT_LEAST * 5
+                self.look_once()
+            except Exception:  # whatever it is, the thread must live: without it no token is renewed
+                log.exception("looking after Vault failed")
+            pause = min(max(self._renew_at - time.monotonic(), RENEW_EVERY_AT_LEAST), LOOK_EVERY)
 
     def close(self) -> None:
-        """Ends `keep_token_alive`."""
+        """Ends `look_after` and every call that waits."""
         self._stopping.set()
+        self._watch.close()
+        for client in self._clients:
+            client.adapter.close()
 
-    def _call(self, act: Callable[[Any], _T]) -> _T:
-        """One call, and once more with the file's token if Vault does not take the one in use."""
+    def _ask_ca(self) -> PublicKey:
+        data = self._call(lambda client: client.adapter.get(f"/v1/{self._mount}/config/ca"))
         try:
-            return _mapped(act, self._client())
+            key = parse_public_key(str(data["public_key"]))
+        except (KeyError, BadFormat):
+            raise _malformed() from None
+        if self._ca is not None and key.blob != self._ca.blob:
+            log.warning("Vault has another CA key: %s instead of %s", key.fingerprint, self._ca.fingerprint)
+        self._ca = key
+        return key
+
+    def _renew(self) -> None:
+        """Renews the token at a third of its life. One that may not be looked up or renewed is good until it ends."""
+        try:
+            data = self._call(lambda client: client.auth.token.lookup_self())
+            if data.get("renewable") is True:
+                self._call(lambda client: client.auth.token.renew_self(), "auth")
+            life = data.get("ttl")
+            seconds = life / 3 if isinstance(life, int) and life > 0 else RENEW_EVERY_AT_MOST
+            self._warned = ""
         except SignerError as error:
-            fresh = read_token(self._token_file) if error.code == "vault_forbidden" else self._token
-            if fresh == self._token:
+            if error.code != self._warned:
+                log.warning("the Vault token cannot be renewed: %s (%s)", error.text, error.code)
+            self._warned = error.code
+            seconds = RENEW_EVERY_AT_LEAST * 5
+        self._renew_at = time.monotonic() + min(max(seconds, RENEW_EVERY_AT_LEAST), RENEW_EVERY_AT_MOST)
+
+    def _take_new_token(self) -> bool:
+        """True if the file holds another token than the one in use, which is used from now on."""
+        try:
+            fresh = read_token(self._token_file)
+        except BadSettings as error:  # perhaps it is being replaced; the one in use may still be good
+            if error.code != self._warned:
+                log.warning("no token is taken: %s (%s)", error.text, error.code)
+            self._warned = error.code
+            return False
+        if fresh == self._token:
+            return False
+        self._token, self._renew_at = fresh, 0.0
+        return True
+
+    def _call(self, act: Callable[[Any], Any], part: str = "data") -> dict[str, Any]:
+        """That part of one call's answer; it is made once more if Vault takes the file's token and not ours."""
+        used = self._token
+        try:
+            answer = _mapped(act, self._client())
+        except SignerError as error:
+            if error.code != "vault_forbidden" or not (self._take_new_token() or self._token != used):
                 raise
-            self._token = fresh
-        return _mapped(act, self._client())
+            answer = _mapped(act, self._client())
+        found = answer.get(part) if isinstance(answer, dict) else None
+        if not isinstance(found, dict):
+            raise _malformed()
+        return found
 
     def _client(self) -> Any:
         """This thread's hvac client; a requests session is not for several."""
         client = getattr(self._local, "client", None)
         if client is None:
-            client = hvac.Client(url=self._address, timeout=(CONNECT_WITHIN, ANSWER_WITHIN), allow_redirects=False)
+            client = hvac.Client(url=self._address, token="", session=new_session(), allow_redirects=False)
             self._local.client = client
+            self._clients.append(client)
         client.token = self._token
         return client
 
 
-def _mapped(act: Callable[[Any], _T], client: Any) -> _T:
+def _ca_key_in(line: str) -> bytes:
+    """The CA key that a certificate names; empty for what is no certificate."""
+    try:
+        return decode_certificate(binascii.a2b_base64(line.split()[1]))[0].ca_key
+    except (BadFormat, ValueError, IndexError):
+        return b""
+
+
+def _ca_unknown() -> Unavailable:
+    return Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "give its mount a CA key, and start it")
+
+
+def _mapped(act: Callable[[Any], Any], client: Any) -> Any:
     """Runs one hvac call; every fault of Vault's or the way's becomes one of ours."""
     try:
-        answer = act(client)
+        return act(client)
     except requests.exceptions.Timeout:
         raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
+    except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):
+        raise _malformed() from None
     except requests.exceptions.RequestException:
         raise Unavailable("vault_down", "Vault cannot be reached", "start Vault, or check SIGNER_VAULT_ADDR") from None
-    except said.VaultDown:
+    except (said.VaultDown, said.VaultNotInitialized) as error:
+        if not _says(error, _SEALED):  # 503 is also what a proxy says that does not reach it
+            raise _failed() from None
         raise Unavailable("vault_sealed", "Vault is sealed", "unseal Vault") from None
     except (said.Forbidden, said.Unauthorized):
         raise Unavailable(
@@ -142,30 +221,36 @@ def _mapped(act: Callable[[Any], _T], client: Any) -> _T:
             "put a token with update on the sign path into SIGNER_VAULT_TOKEN_FILE",
         ) from None
     except said.InvalidPath:
-        raise Unavailable(
-            "vault_mount_missing", "Vault has no such mount or role", "check SIGNER_VAULT_MOUNT"
-        ) from None
+        raise Unavailable("vault_mount_missing", "Vault has no such mount", "check SIGNER_VAULT_MOUNT") from None
     except said.InvalidRequest as error:
         raise _refusal(error) from None
     except said.RateLimitExceeded:
         raise Unavailable("vault_rate_limited", "Vault says that it is asked too often", "try again") from None
     except said.VaultError:
-        raise Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log") from None
-    except ValueError:
+        raise _failed() from None
+    except (ValueError, TypeError, AttributeError, RecursionError):  # hvac trips over JSON of another form
         raise _malformed() from None
-    if answer is None:
-        raise Unavailable("vault_mount_missing", "Vault has no such mount or role", "check SIGNER_VAULT_MOUNT")
-    return answer
 
 
 def _refusal(error: said.InvalidRequest) -> SignerError:
-    if any(str(line).lower().startswith("unknown role") for line in error.errors or ()):
+    if _says(error, "unknown role"):
         return Unavailable(
             "vault_role_missing", "Vault has no role of that name", "make it, or take it out of policy.toml"
         )
+    if any(_says(error, words) for words in _NO_CA):
+        return _ca_unknown()
     return SignerError(
         "vault_refused", "Vault refuses what policy.toml grants", "bring Vault's role and policy.toml together"
     )
+
+
+def _says(error: said.VaultError, words: str) -> bool:
+    """True if one of Vault's sentences has these words; they are compared and go nowhere."""
+    return isinstance(error.errors, list) and any(words in str(line).lower() for line in error.errors)
+
+
+def _failed() -> Unavailable:
+    return Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log")
 
 
 def _malformed() -> Unavailable:
@@ -195,7 +280,7 @@ def read_token(path: Path) -> str:
         token = os.read(descriptor, MAX_TOKEN + 1).decode("utf-8", "replace").strip()
     finally:
         os.close(descriptor)
-    if not token or len(token) > MAX_TOKEN or not token.isprintable() or " " in token:
+    if not token or len(token) > MAX_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise BadSettings(
             "vault_token_malformed", "the file of SIGNER_VAULT_TOKEN_FILE is not one token", "put the token into it"
         )

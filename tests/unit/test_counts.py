@@ -29,8 +29,8 @@ def test_others_certificates_do_not_count() -> None:
 
 def test_a_certificate_that_was_never_signed_is_not_live() -> None:
     held = Holdings([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
-    held.withhold("a", "r", 300)
-    assert held.usage("a", "r", 100) == Usage(3, 2)
+    held.withhold("a", "r", 100, 300)
+    assert held.usage("a", "r", 100) == Usage(2, 2)
     assert held.usage("a", "r", 200) == Usage(0, 1)
 
 

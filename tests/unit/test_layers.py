@@ -22,7 +22,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
     "edge": ("api", "keeper", "keeper_start", "link", "forwarding"),
     "use case": ("ops", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
-    "adapter": ("ledger", "ledger_reader", "ledgeraudit", "cakey", "publickeyfile", "vault", "infisical", "harden", "metrics"),
+    "adapter": (
+        "ledger", "ledger_reader", "ledgeraudit", "cakey", "publickeyfile", "vault", "boundedhttp", "infisical",
+        "harden", "metrics",
+    ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
@@ -51,6 +54,7 @@ NEIGHBOURS = {
     ("ledger", "ledger_reader"): "who writes reads, too",
     ("ledgeraudit", "ledger_reader"): "with its way of opening and reading",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
+    ("vault", "boundedhttp"): "its calls must end",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
@@ -139,18 +143,14 @@ IMPORTS = [found for module in MODULES for found in _imports(module)]
 
 def test_every_module_has_its_place_in_the_table() -> None:
     strangers = sorted(MODULE_NAMES - set(RANK))
-    assert not strangers, (
-        f"add it to the table LAYERS in {__file__}, in the layer where it belongs: {strangers}"
-    )
+    assert not strangers, f"add it to the table LAYERS in {__file__}, in the layer where it belongs: {strangers}"
 
 
 def test_imports_point_down_only() -> None:
     wrong = [
         f"{found} ({LAYER[found.by.top]} -> {LAYER[found.top]})"
         for found in IMPORTS
-        if found.top is not None
-        and {found.by.top, found.top} <= set(RANK)
-        and not _allowed(found.by.top, found.top)
+        if found.top is not None and {found.by.top, found.top} <= set(RANK) and not _allowed(found.by.top, found.top)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -171,9 +171,7 @@ def test_safe_session_imports_formats_errors_and_the_standard_library_only() -> 
         for found in IMPORTS
         if found.by.top == "login"
         and not (
-            found.name.split(".")[0] in sys.stdlib_module_names
-            if found.top is None
-            else found.top in LOGIN_MAY_IMPORT
+            found.name.split(".")[0] in sys.stdlib_module_names if found.top is None else found.top in LOGIN_MAY_IMPORT
         )
     ]
     assert not wrong, "\n".join(wrong)

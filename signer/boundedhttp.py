@@ -1,0 +1,155 @@
+"""HTTP with an end: calls through `requests` that take bounded time and bounded memory, whatever the other side does.
+
+The time limit of `requests` is one for each piece that arrives, so a server that sends a byte a second can hold a
+thread for days. Here a call has one limit for all of it: a watching thread shuts the connection down under it.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any, Final
+
+import requests
+import urllib3.connection
+import urllib3.connectionpool
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+MAX_BODY: Final = 1024 * 1024  # bytes
+CONNECT_WITHIN: Final = 1.0  # seconds; of a TLS handshake, too
+LOOK_EVERY: Final = 0.2  # seconds between two looks at what runs
+_calls = threading.local()  # .now: the call that this thread makes
+
+
+class _Call:
+    """What one thread does within one limit; it may be several requests."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.is_over = False
+        self.sock: socket.socket | None = None
+
+    def end(self) -> None:
+        """Wakes the thread that waits on the connection, now and for good."""
+        self.is_over = True
+        if self.sock is not None:
+            with suppress(OSError):  # it is closed already
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # of the socket below TLS: nothing is negotiated
+
+
+class Watch:
+    """Ends the calls of all threads when their time is up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[_Call] = set()
+        self._stop = threading.Event()
+        threading.Thread(target=self._look, name="http-watch", daemon=True).start()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Requests of this thread inside the block fail with `requests.exceptions.Timeout` once the time is up."""
+        call = _Call(time.monotonic() + seconds)
+        _calls.now = call
+        with self._lock:
+            self._running.add(call)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(call)
+            _calls.now = None
+
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_EVERY):
+            with self._lock:  # held while ending, so that no later call of the thread can be hit
+                for call in self._running:
+                    if time.monotonic() >= call.deadline:
+                        call.end()
+
+    def close(self) -> None:
+        """Ends every call that runs, and the watching."""
+        self._stop.set()
+        with self._lock:
+            for call in self._running:
+                call.end()
+
+
+def _note(connection: Any) -> None:
+    _calls.now.sock = connection.sock
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _note(self)
+
+    def request(self, *args: Any, **options: Any) -> None:
+        _note(self)  # one that was kept alive does not connect again
+        super().request(*args, **options)
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _note(self)
+
+    def request(self, *args: Any, **options: Any) -> None:
+        _note(self)
+        super().request(*args, **options)
+
+
+class _Pool(urllib3.connectionpool.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Reads the whole body itself, up to its limit, so that nothing above it reads from the network."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
+        call: _Call = _calls.now
+        remaining = call.deadline - time.monotonic()
+        if remaining <= 0:
+            raise requests.exceptions.ReadTimeout("no time is left", request=request)
+        limits = {**options, "stream": True, "timeout": (min(CONNECT_WITHIN, remaining), remaining)}
+        try:
+            response = super().send(request, **limits)
+            with closing(response):
+                body = response.raw.read(MAX_BODY + 1, decode_content=False)
+                if len(body) > MAX_BODY:
+                    response.raw.close()  # else it might be read to its end to keep the connection
+        except (HTTPError, OSError) as error:  # what `requests` raises is an OSError, too
+            if call.is_over:
+                raise requests.exceptions.ReadTimeout("the time was up", request=request) from None
+            if isinstance(error, requests.exceptions.RequestException):
+                raise
+            raise requests.exceptions.ConnectionError(type(error).__name__, request=request) from None
+        if call.is_over:  # the connection's end may look like the body's
+            raise requests.exceptions.ReadTimeout("the time was up", request=request)
+        if len(body) > MAX_BODY:
+            raise requests.exceptions.ContentDecodingError("the body is too large", request=request)
+        response.raw = io.BytesIO(body)
+        return response
+
+
+def new_session() -> requests.Session:
+    """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Accept-Encoding"] = "identity"
+    for prefix in ("http://", "https://"):
+        session.mount(prefix, _Adapter(pool_connections=1, pool_maxsize=1))
+    return session
