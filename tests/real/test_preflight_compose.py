@@ -393,6 +393,7 @@ def test_real_merge_is_ready(host: Host) -> None:
     assert told.codes("FAIL", "warn", "skip") == set(), told.stdout
 
 
+@missing.needs_root
 @missing.needs_podman_compose
 def test_recorded_merge_is_still_what_podman_compose_prints() -> None:
     done = subprocess.run(
