@@ -25,7 +25,8 @@ readonly MAX_KEY_FILE=16384 MIN_RSA_BITS=3072
 readonly SEP=$'\x1f' # between the parts of a place in the merged configuration
 readonly DEFAULT_TARGET=/run/signer-ca/ca # where the service looks for its key unless it is told otherwise
 readonly LOGIN_USER=${SAFE_SESSION_LOGIN_USER:-llmops}
-readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only container_mounts)
+readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only
+    container_mounts)
 # What a container may keep of root's powers: enough to hand folders over and to become somebody else.
 readonly ALLOWED_CAPABILITIES=" CHOWN FOWNER KILL SETGID SETPCAP SETUID "
 
@@ -56,7 +57,7 @@ readonly CATALOGUE=(
     "ok   ca_key_in_memory"
     "warn ca_key_on_disk"
     "ok   ca_key_outside_git"
-    "FAIL ca_key_in_git_work_tree           render it outside every git work tree; if it was ever committed, make a new key"
+    "FAIL ca_key_in_git_work_tree           render it elsewhere; if it was ever committed, make a new key"
     "ok   ca_key_parses"
     "FAIL ca_key_not_a_private_key          it must be an OpenSSH private key as ssh-keygen writes it; render it again"
     "FAIL ca_key_has_passphrase             store the key without one in Infisical, and render it again"
@@ -189,13 +190,15 @@ skip() {
 }
 
 tell() {
-    local status=$1 code=$2 detail next=$4 shown
+    local status=$1 code=$2 detail next=$4 shown line
     show "$3"
     detail=$shown
     count[$status]=$((count[$status] + 1))
     if [ -n "$json" ]; then
         detail=${detail//\\/\\\\}
-        results+=("{\"status\": \"$status\", \"code\": \"$code\", \"detail\": \"${detail//\"/\\\"}\", \"next\": \"${next//\"/\\\"}\"}")
+        printf -v line '{"status": "%s", "code": "%s", "detail": "%s", "next": "%s"}' \
+            "$status" "$code" "${detail//\"/\\\"}" "${next//\"/\\\"}"
+        results+=("$line")
         return
     fi
     printf '%-6s%-24s   %s\n' "$status" "$code" "$detail"
@@ -328,7 +331,9 @@ check_key_file() {
         key_owner=${uids[0]}:${gids[0]} key_mode=${modes[0]} key_size=${sizes[0]}
         if [ "${links[0]}" != 1 ]; then say ca_key_has_links "it has ${links[0]} hard links"; fi
         if ((key_size == 0)); then say ca_key_empty "it has 0 bytes"; fi
-        if ((key_size > MAX_KEY_FILE)); then say ca_key_too_large "it has $key_size bytes, a key has at most $MAX_KEY_FILE"; fi
+        if ((key_size > MAX_KEY_FILE)); then
+            say ca_key_too_large "it has $key_size bytes, a key has at most $MAX_KEY_FILE"
+        fi
         if ((count[FAIL] == failed)); then say ca_key_present "regular file, 1 link, $key_size bytes"; fi
     fi
 }
@@ -722,8 +727,10 @@ enter() {
 enter_list() {
     while ((map_indent[-1] > indent)); do leave; done
     # A list under a key may stand as far left as the key.
-    if [ -n "$pending" ] && ((indent > pending_indent)) || [[ $pending && ${map_kind[-1]} == map && $indent == "$pending_indent" ]]; then
-        enter list
+    if [ -n "$pending" ]; then
+        if ((indent > pending_indent)) || [[ ${map_kind[-1]} == map && $indent == "$pending_indent" ]]; then
+            enter list
+        fi
     fi
     [[ ${map_kind[-1]} == list && ${map_indent[-1]} == "$indent" ]] || return 1
     place=${map_place[-1]}$SEP${map_count[-1]}
@@ -937,7 +944,10 @@ list_items() {
     for known in "${places[@]}"; do
         if [[ $known == "$prefix"* && ${known#"$prefix"} != *"$SEP"* ]]; then
             known=${known#"$prefix"}
-            if [[ $known == *[!0-9]* ]]; then items+=("$known=${config[$prefix$known]}"); else items+=("${config[$prefix$known]}"); fi
+            case $known in
+                *[!0-9]*) items+=("$known=${config[$prefix$known]}") ;;
+                *) items+=("${config[$prefix$known]}") ;;
+            esac
         fi
     done
 }
@@ -1006,7 +1016,9 @@ powers '"$powers"'
 check_compose() {
     local needed=(compose_merged overlay_mount overlay_mode service_hardened image_present) why
     if [ ${#compose[@]} -gt 0 ] && [ -n "$engine" ]; then say compose_found "${compose[*]}, engine ${engine##*/}"; fi
-    if [ ${#compose[@]} -eq 0 ]; then say compose_missing "${PLATFORM_RUNTIME_COMPOSE:-neither docker compose, podman compose nor podman-compose}"; fi
+    if [ ${#compose[@]} -eq 0 ]; then
+        say compose_missing "${PLATFORM_RUNTIME_COMPOSE:-neither docker compose, podman compose nor podman-compose}"
+    fi
     if [ -z "$engine" ]; then say engine_missing "${PLATFORM_RUNTIME_ENGINE:-neither docker nor podman}"; fi
     if [ -f "$base" ] && [ -f "$overlay" ]; then say compose_files "$base, $overlay"; fi
     if [ ! -f "$base" ]; then say compose_base_missing "$base"; fi
@@ -1014,7 +1026,8 @@ check_compose() {
     if [ -n "$merge_output" ]; then
         read_merged
     else
-        if [ -n "$bare_output" ]; then why="$VARIABLE names no key"; else why="nothing to merge, or nothing to merge it with"; fi
+        why="nothing to merge, or nothing to merge it with"
+        if [ -n "$bare_output" ]; then why="$VARIABLE names no key"; fi
         skip "$why" compose_merged
     fi
     if [ -n "$merged" ]; then
@@ -1102,7 +1115,9 @@ find_aliases() {
         printf -v line '%b' "${rest%% *}"
         points+=("${line%/}")
         # The last of the longest is what one sees.
-        if [[ ${aliases[1]} == "${points[at]}/"* ]] && ((best < 0 || ${#points[at]} >= ${#points[best]})); then best=$at; fi
+        if [[ ${aliases[1]} == "${points[at]}/"* ]] && ((best < 0 || ${#points[at]} >= ${#points[best]})); then
+            best=$at
+        fi
     done
     if ((best < 0)); then return; fi
     inside=${roots[best]}${aliases[1]#"${points[best]}"}
@@ -1235,9 +1250,11 @@ check_overlay_mount() {
     if [ ${#own[@]} -gt 1 ]; then say overlay_mount_twice "${#own[@]} mounts of it"; fi
     for at in "${own[@]}"; do
         if [ "${mount_rights[at]}" != ro ]; then say overlay_mount_not_read_only "at ${mount_target[at]}"; fi
-        if [ "${mount_created[at]}" != no ] && ! { [ "${mount_created[at]}" = unsaid ] && overlay_forbids_creation; }; then
-            say overlay_mount_may_be_created "a missing key would become an empty folder"
-        fi
+        case ${mount_created[at]} in
+            no) continue ;;
+            unsaid) if overlay_forbids_creation; then continue; fi ;;
+        esac
+        say overlay_mount_may_be_created "a missing key would become an empty folder"
     done
     target=$(setting SIGNER_CA_KEY_FILE)
     target=${target:-$DEFAULT_TARGET}
