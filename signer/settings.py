@@ -140,7 +140,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
-    names = [name.removeprefix(PREFIX) for name, _, _ in SETTINGS]
+    names = [name.removeprefix(PREFIX) for name, _, _ in (*SETTINGS, FINGERPRINT_SETTING)]
     warnings = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and (word := name.removeprefix(PREFIX)) not in names:
