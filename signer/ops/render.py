@@ -117,7 +117,9 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
     `sticky_too` takes a directory such as /tmp, where nobody else can touch a file once it is there.
     """
     if not target.is_absolute() or ".." in target.parts:
-        raise RefusedTarget("target_not_absolute", "the target is not an absolute path without ..", "name it from / on")
+        raise RefusedTarget(
+            "target_not_absolute", "the target is no absolute path, or has .. in it", "name it from / on"
+        )
     try:
         _check_path(target, sticky_too=sticky_too)
         kind = file_system_of(target.parent)

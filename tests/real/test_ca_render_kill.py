@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -238,3 +239,15 @@ def test_rendering_signals_nobody(renders: Renders) -> None:
     names = {call.name for where in ("renderer", "writer") for call in renders.calls(where)}
     assert "write" in names
     assert names & {"kill", "tkill", "tgkill", "rt_sigqueueinfo", "pidfd_send_signal"} == set()
+
+
+def test_a_render_waits_for_another_ones_writer(renders: Renders) -> None:
+    with renders("writer") as first, renders("renderer", fresh=False) as second:
+        os.kill(second.pid, signal.SIGCONT)
+        time.sleep(1)  # time enough for it to overtake, if it could
+        assert second.process.poll() is None
+        assert renders.target.read_text() == OLD
+        os.kill(first.pid, signal.SIGCONT)
+        assert (first.wait(), second.wait()) == (0, 0)
+        assert (": written" in first.log, ": unchanged" in second.log) == (True, True)
+    assert renders.check_whole("both") == "new"
