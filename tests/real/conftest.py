@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import hosts, parity
+from tests.parts import hosts, missing, parity
+from tests.parts.container import Engine
 from tests.parts.hosts import Host
 from tests.parts.keys import Key, KeyRing
 from tests.parts.openbao import OpenBao
@@ -74,3 +75,16 @@ def new_host(place_for_hosts: Path, keys_for_hosts: tuple[Key, Key]) -> Iterator
 def host(new_host: Callable[[], Host]) -> Host:
     """One prepared host."""
     return new_host()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """podman with our image, built once; skipped where there is no podman, or no base image can be made."""
+    if reason := missing.podman() or missing.podman_compose():
+        pytest.skip(reason)
+    made = Engine(tmp_path_factory.mktemp("containers"))
+    if reason := made.make_base():
+        pytest.skip(f"no base image: {reason}")
+    made.build()
+    yield made
+    made.forget()
