@@ -146,7 +146,7 @@ _PLACES = re.compile(r"(?:^|/)(?:pip\.conf|\.netrc|\.pypirc|\.git|\.ssh|id_[a-z0
 def test_no_layer_holds_a_secret(engine: Engine, layers: Path) -> None:
     base = len(engine.facts(BASE_IMAGE)["RootFS"]["Layers"])
     looked = {name: bool(_KEYS.search(content) or _PLACES.search(name)) for name, content in files(layers, base)}
-    assert len(looked) > 2000  # and these are the right ones:
+    assert len(looked) > 1000  # and these are the right ones:
     assert any(name.endswith("site-packages/signer/cakey.py") for name in looked)
     assert [name for name, is_secret in looked.items() if is_secret] == []
 
