@@ -57,10 +57,7 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
             yield Check("fail", error.code, " ".join(problem.split()), error.hint)
     if policy is not None:
         yield from _check_policy(policy, settings, now)
-    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint if policy else None)
-    yield from key_checks(key, found, settings.ca_key_owner, pinned=policy is not None)
-    if key is not None:
-        yield from _check_key_place(settings.ca_key_file)
+    yield from _check_vault(settings) if settings.mode == "vault" else _check_key(settings, policy)
     yield from _check_directories(settings)
     yield from _check_ledger(settings.data_dir)
 
@@ -105,6 +102,35 @@ def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Chec
             yield Check("warn", "token_expired", f"a token of {token.identity}, at {timestamp(token.expires)}", hint)
         elif token.expires <= now + SOON:
             yield Check("warn", "token_expires_soon", f"one of {token.identity}, at {timestamp(token.expires)}", hint)
+
+
+def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
+    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint if policy else None)
+    yield from key_checks(key, found, settings.ca_key_owner, pinned=policy is not None)
+    if key is not None:
+        yield from _check_key_place(settings.ca_key_file)
+
+
+def _check_vault(settings: Settings) -> Iterator[Check]:
+    """The token's file, and whether Vault tells its bearer its CA key. A start needs only the file."""
+    from signer.vault import VaultClient  # as in keeper_start.py: only where Vault signs
+
+    assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
+    assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
+    try:
+        client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount)
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    yield Check("ok", "vault_token", "one token, in a file that only its owner may read")
+    try:
+        key = client.ask_ca()
+    except SignerError as error:
+        yield Check("warn", error.code, f"{settings.vault_addr}: {error.text}", error.hint)
+    else:
+        yield Check("ok", "vault_ca", f"{settings.vault_addr} signs with {key.kind} {key.fingerprint}")
+    finally:
+        client.close()
 
 
 def key_checks(

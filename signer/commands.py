@@ -233,7 +233,7 @@ def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
 
 
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    serial = _whole(header, "serial", None)
+    serial = _whole(header, "serial", None, 2**64 - 1)
     if serial is None:
         raise _bad_message("serial")
     return ShowCertificate(caller, serial)

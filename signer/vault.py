@@ -83,6 +83,11 @@ class VaultClient:
             raise self._fault or _ca_unknown()
         return self._ca
 
+    def ask_ca(self) -> PublicKey:
+        """Vault's CA key as Vault tells it now; raises `Unavailable` or another `SignerError`."""
+        with self._watch.within(ANSWERS_WITHIN):
+            return self._ask_ca()
+
     def check_ready(self) -> None:
         """Raises what the last look at Vault found wrong. Asks nobody, so it never waits."""
         if self._fault is not None:

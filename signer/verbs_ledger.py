@@ -22,7 +22,7 @@ from signer.recorded import certificate_details, certificate_row
 from signer.settings import Settings
 from signer.timestamps import timestamp
 
-_TITLES = ("SERIAL", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
+_TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 
 
 @contextmanager
@@ -78,6 +78,7 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     names = ",".join(row["principals"])
     return (
         row["serial"],
+        row["backend"],
         row["identity"],
         row["role"],
         names if len(names) <= 40 else f"{names[:39]}…",

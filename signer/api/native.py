@@ -50,7 +50,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         return answer
 
     def certificate(serial: str) -> Response:
-        return _json(ask("certificate", {"serial": _whole("serial", serial)}))
+        return _json(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
 
     def freeze() -> Response:
         body = _read_model(FreezeBody, read_body(request.environ))
@@ -161,8 +161,8 @@ def _word(name: str, value: str) -> str:
     return value
 
 
-def _whole(name: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit() or len(value) > 19:
+def _whole(name: str, value: str, most: int = 2**63 - 1) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 20 or int(value) > most:
         raise _bad_query(f"{name} must be a whole number", f"mend {name}")
     return int(value)
 

@@ -119,7 +119,7 @@ def test_a_message_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None
     "changes",
     [
         {"op": "certificate", "serial": -1},
-        {"op": "certificate", "serial": 2**63},
+        {"op": "certificate", "serial": 2**64},
         {"op": "certificate", "serial": True},
         {"op": "certificate", "serial": "1"},
         {"op": "certificate", "serial": 1.0},
