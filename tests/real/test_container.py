@@ -226,12 +226,15 @@ def test_the_engine_mounts_secrets_read_only_and_writes_to_the_ledgers_volume_al
 
 def test_the_health_check_tells_ready_from_not_ready(local: Contained) -> None:
     assert local.engine.run("podman", "healthcheck", "run", local.name).status == 0
-    keeper = local.keeper().pid
-    os.kill(keeper, signal.SIGSTOP)
+    launcher, keeper = local.processes()[1].pid, local.keeper().pid
+    os.kill(launcher, signal.SIGSTOP)  # or there would be another keeper at once
     try:
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: local.ask("GET", "/readyz").status == 503, "the keeper is gone")
         assert local.engine.run("podman", "healthcheck", "run", local.name).status != 0
     finally:
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(launcher, signal.SIGCONT)
+    eventually(local.is_ready, "the keeper is back")
     assert local.inside("env", "SIGNER_LISTEN=unix:/nowhere", "ready").status == 1
     assert local.inside("env", "SIGNER_LISTEN=127.0.0.1:1", "ready").status == 1
 
