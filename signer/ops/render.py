@@ -124,9 +124,7 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
         _check_path(target, sticky_too=sticky_too)
         kind = file_system_of(target.parent)
     except OSError as error:
-        raise RefusedTarget(
-            "target_directory_unusable", f"the target's directory cannot be used: {error.strerror}", "make it, 0700"
-        ) from None
+        raise _no_directory(error) from None
     if kind not in _MEMORY and not allow_disk:
         raise RefusedTarget(
             "target_on_disk",
@@ -207,11 +205,14 @@ def _unusable(error: OSError) -> RefusedTarget:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[int]:
-    """A descriptor of the directory, which no other renderer holds meanwhile; raises `Unavailable`.
+    """A descriptor of the directory, which no other renderer holds meanwhile; raises `SignerError`.
 
     Its lock passes to the writer, so that a renderer that is killed holds others off until its writer is done.
     """
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_directory(error) from None
     try:
         deadline = time.monotonic() + WAIT_FOR_ANOTHER
         while not _locked(folder):
@@ -225,11 +226,19 @@ def _alone(path: Path) -> Iterator[int]:
         os.close(folder)
 
 
+def _no_directory(error: OSError) -> RefusedTarget:
+    return RefusedTarget(
+        "target_directory_unusable", f"the target's directory cannot be used: {error.strerror}", "make it, 0700"
+    )
+
+
 def _locked(folder: int) -> bool:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise _no_directory(error) from None
     return True
 
 
@@ -240,8 +249,15 @@ def _temporary(target: Path) -> str:
 def _remove_leftover(target: Path) -> None:
     leftover = target.with_name(_temporary(target))
     if os.path.lexists(leftover):
-        with _alone(target.parent), suppress(FileNotFoundError):
-            leftover.unlink()
+        with _alone(target.parent):
+            try:
+                leftover.unlink(missing_ok=True)
+            except OSError as error:
+                raise SignerError(
+                    "leftover_stays",
+                    f"what a run that was cut off left cannot be removed: {error.strerror}",
+                    f"remove {leftover.name} beside the target by hand",
+                ) from None
 
 
 def _replace(folder: int, target: Path, key: KeyMaterial) -> None:

@@ -1,4 +1,7 @@
-"""A key file is the whole old or the whole new one, whatever happens to whom between any two system calls."""
+"""A key file is the whole old or the whole new one, whatever happens to whom between any two system calls.
+
+Only root may trace these processes: they forbid it to everybody else.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.parts.keys import Key, KeyRing
 from tests.parts.memory import memory_folder
 from tests.parts.paused import Call, Paused
 
-pytestmark = [missing.needs_strace, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [missing.needs_strace, missing.needs_root, pytest.mark.slow, pytest.mark.timeout(300)]
 
 OLD = "-----BEGIN OPENSSH PRIVATE KEY-----\nthe old key, which is longer than the new one\n" + "A" * 4000
 OWNER = f"{os.geteuid()}:{os.getegid()}"
@@ -163,6 +166,21 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file_and_says_why(
             end = renders.check_whole(call)
             assert ("the old file is as it was" in paused.log) == (end == "old"), f"{call}: {paused.log}"
             assert end == "old" or call == calls[-1], "only the last fsync comes after the rename"
+
+
+@pytest.mark.parametrize("error", ["EIO", "EMFILE"])
+def test_a_renderer_that_gets_an_error_anywhere_says_so_and_leaves_a_whole_file(error: str, renders: Renders) -> None:
+    names = {"openat", "flock", "clone", "clone3", "fork", "vfork", "unlinkat", "read"}
+    calls = [call for call in renders.calls("renderer") if call.name in names]
+    assert {"openat", "flock", "unlinkat"} <= {call.name for call in calls}
+    for call in calls:
+        with renders("renderer") as paused:
+            paused.go_on(call, f"error={error}")
+            assert paused.wait() == 1, f"{call}: {paused.log}"
+            wait_for_the_writer(renders.target.parent)
+            assert paused.log.startswith("signer: error: the "), f"{call}: {paused.log}"
+            assert "signer: hint: " in paused.log, f"{call}: {paused.log}"
+            assert (renders.check_whole(call) == "new") == ("the new file is in place" in paused.log), call
 
 
 def test_a_signal_to_end_waits_for_the_write(renders: Renders) -> None:

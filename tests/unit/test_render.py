@@ -178,6 +178,12 @@ def test_a_leftover_is_removed_before_anything_else_even_if_nothing_can_be_fetch
     assert list(folder.iterdir()) == []
 
 
+def test_a_leftover_that_cannot_be_removed_is_told(folder: Path, key: Key) -> None:
+    (folder / ".ca.new").mkdir()
+    assert code_of(lambda: render(fetching(key), folder / "ca")) == "leftover_stays"
+    assert not (folder / "ca").exists()
+
+
 def test_check_leaves_a_leftover(folder: Path, key: Key) -> None:
     (folder / ".ca.new").write_text("from before the power cut")
     render(fetching(key), folder / "ca", check=True)
