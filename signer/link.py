@@ -36,6 +36,7 @@ class Link:
     """A way to the keeper that listens on `path`; safe to share between threads."""
 
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
+        self.path = path
         self._path = str(path)
         # The kernel's own timeouts: unlike Python's they let connect() wait in a full queue, and cost no poll().
         self._patience = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
@@ -43,8 +44,7 @@ class Link:
 
     def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
         """The keeper's reply; raises the `SignerError` that it sent, or `Unavailable`."""
-        message = json.dumps(header).encode() + b"\n" + body
-        connection = self._send(message)
+        connection = self._send(make_message(header, body))
         room: bytearray = self._local.room
         try:
             size = connection.recv_into(room)
@@ -52,11 +52,8 @@ class Link:
             size = 0
         if not size:
             self._drop()
-            raise _gone()
-        answer: dict[str, dict[str, Any]] = json.loads(room[:size])
-        if "error" in answer:
-            raise read_error(answer["error"])
-        return answer["reply"]
+            raise keeper_gone()
+        return read_reply(bytes(memoryview(room)[:size]))
 
     def _send(self, message: bytes) -> socket.socket:
         """Sends on this thread's connection; on a new one if the keeper had closed the old one before this message."""
@@ -76,7 +73,7 @@ class Link:
             connection.send(message)
         except OSError:
             connection.close()
-            raise _gone() from None
+            raise keeper_gone() from None
         self._local.connection = connection
         self._local.room = bytearray(MAX_REPLY)  # kept: a buffer of this size for each reply costs 20 µs
         return connection
@@ -93,5 +90,21 @@ def read_error(fields: dict[str, Any]) -> SignerError:
     return kind(fields["code"], fields["text"], fields["hint"], fields["facts"])
 
 
-def _gone() -> Unavailable:
+def make_message(header: dict[str, object], body: bytes) -> bytes:
+    """What the keeper reads: a line of JSON, then the body."""
+    return json.dumps(header).encode() + b"\n" + body
+
+
+def read_reply(raw: bytes) -> dict[str, Any]:
+    """What the keeper answered, none for nothing; raises the `SignerError` that it sent, or `Unavailable`."""
+    if not raw:
+        raise keeper_gone()
+    answer: dict[str, dict[str, Any]] = json.loads(raw)
+    if "error" in answer:
+        raise read_error(answer["error"])
+    return answer["reply"]
+
+
+def keeper_gone() -> Unavailable:
+    """The error of a keeper that is not there, or did not answer."""
     return Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")

@@ -126,6 +126,10 @@ class Connection:
         self.framing = Framing()
         self.told_to_continue = False
 
+    def has_leftovers(self) -> bool:
+        """Bytes that the parser left over mean that it and our framing disagree: nothing after them is trusted."""
+        return bool(self.sock.request or self.parser.unreader.take_buffered())
+
     def deliver(self) -> bool:
         """Sends what the client takes now; True when nothing is left. A fault of the connection raises `OSError`."""
         answer = self.sock.answer

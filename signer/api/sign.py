@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,63 +17,110 @@ from signer.api.caller import message_header, new_request_id
 from signer.api.problems import render_problem
 from signer.ask import MAX_BODY, body_too_large
 from signer.errors import SignerError
-from signer.link import Link
+from signer.link import Link, make_message
 from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
-_CREATED: Final = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+_CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+_MORE: Final = re.compile(rb"\nx-vault-(?:namespace|wrap-ttl)", re.IGNORECASE)
+
+
+class SignQuestion:
+    """One sign request, framed for the keeper, and how its outcome is told to the client.
+
+    `fault` is what is wrong with it already. The body is read from `environ` unless it is given.
+    """
+
+    __slots__ = ("body", "fault", "for_vault", "header", "request_id")
+
+    def __init__(
+        self,
+        environ: Mapping[str, Any],
+        proxies: tuple[Network, ...],
+        role: str,
+        *,
+        for_vault: bool,
+        body: bytes | None = None,
+    ) -> None:
+        self.request_id = new_request_id()
+        self.for_vault = for_vault
+        self.header = message_header("sign", environ, proxies, self.request_id)
+        self.header["role"] = role
+        if for_vault:
+            self.header |= {"shape": "vault", "content_type": environ.get("CONTENT_TYPE", "")}
+        self.body = body or b""
+        self.fault: SignerError | None = None
+        if body is None:
+            try:
+                self.body = read_body(environ)
+            except SignerError as error:
+                self.fault = error
+
+    def message(self) -> bytes:
+        """What the keeper is asked."""
+        return make_message(self.header, self.body)
+
+    def ask(self, link: Link) -> vaultwords.Answer:
+        """Asks and waits for the answer."""
+        try:
+            return self.answer(self.fault or link.ask(self.header, self.body))
+        except SignerError as error:
+            return self.answer(error)
+
+    def answer(self, outcome: dict[str, Any] | SignerError) -> vaultwords.Answer:
+        """Status, headers and body of an outcome."""
+        if isinstance(outcome, SignerError):
+            if self.for_vault:
+                return vaultwords.render_error(outcome)
+            return vaultwords.Answer(*render_problem(outcome, self.request_id))
+        if self.for_vault:
+            return vaultwords.Answer(200, vaultwords.HEADERS, vaultwords.signed(outcome, self.request_id))
+        return vaultwords.Answer(201, _CREATED, json.dumps(outcome).encode() + b"\n")
 
 
 class SignRoutes:
     """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
 
     def __init__(self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi) -> None:
-        self._link = link
+        self.link = link
         self._proxies = proxies
         self._fallback = fallback
         names = "|".join(re.escape(mount) for mount in mounts)
         self._vault = re.compile(rf"/v1/(?:{names})/sign/({ROLE_NAME})", re.ASCII)
         self._native = re.compile(rf"/api/sign/({ROLE_NAME})", re.ASCII)
+        self._first_line = re.compile(
+            rf"(?:(?:POST|PUT) /v1/(?:{names})|POST /api)/sign/{ROLE_NAME} ".encode(), re.ASCII
+        )
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """WSGI (PEP 3333)."""
-        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        headers: Sequence[tuple[str, str]]
-        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _wants_more(environ):
-            status, headers, body = sign_for_vault(self._link, self._proxies, environ, match[1])
-        elif method == "POST" and (match := self._native.fullmatch(path)):
-            status, headers, body = self._sign(environ, match[1])
-        else:
+        question = self.question(environ)
+        if question is None:
             return self._fallback(environ, start_response)
-        start_response(_STATUS_LINES[status], [*headers, ("Content-Length", str(len(body)))])
-        return (body,)
+        return (begin_answer(question.ask(self.link), start_response),)
 
-    def _sign(self, environ: dict[str, Any], role: str) -> tuple[int, list[tuple[str, str]], bytes]:
-        request_id = new_request_id()
-        header = message_header("sign", environ, self._proxies, request_id)
-        header["role"] = role
-        try:
-            reply = self._link.ask(header, read_body(environ))
-        except SignerError as error:
-            return render_problem(error, request_id)
-        return 201, list(_CREATED), json.dumps(reply).encode() + b"\n"
+    def question(self, environ: dict[str, Any]) -> SignQuestion | None:
+        """The sign request that this is; None for everything else."""
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _wants_more(environ):
+            return SignQuestion(environ, self._proxies, match[1], for_vault=True)
+        if method == "POST" and (match := self._native.fullmatch(path)):
+            return SignQuestion(environ, self._proxies, match[1], for_vault=False)
+        return None
+
+    def begins_like_one(self, request: bytes) -> bool:
+        """Whether the bytes of a request begin as those do for which `question` has one."""
+        return self._first_line.match(request) is not None and _MORE.search(request) is None
 
 
-def sign_for_vault(
-    link: Link, proxies: tuple[Network, ...], environ: Mapping[str, Any], role: str, body: bytes | None = None
-) -> vaultwords.Answer:
-    """The answer of `/v1/<mount>/sign/<role>`; reads the request's body unless it is given."""
-    request_id = new_request_id()
-    header = message_header("sign", environ, proxies, request_id)
-    header |= {"shape": "vault", "role": role, "content_type": environ.get("CONTENT_TYPE", "")}
-    try:
-        reply = link.ask(header, read_body(environ) if body is None else body)
-    except SignerError as error:
-        return vaultwords.render_error(error)
-    return vaultwords.Answer(200, vaultwords.HEADERS, vaultwords.signed(reply, request_id))
+def begin_answer(answer: vaultwords.Answer, start_response: StartResponse) -> bytes:
+    """Starts the response; returns its body."""
+    status, headers, body = answer
+    start_response(_STATUS_LINES[status], [*headers, ("Content-Length", str(len(body)))])
+    return body
 
 
 def _wants_more(environ: dict[str, Any]) -> bool:

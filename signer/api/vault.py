@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 
 from signer.api import vaultsys, vaultwords
 from signer.api.caller import message_header, new_request_id
-from signer.api.sign import read_body, sign_for_vault
+from signer.api.sign import SignQuestion, read_body
 from signer.api.vaultwords import REFUSALS, Answer
 from signer.ask import decode_body
 from signer.errors import BadRequest, NotFound, SignerError
@@ -167,7 +167,8 @@ class VaultShape:
     def _mounted(self, asked: Asked, rest: str) -> Answer:
         if asked.operation == "update" and (match := re.fullmatch(f"sign/({NAME})", rest, re.ASCII)):
             # sign.py gave it to Flask for a namespace or a wrapping header, which turned out to ask for nothing.
-            return sign_for_vault(self._link, self._settings.trusted_proxies, asked.environ, match[1], asked.body)
+            proxies = self._settings.trusted_proxies
+            return SignQuestion(asked.environ, proxies, match[1], for_vault=True, body=asked.body).ask(self._link)
         self._whoami(asked)
         for pattern, operations in _ROUTES:
             if (match := pattern.fullmatch(rest)) is None:

@@ -15,16 +15,20 @@ import resource
 import socket
 import time
 from collections import OrderedDict
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
 from gunicorn import http, sock
+from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from signer.api.caller import new_request_id
 from signer.api.connection import Connection, Mailbox, Phase, Watch
 from signer.api.framing import Arrival
+from signer.api.lane import Lane, Outcome
 from signer.api.problems import render_problem
+from signer.api.sign import SignQuestion, SignRoutes, begin_answer
 from signer.errors import BadRequest, SignerError, Unavailable
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
@@ -71,6 +75,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """gunicorn's loop, on our way of watching."""
         self.poller.close()
         self.poller = Watch()
+        self.routes: SignRoutes = self.wsgi
+        self.lane = Lane(self.routes.link.path, self.poller, self.method_queue.defer)
         super().run()
         for phase in Phase:
             for connection in list(self.waiting[phase]):
@@ -79,6 +85,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One round of the loop."""
         self.poller.dispatch(timeout if self.alive else min(timeout, STOPPING_KEEPS / 3))
+        self.lane.expire()
 
     # --- connections come and go --------------------------------------------------------------------------------
 
@@ -180,15 +187,50 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             connection.is_last = arrival is not Arrival.WHOLE
             connection.take_request()
             self._await(connection, Phase.BUSY)
-            self.tpool.submit(self._answer, connection)
+            if self.routes.begins_like_one(connection.sock.request):
+                self._sign(connection)
+            else:
+                self.tpool.submit(self._answer, connection)
+
+    def _sign(self, connection: Connection) -> None:
+        """Asks the keeper without a thread, which would cost as much as all the rest (README, Figures)."""
+        try:
+            request = next(connection.parser)
+            if connection.is_last or not self.alive:
+                request.force_close()
+            response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
+            question = self.routes.question(environ)
+            if question is None:
+                raise http.errors.InvalidRequestLine(request.path)  # two readings of one line: nobody is served
+        except Exception as error:  # noqa: BLE001 - as gunicorn's `handle`: whatever it is, this client hears of it
+            self._fail(connection, error)
+            return
+        if question.fault is not None:
+            self.method_queue.defer(self._signed, connection, response, question, question.fault)
+        else:
+            self.lane.ask(question.message(), partial(self._signed, connection, response, question))
+
+    def _signed(self, connection: Connection, response: Any, question: SignQuestion, outcome: Outcome) -> None:
+        try:
+            response.write(begin_answer(question.answer(outcome), response.start_response))
+            response.close()
+            keep = self._keepalive_after(connection, not response.should_close()) and not connection.is_last
+        except Exception as error:  # noqa: BLE001
+            self._fail(connection, error)
+            return
+        self._on_answered(connection, keep and not connection.has_leftovers())
+
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        connection.sock.answer.clear()
+        self.handle_error(None, connection.sock, connection.client, error)
+        self._on_answered(connection, keep=False)
 
     def _answer(self, connection: Connection) -> None:
         """In a thread: lets gunicorn and the application answer, sends what goes at once, reports back."""
         keep = False
         try:
             keep = self.handle(connection) and not connection.is_last
-            # Bytes that the parser left over mean that it and our framing disagree: nothing after them is trusted.
-            keep = keep and not connection.sock.request and not connection.parser.unreader.take_buffered()
+            keep = keep and not connection.has_leftovers()
             connection.deliver()
         except OSError:
             connection.sock.answer.clear()

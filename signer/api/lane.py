@@ -1,0 +1,130 @@
+"""The api's way to the keeper without a thread: many questions out at once, their answers called back.
+
+For the worker's main loop, which has the poller. As with `Link`, a question is sent at most once, because an answer
+that was lost may belong to a certificate that was issued.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from signer.commands import MAX_REPLY
+from signer.errors import SignerError
+from signer.link import TIMEOUT, keeper_gone, read_reply
+
+MOST: Final = 64  # questions out at once; more would only wait in the keeper instead of here
+Outcome = dict[str, Any] | SignerError
+Done = Callable[[Outcome], None]
+
+
+class Poller(Protocol):
+    """What the lane needs of the main loop's selector."""
+
+    def register(self, fileobj: Any, _events: int, callback: Callable[[Any], None]) -> None: ...
+    def unregister(self, fileobj: Any) -> None: ...
+
+
+class Lane:
+    """Questions to the keeper that listens on `path`. Not for threads."""
+
+    def __init__(self, path: Path, poller: Poller, later: Callable[[Done, Outcome], object]) -> None:
+        self._path = str(path)
+        self._poller = poller
+        self._later = later  # calls back from the main loop: what fails at once must not answer from within `ask`
+        self._free: list[socket.socket] = []
+        self._out: OrderedDict[socket.socket, tuple[Done, float]] = OrderedDict()  # the oldest first
+        self._queue: deque[tuple[bytes, Done, float]] = deque()
+        self._room = memoryview(bytearray(MAX_REPLY))
+
+    def ask(self, message: bytes, done: Done) -> None:
+        """Sends a message; `done` gets the keeper's reply or the error, later."""
+        self._queue.append((message, done, time.monotonic() + TIMEOUT))
+        self._send_waiting()
+
+    def expire(self) -> None:
+        """Gives up on what has waited too long, and tries again what found the keeper's door crowded."""
+        now = time.monotonic()
+        while self._out and (oldest := next(iter(self._out.items())))[1][1] <= now:
+            self._drop(oldest[0])
+            self._later(oldest[1][0], keeper_gone())
+        while self._queue and self._queue[0][2] <= now:
+            self._later(self._queue.popleft()[1], keeper_gone())
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self._queue and len(self._out) < MOST:
+            message, done, due = self._queue[0]
+            try:
+                connection = self._send(message)
+            except BlockingIOError:  # as many knock as fit before the door; `expire` comes back to it
+                return
+            except OSError:
+                self._queue.popleft()
+                self._later(done, keeper_gone())
+            else:
+                self._queue.popleft()
+                self._out[connection] = (done, due)
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for connection in (*self._free, *self._out):
+            self._poller.unregister(connection)
+            connection.close()
+
+    def _send(self, message: bytes) -> socket.socket:
+        """The connection that took the message: one that is free, or a new one if the keeper had closed those.
+
+        Raises `OSError`, as `BlockingIOError` when the keeper has no room for another connection yet.
+        """
+        while self._free:
+            connection = self._free.pop()
+            try:
+                connection.send(message)
+            except OSError:
+                self._drop(connection)
+            else:
+                return connection
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            connection.connect(self._path)
+            connection.send(message)
+        except OSError:
+            connection.close()
+            raise
+        self._poller.register(connection, 0, self._on_readable)
+        return connection
+
+    def _on_readable(self, connection: socket.socket) -> None:
+        try:
+            size = connection.recv_into(self._room)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        asked = self._out.pop(connection, None)
+        if not size or asked is None:  # the keeper ended it, or said something that nobody asked for
+            self._drop(connection)
+        else:
+            self._free.append(connection)
+        if asked is not None:
+            asked[0](_outcome(self._room[:size]))
+        self._send_waiting()
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._out.pop(connection, None)
+        if connection in self._free:
+            self._free.remove(connection)
+        self._poller.unregister(connection)
+        connection.close()
+
+
+def _outcome(raw: memoryview) -> Outcome:
+    try:
+        return read_reply(bytes(raw))
+    except SignerError as error:
+        return error
