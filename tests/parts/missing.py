@@ -2,7 +2,7 @@
 
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
-`@missing.needs_podman`, `@missing.needs_podman_compose`.
+`@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ def podman_compose() -> str:
     return _missing_program("podman", "podman")
 
 
+def systemd_analyze() -> str:
+    return _missing_program("systemd-analyze", "systemd")
+
+
 def root() -> str:
     return "" if os.getuid() == 0 else "not root"
 
@@ -78,3 +82,4 @@ needs_root = pytest.mark.skipif(bool(root()), reason=root() or "-")
 needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
+needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")

@@ -12,7 +12,6 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,10 +33,6 @@ UNITS = ROOT / "scripts" / "systemd"
 NAMES = ("signer-keeper.service", "signer-api.service")
 KEEPER_USER, API_USER = "daemon", "www-data"  # in place of two that an operator makes; each has its own group
 _PR_SET_MDWE, _REFUSE_EXEC_GAIN = 65, 1
-
-needs_systemd_analyze = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="no systemd-analyze: the Debian package systemd is not installed"
-)
 
 
 @dataclass
@@ -71,7 +66,7 @@ class Unit:
 # --- what systemd says of them -------------------------------------------------------------------------------------
 
 
-@needs_systemd_analyze
+@missing.needs_systemd_analyze
 @pytest.mark.parametrize("name", NAMES)
 def test_exposure_is_at_most_2(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)]
@@ -81,7 +76,7 @@ def test_exposure_is_at_most_2(name: str) -> None:
     assert float(level[1]) <= 2.0
 
 
-@needs_systemd_analyze
+@missing.needs_systemd_analyze
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     for name in NAMES:
         text = (UNITS / name).read_text().replace("/opt/signer/.venv/bin/python", sys.executable)
@@ -258,7 +253,7 @@ def test_reload_reaches_the_keeper(started: Started, user: Key) -> None:
     eventually(lambda: service.sign(user.public_line, ttl="20m").status == 403, "the new policy is in force")
 
 
-@needs_systemd_analyze
+@missing.needs_systemd_analyze
 def test_both_end_in_order_and_every_system_call_was_one_that_the_unit_lets_pass(started: Started) -> None:
     """The last test: it stops them."""
     assert started.stop() == dict.fromkeys(NAMES, 0), started.service.log()
