@@ -225,6 +225,17 @@ def test_a_state_read_while_results_are_checked_misses_none_of_them() -> None:
     assert code(bench.sign()) == "rate_limited"
 
 
+def test_a_state_read_while_results_are_checked_does_not_count_what_failed_before() -> None:
+    bench = Bench(policy=LIMITED)
+    one, two = bench.send(), bench.send()
+    bench.store.fail = "before"
+    bench.ask(Freeze(builders.caller("operator"), "role:llmops", "lost"))
+    bench.store.fail = ""
+    bench.finish((one, DOWN), (two, made(two)))
+    bench.send()
+    assert code(bench.sign()) == "rate_limited"
+
+
 @pytest.mark.parametrize(
     "fails", [lambda forward: DOWN, lambda forward: made(forward, cert_type=2)], ids=["down", "outside"]
 )

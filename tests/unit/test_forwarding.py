@@ -199,6 +199,17 @@ def test_closing_still_hands_over_what_came_back(vault: Vault) -> None:
     assert codes(pool.close()) == {1: "signed"}
 
 
+def test_closing_ends_the_threads(vault: Vault) -> None:
+    before = set(threading.enumerate())
+    pool, _ = start(vault)
+    mine = set(threading.enumerate()) - before
+    assert len(mine) == THREADS
+    pool.close()
+    for thread in mine:
+        thread.join(30)
+    assert not [thread for thread in mine if thread.is_alive()]
+
+
 def test_threads_that_hang_do_not_keep_the_process() -> None:
     program = """
 import threading
