@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import requests
@@ -145,10 +146,12 @@ class _Adapter(HTTPAdapter):
         return response
 
 
-def new_session() -> requests.Session:
+def new_session(tls_ca_file: Path | None = None) -> requests.Session:
     """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either."""
     session = requests.Session()
     session.trust_env = False
+    if tls_ca_file is not None:
+        session.verify = str(tls_ca_file)
     session.headers["Accept-Encoding"] = "identity"
     for prefix in ("http://", "https://"):
         session.mount(prefix, _Adapter(pool_connections=1, pool_maxsize=1))

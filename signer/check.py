@@ -118,7 +118,9 @@ def _check_vault(settings: Settings) -> Iterator[Check]:
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
     try:
-        client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount)
+        client = VaultClient(
+            settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file
+        )
     except BadSettings as error:
         yield Check("fail", error.code, error.text, error.hint)
         return

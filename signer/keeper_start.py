@@ -67,7 +67,7 @@ def _ask_vault(settings: Settings) -> Authority:
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
-    client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount)
+    client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
     threading.Thread(target=client.look_after, name="vault", daemon=True).start()
     return VaultAuthority(client)
 

@@ -36,6 +36,7 @@ SETTINGS: Final = (
     ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed in mode `vault`"),
     ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed in mode `vault`"),
     ("SIGNER_VAULT_MOUNT", "ssh", "mount of its SSH engine"),
+    ("SIGNER_VAULT_CA_FILE", "", "certificates that vouch for its TLS, if not the public ones"),
 )
 PREFIX: Final = "SIGNER_"
 # For `signer ca render` alone; the process that serves requests never looks at them.
@@ -102,6 +103,7 @@ class Settings:
     vault_addr: str | None
     vault_token_file: Path | None
     vault_mount: str
+    vault_ca_file: Path | None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -240,4 +242,5 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "vault_addr": _vault_address,
     "vault_token_file": _optional_path,
     "vault_mount": _mount,
+    "vault_ca_file": _optional_path,
 }

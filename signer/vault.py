@@ -40,10 +40,11 @@ _NO_CA: Final = ("no default issuer", "keys haven't been configured")
 class VaultClient:
     """Vault's SSH engine at `mount`, as the bearer of the token in `token_file`; raises `BadSettings` without one."""
 
-    def __init__(self, address: str, token_file: Path, mount: str) -> None:
+    def __init__(self, address: str, token_file: Path, mount: str, tls_ca_file: Path | None = None) -> None:
         self._address = address
         self._token_file = token_file
         self._mount = mount
+        self._tls_ca_file = tls_ca_file
         self._local = threading.local()
         self._clients: list[Any] = []  # of all threads
         self._token = read_token(token_file)
@@ -186,7 +187,8 @@ class VaultClient:
         """This thread's hvac client; a requests session is not for several."""
         client = getattr(self._local, "client", None)
         if client is None:
-            client = hvac.Client(url=self._address, token="", session=new_session(), allow_redirects=False)
+            session = new_session(self._tls_ca_file)
+            client = hvac.Client(url=self._address, token="", session=session, allow_redirects=False)
             self._local.client = client
             self._clients.append(client)
         client.token = self._token
@@ -213,6 +215,12 @@ def _mapped(act: Callable[[Any], Any], client: Any) -> Any:
         raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
     except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):
         raise _malformed() from None
+    except requests.exceptions.SSLError:
+        raise Unavailable(
+            "vault_not_trusted",
+            "nobody we trust vouches for Vault's TLS certificate",
+            "check SIGNER_VAULT_CA_FILE, and the name in SIGNER_VAULT_ADDR",
+        ) from None
     except requests.exceptions.RequestException:
         raise Unavailable("vault_down", "Vault cannot be reached", "start Vault, or check SIGNER_VAULT_ADDR") from None
     except (said.VaultDown, said.VaultNotInitialized) as error:

@@ -11,12 +11,14 @@ import base64
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -103,7 +105,8 @@ class ForeignCa:
 class FakeVault:
     """The running stand-in; a context manager. What it does next is in its attributes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+        self._tls = tls
         self.ca = ForeignCa()
         self.published = self.ca.line
         self.tokens = {TOKEN}
@@ -125,13 +128,17 @@ class FakeVault:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FakeVault:
         handler = type("Handler", (_Handler,), {"vault": self})
         self._ends.clear()
         self._server = _Server(("127.0.0.1", self.port), handler)
         self.port = self._server.server_address[1]
+        if self._tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self._tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 

@@ -18,6 +18,7 @@ from signer.vault import VaultClient, read_token
 from tests.parts import builders
 from tests.parts.eventually import eventually
 from tests.parts.fake_vault import TOKEN, FakeVault, ForeignCa
+from tests.parts.selfsigned import write_certificate
 
 ANOTHER_TOKEN = "hvs.the-next-token-0b7e"
 SOON = 0.6  # seconds; what the limit of a call is lowered to where a test waits for it
@@ -193,6 +194,41 @@ def test_closing_ends_the_calls_that_wait(client: VaultClient, fake: FakeVault) 
     client.close()
     thread.join(3)
     assert codes == ["vault_slow"]
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[Path, Path]:
+    return write_certificate(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip headers", "drip a body"])
+def test_a_call_over_tls_ends_as_well(
+    tls: tuple[Path, Path], token_file: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeVault(tls) as fake:
+        client = VaultClient(fake.address, token_file, "ssh", tls[0])
+        assert client.sign(builders.grant()).ca_key == fake.ca.blob
+        monkeypatch.setattr(vault, "ANSWERS_WITHIN", SOON)
+        fake.fault = {"sign": fault}
+        assert refusal(client).code == "vault_slow"
+        monkeypatch.setattr(vault, "ANSWERS_WITHIN", 4.5)
+        fake.fault = {}
+        assert client.sign(builders.grant()).line
+        client.close()
+
+
+def test_a_vault_that_nobody_vouches_for_gets_no_token(
+    tls: tuple[Path, Path], token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
+    with FakeVault(tls) as fake:
+        client = VaultClient(fake.address, token_file, "ssh")
+        assert refusal(client).code == "vault_not_trusted"
+        client.close()
+        other = VaultClient(fake.address.replace("localhost", "127.0.0.1"), token_file, "ssh", tls[0])
+        assert refusal(other).code == "vault_not_trusted"
+        other.close()
+        assert not fake.asked
 
 
 # --- readiness, and the token ----------------------------------------------------------------------------------------
