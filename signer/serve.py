@@ -236,7 +236,9 @@ def _prepare_directories(settings: Settings) -> None:
         _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
     except OSError as error:
         raise BadSettings(
-            "directory_unusable", f"{error.filename} cannot be prepared: {error.strerror}", "mend it, or choose another"
+            "directory_unusable",
+            f"{error.filename or 'the api'} cannot be prepared: {error.strerror}",
+            "mend it, choose another, or give root CAP_CHOWN and CAP_SETGID",
         ) from None
 
 
