@@ -38,12 +38,18 @@ _NO_CA: Final = ("no default issuer", "keys haven't been configured")
 
 
 class VaultClient:
-    """Vault's SSH engine at `mount`, as the bearer of the token in `token_file`; raises `BadSettings` without one."""
+    """Vault's SSH engine at `mount`, for the bearer of the token in `token_file`; raises `BadSettings` without files."""
 
     def __init__(self, address: str, token_file: Path, mount: str, tls_ca_file: Path | None = None) -> None:
         self._address = address
         self._token_file = token_file
         self._mount = mount
+        if tls_ca_file is not None and not os.access(tls_ca_file, os.R_OK):
+            raise BadSettings(
+                "vault_ca_file_unreadable",
+                "the file of SIGNER_VAULT_CA_FILE cannot be read",
+                "name a file that the keeper's user may read",
+            )
         self._tls_ca_file = tls_ca_file
         self._local = threading.local()
         self._clients: list[Any] = []  # of all threads

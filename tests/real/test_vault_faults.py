@@ -231,6 +231,12 @@ def test_a_vault_that_nobody_vouches_for_gets_no_token(
         assert not fake.asked
 
 
+def test_a_file_of_vouching_certificates_that_is_not_there_stops_the_start(token_file: Path) -> None:
+    with pytest.raises(BadSettings) as caught:
+        VaultClient("https://localhost:1", token_file, "ssh", token_file.with_name("none"))
+    assert caught.value.code == "vault_ca_file_unreadable"
+
+
 # --- readiness, and the token ----------------------------------------------------------------------------------------
 
 
