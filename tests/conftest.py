@@ -22,10 +22,18 @@ from tests.parts.service import STANDARD_POLICY, Service, StartService
 from tests.parts.sshd import Sshd, StartSshd
 
 UNIT = Path(__file__).parent / "unit"
+PODMAN = ("test_container", "test_preflight_compose", "test_preflight_engines", "test_preflight_host")
 
 # No deadline for one example: two cores are shared with whatever else runs. A failure prints how to repeat it.
 hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("signer")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file's tests stay together; those that need podman share its store, so they do, too."""
+    for item in items:
+        group = "podman" if item.path.stem.startswith(PODMAN) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-socket's own, which would open them again
