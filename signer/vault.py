@@ -38,7 +38,7 @@ _NO_CA: Final = ("no default issuer", "keys haven't been configured")
 
 
 class VaultClient:
-    """Vault's SSH engine at `mount`, for the bearer of the token in `token_file`; raises `BadSettings` without files."""
+    """Vault's SSH engine at `mount`, for whoever bears the token in `token_file`; `BadSettings` if that is no token."""
 
     def __init__(self, address: str, token_file: Path, mount: str, tls_ca_file: Path | None = None) -> None:
         self._address = address
