@@ -30,11 +30,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from signer.errors import BadKeyFile
-from signer.ssh.publickey import fingerprint_of, parse_public_key, render_public_key
+from signer.keychannel import open_unread
+from signer.model import PublicKey
+from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
 from signer.ssh.wire import mpint, string
 
 MAX_KEY_FILE: Final = 16 * 1024
-MIN_RSA_BITS: Final = 3072
+MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
 _HASHES: Final[dict[str, HashAlgorithm]] = {
     "secp256r1": SHA256(),
     "secp384r1": SHA384(),
@@ -66,6 +68,11 @@ class CaKey:
         self._key = key
         self.kind, self.blob, self.bits = public.kind, public.blob, public.bits
         self.fingerprint = fingerprint_of(public.blob)
+
+    @property
+    def public(self) -> PublicKey:
+        """Its public half."""
+        return PublicKey(self.kind, self.blob, self.bits, self.fingerprint)
 
     def __repr__(self) -> str:
         return f"CaKey({self.kind}, {self.fingerprint})"
@@ -167,13 +174,25 @@ class KeyMaterial:
         return os.read(descriptor, MAX_KEY_FILE + 1) == self._data
 
 
-def load_ca_key(path: Path, owner: str, pin: str | None) -> CaKey:
-    """The key in `path`, checked; `owner` is `user:group`, `pin` the fingerprint it must have (None: any).
+def load_ca_key(path: Path, owner: str, *pins: str | None) -> CaKey:
+    """The key in `path`, checked; `owner` is `user:group`, `pins` the fingerprints it may have (None: any).
 
     Raises `BadKeyFile` whose code names the check that failed. `path` must be a regular file with one link, that
     owner, mode 0400 or 0600, 1 byte to 16 KiB, holding an OpenSSH private key without passphrase.
     """
-    descriptor = _open(path)
+    return read_ca_key(open_ca_key(path), owner, *pins)
+
+
+def open_ca_key(path: Path) -> int:
+    """The file, opened but not read, through no link; raises `BadKeyFile`."""
+    try:
+        return open_unread(path)
+    except OSError as error:
+        raise cannot_open(error) from None
+
+
+def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
+    """As `load_ca_key`, from a file that is open; closes it."""
     try:
         facts = os.fstat(descriptor)
         for _, check in _FILE_CHECKS:
@@ -182,18 +201,20 @@ def load_ca_key(path: Path, owner: str, pin: str | None) -> CaKey:
     finally:
         os.close(descriptor)
     key = CaKey(_parse(data))
-    _check_pin(key, pin)
+    check_pin(key, *pins)
     key.self_test()
     return key
 
 
-def examine_ca_key(path: Path, owner: str, pin: str | None) -> tuple[CaKey | None, list[tuple[str, BadKeyFile | None]]]:
+def examine_ca_key(
+    path: Path, owner: str, *pins: str | None
+) -> tuple[CaKey | None, list[tuple[str, BadKeyFile | None]]]:
     """What `load_ca_key` would say: each of its checks by name with its fault or None, and the key if one can be read.
 
     Goes on after a fault, so that all are told at once; what is no regular file of a key's size is never read.
     """
     try:
-        descriptor = _open(path)
+        descriptor = open_ca_key(path)
     except BadKeyFile as fault:
         return None, [("open", fault)]
     found: list[tuple[str, BadKeyFile | None]] = [("open", None)]
@@ -208,7 +229,7 @@ def examine_ca_key(path: Path, owner: str, pin: str | None) -> tuple[CaKey | Non
     finally:
         os.close(descriptor)
     if key is not None:
-        found += [("content", None), ("pin", _fault(_check_pin, key, pin)), ("self-test", _fault(key.self_test))]
+        found += [("content", None), ("pin", _fault(check_pin, key, *pins)), ("self-test", _fault(key.self_test))]
     return key, found
 
 
@@ -223,13 +244,6 @@ def _fault(check: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> B
     return None
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _cannot_open(error) from None
-
-
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, MAX_KEY_FILE + 1)
@@ -237,16 +251,19 @@ def _read(descriptor: int) -> bytes:
         raise BadKeyFile("ca_key_unreadable", f"the CA key file cannot be read: {error.strerror}") from None
 
 
-def _check_pin(key: CaKey, pin: str | None) -> None:
-    if pin is not None and key.fingerprint != pin:
+def check_pin(key: CaKey, *pins: str | None) -> None:
+    """Raises `BadKeyFile` unless the key is one of `pins`; without any, it may be any key."""
+    named = [pin for pin in pins if pin is not None]
+    if named and key.fingerprint not in named:
         raise BadKeyFile(
             "ca_key_fingerprint_differs",
-            f"the CA key is {key.fingerprint}, policy.toml pins {pin}",
+            f"the CA key is {key.fingerprint}, policy.toml pins {' and, as next, '.join(named)}",
             "render the pinned key, or change ca.fingerprint in policy.toml",
         )
 
 
-def _cannot_open(error: OSError) -> BadKeyFile:
+def cannot_open(error: OSError) -> BadKeyFile:
+    """What it means that the key file could not be opened."""
     if error.errno == errno.ELOOP:
         return BadKeyFile("ca_key_is_a_link", "the CA key file is a symbolic link", "name the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):

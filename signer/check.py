@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -105,8 +105,9 @@ def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Chec
 
 
 def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
-    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca_fingerprint if policy else None)
-    yield from key_checks(key, found, settings.ca_key_owner, pinned=policy is not None)
+    pins = policy.ca.may_sign if policy is not None else ()
+    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, *pins)
+    yield from key_checks(key, found, settings.ca_key_owner, pins)
     if key is not None:
         yield from _check_key_place(settings.ca_key_file)
 
@@ -136,7 +137,7 @@ def _check_vault(settings: Settings) -> Iterator[Check]:
 
 
 def key_checks(
-    key: CaKey | None, found: list[tuple[str, BadKeyFile | None]], owner: str, *, pinned: bool
+    key: CaKey | None, found: list[tuple[str, BadKeyFile | None]], owner: str, pins: Sequence[str]
 ) -> Iterator[Check]:
     """What `examine_ca_key` found, in words; a check that failed has the code with which a start would end."""
     seen = {
@@ -147,17 +148,25 @@ def key_checks(
         "mode": "0400 or 0600",
         "size": "1 byte to 16 KiB",
         "content": f"{key.kind} {key.fingerprint}, no passphrase" if key is not None else "",
-        "pin": "the one that the policy pins" if pinned else "not compared: there is no policy to compare with",
+        "pin": _pin_seen(key, pins),
         "self-test": "signs, and verifies what it signed",
     }
     for name, fault in found:
         code = "ca_key_" + name.replace(" ", "_").replace("-", "_")
         if fault is not None:
             yield Check("fail", fault.code, fault.text, fault.hint)
-        elif name == "pin" and not pinned:
+        elif name == "pin" and not pins:
             yield Check("warn", code, seen[name], "mend the policy first")
         else:
             yield Check("ok", code, seen[name])
+
+
+def _pin_seen(key: CaKey | None, pins: Sequence[str]) -> str:
+    if not pins:
+        return "not compared: there is no policy to compare with"
+    if key is not None and key.fingerprint != pins[0]:
+        return "the one that the policy names as next"
+    return "the one that the policy pins"
 
 
 def _check_key_place(path: Path) -> Iterator[Check]:

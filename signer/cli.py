@@ -58,7 +58,7 @@ def _run(words: list[str]) -> int:
         return DONE
     verb, arguments = asked
     if verb.words in _SERVICES:
-        return _serve(verb)
+        return _serve(verb, arguments)
     run: _Run = getattr(importlib.import_module(f"signer.{verb.module}"), verb.function)
     try:
         return run(arguments, _settings)
@@ -93,7 +93,7 @@ def _settings() -> Settings:
     return settings
 
 
-def _serve(verb: Verb) -> int:
+def _serve(verb: Verb, arguments: Namespace) -> int:
     """The two verbs that stay: their log is on stderr, and a fault of ours leaves its stack there."""
     import logging
 
@@ -104,7 +104,7 @@ def _serve(verb: Verb) -> int:
     if verb.words == "keeper":
         from signer.keeper_start import run_keeper
 
-        run_keeper(settings)
+        run_keeper(settings, arguments.key_channel)
     else:
         from signer.serve import run_service
 

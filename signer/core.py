@@ -15,7 +15,6 @@ from signer.commands import Command, Explain, Freeze, Query, Sign, Unfreeze
 from signer.counts import Holdings, Refusals
 from signer.drafts import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
 from signer.errors import (
-    BadFile,
     BadPublicKey,
     BadRequest,
     Disobedient,
@@ -107,12 +106,13 @@ class Core:
         """
         now = self._now()
         outcomes = [self._outcome(command, now) for command in commands]
+        key = self.key  # each draft names this one as its CA, and another may come before the last is signed
         failure = self.record([event for outcome in outcomes for event in outcome.events], now)
         for index, outcome in enumerate(outcomes):
             if failure is not None and (outcome.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
-            elif outcome.draft is not None and self.key is not None:
-                yield index, self._release(outcome.draft, self.key)
+            elif outcome.draft is not None and key is not None:
+                yield index, self._release(outcome.draft, key)
             else:
                 yield index, outcome.reply
 
@@ -368,22 +368,23 @@ class Core:
         return self.record([Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
 
     def use_policy(self, policy: Policy) -> SignerError | None:
-        """Takes a new policy from the next command on; raises `BadFile` if it pins another key."""
-        if self.key is not None and policy.ca_fingerprint != self.key.fingerprint:
-            raise BadFile(
-                "policy_pins_another_key",
-                f"policy.toml pins {policy.ca_fingerprint}, the loaded key is {self.key.fingerprint}",
-                "pin the loaded key",
-                ("ca.fingerprint differs from the loaded key",),
-            )
+        """Takes a new policy from the next command on; raises `BadFile` if it names the key in use nowhere."""
+        if self.key is not None:
+            policy.check_key(self.key.fingerprint)
         changed = policy.digest != self.policy.digest
         self.policy = policy
         return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
 
-    def refuse_policy(self, error: BadFile) -> SignerError | None:
-        """Records that a policy file was refused; the old policy stays."""
-        body: dict[str, object] = {"code": error.code, "problems": list(error.problems), "kept": self.policy.digest}
-        return self.record([Event("policy.refused", "keeper", body)])
+    def use_key(self, key: Signing) -> SignerError | None:
+        """Signs with another key from the next command on, once that is recorded; until then, with the old one.
+
+        Whether the key may sign at all is checked by whoever read it.
+        """
+        body: dict[str, object] = {"from": self.key.fingerprint if self.key else "", "to": key.fingerprint}
+        failure = self.record([Event("ca.rotated", "keeper", body)])
+        if failure is None:
+            self.key = key
+        return failure
 
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` while nothing could be signed."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from signer.bundle import render_bundle
 from signer.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.core import Core, Reply
 from signer.errors import BadRequest, SignerError, Unavailable
@@ -62,6 +63,14 @@ class _Waiting:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What was taken when the files were read again."""
+
+    policy: bool
+    key: bool
+
+
 class Authority(Protocol):
     """Who signs, as far as the keeper tells about it. `sign` is None where the core has the key itself."""
 
@@ -74,7 +83,7 @@ class Authority(Protocol):
 
 
 class Keeper:
-    """Serves `listener` until told to stop. `reload` is called on SIGHUP and says if the policy was taken."""
+    """Serves `listener` until told to stop. `reload` is called on SIGHUP and says what was taken."""
 
     def __init__(
         self,
@@ -82,7 +91,7 @@ class Keeper:
         authority: Authority,
         ledger: TimedLedger,
         listener: socket.socket,
-        reload: Callable[[], bool],
+        reload: Callable[[], Reloaded],
         most_when_slow: int = MAX_OUTSTANDING,
     ) -> None:
         self._core = core
@@ -98,8 +107,7 @@ class Keeper:
         self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
         self._room = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
-        self._started = time.time()
-        self._policy_since = self._started
+        self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
         self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
@@ -125,13 +133,18 @@ class Keeper:
             self._finish()
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
-                if self._reload():
-                    self._policy_since = time.time()
+                self._note(self._reload())
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 ticked = time.monotonic()
         self._end_forwarding()
         self._core.end()
+
+    def _note(self, reloaded: Reloaded) -> None:
+        if reloaded.policy:
+            self._policy_since = time.time()
+        if reloaded.key:
+            self._key_since = time.time()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)
@@ -297,7 +310,11 @@ class Keeper:
                 return {"text": self.metrics.render()}
             case "ca":
                 key = self._authority.public_key()
-                return {"fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
+                return {
+                    "fingerprint": key.fingerprint,
+                    "public_key": render_public_key(key.kind, key.blob),
+                    "bundle": render_bundle(self._core.policy.ca, key),
+                }
         return None
 
     def _health(self) -> dict[str, object]:
@@ -326,7 +343,7 @@ class Keeper:
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()
         return {
-            "signer_key_age_seconds": ("since the CA key was loaded", now - self._started),
+            "signer_key_age_seconds": ("since the CA key was loaded", now - self._key_since),
             "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
             "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
         }

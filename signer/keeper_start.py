@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from signer import __version__
 from signer.cakey import CaKey, load_ca_key
 from signer.core import Core
-from signer.errors import BadFile, BadKeyFile, BadSettings, Unavailable
+from signer.errors import BadKeyFile, BadSettings, Unavailable
 from signer.harden import become, forbid_dumps, take_descriptors
 from signer.keeper import BACKLOG, Authority, Keeper
+from signer.keeper_reload import Reloader
+from signer.keychannel import adopt_channel
 from signer.ledgeraudit import check_recent
 from signer.metrics import TimedLedger
-from signer.model import PublicKey
+from signer.model import CaKeys, PublicKey
 from signer.policyfile import load_policy
 from signer.settings import Settings
 
@@ -40,7 +42,11 @@ class LocalAuthority:
     sign = None
 
     def __init__(self, key: CaKey) -> None:
-        self._key = PublicKey(key.kind, key.blob, key.bits, key.fingerprint)
+        self.take(key)
+
+    def take(self, key: CaKey) -> None:
+        """Another key is in use from now on."""
+        self._key = key.public
 
     def public_key(self) -> PublicKey:
         """The key's public half."""
@@ -72,9 +78,9 @@ def _ask_vault(settings: Settings) -> Authority:
     return VaultAuthority(client)
 
 
-def _load_key(settings: Settings, pin: str) -> CaKey:
+def _load_key(settings: Settings, ca: CaKeys) -> CaKey:
     try:
-        return load_ca_key(settings.ca_key_file, settings.ca_key_owner, pin)
+        return load_ca_key(settings.ca_key_file, settings.ca_key_owner, *ca.may_sign)
     except BadKeyFile as error:
         log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - the code for machines, the rest is printed
         raise
@@ -107,23 +113,26 @@ def bind_socket(path: str, mode: int) -> socket.socket:
     return listener
 
 
-def run_keeper(settings: Settings) -> None:
+def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     """The keeper's whole life, in a process of its own; raises `SignerError` if it may not start.
 
-    Started as root it reads the key first and gives root up before it opens anything else.
+    Started as root it reads the key first and gives root up before it opens anything else. `key_channel` is the
+    descriptor through which a launcher hands the key file over at SIGHUP, when this process could not open it itself.
     """
+    channel = None if key_channel is None else adopt_channel(key_channel)
     forbid_dumps()
     take_descriptors()
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
-    key = _load_key(settings, policy.ca_fingerprint) if settings.mode == "local" else None
+    key = _load_key(settings, policy.ca) if settings.mode == "local" else None
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
     ledger = TimedLedger(settings.data_dir)
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
-    authority: Authority = LocalAuthority(key) if key is not None else _ask_vault(settings)
+    local = LocalAuthority(key) if key is not None else None
+    authority: Authority = local or _ask_vault(settings)
     core = Core(
         policy=policy,
         key=key,
@@ -137,24 +146,10 @@ def run_keeper(settings: Settings) -> None:
         raise failure
     shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    reload = lambda: reload_policy(core, settings.policy_file)  # noqa: E731
-    Keeper(core, authority, ledger, listener, reload, settings.threads * 3 // 4 or 1).serve()
+    reloader = Reloader(core, settings, channel, local.take if local is not None else lambda _key: None)
+    Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1).serve()
     ledger.close()
     os.close(claim)
-
-
-def reload_policy(core: Core, path: Path) -> bool:
-    """Takes the policy file as it is now, True; a bad one is refused whole, said in the log and recorded, False."""
-    taken = False
-    try:
-        failure = core.use_policy(load_policy(path))
-        taken = True
-    except BadFile as error:
-        log.exception("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
-        failure = core.refuse_policy(error)
-    if failure is not None:
-        log.error("the reload could not be recorded: %s", failure.text)
-    return taken
 
 
 def check_run_dir(run_dir: Path) -> None:

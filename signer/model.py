@@ -61,6 +61,24 @@ class PublicKey:
 
 
 @dataclass(frozen=True, slots=True)
+class CaKeys:
+    """The CA keys that policy.toml names. Only the pinned and the next one may sign; retired ones may have signed.
+
+    `public` is the pinned key if the file has it; it has it whenever there is a `next`.
+    """
+
+    fingerprint: str
+    public: PublicKey | None = None
+    next: PublicKey | None = None
+    retired: tuple[PublicKey, ...] = ()
+
+    @property
+    def may_sign(self) -> tuple[str, ...]:
+        """Fingerprints of the keys that may be in use, the pinned one first."""
+        return (self.fingerprint,) if self.next is None else (self.fingerprint, self.next.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A decision to issue: everything the certificate may say, except serial, nonce and the clock's time.
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from signer.errors import NotAuthenticated, Refused
-from signer.model import Ask, Finding, Grant, Identity, PublicKey, Role, Token, Usage
+from signer.errors import BadFile, NotAuthenticated, Refused
+from signer.model import Ask, CaKeys, Finding, Grant, Identity, PublicKey, Role, Token, Usage
 from signer.rules import RULES, Case, rule_key, rule_name
 from signer.tokens import is_mistyped, token_digest
 
@@ -24,7 +24,7 @@ class Policy:
     """The whole of policy.toml, validated. `digest` is the hex SHA-256 of the file's bytes."""
 
     digest: str
-    ca_fingerprint: str
+    ca: CaKeys
     roles: Mapping[str, Role]
     identities: Mapping[str, Identity]
     tokens: Mapping[str, Token] = field(repr=False)
@@ -50,6 +50,16 @@ class Policy:
         if now >= known.expires:
             raise NotAuthenticated("token_expired", "the token has expired", "ask the operator for `signer token new`")
         return self.identities[known.identity], known
+
+    def check_key(self, fingerprint: str) -> None:
+        """Raises `BadFile` unless the CA key may sign under this policy."""
+        if fingerprint not in self.ca.may_sign:
+            raise BadFile(
+                "policy_pins_another_key",
+                f"policy.toml pins {' and, as next, '.join(self.ca.may_sign)}, the loaded key is {fingerprint}",
+                "pin the loaded key, or name it as ca.next",
+                ("neither ca.fingerprint nor ca.next is the loaded key",),
+            )
 
     def role_for(self, identity: Identity, name: str) -> Role | None:
         """The role if the identity may ask for it, None if no such role exists; raises `Refused`."""

@@ -19,13 +19,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from signer.duration import render_duration
-from signer.errors import BadFile
-from signer.model import Approval, Identity, Limits, Role, Token
+from signer.errors import BadFile, BadPublicKey
+from signer.model import Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
 from signer.policy import Policy
-from signer.policytables import Faults, Place, Problem, RawCa, RawChoice, RawIdentity, RawRole, RawToken
+from signer.policytables import Faults, Place, Problem, RawCa, RawCaKey, RawChoice, RawIdentity, RawRole, RawToken
 from signer.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
 from signer.ssh.certificate import MAX_PRINCIPALS
-from signer.ssh.publickey import USER_KEY_KINDS
+from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, parse_public_key
 from signer.toml_places import find_places
 
 MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
@@ -91,7 +91,7 @@ def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
         raise _refuse(name, sorted(faults.found))
     return Policy(
         digest=sha256(raw).hexdigest(),
-        ca_fingerprint=ca,
+        ca=ca,
         roles=MappingProxyType(roles),
         identities=MappingProxyType(identities),
         tokens=MappingProxyType(tokens),
@@ -108,17 +108,57 @@ def _refuse(name: str, problems: list[Problem]) -> BadFile:
     )
 
 
-def _read_ca(faults: Faults, data: object) -> str:
+def _read_ca(faults: Faults, data: object) -> CaKeys:
     if data is None:
         faults.add(("ca",), "is missing: the fingerprint of the CA key must be pinned")
-        return ""
+        return CaKeys("")
     raw = faults.table(RawCa, ("ca",), data)
     faults.require(("ca",), data, "fingerprint")
-    if raw.fingerprint is None:
-        return ""
-    if _FINGERPRINT.fullmatch(raw.fingerprint) is None:
-        faults.add(("ca", "fingerprint"), "is not a fingerprint such as SHA256:… with 43 characters")
-    return raw.fingerprint
+    if raw.next is not None:
+        # Otherwise nobody could tell hosts of the pinned key any more once the next one is in use.
+        faults.require(("ca",), data, "public_key")
+    if raw.fingerprint is not None:
+        _check_fingerprint(faults, ("ca",), raw.fingerprint)
+    public = None
+    if raw.fingerprint is not None and raw.public_key is not None:
+        public = _read_ca_key(faults, ("ca",), RawCaKey(fingerprint=raw.fingerprint, public_key=raw.public_key))
+    also: list[tuple[Place, RawCaKey]] = [(("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])]
+    if raw.next is not None:
+        also.insert(0, (("ca", "next"), raw.next))
+    places = {raw.fingerprint: "ca.fingerprint"}
+    found: dict[Place, PublicKey | None] = {}
+    for place, key in also:
+        _check_fingerprint(faults, place, key.fingerprint)
+        found[place] = _read_ca_key(faults, place, key)
+        if key.fingerprint in places:
+            faults.add((*place, "fingerprint"), f"is also {places[key.fingerprint]}")
+        places.setdefault(key.fingerprint, ".".join(map(str, place)))
+    following = found.pop(("ca", "next"), None)
+    return CaKeys(raw.fingerprint or "", public, following, tuple(key for key in found.values() if key is not None))
+
+
+def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
+    if _FINGERPRINT.fullmatch(fingerprint) is None:
+        faults.add((*place, "fingerprint"), "is not a fingerprint such as SHA256:… with 43 characters")
+
+
+def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | None:
+    """The public half of a CA key; None if it has a fault, which is noted."""
+    place = (*place, "public_key")
+    try:
+        key = parse_public_key(raw.public_key.strip())
+    except BadPublicKey as error:
+        faults.add(place, f"cannot be read: {error.text}")
+        return None
+    if key.kind not in CA_KEY_KINDS:
+        faults.add(place, f"is {key.kind}: a CA key is ed25519, ecdsa or rsa")
+    elif key.kind == "ssh-rsa" and key.bits < MIN_CA_RSA_BITS:
+        faults.add(place, f"has {key.bits} bits, a CA key of RSA needs {MIN_CA_RSA_BITS}")
+    elif key.fingerprint != raw.fingerprint:
+        faults.add(place, f"is another key than fingerprint says, {key.fingerprint}")
+    else:
+        return key
+    return None
 
 
 def _read_roles(faults: Faults, data: object) -> Iterator[tuple[str, Role]]:

@@ -31,8 +31,16 @@ Duration = Annotated[int, BeforeValidator(_duration)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
+class RawCaKey(Table):
+    fingerprint: str
+    public_key: str
+
+
 class RawCa(Table):
     fingerprint: str | None = None
+    public_key: str | None = None
+    next: RawCaKey | None = None
+    retired: Annotated[list[RawCaKey], Field(min_length=1)] | None = None
 
 
 class RawChoice(Table):

@@ -1,6 +1,7 @@
 """The launcher: checks, starts keeper and gunicorn each under its own user, keeps both alive, forwards signals.
 
-It holds no key: the keeper reads it itself, at every start. None of the service's work is done here: it stays small.
+It holds no key and never reads one: at SIGHUP it opens the file, for a keeper that is no longer root. None of the
+service's work is done here: it stays small.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final
 
 from signer.errors import BadSettings, Unavailable
 from signer.harden import check_users, die_with_parent, look_up_user
+from signer.keychannel import hand_over, make_channel
 from signer.settings import Settings
 
 log = logging.getLogger("signer.serve")
@@ -45,7 +47,9 @@ class _Child:
     argv: Sequence[str]
     user: str | None
     is_up: Callable[[_Child], bool]
+    key_file: Path | None = None  # what is handed over to it, opened, at each SIGHUP
     process: subprocess.Popen[bytes] | None = None
+    channel: socket.socket | None = None
     started: float = 0.0
     came_up: bool = False
     failures: int = 0
@@ -56,17 +60,36 @@ class _Child:
         if self.user is not None:
             entry = look_up_user(self.user)
             ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        argv = [*self.argv]
+        theirs = None
+        if self.key_file is not None:
+            if self.channel is not None:
+                self.channel.close()
+            self.channel, theirs = make_channel()  # a new one each time: what the last keeper left unread ends with it
+            argv += ["--key-channel", str(theirs.fileno())]
         environment = {name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _KEPT}
         self.process = subprocess.Popen(
-            self.argv,
+            argv,
+            pass_fds=[theirs.fileno()] if theirs is not None else [],
             stdin=subprocess.DEVNULL,
             cwd="/",  # gunicorn imports from where it starts before anywhere else, and reads a gunicorn.conf.py there
             env=environment,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
             **ids,  # type: ignore[call-overload]
         )
+        if theirs is not None:
+            theirs.close()
         self.started = time.monotonic()
         self.came_up = False
+
+    def reload(self) -> None:
+        """SIGHUP, and before it the key file as it is now."""
+        if self.channel is not None and self.key_file is not None and self.is_running():
+            try:
+                hand_over(self.channel, self.key_file)
+            except OSError as error:
+                log.warning("the key file could not be handed to the %s: %s", self.name, error.strerror)
+        self.forward(signal.SIGHUP)
 
     def look(self) -> None:
         """Notes that it has come up, for the pause before its next start."""
@@ -108,13 +131,17 @@ def run_service(settings: Settings) -> None:
     _prepare_directories(settings)
     as_root = os.geteuid() == 0
     keeper = _Child(
-        "keeper", (sys.executable, "-P", "-m", "signer", "keeper"), None, lambda child: _listens(child, settings)
+        "keeper",
+        (sys.executable, "-P", "-m", "signer", "keeper"),
+        None,
+        lambda child: _listens(child, settings),
+        settings.ca_key_file if settings.mode == "local" else None,
     )
     api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _has_lived)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
-    signal.signal(signal.SIGHUP, lambda got, _frame: keeper.forward(got))
+    signal.signal(signal.SIGHUP, lambda _got, _frame: keeper.reload())
     try:
         keeper.start()
         _wait_until_ready(keeper, stopping)

@@ -120,7 +120,7 @@ VERBS: Final = (
         "Run",
         "start keeper and API, and keep both alive",
         "Checks the settings, starts the keeper and the API, each under its own user when started as root,\n"
-        "starts either again when it dies, and forwards signals. SIGHUP reads the policy file again.",
+        "starts either again when it dies, and forwards signals. SIGHUP reads policy and key file again.",
         ("signer serve",),
         lists_settings=True,
     ),
@@ -129,8 +129,10 @@ VERBS: Final = (
         "Run",
         "the process with key and ledger alone, for systemd",
         "Holds the CA key and the ledger, decides, records and signs what comes through its socket. The API\n"
-        "is then started apart: gunicorn 'signer.api.app:create_app()'. SIGHUP reads the policy file again.",
+        "is then started apart: gunicorn 'signer.api.app:create_app()'. SIGHUP reads policy and key file again.",
         ("signer keeper",),
+        # How `signer serve` hands the CA key file over at SIGHUP; of no use to anybody else.
+        (_argument("--key-channel", type=_whole(3, 1_000_000), help=argparse.SUPPRESS),),
         lists_settings=True,
     ),
     Verb(
@@ -189,6 +191,17 @@ VERBS: Final = (
         ),
         "verbs_ca",
         "ca_render",
+    ),
+    Verb(
+        "ca bundle",
+        _LOOK,
+        "the CA lines that hosts must trust: current, next, retired",
+        "What `GET /api/ca` of the running service answers, made from the policy file: for TrustedUserCAKeys. The\n"
+        "public half of the key file is read only if the policy does not say `ca.public_key`.",
+        ("signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'"),
+        (_JSON,),
+        "verbs_check",
+        "ca_bundle",
     ),
     Verb(
         "policy check",

@@ -1,4 +1,7 @@
-"""`signer check` and `signer ca inspect`: what a start would meet, and what a key file is. Both only read."""
+"""`signer check`, `signer ca inspect`, `signer ca bundle`: what a start would meet, a key file is, hosts must trust.
+
+They only read.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from signer import printing
-from signer.cakey import MIN_RSA_BITS, examine_ca_key
+from signer.bundle import render_bundle, trusted_keys
+from signer.cakey import MIN_RSA_BITS, examine_ca_key, load_ca_key
 from signer.check import Check, check_start, key_checks
-from signer.errors import BadFile, BadKeyFile
+from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.harden import forbid_dumps
 from signer.policyfile import load_policy
 from signer.publickeyfile import load_public_key
@@ -51,20 +55,45 @@ def ca_inspect(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     return 1 if _count(checks, "fail") else 0
 
 
+def ca_bundle(arguments: Namespace, settings: Callable[[], Settings]) -> int:
+    """Every CA line that hosts must trust."""
+    told = settings()
+    if told.mode == "vault":
+        raise BadSettings(
+            "bundle_incomplete",
+            "in mode vault hosts must trust Vault's key, too, which only the running service knows",
+            "ask the service: GET /api/ca",
+        )
+    policy = load_policy(told.policy_file)
+    in_use = None
+    if policy.ca.public is None:
+        forbid_dumps()
+        in_use = load_ca_key(told.ca_key_file, told.ca_key_owner, *policy.ca.may_sign).public
+    if arguments.json:
+        keys = [
+            {"is": what, "fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
+            for what, key in trusted_keys(policy.ca, in_use)
+        ]
+        printing.show_json({"keys": keys, "policy": policy.digest})
+    else:
+        printing.show(render_bundle(policy.ca, in_use).rstrip("\n"))
+    return 0
+
+
 def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object], list[Check]]:
     forbid_dumps()
     try:
-        pin = load_policy(settings.policy_file).ca_fingerprint
+        pins = load_policy(settings.policy_file).ca.may_sign
     except BadFile as error:
         printing.warn(f"the pin is not looked at: {error.text}")
-        pin = None
-    key, found = examine_ca_key(path, settings.ca_key_owner, pin)
+        pins = ()
+    key, found = examine_ca_key(path, settings.ca_key_owner, *pins)
     if found[0][1] is not None and found[0][1].code == "ca_key_missing":  # whose words are about the setting
         found = [("open", BadKeyFile("ca_key_missing", f"there is no file {path}", "name a file that is there"))]
     facts: dict[str, object] = {"file": str(path), "holds": "a private key" if key else "nothing readable"}
     if key is not None:
         facts |= _facts(key.kind, key.bits, key.fingerprint, key.blob)
-    return facts, list(key_checks(key, found, settings.ca_key_owner, pinned=pin is not None))
+    return facts, list(key_checks(key, found, settings.ca_key_owner, pins))
 
 
 def _inspect_public(path: Path) -> tuple[dict[str, object], list[Check]]:

@@ -40,7 +40,9 @@ def policy_check(arguments: Namespace, settings: Callable[[], Settings]) -> int:
         "roles": sorted(policy.roles),
         "identities": sorted(policy.identities),
         "tokens": len(policy.tokens),
-        "ca_fingerprint": policy.ca_fingerprint,
+        "ca_fingerprint": policy.ca.fingerprint,
+        "ca_next": policy.ca.next.fingerprint if policy.ca.next else None,
+        "ca_retired": [key.fingerprint for key in policy.ca.retired],
         "sha256": policy.digest,
     }
     if arguments.json:
@@ -51,6 +53,7 @@ def policy_check(arguments: Namespace, settings: Callable[[], Settings]) -> int:
             [
                 (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value)
                 for name, value in facts.items()
+                if value not in (None, [])
             ],
             "  ",
         )

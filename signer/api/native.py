@@ -60,7 +60,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         return _json(ask("unfreeze", {"scope": _word("scope", scope)}))
 
     def ca() -> Response:
-        return _text(link.ask({"op": "ca"})["public_key"] + "\n", "text/plain; charset=utf-8")
+        return _text(link.ask({"op": "ca"})["bundle"], "text/plain; charset=utf-8")
 
     def readyz() -> Response:
         health = link.ask({"op": "health"})

@@ -81,7 +81,8 @@ ROUTES: Final = (
         "DELETE", "/api/freezes/{scope}", "Issue again", answers.FreezeState, faults=(400, 401, 403, 404, 503),
     ),
     Route(
-        "GET", "/api/ca", "The CA's public key, for TrustedUserCAKeys", "text/plain", faults=(503,), is_open=True,
+        "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
+        is_open=True,
     ),
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
     Route("GET", "/healthz", "Does the api's process answer?", answers.Alive, faults=(), is_open=True),

@@ -36,6 +36,7 @@ KEY_PARTS: Final = MappingProxyType(
 )
 USER_KEY_KINDS: Final = frozenset(KEY_PARTS)
 CA_KEY_KINDS: Final = frozenset(kind for kind in KEY_PARTS if not kind.startswith("sk-"))
+MIN_CA_RSA_BITS: Final = 3072
 
 CERT_SUFFIX: Final = "-cert-v01@openssh.com"
 MAX_TEXT: Final = 16 * 1024  # an RSA-16384 line has 2,800 characters

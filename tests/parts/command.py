@@ -134,9 +134,11 @@ class World:
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
-        set NAME VALUE, sql STATEMENT (see `tamper`). In it <dir>, <ca> and <owner> stand for what they name."""
+        set NAME VALUE, sql STATEMENT (see `tamper`). <dir>, <ca>, <ca-key> and <owner> stand for what
+        they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
-        match [re.sub("<dir>|<ca>|<owner>", lambda found: named[found[0]], word) for word in words]:
+        named["<ca-key>"] = self.ca.public_line.split()[1]
+        match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
             case ["chmod", mode, name]:
                 (self.folder / name).chmod(int(mode, 8))
             case ["copy", source, target]:

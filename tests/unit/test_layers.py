@@ -20,11 +20,11 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
-    "edge": ("api", "keeper", "keeper_start", "link", "forwarding"),
-    "use case": ("ops", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
+    "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
+    "use case": ("ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
     "adapter": (
-        "ledger", "ledger_reader", "ledgeraudit", "cakey", "publickeyfile", "vault", "boundedhttp", "infisical",
-        "harden", "metrics",
+        "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
+        "boundedhttp", "infisical", "harden", "metrics",
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
@@ -38,6 +38,9 @@ NEIGHBOURS = {
     ("__main__", "cli"): "`python -m signer` is the same command",
     ("api", "link"): "the api reaches the keeper through its end of the socket",
     ("keeper_start", "keeper"): "starts it",
+    ("keeper_start", "keeper_reload"): "gives the keeper what it does on SIGHUP",
+    ("keeper_reload", "keeper"): "says what was taken, in the keeper's word",
+    ("cakey", "keychannel"): "opens the file as the launcher does",
     ("keeper", "forwarding"): "grants that Vault signs go out and come back through it",
     ("core", "foreign"): "what Vault made of a grant",
     ("foreign", "commands"): "a forwarded grant belongs to one",

@@ -40,7 +40,7 @@ def test_the_standard_policy_is_read() -> None:
     text = policy_text()
     read = parse_policy(text.encode())
     assert read.digest == sha256(text.encode()).hexdigest()
-    assert read.ca_fingerprint == builders.PretendKey().fingerprint
+    assert read.ca.fingerprint == builders.PretendKey().fingerprint
     role = read.roles["llmops"]
     assert (role.default_ttl, role.max_ttl, role.rsa_min_bits) == (900, 1800, 3072)
     assert read.identities["operator"].may == {"approve", "freeze", "ledger.read"}
