@@ -130,8 +130,6 @@ class _Adapter(HTTPAdapter):
             response = super().send(request, **limits)
             with closing(response):
                 body = response.raw.read(MAX_BODY + 1, decode_content=False)
-                if len(body) > MAX_BODY:
-                    response.raw.close()  # else it might be read to its end to keep the connection
         except (HTTPError, OSError) as error:  # what `requests` raises is an OSError, too
             if call.is_over:
                 raise requests.exceptions.ReadTimeout("the time was up", request=request) from None

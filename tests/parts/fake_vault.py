@@ -251,13 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {**envelope, "wrap_info": None, "warnings": None, "auth": None, **make()})
 
     def _fail(self, fault: object) -> None:
-        """A number is a status; a pair a status and Vault's sentence; bytes an answer of 200; a text a way to hang."""
+        """A status, alone or with Vault's sentence or a body; bytes are an answer of 200; a text is a way to hang."""
         token = self._token()
         match fault:
             case int():
                 self._answer(fault, {"errors": [f"{token} went wrong"]})
             case (int() as status, str() as sentence):
                 self._answer(status, {"errors": [sentence]})
+            case (int() as status, bytes() as body):
+                self._raw(status, body, {"Content-Type": "application/json"})
             case bytes():
                 self._raw(200, fault)
             case "hang":

@@ -127,11 +127,25 @@ def test_each_fault_has_its_code(client: VaultClient, fake: FakeVault, call: str
     assert client.sign(builders.grant()).line
 
 
-def test_error_bodies_that_are_no_object_have_a_code(client: VaultClient, fake: FakeVault) -> None:
-    for line in ("[]", '"x"', "{}", '{"errors": "permission denied"}', '{"errors": [1, null]}', "{", "[" * 100_000):
-        fake.replace_line = lambda _: "no certificate"
-        fake.fault = {"sign": (400, line)}
-        assert refusal(client).code == "vault_refused"
+@pytest.mark.parametrize(
+    "body, code",
+    [
+        (b"", "vault_refused"),
+        (b"{", "vault_refused"),
+        (b"{}", "vault_refused"),
+        (b"[" * 100_000, "vault_refused"),
+        (b"[]", "vault_answer_malformed"),
+        (b'"x"', "vault_answer_malformed"),
+        (b'{"errors": [1, null]}', "vault_answer_malformed"),
+        (b'{"errors": 5}', "vault_answer_malformed"),
+        (b'{"errors": "unknown role"}', "vault_refused"),
+        (b'{"errors": []}', "vault_refused"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_error_bodies_of_any_form_have_a_code(client: VaultClient, fake: FakeVault, body: bytes, code: str) -> None:
+    fake.fault = {"sign": (400, body)}
+    assert refusal(client).code == code
 
 
 def test_nobody_there_is_vault_down(token_file: Path) -> None:
@@ -146,12 +160,15 @@ def test_nobody_there_is_vault_down(token_file: Path) -> None:
 def test_a_call_ends_however_little_arrives(
     client: VaultClient, fake: FakeVault, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vault, "ANSWERS_WITHIN", SOON)
-    fake.fault = {"sign": fault}
-    assert refusal(client).code == "vault_slow"
-    assert fake.asked.count("sign") == 1, "a signature is asked for once"
-    fake.fault = {}
-    assert client.sign(builders.grant()).line
+    for kept in (False, True):  # a connection that is new, and one that was kept
+        with monkeypatch.context() as soon:
+            soon.setattr(vault, "ANSWERS_WITHIN", SOON)
+            fake.fault = {"sign": fault}
+            fake.asked.clear()
+            assert refusal(client).code == "vault_slow", kept
+            assert fake.asked == ["sign"], "a signature is asked for once"
+        fake.fault = {}
+        assert client.sign(builders.grant()).line
 
 
 def test_no_proxy_and_no_password_comes_from_the_environment(
