@@ -92,8 +92,10 @@ class Engine:
         self.podman("tag", self.image, "localhost/signer:test")
 
     def forget(self) -> None:
-        """Takes this run's name from the image."""
+        """Takes this run's name from the image, and ends what earlier builds left behind a day ago."""
         self.run("podman", "rmi", self.image)
+        ours, old = "label=org.opencontainers.image.title=signer", "until=24h"
+        self.run("podman", "image", "prune", "--force", "--filter", ours, "--filter", old)
 
     def in_image(self, *argv: str) -> str:
         """What a command in a fresh container of the image prints."""
@@ -202,7 +204,7 @@ class Contained(Service):
 
     def keeper(self) -> Inhabitant:
         """The keeper's process."""
-        (found,) = [one for one in self.processes().values() if one.command.endswith(" -m signer keeper")]
+        (found,) = [one for one in self.processes().values() if " -m signer keeper" in one.command]
         return found
 
 

@@ -16,6 +16,7 @@ from tests.parts.container import API_ID, KEEPER_ID, Contained, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
 from tests.parts.openbao import OpenBao
+from tests.parts.service import STANDARD_POLICY, fill_policy
 from tests.parts.sshd import Sshd, StartSshd
 
 pytestmark = [missing.needs_podman, missing.needs_podman_compose, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -246,6 +247,25 @@ def test_a_killed_keeper_comes_back_with_its_ledger(local: Contained, user: Key)
     eventually(lambda: local.is_ready() and local.keeper().pid != killed.pid, "another keeper is ready")
     assert local.keeper().uid == KEEPER_ID
     assert int(local.sign(user.public_line).json()["serial"]) == before + 1
+
+
+def test_sighup_takes_a_policy_file_that_was_replaced(local: Contained, user: Key) -> None:
+    """By rename, as editors and git do it: the folder is mounted, not the file."""
+
+    def replace(policy: str) -> None:
+        fresh = local.policy_file.with_name("fresh")
+        fresh.write_text(fill_policy(policy, local.ca.fingerprint, local.tokens))
+        fresh.chmod(0o644)
+        fresh.replace(local.policy_file)
+        local.engine.podman("kill", "--signal", "HUP", local.name)
+
+    def asked() -> int:
+        return local.sign(user.public_line, ttl="20m").status
+
+    replace(STANDARD_POLICY.replace('max_ttl = "30m"', 'max_ttl = "16m"'))
+    eventually(lambda: asked() == 403, "the shorter lifetime is in force")
+    replace(STANDARD_POLICY)
+    eventually(lambda: asked() == 201, "the longer one is back")
 
 
 def test_no_zombie_is_left_of_a_killed_gunicorn(local: Contained) -> None:
