@@ -163,19 +163,24 @@ def test_the_launcher_opens_the_file_and_reads_nothing_of_it(
     assert "SCM_RIGHTS" in touching[1]
 
 
-def test_only_the_keeper_has_the_other_end_of_the_channel(world: Rotating) -> None:
-    """The api could otherwise hand the keeper a file of its choice, though not one with a key that policy names."""
-    keeper = world.service.keeper_pid()
+def sockets(pid: int) -> set[Path]:
+    links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link for link in links if str(link).startswith("socket:")}
+
+
+def test_the_api_has_neither_end_of_the_channel(world: Rotating) -> None:
+    """It could otherwise hand the keeper a file of its choice, though none with a key that policy does not name."""
+    keeper, launcher = world.service.keeper_pid(), world.service.pid
+    assert keeper is not None
     words = Path(f"/proc/{keeper}/cmdline").read_text().split("\0")
-    number = words[words.index("--key-channel") + 1]
-    channel = Path(f"/proc/{keeper}/fd/{number}").readlink()
-    children = Path(f"/proc/{world.service.pid}/task/{world.service.pid}/children").read_text().split()
-    for child in children:
-        if int(child) != keeper:
-            held = {link.readlink() for link in Path(f"/proc/{child}/fd").iterdir()}
-            assert channel not in held
-            sockets = [link for link in held if str(link).startswith("socket:")]
-            assert len(sockets) <= 1, "gunicorn's own listener"
+    theirs = Path(f"/proc/{keeper}/fd/{words[words.index('--key-channel') + 1]}").readlink()
+    (ours,) = sockets(launcher)
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (gunicorn,) = [int(child) for child in children if int(child) != keeper]
+    workers = Path(f"/proc/{gunicorn}/task/{gunicorn}/children").read_text().split()
+    assert workers
+    for pid in (gunicorn, *map(int, workers)):
+        assert not sockets(pid) & {ours, theirs}
 
 
 def test_a_killed_keeper_comes_back_with_the_new_key_and_takes_the_next_one_too(
