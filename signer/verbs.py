@@ -140,6 +140,7 @@ VERBS: Final = (
         _LOOK,
         "would it start? settings, users, policy, key file, ledger",
         "Looks at everything a start depends on, changes nothing, and says `ok`, `warn` or `FAIL` for each.\n"
+        "In a checkout of the repository it also compares overlays, runbooks and preflight with the program.\n"
         "Run it as the user that starts the service. Exit status 1 if anything failed.",
         ("signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"),
         (_JSON,),

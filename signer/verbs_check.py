@@ -16,20 +16,26 @@ from signer import printing
 from signer.bundle import render_bundle, trusted_keys
 from signer.cakey import MIN_RSA_BITS, examine_ca_key, load_ca_key
 from signer.check import Check, check_start, key_checks
+from signer.check_repository import check_repository, is_checkout
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.harden import forbid_dumps
 from signer.policyfile import load_policy
 from signer.publickeyfile import load_public_key
 from signer.settings import Settings
 from signer.ssh.publickey import CA_KEY_KINDS, render_public_key
+from signer.verbs import VERBS
 
+ABOVE_PACKAGE: Final = Path(__file__).parents[1]
+_LOGIN_VERBS: Final = frozenset({"safe-session ssh", "safe-session exec"})
 _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
 def check(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """One line for each check, and whether it would start."""
+    """One line for each check, and whether it would start; in a checkout, whether its files fit the program, too."""
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
+    if is_checkout(ABOVE_PACKAGE):
+        checks += check_repository(ABOVE_PACKAGE, {f"signer {verb.words}" for verb in VERBS} | _LOGIN_VERBS)
     if arguments.json:
         printing.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
     else:

@@ -21,7 +21,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
-    "use case": ("ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check"),
+    "use case": (
+        "ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "queries", "recorded", "check",
+        "check_repository",
+    ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
         "boundedhttp", "infisical", "harden", "metrics",
@@ -29,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
     ),
-    "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing"),
+    "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
     "words": ("model", "errors", "timestamps", "__init__"),
 }  # fmt: skip
 
@@ -46,6 +49,8 @@ NEIGHBOURS = {
     ("foreign", "commands"): "a forwarded grant belongs to one",
     ("cli", "serve"): "`signer serve` is a verb",
     ("grammar", "verbs"): "reads words by the list of verbs",
+    ("verbs_check", "verbs"): "documents may show no verb that there is not",
+    ("check_repository", "check"): "its findings are checks",
     ("core", "counts"): "what the core remembers",
     ("core", "commands"): "what the core is told",
     ("core", "drafts"): "from a grant to the bytes that are signed",
