@@ -283,6 +283,12 @@ def _check_regular(facts: os.stat_result, _owner: str) -> None:
 
 
 def _check_links(facts: os.stat_result, _owner: str) -> None:
+    if facts.st_nlink == 0:
+        raise BadKeyFile(
+            "ca_key_replaced",
+            "the CA key file was replaced or removed after it was opened",
+            "send SIGHUP, or start, again",
+        )
     if facts.st_nlink != 1:
         raise BadKeyFile(
             "ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it afresh, with one"

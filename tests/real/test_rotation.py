@@ -331,4 +331,5 @@ def test_a_hundred_signals_at_once_leave_it_serving_with_the_newest_key(
     world.hup()
     assert world.in_use() == new.fingerprint
     assert world.service.sign(user.public_line).status == 201
-    assert world.events("ca.refused") == []
+    # A file that was replaced before the keeper came to look at it is refused; the one in its place came later.
+    assert {event["code"] for event in world.events("ca.refused")} <= {"ca_key_replaced"}

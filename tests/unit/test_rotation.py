@@ -418,6 +418,20 @@ def test_a_keeper_takes_what_its_launcher_opened(
 
 
 @pytest.mark.unix_socket
+def test_a_file_that_is_replaced_on_its_way_is_refused_for_what_it_is(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, keyring: KeyRing
+) -> None:
+    world = Reload(tmp_path, keyring("ed25519", "ca"), keyring("ecdsa256", "new-ca"), ends[1])
+    world.say(world.old, world.new)
+    keychannel.hand_over(ends[0], world.key_file)
+    world.place(world.new)
+    assert world.run() == (True, False)
+    assert world.codes("ca.refused") == ["ca_key_replaced"]
+    keychannel.hand_over(ends[0], world.key_file)
+    assert world.run() == (True, True)
+
+
+@pytest.mark.unix_socket
 def test_what_the_launcher_could_not_open_is_refused(
     ends: tuple[socket.socket, socket.socket], tmp_path: Path, keyring: KeyRing
 ) -> None:
