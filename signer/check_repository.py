@@ -42,7 +42,9 @@ _LOCAL_MOUNT: Final[dict[Place, str]] = {
 }
 _LOCAL_SOURCE: Final = (*_MOUNT, "source")
 # What the preflight cannot meet: root reads every file, signs nothing, and knows no other owner than root:root.
-_KEEPER_ALONE: Final = frozenset({"ca_key_unreadable", "ca_key_self_test_failed", "ca_key_owner_unknown"})
+_KEEPER_ALONE: Final = frozenset(
+    {"ca_key_unreadable", "ca_key_self_test_failed", "ca_key_owner_unknown", "ca_key_replaced"}
+)
 
 _PATH: Final = re.compile(r"(?<![\w/.~$}*-])(?:\.ci|overlays|runbooks|scripts|signer|tests)/[\w./*-]*\w")
 _LINK: Final = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
