@@ -29,6 +29,7 @@ hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("signer")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers a file's tests stay together; those that need podman share its store, so they do, too."""
     for item in items:

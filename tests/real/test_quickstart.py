@@ -79,7 +79,7 @@ def test_a_real_login_is_shown_with_its_record_and_nothing_is_left() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^login .*uid=", done.stdout, re.MULTILINE)
     assert re.search(r"^sshd says +Accepted publickey .*ID deploy-agent:llmops \(serial 1\)", done.stdout, re.MULTILINE)
-    assert re.search(r"1 +deploy-agent +llmops", done.stdout)
+    assert re.search(r"1 +local +deploy-agent +llmops", done.stdout)
     assert re.search(r"^verify +intact", done.stdout, re.MULTILINE)
     assert len(done.stdout.splitlines()) <= 16
     check_gone(folder_of(done.stdout))
