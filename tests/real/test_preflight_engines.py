@@ -7,6 +7,7 @@ import json
 import shutil
 import socketserver
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -76,14 +77,17 @@ HARDENED = ("--read-only", "--cap-drop", "all", "--cap-add", "SETUID", "--cap-ad
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     if reason := missing.podman():
         pytest.skip(reason)
-    program = Podman(tmp_path_factory.mktemp("podman"))
+    # Not pytest's own folder, whose name is long with several workers: podman takes 50 characters for its state.
+    folder = Path(tempfile.mkdtemp(prefix="pm-"))
+    program = Podman(folder)
     yield program
     subprocess.run([program.program, "rm", "--all", "--force", "--time", "0"], capture_output=True)
     # podman leaves its storage mounted on itself.
-    subprocess.run(["umount", program.folder / "storage" / "overlay"], capture_output=True)
+    subprocess.run(["umount", folder / "storage" / "overlay"], capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
