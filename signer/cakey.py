@@ -356,7 +356,7 @@ def _parse(data: bytes) -> _PrivateKey:
         raise BadKeyFile(
             "ca_key_has_passphrase", "the CA key has a passphrase", "store the key without one in Infisical"
         ) from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
         raise BadKeyFile(
             "ca_key_not_a_private_key",
             "the CA key file holds no OpenSSH private key",

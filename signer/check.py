@@ -19,6 +19,7 @@ from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
 from signer.harden import check_users
 from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import check_recent
+from signer.ops.render import IN_MEMORY, UNKNOWN, file_system_of
 from signer.policy import Policy
 from signer.policyfile import load_policy
 from signer.settings import Settings, load_settings
@@ -26,7 +27,6 @@ from signer.timestamps import timestamp
 
 SOON: Final = 14 * 86_400  # seconds; a token that ends within it is worth a word
 _ROOM: Final = 256 * 1024 * 1024  # bytes; about 300,000 certificates
-_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,26 +170,14 @@ def _pin_seen(key: CaKey | None, pins: Sequence[str]) -> str:
 
 
 def _check_key_place(path: Path) -> Iterator[Check]:
-    kind = filesystem_of(path)
-    if kind is None or kind in _IN_MEMORY:
-        yield Check("ok", "ca_key_place", kind or "unknown file system")
+    try:
+        kind = file_system_of(path)
+    except OSError:
+        kind = UNKNOWN
+    if kind == UNKNOWN or kind in IN_MEMORY:
+        yield Check("ok", "ca_key_place", "unknown file system" if kind == UNKNOWN else kind)
     else:
         yield Check("warn", "ca_key_on_disk", f"on {kind}, where it outlives the host", "render it to a tmpfs")
-
-
-def filesystem_of(path: Path) -> str | None:
-    """The type of the file system that holds `path`, such as `tmpfs`; None if the kernel does not say."""
-    try:
-        device = path.stat().st_dev
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in lines:
-        fields = line.split(" ")  # proc_pid_mountinfo(5): … device is the third, the type follows a lone "-"
-        if fields[2] == number:
-            return fields[fields.index("-") + 1]
-    return None
 
 
 def _check_directories(settings: Settings) -> Iterator[Check]:

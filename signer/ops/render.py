@@ -23,7 +23,8 @@ from signer.cakey import KeyMaterial
 from signer.errors import SignerError, Unavailable
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
-_MEMORY: Final = ("tmpfs", "ramfs")
+IN_MEMORY: Final = ("tmpfs", "ramfs")
+UNKNOWN: Final = "?"
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _NO_ERRNO: Final = 255
 Result = Literal["written", "unchanged", "agrees", "differs", "missing"]
@@ -125,7 +126,7 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
         kind = file_system_of(target.parent)
     except OSError as error:
         raise _no_directory(error) from None
-    if kind not in _MEMORY and not allow_disk:
+    if kind not in IN_MEMORY and not allow_disk:
         raise RefusedTarget(
             "target_on_disk",
             f"the target's directory is on {kind}, which outlives a reboot",
@@ -167,11 +168,11 @@ def file_system_of(folder: Path) -> str:
     """The type of the file system that holds `folder`, from /proc/self/mountinfo (proc(5)); `?` if it is not there."""
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         before, _, after = line.partition(" - ")
         if before.split(" ")[2] == wanted:
             return after.split(" ")[0]
-    return "?"
+    return UNKNOWN
 
 
 def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged"]) -> Rendered:

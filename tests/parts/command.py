@@ -200,7 +200,7 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     """A fresh world, which `signer` commands run in this process will see until the test ends."""
     for module in ("verbs_check", "verbs_ca"):
         monkeypatch.setattr(f"signer.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
-    monkeypatch.setattr("signer.check.filesystem_of", lambda _path: "ext4")
+    monkeypatch.setattr("signer.check.file_system_of", lambda _path: "ext4")
     monkeypatch.setattr("signer.ops.render.file_system_of", lambda _path: "ext4")
     folder = tmp_path / "w"
     monkeypatch.setattr("signer.verbs_check.ABOVE_PACKAGE", folder)  # as if installed; the checkout has its own tests

@@ -47,6 +47,7 @@ NEIGHBOURS = {
     ("keeper", "forwarding"): "grants that Vault signs go out and come back through it",
     ("core", "foreign"): "what Vault made of a grant",
     ("foreign", "commands"): "a forwarded grant belongs to one",
+    ("check", "ops"): "where a key may lie is asked with the question of `ca render`",
     ("cli", "serve"): "`signer serve` is a verb",
     ("grammar", "verbs"): "reads words by the list of verbs",
     ("verbs_check", "verbs"): "documents may show no verb that there is not",
