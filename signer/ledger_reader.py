@@ -222,15 +222,24 @@ def _driver(wanted: Filter) -> tuple[str, str, object]:
 
 
 def read_issued(row: tuple[Any, ...]) -> Issued:
-    """A row of `certificates` as its type."""
+    """A row of `certificates` as its type; raises `LedgerBroken` for one that no signer wrote."""
     seq, serial, backend, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
+    try:
+        number, names = int(serial), json.loads(principals)
+    except (ValueError, RecursionError):
+        number, names = -1, None
+    texts = [backend, identity, role, fingerprint, key_id, *(names if isinstance(names, list) else [None])]
+    times = (valid_after, valid_before)
+    in_range = all(isinstance(seconds, int) and 0 <= seconds < 1 << 40 for seconds in times)
+    if number < 0 or not in_range or not all(isinstance(text, str) for text in texts):
+        raise broken_at(seq, "the tables hold a row that no signer wrote")
     return Issued(
-        serial=int(serial),
+        serial=number,
         backend=backend,
         seq=seq,
         identity=identity,
         role=role,
-        principals=tuple(json.loads(principals)),
+        principals=tuple(names),
         fingerprint=fingerprint,
         key_id=key_id,
         valid_after=valid_after,

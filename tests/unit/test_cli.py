@@ -249,6 +249,10 @@ ANY_KEY = '"\\u001b[2J\\n" = 1'
         st.sampled_from(['["\x1b]0;x\x07"]', "[1]", "{}", "null", "[" * 9999]),
     ),
 )
+@example("principals", "[1]")
+@example("valid_before", 67768036191676799)
+@example("valid_after", -1)
+@example("serial", "x")
 def test_no_table_makes_a_stack(world: World, column: str, value: str | int) -> None:
     number = column.startswith("valid")
     if isinstance(value, int) != number:
