@@ -1,0 +1,174 @@
+"""What a plan is: steps, and everything they depend on, under one digest. Pure.
+
+A plan is made twice by the same function, once to be printed and once before it is applied; `differences` says, field
+by field, where the world moved in between. Carrying it out is in `apply.py`, remembering how far in `journal.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from signer.chain import canonical_json
+from signer.errors import BadFile
+
+VERSION: Final = 1
+Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
+Operation = Literal["cutover", "decommission"]
+
+
+class Drift(BadFile):
+    """The world is no longer the one that the plan was made of; `problems` has one line for each field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a step saw or did: one line for people, and facts that are ready for JSON and hold no secret."""
+
+    summary: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, the same object when it is printed and when it is carried out.
+
+    `act` does it and `verify` proves that it worked; both raise `SignerError` if not. `is_done` says whether it needs
+    to be done at all, which matters when a run is taken up again. `undo` takes it back; None beside the effect
+    `DESTROYS` means that nothing can. `undo_text` says that in words. `reads` names what the step looks at.
+    """
+
+    name: str
+    title: str
+    effect: Effect
+    act: Callable[[], Observation]
+    verify: Callable[[], Observation] | None = None
+    is_done: Callable[[], bool] = lambda: False
+    undo: Callable[[], Observation] | None = None
+    undo_text: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def is_irreversible(self) -> bool:
+        """True if nothing takes it back."""
+        return self.effect == "DESTROYS"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done and what that depends on.
+
+    `inputs` is what must not change between plan and end, `now` the state that the steps themselves change; both are
+    names to values ready for JSON. `steps` are descriptions with the commands that would be run.
+    """
+
+    operation: Operation
+    title: str
+    inputs: Mapping[str, Any]
+    now: Mapping[str, Any]
+    then: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan file's content, its digest included."""
+        return {**self._content(), "digest": self.digest}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "operation": self.operation,
+            "title": self.title,
+            "inputs": dict(self.inputs),
+            "now": dict(self.now),
+            "then": dict(self.then),
+            "steps": [dict(step) for step in self.steps],
+        }
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the hash of the canonical JSON (RFC 8785) of everything else."""
+        return "sha256:" + sha256(canonical_json(self._content()).encode()).hexdigest()
+
+
+def describe(step: Step, number: int, would: tuple[str, ...]) -> dict[str, Any]:
+    """A step as the plan holds it; `would` are the lines that a recording implementation wrote down."""
+    return {
+        "number": number,
+        "name": step.name,
+        "title": step.title,
+        "effect": step.effect,
+        "undo": step.undo_text,
+        "reads": list(step.reads),
+        "would": list(would),
+    }
+
+
+def read_plan(text: str, operation: Operation) -> Plan:
+    """The plan in a plan file; raises `BadFile` unless it is whole, unedited and of that operation."""
+    try:
+        raw = json.loads(text)
+        plan = Plan(
+            operation=raw["operation"],
+            title=raw["title"],
+            inputs=raw["inputs"],
+            now=raw["now"],
+            then=raw["then"],
+            steps=tuple(raw["steps"]),
+        )
+        is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan") from None
+    if not is_ours:
+        raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")
+    if plan.operation != operation:
+        raise BadFile(
+            "plan_of_another_operation",
+            f"this is a plan for {plan.operation}, not for {operation}",
+            f"signer {plan.operation} apply applies it",
+        )
+    return plan
+
+
+def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
+    """Raises `Drift` unless the plan made now is the plan that was printed.
+
+    `with_state` is False when a run is taken up again: its own steps have changed the state since.
+    """
+    problems = [*differences(planned.inputs, found.inputs, "inputs")]
+    if with_state:
+        problems += differences(planned.now, found.now, "now")
+    problems += differences(
+        {str(step["number"]): step for step in planned.steps},
+        {str(step["number"]): step for step in found.steps},
+        "steps",
+    )
+    if not problems:
+        problems += differences(planned.then, found.then, "then")
+    if problems:
+        count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
+        raise Drift(
+            "plan_drifted",
+            f"the world is not the one that was planned for: {count}",
+            f"look at them, then make a new plan: signer {planned.operation} plan",
+            tuple(problems),
+        )
+
+
+def differences(planned: object, found: object, place: str) -> Iterator[str]:
+    """One line for each field that differs, with its place and both values."""
+    if isinstance(planned, Mapping) and isinstance(found, Mapping):
+        for name in sorted({*planned, *found}):
+            yield from differences(planned.get(name), found.get(name), f"{place}.{name}")
+    elif isinstance(planned, list | tuple) and isinstance(found, list | tuple) and len(planned) == len(found):
+        for number, (one, other) in enumerate(zip(planned, found, strict=True)):
+            yield from differences(one, other, f"{place}.{number}")
+    elif planned != found:
+        yield f"{place}: planned {_shown(planned)}, found {_shown(found)}"
+
+
+def _shown(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else f"{text[:119]}…"
