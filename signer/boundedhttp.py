@@ -116,6 +116,10 @@ class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
 class _Adapter(HTTPAdapter):
     """Reads the whole body itself, up to its limit, so that nothing above it reads from the network."""
 
+    def __init__(self, max_body: int, **options: Any) -> None:
+        self._max_body = max_body  # bytes
+        super().__init__(**options)
+
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
@@ -129,7 +133,7 @@ class _Adapter(HTTPAdapter):
         try:
             response = super().send(request, **limits)
             with closing(response):
-                body = response.raw.read(MAX_BODY + 1, decode_content=False)
+                body = response.raw.read(self._max_body + 1, decode_content=False)
         except (HTTPError, OSError) as error:  # what `requests` raises is an OSError, too
             if call.is_over:
                 raise requests.exceptions.ReadTimeout("the time was up", request=request) from None
@@ -138,19 +142,22 @@ class _Adapter(HTTPAdapter):
             raise requests.exceptions.ConnectionError(type(error).__name__, request=request) from None
         if call.is_over:  # the connection's end may look like the body's
             raise requests.exceptions.ReadTimeout("the time was up", request=request)
-        if len(body) > MAX_BODY:
+        if len(body) > self._max_body:
             raise requests.exceptions.ContentDecodingError("the body is too large", request=request)
         response.raw = io.BytesIO(body)
         return response
 
 
-def new_session(tls_ca_file: Path | None = None) -> requests.Session:
-    """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either."""
+def new_session(tls_ca_file: Path | None = None, max_body: int = MAX_BODY) -> requests.Session:
+    """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either.
+
+    An answer of more than `max_body` bytes is an error.
+    """
     session = requests.Session()
     session.trust_env = False
     if tls_ca_file is not None:
         session.verify = str(tls_ca_file)
     session.headers["Accept-Encoding"] = "identity"
     for prefix in ("http://", "https://"):
-        session.mount(prefix, _Adapter(pool_connections=1, pool_maxsize=1))
+        session.mount(prefix, _Adapter(max_body, pool_connections=1, pool_maxsize=1))
     return session

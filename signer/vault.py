@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -17,24 +16,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import hvac
-import requests
-from hvac import exceptions as said
 
 from signer.boundedhttp import Watch, new_session
-from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
+from signer.errors import BadFormat, BadSettings, SignerError
 from signer.model import Grant, PublicKey, Returned
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.vaultfaults import ca_unknown, malformed, mapped, read_token
 
 log = logging.getLogger("signer.vault")
 
 ANSWERS_WITHIN: Final = 4.5  # seconds for all that one signature, or one look, takes; the keeper gives up after 5
 LOOK_EVERY: Final = 2.0  # seconds between two looks at Vault, from which readiness follows
-MAX_TOKEN: Final = 4096  # bytes
 RENEW_EVERY_AT_MOST: Final = 300.0  # seconds
 RENEW_EVERY_AT_LEAST: Final = 1.0
-_SEALED: Final = "sealed"
-_NO_CA: Final = ("no default issuer", "keys haven't been configured")
 
 
 class VaultClient:
@@ -55,7 +50,7 @@ class VaultClient:
         self._clients: list[Any] = []  # of all threads
         self._token = read_token(token_file)
         self._ca: PublicKey | None = None
-        self._fault: SignerError | None = _ca_unknown()
+        self._fault: SignerError | None = ca_unknown()
         self._renew_at = 0.0
         self._warned = ""  # code of the trouble with the token that was logged last
         self._watch = Watch()
@@ -78,7 +73,7 @@ class VaultClient:
             data = self._call(lambda client: client.write_data(f"{self._mount}/sign/{grant.role}", data=fields))
             line = data.get("signed_key")
             if not isinstance(line, str):
-                raise _malformed()
+                raise malformed()
             ca = self._ca
             if ca is None or _ca_key_in(line) != ca.blob:  # Vault may have another CA key since we asked
                 ca = self._ask_ca()
@@ -87,7 +82,7 @@ class VaultClient:
     def known_ca(self) -> PublicKey:
         """Vault's CA key as it was told last; raises `Unavailable` if it never was. Asks nobody, so it never waits."""
         if self._ca is None:
-            raise self._fault or _ca_unknown()
+            raise self._fault or ca_unknown()
         return self._ca
 
     def ask_ca(self) -> PublicKey:
@@ -139,7 +134,7 @@ class VaultClient:
         try:
             key = parse_public_key(str(data["public_key"]))
         except (KeyError, BadFormat):
-            raise _malformed() from None
+            raise malformed() from None
         if self._ca is not None and key.blob != self._ca.blob:
             log.warning("Vault has another CA key: %s instead of %s", key.fingerprint, self._ca.fingerprint)
         self._ca = key
@@ -179,14 +174,14 @@ class VaultClient:
         """That part of one call's answer; it is made once more if Vault takes the file's token and not ours."""
         used = self._token
         try:
-            answer = _mapped(act, self._client())
+            answer = mapped(lambda: act(self._client()))
         except SignerError as error:
             if error.code != "vault_forbidden" or not (self._take_new_token() or self._token != used):
                 raise
-            answer = _mapped(act, self._client())
+            answer = mapped(lambda: act(self._client()))
         found = answer.get(part) if isinstance(answer, dict) else None
         if not isinstance(found, dict):
-            raise _malformed()
+            raise malformed()
         return found
 
     def _client(self) -> Any:
@@ -207,100 +202,3 @@ def _ca_key_in(line: str) -> bytes:
         return decode_certificate(binascii.a2b_base64(line.split()[1]))[0].ca_key
     except (BadFormat, ValueError, IndexError):
         return b""
-
-
-def _ca_unknown() -> Unavailable:
-    return Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "give its mount a CA key, and start it")
-
-
-def _mapped(act: Callable[[Any], Any], client: Any) -> Any:
-    """Runs one hvac call; every fault of Vault's or the way's becomes one of ours."""
-    try:
-        return act(client)
-    except requests.exceptions.Timeout:
-        raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
-    except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):
-        raise _malformed() from None
-    except requests.exceptions.SSLError:
-        raise Unavailable(
-            "vault_not_trusted",
-            "nobody we trust vouches for Vault's TLS certificate",
-            "check SIGNER_VAULT_CA_FILE, and the name in SIGNER_VAULT_ADDR",
-        ) from None
-    except requests.exceptions.RequestException:
-        raise Unavailable("vault_down", "Vault cannot be reached", "start Vault, or check SIGNER_VAULT_ADDR") from None
-    except (said.VaultDown, said.VaultNotInitialized) as error:
-        if not _says(error, _SEALED):  # 503 is also what a proxy says that does not reach it
-            raise _failed() from None
-        raise Unavailable("vault_sealed", "Vault is sealed", "unseal Vault") from None
-    except (said.Forbidden, said.Unauthorized):
-        raise Unavailable(
-            "vault_forbidden",
-            "Vault does not let our token sign",
-            "put a token with update on the sign path into SIGNER_VAULT_TOKEN_FILE",
-        ) from None
-    except said.InvalidPath:
-        raise Unavailable("vault_mount_missing", "Vault has no such mount", "check SIGNER_VAULT_MOUNT") from None
-    except said.InvalidRequest as error:
-        raise _refusal(error) from None
-    except said.RateLimitExceeded:
-        raise Unavailable("vault_rate_limited", "Vault says that it is asked too often", "try again") from None
-    except said.VaultError:
-        raise _failed() from None
-    except (ValueError, TypeError, AttributeError, RecursionError):  # hvac trips over JSON of another form
-        raise _malformed() from None
-
-
-def _refusal(error: said.InvalidRequest) -> SignerError:
-    if _says(error, "unknown role"):
-        return Unavailable(
-            "vault_role_missing", "Vault has no role of that name", "make it, or take it out of policy.toml"
-        )
-    if any(_says(error, words) for words in _NO_CA):
-        return _ca_unknown()
-    return SignerError(
-        "vault_refused", "Vault refuses what policy.toml grants", "bring Vault's role and policy.toml together"
-    )
-
-
-def _says(error: said.VaultError, words: str) -> bool:
-    """True if one of Vault's sentences has these words; they are compared and go nowhere."""
-    return isinstance(error.errors, list) and any(words in str(line).lower() for line in error.errors)
-
-
-def _failed() -> Unavailable:
-    return Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log")
-
-
-def _malformed() -> Unavailable:
-    return Unavailable(
-        "vault_answer_malformed", "Vault's answer is not one of its sign path", "check SIGNER_VAULT_ADDR"
-    )
-
-
-def read_token(path: Path) -> str:
-    """The token in a regular file that only its owner may read; raises `BadSettings`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise BadSettings(
-            "vault_token_unreadable",
-            f"the file of SIGNER_VAULT_TOKEN_FILE cannot be opened: {error.strerror}",
-            "name a regular file that the keeper's user may read",
-        ) from None
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
-            raise BadSettings(
-                "vault_token_not_private",
-                f"the file of SIGNER_VAULT_TOKEN_FILE has mode {stat.S_IMODE(facts.st_mode):04o}",
-                "chmod 0400 it",
-            )
-        token = os.read(descriptor, MAX_TOKEN + 1).decode("utf-8", "replace").strip()
-    finally:
-        os.close(descriptor)
-    if not token or len(token) > MAX_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
-        raise BadSettings(
-            "vault_token_malformed", "the file of SIGNER_VAULT_TOKEN_FILE is not one token", "put the token into it"
-        )
-    return token

@@ -14,7 +14,8 @@ import requests
 from signer import boundedhttp, vault
 from signer.boundedhttp import Watch, new_session
 from signer.errors import BadSettings, SignerError, Unavailable
-from signer.vault import VaultClient, read_token
+from signer.vault import VaultClient
+from signer.vaultfaults import read_token
 from tests.parts import builders
 from tests.parts.eventually import eventually
 from tests.parts.fake_vault import TOKEN, FakeVault, ForeignCa

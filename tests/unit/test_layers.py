@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
-        "boundedhttp", "infisical", "harden", "metrics",
+        "vaultfaults", "vaultadmin", "boundedhttp", "infisical", "harden", "metrics",
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
@@ -64,6 +64,9 @@ NEIGHBOURS = {
     ("ledgeraudit", "ledger_reader"): "with its way of opening and reading",
     ("ledgeraudit", "ledger"): "checks what the other wrote, with its way of opening and reading",
     ("vault", "boundedhttp"): "its calls must end",
+    ("vault", "vaultfaults"): "what Vault says as codes of ours",
+    ("vaultadmin", "boundedhttp"): "its calls must end",
+    ("vaultadmin", "vaultfaults"): "what Vault says as codes of ours",
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
