@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from signer import queries
 from signer.commands import Command, Explain, Freeze, Query, Sign, Unfreeze
-from signer.counts import Holdings, Refusals
+from signer.counts import Holdings, Refusals, refusal_event
 from signer.drafts import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
 from signer.errors import (
     BadPublicKey,
@@ -31,7 +31,6 @@ from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Retu
 from signer.policy import Policy, decide, explain
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
-from signer.tokens import hide_tokens
 
 CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
 Reply = dict[str, object] | SignerError
@@ -169,8 +168,7 @@ class Core:
                 self._report(error)
             del self._out[id(forward)]
             self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
-            event = self._refusal_event(forward.command, error, now)
-            return error, tuple(self._refusals.note(event, int(now)))
+            return error, self._refused(forward.command, error, now)
         serials.add(made.fields.serial)
         event = issued_event(made, forward.command.caller, forward.policy_digest, "vault", made.ca_fingerprint)
         expires_in = max(made.fields.valid_before - int(now), 0)
@@ -198,7 +196,7 @@ class Core:
         try:
             return self.handle(command, now)
         except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
-            return Outcome(refusal, tuple(self._refusals.note(self._refusal_event(command, refusal, now), int(now))))
+            return Outcome(refusal, self._refused(command, refusal, now))
         except Disobedient as fault:
             self._report(fault)
             return Outcome(fault)
@@ -208,23 +206,14 @@ class Core:
             self._report(error)
             return Outcome(_internal_error())
 
-    def _refusal_event(self, command: Command, refusal: SignerError, now: float) -> Event:
-        caller = command.caller
+    def _refused(self, command: Command, refusal: SignerError, now: float) -> tuple[Event, ...]:
+        """What is recorded of a refusal: nothing if it only adds to a count."""
         try:
-            actor = self.policy.authenticate(caller.token, int(now))[0].name
+            actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
             actor = "unauthenticated"
-        return Event(
-            "request.refused",
-            actor,
-            {
-                "code": refusal.code,
-                "text": hide_tokens(refusal.text),
-                "role": hide_tokens(command.role) if isinstance(command, Sign | Explain) else "",
-                "address": caller.address or "",
-                "request_id": caller.request_id,
-            },
-        )
+        role = command.role if isinstance(command, Sign | Explain) else ""
+        return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
     # --- one command --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
-from signer.model import Event, Usage
+from signer.errors import SignerError
+from signer.model import Caller, Event, Usage
+from signer.tokens import hide_tokens
 
 WINDOW: Final = 60  # seconds; of a rate, and of refusals that are told once
 MAX_FOLDED: Final = 1_000  # kinds of refusal remembered at once; noise beyond shares one line
@@ -54,6 +56,18 @@ class Holdings:
         if valid_before in self._ends.get(key, ()):
             self._ends[key].remove(valid_before)
             self._ends[key].sort()
+
+
+def refusal_event(refusal: SignerError, actor: str, role: str, caller: Caller) -> Event:
+    """The record of one refusal; a token that stands in the wrong place is not in it."""
+    body: dict[str, object] = {
+        "code": refusal.code,
+        "text": hide_tokens(refusal.text),
+        "role": hide_tokens(role),
+        "address": caller.address or "",
+        "request_id": caller.request_id,
+    }
+    return Event("request.refused", actor, body)
 
 
 @dataclass(slots=True)
