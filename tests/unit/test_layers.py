@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
+        "parity",
     ),
     "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
     "words": ("model", "errors", "timestamps", "__init__"),
@@ -70,6 +71,7 @@ NEIGHBOURS = {
     ("metrics", "ledger"): "times what the other commits",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
+    ("parity", "policy"): "by how much a certificate of ours is back-dated",
     ("policyfile", "policy"): "text to Policy",
     ("policyfile", "policytables"): "text to Policy, by way of raw tables",
     ("policyfile", "rules"): "a file may not allow what no rule could grant",
