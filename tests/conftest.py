@@ -22,7 +22,14 @@ from tests.parts.service import STANDARD_POLICY, Service, StartService
 from tests.parts.sshd import Sshd, StartSshd
 
 UNIT = Path(__file__).parent / "unit"
-PODMAN = ("test_container", "test_preflight_compose", "test_preflight_engines", "test_preflight_host")
+PODMAN = (
+    "test_container",
+    "test_cutover",
+    "test_decommission_way",
+    "test_preflight_compose",
+    "test_preflight_engines",
+    "test_preflight_host",
+)
 
 # No deadline for one example: two cores are shared with whatever else runs. A failure prints how to repeat it.
 hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)

@@ -16,6 +16,7 @@ from tests.parts.hosts import Host
 from tests.parts.keys import Key, KeyRing
 from tests.parts.openbao import OpenBao
 from tests.parts.parity import Pair
+from tests.parts.platform import Platform, make_memory, remove_memory
 from tests.parts.service import Service
 
 
@@ -88,3 +89,17 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     made.build()
     yield made
     made.forget()
+
+
+@pytest.fixture(scope="module")
+def new_platform(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform in mode vault for the tests of a module; each leaves it so that `reset()` can mend it."""
+    if reason := missing.bao() or missing.sshd():
+        pytest.skip(reason)
+    memory = Path(f"/run/signer-platform-{os.getpid()}")
+    make_memory(memory)
+    try:
+        with Platform(engine, tmp_path_factory.mktemp("platform"), memory) as running:
+            yield running
+    finally:
+        remove_memory(memory)

@@ -1,0 +1,413 @@
+"""A whole platform as it is before a cutover, real in every part: what cutover and decommission work on.
+
+OpenBao with raft storage in a container, our service in another one as the compose file starts it (mode vault), hosts
+that trust both CAs, the rendered CA key on a tmpfs, the files with their tokens, and cutover.toml. `reset()` brings it
+back to that from wherever a test left it. The programs `podman` and `podman-compose` in `bin` are the real ones with
+the settings that this machine needs; asked for containers by label they answer with those of this platform alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from tests.parts import hosts
+from tests.parts.contained_bao import ContainedBao
+from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
+from tests.parts.eventually import eventually
+from tests.parts.keys import make_key
+from tests.parts.ports import LOOPBACK
+from tests.parts.service import ROOT
+from tests.parts.sshd import Login, Sshd, run
+
+CUTOVER_PHRASE: Final = "m04-vault-runtime-cutover-approved"
+DECOMMISSION_PHRASE: Final = "m04-vault-destructive-cleanup-approved"
+TARGETS: Final = ("rs2000", "edge1")
+POLICY: Final = """\
+[ca]
+fingerprint = "{ca}"
+
+[roles.llmops]
+principals = ["llmops"]
+default_principals = ["llmops"]
+default_ttl = "15m"
+max_ttl = "30m"
+key_types = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa", "sk-ssh-ed25519@openssh.com"]
+extensions = { allowed = ["permit-pty"], default = ["permit-pty"] }
+
+[identities.deploy-agent]
+kind = "agent"
+roles = ["llmops"]
+tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
+
+[identities.operator]
+kind = "human"
+groups = ["operators"]
+roles = ["llmops"]
+may = ["freeze", "ledger.read"]
+tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
+"""
+SERVICE_MAY: Final = """
+path "ssh/sign/*"             { capabilities = ["update"] }
+path "ssh/config/ca"          { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "auth/token/renew-self"  { capabilities = ["update"] }
+"""
+CUTOVER_MAY: Final = """
+path "ssh/roles"              { capabilities = ["list"] }
+path "ssh/roles/*"            { capabilities = ["read"] }
+path "ssh/config/ca"          { capabilities = ["read"] }
+path "ssh/sign/*"             { capabilities = ["update"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+"""
+_PODMAN: Final = """\
+#!/bin/sh
+if [ "$1" = ps ]; then set -- "$@" --filter "label=io.podman.compose.project=$SIGNER_TEST_PROJECT"; fi
+exec {podman} "$@"
+"""
+
+
+class Platform:
+    """Use as a context manager. `memory` must be a folder of root's on a tmpfs, with nobody else's above it."""
+
+    def __init__(self, engine: Engine, folder: Path, memory: Path, *, targets: Sequence[str] = TARGETS) -> None:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.engine = engine
+        self.folder = folder
+        self.memory = memory
+        self.bao = ContainedBao(engine, folder / "openbao")
+        self.service = Contained(
+            engine, folder / "service", make_key(folder, "ed25519", "ca", comment="safe-session-ca"), local=False,
+            vault=(self.bao.address, "ssh", "none"),
+        )  # fmt: skip
+        self.ca = self.service.ca
+        self.key_file = memory / "ca"
+        self.service.key_file.unlink()
+        self.service.key_file = self.key_file
+        self.base, self.overlay = folder / "safe-session.yaml", folder / "safe-session-local-ca.yaml"
+        self.service.variables[KEY_VARIABLE] = str(self.key_file)
+        self.service.files = (self.base,)
+        self.vault_ca_line = ""
+        self.evidence_dir = folder / "evidence"
+        self.config = folder / "cutover.toml"
+        self.tokens = {name: folder / f"token-{name}" for name in ("cutover", "admin")}
+        host_key = make_key(folder, "ed25519", "host")
+        self.targets = {name: Sshd(folder / name, self.ca.public_line, host_key=host_key.private) for name in targets}
+        self._host_line = " ".join(host_key.public_line.split()[:2])
+        self._running = ExitStack()
+        self._write_programs()
+
+    # --- its life ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Platform:
+        try:
+            self._write_files()
+            self._running.enter_context(self.bao)
+            self._prepare_vault()
+            for name, sshd in self.targets.items():
+                self._running.enter_context(sshd)
+                sshd.known_hosts.write_text(f"[{LOOPBACK}]:{sshd.port} {self._host_line}\n")
+                self.trust(name)
+            self.write_config()
+            self._running.callback(self.service.remove)
+            self.service.start()
+        except BaseException:
+            self._running.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._running.close()
+
+    def reset(self) -> None:
+        """Back to mode vault with nothing done yet: files, hosts, Vault, service; the service's ledger stays."""
+        self.engine.run("umount", "--lazy", str(self.evidence_dir))
+        shutil.rmtree(self.evidence_dir, ignore_errors=True)
+        self._write_files()
+        self._mend_vault()
+        for name in self.targets:
+            self.trust(name)
+        self.write_config()
+        if self.mode() != "vault":
+            self.start_service()
+
+    def _write_files(self) -> None:
+        shutil.copyfile(BASE_FILE, self.base)
+        shutil.copyfile(OVERLAY_FILE, self.overlay)
+        self.key_file.unlink(missing_ok=True)
+        self.key_file.write_bytes(self.ca.private.read_bytes())
+        self.key_file.chmod(0o400)
+        self.service.write_policy(POLICY)
+        self.service.policy_file.chmod(0o644)
+
+    def _write_programs(self) -> None:
+        programs = self.folder / "bin"
+        programs.mkdir()
+        compose = Path(sys.executable).with_name("podman-compose")
+        for name, text in {
+            "podman": _PODMAN.replace("{podman}", str(shutil.which("podman"))),
+            "podman-compose": f'#!/bin/sh\nexec {compose} "$@"\n',
+        }.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+
+    # --- Vault ---------------------------------------------------------------------------------------------------
+
+    def _prepare_vault(self) -> None:
+        self.vault_ca_line = self.bao.enable_ssh("ssh")
+        self.bao.write_role()
+        self.new_vault_tokens()
+
+    def new_vault_tokens(self) -> None:
+        """Fresh tokens for the service, the cutover and the administrator, in their files."""
+        service = self.bao.token_for(SERVICE_MAY, "safe-session")
+        path = self.service.token_path
+        fresh = path.with_name("fresh")
+        fresh.write_text(service)
+        shutil.copystat(path, fresh)
+        os.chown(fresh, path.stat().st_uid, path.stat().st_gid)
+        fresh.replace(path)
+        for name, token in {
+            "cutover": self.bao.token_for(CUTOVER_MAY, "safe-session-cutover"),
+            "admin": self.bao.root_token,
+        }.items():
+            self.tokens[name].touch(0o600)
+            self.tokens[name].write_text(f"{token}\n")
+
+    def _mend_vault(self) -> None:
+        """As it was at the start; a new one if its SSH engine is gone or its root token revoked."""
+        if not self.bao.is_running():
+            self.bao.resume()
+        elif self.bao.call("GET", "sys/health").status == 503:
+            self.bao.unseal()
+        if self.bao.call("GET", "ssh/config/ca").status != 200 or self._other_mounts():
+            self.bao.stop()
+            self.bao.start()
+            self._prepare_vault()
+        self.bao.must("DELETE", "ssh/roles/llmops")
+        self.bao.write_role()
+        self.new_vault_tokens()
+
+    def _other_mounts(self) -> set[str]:
+        found = self.bao.must("GET", "sys/mounts")["data"]
+        return set(found) - {"ssh/", "cubbyhole/", "identity/", "sys/"}
+
+    def widen_vault_role(self, principal: str = "root") -> None:
+        """Somebody lets the role in Vault have another principal."""
+        self.bao.write_role(allowed_users=f"llmops,{principal}")
+
+    def revoke_vault_token(self, name: str = "cutover") -> None:
+        """The token in that file is worth nothing from here on, as if it had expired."""
+        self.bao.must("POST", "auth/token/revoke", {"token": self.tokens[name].read_text().strip()})
+
+    def revoke_service_token(self) -> None:
+        """The same of the token that the service itself signs with."""
+        self.bao.must("POST", "auth/token/revoke", {"token": self.service.token_path.read_text().strip()})
+
+    def hide_secret(self, marker: str, mount: str = "archive") -> None:
+        """A second KV mount with a secret three folders deep, whose value is `marker`."""
+        self.bao.must("POST", f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
+        path = f"{mount}/data/old/deep/er/secret"
+        eventually(
+            lambda: self.bao.call("POST", path, {"data": {"password": marker}}).status == 200, "the KV mount is ready"
+        )
+
+    # --- hosts ---------------------------------------------------------------------------------------------------
+
+    def trust(self, name: str) -> None:
+        """The host trusts both CAs."""
+        self.targets[name].trust([self.vault_ca_line, self.ca.public_line])
+
+    def untrust(self, name: str) -> None:
+        """The host trusts Vault's CA alone."""
+        self.targets[name].trust([self.vault_ca_line])
+
+    def login(self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent") -> Login:
+        """A login as people have it: through `safe-session ssh`."""
+        sshd = self.targets[name]
+        argv = [sys.executable, "-P", "-m", "signer.login", "ssh", *sshd.ssh_options(), LOOPBACK, command]
+        return run(argv, environment=self.environment() | self.service.client_environment(identity))
+
+    def can_log_in(self) -> bool:
+        """True if all hosts can be logged in to."""
+        return all(self.login(name).out == "logged-in\n" for name in self.targets)
+
+    # --- the service ---------------------------------------------------------------------------------------------
+
+    def compose(self, *argv: str, with_overlay: bool = False) -> Ended:
+        files = (self.base, self.overlay) if with_overlay else (self.base,)
+        return self.engine.compose(files, "-p", self.service.project, *argv, environ=self.service.variables)
+
+    def start_service(self) -> None:
+        """In mode vault, whatever runs now."""
+        self.compose("down", "--timeout", "2")
+        self.service.start()
+
+    def ready(self) -> Mapping[str, Any]:
+        """What /readyz says; empty if nothing answers."""
+        try:
+            found: Mapping[str, Any] = json.loads(self.service.ask("GET", "/readyz").body)
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def mode(self) -> str:
+        """The mode of the running service, empty if it is not ready."""
+        found = self.ready()
+        return str(found.get("mode", "")) if self.service.is_ready() else ""
+
+    def wait_for_mode(self, mode: str) -> None:
+        eventually(lambda: self.mode() == mode, f"the service is ready in mode {mode}")
+
+    def break_start(self) -> None:
+        """With the overlay the container is made, but cannot be started: its program is not there."""
+        self._add_to_overlay("entrypoint: [/nowhere/signer]")
+
+    def break_ready(self) -> None:
+        """With the overlay the container starts, and its service gives up each time."""
+        self._add_to_overlay("command: [serve, --no-such-option]")
+
+    def _add_to_overlay(self, line: str) -> None:
+        text = self.overlay.read_text()
+        place = f"  {API}:\n"
+        assert place in text
+        self.overlay.write_text(text.replace(place, f"{place}    {line}\n"))
+
+    # --- the operator --------------------------------------------------------------------------------------------
+
+    def write_config(self, **changes: object) -> Path:
+        """cutover.toml; `changes` by dotted name with `__`, such as `decommission__soak="1s"`, None leaves out."""
+        service = self.service
+        tables: dict[str, dict[str, object]] = {
+            "": {"evidence_dir": str(self.evidence_dir)},
+            "compose": {
+                "command": ["podman-compose"],
+                "engine": "podman",
+                "project": service.project,
+                "base": str(self.base),
+                "overlay": str(self.overlay),
+                "service": API,
+                "environment": dict(service.variables),
+            },
+            "preflight": {"script": str(hosts.SCRIPT), "arguments": ["--sshd-elsewhere"]},
+            "signer": {
+                "address": service.address,
+                "token_file": str(service.token_file("operator")),
+                "policy_file": str(service.policy_file),
+                "role": "llmops",
+            },
+            "vault": {
+                "address": self.bao.address,
+                "token_file": str(self.tokens["cutover"]),
+                "mount": "ssh",
+                "roles": ["llmops"],
+            },
+            "decommission": {
+                "soak": "72h",
+                "admin_token_file": str(self.tokens["admin"]),
+                "audit_log": str(self.bao.audit_file),
+                "stop_command": list(self.bao.stop_command),
+            },
+        }
+        targets: list[dict[str, object]] = [
+            {
+                "name": name,
+                "host": LOOPBACK,
+                "port": sshd.port,
+                "user": sshd.user,
+                "known_hosts": str(sshd.known_hosts),
+                "trusted_ca_file": str(sshd.folder / "trusted_ca"),
+            }
+            for name, sshd in self.targets.items()
+        ]
+        for place, value in changes.items():
+            table, _, name = place.rpartition("__")
+            if table.startswith("smoke_"):  # smoke_edge1__trusted_ca_file
+                (found,) = [target for target in targets if target["name"] == table.removeprefix("smoke_")]
+            else:
+                found = tables[table]
+            found[name] = value
+        self.config.write_text(_render_toml(tables, targets))
+        return self.config
+
+    def environment(self) -> dict[str, str]:
+        """What a command of the operator finds around it."""
+        return {
+            "PATH": f"{self.folder / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "CONTAINERS_CONF": self.engine.environ["CONTAINERS_CONF"],
+            "SIGNER_TEST_PROJECT": self.service.project,
+        }
+
+    def command(self, *words: str) -> list[str]:
+        """The command line of `signer WORDS`."""
+        return [sys.executable, "-P", "-m", "signer", *words]
+
+    def signer(self, *words: str, typed: str = "", env: Mapping[str, str] | None = None, timeout: float = 110) -> Ended:
+        """Runs `signer WORDS` as the operator does, without a terminal."""
+        done = subprocess.run(
+            self.command(*words),
+            env=self.environment() | dict(env or {}),
+            cwd=self.folder,
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """The same, not waited for; in a session of its own."""
+        return subprocess.Popen(
+            self.command(*words),
+            env=self.environment(),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def fill_evidence_disk(self, size: str = "64k") -> None:
+        """The evidence directory is a file system of its own, with hardly any room; `reset` takes it away."""
+        self.evidence_dir.mkdir(mode=0o700, exist_ok=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", str(self.evidence_dir)], check=True
+        )
+
+
+def _render_toml(tables: Mapping[str, Mapping[str, object]], targets: Sequence[Mapping[str, object]]) -> str:
+    lines = []
+    for head, table in [
+        *((f"[{name}]" if name else "", table) for name, table in tables.items()),
+        *(("[[smoke]]", target) for target in targets),
+    ]:
+        lines += [head, *(f"{name} = {_render_value(value)}" for name, value in table.items() if value is not None), ""]
+    return "\n".join(lines).lstrip()
+
+
+def _render_value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_render_value(one)}" for name, one in value.items()) + " }"
+    return json.dumps(value)  # TOML's texts, numbers and lists of them are written as JSON's are
+
+
+def make_memory(folder: Path) -> bool:
+    """Makes `folder`, root's alone, on a tmpfs; False if it is on a disk, as no file system may be mounted here."""
+    folder.mkdir(mode=0o755)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "none", str(folder)], capture_output=True)
+    return done.returncode == 0
+
+
+def remove_memory(folder: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
+    shutil.rmtree(folder)

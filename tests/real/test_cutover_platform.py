@@ -1,0 +1,81 @@
+"""The platform that cutover tests use is what it says: Vault signs, hosts let in, and each fault shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from signer.ops.cutoverfile import load_cutover_file
+from tests.parts import missing
+from tests.parts.platform import Platform
+
+pytestmark = [missing.needs_podman, missing.needs_podman_compose, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def platform(new_platform: Platform) -> Platform:
+    return new_platform
+
+
+def test_vault_signs_and_all_hosts_let_in(platform: Platform) -> None:
+    assert platform.mode() == "vault"
+    assert platform.can_log_in()
+    assert "ssh/sign/llmops" in platform.bao.audit_file.read_text()
+
+
+def test_its_cutover_file_is_one(platform: Platform) -> None:
+    found = load_cutover_file(platform.write_config(decommission__soak="5s", smoke_edge1__trusted_ca_file=None))
+    assert found.decommission is not None
+    assert found.decommission.soak == 5
+    assert [target.trusted_ca_file is None for target in found.smoke] == [False, True]
+
+
+def test_the_preflight_finds_it_ready(platform: Platform) -> None:
+    arguments = ["--base", str(platform.base), "--overlay", str(platform.overlay), "--sshd-elsewhere"]
+    config = load_cutover_file(platform.config)
+    done = subprocess.run(
+        ["bash", str(config.preflight.script), *arguments, "--expect-mode", "vault"],
+        env=platform.environment() | config.compose.environment | {"PLATFORM_RUNTIME_COMPOSE": "podman-compose"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_overlay_moves_it_and_a_reset_brings_it_back(platform: Platform) -> None:
+    done = platform.compose("up", "-d", with_overlay=True)
+    assert done.status == 0, done.err
+    platform.wait_for_mode("local")
+    assert platform.can_log_in()
+    platform.untrust("edge1")
+    assert platform.login("edge1").status == 255
+    assert platform.login("rs2000").ok
+    platform.reset()
+    assert platform.mode() == "vault"
+    assert platform.can_log_in()
+
+
+@pytest.mark.parametrize("fault", ["break_start", "break_ready"])
+def test_a_broken_overlay_never_gets_ready(platform: Platform, fault: str) -> None:
+    getattr(platform, fault)()
+    done = platform.compose("up", "-d", with_overlay=True)
+    assert (done.status == 0) is (fault == "break_ready"), done.err
+    assert platform.mode() == ""
+    platform.reset()
+    assert platform.mode() == "vault"
+
+
+def test_vault_sealed_stopped_or_emptied_comes_back_with_a_reset(platform: Platform) -> None:
+    platform.bao.seal()
+    assert platform.login("rs2000").status == 1
+    platform.bao.halt()
+    assert not platform.bao.is_running()
+    platform.reset()
+    assert platform.can_log_in()
+    platform.hide_secret("marker")
+    platform.reset()
+    assert json.dumps("archive/") not in json.dumps(platform.bao.must("GET", "sys/mounts"))
+    assert platform.can_log_in()
