@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from signer.ask import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 from signer.errors import BadRequest
-from signer.ledger_reader import Filter
+from signer.ledger_reader import BACKENDS, Filter
 from signer.model import Ask, Caller
+from signer.operations import OperationBody, read_digest, read_operation
 
 MAX_HEADER: Final = 16 * 1024  # bytes
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
@@ -61,6 +62,24 @@ class Unfreeze:
 
     caller: Caller
     scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Hold what an operator did to the platform. `operation` is the fault if the body does not fit, as in `Sign`."""
+
+    caller: Caller
+    operation: OperationBody | BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ListOperations:
+    """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
+
+    caller: Caller
+    evidence: str | None
+    before: int | None
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +135,8 @@ class ShowCaller:
     caller: Caller
 
 
-Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListRoles | ShowRole | ShowCaller
-Command = Sign | Explain | Freeze | Unfreeze | Query
+Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
+Command = Sign | Explain | Freeze | Unfreeze | Record | Query
 
 
 def read_command(header: dict[str, Any], body: bytes) -> Command:
@@ -226,10 +245,31 @@ def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
         role=word("role"),
         principal=word("principal"),
         fingerprint=word("fingerprint"),
+        backend=_read_backend(word("backend")),
         before=_whole(header, "before", None),
         limit=limit,
     )
     return ListCertificates(caller, wanted, header.get("active") is True)
+
+
+def _read_backend(backend: str | None) -> str | None:
+    if backend not in (None, *BACKENDS):
+        raise BadRequest("field_malformed", f"backend must be one of {', '.join(BACKENDS)}", "mend backend")
+    return backend
+
+
+def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    fields = decode_body(body)
+    try:
+        return Record(caller, read_operation(fields))
+    except BadRequest as fault:
+        return Record(caller, fault)
+
+
+def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    evidence = None if header.get("evidence") is None else read_digest(_text(header, "evidence"))
+    limit = _whole(header, "limit", 50, MAX_PAGE) or 1
+    return ListOperations(caller, evidence, _whole(header, "before", None), limit)
 
 
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
@@ -248,6 +288,8 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "explain": _read_explain,
     "freeze": _read_freeze,
     "unfreeze": lambda header, _body, caller: Unfreeze(caller, _text(header, "scope")),
+    "record": _read_record,
+    "operations": _read_operations,
     "certificates": _read_list,
     "certificate": _read_show,
     "head": lambda _header, _body, caller: ShowHead(caller),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from signer import queries
-from signer.commands import Command, Explain, Freeze, Query, Sign, Unfreeze
+from signer import orders, queries
+from signer.commands import Command, Explain, Freeze, Query, Record, Sign, Unfreeze
 from signer.counts import Holdings, Refusals, refusal_event
 from signer.drafts import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
 from signer.errors import (
@@ -20,7 +20,6 @@ from signer.errors import (
     Disobedient,
     LedgerBroken,
     NotAuthenticated,
-    NotFound,
     Refused,
     SignerError,
     Unavailable,
@@ -29,6 +28,7 @@ from signer.foreign import Forward, outside_grant, read_foreign
 from signer.ledger_reader import Recent
 from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Returned, Role, Token
 from signer.policy import Policy, decide, explain
+from signer.recorded import operation_details
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
@@ -59,6 +59,7 @@ class Outcome:
     reply: Reply | Forward
     events: tuple[Event, ...] = ()
     draft: Draft | None = None
+    tells_entry: bool = False  # the reply is its one event, as the ledger holds it
 
 
 @dataclass(slots=True)
@@ -106,12 +107,16 @@ class Core:
         now = self._now()
         outcomes = [self._outcome(command, now) for command in commands]
         key = self.key  # each draft names this one as its CA, and another may come before the last is signed
-        failure = self.record([event for outcome in outcomes for event in outcome.events], now)
+        entries = self._commit([event for outcome in outcomes for event in outcome.events], now)
+        failure = entries if isinstance(entries, SignerError) else None
         for index, outcome in enumerate(outcomes):
             if failure is not None and (outcome.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
             elif outcome.draft is not None and key is not None:
                 yield index, self._release(outcome.draft, key)
+            elif outcome.tells_entry and not isinstance(entries, SignerError):
+                place = sum(len(before.events) for before in outcomes[:index])
+                yield index, operation_details(entries[place])
             else:
                 yield index, outcome.reply
 
@@ -125,8 +130,12 @@ class Core:
 
     def record(self, events: list[Event], now: float | None = None) -> SignerError | None:
         """Commits events, or says why not; after a failure all state is read from the ledger again."""
+        entries = self._commit(events, now)
+        return entries if isinstance(entries, SignerError) else None
+
+    def _commit(self, events: list[Event], now: float | None) -> list[Entry] | SignerError:
         if not events:
-            return None
+            return []
         try:
             entries = self._ledger.commit(events, int((self._clock() if now is None else now) * 1000))
         except (Unavailable, LedgerBroken) as failure:
@@ -138,7 +147,7 @@ class Core:
             return _internal_error()
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
-        return None
+        return entries
 
     def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Reply]]:
         """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
@@ -226,6 +235,8 @@ class Core:
             return Outcome(self._explain(command, identity, now))
         if isinstance(command, Freeze | Unfreeze):
             return self._freeze(command, identity, now)
+        if isinstance(command, Record):
+            return Outcome({}, (orders.record(command, identity),), tells_entry=True)
         return Outcome(self._answer(command, identity, token, now))
 
     def _sign(self, command: Sign, now: float) -> Outcome:
@@ -331,17 +342,8 @@ class Core:
 
     def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Outcome:
         queries.require(identity, "freeze")
-        state = self._ready(now)
-        scope = command.scope
-        if isinstance(command, Freeze):
-            queries.check_scope(scope, self.policy)
-            state.freezes[scope] = command.reason
-            body: dict[str, object] = {"scope": scope, "reason": command.reason}
-            return Outcome({"scope": scope, "frozen": True}, (Event("freeze.set", identity.name, body),))
-        if scope not in state.freezes:
-            raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
-        del state.freezes[scope]
-        return Outcome({"scope": scope, "frozen": False}, (Event("freeze.lifted", identity.name, {"scope": scope}),))
+        reply, event = orders.freeze(command, identity, self.policy, self._ready(now).freezes)
+        return Outcome(reply, (event,))
 
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))

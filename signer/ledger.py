@@ -50,6 +50,11 @@ CREATE TABLE principals (
 CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
 """  # noqa: S608 - two numbers of ours
+# Made at each opening where they are missing: ledgers of the first version did not have them, and need no other.
+_LATER_INDEXES: Final = (
+    "CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE kind = 'operation.recorded'",
+    "CREATE INDEX IF NOT EXISTS certificates_of_vault ON certificates (seq) WHERE backend = 'vault'",
+)
 DERIVED: Final = ("certificates", "principals", "freezes")
 
 
@@ -95,6 +100,8 @@ class Ledger(LedgerReader):
         db.execute("PRAGMA synchronous = FULL")
         if db.execute("PRAGMA user_version").fetchone()[0] == 0 and self._known is None:
             db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
+        for statement in _LATER_INDEXES:
+            db.execute(statement)
         known, own = self._known, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
         if known is not None and db.execute(own, (known.seq, known.hash)).fetchone() is None:
             raise LedgerBroken(

@@ -21,6 +21,7 @@ from signer.model import Entry, Head, Issued
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 1
 APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; `file` and a human with a hex dump can tell
+BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LOOKED_AT: Final = 5_000  # rows that a page costs at most
 
 
@@ -35,6 +36,7 @@ class Filter:
     role: str | None = None
     principal: str | None = None
     fingerprint: str | None = None
+    backend: str | None = None
     active_at: int | None = None
     before: int | None = None
     limit: int = 50
@@ -130,7 +132,7 @@ class LedgerReader:
         The second is a `before` for the next page, None when all was looked at: with filters that never meet, a
         search of everything would keep the keeper from signing.
         """
-        table, column, value = _driver(wanted)
+        table, column, value = self._driver(wanted)
         before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
         rows = self.query(
             f"SELECT seq FROM {table} WHERE {column} = ?{before} ORDER BY seq DESC LIMIT 1 OFFSET {LOOKED_AT - 1}",  # noqa: S608
@@ -140,7 +142,7 @@ class LedgerReader:
         return self._certificates(wanted, floor or 0), floor
 
     def _certificates(self, wanted: Filter, floor: int) -> list[Issued]:
-        table, column, value = _driver(wanted)
+        table, column, value = self._driver(wanted)
         if column == "principal":
             source, order = "principals p CROSS JOIN certificates c ON c.seq = p.seq", "p.seq"
         else:
@@ -153,6 +155,7 @@ class LedgerReader:
             ("c.identity = ?", wanted.identity),
             ("c.role = ?", wanted.role),
             ("c.fingerprint = ?", wanted.fingerprint),
+            ("c.backend = ?", wanted.backend),
             ("c.valid_before > ? AND c.withheld = 0", wanted.active_at),
             (holds, wanted.principal if column != "principal" else None),
         ):
@@ -164,6 +167,28 @@ class LedgerReader:
             (*values, wanted.limit),
         )
         return [read_issued(row) for row in rows]
+
+    def _driver(self, wanted: Filter) -> tuple[str, str, object]:
+        """The table with the index to follow, its column and value: the filter that leaves the fewest rows, as a rule.
+
+        SQLite, which keeps no statistics of ours, would choose by the number of columns.
+        """
+        for column in ("fingerprint", "identity"):
+            value = getattr(wanted, column)
+            if value is not None:
+                return f"certificates INDEXED BY certificates_by_{column}", column, value
+        if wanted.backend == "vault" and self._has_index("certificates_of_vault"):
+            # A constant, or SQLite would not know that this index of some rows has all that are wanted.
+            return "certificates INDEXED BY certificates_of_vault", "backend = 'vault' AND 1", 1
+        if wanted.principal is not None:
+            return "principals", "principal", wanted.principal
+        if wanted.role is not None:
+            return "certificates INDEXED BY certificates_by_role", "role", wanted.role
+        return "certificates NOT INDEXED", "1", 1
+
+    def _has_index(self, name: str) -> bool:
+        """False in a ledger that no keeper of this version has opened yet: who only reads makes no index."""
+        return bool(self.query("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)))
 
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
         """One certificate with the event that records it: ours, if another CA used the same serial."""
@@ -181,6 +206,15 @@ class LedgerReader:
         for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
             return Entry(*row)
         raise broken_at(seq, "the event is missing")
+
+    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
+        """What operators did, newest first: those with that evidence, before event `before`."""
+        rows = self.query(
+            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE kind = 'operation.recorded'"
+            " AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
+            (evidence, evidence, _NO_END if before is None else before, limit),
+        )
+        return [Entry(*row) for row in rows]
 
     def recent(self, since: int) -> list[Recent]:
         """Certificates that expire after `since` (seconds) and were released."""
@@ -201,24 +235,11 @@ class LedgerReader:
         return dict(self.query("SELECT scope, reason FROM freezes"))
 
 
+_NO_END: Final = 2**63 - 1
 _ISSUED: Final = (
     "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id,"
     " c.valid_after, c.valid_before, c.withheld"
 )
-
-
-def _driver(wanted: Filter) -> tuple[str, str, object]:
-    """The table with the index to follow, its column and value: the filter that leaves the fewest rows, as a rule.
-
-    SQLite, which keeps no statistics of ours, would choose by the number of columns.
-    """
-    if wanted.principal is not None and wanted.fingerprint is None and wanted.identity is None:
-        return "principals", "principal", wanted.principal
-    for column in ("fingerprint", "identity", "role"):
-        value = getattr(wanted, column)
-        if value is not None:
-            return f"certificates INDEXED BY certificates_by_{column}", column, value
-    return "certificates NOT INDEXED", "1", 1
 
 
 def read_issued(row: tuple[Any, ...]) -> Issued:

@@ -45,7 +45,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
 # What events call an actor that is no identity: nobody may be taken for it.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
-_MAY: Final = frozenset({"approve", "freeze", "ledger.read"})
+_MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 
 
 def load_policy(path: Path) -> Policy:

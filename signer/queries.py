@@ -5,6 +5,7 @@ Everything returned is JSON-ready. An identity sees its own certificates; all of
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from signer.commands import (
     MAX_REPLY,
     ListCertificates,
     ListFreezes,
+    ListOperations,
     ListRoles,
     Query,
     ShowCaller,
@@ -23,7 +25,7 @@ from signer.errors import NotFound, Refused
 from signer.ledger_reader import Filter
 from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
 from signer.policy import Policy
-from signer.recorded import certificate_details, certificate_row
+from signer.recorded import certificate_details, certificate_row, operation_row
 from signer.rules import allowed_principals
 from signer.timestamps import timestamp
 
@@ -34,6 +36,7 @@ class Shelf(Protocol):
     def head(self) -> Head: ...
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
+    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
     def freezes(self) -> dict[str, str]: ...
 
 
@@ -72,6 +75,9 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
             require(identity, "ledger.read")
             head = ledger.head()
             return {"seq": head.seq, "hash": head.hash, "time": timestamp(head.time_ms // 1000)}
+        case ListOperations():
+            require(identity, "ledger.read")
+            return _operations(query, ledger)
         case ListFreezes():
             return {
                 "freezes": [{"scope": scope, "reason": reason} for scope, reason in sorted(ledger.freezes().items())]
@@ -115,6 +121,19 @@ def _what_fits(found: list[Issued]) -> list[Issued]:
             break
         page.append(row)
     return page
+
+
+def _operations(query: ListOperations, ledger: Shelf) -> Answer:
+    found = ledger.operations(query.evidence, query.before, query.limit + 1)
+    room = MAX_REPLY // 2
+    page: list[dict[str, object]] = []
+    for row in map(operation_row, found[: query.limit]):
+        room -= len(json.dumps(row))
+        if page and room < 0:
+            break
+        page.append(row)
+    more = str(page[-1]["seq"]) if len(found) > len(page) else None
+    return {"operations": page, "before": more}
 
 
 def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> Answer:

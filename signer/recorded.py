@@ -1,4 +1,4 @@
-"""What was recorded of a certificate, JSON-ready: the words of the API and of `signer certs`. Pure.
+"""What was recorded of a certificate or an operation, JSON-ready: the words of the API and of `signer certs`. Pure.
 
 Apart from `queries.py`, so that reading a ledger loads neither policy nor cryptography.
 """
@@ -36,3 +36,16 @@ def certificate_details(row: Issued, entry: Entry, now: int) -> dict[str, object
     body = json.loads(entry.body)
     recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
     return {**body, **certificate_row(row, now), "recorded": recorded}
+
+
+def operation_row(entry: Entry) -> dict[str, object]:
+    """One operation of an operator's as a line of a list."""
+    body = json.loads(entry.body)
+    told = {name: body[name] for name in ("operation", "outcome", "plan", "evidence", "reason")}
+    at = timestamp(entry.time_ms // 1000)
+    return {"seq": entry.seq, "hash": entry.hash, "time": at, "actor": entry.actor, **told}
+
+
+def operation_details(entry: Entry) -> dict[str, object]:
+    """An operation with everything that was recorded of it."""
+    return {**operation_row(entry), **json.loads(entry.body)}

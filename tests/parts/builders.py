@@ -169,7 +169,7 @@ tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "ledger.read"]
+may = ["approve", "freeze", "ledger.read", "operate"]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
 [identities.stranger]
@@ -285,6 +285,16 @@ class MemoryStore:
         if wanted.before is not None:
             rows = [row for row in rows if row.seq < wanted.before]
         return rows[: wanted.limit]
+
+    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
+        self._readable()
+        return [
+            entry
+            for entry in reversed(self.entries)
+            if entry.kind == "operation.recorded"
+            and (evidence is None or json.loads(entry.body)["evidence"] == evidence)
+            and (before is None or entry.seq < before)
+        ][:limit]
 
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
         return self.certificates(wanted), None

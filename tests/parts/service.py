@@ -45,7 +45,7 @@ tokens = [{ sha256 = "{token:ci}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "ledger.read"]
+may = ["approve", "freeze", "ledger.read", "operate"]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
 [identities.stranger]
