@@ -123,6 +123,7 @@ class OpenBao:
             storage "raft" {{
                 path = "{self.folder / "raft"}"
                 node_id = "one"
+                performance_multiplier = 1
             }}
             listener "tcp" {{
                 address = "{listen}"
