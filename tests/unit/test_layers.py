@@ -27,7 +27,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
-        "vaultfaults", "vaultadmin", "boundedhttp", "boundedrun", "compose", "composetrial", "infisical", "harden", "metrics",
+        "vaultfaults", "vaultadmin", "boundedhttp", "boundedrun", "compose", "composetrial", "infisical", "harden",
+        "metrics",
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
@@ -81,6 +82,7 @@ NEIGHBOURS = {
     ("operations", "tokens"): "no token is kept",
     ("policy", "rules"): "deciding is asking each rule",
     ("policy", "tokens"): "an identity is found by its token's digest",
+    ("parity", "vaultrole"): "what a role of Vault's means",
     ("parity", "policy"): "by how much a certificate of ours is back-dated",
     ("policyfile", "policy"): "text to Policy",
     ("policyfile", "policytables"): "text to Policy, by way of raw tables",
