@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
-        "parity", "operations",
+        "parity", "vaultrole", "operations",
     ),
     "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
     "words": ("model", "errors", "timestamps", "__init__"),
