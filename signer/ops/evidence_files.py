@@ -1,0 +1,127 @@
+"""The files of a run's evidence as they lie on disk: their names, their sums, and reading them without trust.
+
+A directory may come from anywhere: nothing here follows a link, waits for a pipe or reads more than it was told to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+SUMS: Final = "SHA256SUMS"
+LEDGER: Final = "ledger.json"
+OUTCOME: Final = "outcome.json"
+PAGE: Final = "evidence.html"
+JSON_LIMIT: Final = 16 << 20  # bytes
+MAX_FILES: Final = 5_000
+_CHUNK: Final = 1 << 20
+_WORD: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_NAME: Final = re.compile(f"{_WORD}(?:/{_WORD})?", re.ASCII)
+_LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII)
+
+
+class Strange(Exception):
+    """`name` is not a file of ours; `what` says why, to go on with the sentence. It never leaves `ops`."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(name, what)
+        self.name = name
+        self.what = what
+
+
+def is_name(name: str) -> bool:
+    """True for what a file of evidence may be called: one word, or one folder and one word."""
+    return _NAME.fullmatch(name) is not None
+
+
+def found_in(folder: Path) -> list[str]:
+    """Names of all files, sorted as bytes; raises `Strange` for anything else, `OSError`."""
+    found: list[str] = []
+    for name, facts in entries(folder):
+        if len(found) >= MAX_FILES:
+            raise Strange(name, f"is one file more than {MAX_FILES}")
+        if stat.S_ISREG(facts.st_mode):
+            found.append(name)
+        elif not stat.S_ISDIR(facts.st_mode) or "/" in name:
+            raise Strange(name, f"is {kind_of(facts)}")
+    return sorted(found)
+
+
+def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """What lies in a directory and in the directories of it, not deeper; raises `OSError`. No link is followed."""
+    with os.scandir(folder) as listed:
+        for entry in listed:
+            facts = entry.stat(follow_symlinks=False)
+            yield entry.name, facts
+            if stat.S_ISDIR(facts.st_mode):
+                with os.scandir(entry.path) as inner:
+                    for below in inner:
+                        yield f"{entry.name}/{below.name}", below.stat(follow_symlinks=False)
+
+
+def kind_of(facts: os.stat_result) -> str:
+    """What something that is no file is, in words."""
+    kinds = {
+        stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(facts.st_mode), "no file")
+
+
+def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
+    """The content of one file of at most `limit` bytes; raises `OSError` or `Strange`."""
+    return b"".join(read_pieces(folder, name, limit))
+
+
+def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
+    """The same piece by piece."""
+    descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Strange(name, f"is {kind_of(facts)}")
+        left = facts.st_size if limit is None else limit
+        while piece := os.read(descriptor, _CHUNK):
+            left -= len(piece)
+            if left < 0:
+                raise Strange(name, f"has over {limit:,} bytes" if limit is not None else "grows meanwhile")
+            yield piece
+    finally:
+        os.close(descriptor)
+
+
+def sum_of(folder: Path, name: str, limit: int) -> tuple[str, int]:
+    """Hex SHA-256 and size of one file; raises as `read_bounded`."""
+    digest, size = sha256(), 0
+    for piece in read_pieces(folder, name, limit):
+        digest.update(piece)
+        size += len(piece)
+    return digest.hexdigest(), size
+
+
+def render_sums(sums: Mapping[str, str]) -> bytes:
+    """As `sha256sum -c` reads it, sorted by name."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def parse_sums(content: bytes) -> dict[str, str]:
+    """Name to sum; raises `ValueError` for what `render_sums` would not have written."""
+    sums: dict[str, str] = {}
+    for line in content.decode("ascii").splitlines():
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ValueError("a line is no sum and name")
+        sums[match[2]] = match[1]
+    if not sums or render_sums(sums) != content:
+        raise ValueError("lines are out of order, or there are several for one file")
+    return sums
+
+
+def digest_of(sums: bytes) -> str:
+    """The digest of a run's evidence: that of its SHA256SUMS."""
+    return "sha256:" + sha256(sums).hexdigest()

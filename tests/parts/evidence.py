@@ -1,0 +1,108 @@
+"""A run's evidence as a cutover would leave it, with made-up hosts, for tests of what is made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from signer.ops.evidence import Evidence, numbered
+from signer.ops.plan import Observation, Plan, Step, describe
+from signer.ops.secretguard import Guard
+
+BEGAN: Final = 1_795_356_302  # 2026-11-22T14:05:02Z
+VAULTS: Final = "SHA256:HquhVaultVaultVaultVaultVaultVaultVaultVaul"
+OURS: Final = "SHA256:uT1kLocalLocalLocalLocalLocalLocalLocalLoca"
+HOSTS: Final = ("rs2000", "rs1000", "edge1")
+
+
+def _never() -> Observation:
+    raise AssertionError("a described step is not run")
+
+
+_STEPS: Final = (
+    ("preflight", "Preflight on this host", "reads", "", 0.612, "16 ok, 1 warning"),
+    ("parity", "Compare roles and 20 certificates", "reads, signs", "", 1.904, "1 role, 20 certificates, none wider"),
+    ("trust", "Do the 3 hosts trust the new CA", "reads", "", 0.871, "3 of 3 trust it"),
+    ("snapshot", "Remember the present state", "writes evidence", "", 0.044, "mode vault, image 4f1d2c"),
+    ("compose", "Compose up with the overlay", "CHANGES", "compose up without the overlay", 3.218, "1 container new"),
+    ("ready", "Ready, in mode local, with the pinned CA", "reads", "", 0.703, f"mode local, CA {OURS}"),
+    ("smoke", "Log in to rs2000, rs1000, edge1", "logs in", "", 2.466, "3 of 3 logged in, 3 of 3 refused root"),
+)
+_FACTS: Final[dict[str, dict[str, Any]]] = {
+    "trust": {"hosts": [{"target": host, "trusts": True, "file": "/etc/ssh/safe-session-ca.pub"} for host in HOSTS]},
+    "snapshot": {"mode": "vault", "ca": VAULTS, "containers": ["safe-session-api"], "image": "sha256:" + "4f1d2c" * 10},
+    "compose": {"ran": ["podman-compose -p safe-session -f base -f overlay up -d"], "pause_seconds": 1.31},
+    "smoke": {
+        "targets": [
+            {"target": host, "serial": str(4711 + n), "login": "ok", "root": "refused", "signed_by": OURS}
+            for n, host in enumerate(HOSTS)
+        ]
+    },
+}
+
+
+def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") -> Plan:
+    """The plan of that run."""
+    would = {"compose": ("podman-compose -p safe-session -f base -f overlay up -d",)}
+    steps = [
+        describe(Step(name, told, effect, _never, undo_text=undo), number, would.get(name, ()))  # type: ignore[arg-type]
+        for number, (name, told, effect, undo, _, _) in enumerate(_STEPS, 1)
+    ]
+    return Plan(
+        operation="cutover",
+        title=title,
+        inputs={
+            "cutover_file": "sha256:" + "1a" * 32,
+            "overlay": "sha256:" + "2b" * 32,
+            "policy": "sha256:" + "3c" * 32,
+            "ca": OURS,
+            "compose_project": "safe-session",
+            "vault_role_llmops": {"allowed_users": "llmops", "default_user": "llmops", "ttl": 900},
+        },
+        now={"mode": "vault", "ca": VAULTS, "principals": ["llmops"], "address": "http://127.0.0.1:8222"},
+        then={"mode": "local", "ca": OURS, "principals": ["llmops"]},
+        steps=tuple(steps),
+    )
+
+
+def fill(evidence: Evidence, planned: Plan | None = None) -> None:
+    """Everything that a cutover writes before it is sealed."""
+    planned = planned or plan()
+    approval = {
+        "operation": "cutover", "plan": planned.digest, "who": "ada as root", "where": "rs2000.example",
+        "at": "2026-11-22T14:05:01Z", "way": "terminal",
+    }  # fmt: skip
+    evidence.write_json("plan.json", planned.as_json())
+    evidence.write_json("approvals.json", [approval])
+    checks = [
+        {"outcome": "ok", "code": "ca_key_present", "detail": "regular file, 1 link, 411 bytes"},
+        {"outcome": "ok", "code": "ca_key_owner", "detail": "root:root"},
+        {"outcome": "warn", "code": "ca_key_on_disk", "detail": "ext4; render it to a tmpfs"},
+    ]
+    evidence.write_json("preflight.json", {"ready": True, "ok": 16, "warnings": 1, "checks": checks})
+    fields = [
+        {"field": "principals", "vault": "llmops", "local": "llmops", "result": "same"},
+        {"field": "ttl", "vault": "30m", "local": "15m", "result": "stricter"},
+        {"field": "extensions", "vault": "permit-pty", "local": "permit-pty", "result": "same"},
+    ]
+    evidence.write_json("parity.json", {"roles": {"llmops": fields}, "certificates": {"compared": 20, "different": 0}})
+    for number, (name, title, effect, undo, seconds, summary) in enumerate(_STEPS, 1):
+        step = Step(name, title, effect, _never, undo_text=undo)  # type: ignore[arg-type]
+        evidence.note_step(number, step, "done", Observation(summary, _FACTS.get(name, {})), seconds)
+    for number, host in enumerate(HOSTS, 1):
+        log = f"$ safe-session ssh {host}.example id\nuid=1001(llmops) gid=1001(llmops)\nexit status 0, 0.8 s\n"
+        evidence.write_text(numbered("smoke", number, host, "log"), log)
+    evidence.write_json("timings.json", {"approval_to_verified_seconds": 9.8, "longest_pause_seconds": 1.31})
+    evidence.write_json(
+        "versions.json", {"signer": "0.1.0", "python": "3.11.2", "openssh": "9.2p1", "openbao": "2.7.2"}
+    )
+    lines = [f'{{"at": {BEGAN}000, "event": "run.began"}}', f'{{"at": {BEGAN + 11}000, "event": "run.ended"}}']
+    evidence.write_text("journal.jsonl", "\n".join(lines) + "\n")
+
+
+def sealed_run(parent: Path, outcome: str = "applied", guard: Guard | None = None) -> Evidence:
+    """A whole run, sealed, with no answer of a ledger yet."""
+    evidence = Evidence.create(parent, "cutover", BEGAN, guard)
+    fill(evidence)
+    evidence.seal(outcome)
+    return evidence
