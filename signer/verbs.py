@@ -267,6 +267,7 @@ VERBS: Final = (
             _argument("--role", metavar="NAME", help="of this role"),
             _argument("--principal", metavar="NAME", help="good for this principal"),
             _argument("--fingerprint", metavar="SHA256:…", help="for this public key"),
+            _argument("--backend", choices=("local", "vault"), help="signed by the CA key here, or by Vault"),
             _argument("--active", action="store_true", help="released and not yet expired"),
             _argument(
                 "--limit", metavar="N", type=_whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"

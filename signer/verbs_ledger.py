@@ -54,6 +54,7 @@ def certs_list(arguments: Namespace, settings: Callable[[], Settings]) -> int:
         role=arguments.role,
         principal=arguments.principal,
         fingerprint=arguments.fingerprint,
+        backend=arguments.backend,
         active_at=now if arguments.active else None,
         before=arguments.before,
         limit=arguments.limit,

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from signer.operations import OperationName, OutcomeName
+
 _Text = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -107,6 +109,31 @@ class CertificateDetails(CertificateRow):
     ca: Annotated[str, Field(description="fingerprint of the CA key")]
     to_be_signed_sha256: str
     recorded: Recorded
+
+
+class OperationRow(Recorded):
+    """What an operator did to the platform."""
+
+    actor: Annotated[str, Field(description="the identity that recorded it")]
+    operation: OperationName
+    outcome: OutcomeName
+    plan: Annotated[str, Field(description="sha256:… of the plan, or empty")]
+    evidence: Annotated[str, Field(description="sha256:… of the evidence, or empty")]
+    reason: str
+
+
+class OperationPage(_Strict):
+    """Operations, newest first; `before` asks for the next page, null when there is none. A page may be short."""
+
+    operations: list[OperationRow]
+    before: str | None
+
+
+class OperationDetails(OperationRow):
+    """An operation with everything that was recorded of it."""
+
+    address: Annotated[str, Field(description="of who recorded it, empty if not known")]
+    request_id: str
 
 
 class FreezeBody(_Strict):

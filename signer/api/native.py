@@ -19,11 +19,12 @@ from signer.api.problems import render_problem
 from signer.api.sign import read_body
 from signer.ask import body_too_large, decode_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
+from signer.ledger_reader import BACKENDS
 from signer.link import Link
 from signer.settings import Settings
 
-FILTERS: Final = ("identity", "role", "principal", "fingerprint")
-PAGING: Final = ("active", "before", "limit")
+FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
+OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -42,15 +43,16 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         return _json(ask("explain", {"role": role}, read_body(request.environ)))
 
     def certificates() -> Response:
-        page = ask("certificates", _read_query())
-        answer = _json(page)
-        if page["before"] is not None:
-            query = urlencode({**request.args.to_dict(), "before": page["before"]})
-            answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
-        return answer
+        return _page(ask("certificates", _read_query(FILTERS)))
 
     def certificate(serial: str) -> Response:
         return _json(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
+
+    def operations() -> Response:
+        return _page(ask("operations", _read_query(OPERATION_FILTERS)))
+
+    def record() -> Response:
+        return _json(ask("record", {}, read_body(request.environ)), 201)
 
     def freeze() -> Response:
         body = _read_model(FreezeBody, read_body(request.environ))
@@ -74,6 +76,8 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
         ("GET", "/api/ledger/head", lambda: _json(ask("head", {}))),
+        ("GET", "/api/operations", operations),
+        ("POST", "/api/operations", record),
         ("GET", "/api/freezes", lambda: _json(ask("freezes", {}))),
         ("POST", "/api/freezes", freeze),
         ("DELETE", "/api/freezes/<scope>", unfreeze),
@@ -126,6 +130,14 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return _text(json.dumps(value) + "\n", "application/json", status)
 
 
+def _page(page: dict[str, Any]) -> Response:
+    answer = _json(page)
+    if page["before"] is not None:
+        query = urlencode({**request.args.to_dict(), "before": page["before"]})
+        answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
+    return answer
+
+
 def _text(text: str, content_type: str, status: int = 200) -> Response:
     return Response(text, status, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
@@ -133,23 +145,25 @@ def _text(text: str, content_type: str, status: int = 200) -> Response:
 # --- what callers send -----------------------------------------------------------------------------------------------
 
 
-def _read_query() -> dict[str, object]:
+def _read_query(known: tuple[str, ...]) -> dict[str, object]:
     """The filters of a list; an unknown or repeated one is refused, because without it the answer would be another."""
     fields: dict[str, object] = {}
     for name, values in request.args.lists():
-        if name not in FILTERS + PAGING:
-            raise _bad_query(f"there is no parameter {name[:64]!a}", f"use {', '.join(FILTERS + PAGING)}")
+        if name not in known:
+            raise _bad_query(f"there is no parameter {name[:64]!a}", f"use {', '.join(known)}")
         if len(values) > 1:
             raise _bad_query(f"{name} is given more than once", f"give {name} once")
         value = values[0]
-        if name in FILTERS:
-            fields[name] = _word(name, value)
-        elif name == "active":
+        if name == "active":
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "mend active")
             fields[name] = value == "true"
-        else:
+        elif name in ("before", "limit"):
             fields[name] = _whole(name, value)
+        else:
+            fields[name] = _word(name, value)
+    if fields.get("backend", BACKENDS[0]) not in BACKENDS:
+        raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "mend backend")
     if fields.get("limit") == 0:
         raise _bad_query("limit must be at least 1", "mend limit")
     return fields

@@ -16,6 +16,8 @@ from pydantic.json_schema import models_json_schema
 from signer import __version__
 from signer.api import answers
 from signer.ask import SignBody
+from signer.ledger_reader import BACKENDS
+from signer.operations import DIGEST, OperationBody
 
 _SCHEMAS: Final = "#/components/schemas/"
 
@@ -50,9 +52,15 @@ _LIST: Final = (
     Query("role", "issued for this role", _WORD),
     Query("principal", "that name this principal", _WORD),
     Query("fingerprint", "of the public key, SHA256:…", _WORD),
+    Query("backend", "signed by the CA key here, or by Vault", {"type": "string", "enum": list(BACKENDS)}),
     Query("active", "true: only those valid now", {"type": "boolean", "default": False}),
     Query("before", "the `before` of the page above", {"type": "integer", "minimum": 0}),
     Query("limit", "certificates on one page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+)
+_OPERATIONS: Final = (
+    Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
+    Query("before", "the `before` of the page above", {"type": "integer", "minimum": 0}),
+    Query("limit", "operations on one page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
 ROUTES: Final = (
     Route(
@@ -72,6 +80,14 @@ ROUTES: Final = (
         answers.CertificateDetails, faults=(400, 401, 404, 503),
     ),
     Route("GET", "/api/ledger/head", "The newest entry of the ledger", answers.Recorded),
+    Route(
+        "GET", "/api/operations", "What operators did to the platform, newest first; pages as for certificates",
+        answers.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
+    ),
+    Route(
+        "POST", "/api/operations", "Record what an operator did; the answer tells the entry that holds it",
+        answers.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
+    ),
     Route("GET", "/api/freezes", "The freezes in force", answers.Freezes, faults=(401, 503)),
     Route(
         "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", answers.FreezeState,

@@ -77,6 +77,7 @@ def asked(link: FakeLink) -> dict[str, Any]:
         ("GET", "/api/ledger/head", None, {"op": "head"}),
         ("GET", "/api/freezes", None, {"op": "freezes"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze", "scope": "all", "reason": "r"}),
+        ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
         ("DELETE", "/api/freezes/identity:ci", None, {"op": "unfreeze", "scope": "identity:ci"}),
         ("DELETE", "/api/freezes/identity%3Aci", None, {"op": "unfreeze", "scope": "identity:ci"}),
     ],
@@ -95,7 +96,8 @@ def test_a_route_asks_the_keeper_with_the_callers_credential(
 def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeLink) -> None:
     link.reply = {"certificates": [], "before": "41"}
     answer = client.get(
-        "/api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256:a%2Bb&active=true&limit=2&before=99"
+        "/api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256:a%2Bb"
+        "&backend=vault&active=true&limit=2&before=99"
     )
     assert asked(link) == {
         "op": "certificates",
@@ -103,14 +105,27 @@ def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskC
         "role": "llmops",
         "principal": "llmops",
         "fingerprint": "SHA256:a+b",
+        "backend": "vault",
         "active": True,
         "limit": 2,
         "before": 99,
     }
     assert answer.headers["Link"] == (
-        "</api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256%3Aa%2Bb&active=true&limit=2"
+        "</api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256%3Aa%2Bb&backend=vault&active=true&limit=2"
         '&before=41>; rel="next"'
     )
+
+
+def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
+    client: FlaskClient, link: FakeLink
+) -> None:
+    link.reply = {"operations": [], "before": "7"}
+    answer = client.get("/api/operations?evidence=sha256:aa&limit=2&before=9")
+    assert asked(link) == {"op": "operations", "evidence": "sha256:aa", "limit": 2, "before": 9}
+    assert answer.headers["Link"] == '</api/operations?evidence=sha256%3Aaa&limit=2&before=7>; rel="next"'
+    link.asked.clear()
+    assert problem(client.get("/api/operations?identity=ci"), 400)["code"] == "query_malformed"
+    assert not link.asked
 
 
 def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeLink) -> None:
@@ -126,6 +141,7 @@ def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeLink) -> Non
         ("identity=", "identity must have 1 to 256 printable characters"),
         ("role=a%00b", "role must have 1 to 256 printable characters"),
         ("principal=" + "x" * 257, "principal must have 1 to 256 printable characters"),
+        ("backend=gpg", "backend must be one of local, vault"),
         ("active=yes", "active must be true or false"),
         ("active=", "active must be true or false"),
         ("before=abc", "before must be a whole number"),
@@ -276,7 +292,9 @@ def test_openapi_lists_exactly_the_routes_that_there_are(flask: Flask) -> None:
 
 def test_openapi_says_which_parameters_a_list_takes() -> None:
     parameters = openapi.document()["paths"]["/api/certificates"]["get"]["parameters"]
-    assert [parameter["name"] for parameter in parameters] == [*native.FILTERS, *native.PAGING]
+    assert [parameter["name"] for parameter in parameters] == [*native.FILTERS]
+    parameters = openapi.document()["paths"]["/api/operations"]["get"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == [*native.OPERATION_FILTERS]
 
 
 def test_every_reference_in_openapi_leads_somewhere_and_every_id_is_its_own() -> None:
