@@ -86,4 +86,4 @@ class ContainedBao(OpenBao):
         try:
             eventually(lambda: ports.accepts(self.port), "OpenBao listens")
         except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{self.log()}") from None
+            raise TimeoutError(f"{error}\n{self.log()[-2000:]}") from None

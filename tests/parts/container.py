@@ -161,7 +161,7 @@ class Contained(Service):
         try:
             eventually(self.is_ready, "the container is ready")
         except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{self.log()}") from None
+            raise TimeoutError(f"{error}\n{self.log()[-2000:]}") from None
         return self
 
     def __enter__(self) -> Contained:

@@ -37,7 +37,7 @@ fingerprint = "{ca}"
 [roles.llmops]
 principals = ["llmops"]
 default_principals = ["llmops"]
-default_ttl = "15m"
+default_ttl = "{ttl}"
 max_ttl = "30m"
 key_types = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa", "sk-ssh-ed25519@openssh.com"]
 extensions = { allowed = ["permit-pty"], default = ["permit-pty"] }
@@ -51,7 +51,7 @@ tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["freeze", "ledger.read"]
+may = ["operate", "ledger.read"]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 """
 SERVICE_MAY: Final = """
@@ -69,7 +69,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 """
 _PODMAN: Final = """\
 #!/bin/sh
-if [ "$1" = ps ]; then set -- "$@" --filter "label=io.podman.compose.project=$SIGNER_TEST_PROJECT"; fi
+if [ "$1" = ps ]; then set -- "$@" --filter label=io.podman.compose.project={project}; fi
 exec {podman} "$@"
 """
 
@@ -77,9 +77,13 @@ exec {podman} "$@"
 class Platform:
     """Use as a context manager. `memory` must be a folder of root's on a tmpfs, with nobody else's above it."""
 
-    def __init__(self, engine: Engine, folder: Path, memory: Path, *, targets: Sequence[str] = TARGETS) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, memory: Path, *, targets: Sequence[str] = TARGETS, ttl: str = "15m"
+    ) -> None:
+        """`ttl` is how long certificates live unless somebody asks for less: Vault goes when its last one is over."""
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.engine = engine
+        self.ttl = ttl
         self.folder = folder
         self.memory = memory
         self.bao = ContainedBao(engine, folder / "openbao")
@@ -100,6 +104,7 @@ class Platform:
         self.tokens = {name: folder / f"token-{name}" for name in ("cutover", "admin")}
         host_key = make_key(folder, "ed25519", "host")
         self.targets = {name: Sshd(folder / name, self.ca.public_line, host_key=host_key.private) for name in targets}
+        self._clients: dict[str, dict[str, str]] = {}
         self._host_line = " ".join(host_key.public_line.split()[:2])
         self._running = ExitStack()
         self._write_programs()
@@ -144,7 +149,7 @@ class Platform:
         self.key_file.unlink(missing_ok=True)
         self.key_file.write_bytes(self.ca.private.read_bytes())
         self.key_file.chmod(0o400)
-        self.service.write_policy(POLICY)
+        self.service.write_policy(POLICY.replace("{ttl}", self.ttl))
         self.service.policy_file.chmod(0o644)
 
     def _write_programs(self) -> None:
@@ -152,7 +157,7 @@ class Platform:
         programs.mkdir()
         compose = Path(sys.executable).with_name("podman-compose")
         for name, text in {
-            "podman": _PODMAN.replace("{podman}", str(shutil.which("podman"))),
+            "podman": _PODMAN.format(podman=shutil.which("podman"), project=self.service.project),
             "podman-compose": f'#!/bin/sh\nexec {compose} "$@"\n',
         }.items():
             (programs / name).write_text(text)
@@ -162,7 +167,7 @@ class Platform:
 
     def _prepare_vault(self) -> None:
         self.vault_ca_line = self.bao.enable_ssh("ssh")
-        self.bao.write_role()
+        self.bao.write_role(ttl=self.ttl)
         self.new_vault_tokens()
 
     def new_vault_tokens(self) -> None:
@@ -192,7 +197,7 @@ class Platform:
             self.bao.start()
             self._prepare_vault()
         self.bao.must("DELETE", "ssh/roles/llmops")
-        self.bao.write_role()
+        self.bao.write_role(ttl=self.ttl)
         self.new_vault_tokens()
 
     def _other_mounts(self) -> set[str]:
@@ -201,7 +206,7 @@ class Platform:
 
     def widen_vault_role(self, principal: str = "root") -> None:
         """Somebody lets the role in Vault have another principal."""
-        self.bao.write_role(allowed_users=f"llmops,{principal}")
+        self.bao.write_role(allowed_users=f"llmops,{principal}", ttl=self.ttl)
 
     def revoke_vault_token(self, name: str = "cutover") -> None:
         """The token in that file is worth nothing from here on, as if it had expired."""
@@ -229,11 +234,15 @@ class Platform:
         """The host trusts Vault's CA alone."""
         self.targets[name].trust([self.vault_ca_line])
 
-    def login(self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent") -> Login:
-        """A login as people have it: through `safe-session ssh`."""
+    def login(
+        self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent", nice: bool = False
+    ) -> Login:
+        """A login as people have it: through `safe-session ssh`; `nice`: with what processor time others leave."""
         sshd = self.targets[name]
         argv = [sys.executable, "-P", "-m", "signer.login", "ssh", *sshd.ssh_options(), LOOPBACK, command]
-        return run(argv, environment=self.environment() | self.service.client_environment(identity))
+        if identity not in self._clients:
+            self._clients[identity] = self.environment() | self.service.client_environment(identity)
+        return run([*(["nice", "-n", "19"] if nice else []), *argv], environment=self._clients[identity], timeout=100)
 
     def can_log_in(self) -> bool:
         """True if all hosts can be logged in to."""
@@ -344,7 +353,6 @@ class Platform:
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
             "CONTAINERS_CONF": self.engine.environ["CONTAINERS_CONF"],
-            "SIGNER_TEST_PROJECT": self.service.project,
         }
 
     def command(self, *words: str) -> list[str]:

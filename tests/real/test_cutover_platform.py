@@ -37,7 +37,7 @@ def test_the_preflight_finds_it_ready(platform: Platform) -> None:
     config = load_cutover_file(platform.config)
     done = subprocess.run(
         ["bash", str(config.preflight.script), *arguments, "--expect-mode", "vault"],
-        env=platform.environment() | config.compose.environment | {"PLATFORM_RUNTIME_COMPOSE": "podman-compose"},
+        env={**platform.environment(), **config.compose.environment, "PLATFORM_RUNTIME_COMPOSE": "podman-compose"},
         capture_output=True,
         text=True,
         timeout=60,
