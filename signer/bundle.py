@@ -10,21 +10,23 @@ from signer.model import CaKeys, PublicKey
 from signer.ssh.publickey import render_public_key
 
 
-def trusted_keys(ca: CaKeys, in_use: PublicKey | None) -> list[tuple[str, PublicKey]]:
+def trusted_keys(ca: CaKeys, *in_use: PublicKey | None) -> list[tuple[str, PublicKey]]:
     """Each key once, with what it is: `current`, `next`, `retired`, or `vault` for one that policy.toml does not name.
 
-    `in_use` is who signs now; it may be None if policy.toml has the public half of the pinned key.
+    `in_use` is who signs now, and in mode shadow our own key, which is to sign; it may be None, or nothing, if
+    policy.toml has the public half of the pinned key.
     """
     named = [("current", ca.public), ("next", ca.next), *(("retired", key) for key in ca.retired)]
     found = [(what, key) for what, key in named if key is not None]
-    if in_use is not None and in_use.fingerprint not in [key.fingerprint for _, key in found]:
-        found.insert(0, ("current" if in_use.fingerprint == ca.fingerprint else "vault", in_use))
+    for key in reversed(in_use):
+        if key is not None and key.fingerprint not in [known.fingerprint for _, known in found]:
+            found.insert(0, ("current" if key.fingerprint == ca.fingerprint else "vault", key))
     return found
 
 
-def render_bundle(ca: CaKeys, in_use: PublicKey | None) -> str:
-    """The file for TrustedUserCAKeys; what stands after a key is its comment, which sshd does not read."""
+def render_bundle(ca: CaKeys, *in_use: PublicKey | None) -> str:
+    """`trusted_keys` as the file for TrustedUserCAKeys; after a key stands a comment, which sshd does not read."""
     return "".join(
         f"{render_public_key(key.kind, key.blob)} signer-ca {what} {key.fingerprint}\n"
-        for what, key in trusted_keys(ca, in_use)
+        for what, key in trusted_keys(ca, *in_use)
     )

@@ -57,7 +57,10 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
             yield Check("fail", error.code, " ".join(problem.split()), error.hint)
     if policy is not None:
         yield from _check_policy(policy, settings, now)
-    yield from _check_vault(settings) if settings.mode == "vault" else _check_key(settings, policy)
+    if settings.asks_vault:
+        yield from _check_vault(settings)
+    if settings.has_ca_key:
+        yield from _check_key(settings, policy)
     yield from _check_directories(settings)
     yield from _check_ledger(settings.data_dir)
 

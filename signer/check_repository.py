@@ -19,12 +19,13 @@ from signer.settings import FINGERPRINT_SETTING, SETTINGS
 
 BASE: Final = "overlays/safe-session.yaml"
 LOCAL: Final = "overlays/safe-session-local-ca.yaml"
+SHADOW: Final = "overlays/safe-session-shadow.yaml"
 PREFLIGHT: Final = "scripts/cutover/safe-session-local-ca-preflight.sh"
 CODES: Final = "runbooks/preflight.md"
 README: Final = "README.md"
 KEY_CODES: Final = "signer/cakey.py"
 _WITH_SETTINGS: Final = (
-    BASE, LOCAL, "Containerfile", "scripts/systemd/signer-keeper.service", "scripts/systemd/signer-api.service",
+    BASE, LOCAL, SHADOW, "Containerfile", "scripts/systemd/signer-keeper.service", "scripts/systemd/signer-api.service",
 )  # fmt: skip
 FILES: Final = (*_WITH_SETTINGS, PREFLIGHT, CODES, README, KEY_CODES)
 
@@ -32,15 +33,16 @@ KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
 _DEFAULTS: Final = {name: default for name, default, _ in SETTINGS}
 _SERVICE: Final = ("services", "safe-session-api")
 _MOUNT: Final = (*_SERVICE, "volumes", "0")
-# All that the local CA's overlay may hold, and with which value; the source has a check of its own.
-_LOCAL_MODE: Final[dict[Place, str]] = {(*_SERVICE, "environment", "SIGNER_MODE"): "local"}
-_LOCAL_MOUNT: Final[dict[Place, str]] = {
+# All that an overlay may hold, and with which value; the source has a check of its own.
+_MODE: Final = (*_SERVICE, "environment", "SIGNER_MODE")
+_OVERLAYS: Final = {LOCAL: "local", SHADOW: "shadow"}
+_KEY_MOUNT: Final[dict[Place, str]] = {
     (*_MOUNT, "type"): "bind",
     (*_MOUNT, "target"): _DEFAULTS["SIGNER_CA_KEY_FILE"],
     (*_MOUNT, "read_only"): "true",
     (*_MOUNT, "bind", "create_host_path"): "false",
 }
-_LOCAL_SOURCE: Final = (*_MOUNT, "source")
+_KEY_SOURCE: Final = (*_MOUNT, "source")
 # What the preflight cannot meet: root reads every file, signs nothing, and knows no other owner than root:root.
 _KEEPER_ALONE: Final = frozenset(
     {"ca_key_unreadable", "ca_key_self_test_failed", "ca_key_owner_unknown", "ca_key_replaced"}
@@ -133,7 +135,7 @@ def _files(tree: _Tree) -> Iterator[str]:
 
 
 def _compose_form(tree: _Tree) -> Iterator[str]:
-    for name in (BASE, LOCAL):
+    for name in (BASE, *_OVERLAYS):
         try:
             parse_compose(tree.text(name))
         except ValueError as error:
@@ -141,28 +143,32 @@ def _compose_form(tree: _Tree) -> Iterator[str]:
 
 
 def _key_variable(tree: _Tree) -> Iterator[str]:
-    source = tree.compose(LOCAL).get(_LOCAL_SOURCE, "nothing")
-    if re.fullmatch(rf"\$\{{{KEY_VARIABLE}:\?[^{{}}]+\}}", source) is None:
-        yield f"{LOCAL} mounts {source}"
+    for name in _OVERLAYS:
+        source = tree.compose(name).get(_KEY_SOURCE, "nothing")
+        if re.fullmatch(rf"\$\{{{KEY_VARIABLE}:\?[^{{}}]+\}}", source) is None:
+            yield f"{name} mounts {source}"
 
 
 def _key_mount(tree: _Tree) -> Iterator[str]:
-    yield from _differing(tree, LOCAL, _LOCAL_MOUNT)
+    for name in _OVERLAYS:
+        yield from _differing(tree, name, _KEY_MOUNT)
 
 
-def _local_mode(tree: _Tree) -> Iterator[str]:
-    yield from _differing(tree, LOCAL, _LOCAL_MODE)
+def _overlay_mode(tree: _Tree) -> Iterator[str]:
+    for name, mode in _OVERLAYS.items():
+        yield from _differing(tree, name, {_MODE: mode})
 
 
-def _local_alone(tree: _Tree) -> Iterator[str]:
-    known = {_LOCAL_SOURCE, *_LOCAL_MODE, *_LOCAL_MOUNT}
-    for place in tree.compose(LOCAL):
-        if place not in known:
-            yield f"{LOCAL} sets {'.'.join(place)}"
+def _overlay_alone(tree: _Tree) -> Iterator[str]:
+    known = {_KEY_SOURCE, _MODE, *_KEY_MOUNT}
+    for name in _OVERLAYS:
+        for place in tree.compose(name):
+            if place not in known:
+                yield f"{name} sets {'.'.join(place)}"
 
 
 def _base_mode(tree: _Tree) -> Iterator[str]:
-    yield from _differing(tree, BASE, {(*_SERVICE, "environment", "SIGNER_MODE"): "vault"})
+    yield from _differing(tree, BASE, {_MODE: "vault"})
 
 
 def _base_root(tree: _Tree) -> Iterator[str]:
@@ -302,7 +308,7 @@ _SUBJECTS: Final = (
     ),
     _Subject(
         "repository_compose_form",
-        "both compose files can be read",
+        "the compose files can be read",
         "write plain block style, or teach signer/composefile.py the form",
         _compose_form,
     ),
@@ -318,12 +324,17 @@ _SUBJECTS: Final = (
         "restore the overlay's mount",
         _key_mount,
     ),
-    _Subject("repository_overlay_mode", "SIGNER_MODE local", "set SIGNER_MODE: local in the overlay", _local_mode),
+    _Subject(
+        "repository_overlay_mode",
+        "SIGNER_MODE local in the one, shadow in the other",
+        "set SIGNER_MODE to what the overlay is for",
+        _overlay_mode,
+    ),
     _Subject(
         "repository_overlay_alone",
         "and nothing else",
         "take it out: the overlay changes who signs, no more",
-        _local_alone,
+        _overlay_alone,
     ),
     _Subject("repository_base_mode", "SIGNER_MODE vault", "set SIGNER_MODE: vault in the base file", _base_mode),
     _Subject("repository_base_root", "the root file system is read-only", "set read_only: true", _base_root),

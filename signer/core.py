@@ -26,9 +26,10 @@ from signer.errors import (
 )
 from signer.foreign import Forward, outside_grant, read_foreign
 from signer.ledger_reader import Recent
-from signer.model import Ask, Entry, Event, Finding, Grant, Head, Identity, Returned, Role, Token
+from signer.model import Ask, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.recorded import operation_details
+from signer.shadow import Shadow
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
@@ -72,7 +73,10 @@ class _State:
 
 
 class Core:
-    """One authority: a policy, a key, a ledger, and what follows from them. Without a key Vault signs its grants."""
+    """One authority: a policy, a key, a ledger, and what follows from them.
+
+    Without a key Vault signs its grants, and `shadow` compares what comes back with what our key would have signed.
+    """
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Core:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
+        shadow: Shadow | None = None,
     ) -> None:
         self.policy = policy
         self.key = key
@@ -90,6 +95,7 @@ class Core:
         self._clock = clock
         self._random = random
         self._report = report  # told of faults that are ours, for the log
+        self.shadow = shadow
         self._refusals = Refusals()
         self._state: _State | None = None
         self._out: dict[int, Forward] = {}  # by id(); they count towards limits, and the ledger does not know them
@@ -168,7 +174,8 @@ class Core:
             if isinstance(result, SignerError):
                 raise result
             made = read_foreign(result, forward)
-            self._refuse_frozen(self._ready(now), grant.identity, grant.role)  # it may be since the grant was made
+            state = self._ready(now)
+            orders.refuse_frozen(state.freezes, grant.identity, grant.role)  # it may be since the grant was made
             known = self._ledger.certificate(made.fields.serial)
             if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
                 raise outside_grant("a serial that it used before")
@@ -177,11 +184,13 @@ class Core:
                 self._report(error)
             del self._out[id(forward)]
             self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
-            return error, self._refused(forward.command, error, now)
+            told = self.shadow.refused(forward, error, int(now)) if self.shadow else ()
+            return error, (*self._refused(forward.command, error, now), *told)
         serials.add(made.fields.serial)
         event = issued_event(made, forward.command.caller, forward.policy_digest, "vault", made.ca_fingerprint)
         expires_in = max(made.fields.valid_before - int(now), 0)
-        return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event,)
+        compared = self.shadow.compare(made, forward, int(now)) if self.shadow else ()
+        return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
 
     def _release(self, draft: Draft, key: Signing) -> Reply:
         # 9 sign; on failure record that this serial was never released
@@ -259,7 +268,7 @@ class Core:
         # 2
         role, ask = self._role(identity, command)
         state = self._ready(now)
-        self._refuse_frozen(state, identity.name, role.name)
+        orders.refuse_frozen(state.freezes, identity.name, role.name)
         # 3
         key = parse_public_key(ask.public_key)
         # 4 and 5
@@ -312,12 +321,6 @@ class Core:
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
         return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
 
-    @staticmethod
-    def _refuse_frozen(state: _State, identity: str, role: str) -> None:
-        for scope in ("all", f"identity:{identity}", f"role:{role}"):
-            if scope in state.freezes:
-                raise Refused("frozen", f"{scope} is frozen: {state.freezes[scope]}", "ask the operator who froze it")
-
     # --- everything else ----------------------------------------------------------------------------------------
 
     def _explain(self, command: Explain, identity: Identity, now: float) -> dict[str, object]:
@@ -331,14 +334,8 @@ class Core:
                 fault = bad.text
         usage = state.holdings.usage(identity.name, role.name, int(now))
         findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
-        return queries.explained(identity, role, [self._explain_freezes(state, identity, role), *findings])
-
-    def _explain_freezes(self, state: _State, identity: Identity, role: Role) -> tuple[Finding, Refused | None]:
-        try:
-            self._refuse_frozen(state, identity.name, role.name)
-        except Refused as refusal:
-            return Finding("freezes", refusal.text, "refused"), refusal
-        return Finding("freezes", "none for this identity and role", "ok"), None
+        frozen = orders.explain_freezes(state.freezes, identity.name, role.name)
+        return queries.explained(identity, role, [frozen, *findings])
 
     def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Outcome:
         queries.require(identity, "freeze")
@@ -360,22 +357,30 @@ class Core:
 
     def use_policy(self, policy: Policy) -> SignerError | None:
         """Takes a new policy from the next command on; raises `BadFile` if it names the key in use nowhere."""
-        if self.key is not None:
-            policy.check_key(self.key.fingerprint)
+        if (own := self.own_key) is not None:
+            policy.check_key(own.fingerprint)
         changed = policy.digest != self.policy.digest
         self.policy = policy
         return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
 
     def use_key(self, key: Signing) -> SignerError | None:
-        """Signs with another key from the next command on, once that is recorded; until then, with the old one.
+        """Signs, or compares, with another key from the next command on, once that is recorded.
 
         Whether the key may sign at all is checked by whoever read it.
         """
-        body: dict[str, object] = {"from": self.key.fingerprint if self.key else "", "to": key.fingerprint}
+        own = self.own_key
+        body: dict[str, object] = {"from": own.fingerprint if own else "", "to": key.fingerprint}
         failure = self.record([Event("ca.rotated", "keeper", body)])
-        if failure is None:
+        if failure is None and self.shadow is not None:
+            self.shadow.take(key)
+        elif failure is None:
             self.key = key
         return failure
+
+    @property
+    def own_key(self) -> Signing | PublicKey | None:
+        """Our CA key: it signs, or is compared with; None where Vault signs and nothing is compared."""
+        return self.shadow.key if self.shadow is not None else self.key
 
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` while nothing could be signed."""
@@ -383,8 +388,10 @@ class Core:
 
     def tick(self) -> None:
         """Records what was counted; the keeper calls it about once a second."""
-        self.record(self._refusals.due(int(self._clock())))
+        now = int(self._clock())
+        self.record([*self._refusals.due(now), *(self.shadow.due(now) if self.shadow else ())])
 
     def end(self) -> None:
         """Records what is left and the end."""
-        self.record([*self._refusals.rest(), Event("keeper.stopped", "keeper", {})])
+        repeats = self.shadow.rest() if self.shadow else []
+        self.record([*self._refusals.rest(), *repeats, Event("keeper.stopped", "keeper", {})])

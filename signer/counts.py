@@ -1,11 +1,12 @@
-"""What the core remembers between requests: certificates that count towards limits, and refusals to fold.
+"""What the core remembers between requests: certificates that count towards limits, and events to fold.
 
-Both are bounded and can be thrown away: `Holdings` is read back from the ledger, `Refusals` loses at most a count.
+All is bounded and can be thrown away: `Holdings` is read back from the ledger, a `Folding` loses at most a count.
 Pure; the time is passed in, in seconds.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from signer.model import Caller, Event, Usage
 from signer.tokens import hide_tokens
 
 WINDOW: Final = 60  # seconds; of a rate, and of refusals that are told once
-MAX_FOLDED: Final = 1_000  # kinds of refusal remembered at once; noise beyond shares one line
+MAX_FOLDED: Final = 1_000  # kinds of event remembered at once; noise beyond shares one line
 MANY: Final = "many"  # the actor of that line
 
 
@@ -77,39 +78,81 @@ class _Folded:
     kind: tuple[str, ...]
 
 
-class Refusals:
-    """Tells the first of a kind at once and the rest as a count, so that one loud caller cannot fill the ledger."""
+class Folding(ABC):
+    """Tells the first of a kind at once and the rest as a count, so that one loud caller cannot fill the ledger.
+
+    What a kind is, for how many seconds it is folded, and the words of its count are a subclass's.
+    """
+
+    window = WINDOW
+    others: tuple[str, ...] = ()  # the kind of all that are too many to be told apart
 
     def __init__(self) -> None:
         self._folded: dict[tuple[str, ...], _Folded] = {}
 
+    @abstractmethod
+    def kind(self, event: Event) -> tuple[str, ...]:
+        """What an event must have in common with another to be a repetition of it."""
+
+    @abstractmethod
+    def repeated(self, folded: _Folded) -> Event:
+        """The record of repetitions."""
+
     def note(self, event: Event, now: int) -> Iterator[Event]:
-        """The event itself if it is the first of its kind within a minute, else nothing; it is counted then."""
-        kind = (event.kind, event.actor, str(event.body["code"]), str(event.body["role"]), str(event.body["address"]))
+        """The event itself if it is the first of its kind within `window`, else nothing; it is counted then."""
+        kind = self.kind(event)
         folded = self._folded.get(kind)
         if folded is None and len(self._folded) >= MAX_FOLDED:
-            kind = (event.kind, MANY, "various", "", "")
+            kind = self.others
             folded = self._folded.get(kind)
-        if folded is not None and now < folded.since + WINDOW:
+        if folded is not None and now < folded.since + self.window:
             folded.count += 1
             return
-        if folded is not None:
-            yield from self._tell(folded)
+        if folded is not None and folded.count:
+            yield self.repeated(folded)
         self._folded[kind] = _Folded(now, 0, kind)
         yield event
 
     def due(self, now: int) -> list[Event]:
-        """Counts whose minute is over; they are forgotten here, so record them."""
-        over = [kind for kind, folded in self._folded.items() if now >= folded.since + WINDOW]
-        return [event for kind in over for event in self._tell(self._folded.pop(kind))]
+        """Counts whose time is over; they are forgotten here, so record them."""
+        over = [kind for kind, folded in self._folded.items() if now >= folded.since + self.window]
+        return [self.repeated(folded) for kind in over if (folded := self._folded.pop(kind)).count]
 
     def rest(self) -> list[Event]:
         """All counts, for the end."""
         return self.due(2**62)
 
-    @staticmethod
-    def _tell(folded: _Folded) -> Iterator[Event]:
-        if folded.count:
-            _, actor, code, role, address = folded.kind
-            body: dict[str, object] = {"code": code, "role": role, "address": address}
-            yield Event("refusals.repeated", actor, {**body, "count": folded.count, "since": folded.since})
+
+class Refusals(Folding):
+    """Refusals, folded by caller, code, role and address."""
+
+    others = (MANY, "various", "", "")
+
+    def kind(self, event: Event) -> tuple[str, ...]:
+        """Who was refused what, from where."""
+        return event.actor, str(event.body["code"]), str(event.body["role"]), str(event.body["address"])
+
+    def repeated(self, folded: _Folded) -> Event:
+        """How often the same refusal came again."""
+        actor, code, role, address = folded.kind
+        body: dict[str, object] = {"code": code, "role": role, "address": address}
+        return Event("refusals.repeated", actor, {**body, "count": folded.count, "since": folded.since})
+
+
+class Differences(Folding):
+    """Differences between Vault's certificates and ours: by role and field whoever asked, errors by value, too."""
+
+    window = 3_600  # seconds; where logins are rare, a minute would make an event of each
+    others = ("", "various", "", "", "")
+
+    def kind(self, event: Event) -> tuple[str, ...]:
+        """Where it is and how bad; a note's values may differ from login to login, as a key id's do."""
+        body = event.body
+        values = (str(body["ours"]), str(body["vault"])) if body["severity"] == "error" else ("", "")
+        return str(body["role"]), str(body["field"]), str(body["severity"]), *values
+
+    def repeated(self, folded: _Folded) -> Event:
+        """How often the same difference came again."""
+        role, name, severity, *_ = folded.kind
+        body: dict[str, object] = {"role": role, "field": name, "severity": severity}
+        return Event("shadow.repeated", MANY, {**body, "count": folded.count, "since": folded.since})

@@ -111,6 +111,10 @@ class Keeper:
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
         self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
+        if core.shadow is not None:
+            self.metrics.shadow_compared = core.shadow.compared
+            self.metrics.shadow_differences = core.shadow.differences
+            self.metrics.shadow_faults = core.shadow.faults
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -309,11 +313,11 @@ class Keeper:
             case "metrics":
                 return {"text": self.metrics.render()}
             case "ca":
-                key = self._authority.public_key()
+                key, shadow = self._authority.public_key(), self._core.shadow
                 return {
                     "fingerprint": key.fingerprint,
                     "public_key": render_public_key(key.kind, key.blob),
-                    "bundle": render_bundle(self._core.policy.ca, key),
+                    "bundle": render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
                 }
         return None
 
@@ -333,9 +337,11 @@ class Keeper:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
             return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
+        shadow = self._core.shadow
         return {
             "ready": True,
             "ca_fingerprint": fingerprint,
+            **({"local_ca_fingerprint": shadow.key.fingerprint} if shadow is not None else {}),
             "policy": self._core.policy.digest,
             "mode": self._authority.mode,
         }

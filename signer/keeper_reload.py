@@ -26,7 +26,8 @@ log = logging.getLogger("signer.keeper")
 class Reloader:
     """Reads anew for `core`. `channel` brings the key file, opened, from a launcher; None if there is no launcher.
 
-    `on_key` is told of a new key that is in use from now on. Where Vault signs no key file is looked at.
+    `on_key` is told of a new key that is in use from now on. In mode vault no key file is looked at; in mode shadow a
+    new key is compared with, instead of signed with.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Reloader:
         return True
 
     def _reload_key(self, ca: CaKeys) -> bool:
-        in_use = self._core.key
+        in_use = self._core.own_key
         if in_use is None:
             return False
         try:

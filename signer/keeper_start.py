@@ -28,6 +28,7 @@ from signer.metrics import TimedLedger
 from signer.model import CaKeys, PublicKey
 from signer.policyfile import load_policy
 from signer.settings import Settings
+from signer.shadow import Shadow
 
 if TYPE_CHECKING:
     from signer.vault import VaultClient
@@ -57,11 +58,10 @@ class LocalAuthority:
 
 
 class VaultAuthority:
-    """Vault, which is asked for each signature."""
+    """Vault, which is asked for each signature; in mode shadow the core compares what it makes."""
 
-    mode = "vault"
-
-    def __init__(self, client: VaultClient) -> None:
+    def __init__(self, client: VaultClient, mode: str) -> None:
+        self.mode = mode
         self.sign = client.sign
         self.public_key = client.known_ca
         self.check_ready = client.check_ready
@@ -75,7 +75,7 @@ def _ask_vault(settings: Settings) -> Authority:
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
     client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
     threading.Thread(target=client.look_after, name="vault", daemon=True).start()
-    return VaultAuthority(client)
+    return VaultAuthority(client, settings.mode)
 
 
 def _load_key(settings: Settings, ca: CaKeys) -> CaKey:
@@ -124,7 +124,10 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     take_descriptors()
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
-    key = _load_key(settings, policy.ca) if settings.mode == "local" else None
+    key = _load_key(settings, policy.ca) if settings.has_ca_key else None
+    shadow = None
+    if key is not None and settings.asks_vault:
+        shadow, key = Shadow(key.public, _report), None  # it has signed its test and signs no more
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
@@ -139,9 +142,12 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
         ledger=ledger,
         clock=time.time,
         random=os.urandom,
-        report=lambda error: log.error("a fault of ours", exc_info=error),
+        report=_report,
+        shadow=shadow,
     )
-    failure = core.begin({"version": __version__, "ca": key.fingerprint if key else "vault", "mode": settings.mode})
+    compared: dict[str, object] = {"compared_with": shadow.key.fingerprint} if shadow is not None else {}
+    ca = key.fingerprint if key is not None else "vault"
+    failure = core.begin({"version": __version__, "ca": ca, "mode": settings.mode, **compared})
     if failure is not None:
         raise failure
     shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
@@ -150,6 +156,10 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1).serve()
     ledger.close()
     os.close(claim)
+
+
+def _report(error: Exception) -> None:
+    log.error("a fault of ours", exc_info=error)
 
 
 def check_run_dir(run_dir: Path) -> None:

@@ -76,6 +76,9 @@ class Metrics(Collector):
         self._roles = roles
         self.signatures: Counter[str] = Counter()  # by role
         self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))  # by code
+        self.shadow_compared: Counter[str] = Counter()  # by role; these three are the shadow's own, where there is one
+        self.shadow_differences: Counter[tuple[str, str]] = Counter()  # by role and field
+        self.shadow_faults: Counter[str] = Counter()  # by role
         self.latency = Histogram(SECONDS)
         self.commit = commit
         self.batch = Histogram(_COMMANDS)
@@ -96,11 +99,28 @@ class Metrics(Collector):
         for code, count in sorted(self.refusals.items()):
             refusals.add_metric([code], count)
         yield refusals
+        yield from self._shadow()
         yield self.latency.family("signer_command_seconds", "from a command's arrival at the keeper to its reply")
         yield self.commit.family("signer_ledger_commit_seconds", "one ledger transaction, fsync included")
         yield self.batch.family("signer_batch_commands", "commands decided together")
         for name, (text, value) in self._facts().items():
             yield GaugeMetricFamily(name, text, value=value)
+
+    def _shadow(self) -> Iterator[Metric]:
+        """Without a sample in the other modes."""
+        compared = CounterMetricFamily("signer_shadow_compared", "certificates of Vault's compared", labels=["role"])
+        for role, count in sorted(self.shadow_compared.items()):
+            compared.add_metric([role], count)
+        yield compared
+        text = "fields in which Vault's certificate is not what ours would be"
+        differences = CounterMetricFamily("signer_shadow_differences", text, labels=["role", "field"])
+        for (role, name), count in sorted(self.shadow_differences.items()):
+            differences.add_metric([role, name], count)
+        yield differences
+        faults = CounterMetricFamily("signer_shadow_faults", "comparisons that failed", labels=["role"])
+        for role, count in sorted(self.shadow_faults.items()):
+            faults.add_metric([role], count)
+        yield faults
 
     def render(self) -> str:
         """The text exposition format."""

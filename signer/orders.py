@@ -5,9 +5,11 @@ Each needs a right of policy.toml, and is an event that `core.py` commits before
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from signer.commands import Freeze, Record, Unfreeze
-from signer.errors import BadRequest, NotFound
-from signer.model import Event, Identity
+from signer.errors import BadRequest, NotFound, Refused
+from signer.model import Event, Finding, Identity
 from signer.operations import operation_event
 from signer.policy import Policy
 from signer.queries import Answer, check_scope, require
@@ -27,6 +29,22 @@ def freeze(
         raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
     del freezes[scope]
     return {"scope": scope, "frozen": False}, Event("freeze.lifted", identity.name, {"scope": scope})
+
+
+def refuse_frozen(freezes: Mapping[str, str], identity: str, role: str) -> None:
+    """Raises `Refused` if the identity, the role or everything is frozen."""
+    for scope in ("all", f"identity:{identity}", f"role:{role}"):
+        if scope in freezes:
+            raise Refused("frozen", f"{scope} is frozen: {freezes[scope]}", "ask the operator who froze it")
+
+
+def explain_freezes(freezes: Mapping[str, str], identity: str, role: str) -> tuple[Finding, Refused | None]:
+    """What `refuse_frozen` would say."""
+    try:
+        refuse_frozen(freezes, identity, role)
+    except Refused as refusal:
+        return Finding("freezes", refusal.text, "refused"), refusal
+    return Finding("freezes", "none for this identity and role", "ok"), None
 
 
 def record(command: Record, identity: Identity) -> Event:

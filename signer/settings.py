@@ -18,7 +18,7 @@ from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "who signs: `local`, the CA key here, or `vault`"),
+    ("SIGNER_MODE", "local", "who signs: `local`, the CA key here; `vault`; `shadow`, Vault, and the key is compared"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
     ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),
@@ -33,12 +33,13 @@ SETTINGS: Final = (
     ("SIGNER_TRUSTED_PROXIES", "", "comma list of CIDR blocks whose X-Forwarded-For is believed"),
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
-    ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed in mode `vault`"),
-    ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed in mode `vault`"),
+    ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed where it signs"),
+    ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed where it signs"),
     ("SIGNER_VAULT_MOUNT", "ssh", "mount of its SSH engine"),
     ("SIGNER_VAULT_CA_FILE", "", "certificates that vouch for its TLS, if not the public ones"),
 )
 PREFIX: Final = "SIGNER_"
+MODES: Final = ("local", "vault", "shadow")
 # For `signer ca render` alone; the process that serves requests never looks at them.
 INFISICAL_SETTINGS: Final = (
     ("INFISICAL_SITE_URL", "https://app.infisical.com", "address of Infisical"),
@@ -111,6 +112,16 @@ class Settings:
         """The keeper's socket."""
         return self.run_dir / "keeper.sock"
 
+    @property
+    def has_ca_key(self) -> bool:
+        """Whether our CA key is loaded, to sign or to be compared with."""
+        return self.mode != "vault"
+
+    @property
+    def asks_vault(self) -> bool:
+        """Whether Vault signs."""
+        return self.mode != "local"
+
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that `environ` holds; raises `BadSettings` with every problem found."""
@@ -126,9 +137,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         problems.append("SIGNER_TLS_KEY_FILE: is missing beside SIGNER_TLS_CERT_FILE")
     if (environ.get("SIGNER_TLS_KEY_FILE") or "") and not (environ.get("SIGNER_TLS_CERT_FILE") or ""):
         problems.append("SIGNER_TLS_CERT_FILE: is missing beside SIGNER_TLS_KEY_FILE")
-    if environ.get("SIGNER_MODE") == "vault":
+    if (mode := environ.get("SIGNER_MODE")) in ("vault", "shadow"):
         needed = ("SIGNER_VAULT_ADDR", "SIGNER_VAULT_TOKEN_FILE")
-        problems += [f"{name}: is missing, and mode vault needs it" for name in needed if not environ.get(name)]
+        problems += [f"{name}: is missing, and mode {mode} needs it" for name in needed if not environ.get(name)]
     if not problems:
         settings = Settings(**values, warnings=tuple(_unknown(environ)))
         if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
@@ -152,8 +163,8 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
 
 
 def _mode(text: str) -> str:
-    if text not in ("local", "vault"):
-        raise ValueError(f"{text[:40]!a} is no mode; there are local and vault")
+    if text not in MODES:
+        raise ValueError(f"{text[:40]!a} is no mode; there are {', '.join(MODES)}")
     return text
 
 

@@ -64,10 +64,10 @@ def ca_inspect(arguments: Namespace, settings: Callable[[], Settings]) -> int:
 def ca_bundle(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     """Every CA line that hosts must trust."""
     told = settings()
-    if told.mode == "vault":
+    if told.asks_vault:
         raise BadSettings(
             "bundle_incomplete",
-            "in mode vault hosts must trust Vault's key, too, which only the running service knows",
+            f"in mode {told.mode} hosts must trust Vault's key, too, which only the running service knows",
             "ask the service: GET /api/ca",
         )
     policy = load_policy(told.policy_file)

@@ -174,5 +174,6 @@ class Ready(_Strict):
 
     ready: Literal[True]
     ca_fingerprint: str
+    local_ca_fingerprint: str | None = None  # in mode shadow: of the key that is compared with
     policy: str
     mode: str

@@ -23,6 +23,7 @@ from signer.check_repository import (
     LOCAL,
     PREFLIGHT,
     README,
+    SHADOW,
     check_repository,
     is_checkout,
     read_catalogue,
@@ -111,6 +112,23 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
     "an overlay in the mode of before": (
         LOCAL, "SIGNER_MODE: local", "SIGNER_MODE: vault", "repository_overlay_mode",
         f"{LOCAL} has services.safe-session-api.environment.SIGNER_MODE: vault, not local",
+    ),
+    "a shadow that signs": (
+        SHADOW, "SIGNER_MODE: shadow", "SIGNER_MODE: local", "repository_overlay_mode",
+        f"{SHADOW} has services.safe-session-api.environment.SIGNER_MODE: local, not shadow",
+    ),
+    "a shadow's mount that can be written": (
+        SHADOW, "read_only: true", "read_only: false",
+        "repository_overlay_key_mount", f"{SHADOW} has {{mount}}.read_only: false, not true",
+    ),
+    "a shadow's key with a default": (
+        SHADOW, "_CA_KEY_FILE:?name the file that holds the rendered CA key}", "_CA_KEY_FILE:-/run/ca}",
+        "repository_overlay_key_variable",
+        f"{SHADOW} mounts ${{PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE:-/run/ca}}",
+    ),
+    "a shadow that changes more": (
+        SHADOW, "    volumes:\n", "    user: root\n    volumes:\n",
+        "repository_overlay_alone", f"{SHADOW} sets services.safe-session-api.user",
     ),
     "an overlay that changes more": (
         LOCAL, "    volumes:\n", "    user: root\n    volumes:\n",
@@ -325,7 +343,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("text", [(ROOT / BASE).read_text(), (ROOT / LOCAL).read_text(), *FORMS])
+@pytest.mark.parametrize("text", [*((ROOT / name).read_text() for name in (BASE, LOCAL, SHADOW)), *FORMS])
 def test_compose_files_are_read_as_yaml(text: str) -> None:
     yaml: Any = importlib.import_module("yaml")  # comes with podman-compose, and without types
     assert parse_compose(text) == dict(flattened(yaml.safe_load(text)))

@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECTION = re.search(r"^### Container and systemd\n(.*?)^#+ ", (ROOT / "README.md").read_text(), re.M | re.S)
 TEXT = SECTION[1] if SECTION else ""
-FILES = [ROOT / "overlays" / name for name in ("safe-session.yaml", "safe-session-local-ca.yaml")]
+FILES = sorted((ROOT / "overlays").glob("*.yaml"))
 OVERLAYS = "".join(path.read_text() for path in FILES)
 
 
 def test_variables_and_their_defaults_are_those_of_the_compose_files() -> None:
     told = re.findall(r"^\| `(PLATFORM_\w+)` \| ?(.*?) ?\|", TEXT, re.MULTILINE)
-    real = re.findall(r"\$\{(\w+):([-?])([^}]*)\}", OVERLAYS)
+    real = set(re.findall(r"\$\{(\w+):([-?])([^}]*)\}", OVERLAYS))
     assert told == sorted(
         (name, "required by the overlay" if sign == "?" else f"`{default}`" if default else "")
         for name, sign, default in real

@@ -22,8 +22,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
-        "ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "orders", "queries", "recorded", "check",
-        "check_repository",
+        "ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "orders", "queries", "recorded", "shadow",
+        "check", "check_repository",
     ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
@@ -55,6 +55,10 @@ NEIGHBOURS = {
     ("verbs_check", "verbs"): "documents may show no verb that there is not",
     ("check_repository", "check"): "its findings are checks",
     ("core", "counts"): "what the core remembers",
+    ("core", "shadow"): "what our key would have made of a grant that Vault signed",
+    ("shadow", "counts"): "differences are folded",
+    ("shadow", "drafts"): "what our key would have signed",
+    ("shadow", "foreign"): "what Vault made of a grant",
     ("core", "commands"): "what the core is told",
     ("core", "drafts"): "from a grant to the bytes that are signed",
     ("core", "queries"): "what the core can be asked",
