@@ -16,10 +16,11 @@ import hvac
 from hvac import exceptions as said
 
 from signer.boundedhttp import MAX_BODY, Watch, new_session
-from signer.errors import BadFormat, BadSettings
+from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
 from signer.vaultfaults import Told, malformed, mapped, read_token, role_missing, sealed
+from signer.vaultrole import MountTtls
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
 _CAPABILITIES: Final = {"GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete"}
@@ -139,6 +140,19 @@ class VaultAdmin:
         if answer is None:
             raise role_missing()
         return _data(answer)
+
+    def mount_ttls(self, mount: str) -> MountTtls | None:
+        """How long certificates live where a role does not say; None if the token may not read the mount's tuning."""
+        try:
+            data = _data(self.call("GET", f"sys/mounts/{mount}/tune"))
+        except Unavailable as error:
+            if error.code != "vault_forbidden":
+                raise
+            return None
+        default, most = data.get("default_lease_ttl"), data.get("max_lease_ttl")
+        if not isinstance(default, int) or not isinstance(most, int):
+            raise malformed(_told("", ""))
+        return MountTtls(default, most)
 
     def ca_public_key(self, mount: str) -> PublicKey:
         """The CA key that the mount signs with by default; raises `vault_ca_unknown`."""
