@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ fingerprint = "{ca}"
 principals = ["llmops"]
 default_principals = ["llmops"]
 default_ttl = "{ttl}"
-max_ttl = "30m"
+max_ttl = "{max_ttl}"
 key_types = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa", "sk-ssh-ed25519@openssh.com"]
 extensions = { allowed = ["permit-pty"], default = ["permit-pty"] }
 
@@ -69,8 +70,24 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 """
 _PODMAN: Final = """\
 #!/bin/sh
-if [ "$1" = ps ]; then set -- "$@" --filter label=io.podman.compose.project={project}; fi
+case "$1 $*" in
+    *label=com.docker.compose.project=*) ;;
+    ps*) set -- "$@" --filter label=com.docker.compose.project={project} ;;
+esac
 exec {podman} "$@"
+"""
+_SSH_HOST: Final = """\
+Host {name}
+    HostName {host}
+    Port {port}
+    User {user}
+    UserKnownHostsFile {known_hosts}
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    UpdateHostKeys no
+    BatchMode yes
+    IdentityFile none
+    LogLevel ERROR
 """
 
 
@@ -78,12 +95,19 @@ class Platform:
     """Use as a context manager. `memory` must be a folder of root's on a tmpfs, with nobody else's above it."""
 
     def __init__(
-        self, engine: Engine, folder: Path, memory: Path, *, targets: Sequence[str] = TARGETS, ttl: str = "15m"
+        self,
+        engine: Engine,
+        folder: Path,
+        memory: Path,
+        *,
+        targets: Sequence[str] = TARGETS,
+        ttl: str = "15m",
+        max_ttl: str = "30m",
     ) -> None:
-        """`ttl` is how long certificates live unless somebody asks for less: Vault goes when its last one is over."""
+        """`ttl` is how long certificates live unless somebody asks for another time: Vault outlives its last one."""
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.engine = engine
-        self.ttl = ttl
+        self.lives = {"ttl": ttl, "max_ttl": max_ttl}
         self.folder = folder
         self.memory = memory
         self.bao = ContainedBao(engine, folder / "openbao")
@@ -120,8 +144,9 @@ class Platform:
                 self._running.enter_context(sshd)
                 sshd.known_hosts.write_text(f"[{LOOPBACK}]:{sshd.port} {self._host_line}\n")
                 self.trust(name)
+            self._write_ssh_config()
             self.write_config()
-            self._running.callback(self.service.remove)
+            self._running.callback(self._remove_containers)
             self.service.start()
         except BaseException:
             self._running.close()
@@ -149,8 +174,33 @@ class Platform:
         self.key_file.unlink(missing_ok=True)
         self.key_file.write_bytes(self.ca.private.read_bytes())
         self.key_file.chmod(0o400)
-        self.service.write_policy(POLICY.replace("{ttl}", self.ttl))
+        policy = POLICY.replace("{ttl}", self.lives["ttl"]).replace("{max_ttl}", self.lives["max_ttl"])
+        self.service.write_policy(policy)
         self.service.policy_file.chmod(0o644)
+
+    def _remove_containers(self) -> None:
+        """The service's and its trial's, after whatever still works on them has been ended."""
+        mark = f"\0SIGNER_COMPOSE_PROJECT={self.service.project}".encode()
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):  # no process, or none that is still there
+                if mark in b"\0" + (folder / "environ").read_bytes() and "conmon" not in (folder / "comm").read_text():
+                    os.kill(int(folder.name), signal.SIGKILL)
+        for project in (self.service.project, f"{self.service.project}-trial"):
+            label = f"label=com.docker.compose.project={project}"
+            for _ in range(3):  # one that is just being started again by its restart policy may slip through
+                if not (left := self.engine.podman("ps", "--all", "--quiet", "--filter", label).split()):
+                    break
+                self.engine.run("podman", "rm", "--force", "--time", "1", "--ignore", *left)
+            self.engine.run("podman", "pod", "rm", "--force", "--ignore", f"pod_{project}")
+            self.engine.run("podman", "volume", "rm", "--force", f"{project}_ledger")
+
+    def _write_ssh_config(self) -> None:
+        """For `ssh -F ssh_config NAME`, as people type it."""
+        texts = [
+            _SSH_HOST.format(name=name, host=LOOPBACK, port=one.port, user=one.user, known_hosts=one.known_hosts)
+            for name, one in self.targets.items()
+        ]
+        (self.folder / "ssh_config").write_text("".join(texts))
 
     def _write_programs(self) -> None:
         programs = self.folder / "bin"
@@ -159,6 +209,8 @@ class Platform:
         for name, text in {
             "podman": _PODMAN.format(podman=shutil.which("podman"), project=self.service.project),
             "podman-compose": f'#!/bin/sh\nexec {compose} "$@"\n',
+            "signer": f'#!/bin/sh\nexec {sys.executable} -P -m signer "$@"\n',
+            "safe-session": f'#!/bin/sh\nexec {sys.executable} -P -m signer.login "$@"\n',
         }.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
@@ -167,7 +219,7 @@ class Platform:
 
     def _prepare_vault(self) -> None:
         self.vault_ca_line = self.bao.enable_ssh("ssh")
-        self.bao.write_role(ttl=self.ttl)
+        self.bao.write_role(**self.lives)
         self.new_vault_tokens()
 
     def new_vault_tokens(self) -> None:
@@ -197,7 +249,7 @@ class Platform:
             self.bao.start()
             self._prepare_vault()
         self.bao.must("DELETE", "ssh/roles/llmops")
-        self.bao.write_role(ttl=self.ttl)
+        self.bao.write_role(**self.lives)
         self.new_vault_tokens()
 
     def _other_mounts(self) -> set[str]:
@@ -206,7 +258,7 @@ class Platform:
 
     def widen_vault_role(self, principal: str = "root") -> None:
         """Somebody lets the role in Vault have another principal."""
-        self.bao.write_role(allowed_users=f"llmops,{principal}", ttl=self.ttl)
+        self.bao.write_role(allowed_users=f"llmops,{principal}", **self.lives)
 
     def revoke_vault_token(self, name: str = "cutover") -> None:
         """The token in that file is worth nothing from here on, as if it had expired."""
