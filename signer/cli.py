@@ -1,8 +1,8 @@
 """The `signer` command: finds the verb, runs it, turns what it raises into words and an exit status.
 
-Exit status: 0 done, 1 refused or failed, 2 wrong use, 130 interrupted, 141 when nobody reads the result any more. What
-verbs there are is in `verbs.py`, what they do in `verbs_*.py`, all printing in `printing.py`. Heavy modules are
-imported by the verb that needs them.
+Exit status: 0 done, 1 refused or failed, 2 wrong use, 3 not approved, 4 the world is not the planned one, 130
+interrupted, 141 when nobody reads the result any more. What verbs there are is in `verbs.py`, what they do in
+`verbs_*.py`, all printing in `printing.py`. Heavy modules are imported by the verb that needs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from signer import printing
-from signer.errors import SignerError
+from signer.errors import ApprovalRefused, Drift, SignerError
 from signer.grammar import Help, Usage, read_words
 from signer.verbs import VERBS, Verb
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "main"]
 
-DONE, FAILED, WRONG_USE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+DONE, FAILED, WRONG_USE, NOT_APPROVED, DRIFTED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141
 _Run = Callable[[Namespace, Callable[[], "Settings"]], int]
+_STATUS: Final[dict[type[SignerError], int]] = {ApprovalRefused: NOT_APPROVED, Drift: DRIFTED}
 _SERVICES: Final = ("serve", "keeper")
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNREAD
     except SignerError as error:
         printing.say_error(error)
-        return FAILED
+        return _STATUS.get(type(error), FAILED)
     return status
 
 

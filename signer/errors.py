@@ -70,6 +70,14 @@ class BadSettings(BadFile):
     """An environment variable is missing or wrong."""
 
 
+class ApprovalRefused(SignerError):
+    """The approval phrase was missing, wrong, or that of another operation: nothing was changed."""
+
+
+class Drift(BadFile):
+    """The world is no longer the one that a plan was made of; `problems` has one line for each field."""
+
+
 class BadKeyFile(SignerError):
     """The CA key file is not as it must be; `code` names the check that failed."""
 

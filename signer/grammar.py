@@ -152,4 +152,4 @@ examples:
   signer certs list --active                       what is out there now
   signer ledger verify                             nothing was changed since
 
-exit status: 0 done, 1 refused or failed, 2 wrong use"""
+exit status: 0 done, 1 refused or failed, 2 wrong use, 3 not approved, 4 not the planned world"""

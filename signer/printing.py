@@ -96,6 +96,12 @@ def say_bare(text: str) -> None:
         print(plain(text), file=sys.stderr, flush=True)
 
 
+def say_over(text: str) -> None:
+    """A line on a terminal's stderr that the next one writes over; an empty one takes it away."""
+    with suppress(OSError, ValueError):
+        print(f"\r{plain(text)}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def warn(text: str) -> None:
     say(f"warning: {text}")
 

@@ -6,106 +6,28 @@ Help, dispatch and tests are made from `VERBS`. Nothing is imported that makes `
 from __future__ import annotations
 
 import argparse
-import re
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from signer.duration import parse_duration
+from signer.platformverbs import PLATFORM_VERBS
+from signer.verbform import (
+    JSON,
+    KEY_KINDS,
+    MAX_SEQ,
+    MAX_SERIAL,
+    Verb,
+    address,
+    argument,
+    duration,
+    head,
+    identity,
+    pause,
+    token_life,
+    whole,
+)
+
+__all__ = ["VERBS", "Verb"]
 
 MAX_PAGE: Final = 1_000
-SHORTEST_TOKEN: Final = 60  # seconds
-LONGEST_PAUSE: Final = 86_400  # seconds
-LONGEST_TOKEN: Final = 3_650 * 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One argument as argparse takes it."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One thing that `signer` does. `words` is what is typed, `module` and `function` do it; empty for the services."""
-
-    words: str
-    group: str
-    summary: str
-    about: str
-    examples: tuple[str, ...]
-    arguments: tuple[Argument, ...] = ()
-    module: str = ""
-    function: str = ""
-    lists_settings: bool = False
-
-
-def _argument(*names: str, **how: Any) -> Argument:
-    return Argument(names, how)
-
-
-def _whole(low: int, high: int) -> Any:
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or len(text) > 20 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text[:40]!a} is no whole number from {low} to {high}")
-        return int(text)
-
-    return read
-
-
-def _duration(text: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _token_life(text: str) -> int:
-    seconds = _duration(text)
-    if not SHORTEST_TOKEN <= seconds <= LONGEST_TOKEN:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1m and 3650d")
-    return seconds
-
-
-def _identity(text: str) -> str:
-    from signer.policyfile import IDENTITY_NAME, RESERVED_NAMES
-
-    if IDENTITY_NAME.fullmatch(text) is None:
-        sentence = "cannot be an identity: lower case letters, digits and . _ @ - inside, 64 at most"
-        raise argparse.ArgumentTypeError(f"{text[:64]!a} {sentence}")
-    if text in RESERVED_NAMES:
-        raise argparse.ArgumentTypeError(f"{text} is the ledger's own word for an actor: take another name")
-    return text
-
-
-def _address(text: str) -> str:
-    import ipaddress
-
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:60]!a} is no IP address") from None
-
-
-def _head(text: str) -> tuple[int, str]:
-    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})(?:\s.*)?", text.strip(), re.ASCII)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text[:40]!a} is no SEQ:HASH as `signer ledger head` prints it")
-    return int(match[1]), match[2]
-
-
-def _pause(text: str) -> int:
-    seconds = _duration(text)
-    if not 1 <= seconds <= LONGEST_PAUSE:
-        raise argparse.ArgumentTypeError(f"{text[:40]!a} is not between 1s and {LONGEST_PAUSE}s")
-    return int(seconds)
-
-
-_KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
-_MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
-_MAX_SERIAL: Final = 2**64 - 1
-_JSON: Final = _argument("--json", action="store_true", help="the same facts as JSON on stdout")
 
 _LOOK, _POLICY, _ISSUED, _LEDGER = "Before a start", "Policy and credentials", "What was issued", "The ledger"
 _HASH_RULE: Final = """\
@@ -132,7 +54,7 @@ VERBS: Final = (
         "is then started apart: gunicorn 'signer.api.app:create_app()'. SIGHUP reads policy and key file again.",
         ("signer keeper",),
         # How `signer serve` hands the CA key file over at SIGHUP; of no use to anybody else.
-        (_argument("--key-channel", type=_whole(3, 1_000_000), help=argparse.SUPPRESS),),
+        (argument("--key-channel", type=whole(3, 1_000_000), help=argparse.SUPPRESS),),
         lists_settings=True,
     ),
     Verb(
@@ -143,7 +65,7 @@ VERBS: Final = (
         "In a checkout of the repository it also compares overlays, runbooks and preflight with the program.\n"
         "Run it as the user that starts the service. Exit status 1 if anything failed.",
         ("signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"),
-        (_JSON,),
+        (JSON,),
         "verbs_check",
         "check",
         lists_settings=True,
@@ -156,7 +78,7 @@ VERBS: Final = (
         "private key file it tells, too, what the keeper would say to owner, mode, links, content and pin.\n"
         "A file whose name ends in .pub is read as a public key. Exit status 1 if a check failed.",
         ("signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json"),
-        (_argument("file", metavar="FILE", help="a CA key file, or its .pub"), _JSON),
+        (argument("file", metavar="FILE", help="a CA key file, or its .pub"), JSON),
         "verbs_check",
         "ca_inspect",
     ),
@@ -168,9 +90,9 @@ VERBS: Final = (
         "Nothing of the private half is shown, and nothing is written to Infisical.",
         ("signer ca new --out /dev/shm/ca", "signer ca new --out /dev/shm/ca --kind ecdsa256 --json"),
         (
-            _argument("--out", metavar="FILE", required=True, help="a file that does not exist"),
-            _argument("--kind", choices=_KEY_KINDS, default="ed25519", help="default ed25519"),
-            _JSON,
+            argument("--out", metavar="FILE", required=True, help="a file that does not exist"),
+            argument("--kind", choices=KEY_KINDS, default="ed25519", help="default ed25519"),
+            JSON,
         ),
         "verbs_ca",
         "ca_new",
@@ -184,11 +106,11 @@ VERBS: Final = (
         "goes on until SIGTERM and renders again on a change; it signals nobody.",
         ("signer ca render --to /run/signer-ca/ca", "signer ca render --to /run/signer-ca/ca --check --json"),
         (
-            _argument("--to", metavar="FILE", required=True, help="an absolute path, on a memory file system"),
-            _argument("--check", action="store_true", help="write nothing, say whether they agree"),
-            _argument("--watch", metavar="60s", type=_pause, help="render again every so often"),
-            _argument("--allow-disk", action="store_true", help="take a target that outlives a reboot"),
-            _JSON,
+            argument("--to", metavar="FILE", required=True, help="an absolute path, on a memory file system"),
+            argument("--check", action="store_true", help="write nothing, say whether they agree"),
+            argument("--watch", metavar="60s", type=pause, help="render again every so often"),
+            argument("--allow-disk", action="store_true", help="take a target that outlives a reboot"),
+            JSON,
         ),
         "verbs_ca",
         "ca_render",
@@ -200,7 +122,7 @@ VERBS: Final = (
         "What `GET /api/ca` of the running service answers, made from the policy file: for TrustedUserCAKeys. The\n"
         "public half of the key file is read only if the policy does not say `ca.public_key`.",
         ("signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'"),
-        (_JSON,),
+        (JSON,),
         "verbs_check",
         "ca_bundle",
     ),
@@ -211,8 +133,8 @@ VERBS: Final = (
         "Reads the policy file as the keeper would. Exit status 1 if it has a problem.",
         ("signer policy check", "signer policy check policy.toml --json"),
         (
-            _argument("file", metavar="FILE", nargs="?", help="default: SIGNER_POLICY_FILE"),
-            _JSON,
+            argument("file", metavar="FILE", nargs="?", help="default: SIGNER_POLICY_FILE"),
+            JSON,
         ),
         "verbs_policy",
         "policy_check",
@@ -228,15 +150,15 @@ VERBS: Final = (
             "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
         ),
         (
-            _argument("role", metavar="ROLE", help="the role that is asked for"),
-            _argument("--as", dest="identity", metavar="IDENTITY", required=True, help="who asks"),
-            _argument("--key", metavar="FILE", help="the public key to be certified, such as id.pub"),
-            _argument("--ttl", type=_duration, help="such as 15m or 1h30m; default: the role's"),
-            _argument("--principal", action="append", metavar="NAME", help="repeat for more; default: the role's"),
-            _argument("--extension", action="append", metavar="NAME", help="repeat for more; default: the role's"),
-            _argument("--reason", help="why, for roles that want to know"),
-            _argument("--address", metavar="IP", type=_address, help="where the caller asks from"),
-            _JSON,
+            argument("role", metavar="ROLE", help="the role that is asked for"),
+            argument("--as", dest="identity", metavar="IDENTITY", required=True, help="who asks"),
+            argument("--key", metavar="FILE", help="the public key to be certified, such as id.pub"),
+            argument("--ttl", type=duration, help="such as 15m or 1h30m; default: the role's"),
+            argument("--principal", action="append", metavar="NAME", help="repeat for more; default: the role's"),
+            argument("--extension", action="append", metavar="NAME", help="repeat for more; default: the role's"),
+            argument("--reason", help="why, for roles that want to know"),
+            argument("--address", metavar="IP", type=address, help="where the caller asks from"),
+            JSON,
         ),
         "verbs_policy",
         "policy_explain",
@@ -249,9 +171,9 @@ VERBS: Final = (
         "the token's SHA-256, goes to stderr; with --json all is on stdout.",
         ("signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --json"),
         (
-            _argument("identity", metavar="IDENTITY", type=_identity, help="whose token it will be"),
-            _argument("--expires", metavar="TIME", type=_token_life, required=True, help="from now, such as 90d"),
-            _JSON,
+            argument("identity", metavar="IDENTITY", type=identity, help="whose token it will be"),
+            argument("--expires", metavar="TIME", type=token_life, required=True, help="from now, such as 90d"),
+            JSON,
         ),
         "verbs_policy",
         "token_new",
@@ -263,17 +185,17 @@ VERBS: Final = (
         "Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC.",
         ("signer certs list --active", "signer certs list --identity deploy-agent --limit 200 --json"),
         (
-            _argument("--identity", metavar="NAME", help="issued to this identity"),
-            _argument("--role", metavar="NAME", help="of this role"),
-            _argument("--principal", metavar="NAME", help="good for this principal"),
-            _argument("--fingerprint", metavar="SHA256:…", help="for this public key"),
-            _argument("--backend", choices=("local", "vault"), help="signed by the CA key here, or by Vault"),
-            _argument("--active", action="store_true", help="released and not yet expired"),
-            _argument(
-                "--limit", metavar="N", type=_whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"
+            argument("--identity", metavar="NAME", help="issued to this identity"),
+            argument("--role", metavar="NAME", help="of this role"),
+            argument("--principal", metavar="NAME", help="good for this principal"),
+            argument("--fingerprint", metavar="SHA256:…", help="for this public key"),
+            argument("--backend", choices=("local", "vault"), help="signed by the CA key here, or by Vault"),
+            argument("--active", action="store_true", help="released and not yet expired"),
+            argument(
+                "--limit", metavar="N", type=whole(1, MAX_PAGE), default=50, help=f"at most {MAX_PAGE}; default 50"
             ),
-            _argument("--before", metavar="SEQ", type=_whole(1, _MAX_SEQ), help="the next page, as this one says"),
-            _JSON,
+            argument("--before", metavar="SEQ", type=whole(1, MAX_SEQ), help="the next page, as this one says"),
+            JSON,
         ),
         "verbs_ledger",
         "certs_list",
@@ -285,8 +207,8 @@ VERBS: Final = (
         "Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs.",
         ("signer certs show 4711",),
         (
-            _argument("serial", metavar="SERIAL", type=_whole(0, _MAX_SERIAL), help="as `certs list` shows it"),
-            _JSON,
+            argument("serial", metavar="SERIAL", type=whole(0, MAX_SERIAL), help="as `certs list` shows it"),
+            JSON,
         ),
         "verbs_ledger",
         "certs_show",
@@ -299,8 +221,8 @@ VERBS: Final = (
         "A head that was written down earlier also finds a tail that was cut off. Exit status 1 if broken.",
         ("signer ledger verify", 'signer ledger verify --head "$(cat head-of-last-week)"'),
         (
-            _argument("--head", metavar="SEQ:HASH", type=_head, help="an earlier output of `signer ledger head`"),
-            _JSON,
+            argument("--head", metavar="SEQ:HASH", type=head, help="an earlier output of `signer ledger head`"),
+            JSON,
         ),
         "verbs_ledger",
         "ledger_verify",
@@ -311,7 +233,7 @@ VERBS: Final = (
         "the newest event's number, hash and time, to write down",
         "Keep it where the keeper cannot write. `signer ledger verify --head` compares with it.",
         ("signer ledger head > head-of-this-week",),
-        (_JSON,),
+        (JSON,),
         "verbs_ledger",
         "ledger_head",
     ),
@@ -323,8 +245,8 @@ VERBS: Final = (
         + _HASH_RULE,
         ("signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"),
         (
-            _argument("--from", dest="first", metavar="SEQ", type=_whole(1, _MAX_SEQ), default=1, help="default 1"),
-            _JSON,
+            argument("--from", dest="first", metavar="SEQ", type=whole(1, MAX_SEQ), default=1, help="default 1"),
+            JSON,
         ),
         "verbs_ledger",
         "ledger_export",
@@ -336,8 +258,9 @@ VERBS: Final = (
         "Takes the write lock, checks the chain on the way, and replaces the tables in one transaction: after\n"
         "any failure they are as they were. Events are never changed. Refused while a keeper runs.",
         ("signer ledger rebuild",),
-        (_JSON,),
+        (JSON,),
         "verbs_ledger",
         "ledger_rebuild",
     ),
+    *PLATFORM_VERBS,
 )

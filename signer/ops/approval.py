@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from signer.errors import SignerError
+from signer.errors import ApprovalRefused
 from signer.ops.plan import Operation, Plan
 from signer.timestamps import timestamp
 
@@ -25,10 +25,6 @@ _RUNBOOKS: Final[Mapping[Operation, str]] = {
     "cutover": "runbooks/safe-session-local-ca-cutover.md, section 4",
     "decommission": "runbooks/vault-decommission.md, section 4",
 }
-
-
-class ApprovalRefused(SignerError):
-    """The phrase was missing, wrong, or that of the other operation."""
 
 
 @dataclass(frozen=True, slots=True)

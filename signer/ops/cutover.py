@@ -97,7 +97,7 @@ def rollback_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
         ),
         Step("ready", "ready, mode vault", "reads", lambda: hands.ready("vault"), reads=("/readyz",)),
         Step("smoke", f"log in to {targets}", "logs in", lambda: hands.smoke("vault"), reads=("sshd", "ledger")),
-        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("rolled_back"), reads=("evidence",)),
+        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
     )
 
 

@@ -13,15 +13,11 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 from signer.chain import canonical_json
-from signer.errors import BadFile
+from signer.errors import BadFile, Drift
 
 VERSION: Final = 1
 Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
 Operation = Literal["cutover", "decommission"]
-
-
-class Drift(BadFile):
-    """The world is no longer the one that the plan was made of; `problems` has one line for each field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,8 @@ class Step:
 
     @property
     def is_irreversible(self) -> bool:
-        """True if nothing takes it back."""
-        return self.effect == "DESTROYS"
+        """True if it changes something and nothing takes it back."""
+        return self.effect in ("CHANGES", "DESTROYS") and self.undo is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,10 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 # From the top down. A module may import from any layer below its own, and inside its own package.
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
-    "verb": ("grammar", "verbs", "verbs_check", "verbs_policy", "verbs_ledger", "verbs_ca"),
+    "verb": (
+        "grammar", "verbs", "verbform", "platformverbs", "telling", "verbs_check", "verbs_policy", "verbs_ledger",
+        "verbs_ca", "verbs_cutover",
+    ),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
         "ops", "bundle", "core", "commands", "counts", "drafts", "foreign", "orders", "queries", "recorded", "shadow",
@@ -27,14 +30,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
-        "vaultfaults", "vaultadmin", "boundedhttp", "boundedrun", "compose", "composetrial", "infisical", "harden",
-        "metrics",
+        "vaultfaults", "vaultadmin", "vaultinventory", "auditlog", "tokenfile", "apiclient", "boundedhttp", "boundedrun", "compose", "composetrial",
+        "infisical", "harden", "metrics",
     ),
     "rules": (
         "policy", "policyfile", "policytables", "rules", "approvals", "settings", "ask", "tokens", "toml_places",
         "parity", "vaultrole", "operations",
     ),
-    "formats": ("ssh", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
+    "formats": ("ssh", "address", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
     "words": ("model", "errors", "timestamps", "__init__"),
 }  # fmt: skip
 
@@ -52,6 +55,10 @@ NEIGHBOURS = {
     ("check", "ops"): "where a key may lie is asked with the question of `ca render`",
     ("cli", "serve"): "`signer serve` is a verb",
     ("grammar", "verbs"): "reads words by the list of verbs",
+    ("verbs", "verbform"): "what a verb is",
+    ("verbs", "platformverbs"): "the rest of the list",
+    ("platformverbs", "verbform"): "what a verb is",
+    ("verbs_cutover", "telling"): "shows plans and steps",
     ("verbs_check", "verbs"): "documents may show no verb that there is not",
     ("check_repository", "check"): "its findings are checks",
     ("core", "counts"): "what the core remembers",
@@ -75,7 +82,11 @@ NEIGHBOURS = {
     ("composetrial", "boundedrun"): "how a command ended",
     ("vault", "vaultfaults"): "what Vault says as codes of ours",
     ("vaultadmin", "boundedhttp"): "its calls must end",
+    ("vaultfaults", "tokenfile"): "its token is in a file",
+    ("apiclient", "boundedhttp"): "its calls must end",
+    ("apiclient", "tokenfile"): "its token is in a file",
     ("vaultadmin", "vaultfaults"): "what Vault says as codes of ours",
+    ("vaultinventory", "vaultfaults"): "a sealed Vault",
     ("metrics", "ledger"): "times what the other commits",
     ("core", "orders"): "what is recorded and no certificate",
     ("orders", "commands"): "an order is one of them",
@@ -95,7 +106,7 @@ NEIGHBOURS = {
 }
 
 # What `safe-session` may take from the rest of the product: people feel each import at every login.
-LOGIN_MAY_IMPORT = {"login", "ssh", "errors", "__init__"}
+LOGIN_MAY_IMPORT = {"login", "ssh", "address", "errors", "__init__"}
 
 # The one module that may read or make a private key with `cryptography`.
 PRIVATE_KEYS = "cakey"

@@ -1,0 +1,191 @@
+"""The hands that really do it: what `cutover.py` names, done with compose, Vault, the service and `safe-session`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from signer.apiclient import ApiClient
+from signer.boundedrun import run
+from signer.compose import Compose, ContainerState
+from signer.composetrial import trial
+from signer.errors import BadFile, SignerError
+from signer.ops.cutover import READY_WITHIN, SAMPLES, Backend
+from signer.ops.cutoverfile import CutoverFile, Target
+from signer.ops.evidence import numbered
+from signer.ops.parity import check_parity
+from signer.ops.plan import Observation
+from signer.ops.running import Run
+from signer.ops.samples import throwaway_key
+from signer.ops.smoke import Caller, on_each, read_trusted_cas, smoke_login, smoke_refusal
+from signer.ops.world import preflight_environment, preflight_line
+from signer.policy import Policy
+from signer.policyfile import load_policy
+from signer.tokenfile import read_secret_word
+from signer.vaultadmin import VaultAdmin
+
+PREFLIGHT_WITHIN: Final = 60.0  # seconds
+_PASSED_ON: Final = ("PATH", "HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "DOCKER_HOST")
+
+
+class StepFailed(SignerError):
+    """What a step saw is not as it must be; `facts` are kept as evidence."""
+
+
+class LiveHands:
+    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`."""
+
+    def __init__(self, file: CutoverFile, kept: Run) -> None:
+        self._file = file
+        self._kept = kept
+        self._compose = Compose(file.compose)
+        self._api = ApiClient(file.signer.address, file.signer.token_file)
+        self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        kept.evidence.guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
+        kept.evidence.guard.never(read_secret_word(file.vault.token_file, "vault.token_file", is_vaults=True))
+
+    @property
+    def _policy(self) -> Policy:
+        return load_policy(self._file.signer.policy_file)
+
+    def preflight(self) -> Observation:
+        """The host's own script; raises `StepFailed` unless it says ready."""
+        given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = {**given, **preflight_environment(self._file, self._policy.ca.fingerprint)}
+        ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
+        try:
+            told: dict[str, Any] = json.loads(ended.out)
+            summary, checks = str(told["summary"]), list(told["checks"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StepFailed(
+                "preflight_unreadable",
+                f"the preflight ended with status {ended.status} and no result",
+                f"run it by hand: {shlex.join(preflight_line(self._file))}",
+                {"said": ended.err[-2000:]},
+            ) from None
+        self._kept.evidence.write_json("preflight.json", told)
+        if ended.status != 0 or told.get("ready") is not True:
+            bad = [check for check in checks if check.get("status") == "FAIL"]
+            first = bad[0] if bad else {}
+            raise StepFailed(
+                "preflight_not_ready",
+                f"{summary}: {', '.join(str(check.get('code')) for check in bad)}",
+                str(first.get("next") or "see preflight.json of the evidence"),
+            )
+        return Observation(summary)
+
+    def parity(self) -> Observation:
+        """Roles, then real certificates of Vault and of the local CA, which signs them in a trial of its own."""
+        file, token = self._file, self._file.signer.token_file
+        with trial(file.compose) as tried, self._vault() as vault:
+            api = ApiClient(tried.address, token)
+            report = check_parity(
+                self._policy,
+                vault,
+                file.vault.mount,
+                lambda role, body: str(api.sign(role, body)["certificate"]),
+                file.vault.roles,
+                SAMPLES,
+            )
+            self._kept.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
+        self._kept.evidence.write_json("parity.json", report.as_json())
+        if not report.is_parity:
+            raise BadFile(
+                "parity_differs",
+                f"the local CA would give something else than Vault: {report.summary}",
+                "bring policy.toml and Vault's roles together: signer cutover parity",
+                tuple(f"{one.field}: {one.why} (ours {one.ours}, Vault's {one.vaults})" for one in report.errors),
+            )
+        return Observation(report.summary)
+
+    def trust(self) -> Observation:
+        """What the hosts' own files say of the new CA, read over a login of today."""
+        pin = self._policy.ca.fingerprint
+        return self._each("trust", lambda target: read_trusted_cas(target, self._caller, pin))
+
+    def vault_signs(self) -> Observation:
+        """A real signature of Vault's for a key that nobody has."""
+        with self._vault() as vault:
+            vault.check_ready()
+            role = self._file.signer.role
+            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
+        return Observation(f"Vault signs for role {role}")
+
+    def remember(self) -> Observation:
+        """What runs now, so that somebody who has only the evidence could put it back."""
+        found, ready = self._compose.running(), self._api.ready()
+        facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
+        self._kept.versions = {**self._compose.versions(), "vault": self._vault_version()}
+        return Observation(f"mode {ready.mode}, container {found.id[:12] if found else 'none'}", facts)
+
+    def up(self, *, with_overlay: bool) -> Observation:
+        """Compose up; what it said is kept."""
+        done = self._compose.up(with_overlay)
+        return Observation("", {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said})
+
+    def is_up(self, *, with_overlay: bool) -> bool:
+        """True if the service runs in the mode that these files give it."""
+        found = self._compose.running()
+        return found is not None and found.is_running and (found.mode == "local") == with_overlay
+
+    def ready(self, backend: Backend) -> Observation:
+        """Waits until the service is ready in that mode and signs with that CA."""
+        ca = self._policy.ca.fingerprint if backend == "local" else None
+        found = self._api.wait_ready(backend, ca, READY_WITHIN)
+        return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}", {"policy": found.policy})
+
+    def smoke(self, backend: Backend) -> Observation:
+        """A real login to every target with a certificate of that backend."""
+        ca = self._policy.ca.fingerprint if backend == "local" else self._api.ready().ca_fingerprint
+        seen = self._each(
+            f"smoke-{backend}",
+            lambda target: smoke_login(target, self._caller, self._api.certificate, backend=backend, ca_fingerprint=ca),
+        )
+        count = len(self._file.smoke)
+        return Observation(f"logins work on {count} of {count}", seen.facts)
+
+    def refuse(self) -> Observation:
+        """A principal outside the policy gets no certificate."""
+        allowed = {name for role in self._policy.roles.values() for name in role.principals}
+        return smoke_refusal(self._api.sign, self._file.signer.role, allowed)
+
+    def seal(self, outcome: str) -> Observation:
+        """Ends the evidence and has the ledger hold its digest."""
+        return self._kept.conclude(outcome)
+
+    def _each(self, name: str, observe: Callable[[Target], Observation]) -> Observation:
+        """The same on every target at once; each one's log is kept, whether it worked or not."""
+        try:
+            seen = on_each(self._file.smoke, observe)
+        except SignerError as error:
+            self._keep_logs(name, error.facts)
+            raise
+        self._keep_logs(name, seen.facts)
+        return seen
+
+    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> None:
+        targets = facts.get("targets")
+        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
+            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
+            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
+            self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+
+    def _vault(self) -> VaultAdmin:
+        vault = self._file.vault
+        return VaultAdmin(vault.address, vault.token_file, vault.ca_file)
+
+    def _vault_version(self) -> str:
+        try:
+            with self._vault() as vault:
+                return str(vault.call("GET", "sys/health").get("version", "unknown"))[:60]
+        except SignerError:
+            return "unknown"
+
+
+def _facts(found: ContainerState | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {"id": found.id, "image": found.image, "mode": found.mode, "state": found.state, "started": found.started}

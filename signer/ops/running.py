@@ -1,0 +1,189 @@
+"""One run of an operation on a platform: begins or is taken up again, keeps its evidence, ends in the ledger.
+
+Cutover, rollback and decommission share this; what their steps do is their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from signer import __version__
+from signer.boundedrun import NoSuchCommand, run
+from signer.errors import NotFound, SignerError
+from signer.ops.apply import Ended, Report, carry_out
+from signer.ops.approval import Approval
+from signer.ops.evidence import Evidence, numbered
+from signer.ops.journal import Journal, Past, runs
+from signer.ops.plan import Observation, Plan, Step
+
+
+class Unfinished(SignerError):
+    """Another run has not come to its end; `code` says what must be done with it first."""
+
+
+class Recorder(Protocol):
+    """What the ledger is told through; `ApiClient`."""
+
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]: ...
+    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """A run that is open: its journal, its evidence, and what it is about. `reason` is why, for a rollback."""
+
+    journal: Journal
+    evidence: Evidence
+    plan: str
+    recorder: Recorder
+    reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def operation(self) -> str:
+        return self.journal.past.operation
+
+    def carry_out(self, steps: Sequence[Step], report: Report) -> Ended:
+        """Runs the steps to an end; see `apply.carry_out`."""
+        return carry_out(steps, self.journal, self, report)
+
+    def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None:
+        """Keeps what a step saw."""
+        facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
+        name = numbered("steps", number, step.name if what == "done" else f"{step.name}-{what}", "json")
+        self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
+
+    def conclude(self, outcome: str, error: SignerError | None = None) -> Observation:
+        """Seals the evidence and has the ledger hold its digest; may be called again after a crash."""
+        past = self.journal.past
+        facts: dict[str, object] = {"reason": self.reason, "began": past.began_ms, "error": None}
+        if error is not None:
+            facts["error"] = {"code": error.code, "text": error.text, "hint": error.hint, "step": past.failed}
+        if not self.evidence.digest:
+            self.evidence.write_json("timings.json", {"steps": past.done, "began_ms": past.began_ms})
+            self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
+            self.evidence.write_text("journal.jsonl", self.journal.text())
+        digest = self.evidence.seal(outcome, facts)
+        answer = next(iter(self.recorder.operations(evidence=digest)), None)
+        if answer is None:
+            answer = self.recorder.record(self.operation, outcome, self.plan, digest, self.reason)
+        self.evidence.keep_ledger_answer(answer)
+        return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})
+
+
+def unfinished(folder: Path) -> list[Past]:
+    """Runs that have not come to their end, oldest first."""
+    return [past for past in runs(folder) if not past.is_over]
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    operation: str,
+    plan: Plan | None,
+    approval: Approval | None,
+    recorder: Recorder,
+    *,
+    reason: str = "",
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Run]:
+    """A new run, or the one of the same plan that was cut off; raises `Unfinished` if another one comes first.
+
+    To be used while `journal.alone` holds everybody else off.
+    """
+    digest = plan.digest if plan is not None else ""
+    past = _to_take_up(folder, operation, digest)
+    if past is None:
+        evidence = Evidence.create(folder, operation, clock())
+        evidence.reserve_space()
+    else:
+        evidence = Evidence.open(folder / past.run)
+    journal = Journal(folder, evidence.run, clock)
+    journal.make_room = evidence.release_space
+    try:
+        journal.write("run.began" if past is None else "run.resumed", plan=digest, reason=reason)
+        if plan is not None:
+            evidence.write_json("plan.json", plan.as_json())
+        if approval is not None:
+            known = evidence.read_json("approvals.json") or []
+            evidence.write_json("approvals.json", [*known, approval.as_json()])
+        yield Run(journal, evidence, digest, recorder, reason)
+    finally:
+        journal.close()
+
+
+def _to_take_up(folder: Path, operation: str, plan: str) -> Past | None:
+    for past in unfinished(folder):
+        if past.operation == operation and past.plan == plan and not past.is_rolling_back:
+            return past
+        if operation == "rollback" and not destroyed_by(folder, past):
+            continue  # the rollback ends it, see `close_others`
+        if past.is_rolling_back:
+            raise Unfinished(
+                "rollback_unfinished",
+                f"the run {past.run} was cut off while it rolled back",
+                "finish that first: signer cutover rollback",
+            )
+        raise Unfinished(
+            "run_unfinished",
+            f"the run {past.run} has not come to its end",
+            f"apply its plan ({past.plan[:19]}…) again, or, before anything was destroyed: signer cutover rollback",
+        )
+    return None
+
+
+def destroyed_by(folder: Path, past: Past) -> str:
+    """The title of a step, begun by that run, that nothing takes back; empty if there is none."""
+    try:
+        plan = Evidence.open(folder / past.run).read_json("plan.json") or {}
+        steps = plan.get("steps", [])
+        return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in past.begun), "")
+    except (NotFound, KeyError, TypeError, AttributeError):
+        return ""  # cut off before its plan was kept, so before its first step
+
+
+def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> list[str]:
+    """Ends every other run that is open, after a rollback has put the platform back; returns their names."""
+    closed = []
+    for past in unfinished(folder):
+        if past.run == by:
+            continue
+        journal = Journal(folder, past.run)
+        try:
+            try:
+                evidence = Evidence.open(folder / past.run)
+            except NotFound:  # cut off before its first step
+                journal.write("run.ended", outcome="failed", evidence="", by=by)
+                continue
+            kept = Run(journal, evidence, past.plan, recorder, f"ended by {by}")
+            sealed = kept.conclude(outcome).facts["evidence"]
+            journal.write("run.ended", outcome=outcome, evidence=sealed, by=by)
+        finally:
+            journal.close()
+        closed.append(past.run)
+    return closed
+
+
+def own_versions() -> dict[str, str]:
+    """What runs here: the program, Python, OpenSSH."""
+    try:
+        told = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
+        openssh = told.err.strip()[:100] or "unknown"
+    except NoSuchCommand:
+        openssh = "unknown"
+    return {
+        "signer": __version__,
+        "python": sys.version.split()[0],
+        "openssh": openssh,
+        "system": platform.platform(terse=True),
+    }

@@ -1,0 +1,68 @@
+"""The verbs that move a platform from Vault to the local CA and back, and remove Vault: part of `verbs.VERBS`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from signer.verbform import JSON, Argument, Verb, argument
+
+_MOVE: Final = "Moving from Vault"
+CONFIG: Final = argument("--config", metavar="FILE", required=True, help="cutover.toml of the platform")
+APPROVE: Final = argument("--approve", metavar="PHRASE", help="the approval phrase; without it a terminal is asked")
+
+
+def _plan_file() -> Argument:
+    return argument("plan", metavar="PLAN", help="a plan file as `plan --out` writes it")
+
+
+PLATFORM_VERBS: Final = (
+    Verb(
+        "cutover plan",
+        _MOVE,
+        "what a move to the local CA would do; changes nothing",
+        "Reads host, service, Vault and policy.toml, and prints each step with its effect and its undo. The\n"
+        "plan file holds all that the steps depend on, under one digest: `apply` applies that or nothing.",
+        ("signer cutover plan --config cutover.toml --out plan.json",),
+        (
+            CONFIG,
+            argument("--out", metavar="PLAN", help="write the plan there, for `apply`"),
+            argument("--commands", action="store_true", help="show the commands that would be run, too"),
+            JSON,
+        ),
+        "verbs_cutover",
+        "cutover_plan",
+    ),
+    Verb(
+        "cutover apply",
+        _MOVE,
+        "move to the local CA, exactly as planned",
+        "Needs the approval phrase, on the command line or typed at a terminal. A plan whose world has changed\n"
+        "is refused (exit 4), a wrong phrase changes nothing (exit 3). Whatever fails after the service was\n"
+        "changed brings it back to Vault by itself. A run that was cut off goes on with the same plan.",
+        ("signer cutover apply plan.json --approve PHRASE",),
+        (_plan_file(), APPROVE, JSON),
+        "verbs_cutover",
+        "cutover_apply",
+    ),
+    Verb(
+        "cutover status",
+        _MOVE,
+        "what runs now, what was done, what comes next",
+        "Reads the service's state and the journals of all runs, and says how to go on after a crash.",
+        ("signer cutover status --config cutover.toml",),
+        (CONFIG, JSON),
+        "verbs_cutover",
+        "cutover_status",
+    ),
+    Verb(
+        "cutover rollback",
+        _MOVE,
+        "back to Vault, at any time before it is removed",
+        "Starts the service without the overlay, and proves by logins that Vault signs. Refused, with nothing\n"
+        "changed, if Vault does not sign. Ends a cutover that was cut off, too.",
+        ('signer cutover rollback --config cutover.toml --reason "edge1 lacks the new CA"',),
+        (CONFIG, argument("--reason", metavar="TEXT", required=True, help="why, for the record"), JSON),
+        "verbs_cutover",
+        "cutover_rollback",
+    ),
+)

@@ -1,0 +1,206 @@
+"""`signer cutover`: plan, apply, status, rollback. What the steps are is in `ops/cutover.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from signer import printing, telling
+from signer.apiclient import ApiClient
+from signer.errors import ApprovalRefused, BadFile, SignerError, Unavailable
+from signer.ops.approval import Approval, ask_approval, whoever
+from signer.ops.cutover import cutover_steps, make_plan, rollback_steps
+from signer.ops.cutoverfile import CutoverFile, load_cutover_file
+from signer.ops.journal import alone, note_attempt, runs
+from signer.ops.live import LiveHands
+from signer.ops.plan import Operation, Plan, check_drift, read_plan
+from signer.ops.running import close_others, destroyed_by, open_run, unfinished
+from signer.ops.world import World, check_movable, check_roles, read_world, would_run
+from signer.timestamps import timestamp
+
+if TYPE_CHECKING:
+    from signer.settings import Settings
+
+MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
+_APPLIED: Final[Mapping[str, str]] = {
+    "applied": "cut over: the local CA signs",
+    "rolled_back": "not cut over; the platform is as it was",
+    "failed": "not cut over; nothing was changed",
+    "rollback_failed": "not cut over, and rolling back failed; see runbooks/rollback.md",
+}
+_BACK: Final[Mapping[str, str]] = {
+    "applied": "rolled back: Vault signs",
+    "failed": "not rolled back; nothing was changed",
+    "stopped": "not rolled back to the end; see runbooks/rollback.md",
+}
+
+
+def cutover_plan(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
+    """Reads the world and prints what a cutover would do; changes nothing."""
+    path = Path(arguments.config).absolute()
+    file = load_cutover_file(path)
+    world = read_world(file, path)
+    check_movable(world)
+    principals = check_roles(file, world)
+    plan = make_plan(file, would_run(file), world.inputs, world.now)
+    if arguments.out is not None:
+        write_plan(Path(arguments.out), plan)
+    if arguments.json:
+        printing.show_json(plan.as_json())
+        return 0
+    telling.show_plan(plan, facts=_facts(file, world, principals), commands=arguments.commands)
+    printing.show("Nothing has been changed. To apply exactly this:")
+    out = printing.plain(arguments.out or "plan.json")
+    if arguments.out is None:
+        printing.show(f"  signer cutover plan --config {printing.plain(arguments.config)} --out {out}")
+    printing.show(f"  signer cutover apply {out} --approve <phrase of the runbook, section 4>")
+    return 0
+
+
+def _facts(file: CutoverFile, world: World, principals: str) -> list[tuple[str, str]]:
+    vault, policy = world.inputs["vault"], world.inputs["policy"]
+    roles = ", ".join(file.vault.roles)
+    return [
+        ("now", f"mode {world.now['mode']}, CA {vault['ca']} at {vault['address']}, role {roles}"),
+        ("then", f"mode local, CA {policy['ca']} rendered from Infisical"),
+        ("principals", principals),
+        ("operator", world.inputs["operator"]),
+    ]
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """The plan file, whole or not at all; raises `BadFile`."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(json.dumps(plan.as_json(), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        text = f"the plan file cannot be written: {error.strerror}"
+        raise BadFile("plan_unwritable", text, "choose another") from None
+
+
+def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
+    """A plan file, and the configuration it was made of; raises `BadFile`."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_PLAN + 1)
+    except OSError as error:
+        raise BadFile(
+            "plan_unreadable", f"the plan file cannot be read: {error.strerror}", f"signer {operation} plan --out FILE"
+        ) from None
+    plan = read_plan(raw.decode(errors="replace") if len(raw) <= MAX_PLAN else "", operation)
+    return plan, Path(plan.inputs["config"]["path"])
+
+
+def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
+    """Applies a plan file, once it is approved and the world is still the one it was made of."""
+    plan, path = load_plan(Path(arguments.plan), "cutover")
+    file = load_cutover_file(path)
+    recorder = ApiClient(file.signer.address, file.signer.token_file)
+    approval = approve(plan, arguments.approve, file, recorder)
+    began = time.monotonic()
+    with alone(file.evidence_dir):
+        taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
+        world = read_world(file, path)
+        if not taken_up:
+            check_movable(world)
+        found = make_plan(file, would_run(file), world.inputs, world.now)
+        check_drift(plan, found, with_state=not taken_up)
+        with open_run(file.evidence_dir, "cutover", plan, approval, recorder) as run:
+            hands = LiveHands(file, run)
+            ended = run.carry_out(cutover_steps(file, hands), telling.Teller())
+            where, sealed = run.evidence.folder, run.journal.past.evidence
+    return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _APPLIED)
+
+
+def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
+    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed."""
+    is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    try:
+        return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
+    except ApprovalRefused as refused:
+        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
+        note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
+        try:
+            recorder.record(plan.operation, "approval_refused", plan.digest, "", refused.code)
+        except SignerError as error:
+            printing.warn(f"the ledger does not hold this attempt: {error.text}")
+        raise
+
+
+def _ask(plan: Plan) -> str:
+    telling.show_plan(plan, facts=[("plan", plan.digest)], commands=False)
+    printing.flush()
+    printing.say(f"to approve {plan.digest}, type the phrase of the runbook")
+    return sys.stdin.readline().strip()
+
+
+def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
+    """Back to Vault: the base without overlay, proved by logins; ends whatever was cut off before."""
+    file = load_cutover_file(Path(arguments.config).absolute())
+    recorder = ApiClient(file.signer.address, file.signer.token_file)
+    began = time.monotonic()
+    with alone(file.evidence_dir):
+        for past in runs(file.evidence_dir):
+            if past.operation == "decommission" and (what := destroyed_by(file.evidence_dir, past)):
+                text = f"Vault was decommissioned ({what}), and nothing leads back"
+                raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
+        with open_run(file.evidence_dir, "rollback", None, None, recorder, reason=arguments.reason) as run:
+            hands = LiveHands(file, run)
+            ended = run.carry_out(rollback_steps(file, hands), telling.Teller())
+            where, sealed = run.evidence.folder, run.journal.past.evidence
+        if ended.outcome == "applied":
+            for name in close_others(file.evidence_dir, recorder, "rolled_back", where.name):
+                printing.say(f"{name} is ended with it")
+    return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _BACK)
+
+
+def cutover_status(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
+    """What runs now, what was done so far, and what comes next; reads only."""
+    file = load_cutover_file(Path(arguments.config).absolute())
+    known = runs(file.evidence_dir)
+    try:
+        ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+        now: dict[str, Any] = {"ready": ready.ready, "mode": ready.mode, "ca": ready.ca_fingerprint, "code": ready.code}
+    except SignerError as error:
+        now = {"ready": False, "mode": None, "ca": None, "code": error.code}
+    open_runs = [past for past in known if not past.is_over]
+    following = _next(now, open_runs, [past.operation for past in known if past.outcome == "applied"])
+    if arguments.json:
+        printing.show_json({"now": now, "runs": [telling.run_as_json(past) for past in known], "next": following})
+        return 0
+    if now["ready"]:
+        printing.show(f"now   mode {now['mode']}, ready, CA {printing.plain(now['ca'])}")
+    else:
+        printing.show(f"now   not ready: {now['code']}")
+    printing.show(f"next  {following}")
+    if known:
+        printing.show()
+        telling.show_runs(known)
+    return 0
+
+
+def _next(now: Mapping[str, Any], open_runs: list[Any], applied: list[str]) -> str:
+    if open_runs:
+        past = open_runs[0]
+        if past.is_rolling_back:
+            return f"{past.run} was cut off while it rolled back: signer cutover rollback --reason …"
+        if past.operation == "rollback":
+            return f"{past.run} was cut off: signer cutover rollback --reason … again"
+        last = next(reversed(past.begun), "its first step")
+        return f"{past.run} was cut off at {last}: apply its plan again, or signer cutover rollback --reason …"
+    if not now["ready"]:
+        return "the service is not ready: see its log and runbooks/rollback.md"
+    if now["mode"] == "local":
+        return "after the soak time: signer decommission plan; to go back: signer cutover rollback --reason …"
+    return "signer cutover plan" + (", after the cause of the rollback is mended" if "rollback" in applied else "")
