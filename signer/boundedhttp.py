@@ -10,7 +10,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 MAX_BODY: Final = 1024 * 1024  # bytes
 CONNECT_WITHIN: Final = 1.0  # seconds; of a TLS handshake, too
 LOOK_EVERY: Final = 0.2  # seconds between two looks at what runs
+Connect = Callable[[float], socket.socket]
 _calls = threading.local()  # .now: the call that this thread makes
 
 
@@ -113,16 +114,37 @@ class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
+    """Pools whose connections begin with the socket that `connect` makes."""
+
+    class Connection(_Connection):
+        def _new_conn(self) -> socket.socket:
+            return connect(float(self.timeout or CONNECT_WITHIN))
+
+    class TlsConnection(_TlsConnection):
+        def _new_conn(self) -> socket.socket:
+            return connect(float(self.timeout or CONNECT_WITHIN))
+
+    class Pool(_Pool):
+        ConnectionCls = Connection
+
+    class TlsPool(_TlsPool):
+        ConnectionCls = TlsConnection
+
+    return Pool, TlsPool
+
+
 class _Adapter(HTTPAdapter):
     """Reads the whole body itself, up to its limit, so that nothing above it reads from the network."""
 
-    def __init__(self, max_body: int, **options: Any) -> None:
+    def __init__(self, max_body: int, connect: Connect | None, **options: Any) -> None:
         self._max_body = max_body  # bytes
+        self._pools = (_Pool, _TlsPool) if connect is None else _pools_of(connect)
         super().__init__(**options)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = dict(zip(("http", "https"), self._pools, strict=True))
 
     def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
         call: _Call = _calls.now
@@ -148,10 +170,13 @@ class _Adapter(HTTPAdapter):
         return response
 
 
-def new_session(tls_ca_file: Path | None = None, max_body: int = MAX_BODY) -> requests.Session:
+def new_session(
+    tls_ca_file: Path | None = None, max_body: int = MAX_BODY, connect: Connect | None = None
+) -> requests.Session:
     """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either.
 
-    An answer of more than `max_body` bytes is an error.
+    An answer of more than `max_body` bytes is an error. `connect` makes the sockets, within the seconds that it is
+    given; what it raises besides `OSError` is raised as it is.
     """
     session = requests.Session()
     session.trust_env = False
@@ -159,5 +184,5 @@ def new_session(tls_ca_file: Path | None = None, max_body: int = MAX_BODY) -> re
         session.verify = str(tls_ca_file)
     session.headers["Accept-Encoding"] = "identity"
     for prefix in ("http://", "https://"):
-        session.mount(prefix, _Adapter(max_body, pool_connections=1, pool_maxsize=1))
+        session.mount(prefix, _Adapter(max_body, connect, pool_connections=1, pool_maxsize=1))
     return session

@@ -5,8 +5,6 @@ Whoever calls Vault (`vault.py`, `vaultadmin.py`) lets `mapped` run the call. No
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,9 @@ from typing import Final, TypeVar
 import requests
 from hvac import exceptions as said
 
-from signer.errors import BadSettings, SignerError, Unavailable
+from signer.errors import SignerError, Unavailable
+from signer.tokenfile import read_secret_word
 
-MAX_TOKEN: Final = 4096  # bytes
 _SEALED: Final = "sealed"
 _NO_CA: Final = ("no default issuer", "keys haven't been configured")
 _T = TypeVar("_T")
@@ -124,27 +122,4 @@ def _failed() -> Unavailable:
 
 def read_token(path: Path, told: Told = BY_SETTINGS) -> str:
     """The token in a regular file that only its owner may read; raises `BadSettings`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise BadSettings(
-            "vault_token_unreadable",
-            f"the file of {told.token_file} cannot be opened: {error.strerror}",
-            f"name a regular file that {told.reader} may read",
-        ) from None
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
-            raise BadSettings(
-                "vault_token_not_private",
-                f"the file of {told.token_file} has mode {stat.S_IMODE(facts.st_mode):04o}",
-                "chmod 0400 it",
-            )
-        token = os.read(descriptor, MAX_TOKEN + 1).decode("utf-8", "replace").strip()
-    finally:
-        os.close(descriptor)
-    if not token or len(token) > MAX_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
-        raise BadSettings(
-            "vault_token_malformed", f"the file of {told.token_file} is not one token", "put the token into it"
-        )
-    return token
+    return read_secret_word(path, told.token_file, is_vaults=True, reader=told.reader)

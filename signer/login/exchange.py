@@ -10,7 +10,8 @@ from __future__ import annotations
 import _socket  # not `socket`: its enums cost 15 ms
 import time
 
-from signer.errors import BadFormat, BadSettings, Unavailable
+from signer.address import Address, is_this_machine
+from signer.errors import BadFormat, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
@@ -18,24 +19,10 @@ if TYPE_CHECKING:
 
 SECONDS_FOR_ALL = 10.0
 _LARGEST_ANSWER = 64 * 1024
-_PORTS = {"http": 80, "https": 443}
 
 
 class NoAnswer(Unavailable):
     """Nothing answered, or the connection broke before the answer was whole: the same request may be sent again."""
-
-
-class Address:
-    """Where the service is. `scheme` is http, https or unix; `path` is a socket's, `host` and `port` the others'."""
-
-    __slots__ = ("host", "path", "port", "scheme", "text")
-
-    def __init__(self, text: str, scheme: str, host: str = "", port: int = 0, path: str = "") -> None:
-        self.text = text
-        self.scheme = scheme
-        self.host = host
-        self.port = port
-        self.path = path
 
 
 class Answer:
@@ -47,35 +34,6 @@ class Answer:
         self.status = status
         self.headers = headers
         self.body = body
-
-
-def parse_address(text: str) -> Address:
-    """`http://host[:port]`, `https://host[:port]` or `unix:/path`. Raises `BadSettings`."""
-    scheme, _, rest = text.partition(":")
-    if scheme == "unix" and rest.startswith("/") and len(rest.encode(errors="surrogateescape")) < 108:
-        return Address(text, "unix", host="localhost", path=rest)
-    place = rest.removeprefix("//").removesuffix("/")
-    host, colon, port = place.rpartition(":")
-    if not colon or port.endswith("]"):
-        host, port = place, str(_PORTS.get(scheme, 0))
-    bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
-    well_formed = (
-        scheme in _PORTS
-        and rest.startswith("//")
-        and bare.isascii()
-        and bool(bare)
-        and all(c.isalnum() or c in ".-_" or (c in ":%" and bare != host) for c in bare)
-        and port.isascii()
-        and port.isdigit()
-        and 0 < int(port[:6]) < 65536
-    )
-    if not well_formed:
-        raise BadSettings(
-            "address_malformed",
-            f"SAFE_SESSION_ADDR is not an address: {text}",
-            "write http://127.0.0.1:8222, https://host[:port] or unix:/path",
-        )
-    return Address(text, scheme, host=bare, port=int(port))
 
 
 def post(address: Address, path: str, token: str, body: bytes) -> Answer:
@@ -128,7 +86,7 @@ def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocke
     found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
     for family, kind, protocol, _, place in found:
         number = str(place[0])
-        if address.scheme == "http" and not (number.startswith("127.") or number == "::1"):
+        if address.scheme == "http" and not is_this_machine(number):
             raise Unavailable(
                 "token_in_clear",
                 f"{address.text} is another machine, and plain http would show it and others the token",

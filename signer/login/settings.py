@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from signer.address import Address, parse_address
 from signer.errors import BadSettings
-from signer.login.exchange import Address, parse_address
 
 DEFAULT_ADDR = "http://127.0.0.1:8222"
 _LARGEST_TOKEN_FILE = 4096

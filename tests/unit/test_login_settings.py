@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from signer.address import parse_address
 from signer.errors import BadSettings
-from signer.login.exchange import parse_address
 from signer.login.settings import load_settings, load_token
 
 TOKEN = "sgn_secret"
