@@ -34,7 +34,6 @@ from signer.ops.evidence_files import (
     render_sums,
 )
 from signer.ops.evidence_page import render_page
-from signer.ops.plan import Observation, Step
 from signer.ops.secretguard import REMOVED, Guard
 from signer.timestamps import timestamp
 
@@ -98,17 +97,10 @@ class Evidence:
     def write_text(self, name: str, text: str) -> None:
         """One file of text; what could steer a terminal is shown as an escape. Of `.jsonl` each line stays JSON."""
         if name.endswith(".jsonl"):
-            text = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
-        self._collect(name, _printable(self.guard.clean(text)).encode())
-
-    def note_step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None:
-        """One more observation in the step's file; `what` is done, failed, undone or skipped."""
-        name = numbered("steps", number, step.name, "json")
-        known = self.read_json(name)
-        before = known["observations"] if isinstance(known, dict) and "observations" in known else []
-        now = {"what": what, "summary": seen.summary, "facts": seen.facts, "seconds": round(seconds, 3)}
-        facts = {"number": number, "name": step.name, "title": step.title, "effect": step.effect}
-        self.write_json(name, {**facts, "observations": [*before, now]})
+            cleaned = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
+        else:
+            cleaned = self.guard.clean(text)
+        self._collect(name, _printable(cleaned).encode())
 
     def read_json(self, name: str) -> Any:
         """A file of JSON as it was written, None if there is none; raises `SignerError` if it is damaged."""

@@ -25,7 +25,7 @@ _TEMPLATES: Final = Path(__file__).with_name("templates")
 _MOST_TEXT: Final = 20_000  # characters of one log that the page shows
 _MOST_ROWS: Final = 400
 _DEEPEST: Final = 8
-_BAR: Final = 100.0
+_INLINE: Final = 60  # characters of a list that stands on one line
 _WIDEST_CELL: Final = 200  # characters
 _MOST_COLUMNS: Final = 6
 _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
@@ -50,7 +50,15 @@ _WORDS: Final = {
     "stopped": "Stopped",
     "rollback_failed": "Rollback failed",
 }
-_MOODS: Final = {"applied": "good", "rolled_back": "fair", "done": "good", "undone": "fair", "skipped": "fair"}
+_BLANK: Final[Mapping[str, Any]] = {"what": "done", "summary": "", "facts": {}, "seconds": None}
+_SEALING: Final = "seal"  # the step that makes this page
+# Words that say how something went, by their mood; in a table only below such a heading.
+_VERDICTS: Final = frozenset({"what", "outcome", "result", "status", "severity", "login"})
+_MOODS: Final = {
+    "good": frozenset({"applied", "done", "ok", "same", "equal", "passed"}),
+    "fair": frozenset({"rolled_back", "undone", "skipped", "warn", "warning", "stricter", "note", "notice"}),
+    "bad": frozenset({"failed", "fail", "stopped", "rollback_failed", "error", "wider", "differs"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class _Step:
     """A row of the table of steps; times in seconds, bars in percent of the longest step."""
 
     number: str
+    name: str
     title: str
     effect: str
     undo: str
@@ -67,7 +76,7 @@ class _Step:
     @property
     def mood(self) -> str:
         """How it went, as a colour's name; a step that was not reached has none."""
-        return _MOODS.get(str(self.results[-1]["what"]), "bad") if self.results else ""
+        return _mood("what", self.results[-1]["what"]) if self.results else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class _Page:
     sentence: str
     mood: str
     error: Any
+    reason: str
     began: str
     ended: str
     seconds: float | None
@@ -110,8 +120,9 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         outcome=word,
         word=_WORDS.get(word, word),
         sentence=_SENTENCES.get((operation, word), ""),
-        mood=_MOODS.get(word, "bad"),
+        mood=_mood("outcome", word) or "bad",
         error=outcome.get("error"),
+        reason=str(outcome.get("reason") or ""),
         began=_moment(began),
         ended=_moment(ended),
         seconds=(ended - began) / 1000 if began is not None and ended is not None else None,
@@ -119,7 +130,7 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         digest=str(plan.get("digest") or outcome.get("plan") or ""),
         changes=tuple(_changes(_mapping(plan.get("now")), _mapping(plan.get("then")))),
         approvals=[_mapping(one) for one in _sequence(read.get("approvals.json"), "approvals")],
-        steps=tuple(_steps(plan, read)),
+        steps=tuple(_steps(plan, outcome, read)),
         sections=tuple(_sections(plan, read)),
         logs=tuple(_logs(files)),
         removed=int(str(outcome.get("removed", 0)) if str(outcome.get("removed", 0)).isdecimal() else 0),
@@ -140,7 +151,10 @@ def _template() -> Template:
     )
     environment.filters["seconds"] = _seconds
     environment.filters["words"] = _words
+    environment.filters["mood"] = _mood_class
     environment.tests["a_table"] = _is_table
+    environment.tests["a_line"] = _is_line
+    environment.globals["sealing"] = _SEALING
     environment.globals["columns_of"] = _columns
     environment.globals["most_rows"] = _MOST_ROWS
     environment.globals["deepest"] = _DEEPEST
@@ -199,34 +213,38 @@ def _changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[tuple[
         yield name, now.get(name), then.get(name)
 
 
-def _steps(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[_Step]:
+def _steps(plan: Mapping[str, Any], outcome: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[_Step]:
     """The plan's steps with what was observed, and observations of steps that the plan does not name."""
-    seen = {name: _mapping(value) for name, value in sorted(read.items()) if name.startswith("steps/")}
-    by_name = {str(value.get("name", "")): value for value in seen.values()}
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for name, value in sorted(
+        read.items(), key=lambda file: (file[0].split("-", 1)[0], str(_mapping(file[1]).get("what")) == "undone")
+    ):
+        if name.startswith("steps/") and isinstance(value, Mapping):
+            seen.setdefault(str(value.get("step", name)), []).append({**_BLANK, **value})
+    error = _mapping(outcome.get("error"))
+    if error.get("step"):
+        told = seen.setdefault(str(error["step"]), [])
+        if not any(one["what"] == "failed" for one in told):
+            told.insert(
+                sum(one["what"] != "undone" for one in told),
+                {**_BLANK, "what": "failed", "summary": error.get("text", "")},
+            )
     planned = [_mapping(step) for step in _sequence(plan.get("steps"))]
     names = {str(step.get("name", "")) for step in planned}
-    rows = [(step, by_name.get(str(step.get("name", "")), {})) for step in planned]
-    rows += [(value, value) for name, value in by_name.items() if name not in names]
-    times = [_number(one.get("seconds")) for _, value in rows for one in _observations(value)]
-    longest = max(times, default=0.0) or 1.0
-    for step, value in rows:
-        results = tuple(_observations(value))
-        spent = sum(_number(one.get("seconds")) for one in results)
+    rows = [(step, seen.get(str(step.get("name", "")), [])) for step in planned]
+    rows += [(found[0], found) for name, found in seen.items() if name not in names]
+    spent = [sum(_number(one["seconds"]) for one in results) for _, results in rows]
+    longest = max(spent, default=0.0) or 1.0
+    for (step, results), seconds in zip(rows, spent, strict=True):
         yield _Step(
             number=str(step.get("number", "")),
-            title=str(step.get("title") or step.get("name") or "step"),
+            name=str(step.get("name", "")),
+            title=str(step.get("title") or step.get("step") or step.get("name") or "step"),
             effect=str(step.get("effect", "")),
             undo=str(step.get("undo", "")),
-            results=results,
-            bar=min(_BAR, round(spent / longest * _BAR, 1)),
+            results=tuple(results),
+            bar=round(seconds / longest * 100, 1),
         )
-
-
-def _observations(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for one in _sequence(value, "observations"):
-        found = _mapping(one)
-        if found:
-            yield {"what": "done", "summary": "", "facts": {}, "seconds": None, **found}
 
 
 def _number(value: object) -> float:
@@ -239,7 +257,7 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
         ("preflight", "Preflight on the host", read.get("preflight.json")),
         ("parity", "Vault and the local CA compared", read.get("parity.json")),
         ("inputs", "What the plan depended on", plan.get("inputs")),
-        ("timings", "Timings", read.get("timings.json")),
+        ("timings", "Timings", _timings(_mapping(read.get("timings.json")))),
         ("versions", "Versions", read.get("versions.json")),
     ):
         if value:
@@ -249,6 +267,11 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
     for file, value in sorted(read.items()):
         if file not in known and value and "/" not in file:
             yield re.sub(r"[^a-z]+", "-", file.lower()), _words(file.removesuffix(".json")).capitalize(), value
+
+
+def _timings(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the table of steps does not tell already."""
+    return {name: item for name, item in value.items() if name not in ("steps", "began_ms")}
 
 
 def _logs(files: Mapping[str, bytes]) -> Iterator[tuple[str, str, int]]:
@@ -275,6 +298,26 @@ def _seconds(value: object) -> str:
 def _words(name: object) -> str:
     """`valid_before` as people write it."""
     return str(name).replace("_", " ")
+
+
+def _mood(name: object, word: object) -> str:
+    """good, fair or bad for a word that says how something went; empty for any other."""
+    if name not in _VERDICTS or not isinstance(word, str):
+        return ""
+    return next((mood for mood, words in _MOODS.items() if word.lower() in words), "")
+
+
+def _mood_class(word: object, name: object = "what") -> str:
+    return f"is-{_mood(name, word) or 'plain'}"
+
+
+def _is_line(value: object) -> bool:
+    """True for a few short words, which need no list."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(item, str | int) and "\n" not in str(item) for item in value)
+        and len(", ".join(map(str, value))) <= _INLINE
+    )
 
 
 def _is_table(value: object) -> bool:

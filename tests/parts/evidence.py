@@ -28,6 +28,7 @@ _STEPS: Final = (
     ("ready", "Ready, in mode local, with the pinned CA", "reads", "", 0.703, f"mode local, CA {OURS}"),
     ("smoke", "Log in to rs2000, rs1000, edge1", "logs in", "", 2.466, "3 of 3 logged in, 3 of 3 refused root"),
 )
+_SEAL: Final = ("seal", "Seal the evidence", "writes evidence", "", 0.0, "")
 _FACTS: Final[dict[str, dict[str, Any]]] = {
     "trust": {"hosts": [{"target": host, "trusts": True, "file": "/etc/ssh/safe-session-ca.pub"} for host in HOSTS]},
     "snapshot": {"mode": "vault", "ca": VAULTS, "containers": ["safe-session-api"], "image": "sha256:" + "4f1d2c" * 10},
@@ -46,7 +47,7 @@ def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") 
     would = {"compose": ("podman-compose -p safe-session -f base -f overlay up -d",)}
     steps = [
         describe(Step(name, told, effect, _never, undo_text=undo), number, would.get(name, ()))  # type: ignore[arg-type]
-        for number, (name, told, effect, undo, _, _) in enumerate(_STEPS, 1)
+        for number, (name, told, effect, undo, _, _) in enumerate((*_STEPS, _SEAL), 1)
     ]
     return Plan(
         operation="cutover",
@@ -86,9 +87,9 @@ def fill(evidence: Evidence, planned: Plan | None = None) -> None:
         {"field": "extensions", "vault": "permit-pty", "local": "permit-pty", "result": "same"},
     ]
     evidence.write_json("parity.json", {"roles": {"llmops": fields}, "certificates": {"compared": 20, "different": 0}})
-    for number, (name, title, effect, undo, seconds, summary) in enumerate(_STEPS, 1):
-        step = Step(name, title, effect, _never, undo_text=undo)  # type: ignore[arg-type]
-        evidence.note_step(number, step, "done", Observation(summary, _FACTS.get(name, {})), seconds)
+    for number, (name, title, _effect, _undo, seconds, summary) in enumerate(_STEPS, 1):
+        found = {"step": name, "title": title, "what": "done", "summary": summary, "seconds": seconds}
+        evidence.write_json(numbered("steps", number, name, "json"), {**found, "facts": _FACTS.get(name, {})})
     for number, host in enumerate(HOSTS, 1):
         log = f"$ safe-session ssh {host}.example id\nuid=1001(llmops) gid=1001(llmops)\nexit status 0, 0.8 s\n"
         evidence.write_text(numbered("smoke", number, host, "log"), log)
