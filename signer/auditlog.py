@@ -1,0 +1,237 @@
+"""Vault's audit log, JSON lines: when it last signed, and who else asked it since. Values in it are never passed on.
+
+Streaming and bounded. Rotated files beside it (`audit.log.1`, `audit.log-20261122.gz`) are read, too. Half a line, as
+rotation and a line just being written leave it, is counted and passed over. What the log does not tell for sure, such
+as whether a signature came of a request, counts as if it did.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import stat
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Final
+
+from signer.errors import Unavailable
+
+MAX_LINE: Final = 1024 * 1024  # bytes
+MAX_BYTES: Final = 16 * 1024**3  # of all files together, unpacked
+MAX_FILES: Final = 1000
+MAX_CLIENTS: Final = 100  # that are told apart
+WITHIN: Final = 300.0  # seconds
+MAX_NAME: Final = 80
+_SIGNS: Final = re.compile(r"(?P<mount>.+/)(?:sign|issue)/(?P<role>[^/]+)")
+_LOGS_IN: Final = re.compile(r"auth/(?P<mount>.+)/(?:login|callback|oidc/callback)(?:/.*)?")
+_WORTH_READING: Final = (b"/sign/", b"/issue/", b"/login", b"/callback")
+_ANY_TIME: Final = re.compile(rb'"time" ?: ?"([^"]{20,40})"')
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The newest one of a role. `at` is seconds since the epoch, by Vault's clock."""
+
+    mount: str
+    role: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Somebody who asked to sign, or logged in: the name that Vault shows for the token, what for, last when."""
+
+    name: str
+    what: str
+    at: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFacts:
+    """What the log says. `first_at` and `last_at` are its oldest and newest entries, 0 if it has none.
+
+    `clients` are those since the time that was asked for, without ourselves; `broken` counts lines that are no entry.
+    """
+
+    first_at: int
+    last_at: int
+    entries: int
+    broken: int
+    signatures: tuple[Signature, ...]
+    clients: tuple[Client, ...]
+
+    def last_signature(self) -> Signature | None:
+        return max(self.signatures, key=lambda signature: signature.at, default=None)
+
+
+@dataclass(slots=True)
+class _Reading:
+    since: int
+    own: frozenset[str]
+    first: int = 0
+    last: int = 0
+    entries: int = 0
+    broken: int = 0
+    signed: dict[tuple[str, str], int] = field(default_factory=dict)
+    clients: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def take(self, line: bytes) -> None:
+        """One line, whole or not."""
+        found = _ANY_TIME.search(line, 0, 200)
+        worth = any(word in line for word in _WORTH_READING)
+        if found is None or worth or not line.endswith(b"}\n"):
+            entry = _entry(line)
+            if entry is None:
+                self.broken += 1
+                return
+            at = _seconds(entry.get("time"))
+        else:
+            entry, at = None, _seconds(found[1].decode("latin-1"))
+        if at is None:
+            self.broken += 1
+            return
+        self.entries += 1
+        self.first = min(self.first or at, at)
+        self.last = max(self.last, at)
+        if entry is not None:
+            self._judge(entry, at)
+
+    def _judge(self, entry: dict[str, Any], at: int) -> None:
+        request = _object(entry, "request")
+        path = request.get("path")
+        if not isinstance(path, str):
+            return
+        signs = _SIGNS.fullmatch(path)
+        logs_in = _LOGS_IN.fullmatch(path)
+        if signs is not None and not path.startswith(("auth/", "sys/")):
+            if entry.get("type") == "response" and not _failed(entry):
+                key = signs["mount"][:MAX_NAME], signs["role"][:MAX_NAME]
+                self.signed[key] = max(self.signed.get(key, 0), at)
+            self._note_client(entry, f"sign at {signs['mount'][:MAX_NAME]}", at)
+        elif logs_in is not None:
+            self._note_client(entry, f"login at auth/{logs_in['mount'][:MAX_NAME]}/", at)
+
+    def _note_client(self, entry: dict[str, Any], what: str, at: int) -> None:
+        """Each request has two entries; a login's name is in its response only, so responses count."""
+        if entry.get("type") != "response" or at <= self.since:
+            return
+        auth = _object(entry, "auth")
+        if auth.get("accessor") in self.own:
+            return
+        name = auth.get("display_name")
+        key = (name[:MAX_NAME] if isinstance(name, str) and name else "an unknown token"), what
+        if key in self.clients or len(self.clients) < MAX_CLIENTS:
+            before, times = self.clients.get(key, (0, 0))
+            self.clients[key] = max(before, at), times + 1
+
+
+def read_audit_log(
+    path: Path,
+    since: int,
+    own: frozenset[str] = frozenset(),
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AuditFacts:
+    """Reads the log and what was rotated away beside it; raises `Unavailable` if not all of it can be read.
+
+    `since` is seconds since the epoch, for `clients`; `own` are our accessors as the log writes them.
+    """
+    reading = _Reading(since, own)
+    deadline = monotonic() + WITHIN
+    remaining = MAX_BYTES
+    for file in _files(path):
+        for line in _lines(file):
+            remaining -= len(line)
+            if remaining < 0 or monotonic() > deadline:
+                raise Unavailable(
+                    "audit_log_too_large",
+                    "Vault's audit log is more than can be read",
+                    "move rotated files from before the cutover elsewhere, or set no audit_log",
+                )
+            reading.take(line)
+    return AuditFacts(
+        first_at=reading.first,
+        last_at=reading.last,
+        entries=reading.entries,
+        broken=reading.broken,
+        signatures=tuple(Signature(*key, at) for key, at in sorted(reading.signed.items())),
+        clients=tuple(Client(*key, at, times) for key, (at, times) in sorted(reading.clients.items())),
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Rotated files first, the log itself last: one that is rotated meanwhile is read twice rather than not at all."""
+    try:
+        beside = sorted(other for other in path.parent.iterdir() if _is_rotated(other.name, path.name))
+    except OSError as error:
+        raise _unreadable(error) from None
+    if len(beside) > MAX_FILES:
+        raise _unreadable(OSError(0, f"over {MAX_FILES} rotated files"))
+    yield from beside
+    yield path
+
+
+def _is_rotated(name: str, log: str) -> bool:
+    return name != log and name.startswith((f"{log}.", f"{log}-")) and not name.endswith((".sha256", ".asc", ".sig"))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines with their ends; of one that is too long, its beginning."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as plain:
+            if not stat.S_ISREG(os.fstat(plain.fileno()).st_mode):
+                raise OSError(0, "it is no regular file")
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            file: IO[bytes] = gzip.GzipFile(fileobj=plain) if packed else plain  # type: ignore[assignment]
+            while line := file.readline(MAX_LINE):
+                yield line
+                while not line.endswith(b"\n") and line:
+                    line = file.readline(MAX_LINE)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> Unavailable:
+    reason = getattr(error, "strerror", None) or "it is damaged"
+    return Unavailable(
+        "audit_log_unreadable", f"Vault's audit log cannot be read: {reason}", "name one that you may read in audit_log"
+    )
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The entry on that line, or None."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("type") in ("request", "response") else None
+
+
+def _object(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    value = entry.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _failed(entry: dict[str, Any]) -> bool:
+    """True if Vault said no: to the request, or in its answer."""
+    return bool(entry.get("error")) or "error" in _object(_object(entry, "response"), "data")
+
+
+def _seconds(text: object) -> int | None:
+    """RFC 3339 with a zone, as seconds."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return int(moment.timestamp()) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
