@@ -74,7 +74,7 @@ class Shadow:
         grant = forward.grant
         events = [_event(grant.identity, grant.role, difference, serial) for difference in found]
         for event in events:
-            canonical_json(event.body)  # one that no ledger can hold must fail here, not in the certificate's commit
+            canonical_json(event.body).encode()  # what no ledger can hold must fail here, not in the commit
         for event in events:
             self.differences[grant.role, str(event.body["field"])] += 1
         return tuple(told for event in events for told in self._folding.note(event, now))
