@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Final, Protocol
 
@@ -62,12 +62,14 @@ def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: R
     3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
        after a step that nothing takes back it stays where it is, and can be taken up again;
        otherwise what has begun is undone, last first, which nothing interrupts
+    4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
     """
+    *before, seal = enumerate(steps, 1)
     with _interruptible():
-        for number, step in enumerate(steps, 1):
-            # 1
+        for number, step in before:
             began = time.monotonic()
             try:
+                # 1
                 if step.name in journal.past.done and (step.undo is None or step.is_done()):
                     report.skipped(number, step)
                     continue
@@ -77,17 +79,31 @@ def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: R
                 seen = _done(step)
                 seconds = time.monotonic() - began
                 record.step(number, step, "done", seen, seconds)
-                sealed = {"evidence": seen.facts["evidence"]} if "evidence" in seen.facts else {}
-                journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary, **sealed)
+                journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
                 report.passed(number, step, seen, seconds)
             except SignerError as error:
                 # 3
                 with _undisturbed():
                     report.failed(number, step, error, time.monotonic() - began)
                     return _end_by(error, step, steps, journal, record, report)
+        # 4
         with _undisturbed():
-            journal.write("run.ended", outcome=APPLIED, evidence=journal.past.evidence)
-    return Ended(APPLIED)
+            return _seal(*seal, steps, journal, record, report)
+
+
+def _seal(number: int, step: Step, steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
+    """The last step. Once the ledger holds the outcome it is what happened, whatever fails after that."""
+    began = time.monotonic()
+    report.began(number, step)
+    try:
+        journal.write("step.began", step=step.name)
+        seen = _done(step)
+    except SignerError as error:
+        report.failed(number, step, error, time.monotonic() - began)
+        return _end_by(error, step, steps, journal, record, report)
+    report.passed(number, step, seen, time.monotonic() - began)
+    evidence = seen.facts.get("evidence", "")
+    return Ended(APPLIED, also=_try(lambda: journal.write("run.ended", outcome=APPLIED, evidence=evidence)))
 
 
 def _done(step: Step) -> Observation:
@@ -128,7 +144,7 @@ def _undo(number: int, step: Step, journal: Journal, record: Record, report: Rep
     try:
         seen = step.undo()
     except SignerError as fault:
-        report.failed(number, step, fault, time.monotonic() - began)
+        report.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
         raise
     seconds = time.monotonic() - began
     report.undone(number, step, seen, seconds)  # the platform is as it was; what follows only remembers it

@@ -64,7 +64,6 @@ class Past:
                 self.begun[name] = None
             case "step.done":
                 self.done[name] = float(line.get("seconds", 0))
-                self.evidence = str(line.get("evidence", self.evidence))
             case "step.failed":
                 self.failed, self.error = name, str(line.get("error", ""))
             case "rollback.began":

@@ -124,7 +124,10 @@ class LiveHands:
     def up(self, *, with_overlay: bool) -> Observation:
         """Compose up; what it said is kept."""
         done = self._compose.up(with_overlay)
-        return Observation("", {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said})
+        return Observation(
+            f"compose took {done.seconds:.1f} s",
+            {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said},
+        )
 
     def is_up(self, *, with_overlay: bool) -> bool:
         """True if the service runs in the mode that these files give it."""
@@ -163,15 +166,20 @@ class LiveHands:
         except SignerError as error:
             self._keep_logs(name, error.facts)
             raise
-        self._keep_logs(name, seen.facts)
-        return seen
+        not_kept = self._keep_logs(name, seen.facts)
+        return Observation(seen.summary, {**seen.facts, **not_kept})
 
-    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> None:
+    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
+        """A full disk must not keep a rollback from its proof; that the step itself is kept is seen to elsewhere."""
         targets = facts.get("targets")
         for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
             lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
             text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
-            self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+            try:
+                self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+            except SignerError as error:
+                return {"logs_not_kept": error.code}
+        return {}
 
     def _vault(self) -> VaultAdmin:
         vault = self._file.vault
