@@ -9,7 +9,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,8 @@ from signer.errors import BadRequest, NotAuthenticated, NotFound, Refused, Unava
 from signer.ledger_reader import FILE_NAME, LedgerReader
 from signer.ledgeraudit import verify
 from signer.tokens import render_token
-from tests.parts import ports
-from tests.parts.keys import KeyRing
+from tests.parts.keys import Key, KeyRing
+from tests.parts.selfsigned import write_certificate
 from tests.parts.service import Service, StartService
 
 PLAN = "sha256:" + "a1" * 32
@@ -179,16 +179,48 @@ def test_a_service_that_is_down_is_waited_for_and_then_told(
     assert client.wait_ready("local", None, 30).ready
 
 
-def test_a_unix_socket_is_an_address(start_service: StartService, tmp_path: Path) -> None:
-    with ApiClient("unix:/nowhere/api.sock", start_service().token_file("operator")) as client:
+class Elsewhere(Service):
+    """The service behind another kind of address, which only `ApiClient` needs to understand."""
+
+    def __init__(self, folder: Path, ca: Key, address: str, environ: Mapping[str, str]) -> None:
+        super().__init__(folder, ca, environ=environ)
+        self.place = address.format(port=self.port)
+
+    def is_ready(self) -> bool:
+        try:
+            with ApiClient(self.place, self.token_file("operator")) as client:
+                return client.ready().ready
+        except Unavailable:
+            return False
+
+
+def test_a_unix_socket_is_an_address(tmp_path: Path, keyring: KeyRing) -> None:
+    place = f"unix:{tmp_path}/api.sock"
+    service = Elsewhere(tmp_path / "service", keyring("ed25519", "ca"), place, {"SIGNER_LISTEN": place})
+    with service, ApiClient(service.place, service.token_file("operator")) as client:
+        assert client.record("cutover", "applied")["address"] == ""
+
+
+def test_tls_is_trusted_by_who_trusts_its_authority_only(
+    tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, private = write_certificate(tmp_path)
+    environ = {"SIGNER_TLS_CERT_FILE": str(certificate), "SIGNER_TLS_KEY_FILE": str(private)}
+    service = Elsewhere(tmp_path / "service", keyring("ed25519", "ca"), "https://localhost:{port}", environ)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with service, ApiClient(service.place, service.token_file("operator")) as client:
+        assert client.head()["seq"] > 0
+        monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(Unavailable) as caught:
             client.head()
-        assert caught.value.code == "service_down"
+        assert caught.value.code == "service_tls"
 
 
-def test_another_machine_gets_no_token_in_the_clear(service: Service) -> None:
-    with ApiClient("http://192.0.2.1:8222", service.token_file("operator")) as client:
+def test_another_machine_gets_no_token_in_the_clear(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text(render_token(bytes(32)))
+    with ApiClient("http://192.0.2.1:8222", token) as client:
         with pytest.raises(Unavailable) as caught:
             client.head()
         assert caught.value.code == "token_in_clear"
-    assert ports.LOOPBACK
