@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -13,21 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from signer import printing, telling
 from signer.apiclient import ApiClient
-from signer.errors import ApprovalRefused, BadFile, SignerError, Unavailable
-from signer.ops.approval import Approval, ask_approval, whoever
+from signer.errors import SignerError, Unavailable
 from signer.ops.cutover import cutover_steps, make_plan, rollback_steps
 from signer.ops.cutoverfile import CutoverFile, load_cutover_file
-from signer.ops.journal import alone, note_attempt, runs
+from signer.ops.journal import alone, runs
 from signer.ops.live import LiveHands
-from signer.ops.plan import Operation, Plan, check_drift, read_plan
+from signer.ops.plan import check_drift
 from signer.ops.running import close_others, destroyed_by, open_run, unfinished
 from signer.ops.world import World, check_movable, check_roles, read_world, would_run
-from signer.timestamps import timestamp
+from signer.planned import approve, load_plan, write_plan
 
 if TYPE_CHECKING:
     from signer.settings import Settings
 
-MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
 _APPLIED: Final[Mapping[str, str]] = {
     "applied": "cut over: the local CA signs",
     "rolled_back": "not cut over; the platform is as it was",
@@ -74,34 +69,6 @@ def _facts(file: CutoverFile, world: World, principals: str) -> list[tuple[str, 
     ]
 
 
-def write_plan(path: Path, plan: Plan) -> None:
-    """The plan file, whole or not at all; raises `BadFile`."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(json.dumps(plan.as_json(), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        text = f"the plan file cannot be written: {error.strerror}"
-        raise BadFile("plan_unwritable", text, "choose another") from None
-
-
-def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
-    """A plan file, and the configuration it was made of; raises `BadFile`."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_PLAN + 1)
-    except OSError as error:
-        raise BadFile(
-            "plan_unreadable", f"the plan file cannot be read: {error.strerror}", f"signer {operation} plan --out FILE"
-        ) from None
-    plan = read_plan(raw.decode(errors="replace") if len(raw) <= MAX_PLAN else "", operation)
-    return plan, Path(plan.inputs["config"]["path"])
-
-
 def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     """Applies a plan file, once it is approved and the world is still the one it was made of."""
     plan, path = load_plan(Path(arguments.plan), "cutover")
@@ -121,28 +88,6 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
             ended = run.carry_out(cutover_steps(file, hands), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _APPLIED)
-
-
-def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
-    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed."""
-    is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-    try:
-        return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
-    except ApprovalRefused as refused:
-        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
-        note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
-        try:
-            recorder.record(plan.operation, "approval_refused", plan.digest, "", refused.code)
-        except SignerError as error:
-            printing.warn(f"the ledger does not hold this attempt: {error.text}")
-        raise
-
-
-def _ask(plan: Plan) -> str:
-    telling.show_plan(plan, facts=[("plan", plan.digest)], commands=False)
-    printing.flush()
-    printing.say(f"to approve {plan.digest}, type the phrase of the runbook")
-    return sys.stdin.readline().strip()
 
 
 def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) -> int:

@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": (
-        "grammar", "verbs", "verbform", "platformverbs", "telling", "verbs_check", "verbs_policy", "verbs_ledger",
-        "verbs_ca", "verbs_cutover",
+        "grammar", "verbs", "verbform", "platformverbs", "telling", "planned", "verbs_check", "verbs_policy", "verbs_ledger",
+        "verbs_ca", "verbs_cutover", "verbs_evidence",
     ),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
@@ -59,6 +59,8 @@ NEIGHBOURS = {
     ("verbs", "platformverbs"): "the rest of the list",
     ("platformverbs", "verbform"): "what a verb is",
     ("verbs_cutover", "telling"): "shows plans and steps",
+    ("verbs_cutover", "planned"): "reads plan and approval",
+    ("planned", "telling"): "shows the plan before it asks",
     ("verbs_check", "verbs"): "documents may show no verb that there is not",
     ("check_repository", "check"): "its findings are checks",
     ("core", "counts"): "what the core remembers",

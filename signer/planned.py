@@ -1,0 +1,71 @@
+"""What the verbs share that apply plans: the plan file, the phrase, and the record of an attempt without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from signer import printing, telling
+from signer.apiclient import ApiClient
+from signer.errors import ApprovalRefused, BadFile, SignerError
+from signer.ops.approval import Approval, ask_approval, whoever
+from signer.ops.cutoverfile import CutoverFile
+from signer.ops.journal import note_attempt
+from signer.ops.plan import Operation, Plan, read_plan
+from signer.timestamps import timestamp
+
+MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """The plan file, whole or not at all; raises `BadFile`."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(json.dumps(plan.as_json(), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        text = f"the plan file cannot be written: {error.strerror}"
+        raise BadFile("plan_unwritable", text, "choose another") from None
+
+
+def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
+    """A plan file, and the configuration it was made of; raises `BadFile`."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_PLAN + 1)
+    except OSError as error:
+        raise BadFile(
+            "plan_unreadable", f"the plan file cannot be read: {error.strerror}", f"signer {operation} plan --out FILE"
+        ) from None
+    plan = read_plan(raw.decode(errors="replace") if len(raw) <= MAX_PLAN else "", operation)
+    return plan, Path(plan.inputs["config"]["path"])
+
+
+def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
+    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed."""
+    is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    try:
+        return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
+    except ApprovalRefused as refused:
+        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
+        note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
+        try:
+            recorder.record(plan.operation, "approval_refused", plan.digest, "", refused.code)
+        except SignerError as error:
+            printing.warn(f"the ledger does not hold this attempt: {error.text}")
+        raise
+
+
+def _ask(plan: Plan) -> str:
+    telling.show_plan(plan, facts=[("plan", plan.digest)], commands=False)
+    printing.flush()
+    printing.say(f"to approve {plan.digest}, type the phrase of the runbook")
+    return sys.stdin.readline().strip()
