@@ -51,6 +51,18 @@ def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
     assert found["signer_refusals_total{code=frozen}"] == 3
 
 
+def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
+    metrics = make_metrics("llmops")
+    assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
+    metrics.shadow_compared["llmops"] += 3
+    metrics.shadow_differences["llmops", "key_id"] += 2
+    metrics.shadow_faults["llmops"] += 1
+    found = samples(metrics)
+    assert found["signer_shadow_compared_total{role=llmops}"] == 3
+    assert found["signer_shadow_differences_total{field=key_id,role=llmops}"] == 2
+    assert found["signer_shadow_faults_total{role=llmops}"] == 1
+
+
 def test_the_list_of_refusals_holds_every_code_that_the_keepers_modules_raise() -> None:
     raised = set()
     for name in KEEPERS:

@@ -503,6 +503,13 @@ def test_the_key_of_vault_is_in_the_bundle_beside_those_of_the_policy() -> None:
     assert trusted_keys(known, vault) == [("current", a), ("next", b), ("retired", vault)]
 
 
+def test_a_key_that_is_compared_is_in_the_bundle_even_if_the_policy_pins_it_by_fingerprint_only() -> None:
+    a, b, vault = (public_key("ssh-ed25519", name) for name in ("a", "b", "vault"))
+    assert trusted_keys(CaKeys(a.fingerprint), vault, a) == [("vault", vault), ("current", a)]
+    assert trusted_keys(CaKeys(a.fingerprint, a, b), vault, b) == [("vault", vault), ("current", a), ("next", b)]
+    assert trusted_keys(CaKeys(a.fingerprint), a, a) == [("current", a)], "Vault has our key"
+
+
 @missing.needs_ssh_keygen
 def test_ssh_keygen_reads_the_bundle(tmp_path: Path) -> None:
     a, b = public_key("ssh-ed25519", "a"), public_key("ecdsa-sha2-nistp256", "b")

@@ -90,6 +90,25 @@ def test_all_problems_are_told_at_once() -> None:
         load_settings(wrong)
 
 
+@pytest.mark.parametrize("mode", ["vault", "shadow"])
+def test_where_vault_signs_its_settings_are_needed_and_both_are_told_at_once(mode: str) -> None:
+    assert problems(SIGNER_MODE=mode, SIGNER_WORKERS="0") == (
+        "SIGNER_WORKERS: '0' is no whole number from 1 to 32",
+        f"SIGNER_VAULT_ADDR: is missing, and mode {mode} needs it",
+        f"SIGNER_VAULT_TOKEN_FILE: is missing, and mode {mode} needs it",
+    )
+
+
+def test_each_mode_knows_what_it_needs() -> None:
+    vault = {"SIGNER_VAULT_ADDR": "http://127.0.0.1:8200", "SIGNER_VAULT_TOKEN_FILE": "/token"}
+    found = {mode: load_settings({"SIGNER_MODE": mode, **vault}) for mode in ("local", "vault", "shadow")}
+    assert {mode: (told.has_ca_key, told.asks_vault) for mode, told in found.items()} == {
+        "local": (True, False),
+        "vault": (False, True),
+        "shadow": (True, True),
+    }
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:8222", "[::]:8222", "192.0.2.7:8222", "signer.example:8222"])
 def test_listening_beyond_loopback_needs_tls_or_proxies(listen: str) -> None:
     (problem,) = problems(SIGNER_LISTEN=listen)
