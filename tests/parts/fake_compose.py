@@ -1,0 +1,76 @@
+"""A compose command and an engine that are shell scripts: the test writes what they do, and reads what they got."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+CONTAINER: Final = "c" * 64
+IMAGE: Final = "a" * 64
+
+
+def inspected(*, mode: str = "vault", state: str = "running", prefix: str = "") -> str:
+    """What `inspect` of one container prints; docker has a `prefix` before the image's number."""
+    raw: dict[str, Any] = {
+        "Id": CONTAINER,
+        "Image": prefix + IMAGE,
+        "Config": {"Env": ["PATH=/usr/bin", f"SIGNER_MODE={mode}", "SOME_TOKEN=marker-of-a-secret"]},
+        "State": {"Status": state, "StartedAt": "2026-11-22T16:40:16.253332675Z"},
+        "Mounts": [{"Type": "volume", "Name": "platform-trial_ledger", "Destination": "/var/lib/signer", "RW": True}],
+    }
+    return json.dumps([raw])
+
+
+@dataclass
+class FakeFacts:
+    """As `ComposeFacts` of cutover.toml."""
+
+    folder: Path
+    engine: str
+    command: tuple[str, ...]
+    project: str = "platform"
+    service: str = "safe-session-api"
+    environment: Mapping[str, str] = field(default_factory=lambda: {"PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": "signer:1"})
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base.yaml"
+
+    @property
+    def overlay(self) -> Path:
+        return self.folder / "overlay.yaml"
+
+
+class FakePlatform:
+    """Writes the scripts into `folder`. Calls are one line each in `calls`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts = FakeFacts(folder, str(folder / "podman"), (str(folder / "compose"),))
+        self.compose("exit 0")
+        self.engine()
+
+    def compose(self, body: str) -> None:
+        """What compose does; `$verb` is its verb."""
+        self._write(
+            "compose", f"verb=; for word; do case $word in up|config|version) verb=$word;; esac; done\n{body}\n"
+        )
+
+    def engine(self, *, ps: str = CONTAINER, inspect: str = inspected(), image: str = f"sha256:{IMAGE}") -> None:
+        """What the engine prints for each of its verbs."""
+        for name, text in (("ps", ps), ("inspect", inspect), ("image", image)):
+            (self.folder / f"{name}.out").write_text(text)
+        self._write("podman", f'case $1 in ps|inspect|image) cat "{self.folder}/$1.out";; esac\n')
+
+    def _write(self, name: str, body: str) -> None:
+        script = self.folder / name
+        script.write_text(f'#!/bin/sh\necho "{name} $*" >> "{self.folder}/calls"\n{body}')
+        script.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        """What was run so far."""
+        return (self.folder / "calls").read_text().splitlines()
