@@ -65,4 +65,23 @@ PLATFORM_VERBS: Final = (
         "verbs_cutover",
         "cutover_rollback",
     ),
+    Verb(
+        "evidence verify",
+        _MOVE,
+        "is a run's evidence as it was sealed, and in the ledger?",
+        "Holds every file against SHA256SUMS, plan, approvals and outcome against each other, and asks the ledger\n"
+        "for the digest: the running service that cutover.toml names, or without --config the ledger file in\n"
+        "SIGNER_DATA_DIR. Exit status 1 if anything is wrong; a warning is not.",
+        (
+            "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
+            "signer evidence verify . --config cutover.toml --json",
+        ),
+        (
+            argument("directory", metavar="DIR", help="the directory of one run"),
+            argument("--config", metavar="FILE", help="cutover.toml of the platform, to ask its service"),
+            JSON,
+        ),
+        "verbs_evidence",
+        "evidence_verify",
+    ),
 )

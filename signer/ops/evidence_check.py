@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -35,6 +35,7 @@ from signer.ops.plan import Operation, read_plan
 MOST_BYTES: Final = 1 << 30  # of all files together
 _PLANNED: Final = ("cutover", "decommission")
 _NEEDED: Final = (OUTCOME, PAGE)
+_TELLING: Final = frozenset({OUTCOME, "plan.json", "approvals.json"})
 FindInLedger = Callable[[str], Mapping[str, Any] | None]
 
 
@@ -91,10 +92,12 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
     digest = digest_of(content)
     # 2
     problems += _check_listing(folder, sums)
-    problems += _check_sums(folder, sums)
+    bad = dict(_check_sums(folder, sums))
+    problems += bad.values()
+    problems += [Problem("evidence_incomplete", f"{name}: every run has one") for name in _NEEDED if name not in sums]
     # 3
-    said = _Said(folder, sums)
-    problems += said.problems()
+    said = _Said(folder, sums.keys() - bad.keys())
+    problems += [] if bad.keys() & _TELLING else said.problems()
     # 4
     found, faults = _look_up(digest, said, find_in_ledger)
     problems += faults
@@ -132,12 +135,13 @@ def _check_entry(name: str, facts: os.stat_result, sums: Mapping[str, str], owne
     if stat.S_ISDIR(facts.st_mode) and "/" not in name and any(known.startswith(f"{name}/") for known in sums):
         return
     if name not in sums and name not in (SUMS, LEDGER):
-        what = "file" if stat.S_ISREG(facts.st_mode) else kind_of(facts)
+        what = "a file" if stat.S_ISREG(facts.st_mode) else kind_of(facts)
         yield Problem("evidence_file_added", f"{name}: {what} that was not sealed")
     elif not stat.S_ISREG(facts.st_mode):
-        yield Problem("evidence_file_kind", f"{name}: {kind_of(facts)} instead of a file")
+        if name not in sums:  # those are read, and told then
+            yield Problem("evidence_file_kind", f"{name}: is {kind_of(facts)}")
     elif facts.st_nlink > 1:
-        yield Problem("evidence_file_kind", f"{name}: it has another name elsewhere, through which it can be changed")
+        yield Problem("evidence_file_kind", f"{name}: has another name, through which it can be changed")
     elif facts.st_mode & 0o277:
         mode = f"{stat.S_IMODE(facts.st_mode):04o}"
         yield Problem("evidence_mode", f"{name}: mode {mode}, 0400 is right", is_warning=True)
@@ -145,33 +149,31 @@ def _check_entry(name: str, facts: os.stat_result, sums: Mapping[str, str], owne
         yield Problem("evidence_owner", f"{name}: belongs to user {facts.st_uid}", is_warning=True)
 
 
-def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[Problem]:
+def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, Problem]]:
+    """Each file that is not as it was sealed, by its name."""
     left = MOST_BYTES
     for name, expected in sums.items():
         try:
-            if name.count("/") and (folder / name).parent.is_symlink():
+            if "/" in name and (folder / name).parent.is_symlink():
                 raise Strange(name, "lies behind a link")
             found, size = sum_of(folder, name, left)
             left -= size
             if found != expected:
-                yield Problem("evidence_file_changed", f"{name}: it is not what was sealed")
+                yield name, Problem("evidence_file_changed", f"{name}: it is not what was sealed")
         except FileNotFoundError:
-            yield Problem("evidence_file_missing", f"{name}: it was sealed and is not there")
+            yield name, Problem("evidence_file_missing", f"{name}: it was sealed and is not there")
         except Strange as error:
-            yield Problem("evidence_file_kind", f"{error.name}: {error.what}")
+            yield name, Problem("evidence_file_kind", f"{name}: {error.what}")
         except OSError as error:
-            yield Problem("evidence_unreadable", f"{name}: {error.strerror}")
-    for name in _NEEDED:
-        if name not in sums:
-            yield Problem("evidence_incomplete", f"{name}: every run has one")
+            yield name, Problem("evidence_unreadable", f"{name}: {error.strerror}")
 
 
 class _Said:
     """What the files of a run say of it; unreadable ones say nothing."""
 
-    def __init__(self, folder: Path, sums: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, names: Set[str]) -> None:
         self._folder = folder
-        self._sums = sums
+        self._names = names
         self.outcome = self._object(OUTCOME)
         self.plan = self._object("plan.json")
 
@@ -181,7 +183,7 @@ class _Said:
         return value if isinstance(value, str) else ""
 
     def _json(self, name: str) -> Any:
-        if name not in self._sums:
+        if name not in self._names:
             return None
         try:
             return json.loads(read_bounded(self._folder, name, JSON_LIMIT))
@@ -232,9 +234,11 @@ def _look_up(
     try:
         found = find_in_ledger(digest)
     except SignerError as error:
-        return None, (Problem("evidence_ledger_unreachable", f"the ledger was not asked: {error.text}"),)
+        return None, (Problem("evidence_ledger_unreachable", f"the ledger does not tell: {error.text}"),)
     if found is None:
         return None, (Problem("evidence_not_recorded", f"the ledger holds no {digest}"),)
+    if not said.outcome:
+        return found, ()  # which is told already
     told = {"operation": said.word("operation"), "outcome": said.word("outcome"), "plan": said.outcome.get("plan")}
     wrong = [name for name, value in told.items() if (found.get(name) or "") != (value or "")]
     if wrong:

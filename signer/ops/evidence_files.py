@@ -5,6 +5,7 @@ A directory may come from anywhere: nothing here follows a link, waits for a pip
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -80,7 +81,12 @@ def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
 
 def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
     """The same piece by piece."""
-    descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a link
+            raise Strange(name, "is a link") from None
+        raise
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):

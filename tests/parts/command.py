@@ -20,6 +20,7 @@ from signer.infisical import Secret
 from signer.ledger import Ledger
 from signer.ledger_reader import FILE_NAME
 from signer.model import Event
+from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
 from tests.parts.service import Tokens, fill_policy
 
@@ -106,6 +107,7 @@ class World:
         self.folder = folder
         self.ca = ca
         self._environ = environ
+        self._sealed: list[tuple[str, str]] = []
         (folder / "policy.toml").write_text(fill_policy(POLICY, ca.fingerprint, Tokens()))
         (folder / "ca").write_bytes(ca.private.read_bytes())
         (folder / "ca").chmod(0o400)
@@ -134,8 +136,8 @@ class World:
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
-        set NAME VALUE, sql STATEMENT (see `tamper`). <dir>, <ca>, <ca-key> and <owner> stand for what
-        they name."""
+        set NAME VALUE, sql STATEMENT (see `tamper`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key>
+        and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -155,10 +157,23 @@ class World:
                 (self.folder / name).write_text(before.replace(old, new.encode().decode("unicode_escape"), 1))
             case ["set", name, value]:
                 self._environ.setenv(name, value)
+            case ["evidence"]:
+                self._keep_evidence()
             case ["sql", statement]:
                 tamper(self.folder / "data", statement)
             case _:
                 raise AssertionError(f"no such preparation: {words}")
+
+    def _keep_evidence(self) -> None:
+        """A run in evidence/, sealed, and recorded in the ledger."""
+        run = sealed_run(self.folder / "evidence")
+        told = {"operation": "cutover", "outcome": "applied", "evidence": run.digest, "reason": ""}
+        body = {**told, "plan": run.read_json("plan.json")["digest"], "address": "10.0.0.7", "request_id": "request-8"}
+        with closing(Ledger(self.folder / "data")) as ledger:
+            ledger.commit([Event("operation.recorded", "operator", body)], 1_740_000_420_000)
+            head = ledger.head()
+        run.keep_ledger_answer({**told, "seq": head.seq, "hash": head.hash})
+        self._sealed += [(run.digest, "<evidence>"), (head.hash, "<event>")]
 
     def steady(self, text: str) -> str:
         """What was printed, with names for what differs from run to run."""
@@ -169,6 +184,7 @@ class World:
             (self.ca.public_line.split()[1], "<ca-key>"),
             (self.user.fingerprint, "<user>"),
         ]
+        known += self._sealed
         if policy.exists():
             digest = sha256(policy.read_bytes()).hexdigest()
             known += [(digest, "<policy>"), (digest[:16], "<policy>")]
