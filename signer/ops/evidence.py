@@ -127,7 +127,7 @@ class Evidence:
             raise ValueError(f"{name!a} is no name of a file of evidence")
         if self._holds(name, content):
             return
-        if (self.folder / LEDGER).exists():
+        if self.is_recorded:
             raise SignerError(
                 "evidence_recorded",
                 f"the evidence of {self.run} is sealed and in the ledger: nothing can be added",
@@ -197,6 +197,11 @@ class Evidence:
         except (OSError, Strange):
             return ""
 
+    @property
+    def is_recorded(self) -> bool:
+        """True when the ledger holds the digest: the run is over, and nothing can be added."""
+        return (self.folder / LEDGER).exists()
+
     def seal(self, outcome: str, facts: Mapping[str, object] | None = None) -> str:
         """Ends the run with this outcome and returns the digest. Raises `SignerError`.
 
@@ -213,7 +218,7 @@ class Evidence:
             is_same = isinstance(known, dict) and known.get("outcome") == outcome
             if is_same and self._holds(SUMS, render_sums(sums)):
                 return self.digest
-            if (self.folder / LEDGER).exists():
+            if self.is_recorded:
                 raise SignerError(
                     "evidence_recorded",
                     f"the evidence of {self.run} is in the ledger with another outcome or other files",

@@ -58,7 +58,9 @@ class Run:
         return carry_out(steps, self.journal, self, report)
 
     def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None:
-        """Keeps what a step saw."""
+        """Keeps what a step saw; of the step that sealed the evidence only the journal can tell."""
+        if self.evidence.is_recorded:
+            return
         facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
         name = numbered("steps", number, step.name if what == "done" else f"{step.name}-{what}", "json")
         self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
@@ -114,7 +116,7 @@ def open_run(
         journal.write("run.began" if past is None else "run.resumed", plan=digest, reason=reason)
         if plan is not None:
             evidence.write_json("plan.json", plan.as_json())
-        if approval is not None:
+        if approval is not None and not evidence.is_recorded:  # else it was cut off between ledger and journal
             known = evidence.read_json("approvals.json") or []
             evidence.write_json("approvals.json", [*known, approval.as_json()])
         yield Run(journal, evidence, digest, recorder, reason)
