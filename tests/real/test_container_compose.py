@@ -1,4 +1,4 @@
-"""The two compose files as podman-compose merges them: what the overlay changes, and what no merge may ever hold."""
+"""The compose files as podman-compose merges them: what each overlay changes, and what no merge may ever hold."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ pytestmark = missing.needs_podman_compose
 
 Config = dict[str, Any]
 KEY = "/run/safe-session/ca"
+SHADOW_FILE = OVERLAY_FILE.with_name("safe-session-shadow.yaml")
 
 
 @pytest.fixture
@@ -39,16 +40,24 @@ def merged(config: Callable[..., Ended]) -> Config:
     return read(config(BASE_FILE, OVERLAY_FILE, **{KEY_VARIABLE: KEY}))
 
 
+@pytest.fixture
+def shadowed(config: Callable[..., Ended]) -> Config:
+    return read(config(BASE_FILE, SHADOW_FILE, **{KEY_VARIABLE: KEY}))
+
+
 def read(done: Ended) -> Config:
     assert done.status == 0, done.err
     found: Config = yaml.safe_load(done.out)
     return found
 
 
-def test_the_overlay_changes_the_mode_and_adds_the_key_and_nothing_else(base: Config, merged: Config) -> None:
+@pytest.mark.parametrize("which, mode", [("merged", "local"), ("shadowed", "shadow")])
+def test_an_overlay_changes_the_mode_and_adds_the_key_and_nothing_else(
+    base: Config, which: str, mode: str, request: pytest.FixtureRequest
+) -> None:
     expected = copy.deepcopy(base)
     assert expected["services"][API]["environment"]["SIGNER_MODE"] == "vault"
-    expected["services"][API]["environment"]["SIGNER_MODE"] = "local"
+    expected["services"][API]["environment"]["SIGNER_MODE"] = mode
     expected["services"][API]["volumes"].append(
         {
             "type": "bind",
@@ -58,7 +67,7 @@ def test_the_overlay_changes_the_mode_and_adds_the_key_and_nothing_else(base: Co
             "bind": {"create_host_path": False},
         }
     )
-    assert merged == expected
+    assert request.getfixturevalue(which) == expected
 
 
 def test_the_base_alone_asks_for_no_key(base: Config) -> None:
@@ -66,11 +75,12 @@ def test_the_base_alone_asks_for_no_key(base: Config) -> None:
     assert not any("signer-ca" in str(volume) for volume in base["services"][API]["volumes"])
 
 
+@pytest.mark.parametrize("overlay", [OVERLAY_FILE, SHADOW_FILE], ids=["local", "shadow"])
 @pytest.mark.parametrize("variables", [{}, {KEY_VARIABLE: ""}], ids=["unset", "empty"])
-def test_the_overlay_without_its_variable_stops_with_its_message(
-    config: Callable[..., Ended], variables: dict[str, str]
+def test_an_overlay_without_its_variable_stops_with_its_message(
+    config: Callable[..., Ended], variables: dict[str, str], overlay: Path
 ) -> None:
-    done = config(BASE_FILE, OVERLAY_FILE, **variables)
+    done = config(BASE_FILE, overlay, **variables)
     assert done.status != 0
     assert done.out.strip() == ""
     assert f"{KEY_VARIABLE} is missing a value: name the file that holds the rendered CA key" in done.err
@@ -99,10 +109,13 @@ def writable_secrets(merged: Config) -> list[str]:
     return found
 
 
-def test_no_secret_mount_of_the_merged_configuration_can_be_written(base: Config, merged: Config) -> None:
+def test_no_secret_mount_of_a_merged_configuration_can_be_written(
+    base: Config, merged: Config, shadowed: Config
+) -> None:
     assert writable_secrets(base) == []
-    assert writable_secrets(merged) == []
-    assert sum(str(volume).count("signer-ca") for volume in merged["services"][API]["volumes"]) == 1
+    for config in (merged, shadowed):
+        assert writable_secrets(config) == []
+        assert sum(str(volume).count("signer-ca") for volume in config["services"][API]["volumes"]) == 1
 
 
 def _drop_read_only(config: Config) -> None:
@@ -147,8 +160,8 @@ def test_the_check_for_writable_secret_mounts_sees_each_way_to_make_one(
 # --- hardening -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["base", "merged"])
-def test_the_service_is_hardened_in_both(which: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("which", ["base", "merged", "shadowed"])
+def test_the_service_is_hardened_in_all(which: str, request: pytest.FixtureRequest) -> None:
     config: Config = request.getfixturevalue(which)
     assert list(config["services"]) == [API]
     service = config["services"][API]
