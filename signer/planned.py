@@ -65,7 +65,11 @@ def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClien
 
 
 def _ask(plan: Plan) -> str:
-    telling.show_plan(plan, facts=[("plan", plan.digest)], commands=False)
+    facts = [
+        (word, ", ".join(f"{name} {value}" for name, value in state.items() if value not in ("", None)))
+        for word, state in (("now", plan.now), ("then", plan.then))
+    ]
+    telling.show_plan(plan, facts=[*facts, ("plan", plan.digest)], commands=False)
     printing.flush()
     printing.say(f"to approve {plan.digest}, type the phrase of the runbook")
     return sys.stdin.readline().strip()

@@ -16,6 +16,8 @@ from signer.chain import canonical_json
 from signer.errors import BadFile, Drift
 
 VERSION: Final = 1
+_MOST_SHOWN: Final = 120  # characters of a value in a difference
+_NOTHING: Final = object()
 Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
 Operation = Literal["cutover", "decommission"]
 
@@ -157,14 +159,17 @@ def differences(planned: object, found: object, place: str) -> Iterator[str]:
     """One line for each field that differs, with its place and both values."""
     if isinstance(planned, Mapping) and isinstance(found, Mapping):
         for name in sorted({*planned, *found}):
-            yield from differences(planned.get(name), found.get(name), f"{place}.{name}")
+            yield from differences(planned.get(name, _NOTHING), found.get(name, _NOTHING), f"{place}.{name}")
     elif isinstance(planned, list | tuple) and isinstance(found, list | tuple) and len(planned) == len(found):
         for number, (one, other) in enumerate(zip(planned, found, strict=True)):
             yield from differences(one, other, f"{place}.{number}")
-    elif planned != found:
-        yield f"{place}: planned {_shown(planned)}, found {_shown(found)}"
+    elif _shown(planned) != _shown(found):
+        yield f"{place}: planned {_cut(_shown(planned))}, found {_cut(_shown(found))}"
 
 
 def _shown(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 120 else f"{text[:119]}…"
+    return "nothing" if value is _NOTHING else json.dumps(value, sort_keys=True)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"
