@@ -61,7 +61,7 @@ def _read_group(words: Sequence[str]) -> Help:
     first, second = words[0], words[1] if len(words) > 1 else ""
     group = [verb for verb in VERBS if verb.words.split()[0] == first]
     if group and second in ("-h", "--help"):
-        rows = "\n".join(f"  {'signer ' + verb.words:<24}{verb.summary}" for verb in group)
+        rows = "\n".join(f"  {'signer ' + verb.words:<28}{verb.summary}" for verb in group)
         return Help(f"{rows}\n\nEach takes --help.")
     if group and (not second or second.startswith("-")):
         raise Usage(f"{first} needs a second word", f"write one of {', '.join('signer ' + v.words for v in group)}")
@@ -138,7 +138,7 @@ def render_help() -> str:
         if verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
-        lines.append(f"  {verb.words:<18}{verb.summary}")
+        lines.append(f"  {verb.words:<20}{verb.summary}")
     return "\n".join([*lines, "", _CLOSING])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from signer.verbform import JSON, Argument, Verb, argument
+from signer.verbform import JSON, Argument, Verb, argument, whole
 
 _MOVE: Final = "Moving from Vault"
 CONFIG: Final = argument("--config", metavar="FILE", required=True, help="cutover.toml of the platform")
@@ -31,6 +31,22 @@ PLATFORM_VERBS: Final = (
         ),
         "verbs_cutover",
         "cutover_plan",
+    ),
+    Verb(
+        "cutover parity",
+        _MOVE,
+        "would the local CA give what Vault gives? asks both",
+        "Role against role, then real requests to both for keys that nobody has, compared field by field. What is\n"
+        "wider here, or names other principals, is an error; what is stricter a note. Where the running service is\n"
+        "not in mode local yet, one on trial signs, beside it and apart. Exit status 1 if there is an error.",
+        ("signer cutover parity --config cutover.toml", "signer cutover parity --config cutover.toml --json"),
+        (
+            CONFIG,
+            argument("--samples", metavar="N", type=whole(1, 1000), default=20, help="how many requests; default 20"),
+            JSON,
+        ),
+        "verbs_parity",
+        "cutover_parity",
     ),
     Verb(
         "cutover apply",

@@ -84,6 +84,12 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text[:60]!a} is no IP address") from None
 
 
+def fingerprint(text: str) -> str:
+    if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text[:60]!a} is no fingerprint such as SHA256:… with 43 characters")
+    return text
+
+
 def head(text: str) -> tuple[int, str]:
     match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})(?:\s.*)?", text.strip(), re.ASCII)
     if match is None:

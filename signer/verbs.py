@@ -18,6 +18,7 @@ from signer.verbform import (
     address,
     argument,
     duration,
+    fingerprint,
     head,
     identity,
     pause,
@@ -162,6 +163,30 @@ VERBS: Final = (
         ),
         "verbs_policy",
         "policy_explain",
+    ),
+    Verb(
+        "policy import-vault",
+        _POLICY,
+        "the SSH roles of a live Vault or OpenBao as a policy file",
+        "Reads the roles and writes the policy.toml that equals them; where ours gives less a comment says so, and\n"
+        "what cannot be carried over is listed. Who may ask, and the CA key's pin, are yours to fill in. The token\n"
+        "needs read and list on MOUNT/roles, read on MOUNT/config/ca and on sys/mounts/MOUNT/tune.",
+        (
+            "signer policy import-vault --address https://vault.example:8200 --token-file ~/.vault --mount ssh",
+            "signer policy import-vault --address http://127.0.0.1:8200 --token-file t --mount ssh --out policy.toml",
+        ),
+        (
+            argument("--address", metavar="URL", required=True, help="where Vault or OpenBao is"),
+            argument("--token-file", metavar="FILE", required=True, help="a file with its token, for its owner only"),
+            argument("--mount", metavar="NAME", required=True, help="the mount of its SSH engine"),
+            argument("--ca-file", metavar="FILE", help="certificates that vouch for its TLS"),
+            argument("--role", action="append", metavar="NAME", help="repeat for more; default: all"),
+            argument("--fingerprint", metavar="SHA256:…", type=fingerprint, help="of the local CA key, to pin it"),
+            argument("--out", metavar="FILE", help="a file that does not exist; default: stdout"),
+            JSON,
+        ),
+        "verbs_parity",
+        "policy_import_vault",
     ),
     Verb(
         "token new",

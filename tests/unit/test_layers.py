@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": (
         "grammar", "verbs", "verbform", "platformverbs", "telling", "planned", "verbs_check", "verbs_policy", "verbs_ledger",
-        "verbs_ca", "verbs_cutover", "verbs_evidence",
+        "verbs_ca", "verbs_cutover", "verbs_evidence", "verbs_parity",
     ),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
