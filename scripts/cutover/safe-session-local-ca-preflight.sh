@@ -129,7 +129,7 @@ Says whether this host is ready for the local CA. Reads only; run it as root on 
 
   --base FILE         compose file of the service (default: overlays/safe-session.yaml of this repository)
   --overlay FILE      compose file with the local CA (default: overlays/safe-session-local-ca.yaml)
-  --expect-mode MODE  mode the running container must be in, vault or local (default: either)
+  --expect-mode MODE  mode the running container must be in: vault, shadow or local (default: any)
   --sshd-elsewhere    the hosts that trust the CA are others; do not look at this host's sshd
   --json              the same as one JSON object
   --codes             list all codes that a check can give, and stop
@@ -1409,7 +1409,7 @@ compare_mode() {
     value=${line#mode}
     seen_mode=${value# }
     case $seen_mode in
-        local | vault)
+        local | shadow | vault)
             if [ "${expected_mode:-$seen_mode}" != "$seen_mode" ]; then
                 mode+=("$name: $seen_mode, not $expected_mode")
             fi
@@ -1482,8 +1482,8 @@ read_arguments() {
     if [[ $base != /* ]]; then base=$PWD/$base; fi
     if [[ $overlay != /* ]]; then overlay=$PWD/$overlay; fi
     case $expected_mode in
-        '' | local | vault) ;;
-        *) wrong_use "--expect-mode is local or vault" "see --help" ;;
+        '' | local | shadow | vault) ;;
+        *) wrong_use "--expect-mode is vault, shadow or local" "see --help" ;;
     esac
     if [ "$EUID" -ne 0 ]; then wrong_use "only root can see all of this" "run it with sudo"; fi
 }

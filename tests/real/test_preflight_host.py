@@ -50,9 +50,15 @@ def the_container_says_no_mode(host: Host) -> None:
     host.change("container.txt", "mode vault", "mode ")
 
 
-@a_host_where("container_mode_unexpected")
+@a_host_where()
 def the_container_is_in_shadow_mode(host: Host) -> None:
     host.change("container.txt", "mode vault", "mode shadow")
+    host.arguments += ["--expect-mode", "shadow"]
+
+
+@a_host_where("container_mode_unexpected")
+def the_container_is_in_a_mode_that_there_is_not(host: Host) -> None:
+    host.change("container.txt", "mode vault", "mode shadows")
 
 
 @a_host_where("container_mode_unexpected")
@@ -345,7 +351,7 @@ def test_help_names_every_option_and_variable() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--nonsense"], ["extra"], ["--base"], ["--overlay", ""], ["--expect-mode", "shadow"], ["--expect-mode"]],
+    [["--nonsense"], ["extra"], ["--base"], ["--overlay", ""], ["--expect-mode", "shadows"], ["--expect-mode"]],
 )
 def test_wrong_use_is_told_apart_and_checks_nothing(host: Host, arguments: list[str]) -> None:
     told = host.run(*arguments)
