@@ -16,7 +16,7 @@ from signer.ops.cutoverfile import CutoverFile, load_cutover_file
 from signer.ops.journal import alone, runs
 from signer.ops.live import LiveHands
 from signer.ops.plan import check_drift
-from signer.ops.running import close_others, destroyed_by, open_run, unfinished
+from signer.ops.running import catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.ops.world import World, check_movable, check_roles, read_world, would_run
 from signer.planned import approve, load_plan, write_plan
 
@@ -77,6 +77,7 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
     approval = approve(plan, arguments.approve, file, recorder)
     began = time.monotonic()
     with alone(file.evidence_dir):
+        catch_up(file.evidence_dir, recorder)
         taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
         world = read_world(file, path)
         if not taken_up:
@@ -105,6 +106,7 @@ def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) ->
             ended = run.carry_out(rollback_steps(file, hands), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence
         if ended.outcome == "applied":
+            catch_up(file.evidence_dir, recorder)
             for name in close_others(file.evidence_dir, recorder, "rolled_back", where.name):
                 printing.say(f"{name} is ended with it")
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _BACK)

@@ -76,10 +76,7 @@ class Run:
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
             self.evidence.write_text("journal.jsonl", self.journal.text())
         digest = self.evidence.seal(outcome, facts)
-        answer = next(iter(self.recorder.operations(evidence=digest)), None)
-        if answer is None:
-            answer = self.recorder.record(self.operation, outcome, self.plan, digest, self.reason)
-        self.evidence.keep_ledger_answer(answer)
+        answer = _record(self.operation, outcome, self.plan, self.reason, self.evidence, self.recorder)
         return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})
 
 
@@ -174,6 +171,32 @@ def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> lis
             journal.close()
         closed.append(past.run)
     return closed
+
+
+def catch_up(folder: Path, recorder: Recorder) -> list[str]:
+    """Has the ledger hold the evidence of runs that ended while it could not be asked; returns their names."""
+    told = []
+    for past in runs(folder):
+        try:
+            evidence = Evidence.open(folder / past.run)
+        except NotFound:
+            continue
+        if past.is_over and evidence.digest and not (evidence.folder / "ledger.json").exists():
+            _record(past.operation, past.outcome, past.plan, "", evidence, recorder)
+            told.append(past.run)
+    return told
+
+
+def _record(
+    operation: str, outcome: str, plan: str, reason: str, evidence: Evidence, recorder: Recorder
+) -> Mapping[str, Any]:
+    """The ledger's entry about sealed evidence, made unless it is there already."""
+    digest = evidence.digest
+    answer = next(iter(recorder.operations(evidence=digest)), None)
+    if answer is None:
+        answer = recorder.record(operation, outcome, plan, digest, reason)
+    evidence.keep_ledger_answer(answer)
+    return answer
 
 
 def own_versions() -> dict[str, str]:
