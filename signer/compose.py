@@ -127,6 +127,8 @@ class Compose:
         self.wait_for_leftovers(deadline)
         argv = self.up_line(with_overlay)
         ended = self.run(argv, max(1.0, deadline - time.monotonic()))
+        if ended.status and self._remove_stuck():
+            ended = self.run(argv, max(1.0, deadline - time.monotonic()))
         if ended.status is None:
             raise ComposeFailed(
                 "compose_slow",
@@ -150,6 +152,17 @@ class Compose:
                 shown(ended),
             )
         return Done(tuple(argv), ended.seconds, shown(ended))
+
+    def _remove_stuck(self) -> bool:
+        """Removes a container that does not run and that compose could not start; False if there is none.
+
+        An engine that was killed within a stop leaves one that can neither be started nor is replaced. Its volumes
+        stay.
+        """
+        found = self.running()
+        if found is None or found.is_running:
+            return False
+        return self.run((self.facts.engine, "rm", "--force", found.id)).status == 0
 
     def config_digest(self, with_overlay: bool) -> str:
         """`sha256:` and the hash of the merged configuration; raises `ComposeFailed`."""

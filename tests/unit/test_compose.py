@@ -210,3 +210,26 @@ def test_a_service_without_an_image_is_told(platform: FakePlatform, compose: Com
 def test_versions_are_told_as_far_as_they_are_known(platform: FakePlatform, compose: Compose) -> None:
     platform.compose("echo podman version 4; echo compose version 2")
     assert compose.versions() == {"compose": "podman version 4; compose version 2", "engine": "unknown"}
+
+
+def test_a_container_that_compose_cannot_start_is_removed_and_made_anew(
+    platform: FakePlatform, compose: Compose
+) -> None:
+    """As podman leaves one when it is killed within a stop."""
+    platform.engine(inspect=inspected(state="stopping"))
+    flag = platform.folder / "failed-once"
+    mended = platform.folder / "mended"
+    mended.write_text(inspected(mode="local"))
+    platform.compose(f"[ -e {flag} ] || {{ touch {flag}; exit 125; }}; cp {mended} {platform.folder}/inspect.out")
+    compose.up(with_overlay=True)
+    found = compose.running()
+    assert found is not None
+    assert found.mode == "local"
+    assert f"podman rm --force {CONTAINER}" in platform.calls
+
+
+def test_one_that_runs_is_not_removed_when_compose_fails(platform: FakePlatform, compose: Compose) -> None:
+    platform.compose("exit 1")
+    failed(lambda: compose.up(with_overlay=True))
+    assert not any(" rm " in call for call in platform.calls)
+    assert sum(call.startswith("compose ") for call in platform.calls) == 1
