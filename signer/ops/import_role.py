@@ -150,9 +150,9 @@ class _Import:
             self._block("its name is none that a role can have here")
         if self._vaults.text("key_type") != "ca":
             self._account("key_type", "left out", "one-time passwords are not made here")
-            self._block("key_type is not ca")
+            self._block("its key_type is not ca")
         elif not self._vaults.flag("allow_user_certificates"):
-            self._block("it issues no user certificates, and signer no others")
+            self._block("allow_user_certificates is false, and signer issues no others")
         if self._vaults.flag("allow_host_certificates"):
             self._tell("allow_host_certificates", "left out", "host certificates are not issued here")
         for name in _HOSTS:
