@@ -437,6 +437,43 @@ class Platform:
             start_new_session=True,
         )
 
+    def plan(self, operation: str = "cutover") -> str:
+        """Makes a plan that can be applied; its file."""
+        name = f"{operation}.json"
+        done = self.signer(operation, "plan", "--config", self.config.name, "--out", name)
+        assert done.status == 0, done.err
+        return name
+
+    def apply(self, plan: str, phrase: str = CUTOVER_PHRASE) -> Ended:
+        """Applies it with that phrase."""
+        return self.signer(plan.removesuffix(".json"), "apply", plan, "--approve", phrase)
+
+    def status(self) -> dict[str, Any]:
+        """What `signer cutover status` says."""
+        done = self.signer("cutover", "status", "--config", self.config.name, "--json")
+        assert done.status == 0, done.err
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+    def rollback(self, reason: str = "a test") -> Ended:
+        return self.signer("cutover", "rollback", "--config", self.config.name, "--reason", reason)
+
+    def verify_evidence(self) -> Ended:
+        """`signer evidence verify` of the newest run."""
+        newest = max(path.parent for path in self.evidence_dir.glob("*-*/SHA256SUMS"))
+        return self.signer("evidence", "verify", str(newest), "--config", self.config.name)
+
+    def operations(self) -> list[dict[str, Any]]:
+        """What the service's ledger holds of operations, newest first."""
+        found: list[dict[str, Any]] = self.service.ask("GET", "/api/operations", identity="operator").json()[
+            "operations"
+        ]
+        return found
+
+    def container(self) -> str:
+        """The identity of the service's container: another one after each change."""
+        return str(self.service.inspect()["Id"])
+
     def fill_evidence_disk(self, size: str = "64k") -> None:
         """The evidence directory is a file system of its own, with hardly any room; `reset` takes it away."""
         self.evidence_dir.mkdir(mode=0o700, exist_ok=True)
