@@ -77,10 +77,10 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
     approval = approve(plan, arguments.approve, file, recorder)
     began = time.monotonic()
     with alone(file.evidence_dir):
-        catch_up(file.evidence_dir, recorder)
         taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
-        world = read_world(file, path)
+        world = read_world(file, path, may_be_down=taken_up)
         if not taken_up:
+            catch_up(file.evidence_dir, recorder)
             check_movable(world)
         found = make_plan(file, would_run(file), world.inputs, world.now)
         check_drift(plan, found, with_state=not taken_up)

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from signer.apiclient import ApiClient
+from signer.apiclient import ApiClient, Readiness
 from signer.boundedrun import run
 from signer.compose import Compose, ContainerState
 from signer.composetrial import trial
-from signer.errors import BadFile, SignerError
+from signer.errors import BadFile, SignerError, Unavailable
 from signer.ops.cutover import READY_WITHIN, SAMPLES, Backend
 from signer.ops.cutoverfile import CutoverFile, Target
 from signer.ops.evidence import numbered
@@ -116,10 +116,15 @@ class LiveHands:
 
     def remember(self) -> Observation:
         """What runs now, so that somebody who has only the evidence could put it back."""
-        found, ready = self._compose.running(), self._api.ready()
+        found = self._compose.running()
+        try:
+            ready = self._api.ready()
+        except Unavailable as error:  # nothing answers after a run that was cut off; a rollback mends just that
+            ready = Readiness(False, code=error.code)
         facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
         self._kept.versions = {**self._compose.versions(), "vault": self._vault_version()}
-        return Observation(f"mode {ready.mode}, container {found.id[:12] if found else 'none'}", facts)
+        now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
+        return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
 
     def up(self, *, with_overlay: bool) -> Observation:
         """Compose up; what it said is kept."""

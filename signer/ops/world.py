@@ -12,10 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from signer.apiclient import ApiClient
+from signer.apiclient import ApiClient, Readiness
 from signer.compose import Compose
 from signer.composetrial import trial_lines
-from signer.errors import BadFile, NotAuthenticated, SignerError
+from signer.errors import BadFile, NotAuthenticated, SignerError, Unavailable
 from signer.model import Identity
 from signer.ops.cutover import SAMPLES
 from signer.ops.cutoverfile import KEY_VARIABLE, CutoverFile
@@ -41,15 +41,23 @@ class World:
     policy: Policy
 
 
-def read_world(file: CutoverFile, path: Path) -> World:
-    """Reads all of it; raises `SignerError` for what cannot be read or makes a cutover impossible."""
+def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> World:
+    """Reads all of it; raises `SignerError` for what cannot be read or makes a cutover impossible.
+
+    `may_be_down`: a run that was cut off in the middle may have left no service that answers.
+    """
     policy = load_policy(file.signer.policy_file)
     operator = check_operator(file, policy)
     compose = Compose(file.compose)
     with VaultAdmin(file.vault.address, file.vault.token_file, file.vault.ca_file) as vault:
         roles = {name: plain(vault.role(file.vault.mount, name)) for name in file.vault.roles}
         vault_ca = vault.ca_public_key(file.vault.mount).fingerprint
-    ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+    try:
+        ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+    except Unavailable:
+        if not may_be_down:
+            raise
+        ready = Readiness(False)
     inputs = {
         "config": {"path": str(path), "digest": file.digest},
         "files": {name: _file(found) for name, found in _files(file).items()},
