@@ -100,4 +100,47 @@ PLATFORM_VERBS: Final = (
         "verbs_evidence",
         "evidence_verify",
     ),
+    Verb(
+        "decommission plan",
+        _MOVE,
+        "what removing Vault would do, or what stands in the way",
+        "Reads names and counts of all that is in Vault, never a secret's value, with ledger, evidence, audit log\n"
+        "and logins. Whatever stands in the way is listed with what to do, and then there is no plan (exit 1).",
+        ("signer decommission plan --config cutover.toml --out plan.json",),
+        (
+            CONFIG,
+            argument("--out", metavar="PLAN", help="write the plan there, for `apply`"),
+            argument("--commands", action="store_true", help="show the commands that would be run, too"),
+            JSON,
+        ),
+        "verbs_decommission",
+        "decommission_plan",
+    ),
+    Verb(
+        "decommission apply",
+        _MOVE,
+        "remove Vault, exactly as planned",
+        "Needs its own approval phrase. Takes a snapshot, disables the SSH mount, revokes the tokens, seals and\n"
+        "stops Vault, and proves that it is gone and that logins work. From the SSH mount on there is no undo.\n"
+        "A run that was cut off goes on with the same plan, with or without Vault.",
+        ("signer decommission apply plan.json --approve PHRASE",),
+        (
+            _plan_file(),
+            APPROVE,
+            argument("--config", metavar="FILE", help="cutover.toml, if not where the plan was made"),
+            JSON,
+        ),
+        "verbs_decommission",
+        "decommission_apply",
+    ),
+    Verb(
+        "decommission status",
+        _MOVE,
+        "whether Vault is still there, what was done, what comes next",
+        "Reads the service's ledger, the journals of all runs and Vault's seal state; needs no Vault.",
+        ("signer decommission status --config cutover.toml",),
+        (CONFIG, JSON),
+        "verbs_decommission",
+        "decommission_status",
+    ),
 )

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": (
         "grammar", "verbs", "verbform", "platformverbs", "telling", "planned", "verbs_check", "verbs_policy", "verbs_ledger",
-        "verbs_ca", "verbs_cutover", "verbs_evidence", "verbs_parity",
+        "verbs_ca", "verbs_cutover", "verbs_decommission", "verbs_evidence", "verbs_parity",
     ),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
@@ -58,6 +58,8 @@ NEIGHBOURS = {
     ("verbs", "verbform"): "what a verb is",
     ("verbs", "platformverbs"): "the rest of the list",
     ("platformverbs", "verbform"): "what a verb is",
+    ("verbs_decommission", "telling"): "shows plans and steps",
+    ("verbs_decommission", "planned"): "plan file and phrase",
     ("verbs_cutover", "telling"): "shows plans and steps",
     ("verbs_cutover", "planned"): "reads plan and approval",
     ("planned", "telling"): "shows the plan before it asks",
