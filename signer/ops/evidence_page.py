@@ -19,15 +19,24 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from signer.ops.evidence_tables import (
+    Parity,
+    StepRow,
+    columns,
+    is_line,
+    is_table,
+    mapping,
+    mood_of,
+    parity_of,
+    sequence,
+    step_rows,
+)
 from signer.timestamps import timestamp
 
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _MOST_TEXT: Final = 20_000  # characters of one log that the page shows
 _MOST_ROWS: Final = 400
 _DEEPEST: Final = 8
-_INLINE: Final = 60  # characters of a list that stands on one line
-_WIDEST_CELL: Final = 200  # characters
-_MOST_COLUMNS: Final = 6
 _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
     ("cutover", "applied"): "Certificates are signed by the local CA.",
     ("cutover", "rolled_back"): "A step failed, and the platform was put back: Vault signs, as before.",
@@ -43,6 +52,8 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
         "stopped",
     ): "A step failed after the point of no return. It stays as it is until it is taken up again.",
 }
+_CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|[0-9a-f]{40,}", re.ASCII)  # digests and paths
+_SEALING: Final = "seal"  # the step that makes this page
 _WORDS: Final = {
     "applied": "Applied",
     "rolled_back": "Rolled back",
@@ -50,33 +61,6 @@ _WORDS: Final = {
     "stopped": "Stopped",
     "rollback_failed": "Rollback failed",
 }
-_BLANK: Final[Mapping[str, Any]] = {"what": "done", "summary": "", "facts": {}, "seconds": None}
-_SEALING: Final = "seal"  # the step that makes this page
-# Words that say how something went, by their mood; in a table only below such a heading.
-_VERDICTS: Final = frozenset({"what", "outcome", "result", "status", "severity", "login"})
-_MOODS: Final = {
-    "good": frozenset({"applied", "done", "ok", "same", "equal", "passed"}),
-    "fair": frozenset({"rolled_back", "undone", "skipped", "warn", "warning", "stricter", "note", "notice"}),
-    "bad": frozenset({"failed", "fail", "stopped", "rollback_failed", "error", "wider", "differs"}),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A row of the table of steps; times in seconds, bars in percent of the longest step."""
-
-    number: str
-    name: str
-    title: str
-    effect: str
-    undo: str
-    results: tuple[Mapping[str, Any], ...]
-    bar: float
-
-    @property
-    def mood(self) -> str:
-        """How it went, as a colour's name; a step that was not reached has none."""
-        return _mood("what", self.results[-1]["what"]) if self.results else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +83,8 @@ class _Page:
     digest: str
     changes: tuple[tuple[str, Any, Any], ...]
     approvals: Sequence[Mapping[str, Any]]
-    steps: tuple[_Step, ...]
+    steps: Sequence[StepRow]
+    parity: Parity | None
     sections: tuple[tuple[str, str, Any], ...]
     logs: tuple[tuple[str, str, int], ...]
     removed: int
@@ -109,7 +94,7 @@ class _Page:
 def render_page(run: str, files: Mapping[str, bytes]) -> str:
     """The page for a run of that name; `files` are its other files by name."""
     read = {name: _parsed(content) for name, content in files.items() if name.endswith(".json")}
-    plan, outcome = _mapping(read.get("plan.json")), _mapping(read.get("outcome.json"))
+    plan, outcome = mapping(read.get("plan.json")), mapping(read.get("outcome.json"))
     operation = str(outcome.get("operation") or plan.get("operation") or run.rsplit("-", 1)[-1])
     word = str(outcome.get("outcome", "not ended"))
     began, ended = _times(files.get("journal.jsonl", b""))
@@ -120,7 +105,7 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         outcome=word,
         word=_WORDS.get(word, word),
         sentence=_SENTENCES.get((operation, word), ""),
-        mood=_mood("outcome", word) or "bad",
+        mood=mood_of("outcome", word) or "bad",
         error=outcome.get("error"),
         reason=str(outcome.get("reason") or ""),
         began=_moment(began),
@@ -128,9 +113,10 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         seconds=(ended - began) / 1000 if began is not None and ended is not None else None,
         plan=plan,
         digest=str(plan.get("digest") or outcome.get("plan") or ""),
-        changes=tuple(_changes(_mapping(plan.get("now")), _mapping(plan.get("then")))),
-        approvals=[_mapping(one) for one in _sequence(read.get("approvals.json"), "approvals")],
-        steps=tuple(_steps(plan, outcome, read)),
+        changes=tuple(_changes(mapping(plan.get("now")), mapping(plan.get("then")))),
+        approvals=[mapping(one) for one in sequence(read.get("approvals.json"))],
+        steps=step_rows(plan, outcome, read),
+        parity=parity_of(read.get("parity.json")),
         sections=tuple(_sections(plan, read)),
         logs=tuple(_logs(files)),
         removed=int(str(outcome.get("removed", 0)) if str(outcome.get("removed", 0)).isdecimal() else 0),
@@ -152,10 +138,11 @@ def _template() -> Template:
     environment.filters["seconds"] = _seconds
     environment.filters["words"] = _words
     environment.filters["mood"] = _mood_class
-    environment.tests["a_table"] = _is_table
-    environment.tests["a_line"] = _is_line
+    environment.tests["a_table"] = is_table
+    environment.tests["code_like"] = lambda text: _CODE.fullmatch(text) is not None
+    environment.tests["a_line"] = is_line
     environment.globals["sealing"] = _SEALING
-    environment.globals["columns_of"] = _columns
+    environment.globals["columns_of"] = columns
     environment.globals["most_rows"] = _MOST_ROWS
     environment.globals["deepest"] = _DEEPEST
     return environment.get_template("evidence.html")
@@ -182,17 +169,6 @@ def _parsed(content: bytes) -> Any:
         return None
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _sequence(value: object, key: str = "") -> Sequence[Any]:
-    """A list, the list under `key` of an object, or one object as a list of it."""
-    if isinstance(value, Mapping):
-        value = value.get(key, [value] if value else [])
-    return value if isinstance(value, list) else []
-
-
 def _times(journal: bytes) -> tuple[int | None, int | None]:
     """Milliseconds since 1970 of the journal's first and last line."""
     moments = [
@@ -213,51 +189,14 @@ def _changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[tuple[
         yield name, now.get(name), then.get(name)
 
 
-def _steps(plan: Mapping[str, Any], outcome: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[_Step]:
-    """The plan's steps with what was observed, and observations of steps that the plan does not name."""
-    seen: dict[str, list[Mapping[str, Any]]] = {}
-    for name, value in sorted(
-        read.items(), key=lambda file: (file[0].split("-", 1)[0], str(_mapping(file[1]).get("what")) == "undone")
-    ):
-        if name.startswith("steps/") and isinstance(value, Mapping):
-            seen.setdefault(str(value.get("step", name)), []).append({**_BLANK, **value})
-    error = _mapping(outcome.get("error"))
-    if error.get("step"):
-        told = seen.setdefault(str(error["step"]), [])
-        if not any(one["what"] == "failed" for one in told):
-            told.insert(
-                sum(one["what"] != "undone" for one in told),
-                {**_BLANK, "what": "failed", "summary": error.get("text", "")},
-            )
-    planned = [_mapping(step) for step in _sequence(plan.get("steps"))]
-    names = {str(step.get("name", "")) for step in planned}
-    rows = [(step, seen.get(str(step.get("name", "")), [])) for step in planned]
-    rows += [(found[0], found) for name, found in seen.items() if name not in names]
-    spent = [sum(_number(one["seconds"]) for one in results) for _, results in rows]
-    longest = max(spent, default=0.0) or 1.0
-    for (step, results), seconds in zip(rows, spent, strict=True):
-        yield _Step(
-            number=str(step.get("number", "")),
-            name=str(step.get("name", "")),
-            title=str(step.get("title") or step.get("step") or step.get("name") or "step"),
-            effect=str(step.get("effect", "")),
-            undo=str(step.get("undo", "")),
-            results=tuple(results),
-            bar=round(seconds / longest * 100, 1),
-        )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1e9 else 0.0
-
-
 def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Name for links, heading and content of what is shown as it is."""
+    parity = read.get("parity.json")
     for name, heading, value in (
         ("preflight", "Preflight on the host", read.get("preflight.json")),
-        ("parity", "Vault and the local CA compared", read.get("parity.json")),
+        ("parity", "Vault and the local CA compared", None if parity_of(parity) else parity),
         ("inputs", "What the plan depended on", plan.get("inputs")),
-        ("timings", "Timings", _timings(_mapping(read.get("timings.json")))),
+        ("timings", "Timings", _timings(mapping(read.get("timings.json")))),
         ("versions", "Versions", read.get("versions.json")),
     ):
         if value:
@@ -300,37 +239,5 @@ def _words(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-def _mood(name: object, word: object) -> str:
-    """good, fair or bad for a word that says how something went; empty for any other."""
-    if name not in _VERDICTS or not isinstance(word, str):
-        return ""
-    return next((mood for mood, words in _MOODS.items() if word.lower() in words), "")
-
-
 def _mood_class(word: object, name: object = "what") -> str:
-    return f"is-{_mood(name, word) or 'plain'}"
-
-
-def _is_line(value: object) -> bool:
-    """True for a few short words, which need no list."""
-    return (
-        isinstance(value, list)
-        and all(isinstance(item, str | int) and "\n" not in str(item) for item in value)
-        and len(", ".join(map(str, value))) <= _INLINE
-    )
-
-
-def _is_table(value: object) -> bool:
-    """True for objects of the same few plain fields, which read best as rows."""
-    if not isinstance(value, list) or not value or not all(isinstance(row, Mapping) and row for row in value):
-        return False
-    plain = all(
-        not isinstance(cell, Mapping | list) and len(str(cell)) <= _WIDEST_CELL
-        for row in value
-        for cell in row.values()
-    )
-    return plain and len(_columns(value)) <= _MOST_COLUMNS
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    return f"is-{mood_of(name, word) or 'plain'}"

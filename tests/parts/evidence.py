@@ -30,16 +30,20 @@ _STEPS: Final = (
 )
 _SEAL: Final = ("seal", "Seal the evidence", "writes evidence", "", 0.0, "")
 _FACTS: Final[dict[str, dict[str, Any]]] = {
-    "trust": {"hosts": [{"target": host, "trusts": True, "file": "/etc/ssh/safe-session-ca.pub"} for host in HOSTS]},
+    "trust": {"targets": {host: {"target": host, "trusted": True, "file": "/etc/ssh/ca.pub"} for host in HOSTS}},
     "snapshot": {"mode": "vault", "ca": VAULTS, "containers": ["safe-session-api"], "image": "sha256:" + "4f1d2c" * 10},
     "compose": {"ran": ["podman-compose -p safe-session -f base -f overlay up -d"], "pause_seconds": 1.31},
     "smoke": {
-        "targets": [
-            {"target": host, "serial": str(4711 + n), "login": "ok", "root": "refused", "signed_by": OURS}
+        "targets": {
+            host: {
+                "target": host, "login": f"llmops@{host}.example:22", "status": 0, "seconds": 0.8, "log": "a log",
+                "serial": str(4711 + n), "ca": OURS, "principals": ["llmops"], "backend": "local",
+                "recorded": {"seq": 30 + n, "hash": "ab" * 32},
+            }
             for n, host in enumerate(HOSTS)
-        ]
+        }
     },
-}
+}  # fmt: skip
 
 
 def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") -> Plan:
@@ -76,17 +80,28 @@ def fill(evidence: Evidence, planned: Plan | None = None) -> None:
     evidence.write_json("plan.json", planned.as_json())
     evidence.write_json("approvals.json", [approval])
     checks = [
-        {"outcome": "ok", "code": "ca_key_present", "detail": "regular file, 1 link, 411 bytes"},
-        {"outcome": "ok", "code": "ca_key_owner", "detail": "root:root"},
-        {"outcome": "warn", "code": "ca_key_on_disk", "detail": "ext4; render it to a tmpfs"},
+        {"status": "ok", "code": "ca_key_present", "detail": "regular file, 1 link, 411 bytes"},
+        {"status": "ok", "code": "ca_key_owner", "detail": "root:root"},
+        {"status": "warn", "code": "ca_key_on_disk", "detail": "ext4; render it to a tmpfs"},
     ]
     evidence.write_json("preflight.json", {"ready": True, "ok": 16, "warnings": 1, "checks": checks})
-    fields = [
-        {"field": "principals", "vault": "llmops", "local": "llmops", "result": "same"},
-        {"field": "ttl", "vault": "30m", "local": "15m", "result": "stricter"},
-        {"field": "extensions", "vault": "permit-pty", "local": "permit-pty", "result": "same"},
+    told = {"field": "allowed_user_key_lengths.rsa", "ours": "from 3072 bits", "vaults": "any size"}
+    difference = {**told, "severity": "note", "why": "Vault takes any size, ours takes no shorter ones"}
+    samples = [
+        {
+            "name": name,
+            "key_type": "ssh-ed25519",
+            "asked": {},
+            "outcome": "granted",
+            "serials": ["1"],
+            "differences": [],
+        }
+        for name in ("plain", "longest ttl", "short ttl")
     ]
-    evidence.write_json("parity.json", {"roles": {"llmops": fields}, "certificates": {"compared": 20, "different": 0}})
+    role = {"role": "llmops", "parity": True, "principals": "llmops -> llmops, none added", "left_out": ""}
+    roles = [{**role, "differences": [difference], "samples": samples}]
+    summary = "llmops -> llmops, none added; 3 samples, 0 errors"
+    evidence.write_json("parity.json", {"parity": True, "summary": summary, "errors": 0, "samples": 3, "roles": roles})
     for number, (name, title, _effect, _undo, seconds, summary) in enumerate(_STEPS, 1):
         found = {"step": name, "title": title, "what": "done", "summary": summary, "seconds": seconds}
         evidence.write_json(numbered("steps", number, name, "json"), {**found, "facts": _FACTS.get(name, {})})
