@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.parts import missing
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 from tests.parts.openbao import OpenBao
+from tests.parts.rotation import API_USER, KEEPER_USER, why_not_two_users
 from tests.parts.service import STANDARD_POLICY, Service
 from tests.parts.sshd import StartSshd
 from tests.real.test_vault_mode import RIGHTS, no_secret_in, recorded, write_token
@@ -42,24 +45,32 @@ def policy() -> str:
 
 
 @pytest.fixture
-def start_shadow(tmp_path: Path, keyring: KeyRing, bao: OpenBao) -> Iterator[Callable[[], tuple[Service, str]]]:
-    """The service in mode shadow in front of OpenBao, and its token there."""
+def start_shadow(keyring: KeyRing, bao: OpenBao) -> Iterator[Callable[[], tuple[Service, str]]]:
+    """The service in mode shadow in front of OpenBao, and its token there; under two users where that can be."""
     with contextlib.ExitStack() as running:
 
         def start() -> tuple[Service, str]:
-            mount = tmp_path.name.replace("_", "-")
+            # Not in pytest's own folder: each pytest that starts makes that one private to root again.
+            place = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="shadow-")))
+            place.chmod(0o755)
+            mount, token_file = place.name, place / "vault-token"
             bao.enable_ssh(mount)
             for name, fields in ROLES.items():
                 bao.write_role(name, mount, **fields)
             token = bao.token_for(RIGHTS.format(mount=mount), name=mount)
-            write_token(tmp_path / "vault-token", token)
+            write_token(token_file, token)
             environ = {
                 "SIGNER_MODE": "shadow",
                 "SIGNER_VAULT_ADDR": bao.address,
-                "SIGNER_VAULT_TOKEN_FILE": str(tmp_path / "vault-token"),
+                "SIGNER_VAULT_TOKEN_FILE": str(token_file),
                 "SIGNER_VAULT_MOUNT": mount,
             }
-            service = Service(tmp_path / "service", keyring("ed25519", "ca"), policy(), environ=environ)
+            if not why_not_two_users():
+                shutil.chown(token_file, KEEPER_USER)
+                environ |= {"SIGNER_KEEPER_USER": KEEPER_USER, "SIGNER_API_USER": API_USER}
+            service = Service(place / "service", keyring("ed25519", "ca"), policy(), environ=environ)
+            service.folder.chmod(0o755)
+            service.policy_file.chmod(0o644)
             return running.enter_context(service), token
 
         yield start
