@@ -24,7 +24,7 @@ _STEPS: Final = (
     ("parity", "Compare roles and 20 certificates", "reads, signs", "", 1.904, "1 role, 20 certificates, none wider"),
     ("trust", "Do the 3 hosts trust the new CA", "reads", "", 0.871, "3 of 3 trust it"),
     ("snapshot", "Remember the present state", "writes evidence", "", 0.044, "mode vault, image 4f1d2c"),
-    ("compose", "Compose up with the overlay", "CHANGES", "compose up without the overlay", 3.218, "1 container new"),
+    ("compose", "Compose up with the overlay", "CHANGES", "undone by compose up without the overlay", 3.218, "1 container new"),
     ("ready", "Ready, in mode local, with the pinned CA", "reads", "", 0.703, f"mode local, CA {OURS}"),
     ("smoke", "Log in to rs2000, rs1000, edge1", "logs in", "", 2.466, "3 of 3 logged in, 3 of 3 refused root"),
 )
@@ -87,7 +87,7 @@ def fill(evidence: Evidence, planned: Plan | None = None) -> None:
     evidence.write_json("preflight.json", {"ready": True, "ok": 16, "warnings": 1, "checks": checks})
     told = {"field": "allowed_user_key_lengths.rsa", "ours": "from 3072 bits", "vaults": "any size"}
     difference = {**told, "severity": "note", "why": "Vault takes any size, ours takes no shorter ones"}
-    samples = [
+    samples: list[dict[str, object]] = [
         {
             "name": name,
             "key_type": "ssh-ed25519",
