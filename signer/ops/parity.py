@@ -221,7 +221,7 @@ def _ask(act: Callable[[], str]) -> CertificateFields | SignerError:
     """The certificate, or the refusal; raises what is no refusal."""
     try:
         line = act()
-    except (Unavailable, NotAuthenticated, NotFound):
+    except (Unavailable, NotAuthenticated, NotFound, BadFormat):
         raise
     except SignerError as refusal:
         return refusal

@@ -11,7 +11,7 @@ import pytest
 
 from signer.ask import read_native_sign
 from signer.drafts import make_draft
-from signer.errors import Disobedient, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
+from signer.errors import BadFormat, Disobedient, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.model import CaKeys, Identity, Limits, Role, Usage
 from signer.ops.parity import ParityReport, check_parity
 from signer.ops.samples import make_samples, throwaway_key
@@ -180,7 +180,9 @@ def test_nothing_is_shown_by_a_plain_request_that_both_refuse() -> None:
     assert not report.is_parity
 
 
-@pytest.mark.parametrize("error", [Unavailable("a", "x"), NotAuthenticated("b", "x"), NotFound("c", "x")])
+@pytest.mark.parametrize(
+    "error", [Unavailable("a", "x"), NotAuthenticated("b", "x"), NotFound("c", "x"), BadFormat("d", "x")]
+)
 def test_what_cannot_be_asked_is_no_difference(error: SignerError) -> None:
     def fail(_: str, __: dict[str, Any]) -> str:
         raise error
