@@ -52,7 +52,7 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
         "stopped",
     ): "A step failed after the point of no return. It stays as it is until it is taken up again.",
 }
-_CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|[0-9a-f]{40,}", re.ASCII)  # digests and paths
+_CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths, and what else has no place to break
 _SEALING: Final = "seal"  # the step that makes this page
 _WORDS: Final = {
     "applied": "Applied",
@@ -235,8 +235,9 @@ def _seconds(value: object) -> str:
 
 
 def _words(name: object) -> str:
-    """`valid_before` as people write it."""
-    return str(name).replace("_", " ")
+    """`valid_before` as people write it; the name of a variable stays."""
+    text = str(name)
+    return text.replace("_", " ") if text.islower() else text
 
 
 def _mood_class(word: object, name: object = "what") -> str:

@@ -136,6 +136,12 @@ def test_huge_files_are_not_read_to_their_end(run: Evidence, ledger: Recorded, m
     assert codes(check_evidence(run.folder, ledger)) == ["evidence_sums_malformed"]
 
 
+def test_many_large_files_are_not_all_read(run: Evidence, ledger: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [path.stat().st_size for path in run.folder.rglob("*") if path.is_file()]
+    monkeypatch.setattr(evidence_check, "MOST_BYTES", max(sizes) + 1)
+    assert "evidence_file_kind" in codes(check_evidence(run.folder, ledger))
+
+
 def resum(run: Evidence) -> None:
     """Makes SHA256SUMS fit whatever the files are now, as somebody would who has the disk."""
     lines = [line.split("  ")[1] for line in (run.folder / "SHA256SUMS").read_text().splitlines()]
