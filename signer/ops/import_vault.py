@@ -65,7 +65,7 @@ def import_vault(vault: VaultSide, mount: str, names: Sequence[str] = (), finger
     if not any(role.is_carried for role in roles):
         raise BadFile(
             "nothing_to_import",
-            f"none of the {len(roles)} roles of that mount can be carried over" if roles else "the mount has no roles",
+            "none of the roles can be carried over" if roles else "the mount has no roles",
             "write policy.toml by hand, from README's table of its keys",
             tuple(f"{role.name}: {text}" for role in roles for text in role.not_carried()),
         )
@@ -103,7 +103,7 @@ def _tables(roles: Sequence[ImportedRole]) -> list[str]:
             lines += ["", f"[roles.{_key(role.name)}]", *role.lines]
         else:
             lines += ["", comment(f"Role {role.name} is not carried over. What there is of it:")]
-            lines += [f"# {line}" for line in role.lines]
+            lines += [f"# {line.removeprefix('# ')}" for line in role.lines]
     return lines
 
 

@@ -22,6 +22,7 @@ from signer.ledger_reader import FILE_NAME
 from signer.model import Event
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
+from tests.parts.parity_sides import play
 from tests.parts.service import Tokens, fill_policy
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
@@ -136,8 +137,8 @@ class World:
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
-        set NAME VALUE, sql STATEMENT (see `tamper`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key>
-        and <owner> stand for what they name."""
+        set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), evidence (a run, sealed and
+        recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -157,6 +158,8 @@ class World:
                 (self.folder / name).write_text(before.replace(old, new.encode().decode("unicode_escape"), 1))
             case ["set", name, value]:
                 self._environ.setenv(name, value)
+            case ["vault", role]:
+                play(self._environ, self.folder, role)
             case ["evidence"]:
                 self._keep_evidence()
             case ["sql", statement]:
@@ -173,7 +176,7 @@ class World:
             ledger.commit([Event("operation.recorded", "operator", body)], 1_740_000_420_000)
             head = ledger.head()
         run.keep_ledger_answer({**told, "seq": head.seq, "hash": head.hash})
-        self._sealed += [(run.digest, "<evidence>"), (head.hash, "<event>")]
+        self._sealed += [(run.digest, "<evidence>"), (head.hash, "<event>"), (body["plan"], "<plan>")]
 
     def steady(self, text: str) -> str:
         """What was printed, with names for what differs from run to run."""

@@ -9,20 +9,16 @@ from typing import Any
 
 import pytest
 
-from signer.ask import read_native_sign
-from signer.drafts import make_draft
 from signer.errors import BadFormat, Disobedient, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
-from signer.model import CaKeys, Identity, Limits, Role, Usage
+from signer.model import CaKeys, Limits, Role
 from signer.ops.parity import ParityReport, check_parity
 from signer.ops.samples import make_samples, throwaway_key
-from signer.policy import Policy, decide
-from signer.ssh.certificate import append_signature
-from signer.ssh.publickey import USER_KEY_KINDS, certificate_kind, parse_public_key, render_public_key
+from signer.policy import Policy
+from signer.ssh.publickey import USER_KEY_KINDS, parse_public_key
 from signer.vaultrole import DEFAULTS, MountTtls
+from tests.parts.parity_sides import issue, native_body
 from tests.unit.test_parity_roles import OURS, VAULTS
 
-NOW = 1_800_000_000
-WHO = Identity("deploy-agent", "agent", frozenset(), frozenset({"llmops"}), frozenset())
 WIDE = replace(
     OURS,
     principals=("deploy", "llmops", "{identity}"),
@@ -33,15 +29,6 @@ WIDE = replace(
     allow_key_id=True,
     reason_required=True,
 )
-
-
-def issue(role: Role, body: dict[str, Any]) -> str:
-    """What a server that follows `role` to the letter makes of a native body."""
-    ask = read_native_sign(role.name, body)
-    grant = decide(WHO, role, ask, parse_public_key(ask.public_key), "192.0.2.1", Usage())
-    draft = make_draft(grant, 7, b"n" * 32, NOW, b"ca")
-    blob = append_signature(draft.unsigned, b"signature")
-    return render_public_key(certificate_kind(grant.public_key.kind), blob)
 
 
 class FakeVault:
@@ -64,12 +51,7 @@ class FakeVault:
         self.asked.append(dict(fields))
         if self.error:
             raise self.error
-        body = {name: value for name, value in fields.items() if name not in ("cert_type", "valid_principals")}
-        if "valid_principals" in fields:
-            body["principals"] = fields["valid_principals"].split(",")
-        if "extensions" in fields:
-            body["extensions"] = list(fields["extensions"])
-        return issue(replace(self.signs_by, reason_required=False), body)
+        return issue(replace(self.signs_by, reason_required=False), native_body(fields))
 
 
 def check(
