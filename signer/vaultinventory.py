@@ -191,7 +191,7 @@ class _Look:
             return ask(min(remaining, CALL_WITHIN))
         except SignerError as error:
             self.unread.append(Unread(what, error.code))
-        except (KeyError, TypeError, ValueError, AttributeError):  # JSON of another form than Vault's
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # JSON of another form than Vault's
             self.unread.append(Unread(what, "vault_answer_malformed"))
         return otherwise
 
