@@ -16,6 +16,7 @@ from signer.policyfile import load_policy
 from signer.vaultadmin import VaultAdmin
 from tests.parts.keys import KeyRing
 from tests.parts.openbao import OpenBao
+from tests.parts.parity_sides import CUTOVER
 from tests.parts.service import Service, StartService
 
 MOUNT = "parity-roles"
@@ -191,6 +192,20 @@ def test_a_principal_that_is_added_here_is_no_parity(
     assert "ours adds root: principals may never widen" in [difference.why for difference in report.errors]
     assert "granted by us only" in [sample.outcome for sample in report.roles[0].samples]
     assert report.summary.startswith("llmops -> llmops, root added")
+
+
+def test_the_command_asks_a_service_in_mode_local_itself(taken_over: Service, bao: OpenBao, vault: VaultAdmin) -> None:
+    assert vault.roles(MOUNT)
+    tokens = taken_over.token_file("deploy-agent"), token_file(taken_over.folder, bao.root_token)
+    config = taken_over.folder / "cutover.toml"
+    text = CUTOVER.replace("http://127.0.0.1:8222", taken_over.address).replace("http://127.0.0.1:8200", bao.address)
+    text = text.replace("/root/token", str(tokens[0])).replace("/root/vault-token", str(tokens[1]))
+    text = text.replace("POLICY", str(taken_over.policy_file)).replace('"ssh"', f'"{MOUNT}"').replace("ROLE", "many")
+    config.write_text(text)
+    ran = taken_over.command("cutover", "parity", "--config", str(config), "--samples", "5")
+    assert ran.returncode == 0, ran.stderr
+    assert "deploy, llmops -> deploy, llmops, none added" in ran.stdout
+    assert ran.stdout.endswith("(5 samples, 0 errors; signed locally by the running service)\n")
 
 
 def test_the_roles_limits_hold_for_samples_too(policy: str, vault: VaultAdmin, start_service: StartService) -> None:
