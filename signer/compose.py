@@ -270,6 +270,11 @@ class Compose:
         except NoSuchCommand as error:
             raise ComposeFailed("compose_missing", error.text, "mend [compose] in cutover.toml, or PATH") from None
 
+    @property
+    def unmarked_environment(self) -> dict[str, str]:
+        """For a command that nobody shall wait for."""
+        return {name: value for name, value in self._environment.items() if name != _MARK}
+
     def wait_for_leftovers(self, deadline: float) -> None:
         """Waits for commands on this project that outlived the process which began them.
 

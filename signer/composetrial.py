@@ -1,7 +1,8 @@
 """The service on trial: same image, same configuration, beside the running one and apart from it; gone afterwards.
 
 So that the local CA can be tried before anything changes. What the trial makes has one fixed project name: whatever a
-trial that was killed left is found and removed by the next one.
+trial that was killed left is found and removed by the next one. It holds the real CA key, so its container ends by
+itself soon after: a process of its own sees to that, which outlives a kill -9 of ours.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +26,7 @@ from signer.compose import ASK_WITHIN, PROJECT_LABEL, Compose, ComposeFailed, Co
 LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
 KEEPER: Final = "signer-keeper"  # the user in the image who may read the ledger; root without its powers may not
 TRIAL_WITHIN: Final = 20.0  # seconds
+LIVES: Final = 60  # seconds from its start to its end, whatever becomes of us
 _LOOK_EVERY: Final = 0.05
 _MAX_HEALTH: Final = 65536  # bytes
 
@@ -80,6 +84,7 @@ def trial(
     *,
     mode: str = "local",
     within: float = TRIAL_WITHIN,
+    lives: int = LIVES,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Trial]:
     """The service with a project, a port and a ledger of its own, ready in `mode` while the block runs.
@@ -102,10 +107,32 @@ def trial(
                 shown(ended),
             )
         _check_apart(apart, found)
-        apart.ask((facts.engine, "start", found.id), "the container of the trial does not start")
-        yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
+        with _ended_by_itself(apart, found.id, lives):
+            apart.ask((facts.engine, "start", found.id), "the container of the trial does not start")
+            yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
     finally:
         remove_trial(apart)
+
+
+@contextmanager
+def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[None]:
+    """While the block runs, and after it if we are killed, somebody waits to remove the container."""
+    words = ["sh", str(lives), apart.facts.engine, "rm", "--force", container]
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", 'sleep "$1" && shift && exec "$@"', *words],
+        env=apart.unmarked_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # its time was up
+            os.killpg(guard.pid, signal.SIGKILL)
+        guard.wait()
 
 
 def remove_trial(apart: Compose) -> None:

@@ -107,12 +107,17 @@ class LiveHands:
         return self._each("trust", lambda target: read_trusted_cas(target, self._caller, pin))
 
     def vault_signs(self) -> Observation:
-        """A real signature of Vault's for a key that nobody has."""
+        """Would Vault sign, asked with our token and by the service as it would run: for keys that nobody has."""
+        role = self._file.signer.role
         with self._vault() as vault:
             vault.check_ready()
-            role = self._file.signer.role
             vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
-        return Observation(f"Vault signs for role {role}")
+        with trial(self._file.compose, with_overlay=False, mode="vault") as tried:
+            api = ApiClient(tried.address, self._file.signer.token_file)
+            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
+            made = api.sign(role, body)
+            self._kept.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
+        return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
 
     def remember(self) -> Observation:
         """What runs now, so that somebody who has only the evidence could put it back."""

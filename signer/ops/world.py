@@ -211,7 +211,7 @@ def would_run(file: CutoverFile) -> dict[str, tuple[str, ...]]:
             f"{line} cat {t.trusted_ca_file}" if t.trusted_ca_file else f"{t.name}: cannot be read beforehand"
             for line, t in zip(logins, file.smoke, strict=True)
         ),
-        "vault_signs": (f"POST {vault}/sign/{file.signer.role}, which nobody receives",),
+        "vault_signs": (f"POST {vault}/sign/{file.signer.role} and the same to a trial; nobody receives them",),
         "remember": (f"{file.compose.engine} inspect the container of {file.compose.service}",),
         "up with overlay": (shlex.join(compose.up_line(with_overlay=True)),),
         "up": (shlex.join(compose.up_line(with_overlay=False)),),

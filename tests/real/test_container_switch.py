@@ -180,6 +180,25 @@ def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves
     assert platform.made(project) == []
 
 
+def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platform) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from signer.composetrial import trial\n"
+        "from signer.ops.cutoverfile import ComposeFacts\n"
+        "command, project, base, overlay, service, *pairs = sys.argv[1:]\n"
+        "variables = dict(pair.split('=', 1) for pair in pairs)\n"
+        "facts = ComposeFacts((command,), 'podman', project, Path(base), Path(overlay), service, variables)\n"
+        "with trial(facts, lives=3): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    facts = platform.facts
+    words = [COMPOSE, facts.project, str(facts.base), str(facts.overlay), facts.service]
+    variables = [f"{name}={value}" for name, value in facts.environment.items()]
+    environ = {**platform.engine.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-P", "-c", code, *words, *variables], env=environ, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    volume = f"{trial_project(facts)}_ledger"
+    eventually(lambda: platform.made(trial_project(facts)) == [volume], "only the volume is left")
+
+
 def test_a_trial_that_would_share_the_ledger_is_refused_before_it_starts(platform: Platform, tmp_path: Path) -> None:
     shared = tmp_path / "base.yaml"
     shared.write_text(BASE_FILE.read_text() + f"    name: {platform.project}_ledger\n")
