@@ -150,7 +150,8 @@ def test_what_ours_refuses_and_vault_grants_is_an_error_for_the_plain_request_on
 
 def test_what_vault_refuses_and_ours_grants_is_an_error() -> None:
     report = check(OURS, FakeVault(OURS, VAULTS, Disobedient("vault_refused", "no")))
-    assert {found.vaults for found in report.errors} == {"refused: vault_refused"}
+    told = [(found.ours, found.vaults, found.why) for found in report.errors]
+    assert told == [("granted", "refused: vault_refused", "ours grants what Vault refuses")] * 20
 
 
 def test_nothing_is_shown_by_a_plain_request_that_both_refuse() -> None:
