@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import tarfile
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -149,14 +150,21 @@ def test_a_bomb_of_small_files_is_not_unpacked(tmp_path: Path) -> None:
 def test_one_changed_byte_is_found_or_changes_nothing_inside(
     tmp_path_factory: pytest.TempPathFactory, place: int, flip: int
 ) -> None:
-    """The header of gzip has a time and a name that its checksum does not cover."""
+    """The header of gzip has a time, and deflate has bits, that change nothing of what is unpacked."""
     edited = bytearray(GOOD)
     edited[place] ^= flip
     folder = tmp_path_factory.mktemp("snapshot")
-    if place in range(4, 10):
+    if _unpacked(bytes(edited)) == _unpacked(GOOD):
         assert checked(folder, bytes(edited)).index == 53
     else:
         assert refused(folder, bytes(edited)).startswith("snapshot_")
+
+
+def _unpacked(content: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 @given(st.binary(max_size=600))
