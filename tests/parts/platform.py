@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from signer.apiclient import ApiClient
 from tests.parts import hosts
 from tests.parts.contained_bao import ContainedBao
 from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
@@ -327,19 +328,10 @@ class Platform:
     def wait_for_mode(self, mode: str) -> None:
         eventually(lambda: self.mode() == mode, f"the service is ready in mode {mode}")
 
-    def break_start(self) -> None:
-        """With the overlay the container is made, but cannot be started: its program is not there."""
-        self._add_to_overlay("entrypoint: [/nowhere/signer]")
-
-    def break_ready(self) -> None:
-        """With the overlay the container starts, and its service gives up each time."""
-        self._add_to_overlay("command: [serve, --no-such-option]")
-
-    def _add_to_overlay(self, line: str) -> None:
-        text = self.overlay.read_text()
+    def break_overlay(self) -> None:
+        """With the overlay a container can be made, but not started: its program is not there."""
         place = f"  {API}:\n"
-        assert place in text
-        self.overlay.write_text(text.replace(place, f"{place}    {line}\n"))
+        self.overlay.write_text(self.overlay.read_text().replace(place, f"{place}    entrypoint: [/nowhere/signer]\n"))
 
     # --- the operator --------------------------------------------------------------------------------------------
 
@@ -465,10 +457,16 @@ class Platform:
 
     def operations(self) -> list[dict[str, Any]]:
         """What the service's ledger holds of operations, newest first."""
-        found: list[dict[str, Any]] = self.service.ask("GET", "/api/operations", identity="operator").json()[
-            "operations"
-        ]
-        return found
+        with self._api() as api:
+            return api.operations()
+
+    def certificates(self, **filters: str) -> list[dict[str, Any]]:
+        """What it holds of certificates, newest first."""
+        with self._api() as api:
+            return list(api.certificates(**filters))
+
+    def _api(self) -> ApiClient:
+        return ApiClient(self.service.address, self.service.folder / "token-operator")
 
     def container(self) -> str:
         """The identity of the service's container: another one after each change."""

@@ -151,6 +151,17 @@ def test_an_evidence_disk_without_room_stops_it_before_anything_is_changed(platf
     assert platform.container() == before
 
 
+def test_an_overlay_that_cannot_start_is_found_on_trial_before_anything_is_changed(platform: Platform) -> None:
+    before = platform.container()
+    platform.break_overlay()
+    done = platform.apply(platform.plan())
+    assert done.status == 1
+    assert "2 ✗ compare roles" in done.out + done.err
+    assert "rolling back" not in done.out + done.err
+    assert platform.container() == before
+    assert platform.status()["runs"][-1]["outcome"] == "failed"
+
+
 # --- the phrase ------------------------------------------------------------------------------------------------------
 
 TYPED = "open-sesame-4711"

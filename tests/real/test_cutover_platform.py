@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-
 import pytest
 
 from signer.ops.cutoverfile import load_cutover_file
@@ -32,19 +29,6 @@ def test_its_cutover_file_is_one(platform: Platform) -> None:
     assert [target.trusted_ca_file is None for target in found.smoke] == [False, True]
 
 
-def test_the_preflight_finds_it_ready(platform: Platform) -> None:
-    arguments = ["--base", str(platform.base), "--overlay", str(platform.overlay), "--sshd-elsewhere"]
-    config = load_cutover_file(platform.config)
-    done = subprocess.run(
-        ["bash", str(config.preflight.script), *arguments, "--expect-mode", "vault"],
-        env={**platform.environment(), **config.compose.environment, "PLATFORM_RUNTIME_COMPOSE": "podman-compose"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_the_overlay_moves_it_and_a_reset_brings_it_back(platform: Platform) -> None:
     done = platform.compose("up", "-d", with_overlay=True)
     assert done.status == 0, done.err
@@ -58,16 +42,6 @@ def test_the_overlay_moves_it_and_a_reset_brings_it_back(platform: Platform) -> 
     assert platform.can_log_in()
 
 
-@pytest.mark.parametrize("fault", ["break_start", "break_ready"])
-def test_a_broken_overlay_never_gets_ready(platform: Platform, fault: str) -> None:
-    getattr(platform, fault)()
-    done = platform.compose("up", "-d", with_overlay=True)
-    assert (done.status == 0) is (fault == "break_ready"), done.err
-    assert platform.mode() == ""
-    platform.reset()
-    assert platform.mode() == "vault"
-
-
 def test_vault_sealed_stopped_or_emptied_comes_back_with_a_reset(platform: Platform) -> None:
     platform.bao.seal()
     assert platform.login("rs2000").status == 1
@@ -77,5 +51,5 @@ def test_vault_sealed_stopped_or_emptied_comes_back_with_a_reset(platform: Platf
     assert platform.can_log_in()
     platform.hide_secret("marker")
     platform.reset()
-    assert json.dumps("archive/") not in json.dumps(platform.bao.must("GET", "sys/mounts"))
+    assert "archive/" not in platform.bao.must("GET", "sys/mounts")["data"]
     assert platform.can_log_in()
