@@ -31,6 +31,7 @@ class Clients:
         self.platform = platform
         self.count = count
         self.seen: list[Seen] = []
+        self.quiet = (0.0, 0.0)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -66,6 +67,12 @@ class Clients:
         enough = len(self.seen) + count
         while len(self.seen) < enough:
             time.sleep(0.05)
+
+    def rest(self) -> None:
+        """Lets them log in for a while with nothing else happening; `quiet` is from when to when."""
+        began = time.monotonic()
+        self.wait_for(2 * self.count)
+        self.quiet = began, time.monotonic()
 
     @property
     def lost(self) -> list[Seen]:
