@@ -16,7 +16,7 @@ from signer.ops.journal import Past
 from signer.ops.plan import Observation, Plan, Step
 from signer.timestamps import timestamp
 
-_WIDTH: Final = 34  # characters of a step's title
+_WIDTH: Final = 36  # characters of a step's title
 _SAW: Final = 60
 _SAYS: Final = {
     APPLIED: "done",
@@ -92,8 +92,10 @@ def show_runs(past: Sequence[Past]) -> None:
     for run in past:
         last = next(reversed(run.begun), "")
         at = run.failed or (last if not run.is_over else "")
-        where = f"{len(run.done)} done" + (f", at {at}" if at else "")
-        rows.append((run.run, _SAYS.get(run.outcome, run.outcome), where, run.evidence[:19] or "-"))
+        count = len(run.done) + (run.outcome == APPLIED)  # the seal is the last, and is not among its own evidence
+        where = f"{count} done" + (f", at {at}" if at else "")
+        sealed = f"{run.evidence[:19]}…" if run.evidence else "-"
+        rows.append((run.run, _SAYS.get(run.outcome, run.outcome), where, sealed))
     printing.show_table(rows)
 
 

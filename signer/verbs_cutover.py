@@ -142,10 +142,14 @@ def _next(now: Mapping[str, Any], open_runs: list[Any], applied: list[str]) -> s
         past = open_runs[0]
         if past.is_rolling_back:
             return f"{past.run} was cut off while it rolled back: signer cutover rollback --reason …"
+        if past.operation == "decommission":
+            return f"{past.run} was cut off: signer decommission status tells how to go on"
         if past.operation == "rollback":
             return f"{past.run} was cut off: signer cutover rollback --reason … again"
         last = next(reversed(past.begun), "its first step")
         return f"{past.run} was cut off at {last}: apply its plan again, or signer cutover rollback --reason …"
+    if "decommission" in applied:
+        return "nothing: Vault is removed; see signer decommission status"
     if not now["ready"]:
         return "the service is not ready: see its log and runbooks/rollback.md"
     if now["mode"] == "local":

@@ -87,6 +87,7 @@ def _refuse(found: Standing, arguments: Namespace) -> None:
         printing.show(f"  ✗ {blocker.code}: {printing.plain(blocker.what)}")
         printing.show(f"      {printing.plain(blocker.do)}")
     printing.show()
+    printing.flush()  # what is in the way stands above the error also where both go to one file
     raise blocked
 
 
