@@ -43,7 +43,7 @@ def read(folder: Path, content: bytes, since: int = START - 1, own: frozenset[st
 
 def test_the_newest_signature_of_each_role_is_told(tmp_path: Path) -> None:
     issued = entry(9, path="team/ssh/issue/web")
-    found = read(tmp_path, lines(entry(3), entry(7), entry(5), issued))
+    found = read(tmp_path, lines(entry(5), entry(7), entry(3), issued))
     assert found.signatures == (Signature("ssh/", "llmops", START + 7), Signature("team/ssh/", "web", START + 9))
     assert found.last_signature() == Signature("team/ssh/", "web", START + 9)
     assert (found.first_at, found.last_at, found.entries, found.broken) == (START + 3, START + 9, 4, 0)
