@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.apiclient import ApiClient
-from tests.parts import hosts
 from tests.parts.contained_bao import ContainedBao
 from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import make_key
+from tests.parts.platform_files import CUTOVER_MAY, POLICY, SERVICE_MAY, SSH_HOST, facts, render_toml
 from tests.parts.ports import LOOPBACK
 from tests.parts.service import ROOT
 from tests.parts.sshd import Login, Sshd, run
@@ -32,43 +32,6 @@ from tests.parts.sshd import Login, Sshd, run
 CUTOVER_PHRASE: Final = "m04-vault-runtime-cutover-approved"
 DECOMMISSION_PHRASE: Final = "m04-vault-destructive-cleanup-approved"
 TARGETS: Final = ("rs2000", "edge1")
-POLICY: Final = """\
-[ca]
-fingerprint = "{ca}"
-
-[roles.llmops]
-principals = ["llmops"]
-default_principals = ["llmops"]
-default_ttl = "{ttl}"
-max_ttl = "{max_ttl}"
-key_types = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa", "sk-ssh-ed25519@openssh.com"]
-extensions = { allowed = ["permit-pty"], default = ["permit-pty"] }
-
-[identities.deploy-agent]
-kind = "agent"
-roles = ["llmops"]
-tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
-
-[identities.operator]
-kind = "human"
-groups = ["operators"]
-roles = ["llmops"]
-may = ["operate", "ledger.read"]
-tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
-"""
-SERVICE_MAY: Final = """
-path "ssh/sign/*"             { capabilities = ["update"] }
-path "ssh/config/ca"          { capabilities = ["read"] }
-path "auth/token/lookup-self" { capabilities = ["read"] }
-path "auth/token/renew-self"  { capabilities = ["update"] }
-"""
-CUTOVER_MAY: Final = """
-path "ssh/roles"              { capabilities = ["list"] }
-path "ssh/roles/*"            { capabilities = ["read"] }
-path "ssh/config/ca"          { capabilities = ["read"] }
-path "ssh/sign/*"             { capabilities = ["update"] }
-path "auth/token/lookup-self" { capabilities = ["read"] }
-"""
 _PODMAN: Final = """\
 #!/bin/sh
 case "$1 $*" in
@@ -76,19 +39,6 @@ case "$1 $*" in
     ps*) set -- "$@" --filter label=com.docker.compose.project={project} ;;
 esac
 exec {podman} "$@"
-"""
-_SSH_HOST: Final = """\
-Host {name}
-    HostName {host}
-    Port {port}
-    User {user}
-    UserKnownHostsFile {known_hosts}
-    GlobalKnownHostsFile /dev/null
-    StrictHostKeyChecking yes
-    UpdateHostKeys no
-    BatchMode yes
-    IdentityFile none
-    LogLevel ERROR
 """
 
 
@@ -198,7 +148,7 @@ class Platform:
     def _write_ssh_config(self) -> None:
         """For `ssh -F ssh_config NAME`, as people type it."""
         texts = [
-            _SSH_HOST.format(name=name, host=LOOPBACK, port=one.port, user=one.user, known_hosts=one.known_hosts)
+            SSH_HOST.format(name=name, host=LOOPBACK, port=one.port, user=one.user, known_hosts=one.known_hosts)
             for name, one in self.targets.items()
         ]
         (self.folder / "ssh_config").write_text("".join(texts))
@@ -264,10 +214,6 @@ class Platform:
     def revoke_vault_token(self, name: str = "cutover") -> None:
         """The token in that file is worth nothing from here on, as if it had expired."""
         self.bao.must("POST", "auth/token/revoke", {"token": self.tokens[name].read_text().strip()})
-
-    def revoke_service_token(self) -> None:
-        """The same of the token that the service itself signs with."""
-        self.bao.must("POST", "auth/token/revoke", {"token": self.service.token_path.read_text().strip()})
 
     def hide_secret(self, marker: str, mount: str = "archive") -> None:
         """A second KV mount with a secret three folders deep, whose value is `marker`."""
@@ -336,58 +282,8 @@ class Platform:
     # --- the operator --------------------------------------------------------------------------------------------
 
     def write_config(self, **changes: object) -> Path:
-        """cutover.toml; `changes` by dotted name with `__`, such as `decommission__soak="1s"`, None leaves out."""
-        service = self.service
-        tables: dict[str, dict[str, object]] = {
-            "": {"evidence_dir": str(self.evidence_dir)},
-            "compose": {
-                "command": ["podman-compose"],
-                "engine": "podman",
-                "project": service.project,
-                "base": str(self.base),
-                "overlay": str(self.overlay),
-                "service": API,
-                "environment": dict(service.variables),
-            },
-            "preflight": {"script": str(hosts.SCRIPT), "arguments": ["--sshd-elsewhere"]},
-            "signer": {
-                "address": service.address,
-                "token_file": str(service.token_file("operator")),
-                "policy_file": str(service.policy_file),
-                "role": "llmops",
-            },
-            "vault": {
-                "address": self.bao.address,
-                "token_file": str(self.tokens["cutover"]),
-                "mount": "ssh",
-                "roles": ["llmops"],
-            },
-            "decommission": {
-                "soak": "72h",
-                "admin_token_file": str(self.tokens["admin"]),
-                "audit_log": str(self.bao.audit_file),
-                "stop_command": list(self.bao.stop_command),
-            },
-        }
-        targets: list[dict[str, object]] = [
-            {
-                "name": name,
-                "host": LOOPBACK,
-                "port": sshd.port,
-                "user": sshd.user,
-                "known_hosts": str(sshd.known_hosts),
-                "trusted_ca_file": str(sshd.folder / "trusted_ca"),
-            }
-            for name, sshd in self.targets.items()
-        ]
-        for place, value in changes.items():
-            table, _, name = place.rpartition("__")
-            if table.startswith("smoke_"):  # smoke_edge1__trusted_ca_file
-                (found,) = [target for target in targets if target["name"] == table.removeprefix("smoke_")]
-            else:
-                found = tables[table]
-            found[name] = value
-        self.config.write_text(_render_toml(tables, targets))
+        """cutover.toml; `changes` are as for `facts`."""
+        self.config.write_text(render_toml(*facts(self, changes)))
         return self.config
 
     def environment(self) -> dict[str, str]:
@@ -478,22 +374,6 @@ class Platform:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", str(self.evidence_dir)], check=True
         )
-
-
-def _render_toml(tables: Mapping[str, Mapping[str, object]], targets: Sequence[Mapping[str, object]]) -> str:
-    lines = []
-    for head, table in [
-        *((f"[{name}]" if name else "", table) for name, table in tables.items()),
-        *(("[[smoke]]", target) for target in targets),
-    ]:
-        lines += [head, *(f"{name} = {_render_value(value)}" for name, value in table.items() if value is not None), ""]
-    return "\n".join(lines).lstrip()
-
-
-def _render_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {_render_value(one)}" for name, one in value.items()) + " }"
-    return json.dumps(value)  # TOML's texts, numbers and lists of them are written as JSON's are
 
 
 def make_memory(folder: Path) -> bool:

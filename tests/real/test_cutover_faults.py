@@ -77,6 +77,23 @@ def test_a_service_that_never_gets_ready_puts_all_back(platform: Platform, tmp_p
     check_rolled_back(platform, ended, "ready")
 
 
+def test_a_rollback_that_finds_no_vault_says_so_and_is_finished_by_hand_once_vault_is_back(platform: Platform) -> None:
+    platform.untrust("edge1")
+    platform.write_config(smoke_edge1__trusted_ca_file=None)
+    watched = Watched(platform, "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)
+    ended = watched.at("step.began", "smoke", platform.bao.halt)
+    assert ended.status == 1
+    assert "not cut over, and rolling back failed; see runbooks/rollback.md" in ended.out
+    assert platform.status()["runs"][-1]["outcome"] == "rollback_failed"
+    assert platform.operations()[0]["outcome"] == "rollback_failed"
+    platform.bao.resume()
+    done = platform.rollback("Vault is back")
+    assert done.status == 0, done.err
+    assert platform.mode() == "vault"
+    assert platform.can_log_in()
+    assert platform.verify_evidence().status == 0
+
+
 def test_a_disk_that_fills_up_under_way_leaves_a_platform_that_works(platform: Platform) -> None:
     platform.fill_evidence_disk("4m")
 

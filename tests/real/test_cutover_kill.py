@@ -72,6 +72,22 @@ def test_killed_it_can_be_taken_back_as_well(platform: Platform, point: tuple[st
     assert platform.verify_evidence().status == 0
 
 
+def test_killed_while_it_rolls_back_by_itself_it_is_finished_by_hand(platform: Platform) -> None:
+    platform.untrust("edge1")
+    platform.write_config(smoke_edge1__trusted_ca_file=None)
+    plan = platform.plan()
+    assert kill_at(platform, "rollback.began", "", "cutover", "apply", plan, "--approve", CUTOVER_PHRASE)
+    refused = platform.apply(plan)
+    assert refused.status == 1
+    assert "was cut off while it rolled back" in refused.err
+    done = platform.rollback("it was killed")
+    assert done.status == 0, done.err
+    assert platform.mode() == "vault"
+    assert platform.can_log_in()
+    assert [run["outcome"] for run in platform.status()["runs"]] == ["rolled_back", "applied"]
+    assert platform.verify_evidence().status == 0
+
+
 def test_a_rollback_that_is_killed_in_its_steps_comes_to_its_end_when_it_is_asked_for_again(platform: Platform) -> None:
     assert platform.apply(platform.plan()).status == 0
     rollback = ("cutover", "rollback", "--config", platform.config.name, "--reason", "killed, too")
