@@ -29,15 +29,18 @@ def shown_commands(text: str) -> Iterator[tuple[bool, str]]:
     """Each command that a runbook shows, and whether the section that holds it is gated.
 
     A section is gated when its heading's own text, or that of a section around it, names the phrase before the first
-    command. Commands are the lines of code blocks, fenced or indented, and what stands in backquotes.
+    command. Commands are the lines of code blocks, fenced or indented, and what stands in backquotes. In a block of
+    `text` that begins with a prompt, `$ `, those after a prompt are: the others are what was printed.
     """
     gates: list[tuple[int, bool]] = []
     fence, command = "", ""
+    is_session: bool | None = None  # of the block; None before its first line
     shown_here = False
     for line in text.splitlines():
         mark = re.match(r"\s*(```+|~~~+)", line)
         if mark and (not fence or line.strip().startswith(fence)):
             fence = "" if fence else mark[1]
+            is_session = None if line.strip() == f"{fence}text" else False
             continue
         heading = re.match(r"(#+) ", line)
         if heading and not fence:
@@ -45,6 +48,10 @@ def shown_commands(text: str) -> Iterator[tuple[bool, str]]:
             gates = [gate for gate in gates if gate[0] < level]
             gates.append((level, GATE in line))
             shown_here = False
+            continue
+        if fence and is_session is None:
+            is_session = line.startswith("$ ")
+        if fence and is_session and not command and not line.startswith("$ "):
             continue
         if fence or re.match(r"(?: {4}|\t)", line):
             command += line.strip().removesuffix("\\") + " "

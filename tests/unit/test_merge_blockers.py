@@ -59,6 +59,21 @@ def test_a_command_that_ends_vault_is_found(command: str, form: str) -> None:
     assert ungated_endings(form.format(command)) == [command]
 
 
+@pytest.mark.parametrize("typed", ["$ {}", "$ true\nok\n$ {}", "$ true && \\\n{}", "ok\n$ true\n{}"])
+def test_a_command_of_a_session_is_found(typed: str) -> None:
+    text = f"# Switch\n\n```text\n{typed.format('systemctl stop vault')}\n```\n"
+    assert [command.removeprefix("$ ") for command in ungated_endings(text)] in (
+        ["systemctl stop vault"],
+        ["true && systemctl stop vault"],
+    )
+
+
+def test_what_was_printed_in_a_session_is_no_command() -> None:
+    assert ungated_endings("# Plan\n\n```text\n$ signer plan\n 7  seal Vault\n```\n\n    systemctl stop vault\n") == [
+        "systemctl stop vault"
+    ]
+
+
 def test_a_command_over_several_lines_is_found() -> None:
     assert ungated_endings("# Switch\n\n    podman \\\n      stop \\\n      vault\n") == ["podman stop vault"]
 
