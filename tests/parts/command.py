@@ -23,6 +23,7 @@ from signer.model import Event
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
 from tests.parts.parity_sides import play
+from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
@@ -109,6 +110,7 @@ class World:
         self.ca = ca
         self._environ = environ
         self._sealed: list[tuple[str, str]] = []
+        self._runs = False
         (folder / "policy.toml").write_text(fill_policy(POLICY, ca.fingerprint, Tokens()))
         (folder / "ca").write_bytes(ca.private.read_bytes())
         (folder / "ca").chmod(0o400)
@@ -137,7 +139,8 @@ class World:
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
-        set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), evidence (a run, sealed and
+        set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), removal CASE (see
+        `removal`), evidence (a run, sealed and
         recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
@@ -160,6 +163,9 @@ class World:
                 self._environ.setenv(name, value)
             case ["vault", role]:
                 play(self._environ, self.folder, role)
+            case ["removal", found]:
+                play_removal(self._environ, self.folder, found)
+                self._runs = True
             case ["evidence"]:
                 self._keep_evidence()
             case ["sql", statement]:
@@ -181,6 +187,10 @@ class World:
     def steady(self, text: str) -> str:
         """What was printed, with names for what differs from run to run."""
         policy = self.folder / "policy.toml"
+        if self._runs:  # a run is named after its time, and what it came to hangs on that
+            text = re.sub(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-\d+)?-(?=[a-z])", "<time>-", text)
+            text = re.sub(r"sha256:[0-9a-f]{12,64}", "sha256:<digest>", text)
+            text = re.sub(r"\d+\.\d s$", "<n> s", text, flags=re.MULTILINE)
         known = [
             (str(self.folder), "<dir>"),
             (self.ca.fingerprint, "<ca>"),

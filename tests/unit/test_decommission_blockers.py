@@ -9,44 +9,13 @@ from typing import Any
 
 import pytest
 
-from signer.auditlog import AuditFacts, Client, Signature
+from signer.auditlog import Client, Signature
 from signer.errors import SignerError
-from signer.ops.inventory import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
-from signer.vaultinventory import SNAPSHOT, Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
+from signer.ops.inventory import Blocker, Checks, LedgerFacts, Terms, blockers
+from signer.vaultinventory import SNAPSHOT, Inventory, KvEntries, Mount, Unread
+from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, HOUR, LEDGER, NOW, OWN, TERMS
 from tests.unit.test_docs import called_with, names, rows, section, texts
 
-CUT_OVER = 1_795_000_000
-HOUR = 3600
-NOW = CUT_OVER + 100 * HOUR
-OWN = OwnToken("accessor-of-ours", ttl=0, uses=0, is_orphan=True, lacks=(), hashes=("hmac-sha256:ours",))
-CLEAR = Inventory(
-    at=NOW,
-    version="2.7.2",
-    cluster="c",
-    storage="raft",
-    seal="shamir",
-    namespaces=(),
-    mounts=(
-        Mount("cubbyhole/", "cubbyhole"),
-        Mount("identity/", "identity"),
-        Mount("ssh/", "ssh"),
-        Mount("sys/", "system"),
-    ),
-    kv=(),
-    ssh=(SshEngine("ssh/", (SshRole("llmops", 1800), SshRole("open", 0)), ("SHA256:x",), 32 * 24 * HOUR),),
-    auth_methods=(Mount("token/", "token"), Mount("userpass/", "userpass")),
-    policies=("default", "root"),
-    entities=3,
-    leases=2,
-    tokens=4,
-    audit_devices=(Mount("file/", "file"),),
-    own_token=OWN,
-    unread=(),
-)
-LEDGER = LedgerFacts(RecordedCutover(50, CUT_OVER, "sha256:e"), 0, (40, CUT_OVER - 60), 0, "local")
-AUDIT = AuditFacts(CUT_OVER - HOUR, NOW - 10, 900, 2, (Signature("ssh/", "llmops", CUT_OVER - 60),), ())
-CHECKS = Checks((), AUDIT, None, None, None)
-TERMS = Terms(72 * HOUR, "ssh", has_snapshot_file=False)
 FAULT = SignerError("smoke_login_failed", "edge1: no login", "see edge1")
 
 

@@ -1,0 +1,147 @@
+"""Vault's removal with all its parts played: what was found there, and hands that do nothing, for transcripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from signer.auditlog import AuditFacts, Signature
+from signer.ops.cutoverfile import KEY_VARIABLE, CutoverFile
+from signer.ops.decommission import Recording
+from signer.ops.inventory import Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.ops.plan import Observation
+from signer.ops.removal import would_run
+from signer.ops.running import Run
+from signer.ops.standing import Standing
+from signer.vaultinventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
+
+CUT_OVER: Final = 1_795_000_000  # 2026-11-18T11:06:40Z
+HOUR: Final = 3600
+NOW: Final = CUT_OVER + 100 * HOUR
+OWN: Final = OwnToken("accessor-of-ours", ttl=0, uses=0, is_orphan=True, lacks=(), hashes=("hmac-sha256:ours",))
+CLEAR: Final = Inventory(
+    at=NOW,
+    version="2.7.2",
+    cluster="c",
+    storage="raft",
+    seal="shamir",
+    namespaces=(),
+    mounts=tuple(
+        Mount(f"{name}/", kind)
+        for name, kind in (("cubbyhole", "cubbyhole"), ("identity", "identity"), ("ssh", "ssh"), ("sys", "system"))
+    ),
+    kv=(),
+    ssh=(SshEngine("ssh/", (SshRole("llmops", 1800), SshRole("open", 0)), ("SHA256:x",), 32 * 24 * HOUR),),
+    auth_methods=(Mount("token/", "token"), Mount("userpass/", "userpass")),
+    policies=("default", "root"),
+    entities=3,
+    leases=2,
+    tokens=4,
+    audit_devices=(Mount("file/", "file"),),
+    own_token=OWN,
+    unread=(),
+)
+LEDGER: Final = LedgerFacts(RecordedCutover(50, CUT_OVER, "sha256:e"), 0, (40, CUT_OVER - 60), 0, "local")
+AUDIT: Final = AuditFacts(
+    CUT_OVER - HOUR, NOW - 10, 900, 2, (Signature("ssh/", "llmops", CUT_OVER - 60),), ()
+)  # fmt: skip
+CHECKS: Final = Checks((), AUDIT, None, None, None)
+TERMS: Final = Terms(72 * HOUR, "ssh", has_snapshot_file=False)
+
+_CONFIG: Final = f"""\
+evidence_dir = "<dir>/evidence"
+[compose]
+command = ["podman-compose"]
+engine = "podman"
+project = "safe-session"
+base = "/opt/signer/overlays/safe-session.yaml"
+overlay = "/opt/signer/overlays/safe-session-local-ca.yaml"
+environment = {{ {KEY_VARIABLE} = "/run/safe-session/ca" }}
+[preflight]
+script = "/opt/signer/scripts/cutover/safe-session-local-ca-preflight.sh"
+[signer]
+address = "http://127.0.0.1:8222"
+token_file = "/root/.safe-session-token"
+policy_file = "/etc/safe-session/policy/policy.toml"
+role = "llmops"
+[vault]
+address = "http://127.0.0.1:8200"
+token_file = "/root/.vault-token-cutover"
+roles = ["llmops"]
+[[smoke]]
+name = "edge1"
+host = "edge1.example"
+user = "llmops"
+known_hosts = "/root/.ssh/known_hosts"
+[decommission]
+admin_token_file = "/root/.vault-token-admin"
+stop_command = ["systemctl", "disable", "--now", "vault"]
+"""
+
+
+def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
+    """Writes cutover.toml, and has `signer decommission` find a Vault that is `clear` or `full`, or `gone`."""
+    (folder / "cutover.toml").write_text(_CONFIG.replace("<dir>", str(folder)))
+    inventory, ledger = CLEAR, LEDGER
+    if case == "full":
+        kv = KvEntries("archive/", 2, ("old/deep/er/secret",))
+        mounts = (Mount("archive/", "kv", 2), *CLEAR.mounts)
+        inventory = replace(CLEAR, mounts=mounts, kv=(kv,), unread=(Unread("team/", "vault_forbidden"),))
+    found = Standing(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, TERMS, NOW))
+
+    def inputs(file: CutoverFile, path: Path, _api: object) -> dict[str, Any]:
+        policy = {"digest": "b" * 64, "ca": "SHA256:local"}
+        return {"config": {"path": str(path), "digest": file.digest}, "policy": policy, "operator": "operator"}
+
+    for name, value in {
+        "ApiClient": PlayedApi,
+        "read_standing": lambda _file, _api: found,
+        "read_inputs": inputs,
+        "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
+        "vault_state": lambda _file: "gone" if case == "gone" else "active",
+        "LiveRemoval": PlayedHands,
+    }.items():
+        environ.setattr(f"signer.verbs_decommission.{name}", value)
+
+
+class PlayedApi:
+    """A ledger that holds what it is told."""
+
+    def __init__(self, _address: str, _token_file: Path) -> None:
+        self.recorded: list[dict[str, Any]] = []
+
+    def __enter__(self) -> PlayedApi:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.recorded.clear()
+
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]:
+        told = {"operation": operation, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason}
+        self.recorded.append({**told, "seq": 61, "hash": "c" * 64})
+        return self.recorded[-1]
+
+    def operations(self, evidence: str | None = None) -> Iterator[dict[str, Any]]:
+        return iter([one for one in self.recorded if one["evidence"] == evidence])
+
+
+class PlayedHands(Recording):
+    """Hands that say what the real ones would do."""
+
+    def __init__(self, file: CutoverFile, kept: Run) -> None:
+        super().__init__(would_run(file))
+        self._kept = kept
+
+    def _note(self, name: str) -> Observation:
+        super()._note(name)
+        return Observation(self._lines[name][0])
+
+    def seal(self, outcome: str) -> Observation:
+        return self._kept.conclude(outcome)
