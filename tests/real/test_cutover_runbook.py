@@ -172,7 +172,8 @@ def replay(platform: Platform, name: str, happens: dict[str, Callable[[Platform]
     for section, start, end in page.commands():
         if section not in reached:
             reached.add(section)
-            happens.get(section, lambda _: None)(platform)
+            if section in happens:
+                happens[section](platform)
         command = page.lines[start].removeprefix("$ ")
         printed = [move(line, there(platform)) for line in shell.run(move(command, here(platform)))]
         told.append((start + 1, end, printed))
