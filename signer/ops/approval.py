@@ -51,12 +51,16 @@ def ask_approval(plan: Plan, given: str | None, ask: Callable[[], str] | None, n
     way = "--approve"
     if given is None:
         if ask is None:
-            raise _refused("approval_missing", "no approval was given, and this is no terminal to ask at", plan)
+            raise ApprovalRefused(
+                "approval_missing", "no approval was given, and this is no terminal to ask at", *_where(plan)
+            )
         way, given = "terminal", ask()
     if not _is_phrase(given, plan.operation):
         if any(_is_phrase(given, other) for other in PHRASES if other != plan.operation):
-            raise _refused("approval_for_another_operation", f"that phrase does not approve a {plan.operation}", plan)
-        raise _refused("approval_wrong", "that is not the approval phrase", plan)
+            raise ApprovalRefused(
+                "approval_for_another_operation", f"that phrase does not approve a {plan.operation}", *_where(plan)
+            )
+        raise ApprovalRefused("approval_wrong", "that is not the approval phrase", *_where(plan))
     return Approval(plan.operation, plan.digest, whoever(), socket.gethostname(), timestamp(now), way)
 
 
@@ -64,9 +68,9 @@ def _is_phrase(typed: str, operation: Operation) -> bool:
     return hmac.compare_digest(typed.encode(errors="replace"), PHRASES[operation].encode())
 
 
-def _refused(code: str, text: str, plan: Plan) -> ApprovalRefused:
-    hint = f"nothing was changed; the phrase is in {_RUNBOOKS[plan.operation]}"
-    return ApprovalRefused(code, text, hint, {"plan": plan.digest})
+def _where(plan: Plan) -> tuple[str, dict[str, object]]:
+    """Hint and facts of a refusal."""
+    return f"nothing was changed; the phrase is in {_RUNBOOKS[plan.operation]}", {"plan": plan.digest}
 
 
 def whoever() -> str:
