@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -109,6 +110,12 @@ class Kept:
 _ANY = Step("any", "any", "reads", lambda: Observation(""))
 
 
+def after(act: Callable[[], object], then: Callable[[], Observation] = lambda: Observation("seen")) -> Observation:
+    """An observation that something comes before."""
+    act()
+    return then()
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
@@ -144,7 +151,7 @@ def test_all_steps_are_done_in_order_and_the_run_is_over(world: World, kept: Kep
 def test_a_line_is_on_the_disk_before_a_step_acts(world: World, kept: Kept) -> None:
     seen: list[set[str]] = []
     steps = world.steps()
-    steps[1] = replace(steps[1], act=lambda: seen.append(set(past(world).begun)) or Observation("x"))
+    steps[1] = replace(steps[1], act=lambda: after(lambda: seen.append(set(past(world).begun))))
     apply(world, kept, steps)
     assert "first" in seen[0]
 
@@ -164,7 +171,7 @@ def test_what_is_done_already_is_not_done_again_but_proved(world: World, kept: K
     world.on.add("first")
     proved: list[str] = []
     steps = world.steps()
-    steps[1] = replace(steps[1], verify=lambda: proved.append("first") or Observation("on"))
+    steps[1] = replace(steps[1], verify=lambda: after(lambda: proved.append("first")))
     assert apply(world, kept, steps).outcome == APPLIED
     assert "first" not in world.done
     assert proved == ["first"]
@@ -214,7 +221,7 @@ def test_after_a_step_that_nothing_takes_back_the_run_stays_open_and_goes_on_lat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_a_lost_terminal_roll_back(world: World, kept: Kept, number: signal.Signals) -> None:
     steps = world.steps()
-    steps[3] = replace(steps[3], act=lambda: os.kill(os.getpid(), number) or Observation("never"))
+    steps[3] = replace(steps[3], act=lambda: after(lambda: os.kill(os.getpid(), number)))
     before = signal.getsignal(number)
     ended = apply(world, kept, steps)
     assert (ended.outcome, ended.error and ended.error.code) == (ROLLED_BACK, "interrupted")
@@ -226,7 +233,7 @@ def test_nothing_interrupts_rolling_back(world: World, kept: Kept) -> None:
     steps = world.steps()
     undo = steps[2].undo
     assert undo is not None
-    steps[2] = replace(steps[2], undo=lambda: os.kill(os.getpid(), signal.SIGTERM) or undo())
+    steps[2] = replace(steps[2], undo=lambda: after(lambda: os.kill(os.getpid(), signal.SIGTERM), undo))
     assert apply(world, kept, steps).outcome == ROLLED_BACK
     assert world.done[-2:] == ["undo second", "undo first"]
 

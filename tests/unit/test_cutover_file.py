@@ -72,7 +72,7 @@ def test_the_digest_is_that_of_the_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    "old, new, told",
     [
         ('evidence_dir = "/var/lib/safe-session/evidence"', 'evidence_dir = "evidence"', "evidence_dir"),
         ('project  = "safe-session"', 'project = "../x"', "compose.project"),

@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[2] / "signer"
 LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "serve", "login", "__main__"),
     "verb": (
-        "grammar", "verbs", "verbform", "platformverbs", "telling", "planned", "verbs_check", "verbs_policy", "verbs_ledger",
-        "verbs_ca", "verbs_cutover", "verbs_decommission", "verbs_evidence", "verbs_parity",
+        "grammar", "verbs", "verbform", "platformverbs", "telling", "planned", "verbs_check", "verbs_policy",
+        "verbs_ledger", "verbs_ca", "verbs_cutover", "verbs_decommission", "verbs_evidence", "verbs_parity",
     ),
     "edge": ("api", "keeper", "keeper_start", "keeper_reload", "link", "forwarding"),
     "use case": (
@@ -30,7 +30,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "adapter": (
         "ledger", "ledger_reader", "ledgeraudit", "cakey", "keychannel", "publickeyfile", "vault",
-        "vaultfaults", "vaultadmin", "vaultinventory", "auditlog", "tokenfile", "apiclient", "boundedhttp", "boundedrun", "compose", "composetrial",
+        "vaultfaults", "vaultadmin", "vaultinventory", "auditlog", "tokenfile", "apiclient", "boundedhttp",
+        "boundedrun", "compose", "composetrial",
         "infisical", "harden", "metrics",
     ),
     "rules": (
