@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import pytest
 from signer.apiclient import ApiClient
 from signer.ops.cutoverfile import load_cutover_file
 from signer.ops.evidence_check import check_evidence
-from signer.ops.removal import vault_state
+from signer.ops.removal import _is_refused, _places, vault_state
 from signer.ops.snapshot import check_snapshot
 from tests.parts import missing
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import KeyRing
 from tests.parts.openbao import OpenBao
+from tests.parts.ports import free_port
 from tests.parts.service import ROOT, Service
 from tests.parts.sshd import Sshd
 
@@ -280,6 +282,29 @@ def test_a_run_that_is_killed_around_every_step_comes_to_its_end_with_the_same_p
     for step in ("snapshot", "disable", "revoke", "seal-vault", "stop"):
         (told,) = (json.loads(path.read_text()) for path in run.glob(f"steps/*-{step}.json"))
         assert told["summary"].startswith("was done already"), step  # by the run that was killed before it could say so
+
+
+def test_a_mount_that_somebody_brings_back_is_found_before_anything_else_is_done(platform: Platform) -> None:
+    platform.cut_over()
+    assert platform.plan().returncode == 0
+    assert platform.apply(killed=("after", "step.began", "prove")).returncode == -signal.SIGKILL
+    platform.bao.enable_ssh()
+    platform.bao.write_role()
+    stopped = platform.apply()
+    assert stopped.returncode == 1
+    assert "Vault has signed for role llmops" in stopped.stderr
+    assert vault_state(load_cutover_file(platform.config)) == "active"
+
+
+def test_vault_is_gone_only_where_a_connection_is_refused() -> None:
+    """Something else on its port is not nothing. The name has an address that listens nowhere, of each family."""
+    port = free_port()
+    for name in ("127.0.0.1", "localhost"):
+        assert _is_refused(_places(f"http://{name}:{port}"))
+    with socket.create_server(("127.0.0.1", port)):
+        for name in ("127.0.0.1", "localhost"):
+            assert not _is_refused(_places(f"http://{name}:{port}"))
+    assert _is_refused(_places(f"http://localhost:{port}"))
 
 
 def test_a_stop_command_that_fails_leaves_a_run_that_goes_on(platform: Platform) -> None:
