@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from signer.errors import SignerError, Unavailable
 from signer.ops.journal import Journal
@@ -25,6 +27,7 @@ APPLIED, ROLLED_BACK, FAILED, STOPPED, ROLLBACK_FAILED = (
     "rollback_failed",
 )
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_T = TypeVar("_T")
 
 
 class Report(Protocol):
@@ -57,7 +60,8 @@ class Ended:
 def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
     """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
 
-    1  a step that the journal calls done is left alone, unless it changes something and its own check denies it
+    1  a step that the journal calls done is left alone, unless it changes something and its own check denies it;
+       then what comes after it is done again, too, as it was seen of another state
     2  it is written down that the step begins; then it acts and proves that it worked; both are kept as evidence
     3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
        after a step that nothing takes back it stays where it is, and can be taken up again;
@@ -65,20 +69,22 @@ def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: R
     4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
     """
     *before, seal = enumerate(steps, 1)
+    is_as_left = True
     with _interruptible():
         for number, step in before:
             began = time.monotonic()
             try:
                 # 1
-                if step.name in journal.past.done and (step.undo is None or step.is_done()):
+                if is_as_left and step.name in journal.past.done and (step.effect != "CHANGES" or _asked(step.is_done)):
                     report.skipped(number, step)
                     continue
+                is_as_left = False
                 # 2
                 report.began(number, step)
                 journal.write("step.began", step=step.name)
                 seen = _done(step)
                 seconds = time.monotonic() - began
-                record.step(number, step, "done", seen, seconds)
+                _asked(lambda: record.step(number, step, "done", seen, seconds))  # noqa: B023 - called at once
                 journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
                 report.passed(number, step, seen, seconds)
             except SignerError as error:
@@ -108,12 +114,27 @@ def _seal(number: int, step: Step, steps: Sequence[Step], journal: Journal, reco
 
 def _done(step: Step) -> Observation:
     """Does it, unless a run that was cut off came so far that nothing is left to do; the proof is looked at anyway."""
-    seen = Observation("was done already") if step.is_done() else step.act()
+    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.act)
     if step.verify is None:
         return seen
-    proof = step.verify()
+    proof = _asked(step.verify)
     summary = "; ".join(part for part in (seen.summary, proof.summary) if part)
     return Observation(summary, {**seen.facts, **proof.facts})
+
+
+def _asked(act: Callable[[], _T]) -> _T:
+    """What it returns. A fault of ours in it is an error like others, so that the run backs out instead of breaking."""
+    try:
+        return act()
+    except SignerError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise SignerError(
+            "fault_of_ours",
+            f"a fault of ours, {type(error).__name__} in {Path(place.filename).name}:{place.lineno}",
+            "report this line with the command that led to it",
+        ) from error
 
 
 def _end_by(
@@ -142,7 +163,7 @@ def _undo(number: int, step: Step, journal: Journal, record: Record, report: Rep
     assert step.undo is not None, "asked for by the caller"  # noqa: S101
     began = time.monotonic()
     try:
-        seen = step.undo()
+        seen = _asked(step.undo)
     except SignerError as fault:
         report.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
         raise
@@ -156,7 +177,7 @@ def _conclude(outcome: str, error: SignerError, journal: Journal, record: Record
     fault: SignerError | None = None
     evidence: object = ""
     try:
-        evidence = record.conclude(outcome, error).facts.get("evidence", "")
+        evidence = _asked(lambda: record.conclude(outcome, error)).facts.get("evidence", "")
     except SignerError as unwritten:
         fault = unwritten
     journal.write("run.ended", outcome=outcome, evidence=evidence)
@@ -167,7 +188,7 @@ def _conclude(outcome: str, error: SignerError, journal: Journal, record: Record
 def _try(act: Callable[[], object]) -> SignerError | None:
     """None, or what went wrong: for what is worth trying when something else matters more."""
     try:
-        act()
+        _asked(act)
     except SignerError as error:
         return error
     return None

@@ -301,6 +301,60 @@ def test_a_change_that_somebody_took_back_meanwhile_is_made_again(world: World, 
     assert world.done.count("first") == 2
 
 
+def test_after_a_change_that_is_made_again_its_proofs_are_made_again_too(world: World, kept: Kept) -> None:
+    world.dies = "after prove"
+    with pytest.raises(Killed):
+        apply(world, kept)
+    journal = Journal(world.folder, RUN)
+    journal.write("step.done", step="prove", seconds=0)
+    journal.close()
+    world.dies, world.on = "", {"look", "second", "prove"}
+    assert apply(world, kept).outcome == APPLIED
+    assert (world.done.count("look"), world.done.count("first"), world.done.count("prove")) == (1, 2, 2)
+
+
+def test_a_change_without_a_way_back_is_made_again_where_somebody_took_it_back(world: World, kept: Kept) -> None:
+    steps = [replace(step, undo=None) for step in world.steps()]
+    world.fails = {"prove"}
+    assert apply(world, kept, steps).outcome == STOPPED
+    world.fails, world.on = set(), {"look", "first"}
+    assert apply(world, kept, steps).outcome == APPLIED
+    assert (world.done.count("first"), world.done.count("second")) == (1, 2)
+
+
+@pytest.mark.parametrize("part", ["act", "verify", "is_done"])
+def test_a_fault_of_ours_backs_out_like_any_failure(world: World, kept: Kept, part: str) -> None:
+    def break_down() -> Observation:
+        raise KeyError("hidden")
+
+    steps = world.steps()
+    if part == "act":
+        steps[3] = replace(steps[3], act=break_down)
+    elif part == "verify":
+        steps[3] = replace(steps[3], verify=break_down)
+    else:
+        steps[2] = replace(steps[2], is_done=lambda: bool(break_down()))
+    ended = apply(world, kept, steps)
+    assert (ended.outcome, ended.error and ended.error.code) == (ROLLED_BACK, "fault_of_ours")
+    assert ended.error is not None
+    assert "KeyError in test_apply.py:" in ended.error.text
+    assert "hidden" not in ended.error.text
+    assert "undo first" in world.done
+
+
+def test_a_fault_of_ours_in_an_undo_does_not_keep_the_others_from_it(world: World, kept: Kept) -> None:
+    def break_down() -> Observation:
+        raise IndexError
+
+    steps = world.steps()
+    steps[2] = replace(steps[2], undo=break_down)
+    world.fails = {"prove"}
+    ended = apply(world, kept, steps)
+    assert (ended.outcome, ended.also and ended.also.code) == (ROLLBACK_FAILED, "fault_of_ours")
+    assert "undo first" in world.done
+    assert past(world).outcome == ROLLBACK_FAILED
+
+
 # --- the journal -----------------------------------------------------------------------------------------------------
 
 
