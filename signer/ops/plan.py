@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ from signer.errors import BadFile, Drift
 VERSION: Final = 1
 _MOST_SHOWN: Final = 120  # characters of a value in a difference
 _NOTHING: Final = object()
+_OF_A_STEP: Final = frozenset({"number", "name", "title", "effect", "undo", "reads", "would"})
 Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
 Operation = Literal["cutover", "decommission"]
 
@@ -116,6 +117,10 @@ def read_plan(text: str, operation: Operation) -> Plan:
             then=raw["then"],
             steps=tuple(raw["steps"]),
         )
+        if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
+            raise TypeError("tables are tables")
+        if any(not _OF_A_STEP <= step.keys() for step in plan.steps):
+            raise KeyError("a step is whole")
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan") from None
@@ -145,6 +150,9 @@ def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
     )
     if not problems:
         problems += differences(planned.then, found.then, "then")
+    same = found if with_state else replace(found, now=planned.now)
+    if not problems and same.digest != planned.digest:  # what no field shows; it is the digest that was approved
+        problems.append(f"digest: planned {planned.digest}, found {same.digest}")
     if problems:
         count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
         raise Drift(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from signer.chain import canonical_json
 from signer.errors import BadFile, Drift
 from signer.ops.plan import Observation, Plan, Step, check_drift, describe, differences, read_plan
 
@@ -49,6 +51,18 @@ def test_a_plan_whose_file_was_edited_is_refused(name: str) -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(BadFile) as refused:
         read_plan(text, "cutover")
+    assert refused.value.code == "plan_unreadable"
+
+
+@pytest.mark.parametrize(
+    "part", [{"inputs": [["config", {}]]}, {"now": "x"}, {"steps": ({"number": 1},)}, {"steps": ("up",)}], ids=str
+)
+def test_a_plan_of_another_form_is_refused_though_its_digest_fits(part: dict[str, Any]) -> None:
+    raw = {**PLAN.as_json(), **part}
+    content = {name: value for name, value in raw.items() if name != "digest"}
+    raw["digest"] = "sha256:" + sha256(canonical_json(content).encode()).hexdigest()
+    with pytest.raises(BadFile) as refused:
+        read_plan(json.dumps(raw), "cutover")
     assert refused.value.code == "plan_unreadable"
 
 
@@ -93,6 +107,16 @@ def test_a_role_that_was_widened_is_told() -> None:
 
 def test_another_step_is_drift_too() -> None:
     assert any("steps.2" in line for line in _drift(replace(PLAN, steps=STEPS[:1])))
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_what_no_field_shows_is_drift_by_the_digest(with_state: bool) -> None:
+    """A plan file that somebody made shows more than will be done, under a digest of its own."""
+    shown = {**STEPS[0], "title": "a step that nobody takes"}
+    for made in (replace(PLAN, steps=(shown, *STEPS)), replace(PLAN, title="Cutover of something else")):
+        with pytest.raises(Drift) as drifted:
+            check_drift(made, PLAN, with_state=with_state)
+        assert drifted.value.problems == (f"digest: planned {made.digest}, found {PLAN.digest}",)
 
 
 def test_a_run_that_is_taken_up_again_may_have_changed_the_state_and_nothing_else() -> None:
