@@ -36,7 +36,7 @@ class Hands(Protocol):
 def cutover_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
     """From Vault to the local CA. From step 5 on a failure brings the base without overlay back by itself."""
     targets = ", ".join(target.name for target in file.smoke)
-    hosts = f"{len(file.smoke)} host{'s' if len(file.smoke) != 1 else ''}"
+    trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
 
     def back() -> Observation:
         return _both(hands.up(with_overlay=False), hands.ready("vault"), hands.smoke("vault"))
@@ -56,7 +56,7 @@ def cutover_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
             hands.parity,
             reads=("Vault's roles", "policy.toml"),
         ),
-        Step("trust", f"do the {hosts} trust the new CA", "logs in", hands.trust, reads=("trusted_ca_file",)),
+        Step("trust", f"{trust} trust the new CA", "logs in", hands.trust, reads=("trusted_ca_file",)),
         Step("remember", "remember the present state", "writes evidence", hands.remember, reads=("container",)),
         Step(
             "up",

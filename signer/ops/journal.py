@@ -24,7 +24,7 @@ from signer.errors import LedgerBroken, SignerError, Unavailable
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
 _LOCK: Final = "lock"
-_RUN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(?:-\d+)?-(cutover|rollback|decommission)")
+_RUN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover|rollback|decommission)")
 
 
 @dataclass(slots=True)
@@ -132,7 +132,13 @@ def _operation(run: str) -> str:
     match = _RUN.fullmatch(run)
     if match is None:
         raise ValueError(f"{run!a} is no name of a run")
-    return match[1]
+    return match[3]
+
+
+def _age(past: Past) -> tuple[str, int]:
+    """Sorts runs as they were made; of those of one second the first one has no number."""
+    match = _RUN.fullmatch(past.run)
+    return ("", 0) if match is None else (match[1], int(match[2] or 1))
 
 
 def _cut_half_line(descriptor: int) -> None:
@@ -176,9 +182,7 @@ def read_journal(path: Path) -> Past:
 def runs(folder: Path) -> list[Past]:
     """All runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
-    return sorted(
-        (read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=lambda past: past.run
-    )
+    return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
 
 
 @contextmanager

@@ -399,12 +399,14 @@ def test_a_full_disk_is_given_room_once_for_the_end(tmp_path: Path, monkeypatch:
 
 
 def test_runs_are_listed_oldest_first_and_other_files_are_not_runs(tmp_path: Path) -> None:
-    for name in ("2026-11-23T00-00-00Z-rollback", RUN):
+    later = ("2026-11-23T00-00-00Z-10-cutover", "2026-11-23T00-00-00Z-2-decommission", "2026-11-23T00-00-00Z-rollback")
+    for name in (*later, RUN):
         journal = Journal(tmp_path, name)
         journal.write("run.began", plan="")
         journal.close()
     note_attempt(tmp_path, {"why": "approval_wrong"})
-    assert [run.operation for run in runs(tmp_path)] == ["cutover", "rollback"]
+    assert [run.run for run in runs(tmp_path)] == [RUN, *reversed(later)]
+    assert [run.operation for run in runs(tmp_path)] == ["cutover", "rollback", "decommission", "cutover"]
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
