@@ -22,6 +22,7 @@ from signer.ledger_reader import FILE_NAME
 from signer.model import Event
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
+from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
@@ -139,9 +140,9 @@ class World:
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
-        set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), removal CASE (see
-        `removal`), evidence (a run, sealed and
-        recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
+        set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
+        removal CASE (see `removal`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand
+        for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -163,8 +164,9 @@ class World:
                 self._environ.setenv(name, value)
             case ["vault", role]:
                 play(self._environ, self.folder, role)
-            case ["removal", found]:
-                play_removal(self._environ, self.folder, found)
+            case ["removal" | "cutover" as operation, found]:
+                play_run = play_move if operation == "cutover" else play_removal
+                play_run(self._environ, self.folder, found)
                 self._runs = True
             case ["evidence"]:
                 self._keep_evidence()

@@ -53,7 +53,7 @@ AUDIT: Final = AuditFacts(
 CHECKS: Final = Checks((), AUDIT, None, None, None)
 TERMS: Final = Terms(72 * HOUR, "ssh", has_snapshot_file=False)
 
-_CONFIG: Final = f"""\
+CONFIG: Final = f"""\
 evidence_dir = "<dir>/evidence"
 [compose]
 command = ["podman-compose"]
@@ -86,7 +86,7 @@ stop_command = ["systemctl", "disable", "--now", "vault"]
 
 def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     """Writes cutover.toml, and has `signer decommission` find a Vault that is `clear` or `full`, or `gone`."""
-    (folder / "cutover.toml").write_text(_CONFIG.replace("<dir>", str(folder)))
+    (folder / "cutover.toml").write_text(CONFIG.replace("<dir>", str(folder)))
     inventory, ledger = CLEAR, LEDGER
     if case == "full":
         kv = KvEntries("archive/", 2, ("old/deep/er/secret",))
