@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from signer import printing, telling
 from signer.apiclient import ApiClient
 from signer.errors import ApprovalRefused, BadFile, SignerError
 from signer.ops.approval import Approval, ask_approval, whoever
-from signer.ops.cutoverfile import CutoverFile
+from signer.ops.cutoverfile import CutoverFile, read_owned
 from signer.ops.journal import note_attempt
 from signer.ops.plan import Operation, Plan, read_plan
 from signer.timestamps import timestamp
@@ -22,41 +23,56 @@ MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """The plan file, whole or not at all; raises `BadFile`."""
-    temporary = path.with_name(f".{path.name}.new")
+    """The plan file, 0600, whole or not at all; raises `BadFile`. No link that somebody laid in its way is followed."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(json.dumps(plan.as_json(), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
         temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(json.dumps(plan.as_json(), indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
         text = f"the plan file cannot be written: {error.strerror}"
         raise BadFile("plan_unwritable", text, "choose another") from None
 
 
 def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
-    """A plan file, and the configuration it was made of; raises `BadFile`."""
+    """A plan file of ours, and the configuration it was made of; raises `BadFile`."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_PLAN + 1)
+        raw = read_owned(path, MAX_PLAN, "the plan file")
     except OSError as error:
         raise BadFile(
             "plan_unreadable", f"the plan file cannot be read: {error.strerror}", f"signer {operation} plan --out FILE"
         ) from None
     plan = read_plan(raw.decode(errors="replace") if len(raw) <= MAX_PLAN else "", operation)
-    return plan, Path(plan.inputs["config"]["path"])
+    config = plan.inputs.get("config")
+    where = config.get("path") if isinstance(config, dict) else None
+    if not isinstance(where, str) or not where.startswith("/"):
+        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan")
+    return plan, Path(where)
 
 
 def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
-    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed."""
+    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed.
+
+    Where it cannot be kept it is refused all the same. Raises `ApprovalRefused`.
+    """
     is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     try:
         return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
     except ApprovalRefused as refused:
         facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
-        note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
+        try:
+            note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
+        except SignerError as error:
+            printing.warn(f"this attempt is not kept: {error.text}")
         try:
             recorder.record(plan.operation, "approval_refused", plan.digest, "", refused.code)
         except SignerError as error:
@@ -69,7 +85,7 @@ def _ask(plan: Plan) -> str:
         (word, ", ".join(f"{name} {value}" for name, value in state.items() if value not in ("", None)))
         for word, state in (("now", plan.now), ("then", plan.then))
     ]
-    telling.show_plan(plan, facts=[*facts, ("plan", plan.digest)], commands=False)
-    printing.flush()
+    with redirect_stdout(sys.stderr):  # it is part of the question, which a person must see; stdout has the result
+        telling.show_plan(plan, facts=[*facts, ("plan", plan.digest)], commands=False)
     printing.say(f"to approve {plan.digest}, type the phrase of the runbook")
     return sys.stdin.readline().strip()

@@ -1,12 +1,14 @@
 """cutover.toml → `CutoverFile`: which platform is moved from Vault to the local CA, and how to reach its parts.
 
 Everything is read, every problem is found, and one problem refuses the whole file. It holds paths of secrets and never
-a secret. Pure but for `load_cutover_file`, which reads the file.
+a secret. Pure but for `load_cutover_file` and `read_owned`, which read files.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -179,15 +181,34 @@ class _Raw(Table):
 def load_cutover_file(path: Path) -> CutoverFile:
     """Reads and validates cutover.toml; raises `BadFile` with every problem found."""
     try:
-        if not path.is_file():
-            raise OSError(2, "it is no regular file" if path.exists() else "No such file or directory")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_owned(path, MAX_BYTES, path.name)
     except OSError as error:
         raise BadFile(
             "cutover_file_unreadable", f"the cutover file cannot be read: {error.strerror}", "name it with --config"
         ) from None
     return parse_cutover_file(raw, path.name)
+
+
+def read_owned(path: Path, most: int, name: str) -> bytes:
+    """A file that says what will be run, read as far as one byte over `most`; raises `BadFile` and `OSError`.
+
+    It must be ours or root's, and no other user's to write: who writes it has its commands run by us. What is checked
+    is what is read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(22, "it is no regular file")
+        groups = (0, os.getegid())  # where each user has a group, that one may well write
+        is_others = facts.st_mode & 0o002 or (facts.st_mode & 0o020 and facts.st_gid not in groups)
+        if facts.st_uid not in (0, os.geteuid()) or is_others:
+            raise BadFile(
+                "file_not_private",
+                f"{name} belongs to another user, or others may write it: its commands could be theirs",
+                "look at it, then chown it and chmod 0600",
+            )
+        return file.read(most + 1)
 
 
 def parse_cutover_file(raw: bytes, name: str = "cutover.toml") -> CutoverFile:
@@ -265,8 +286,8 @@ class _Reader:
             self._faults.add(place, "has a word that is empty or cannot be printed")
         return tuple(words or ())
 
-    def _address(self, place: tuple[str | int, ...], text: str | None) -> str:
-        if text is None or text.startswith("unix:/"):
+    def _address(self, place: tuple[str | int, ...], text: str | None, *, may_be_socket: bool = False) -> str:
+        if text is None or (may_be_socket and text.startswith("unix:/") and text.isprintable()):
             return text or ""
         if not _is_address(text):
             self._faults.add(place, "is no address such as http://127.0.0.1:8222 or https://vault.example:8200")
@@ -305,7 +326,7 @@ class _Reader:
         if data is not None:
             self._faults.require(("signer",), data, "address", "token_file", "policy_file", "role")
         return SignerFacts(
-            address=self._address(("signer", "address"), raw.address),
+            address=self._address(("signer", "address"), raw.address, may_be_socket=True),
             token_file=self.path(("signer", "token_file"), raw.token_file),
             policy_file=self.path(("signer", "policy_file"), raw.policy_file),
             role=self._word(("signer", "role"), raw.role, _WORD, "role name"),

@@ -119,7 +119,7 @@ def read_plan(text: str, operation: Operation) -> Plan:
         )
         if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
             raise TypeError("tables are tables")
-        if any(not _OF_A_STEP <= step.keys() for step in plan.steps):
+        if any(_OF_A_STEP - step.keys() for step in plan.steps):
             raise KeyError("a step is whole")
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
