@@ -24,7 +24,14 @@ _STEPS: Final = (
     ("parity", "Compare roles and 20 certificates", "reads, signs", "", 1.904, "1 role, 20 certificates, none wider"),
     ("trust", "Do the 3 hosts trust the new CA", "reads", "", 0.871, "3 of 3 trust it"),
     ("snapshot", "Remember the present state", "writes evidence", "", 0.044, "mode vault, image 4f1d2c"),
-    ("compose", "Compose up with the overlay", "CHANGES", "undone by compose up without the overlay", 3.218, "1 container new"),
+    (
+        "compose",
+        "Compose up with the overlay",
+        "CHANGES",
+        "undone by compose up without the overlay",
+        3.218,
+        "1 container new",
+    ),
     ("ready", "Ready, in mode local, with the pinned CA", "reads", "", 0.703, f"mode local, CA {OURS}"),
     ("smoke", "Log in to rs2000, rs1000, edge1", "logs in", "", 2.466, "3 of 3 logged in, 3 of 3 refused root"),
 )
