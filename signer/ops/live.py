@@ -21,7 +21,7 @@ from signer.ops.plan import Observation
 from signer.ops.running import Run
 from signer.ops.samples import throwaway_key
 from signer.ops.smoke import Caller, on_each, read_trusted_cas, smoke_login, smoke_refusal
-from signer.ops.world import preflight_environment, preflight_line
+from signer.ops.world import check_files, preflight_environment, preflight_line
 from signer.policy import Policy
 from signer.policyfile import load_policy
 from signer.tokenfile import read_secret_word
@@ -120,7 +120,13 @@ class LiveHands:
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
 
     def remember(self) -> Observation:
-        """What runs now, so that somebody who has only the evidence could put it back."""
+        """What runs now, so that somebody who has only the evidence could put it back.
+
+        The last look before anything is changed, so files that a plan depends on are held against it once more.
+        """
+        plan = self._kept.evidence.read_json("plan.json")  # a rollback has none
+        if plan is not None:
+            check_files(self._file, plan["inputs"])
         found = self._compose.running()
         try:
             ready = self._api.ready()
@@ -140,9 +146,9 @@ class LiveHands:
         )
 
     def is_up(self, *, with_overlay: bool) -> bool:
-        """True if the service runs in the mode that these files give it."""
+        """True if the service runs in the mode that these files give it; `shadow` is neither's."""
         found = self._compose.running()
-        return found is not None and found.is_running and (found.mode == "local") == with_overlay
+        return found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
 
     def ready(self, backend: Backend) -> Observation:
         """Waits until the service is ready in that mode and signs with that CA."""

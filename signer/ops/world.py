@@ -15,10 +15,11 @@ from typing import Any, Final
 from signer.apiclient import ApiClient, Readiness
 from signer.compose import Compose
 from signer.composetrial import trial_lines
-from signer.errors import BadFile, NotAuthenticated, SignerError, Unavailable
+from signer.errors import BadFile, Drift, NotAuthenticated, SignerError, Unavailable
 from signer.model import Identity
 from signer.ops.cutover import SAMPLES
 from signer.ops.cutoverfile import KEY_VARIABLE, CutoverFile
+from signer.ops.plan import differences
 from signer.parity import compare_roles, errors_in
 from signer.policy import Policy
 from signer.policyfile import load_policy
@@ -155,6 +156,26 @@ def check_operator(file: CutoverFile, policy: Policy) -> Identity:
             f"add it to identities.{identity.name}.roles in policy.toml, and reload",
         )
     return identity
+
+
+def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
+    """Raises `Drift` unless the files, and what compose makes of them, are those of a plan's inputs.
+
+    Looked at again right before anything is changed: comparing roles and certificates takes its time.
+    """
+    found = {
+        "files": {name: _file(path) for name, path in _files(file).items()},
+        "compose": {"merged": {"with overlay": Compose(file.compose).config_digest(with_overlay=True)}},
+    }
+    merged = planned["compose"]["merged"]["with overlay"]
+    wanted = {"files": planned["files"], "compose": {"merged": {"with overlay": merged}}}
+    if problems := tuple(differences(wanted, found, "inputs")):
+        raise Drift(
+            "plan_drifted",
+            f"a file was edited while the cutover was checked: {problems[0]}",
+            "look at it, then make a new plan: signer cutover plan",
+            problems,
+        )
 
 
 def _files(file: CutoverFile) -> dict[str, Path]:
