@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from signer.verbform import JSON, Argument, Verb, argument, whole
+from signer.verbform import JSON, Argument, Verb, argument, reason, whole
 
 _MOVE: Final = "Moving from Vault"
 CONFIG: Final = argument("--config", metavar="FILE", required=True, help="cutover.toml of the platform")
@@ -77,7 +77,7 @@ PLATFORM_VERBS: Final = (
         "Starts the service without the overlay, and proves by logins that Vault signs. Refused, with nothing\n"
         "changed, if Vault does not sign. Ends a cutover that was cut off, too.",
         ('signer cutover rollback --config cutover.toml --reason "edge1 lacks the new CA"',),
-        (CONFIG, argument("--reason", metavar="TEXT", required=True, help="why, for the record"), JSON),
+        (CONFIG, argument("--reason", metavar="TEXT", type=reason, required=True, help="why, for the record"), JSON),
         "verbs_cutover",
         "cutover_rollback",
     ),

@@ -50,6 +50,15 @@ def whole(low: int, high: int) -> Any:
     return read
 
 
+def reason(text: str) -> str:
+    """As the ledger takes it: told before anything is changed, not when it is to be recorded."""
+    from signer.rules import MAX_REASON
+
+    if not text.strip() or len(text) > MAX_REASON or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"must be one line of at most {MAX_REASON} printable characters")
+    return text
+
+
 def duration(text: str) -> int:
     try:
         return parse_duration(text)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from signer import printing, telling
 from signer.apiclient import ApiClient
-from signer.errors import SignerError, Unavailable
+from signer.errors import Drift, SignerError, Unavailable
 from signer.ops.cutover import cutover_steps, make_plan, rollback_steps
 from signer.ops.cutoverfile import CutoverFile, load_cutover_file
 from signer.ops.journal import alone, runs
 from signer.ops.live import LiveHands
 from signer.ops.plan import check_drift
 from signer.ops.running import catch_up, close_others, destroyed_by, open_run, unfinished
-from signer.ops.world import World, check_movable, check_roles, read_world, would_run
+from signer.ops.world import NotPossible, World, check_movable, check_roles, read_world, would_run
 from signer.planned import approve, load_plan, write_plan
 
 if TYPE_CHECKING:
@@ -78,17 +78,25 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
     began = time.monotonic()
     with alone(file.evidence_dir):
         taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
-        world = read_world(file, path, may_be_down=taken_up)
+        world = _read_again(file, path, may_be_down=taken_up)
+        found = make_plan(file, would_run(file), world.inputs, world.now)
+        check_drift(plan, found, with_state=not taken_up)  # no drift: one can move now as one could then
         if not taken_up:
             catch_up(file.evidence_dir, recorder)
-            check_movable(world)
-        found = make_plan(file, would_run(file), world.inputs, world.now)
-        check_drift(plan, found, with_state=not taken_up)
         with open_run(file.evidence_dir, "cutover", plan, approval, recorder) as run:
             hands = LiveHands(file, run)
             ended = run.carry_out(cutover_steps(file, hands), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _APPLIED)
+
+
+def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> World:
+    """The world of a plan that was made; raises `Drift` where one could not be made any more."""
+    try:
+        return read_world(file, path, may_be_down=may_be_down)
+    except NotPossible as error:
+        text = f"the world is not the one that was planned for: {error.text}"
+        raise Drift("plan_drifted", text, error.hint, (f"{error.code}: {error.text}",)) from None
 
 
 def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
@@ -127,7 +135,7 @@ def cutover_status(arguments: Namespace, _settings: Callable[[], Settings]) -> i
         printing.show_json({"now": now, "runs": [telling.run_as_json(past) for past in known], "next": following})
         return 0
     if now["ready"]:
-        printing.show(f"now   mode {now['mode']}, ready, CA {printing.plain(now['ca'])}")
+        printing.show(f"now   mode {printing.plain(now['mode'])}, ready, CA {printing.plain(now['ca'])}")
     else:
         printing.show(f"now   not ready: {now['code']}")
     printing.show(f"next  {following}")

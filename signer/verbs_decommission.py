@@ -163,7 +163,7 @@ def decommission_status(arguments: Namespace, _settings: Callable[[], Settings])
         printing.show_json({"now": now, "runs": told, "next": following})
         return 0
     printing.show(f"vault    {_STATES.get(state, f'does not tell: {state}')}")
-    printing.show(f"service  {f'mode {mode}, ready' if mode else f'not ready {code}'.rstrip()}")
+    printing.show(f"service  {f'mode {printing.plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
     printing.show(f"soak     {_soak(soak)}")
     printing.show(f"next     {following}")
     if known:
