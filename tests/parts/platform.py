@@ -378,7 +378,7 @@ class Platform:
 
 def make_memory(folder: Path) -> bool:
     """Makes `folder`, root's alone, on a tmpfs; False if it is on a disk, as no file system may be mounted here."""
-    folder.mkdir(mode=0o755)
+    folder.mkdir(mode=0o755, exist_ok=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "none", str(folder)], capture_output=True)
     return done.returncode == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def new_platform(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> It
     """A platform in mode vault for the tests of a module; each leaves it so that `reset()` can mend it."""
     if reason := missing.bao() or missing.sshd():
         pytest.skip(reason)
-    memory = Path(f"/run/signer-platform-{os.getpid()}")
+    memory = Path(tempfile.mkdtemp(prefix="signer-platform-", dir="/run"))
     make_memory(memory)
     try:
         with Platform(engine, tmp_path_factory.mktemp("platform"), memory) as running:

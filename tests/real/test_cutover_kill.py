@@ -59,9 +59,8 @@ def test_killed_before_and_after_every_step_it_is_taken_up_again_each_time(platf
     assert len(approvals) >= len(killed)
 
 
-@pytest.mark.parametrize("point", [("step.began", "up"), ("step.done", "smoke")])
-def test_killed_it_can_be_taken_back_as_well(platform: Platform, point: tuple[str, str]) -> None:
-    assert kill_at(platform, *point, "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)
+def test_killed_after_the_change_it_can_be_taken_back_as_well(platform: Platform) -> None:
+    assert kill_at(platform, "step.done", "smoke", "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)
     done = platform.rollback("it was killed")
     assert done.status == 0, done.err
     assert platform.mode() == "vault"
@@ -88,8 +87,17 @@ def test_killed_while_it_rolls_back_by_itself_it_is_finished_by_hand(platform: P
     assert platform.verify_evidence().status == 0
 
 
-def test_a_rollback_that_is_killed_in_its_steps_comes_to_its_end_when_it_is_asked_for_again(platform: Platform) -> None:
+def test_a_rollback_needs_a_vault_that_signs_and_killed_in_its_steps_it_ends_when_asked_again(
+    platform: Platform,
+) -> None:
     assert platform.apply(platform.plan()).status == 0
+    platform.bao.seal()
+    refused = platform.rollback("too early")
+    assert refused.status == 1
+    assert "sealed" in refused.err + refused.out
+    assert platform.mode() == "local"
+    assert platform.can_log_in()
+    platform.bao.unseal()
     rollback = ("cutover", "rollback", "--config", platform.config.name, "--reason", "killed, too")
     for point in (("step.began", "up"), ("step.done", "up"), ("step.began", "seal")):
         assert kill_at(platform, *point, *rollback)
@@ -97,5 +105,8 @@ def test_a_rollback_that_is_killed_in_its_steps_comes_to_its_end_when_it_is_aske
     assert done.status == 0, done.err
     assert platform.mode() == "vault"
     assert platform.can_log_in()
-    assert all(run["outcome"] for run in platform.status()["runs"])
+    outcomes = [run["outcome"] for run in platform.status()["runs"]]
+    assert outcomes[:2] == ["applied", "failed"]
+    assert outcomes[-1] == "applied"
+    assert all(outcomes)
     assert platform.verify_evidence().status == 0

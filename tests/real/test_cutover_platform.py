@@ -27,29 +27,3 @@ def test_its_cutover_file_is_one(platform: Platform) -> None:
     assert found.decommission is not None
     assert found.decommission.soak == 5
     assert [target.trusted_ca_file is None for target in found.smoke] == [False, True]
-
-
-def test_the_overlay_moves_it_and_a_reset_brings_it_back(platform: Platform) -> None:
-    done = platform.compose("up", "-d", with_overlay=True)
-    assert done.status == 0, done.err
-    platform.wait_for_mode("local")
-    assert platform.can_log_in()
-    platform.untrust("edge1")
-    assert platform.login("edge1").status == 255
-    assert platform.login("rs2000").ok
-    platform.reset()
-    assert platform.mode() == "vault"
-    assert platform.can_log_in()
-
-
-def test_vault_sealed_stopped_or_emptied_comes_back_with_a_reset(platform: Platform) -> None:
-    platform.bao.seal()
-    assert platform.login("rs2000").status == 1
-    platform.bao.halt()
-    assert not platform.bao.is_running()
-    platform.reset()
-    assert platform.can_log_in()
-    platform.hide_secret("marker")
-    platform.reset()
-    assert "archive/" not in platform.bao.must("GET", "sys/mounts")["data"]
-    assert platform.can_log_in()
