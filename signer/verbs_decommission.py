@@ -133,7 +133,8 @@ def decommission_apply(arguments: Namespace, _settings: Callable[[], Settings]) 
             found = read_standing(file, api)
             if found.blockers:
                 _refuse(found, arguments)
-        check_drift(plan, _plan(file, path, api, found, plan), with_state=found is not None)
+        # the plan's own path, as --config may say that the very same file lies elsewhere now
+        check_drift(plan, _plan(file, planned_path, api, found, plan), with_state=found is not None)
         with open_run(file.evidence_dir, "decommission", plan, approval, api) as run:
             ended = run.carry_out(removal_steps(file, LiveRemoval(file, run)), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence

@@ -24,6 +24,7 @@ class Hands(Protocol):
     def snapshot(self) -> Observation: ...
     def has_snapshot(self) -> bool: ...
     def smoke(self, when: str) -> Observation: ...
+    def still_clear(self) -> Observation: ...
     def disable(self) -> Observation: ...
     def is_disabled(self) -> bool: ...
     def signs_no_more(self) -> Observation: ...
@@ -32,7 +33,7 @@ class Hands(Protocol):
     def seal_vault(self) -> Observation: ...
     def is_sealed(self) -> bool: ...
     def stop(self) -> Observation: ...
-    def is_gone(self) -> bool: ...
+    def has_stopped(self) -> bool: ...
     def gone(self) -> Observation: ...
     def remove_data(self) -> Observation: ...
     def seal(self, outcome: str) -> Observation: ...
@@ -60,7 +61,8 @@ def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
             f"log in to {targets}",
             "logs in",
             lambda: hands.smoke("before"),
-            reads=("sshd", "ledger"),
+            verify=hands.still_clear,  # a snapshot may take its time
+            reads=("sshd", "ledger", "Vault"),
         ),
         Step(
             "disable",
@@ -87,7 +89,7 @@ def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
             undo_text=NO_WAY_BACK,
         ),
         Step("seal-vault", "seal Vault", "CHANGES", hands.seal_vault, is_done=hands.is_sealed, undo_text=BEYOND),
-        Step("stop", "stop Vault", "CHANGES", hands.stop, is_done=hands.is_gone, undo_text=BEYOND),
+        Step("stop", "stop Vault", "CHANGES", hands.stop, is_done=hands.has_stopped, undo_text=BEYOND),
         Step("gone", "its address refuses connections", "reads", hands.gone, reads=("Vault's address",)),
         Step(
             "smoke-again",
@@ -125,6 +127,9 @@ class Recording:
         del when
         return self._note("smoke")
 
+    def still_clear(self) -> Observation:
+        return self._note("still_clear")
+
     def disable(self) -> Observation:
         return self._note("disable")
 
@@ -149,7 +154,7 @@ class Recording:
     def stop(self) -> Observation:
         return self._note("stop")
 
-    def is_gone(self) -> bool:
+    def has_stopped(self) -> bool:
         return False
 
     def gone(self) -> Observation:

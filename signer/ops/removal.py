@@ -61,6 +61,7 @@ class LiveRemoval:
         self._file = file
         self._wanted: DecommissionFacts = decommission_of(file)
         self._kept = kept
+        self._begun = frozenset(kept.journal.past.begun)  # by a run that was cut off
         self._api = ApiClient(file.signer.address, file.signer.token_file)
         self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
         guard = kept.evidence.guard
@@ -141,10 +142,21 @@ class LiveRemoval:
             text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
             self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
 
+    def still_clear(self) -> Observation:
+        """What came in the way since the inventory; raises `Blocked`."""
+        if blocking := read_standing(self._file, self._api).blockers:
+            raise Blocked(blocking)
+        return Observation("still nothing in the way")
+
     # --- the point of no return --------------------------------------------------------------------------------------
 
     def disable(self) -> Observation:
-        """The SSH engine with its CA key and its roles."""
+        """The SSH engine with its CA key and its roles; raises `Blocked`.
+
+        A run that was cut off here, and is taken up again days later, has not destroyed anything yet.
+        """
+        if "disable" in self._begun:
+            self.still_clear()
         mount = self._file.vault.mount
         with self._vault() as vault:
             vault.call("DELETE", f"sys/mounts/{mount}", within=COMMAND_WITHIN)
@@ -222,6 +234,10 @@ class LiveRemoval:
     def stop(self) -> Observation:
         """The operator's own command, with a time limit."""
         return self._command(self._wanted.stop_command, "stop_command")
+
+    def has_stopped(self) -> bool:
+        """True if a run that was cut off began to stop it and it is gone: one that only starts anew is stopped, too."""
+        return "stop" in self._begun and self.is_gone()
 
     def is_gone(self) -> bool:
         """True if every address of Vault's refuses a connection."""
@@ -342,6 +358,7 @@ def would_run(file: CutoverFile) -> dict[str, tuple[str, ...]]:
         "inventory": (f"GET and LIST below {vault}, of KV entries names only", "every blocker looked for again"),
         "snapshot": (taken, f"to {file.evidence_dir / FOLDER}, 0600; every sum in it compared"),
         "smoke": tuple(f"safe-session ssh -p {t.port} {t.user}@{t.host}" for t in file.smoke),
+        "still_clear": ("every blocker looked for once more",),
         "disable": (f"DELETE {vault}/sys/mounts/{file.vault.mount}",),
         "signs_no_more": tuple(f"POST {vault}/{file.vault.mount}/sign/{role}: must fail" for role in file.vault.roles),
         "revoke": (f"POST {vault}/auth/token/revoke-accessor for every accessor but our own",),
