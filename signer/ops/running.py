@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from signer import __version__
 from signer.boundedrun import NoSuchCommand, run
-from signer.errors import NotFound, SignerError
+from signer.errors import NotFound, SignerError, Unavailable
 from signer.ops.apply import Ended, Report, carry_out
 from signer.ops.approval import Approval
 from signer.ops.evidence import Evidence, numbered
 from signer.ops.journal import Journal, Past, runs
 from signer.ops.plan import Observation, Plan, Step
+
+_BACK: Final = "signer cutover rollback --config … --reason …"
 
 
 class Unfinished(SignerError):
@@ -98,10 +100,13 @@ def open_run(
 ) -> Iterator[Run]:
     """A new run, or the one of the same plan that was cut off; raises `Unfinished` if another one comes first.
 
-    To be used while `journal.alone` holds everybody else off.
+    One that was cut off before it changed anything does not: it is ended as failed. To be used while `journal.alone`
+    holds everybody else off.
     """
     digest = plan.digest if plan is not None else ""
-    past = _to_take_up(folder, operation, digest)
+    past, over = _to_take_up(folder, operation, digest)
+    for other in over:
+        _close(folder, other, recorder, "failed", "another plan")
     if past is None:
         evidence = Evidence.create(folder, operation, clock())
         evidence.reserve_space()
@@ -121,24 +126,40 @@ def open_run(
         journal.close()
 
 
-def _to_take_up(folder: Path, operation: str, plan: str) -> Past | None:
+def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[Past | None, list[Past]]:
+    """The run to go on with, and those that can be ended for it; raises `Unfinished` for what must be done first."""
+    over: list[Past] = []
     for past in unfinished(folder):
         if past.operation == operation and past.plan == plan and not past.is_rolling_back:
-            return past
+            return past, over
         if operation == "rollback" and not destroyed_by(folder, past):
             continue  # the rollback ends it, see `close_others`
         if past.is_rolling_back:
             raise Unfinished(
                 "rollback_unfinished",
                 f"the run {past.run} was cut off while it rolled back",
-                "finish that first: signer cutover rollback",
+                f"finish that first: {_BACK}",
             )
-        raise Unfinished(
-            "run_unfinished",
-            f"the run {past.run} has not come to its end",
-            f"apply its plan ({past.plan[:19]}…) again, or, before anything was destroyed: signer cutover rollback",
-        )
-    return None
+        if _has_changed(folder, past):
+            again = (
+                f"apply its plan ({past.plan[:19]}…) again, or, before anything was destroyed: " if past.plan else ""
+            )
+            raise Unfinished("run_unfinished", f"the run {past.run} has not come to its end", f"{again}{_BACK}")
+        over.append(past)
+    return None, over
+
+
+def _has_changed(folder: Path, past: Past) -> bool:
+    """True unless it is certain that the run was cut off before the first step that changes anything."""
+    if not past.begun:
+        return False
+    if past.operation == "rollback":  # which has no plan
+        return "up" in past.begun
+    try:
+        steps = (Evidence.open(folder / past.run).read_json("plan.json") or {})["steps"]
+        return any(step["effect"] in ("CHANGES", "DESTROYS") and step["name"] in past.begun for step in steps)
+    except (NotFound, KeyError, TypeError):
+        return True
 
 
 def destroyed_by(folder: Path, past: Past) -> str:
@@ -153,24 +174,25 @@ def destroyed_by(folder: Path, past: Past) -> str:
 
 def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> list[str]:
     """Ends every other run that is open, after a rollback has put the platform back; returns their names."""
-    closed = []
-    for past in unfinished(folder):
-        if past.run == by:
-            continue
-        journal = Journal(folder, past.run)
+    others = [past for past in unfinished(folder) if past.run != by]
+    return [past.run for past in others if _close(folder, past, recorder, outcome, by)]
+
+
+def _close(folder: Path, past: Past, recorder: Recorder, outcome: str, by: str) -> bool:
+    """Ends a run that was cut off; False if there is nothing of it but its journal."""
+    journal = Journal(folder, past.run)
+    try:
         try:
-            try:
-                evidence = Evidence.open(folder / past.run)
-            except NotFound:  # cut off before its first step
-                journal.write("run.ended", outcome="failed", evidence="", by=by)
-                continue
-            kept = Run(journal, evidence, past.plan, recorder, f"ended by {by}")
-            sealed = kept.conclude(outcome).facts["evidence"]
-            journal.write("run.ended", outcome=outcome, evidence=sealed, by=by)
-        finally:
-            journal.close()
-        closed.append(past.run)
-    return closed
+            evidence = Evidence.open(folder / past.run)
+        except NotFound:  # cut off before its first step
+            journal.write("run.ended", outcome="failed", evidence="", by=by)
+            return False
+        kept = Run(journal, evidence, past.plan, recorder, f"ended by {by}")
+        sealed = kept.conclude(outcome).facts["evidence"]
+        journal.write("run.ended", outcome=outcome, evidence=sealed, by=by)
+    finally:
+        journal.close()
+    return True
 
 
 def catch_up(folder: Path, recorder: Recorder) -> list[str]:
@@ -194,7 +216,12 @@ def _record(
     digest = evidence.digest
     answer = next(iter(recorder.operations(evidence=digest)), None)
     if answer is None:
-        answer = recorder.record(operation, outcome, plan, digest, reason)
+        try:
+            answer = recorder.record(operation, outcome, plan, digest, reason)
+        except Unavailable:  # only the answer may be lost: what the ledger holds has happened
+            answer = next(iter(recorder.operations(evidence=digest)), None)
+            if answer is None:
+                raise
     evidence.keep_ledger_answer(answer)
     return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,54 @@ def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger
 def test_an_answer_that_was_lost_is_looked_for_and_nothing_is_recorded_twice(folder: Path, ledger: Ledger) -> None:
     with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
         ledger.loses_answers = True
-        with pytest.raises(Unavailable):
-            run.conclude("applied")
-        assert run.conclude("applied").facts["evidence"] == ledger.held[0]["evidence"]
-    assert len(ledger.held) == 1
+        assert carry_out(run) == Ended("applied")  # it is on record, so nothing is rolled back
+    assert [entry["outcome"] for entry in ledger.held] == ["applied"]
+    assert runs(folder)[0].evidence == ledger.held[0]["evidence"]
+
+
+@pytest.mark.parametrize("begun", [(), ("look",)])
+def test_a_run_that_was_cut_off_before_it_changed_anything_makes_way(
+    folder: Path, ledger: Ledger, begun: tuple[str, ...]
+) -> None:
+    """Else nothing but a rollback, and a new soak time, could follow a removal that was only looked into."""
+    plan = a_plan(steps=(("look", "reads"), ("up", "CHANGES")))
+    with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
+        for step in begun:
+            run.journal.write("step.began", step=step)
+    with open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
+        assert carry_out(run).outcome == "applied"
+    assert [past.outcome for past in runs(folder)] == ["failed", "applied"]
+    assert [entry["outcome"] for entry in ledger.held] == ["failed", "applied"]
+
+
+def test_a_run_whose_evidence_is_gone_is_not_taken_for_one_that_changed_nothing(folder: Path, ledger: Ledger) -> None:
+    name = cut_off(folder, ledger, a_plan())
+    (folder / name).rename(folder / "elsewhere")
+    with (
+        pytest.raises(Unfinished) as refused,
+        open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW),
+    ):
+        pass
+    assert refused.value.code == "run_unfinished"
+
+
+@pytest.mark.parametrize("begun, is_refused", [("vault", False), ("up", True)])
+def test_a_rollback_by_hand_that_was_cut_off_is_finished_as_one(
+    folder: Path, ledger: Ledger, begun: str, is_refused: bool
+) -> None:
+    with open_run(folder, "rollback", None, None, ledger, reason="why", clock=lambda: NOW) as run:
+        run.journal.write("step.began", step=begun)
+    with suppress(Unfinished), open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
+        assert not is_refused
+        carry_out(run)
+    if is_refused:
+        with (
+            pytest.raises(Unfinished) as refused,
+            open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW + 60),
+        ):
+            pass
+        assert refused.value.hint == "signer cutover rollback --config … --reason …"
+    assert runs(folder)[0].is_over != is_refused
 
 
 def test_a_ledger_that_is_down_at_the_end_rolls_back_and_says_that_nothing_is_on_record(
