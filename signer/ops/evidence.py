@@ -57,7 +57,7 @@ class Evidence:
         folder = parent / _run_name(operation, now, 1)
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_private(parent)
+            check_private(parent)
             again = 1
             while os.path.lexists(folder):
                 again += 1
@@ -345,7 +345,8 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_private(parent: Path) -> None:
+def check_private(parent: Path) -> None:
+    """Raises `SignerError` if others could plant runs there, or `OSError`."""
     facts = parent.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
         raise SignerError(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
+from signer.ops.evidence import check_private
 
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
@@ -187,9 +188,13 @@ def runs(folder: Path) -> list[Past]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Nobody else changes this platform meanwhile; raises `Unavailable`."""
+    """Nobody else changes this platform meanwhile; raises `Unavailable`.
+
+    A journal says what need not be done again, so nobody else may be able to write one: `evidence_dir_not_private`.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(folder)
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _unwritable(error) from None

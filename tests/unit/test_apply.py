@@ -417,6 +417,15 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720])
+def test_where_others_could_plant_a_journal_nothing_is_begun(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(SignerError) as refused, alone(tmp_path):
+        pass
+    tmp_path.chmod(0o700)
+    assert refused.value.code == "evidence_dir_not_private"
+
+
 def test_a_name_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no name of a run"):
         Journal(tmp_path, "../x")
