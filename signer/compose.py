@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -252,13 +252,17 @@ class Compose:
         return value
 
     def ask(self, argv: Sequence[str], text: str) -> Ended:
-        """What a command says that changes nothing; raises `ComposeFailed` with `text` unless it ends well."""
+        """What a command says that changes nothing; raises `ComposeFailed` with `text` unless it ends well.
+
+        Of one that fails only stderr is kept: half an answer of `inspect` or `config` has values of variables in it.
+        """
         ended = self.run(argv)
+        said = shown(replace(ended, out=""))
         if ended.status is None:
             text = f"{Path(argv[0]).name} did not answer within {ASK_WITHIN:g} s"
-            raise ComposeFailed("compose_slow", text, "see what holds it, then try again", shown(ended))
+            raise ComposeFailed("compose_slow", text, "see what holds it, then try again", said)
         if ended.status != 0:
-            raise ComposeFailed("compose_failed", text, "it says why; mend that, then try again", shown(ended))
+            raise ComposeFailed("compose_failed", text, "it says why; mend that, then try again", said)
         if not ended.is_whole:
             raise _not_understood(Path(argv[0]).name)
         return ended

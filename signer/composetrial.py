@@ -110,13 +110,14 @@ def trial(
         with _ended_by_itself(apart, found.id, lives):
             apart.ask((facts.engine, "start", found.id), "the container of the trial does not start")
             yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
-    finally:
+    except BaseException:
         remove_trial(apart)
+        raise
 
 
 @contextmanager
 def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[None]:
-    """While the block runs, and after it if we are killed, somebody waits to remove the container."""
+    """Removes the trial after the block; until that is done, or if we are killed, somebody waits to do it instead."""
     words = ["sh", str(lives), apart.facts.engine, "rm", "--force", container]
     guard = subprocess.Popen(
         ["/bin/sh", "-c", 'sleep "$1" && shift && exec "$@"', *words],
@@ -130,6 +131,7 @@ def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[Non
     try:
         yield
     finally:
+        remove_trial(apart)  # interrupted in it, by a second Ctrl-C, the guard is still there
         with suppress(ProcessLookupError):  # its time was up
             os.killpg(guard.pid, signal.SIGKILL)
         guard.wait()

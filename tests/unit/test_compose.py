@@ -6,9 +6,11 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from signer import composetrial
 from signer.compose import KEPT_WORDS, Compose, ComposeFailed
 from tests.parts.fake_compose import CONTAINER, IMAGE, FakePlatform, inspected
 
@@ -233,3 +235,47 @@ def test_one_that_runs_is_not_removed_when_compose_fails(platform: FakePlatform,
     failed(lambda: compose.up(with_overlay=True))
     assert not any(" rm " in call for call in platform.calls)
     assert sum(call.startswith("compose ") for call in platform.calls) == 1
+
+
+# --- what a failing command says, and a trial that is interrupted ----------------------------------------------------
+
+
+def test_half_an_answer_of_a_command_that_failed_is_not_shown(platform: FakePlatform, compose: Compose) -> None:
+    """`inspect` of two containers, one of them just gone, prints the other with its environment, and fails."""
+    engine = platform.folder / "podman"
+    told = f"cat {platform.folder}/inspect.out; echo no such container >&2; exit 125"
+    engine.write_text(f"#!/bin/sh\ncase $1 in ps) echo {CONTAINER};; inspect) {told};; esac\n")
+    error = failed(compose.running)
+    assert "no such container" in error.said
+    assert "marker-of-a-secret" not in str(error.facts)
+
+
+def test_a_trial_whose_removal_is_interrupted_keeps_its_guard(
+    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C must not leave a service with the CA key that nobody ends."""
+    guards: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def begin(words: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        child = start(words, **how)
+        if words[0] == "/bin/sh":
+            guards.append(child)
+        return child
+
+    def interrupted(_apart: Compose) -> None:
+        if guards:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    monkeypatch.setattr(composetrial, "remove_trial", interrupted)
+    monkeypatch.setattr(composetrial, "_wait_until_ready", lambda *_: {})
+    monkeypatch.setattr(composetrial, "_free_port", lambda: 8222)
+    try:
+        with pytest.raises(KeyboardInterrupt), composetrial.trial(platform.facts, environ={"PATH": "/usr/bin:/bin"}):
+            pass
+        assert [guard.poll() for guard in guards] == [None]
+    finally:
+        for guard in guards:
+            guard.kill()
+            guard.wait()
