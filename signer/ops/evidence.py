@@ -307,12 +307,6 @@ def _run_name(operation: str, now: float, again: int) -> str:
     return name
 
 
-def numbered(folder: str, number: int, name: str, suffix: str) -> str:
-    """`steps/03-trust.json`: a name for a file of evidence, whatever the target or step is called."""
-    word = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
-    return f"{folder}/{number:02}-{word[:60]}.{suffix}"
-
-
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
 

@@ -26,6 +26,7 @@ from signer.ops.evidence_files import (
     digest_of,
     entries,
     kind_of,
+    numbered,
     parse_sums,
     read_bounded,
     sum_of,
@@ -96,7 +97,7 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
     problems += bad.values()
     problems += [Problem("evidence_incomplete", f"{name}: every run has one") for name in _NEEDED if name not in sums]
     # 3
-    said = _Said(folder, sums.keys() - bad.keys())
+    said = _Said(folder, sums.keys() - bad.keys(), sums.keys())
     problems += [] if bad.keys() & _TELLING else said.problems()
     # 4
     found, faults = _look_up(digest, said, find_in_ledger)
@@ -171,9 +172,10 @@ def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, Pr
 class _Said:
     """What the files of a run say of it; unreadable ones say nothing."""
 
-    def __init__(self, folder: Path, names: Set[str]) -> None:
+    def __init__(self, folder: Path, names: Set[str], sealed: Set[str]) -> None:
         self._folder = folder
         self._names = names
+        self._sealed = sealed
         self.outcome = self._object(OUTCOME)
         self.plan = self._object("plan.json")
 
@@ -201,6 +203,7 @@ class _Said:
             return
         if self.plan:
             yield from self._plan_problems()
+            yield from self._step_problems()
         elif self.word("operation") in _PLANNED:
             yield Problem("evidence_incomplete", f"plan.json: a {self.word('operation')} has one that can be read")
         if self.outcome.get("plan") not in (self.plan.get("digest"), "", None):
@@ -216,6 +219,17 @@ class _Said:
             read_plan(json.dumps(self.plan), cast(Operation, operation))
         except BadFile as error:
             yield Problem("evidence_inconsistent", f"plan.json: {error.text}")
+
+    def _step_problems(self) -> Iterator[Problem]:
+        """What was applied has done every step of its plan; only the last one, which seals, leaves nothing."""
+        steps = self.plan.get("steps")
+        if self.word("outcome") != "applied" or not isinstance(steps, list):
+            return
+        for step in [one for one in steps if isinstance(one, dict)][:-1]:
+            number, name = step.get("number"), str(step.get("name"))
+            kept = numbered("steps", number if isinstance(number, int) else 0, name, "json")
+            if kept not in self._sealed:
+                yield Problem("evidence_incomplete", f"{kept}: nothing shows that the step was done")
 
     def _approval_problems(self) -> Iterator[Problem]:
         found = self._json("approvals.json")

@@ -40,6 +40,12 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def numbered(folder: str, number: int, name: str, suffix: str) -> str:
+    """`steps/03-trust.json`: a name for a file of evidence, whatever the target or step is called."""
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+    return f"{folder}/{number:02}-{word[:60]}.{suffix}"
+
+
 def found_in(folder: Path) -> list[str]:
     """Names of all files, sorted as bytes; raises `Strange` for anything else, `OSError`."""
     found: list[str] = []

@@ -15,7 +15,7 @@ from signer.composetrial import trial
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ops.cutover import READY_WITHIN, SAMPLES, Backend
 from signer.ops.cutoverfile import CutoverFile, Target
-from signer.ops.evidence import numbered
+from signer.ops.evidence_files import numbered
 from signer.ops.parity import check_parity
 from signer.ops.plan import Observation
 from signer.ops.running import Run

@@ -16,7 +16,7 @@ from signer.apiclient import ApiClient
 from signer.boundedrun import run
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.ops.cutoverfile import CutoverFile, DecommissionFacts
-from signer.ops.evidence import numbered
+from signer.ops.evidence_files import numbered
 from signer.ops.plan import Observation
 from signer.ops.running import Run
 from signer.ops.samples import throwaway_key

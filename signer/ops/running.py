@@ -20,7 +20,8 @@ from signer.boundedrun import NoSuchCommand, run
 from signer.errors import NotFound, SignerError, Unavailable
 from signer.ops.apply import Ended, Report, carry_out
 from signer.ops.approval import Approval
-from signer.ops.evidence import Evidence, numbered
+from signer.ops.evidence import Evidence
+from signer.ops.evidence_files import numbered
 from signer.ops.journal import Journal, Past, runs
 from signer.ops.plan import Observation, Plan, Step
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from signer.ops.evidence import Evidence, numbered
+from signer.ops.evidence import Evidence
+from signer.ops.evidence_files import numbered
 from signer.ops.plan import Observation, Plan, Step, describe
 from signer.ops.secretguard import Guard
 

@@ -14,8 +14,8 @@ import pytest
 
 from signer.errors import NotFound, SignerError
 from signer.ops import evidence as evidence_module
-from signer.ops.evidence import Evidence, numbered
-from signer.ops.evidence_files import found_in
+from signer.ops.evidence import Evidence
+from signer.ops.evidence_files import found_in, numbered
 from signer.ops.secretguard import Guard
 from tests.parts.evidence import BEGAN, fill, sealed_run
 from tests.unit.test_secretguard import SECRETS

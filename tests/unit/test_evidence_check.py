@@ -76,6 +76,19 @@ def test_every_changed_file_is_found_by_its_name(run: Evidence, ledger: Recorded
     assert check_evidence(run.folder, ledger).is_good
 
 
+def test_what_was_applied_has_done_every_step_of_its_plan(tmp_path: Path, ledger: Recorded) -> None:
+    """Sealed and recorded without a step that its plan has: whoever made that did not do what was approved."""
+    evidence = Evidence.create(tmp_path, "cutover", BEGAN)
+    fill(evidence)
+    (evidence.folder / "steps" / "07-smoke.json").unlink()
+    evidence.seal("applied", {})
+    ledger.keep(evidence)
+    verdict = check_evidence(evidence.folder, ledger)
+    assert [(one.code, one.text) for one in verdict.problems if not one.is_warning] == [
+        ("evidence_incomplete", "steps/07-smoke.json: nothing shows that the step was done")
+    ]
+
+
 def test_a_file_that_is_gone_is_found(run: Evidence, ledger: Recorded) -> None:
     (run.folder / "smoke/01-rs2000.log").unlink()
     assert codes(check_evidence(run.folder, ledger)) == ["evidence_file_missing"]
