@@ -82,7 +82,7 @@ def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClien
 
 def _ask(plan: Plan) -> str:
     facts = [
-        (word, ", ".join(f"{name} {value}" for name, value in state.items() if value not in ("", None)))
+        (word, ", ".join(f"{name} {value}" for name, value in state.items() if value and isinstance(value, str)))
         for word, state in (("now", plan.now), ("then", plan.then))
     ]
     with redirect_stdout(sys.stderr):  # it is part of the question, which a person must see; stdout has the result

@@ -18,9 +18,11 @@ from tests.unit.test_cutover_file import GOOD
 
 STEP = {"number": 1, "name": "up", "title": "up", "effect": "CHANGES", "undo": "", "reads": [], "would": []}
 
+NOW = {"mode": "vault", "ready": True, "code": "", "inventory": {"mounts": ["ssh/"]}}
+
 
 def a_plan(path: object = "/etc/cutover.toml") -> Plan:
-    return Plan("cutover", "a title", {"config": {"path": path}}, {"mode": "vault"}, {"mode": "local"}, (STEP,))
+    return Plan("cutover", "a title", {"config": {"path": path}}, NOW, {"mode": "local"}, (STEP,))
 
 
 class Ledger:
@@ -136,4 +138,5 @@ def test_the_plan_of_the_question_is_not_mixed_with_the_result(
     assert (approval.way, approval.plan) == ("terminal", a_plan().digest)
     assert a_plan().digest in said.getvalue()
     assert "a title" in said.getvalue()
+    assert "  now   mode vault\n" in said.getvalue()  # in words, without what is only there to be compared
     assert capsys.readouterr().out == ""
