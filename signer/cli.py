@@ -70,10 +70,13 @@ def _run(words: list[str]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        printing.say(f"error: {error.strerror or 'input or output failed'}")
+        fault = SignerError("io_failed", error.strerror or "input or output failed")
     except Exception as error:  # noqa: BLE001 - a person at a terminal gets a sentence and the place, no stack
-        printing.say(f"error: a fault of ours, {type(error).__name__} in {_place(error)}")
-        printing.say("hint: report this line with the command that led to it")
+        text = f"a fault of ours, {type(error).__name__} in {_place(error)}"
+        fault = SignerError("fault_of_ours", text, "report this line with the command that led to it")
+    if arguments.json:
+        printing.show_error_json(fault)
+    printing.say_error(fault)
     return FAILED
 
 

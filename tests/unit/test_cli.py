@@ -317,6 +317,19 @@ def test_a_fault_of_ours_is_one_line_with_its_place(world: World, monkeypatch: p
     assert re.match(r"signer: error: a fault of ours, ZeroDivisionError in test_cli\.py:\d+\n", ran.err)
 
 
+@pytest.mark.parametrize("fault, code", [(ZeroDivisionError(), "fault_of_ours"), (OSError(5, "broken"), "io_failed")])
+def test_who_asked_for_json_gets_json_of_any_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: str
+) -> None:
+    def fail(_ledger: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(LedgerReader, "head", fail)
+    ran = run("ledger", "head", "--json")
+    assert (ran.status, json.loads(ran.out)["error"]["code"]) == (1, code)
+    assert "signer: error: " in ran.err
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
