@@ -74,6 +74,7 @@ def dial(service: Service) -> socket.socket:
 def read_answer(client: socket.socket) -> tuple[int, bytes]:
     """Status and body of the next answer."""
     answer = http.client.HTTPResponse(client)
+    answer.fp = client.makefile("rb", buffering=0)  # type: ignore[assignment]  # the answer after it stays in the socket
     answer.begin()
     return answer.status, answer.read()
 
