@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from signer.settings import Network
@@ -45,6 +46,7 @@ def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def _known(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)

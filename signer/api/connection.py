@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any, Final
 
 from gunicorn import http
@@ -32,6 +33,14 @@ class Phase(Enum):
     BUSY = "its answer, which a thread makes"
     LEAVING = "the client to take its answer"
     LINGERING = "the client to read a last answer"
+
+
+def freeze_settings(cfg: Any) -> SimpleNamespace:
+    """gunicorn's settings as plain attributes: its parser reads twenty for each request, each by a search."""
+    settings = SimpleNamespace(**{name: getattr(cfg, name) for name in cfg.settings})
+    settings.is_ssl = cfg.is_ssl
+    settings.forwarded_allow_networks = cfg.forwarded_allow_networks
+    return settings
 
 
 class Mailbox:

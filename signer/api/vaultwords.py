@@ -34,9 +34,12 @@ _GO_KEY_TYPES: Final = {
 }
 
 
+_GO_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def go_json(value: object) -> str:
     """Compact JSON as Go's encoder writes it: UTF-8, but `<`, `>`, `&` and two line separators escaped."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _GO_JSON.encode(value)
     for char in "<>&\u2028\u2029":
         if char in text:
             text = text.replace(char, f"\\u{ord(char):04x}")
@@ -47,7 +50,7 @@ def envelope(data: Mapping[str, Any] | None, request_id: str, warnings: list[str
     """Vault's success body: these eight keys in this order, and a newline."""
     return (
         f'{{"request_id":"{request_id}","lease_id":"","renewable":false,"lease_duration":0,"data":{go_json(data)},'
-        f'"wrap_info":null,"warnings":{go_json(warnings or None)},"auth":null}}\n'
+        f'"wrap_info":null,"warnings":{go_json(warnings) if warnings else "null"},"auth":null}}\n'
     ).encode("utf-8", "replace")
 
 

@@ -20,21 +20,21 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from gunicorn import http, sock
-from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from signer.api.caller import new_request_id
-from signer.api.connection import Connection, Mailbox, Phase, Watch
+from signer.api.connection import Connection, Mailbox, Phase, Watch, freeze_settings
 from signer.api.framing import Arrival
 from signer.api.lane import Lane, Outcome
 from signer.api.problems import render_problem
-from signer.api.sign import SignQuestion, SignRoutes, begin_answer
+from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
 LINGERS: Final = 1.0  # seconds in which a refused client may still be sending, so that it can read the refusal
 STOPPING_KEEPS: Final = 0.3  # seconds that a stopping worker keeps idle connections: a request may be on its way
+CHORES_EVERY: Final = 0.1  # seconds from one look at the deadlines to the next; rounds of the loop may be many more
 SPARE_DESCRIPTORS: Final = 64  # besides clients and the threads' connections to the keeper
 SEND_BUFFER: Final = 128 * 1024  # bytes for most answers whole; the kernel would keep megabytes for a slow reader
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -59,6 +59,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """Once, after the fork."""
         self.waiting: dict[Phase, OrderedDict[Connection, None]] = {phase: OrderedDict() for phase in Phase}
         self.server_names: dict[Any, Any] = {}
+        self.settings = freeze_settings(self.cfg)
+        self.next_sign_of_life = self.next_look = 0.0
         self.tls = sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
         self.worker_connections = _connections(self.cfg.worker_connections, self.cfg.threads)
         self.max_keepalived = self.worker_connections
@@ -109,7 +111,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 return
         if listener not in self.server_names:
             self.server_names[listener] = listener.getsockname()
-        connection = Connection(self.cfg, client_sock, client, self.server_names[listener])
+        connection = Connection(self.settings, client_sock, client, self.server_names[listener])
         self.nr_conns += 1
         self._await(connection, Phase.ARRIVING)
         self.poller.follow(connection, self._on_event)
@@ -134,9 +136,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         connection.close()
         self.nr_conns -= 1
 
+    def notify(self) -> None:
+        """Tells the arbiter that we live: not in each round, because it is a system call."""
+        now = time.monotonic()
+        if now >= self.next_sign_of_life:
+            self.next_sign_of_life = now + CHORES_EVERY
+            super().notify()
+
     def murder_pending(self) -> None:
         """Ends what has waited too long; each phase is in the order of its deadlines."""
         now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + CHORES_EVERY
         for phase in Phase:
             for connection in list(self.waiting[phase]):
                 if connection.deadline > now:
@@ -198,27 +210,25 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             request = next(connection.parser)
             if connection.is_last or not self.alive:
                 request.force_close()
-            response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
-            question = self.routes.question(environ)
+            question = self.routes.question(read_environ(request, connection.client))
             if question is None:
                 raise http.errors.InvalidRequestLine(request.path)  # two readings of one line: nobody is served
         except Exception as error:  # noqa: BLE001 - as gunicorn's `handle`: whatever it is, this client hears of it
             self._fail(connection, error)
             return
         if question.fault is not None:
-            self.method_queue.defer(self._signed, connection, response, question, question.fault)
+            self.method_queue.defer(self._signed, connection, request, question, question.fault)
         else:
-            self.lane.ask(question.message(), partial(self._signed, connection, response, question))
+            self.lane.ask(question.message(), partial(self._signed, connection, request, question))
 
-    def _signed(self, connection: Connection, response: Any, question: SignQuestion, outcome: Outcome) -> None:
+    def _signed(self, connection: Connection, request: Any, question: SignQuestion, outcome: Outcome) -> None:
         try:
-            response.write(begin_answer(question.answer(outcome), response.start_response))
-            response.close()
-            keep = self._keepalive_after(connection, not response.should_close()) and not connection.is_last
+            keep = self._keepalive_after(connection, not request.should_close()) and not connection.has_leftovers()
+            connection.sock.sendall(render_answer(question.answer(outcome), request.version, keep))
         except Exception as error:  # noqa: BLE001
             self._fail(connection, error)
             return
-        self._on_answered(connection, keep and not connection.has_leftovers())
+        self._on_answered(connection, keep)
 
     def _fail(self, connection: Connection, error: Exception) -> None:
         connection.sock.answer.clear()
