@@ -16,6 +16,7 @@ from signer.model import Entry, Event, Head
 GENESIS: Final = "0" * 64
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: greater numbers travel as text
 
+_LISTS: Final = (list, tuple)
 _quote = json.encoder.encode_basestring  # what json.dumps(ensure_ascii=False) makes of a text
 
 
@@ -40,15 +41,15 @@ def _check_object(value: dict[str, object]) -> None:
 
 
 def _check_value(value: object) -> None:
-    if isinstance(value, dict):
+    if isinstance(value, int):
+        if abs(value) > MAX_SAFE_INTEGER:
+            raise ValueError("an integer over 2**53 travels as text")
+    elif isinstance(value, dict):
         _check_object(value)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, _LISTS):
         for item in value:
             if type(item) is not str:
                 _check_value(item)
-    elif isinstance(value, int):
-        if abs(value) > MAX_SAFE_INTEGER:
-            raise ValueError("an integer over 2**53 travels as text")
     elif not isinstance(value, str | None):
         raise ValueError(f"an event cannot hold a {type(value).__name__}")  # noqa: TRY004 - one error for callers
 
@@ -97,7 +98,7 @@ def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
                 body["backend"],
                 body["identity"],
                 body["role"],
-                _ENCODER.encode(principals),
+                f"[{','.join(map(_quote, principals))}]",
                 body["fingerprint"],
                 body["key_id"],
                 body["valid_after"],

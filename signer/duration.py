@@ -6,6 +6,7 @@ Vault's own, wider grammar is read in `ask.py`. Pure.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _PATTERN: Final = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
@@ -20,6 +21,7 @@ def parse_duration(text: str) -> int:
     return sum(int(number) * unit for number, unit in zip(match.groups("0"), _SECONDS, strict=True))
 
 
+@lru_cache(maxsize=64)
 def render_duration(seconds: int) -> str:
     """The shortest text that `parse_duration` reads back as `seconds`."""
     parts = []

@@ -7,6 +7,7 @@ no field gets a default here, because a default is a decision.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from signer.errors import BadFormat
@@ -17,6 +18,7 @@ USER_CERTIFICATE: Final = 1  # SSH_CERT_TYPE_USER
 NONCE_BYTES: Final = 32
 MAX_PRINCIPALS: Final = 256  # SSHKEY_CERT_MAX_PRINCIPALS
 MAX_CERTIFICATE: Final = 256 * 1024
+REMEMBERED: Final = 64  # lists of principals or options, of each kind
 
 _KIND_OF_CERTIFICATE: Final = {certificate_kind(kind): kind for kind in KEY_PARTS}
 
@@ -54,7 +56,7 @@ def encode_unsigned(fields: CertificateFields) -> bytes:
             uint64(fields.serial),
             uint32(fields.cert_type),
             string(fields.key_id.encode()),
-            string(b"".join(string(name.encode()) for name in fields.principals)),
+            string(_encode_principals(fields.principals)),
             uint64(fields.valid_after),
             uint64(fields.valid_before),
             string(_encode_options(fields.critical_options)),
@@ -121,6 +123,16 @@ def _read_fields(reader: Reader) -> CertificateFields:
     )
 
 
+# What follows is a function of text or bytes that most certificates of a role share. Remembered, because reading the
+# bytes back, before each signature, would otherwise cost as much as the signature.
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _encode_principals(principals: tuple[str, ...]) -> bytes:
+    return b"".join([string(name.encode()) for name in principals])
+
+
+@lru_cache(maxsize=REMEMBERED)
 def _read_principals(data: bytes) -> tuple[str, ...]:
     reader = Reader(data)
     principals = []
@@ -131,11 +143,13 @@ def _read_principals(data: bytes) -> tuple[str, ...]:
     return tuple(principals)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _encode_options(options: tuple[tuple[str, str], ...]) -> bytes:
     """Name and value pairs; a value is a string inside a string, a flag is an empty one."""
     return b"".join(string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _read_options(data: bytes) -> tuple[tuple[str, str], ...]:
     reader = Reader(data)
     options: list[tuple[str, str]] = []
