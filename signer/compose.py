@@ -61,7 +61,7 @@ class Facts(Protocol):
 class ComposeFailed(SignerError):
     """Compose or the engine failed, or did something else than it said; `said` is what it printed, without secrets."""
 
-    def __init__(self, code: str, text: str, hint: str, said: str = "") -> None:
+    def __init__(self, code: str, text: str, hint: str = "", said: str = "") -> None:
         super().__init__(code, text, hint, {"said": said} if said else None)
         self.said = said
 

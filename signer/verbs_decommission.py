@@ -18,7 +18,7 @@ from signer.ops.journal import Past, alone, runs
 from signer.ops.plan import Plan, check_drift
 from signer.ops.removal import LiveRemoval, vault_state, would_run
 from signer.ops.running import destroyed_by, open_run, unfinished
-from signer.ops.standing import Blocked, Standing, decommission_of, read_inputs, read_ledger, read_standing, state_of
+from signer.ops.standing import Standing, blocked, decommission_of, read_inputs, read_ledger, read_standing, state_of
 from signer.planned import approve, load_plan, write_plan
 from signer.timestamps import timestamp
 
@@ -77,10 +77,10 @@ def _plan(file: CutoverFile, path: Path, api: ApiClient, found: Standing | None,
 
 def _refuse(found: Standing, arguments: Namespace) -> None:
     """Shows what was found and each blocker; raises `Blocked`."""
-    blocked = Blocked(found.blockers)
+    refused = blocked(found.blockers)
     if arguments.json:
-        blocked.facts["inventory"] = found.inventory.as_json()
-        raise blocked
+        refused.facts["inventory"] = found.inventory.as_json()
+        raise refused
     printing.show_table(_facts(found), "  ")
     printing.show()
     for blocker in found.blockers:
@@ -88,7 +88,7 @@ def _refuse(found: Standing, arguments: Namespace) -> None:
         printing.show(f"      {printing.plain(blocker.do)}")
     printing.show()
     printing.flush()  # what is in the way stands above the error also where both go to one file
-    raise blocked
+    raise refused
 
 
 def _facts(found: Standing) -> list[tuple[str, str]]:

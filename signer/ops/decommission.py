@@ -41,11 +41,19 @@ class Hands(Protocol):
 
 def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
     """All of it, in order. Removing the data is there only if the configuration has a command for it."""
-    targets = ", ".join(target.name for target in file.smoke)
-    mount = file.vault.mount
     remove_data = (
         Step("remove-data", "remove Vault's data", "DESTROYS", hands.remove_data, undo_text=NO_WAY_BACK),
     )  # fmt: skip
+    return (
+        *_steps_with_a_way_back(file, hands),
+        *_steps_beyond(file, hands),
+        *(remove_data if file.decommission is not None and file.decommission.remove_data_command else ()),
+        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
+    )
+
+
+def _steps_with_a_way_back(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
+    targets = ", ".join(target.name for target in file.smoke)
     return (
         Step("inventory", "inventory again, nothing in the way", "reads", hands.inventory, reads=("Vault", "ledger")),
         Step(
@@ -64,6 +72,14 @@ def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
             verify=hands.still_clear,  # a snapshot may take its time
             reads=("sshd", "ledger", "Vault"),
         ),
+    )
+
+
+def _steps_beyond(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
+    """From the first of these on nothing leads back."""
+    targets = ", ".join(target.name for target in file.smoke)
+    mount = file.vault.mount
+    return (
         Step(
             "disable",
             f"disable the SSH mount {mount}",
@@ -98,8 +114,6 @@ def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
             lambda: hands.smoke("after"),
             reads=("sshd", "ledger"),
         ),
-        *(remove_data if file.decommission is not None and file.decommission.remove_data_command else ()),
-        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
     )
 
 

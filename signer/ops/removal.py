@@ -30,7 +30,7 @@ from signer.ops.snapshot import (
     copy_snapshot,
     store_snapshot,
 )
-from signer.ops.standing import Blocked, decommission_of, read_standing
+from signer.ops.standing import blocked, decommission_of, read_standing
 from signer.policyfile import load_policy
 from signer.tokenfile import read_secret_word
 from signer.vaultadmin import VaultAdmin
@@ -80,7 +80,7 @@ class LiveRemoval:
         told = found.inventory.as_json()
         self._kept.evidence.write_json("inventory.json", told)
         if found.blockers:
-            raise Blocked(found.blockers)
+            raise blocked(found.blockers)
         summary = f"{len(found.inventory.mounts)} mounts, no secret, nothing in the way"
         return Observation(summary, {"inventory": told})
 
@@ -145,7 +145,7 @@ class LiveRemoval:
     def still_clear(self) -> Observation:
         """What came in the way since the inventory; raises `Blocked`."""
         if blocking := read_standing(self._file, self._api).blockers:
-            raise Blocked(blocking)
+            raise blocked(blocking)
         return Observation("still nothing in the way")
 
     # --- the point of no return --------------------------------------------------------------------------------------

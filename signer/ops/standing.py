@@ -31,17 +31,18 @@ _TAKES_BACK: Final = {
 
 
 class Blocked(SignerError):
-    """Something stands in the way of removing Vault: `blockers` has each with what to do."""
+    """Something stands in the way of removing Vault; `facts["blockers"]` has each with what to do."""
 
-    def __init__(self, found: list[Blocker]) -> None:
-        count = f"{len(found)} thing{'s' if len(found) > 1 else ''}"
-        super().__init__(
-            "decommission_blocked",
-            f"{count} in the way of removing Vault: {', '.join(blocker.code for blocker in found)}",
-            "do what each says, then: signer decommission plan",
-            {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
-        )
-        self.blockers = found
+
+def blocked(found: list[Blocker]) -> Blocked:
+    """The error that names all of them."""
+    count = f"{len(found)} thing{'s' if len(found) > 1 else ''}"
+    return Blocked(
+        "decommission_blocked",
+        f"{count} in the way of removing Vault: {', '.join(blocker.code for blocker in found)}",
+        "do what each says, then: signer decommission plan",
+        {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from signer.ops.cutoverfile import CutoverFile, parse_cutover_file
 from signer.ops.decommission import make_plan
 from signer.ops.inventory import Blocker, RecordedCutover
 from signer.ops.removal import would_run
-from signer.ops.standing import Blocked, Standing, _evidence_faults, decommission_of, read_ledger, state_of
+from signer.ops.standing import Standing, _evidence_faults, blocked, decommission_of, read_ledger, state_of
 from tests.parts.evidence import sealed_run
 from tests.parts.removal import CHECKS, CLEAR, LEDGER
 from tests.unit.test_cutover_file import GOOD, REMOVAL
@@ -183,8 +183,8 @@ def test_without_its_table_nothing_is_removed() -> None:
 
 
 def test_one_blocker_is_told_as_one() -> None:
-    assert Blocked([Blocker("a", "w", "d")]).text == "1 thing in the way of removing Vault: a"
-    assert Blocked([Blocker("a", "w", "d"), Blocker("b", "w", "d")]).facts["blockers"] == [
+    assert blocked([Blocker("a", "w", "d")]).text == "1 thing in the way of removing Vault: a"
+    assert blocked([Blocker("a", "w", "d"), Blocker("b", "w", "d")]).facts["blockers"] == [
         {"code": "a", "what": "w", "do": "d"},
         {"code": "b", "what": "w", "do": "d"},
     ]

@@ -124,7 +124,9 @@ def test_another_file_is_of_another_form(tmp_path: Path, what: str) -> None:
     assert refused(tmp_path, OTHERS[what]) == "snapshot_of_another_form"
 
 
-@pytest.mark.parametrize("after", [b"x", b"\0" * 5000 + b"x", gzip.compress(b"more", mtime=0)], ids=["x", "far", "gzip"])
+@pytest.mark.parametrize(
+    "after", [b"x", b"\0" * 5000 + b"x", gzip.compress(b"more", mtime=0)], ids=["x", "far", "gzip"]
+)
 def test_what_follows_the_end_is_damage(tmp_path: Path, after: bytes) -> None:
     assert refused(tmp_path, GOOD + after) == "snapshot_damaged"
     assert refused(tmp_path, gzip.compress(tarred(list(WHOLE.items())) + after)) == "snapshot_damaged"
