@@ -18,7 +18,7 @@ from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "who signs: `local`, our CA key; `vault`; or `shadow`: Vault, compared with our key"),
+    ("SIGNER_MODE", "local", "`local`: our CA key signs; `vault`; `shadow`: Vault, compared with our key"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
     ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),

@@ -123,7 +123,7 @@ def tell_end(ended: Ended, run: str, evidence: str, seconds: float, json: bool, 
         facts["seconds"] = round(seconds, 1)
         for name, error in (("error", ended.error), ("also", ended.also)):
             if error is not None:
-                facts[name] = {"code": error.code, "text": error.text, "hint": error.hint}
+                facts[name] = {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}
         printing.show_json(facts)
     if ended.error is not None:
         printing.say_error(SignerError(ended.error.code, sentences[ended.outcome], ended.error.hint))

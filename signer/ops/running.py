@@ -73,7 +73,8 @@ class Run:
         past = self.journal.past
         facts: dict[str, object] = {"reason": self.reason, "began": past.began_ms, "error": None}
         if error is not None:
-            facts["error"] = {"code": error.code, "text": error.text, "hint": error.hint, "step": past.failed}
+            told = {"code": error.code, "text": error.text, "hint": error.hint, "step": past.failed}
+            facts["error"] = {**told, "facts": error.facts} if error.facts else told
         if not self.evidence.digest:
             self.evidence.write_json("timings.json", {"steps": past.done, "began_ms": past.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})

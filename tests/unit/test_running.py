@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from signer.compose import ComposeFailed
 from signer.errors import SignerError, Unavailable
 from signer.ops.apply import Ended
 from signer.ops.approval import Approval
@@ -124,6 +125,18 @@ def test_a_failure_is_sealed_and_recorded_too(folder: Path, ledger: Ledger) -> N
     assert said["error"] == {
         "code": "compose_failed", "text": "it did not start", "hint": "mend it", "step": "up",
     }  # fmt: skip
+
+
+def test_what_a_failed_step_saw_is_in_the_evidence(folder: Path, ledger: Ledger) -> None:
+    """Else nobody could read why compose failed: its hint says no more than that it says why."""
+
+    def fail_loudly() -> Observation:
+        raise ComposeFailed("compose_failed", "compose ended with status 1", "it says why", "no such image: signer:2")
+
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        assert carry_out(run, fail_loudly).outcome == "rolled_back"
+    assert run.evidence.read_json("outcome.json")["error"]["facts"] == {"said": "no such image: signer:2"}
+    assert "no such image: signer:2" in (run.evidence.folder / "evidence.html").read_text()
 
 
 def test_a_run_that_was_cut_off_is_taken_up_by_its_own_plan(folder: Path, ledger: Ledger) -> None:
