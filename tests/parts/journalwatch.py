@@ -61,6 +61,13 @@ class Watched:
         assert reached, ended.out
         return ended
 
+    def pause(self) -> None:
+        """Holds it where it is until `go_on`."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """kill -9; what the command had started goes on without it."""
         self.process.send_signal(signal.SIGKILL)

@@ -45,7 +45,7 @@ def check_rolled_back(platform: Platform, ended: Ended, why: str) -> None:
     said = ended.out + ended.err
     assert "rolling back" in said
     assert why in said
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     assert platform.status()["runs"][-1]["outcome"] == "rolled_back"
     assert platform.operations()[0]["outcome"] == "rolled_back"
@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_under_way_leaves_a_platform_that_works(platform: P
         watched.at("step.began", "up", fill)
     ended = watched.wait()
     assert ended.status == 1
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     (platform.evidence_dir / "filling").unlink()
     assert platform.status()["now"]["mode"] == "vault"

@@ -63,7 +63,7 @@ def test_killed_after_the_change_it_can_be_taken_back_as_well(platform: Platform
     assert kill_at(platform, "step.done", "smoke", "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)
     done = platform.rollback("it was killed")
     assert done.status == 0, done.err
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     status = platform.status()
     assert [run["outcome"] for run in status["runs"]] == ["rolled_back", "applied"]
@@ -81,7 +81,7 @@ def test_killed_while_it_rolls_back_by_itself_it_is_finished_by_hand(platform: P
     assert "was cut off while it rolled back" in refused.err
     done = platform.rollback("it was killed")
     assert done.status == 0, done.err
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     assert [run["outcome"] for run in platform.status()["runs"]] == ["rolled_back", "applied"]
     assert platform.verify_evidence().status == 0
@@ -95,7 +95,7 @@ def test_a_rollback_needs_a_vault_that_signs_and_killed_in_its_steps_it_ends_whe
     refused = platform.rollback("too early")
     assert refused.status == 1
     assert "sealed" in refused.err + refused.out
-    assert platform.mode() == "local"
+    platform.wait_for_mode("local")
     assert platform.can_log_in()
     platform.bao.unseal()
     rollback = ("cutover", "rollback", "--config", platform.config.name, "--reason", "killed, too")
@@ -103,7 +103,7 @@ def test_a_rollback_needs_a_vault_that_signs_and_killed_in_its_steps_it_ends_whe
         assert kill_at(platform, *point, *rollback)
     done = platform.signer(*rollback)
     assert done.status == 0, done.err
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     outcomes = [run["outcome"] for run in platform.status()["runs"]]
     assert outcomes[:2] == ["applied", "failed"]

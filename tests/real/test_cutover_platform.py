@@ -17,7 +17,7 @@ def platform(new_platform: Platform) -> Platform:
 
 
 def test_vault_signs_and_all_hosts_let_in(platform: Platform) -> None:
-    assert platform.mode() == "vault"
+    platform.wait_for_mode("vault")
     assert platform.can_log_in()
     assert "ssh/sign/llmops" in platform.bao.audit_file.read_text()
 
