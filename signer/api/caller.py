@@ -12,6 +12,7 @@ from signer.settings import Network
 
 Environ = Mapping[str, Any]
 MAX_TOKEN: Final = 256  # characters; ours have 53
+MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 UNREADABLE: Final = "?"  # in the place of text that cannot be one, and might not fit into a message
 
 
@@ -46,8 +47,12 @@ def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1024)
 def _known(text: str) -> str | None:
+    return _read_ip(text) if len(text) < MAX_ADDRESS else None  # or long texts of a caller's would stay in memory
+
+
+@lru_cache(maxsize=1024)
+def _read_ip(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from signer.api import caller
 from signer.api.caller import MAX_TOKEN, UNREADABLE, message_header, new_request_id, read_address, read_token
 from signer.commands import MAX_HEADER, split_message
 
@@ -58,6 +59,13 @@ def test_a_text_that_can_be_no_token_still_fits_into_a_message(token: str) -> No
 )
 def test_the_address_is_the_last_one_that_no_trusted_proxy_has(peer: str, forwarded: str, address: str | None) -> None:
     assert read_address({"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}, PROXIES) == address
+
+
+def test_a_text_too_long_for_an_address_is_none_and_is_not_remembered() -> None:
+    caller._read_ip.cache_clear()
+    forwarded = "fe80::1%" + "x" * 4_096
+    assert read_address({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": forwarded}, PROXIES) is None
+    assert caller._read_ip.cache_info().currsize == 1  # the proxy's own
 
 
 @pytest.mark.parametrize("peer, address", [("192.0.2.1", "192.0.2.1"), ("", None), ("::ffff:192.0.2.1", "192.0.2.1")])
