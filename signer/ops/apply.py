@@ -206,7 +206,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Unavailable("interrupted", f"interrupted by {signal.Signals(number).name}", "give the same command again; the status tells what was done")
+    raise Unavailable("interrupted", f"interrupted by {signal.Signals(number).name}", "give the same command again")
 
 
 @contextmanager
