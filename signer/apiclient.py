@@ -86,14 +86,14 @@ class ApiClient:
     def wait_ready(self, mode: str, ca_fingerprint: str | None, within: float) -> Readiness:
         """The first answer that it is ready in `mode`, with that CA key unless None; raises `Unavailable`.
 
-        `within` is seconds. A service that is down, or still the one before, is waited for.
+        `within` is seconds. A service that is down, or still the one before, is waited for, whatever answers for it.
         """
         deadline = time.monotonic() + within
         while True:
             left = deadline - time.monotonic()
             try:
                 seen = self.ready(within=min(max(left, PAUSE), LOOKS_WITHIN))
-            except Unavailable as error:
+            except (Unavailable, BadFormat) as error:
                 seen = Readiness(False, code=error.code, text=error.text)
             if seen.ready and seen.mode == mode and ca_fingerprint in (None, seen.ca_fingerprint):
                 return seen

@@ -124,6 +124,17 @@ def test_readiness_needs_no_token_and_no_yes(client: ApiClient, service: Service
     assert client.ready() == Readiness(False, code="vault_sealed", text="Vault is sealed")
 
 
+def test_what_answers_for_a_service_that_is_replaced_is_waited_out(client: ApiClient, service: Service) -> None:
+    """A proxy's page, or half an answer, while there is no service must not end the wait and roll a cutover back."""
+    ready = {"ready": True, "mode": "local", "ca_fingerprint": "SHA256:x", "policy": "ab"}
+    service.answers(b"<h1>502 Bad Gateway</h1>", [], ready)
+    assert client.wait_ready("local", "SHA256:x", 30).mode == "local"
+    service.answers(b"<h1>502 Bad Gateway</h1>")
+    with pytest.raises(Unavailable) as refused:
+        client.wait_ready("local", "SHA256:x", 0.2)
+    assert (refused.value.code, refused.value.facts) == ("service_never_ready", {"code": "not_our_service"})
+
+
 @pytest.mark.parametrize("status,kind", [(403, Refused), (404, NotFound), (503, Unavailable), (500, SignerError)])
 def test_a_problem_keeps_its_code_and_hint(
     client: ApiClient, service: Service, status: int, kind: type[SignerError]
