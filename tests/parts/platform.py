@@ -79,6 +79,7 @@ class Platform:
         self.tokens = {name: folder / f"token-{name}" for name in ("cutover", "admin")}
         host_key = make_key(folder, "ed25519", "host")
         self.targets = {name: Sshd(folder / name, self.ca.public_line, host_key=host_key.private) for name in targets}
+        self._started: list[subprocess.Popen[str]] = []
         self._clients: dict[str, dict[str, str]] = {}
         self._host_line = " ".join(host_key.public_line.split()[:2])
         self._running = ExitStack()
@@ -105,10 +106,12 @@ class Platform:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._end_started()
         self._running.close()
 
     def reset(self) -> None:
-        """Back to mode vault with nothing done yet: files, hosts, Vault, service; the service's ledger stays."""
+        """Back to mode vault with nothing done yet; the service's ledger stays."""
+        self._end_started()
         self.engine.run("umount", "--lazy", str(self.evidence_dir))
         shutil.rmtree(self.evidence_dir, ignore_errors=True)
         self._write_files()
@@ -314,7 +317,7 @@ class Platform:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """The same, not waited for; in a session of its own."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words),
             env=self.environment(),
             cwd=self.folder,
@@ -324,6 +327,15 @@ class Platform:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
+
+    def _end_started(self) -> None:
+        """A test that failed did not wait for them."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def plan(self, operation: str = "cutover") -> str:
         """Makes a plan that can be applied; its file."""

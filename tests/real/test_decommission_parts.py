@@ -1,6 +1,6 @@
 """`signer decommission` with a real OpenBao on raft storage, a real service, a real sshd: blocked, applied, resumed.
 
-The cutover before it is told by evidence and ledger alone; the whole way with containers is in `test_cutover.py`.
+The cutover before it is told by evidence and ledger alone; `test_cutover_rehearsal.py` goes the whole way.
 """
 
 from __future__ import annotations
