@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from signer import printing
 from signer.errors import SignerError
-from signer.ops.apply import APPLIED, FAILED, ROLLED_BACK, STOPPED, Ended
+from signer.ops.apply import APPLIED, FAILED, ROLLBACK_FAILED, ROLLED_BACK, STOPPED, Ended
 from signer.ops.journal import Past
 from signer.ops.plan import Observation, Plan, Step
 from signer.timestamps import timestamp
@@ -106,6 +106,7 @@ def run_as_json(past: Past) -> dict[str, Any]:
         "operation": past.operation,
         "outcome": past.outcome or None,
         "plan": past.plan,
+        "reason": past.reason or None,
         "began": timestamp(past.began_ms // 1000),
         "ended": timestamp(past.ended_ms // 1000) if past.ended_ms else None,
         "done": list(past.done),
@@ -126,7 +127,8 @@ def tell_end(ended: Ended, run: str, evidence: str, seconds: float, json: bool, 
                 facts[name] = {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}
         printing.show_json(facts)
     if ended.error is not None:
-        printing.say_error(SignerError(ended.error.code, sentences[ended.outcome], ended.error.hint))
+        hint = "follow runbooks/rollback.md, section 5" if ended.outcome == ROLLBACK_FAILED else ended.error.hint
+        printing.say_error(SignerError(ended.error.code, sentences[ended.outcome], hint))
     elif not json:
         printing.show(f"{sentences[ended.outcome]}, in {seconds:.1f} s")
     if ended.also is not None:

@@ -76,7 +76,7 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
     recorder = ApiClient(file.signer.address, file.signer.token_file)
     approval = approve(plan, arguments.approve, file, recorder)
     began = time.monotonic()
-    with alone(file.evidence_dir):
+    with alone(file.evidence_dir, file.compose.base):
         taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
         world = _read_again(file, path, may_be_down=taken_up)
         found = make_plan(file, would_run(file), world.inputs, world.now)
@@ -104,7 +104,7 @@ def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) ->
     file = load_cutover_file(Path(arguments.config).absolute())
     recorder = ApiClient(file.signer.address, file.signer.token_file)
     began = time.monotonic()
-    with alone(file.evidence_dir):
+    with alone(file.evidence_dir, file.compose.base):
         for past in runs(file.evidence_dir):
             if past.operation == "decommission" and (what := destroyed_by(file.evidence_dir, past)):
                 text = f"Vault was decommissioned ({what}), and nothing leads back"

@@ -126,7 +126,7 @@ def decommission_apply(arguments: Namespace, _settings: Callable[[], Settings]) 
     api = ApiClient(file.signer.address, file.signer.token_file)
     approval = approve(plan, arguments.approve, file, api)
     began = time.monotonic()
-    with alone(file.evidence_dir):
+    with alone(file.evidence_dir, file.compose.base):
         past = next((past for past in unfinished(file.evidence_dir) if past.plan == plan.digest), None)
         found = None
         if past is None or not destroyed_by(file.evidence_dir, past):

@@ -26,6 +26,7 @@ APPLIED, ROLLED_BACK, FAILED, STOPPED, ROLLBACK_FAILED = (
     "stopped",
     "rollback_failed",
 )
+_CHANGING: Final = ("CHANGES", "DESTROYS")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _T = TypeVar("_T")
 
@@ -60,7 +61,8 @@ class Ended:
 def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
     """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
 
-    1  a step that the journal calls done is left alone, unless it changes something and its own check denies it;
+    1  as long as nothing was changed, all is done from the first step on: what was seen may be old.
+       Then a step that the journal calls done is left alone, unless it changes something and its own check denies it;
        then what comes after it is done again, too, as it was seen of another state
     2  it is written down that the step begins; then it acts and proves that it worked; both are kept as evidence
     3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
@@ -69,7 +71,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: R
     4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
     """
     *before, seal = enumerate(steps, 1)
-    is_as_left = True
+    is_as_left = any(step.effect in _CHANGING and step.name in journal.past.begun for step in steps)
     with _interruptible():
         for number, step in before:
             began = time.monotonic()

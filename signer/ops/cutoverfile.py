@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from signer.errors import BadFile
+from signer.ops.secretguard import Guard
 from signer.policytables import Duration, Faults, Names, Problem, Table
 from signer.toml_places import find_places
 
@@ -299,9 +300,12 @@ class _Reader:
             self._faults.require(("compose",), data, "command", "engine", "project", "base", "overlay", "environment")
             if KEY_VARIABLE not in raw.environment:
                 self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing: the file with the CA key")
+        guard = Guard()  # plans and evidence show these
         for name, value in raw.environment.items():
             if _VARIABLE.fullmatch(name) is None or not value.isprintable():
                 self._faults.add(("compose", "environment", name), "is no variable such as NAME, or cannot be printed")
+            if guard.clean(value) != value or guard.clean(f"{name}={value}") != f"{name}={value}":
+                self._faults.add(("compose", "environment", name), "looks like a secret: put it into a file, name that")
         if KEY_VARIABLE in raw.environment:
             self.path(("compose", "environment", KEY_VARIABLE), raw.environment[KEY_VARIABLE])
         return ComposeFacts(

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ class Past:
     run: str
     operation: str
     plan: str = ""
+    reason: str = ""
     began_ms: int = 0
     done: dict[str, float] = field(default_factory=dict)
     begun: dict[str, None] = field(default_factory=dict)  # in order; done or not
@@ -58,7 +59,8 @@ class Past:
         name = str(line.get("step", ""))
         match line["event"]:
             case "run.began":
-                self.plan, self.began_ms = str(line.get("plan", "")), int(line["at"])
+                self.plan, self.reason = str(line.get("plan", "")), str(line.get("reason", ""))
+                self.began_ms = int(line["at"])
             case "run.resumed":
                 self.failed = self.error = ""
             case "step.began":
@@ -79,13 +81,15 @@ class Past:
 class Journal:
     """The journal of one run, open for writing; `past` is what it says so far.
 
-    `make_room` is called once if the disk is full; what it frees is meant for the end of a run.
+    `make_room` is called once if the disk is full; what it frees is meant for the end of a run. `clean` takes secrets
+    out of the summaries that steps give.
     """
 
     def __init__(self, folder: Path, run: str, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.path = folder / FOLDER / f"{run}.jsonl"
         self.make_room: Callable[[], object] = lambda: None
+        self.clean: Callable[[str], str] = str
         self.past = read_journal(self.path) if self.path.exists() else Past(run, _operation(run))
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -97,7 +101,8 @@ class Journal:
 
     def write(self, event: str, **facts: object) -> None:
         """One line, on the disk when this returns; raises `Unavailable`."""
-        line = {"at": int(self._clock() * 1000), "event": event, **facts}
+        kept = {name: self.clean(value) if isinstance(value, str) else value for name, value in facts.items()}
+        line = {"at": int(self._clock() * 1000), "event": event, **kept}
         text = json.dumps(line, sort_keys=True).encode() + b"\n"
         try:
             self._append(text)
@@ -187,8 +192,10 @@ def runs(folder: Path) -> list[Past]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Nobody else changes this platform meanwhile; raises `Unavailable`.
+def alone(folder: Path, base: Path) -> Iterator[None]:
+    """Nobody else changes this platform meanwhile, not with another evidence directory either; raises `Unavailable`.
+
+    `base` is the compose file that all who work on the platform have in common. Where it is missing the plan says so.
 
     A journal says what need not be done again, so nobody else may be able to write one: `evidence_dir_not_private`.
     """
@@ -198,17 +205,23 @@ def alone(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _unwritable(error) from None
+    held = [descriptor]
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):
+            held.append(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        for descriptor in held:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
+        for descriptor in held:
+            os.close(descriptor)
         raise Unavailable(
             "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
         ) from None
     try:
         yield
     finally:
-        os.close(descriptor)
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:

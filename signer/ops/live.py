@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from signer.apiclient import ApiClient, Readiness
@@ -28,11 +32,38 @@ from signer.tokenfile import read_secret_word
 from signer.vaultadmin import VaultAdmin
 
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
+_LOOK_EVERY: Final = 0.05  # seconds between two looks of `Pause`
 _PASSED_ON: Final = ("PATH", "HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "DOCKER_HOST")
 
 
 class StepFailed(SignerError):
     """What a step saw is not as it must be; `facts` are kept as evidence."""
+
+
+class Pause(threading.Thread):
+    """The longest time for which the service did not answer that it is ready; it is asked 20 times a second."""
+
+    def __init__(self, address: str, token_file: Path) -> None:
+        super().__init__(name="pause", daemon=True)
+        self._api = ApiClient(address, token_file)
+        self._ended = threading.Event()
+        self._longest = 0.0
+
+    def run(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(_LOOK_EVERY):
+            with suppress(SignerError):
+                if self._api.ready(within=1).ready:
+                    now = time.monotonic()
+                    self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+
+    def stop(self) -> float:
+        """Seconds, to a tenth; a pause that has not ended is not counted."""
+        self._ended.wait(2 * _LOOK_EVERY)  # one more look, at what is ready by now
+        self._ended.set()
+        self.join(2)
+        self._api.close()
+        return round(max(self._longest, 0.0), 1)
 
 
 class LiveHands:
@@ -44,6 +75,7 @@ class LiveHands:
         self._compose = Compose(file.compose)
         self._api = ApiClient(file.signer.address, file.signer.token_file)
         self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        self._pause: Pause | None = None
         kept.evidence.guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
         kept.evidence.guard.never(read_secret_word(file.vault.token_file, "vault.token_file", is_vaults=True))
 
@@ -75,7 +107,8 @@ class LiveHands:
                 f"{summary}: {', '.join(str(check.get('code')) for check in bad)}",
                 str(first.get("next") or "see preflight.json of the evidence"),
             )
-        return Observation(summary)
+        warnings = [str(check.get("code")) for check in checks if check.get("status") == "warn"]
+        return Observation(f"{summary} ({', '.join(warnings)})" if warnings else summary)
 
     def parity(self) -> Observation:
         """Roles, then real certificates of Vault and of the local CA, which signs them in a trial of its own."""
@@ -138,7 +171,11 @@ class LiveHands:
         return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
 
     def up(self, *, with_overlay: bool) -> Observation:
-        """Compose up; what it said is kept."""
+        """Compose up; what it said is kept. From here on the pause of the service is measured, until `ready`."""
+        if self._pause is not None:
+            self._pause.stop()
+        self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
+        self._pause.start()
         done = self._compose.up(with_overlay)
         return Observation(
             f"compose took {done.seconds:.1f} s",
@@ -153,8 +190,14 @@ class LiveHands:
     def ready(self, backend: Backend) -> Observation:
         """Waits until the service is ready in that mode and signs with that CA."""
         ca = self._policy.ca.fingerprint if backend == "local" else None
-        found = self._api.wait_ready(backend, ca, READY_WITHIN)
-        return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}", {"policy": found.policy})
+        try:
+            found = self._api.wait_ready(backend, ca, READY_WITHIN)
+        finally:
+            pause = self._pause.stop() if self._pause is not None else None
+            self._pause = None
+        facts = {"policy": found.policy, "pause_seconds": pause}
+        measured = "" if pause is None else f", no answer for {pause:.1f} s"
+        return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}{measured}", facts)
 
     def smoke(self, backend: Backend) -> Observation:
         """A real login to every target with a certificate of that backend."""

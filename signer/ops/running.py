@@ -115,7 +115,7 @@ def open_run(
     else:
         evidence = Evidence.open(folder / past.run)
     journal = Journal(folder, evidence.run, clock)
-    journal.make_room = evidence.release_space
+    journal.make_room, journal.clean = evidence.release_space, evidence.guard.clean
     try:
         journal.write("run.began" if past is None else "run.resumed", plan=digest, reason=reason)
         if plan is not None:

@@ -51,7 +51,7 @@ def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> W
     operator = check_operator(file, policy)
     compose = Compose(file.compose)
     with VaultAdmin(file.vault.address, file.vault.token_file, file.vault.ca_file) as vault:
-        roles = {name: plain(vault.role(file.vault.mount, name)) for name in file.vault.roles}
+        roles = {name: _role(vault, file.vault.mount, name) for name in file.vault.roles}
         vault_ca = vault.ca_public_key(file.vault.mount).fingerprint
     try:
         ready = ApiClient(file.signer.address, file.signer.token_file).ready()
@@ -94,6 +94,16 @@ def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> W
     return World(inputs, now, policy)
 
 
+def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
+    """A role as Vault tells it, None if there is none: one that was removed meanwhile is a difference like others."""
+    try:
+        return plain(vault.role(mount, name))
+    except SignerError as error:
+        if error.code != "vault_role_missing":
+            raise
+        return None
+
+
 def check_movable(world: World) -> None:
     """Raises `NotPossible` unless the service runs in a mode from which one can move to the local CA."""
     now = world.now
@@ -116,6 +126,9 @@ def check_roles(file: CutoverFile, world: World) -> str:
         role, vaults = world.policy.roles.get(name), world.inputs["vault"]["roles"][name]
         if role is None:
             problems.append(f"role {name}: policy.toml has no such role, so nobody who has it today could log in")
+            continue
+        if vaults is None:
+            problems.append(f"role {name}: Vault has no such role")
             continue
         wider = errors_in(compare_roles(vaults, role))
         problems += [f"role {name}: {one.field}: {one.why} (ours {one.ours}, Vault's {one.vaults})" for one in wider]

@@ -187,7 +187,7 @@ def _clock(folder: Path) -> Callable[[], float]:
 def _leave_open(folder: Path, api: PlayedApi) -> None:
     plan = read_plan((folder / "plan.json").read_text(), "cutover")
     with (
-        alone(folder / "evidence"),
+        alone(folder / "evidence", folder / "evidence"),
         open_run(folder / "evidence", "cutover", plan, None, api, clock=_clock(folder)) as run,
     ):
         for step in ("preflight", "parity", "trust", "remember"):

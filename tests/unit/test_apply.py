@@ -272,6 +272,29 @@ def test_a_run_that_was_killed_goes_on_to_its_end(world: World, kept: Kept, mome
     assert (world.done.count("first"), world.done.count("second")) == (1, 1)
 
 
+def test_what_was_seen_before_a_crash_is_looked_at_again_as_long_as_nothing_was_changed(
+    world: World, kept: Kept
+) -> None:
+    steps = [world.step("look"), world.step("ask"), *world.steps()[1:]]
+    world.dies = "after ask"
+    with pytest.raises(Killed):
+        apply(world, kept, steps)
+    assert list(past(world).done) == ["look"]
+    world.dies = ""
+    assert apply(world, kept, steps).outcome == APPLIED
+    assert world.done == ["look", "ask", "look", "ask", "first", "second", "prove"]
+
+
+def test_once_something_was_changed_what_is_done_is_left_alone(world: World, kept: Kept) -> None:
+    world.dies = "before second"
+    with pytest.raises(Killed):
+        apply(world, kept)
+    world.dies = ""
+    assert apply(world, kept).outcome == APPLIED
+    assert world.done == ["look", "first", "second", "prove"]
+    assert "1 skipped look" in kept.said
+
+
 def test_a_run_that_was_killed_before_its_last_line_ends_as_it_was_sealed(
     world: World, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,17 +433,26 @@ def test_runs_are_listed_oldest_first_and_other_files_are_not_runs(tmp_path: Pat
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(Unavailable) as refused, alone(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.touch()
+    for other in (tmp_path / "evidence", tmp_path / "another"):  # one platform may have two directories
+        with alone(tmp_path / "evidence", base), pytest.raises(Unavailable) as refused, alone(other, base):
+            pass
+        assert refused.value.code == "run_in_progress"
+    with alone(tmp_path / "evidence", base):
         pass
-    assert refused.value.code == "run_in_progress"
-    with alone(tmp_path):
+
+
+def test_a_missing_compose_file_is_for_the_plan_to_tell(tmp_path: Path) -> None:
+    missing = tmp_path / "base.yaml"
+    with alone(tmp_path / "evidence", missing), pytest.raises(Unavailable), alone(tmp_path / "evidence", missing):
         pass
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720])
 def test_where_others_could_plant_a_journal_nothing_is_begun(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(SignerError) as refused, alone(tmp_path):
+    with pytest.raises(SignerError) as refused, alone(tmp_path, tmp_path):
         pass
     tmp_path.chmod(0o700)
     assert refused.value.code == "evidence_dir_not_private"

@@ -87,6 +87,8 @@ def test_the_digest_is_that_of_the_bytes() -> None:
         ('user = "llmops"', 'user = "-l"', "smoke.0.user"),
         ('host = "rs2000.example"', 'host = "rs2000.example"\nport = 0', "smoke.0.port"),
         ('host = "rs2000.example"', "", "smoke.0.host"),
+        ("environment = { ", 'environment = { X_TOKEN = "hvs.CAESIJabcdefghijklmnop", ', "looks like a secret"),
+        ("environment = { ", 'environment = { VAULT_TOKEN = "abcdefgh", ', "looks like a secret"),
     ],
 )
 def test_a_fault_is_told_with_its_place(old: str, new: str, told: str) -> None:

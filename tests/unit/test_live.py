@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signer.apiclient import Readiness
 from signer.compose import Compose
-from signer.errors import Drift
+from signer.errors import Drift, Unavailable
+from signer.ops import live
 from signer.ops.cutoverfile import CutoverFile, parse_cutover_file
 from signer.ops.evidence import Evidence
 from signer.ops.journal import Journal
@@ -112,3 +115,45 @@ def test_a_service_in_shadow_mode_is_neither_cut_over_nor_rolled_back(
 ) -> None:
     platform.engine(inspect=inspected(mode=mode))
     assert (hands.is_up(with_overlay=True), hands.is_up(with_overlay=False)) == (is_local, is_vault)
+
+
+# --- the pause that clients see ---------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A service that is ready when the test says so."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+
+    def ready(self, *, within: float) -> Readiness:
+        if not self.is_ready:
+            raise Unavailable("service_down", f"nobody answers within {within}", "start it")
+        return Readiness(True, "local")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def measured(answers: Answers, seconds: float, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(live, "ApiClient", lambda *_: answers)
+    pause = live.Pause("http://127.0.0.1:1", Path("/token"))
+    pause.start()
+    time.sleep(0.2)
+    answers.is_ready = False
+    time.sleep(seconds)
+    answers.is_ready = True
+    return pause.stop()
+
+
+def test_the_pause_is_the_longest_time_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(Answers(), 0.6, monkeypatch) >= 0.4
+
+
+def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers()
+    answers.is_ready = False
+    monkeypatch.setattr(live, "ApiClient", lambda *_: answers)
+    pause = live.Pause("http://127.0.0.1:1", Path("/token"))
+    pause.start()
+    assert pause.stop() == 0.0
