@@ -1,4 +1,4 @@
-"""Vault's audit log, JSON lines: when it last signed, and who else asked it since. Values in it are never passed on.
+"""Vault's audit log, JSON lines: when it last signed, and who else uses it since. Values in it are never passed on.
 
 Streaming and bounded. Rotated files beside it (`audit.log.1`, `audit.log-20261122.gz`) are read, too. Half a line, as
 rotation and a line just being written leave it, is counted and passed over. What the log does not tell for sure, such
@@ -27,10 +27,16 @@ MAX_BYTES: Final = 16 * 1024**3  # of all files together, unpacked
 MAX_FILES: Final = 1000
 MAX_CLIENTS: Final = 100  # that are told apart
 WITHIN: Final = 300.0  # seconds
-MAX_NAME: Final = 80
+MAX_NAME: Final = 80  # an HMAC of 76 characters is whole
 _SIGNS: Final = re.compile(r"(?P<mount>.+/)(?:sign|issue)/(?P<role>[^/]+)")
 _LOGS_IN: Final = re.compile(r"auth/(?P<mount>.+)/(?:login|callback|oidc/callback)(?:/.*)?")
-_WORTH_READING: Final = (b"/sign/", b"/issue/", b"/login", b"/callback")
+_FETCHES: Final = re.compile(r"(?P<mount>.+?/)(?P<what>public_key|config/ca|issuer/.+|creds/.+|verify)")
+_RENEWS: Final = re.compile(r"auth/token/renew(?:-self|-accessor)?(?:/.*)?|sys/(?:leases/)?renew(?:/.*)?")
+_LISTS_TOKENS: Final = "auth/token/accessors"
+_WORTH_READING: Final = (
+    b"/sign/", b"/issue/", b"/login", b"/callback",
+    b"/public_key", b"/config/ca", b"/issuer/", b"/creds/", b"/verify", b"/renew", _LISTS_TOKENS.encode(),
+)  # fmt: skip
 _ANY_TIME: Final = re.compile(rb'"time" ?: ?"([^"]{20,40})"')
 
 
@@ -45,7 +51,11 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody who asked to sign, or logged in: the name that Vault shows for the token, what for, last when."""
+    """Somebody who uses Vault: the name that Vault shows for the token, what for, last when.
+
+    To use it is to ask for a signature or for the CA's key, as hosts do, to log in, or to renew a token or a lease. An
+    operator who looks around, clears up, or makes a token for us uses it for nothing that would be missed.
+    """
 
     name: str
     what: str
@@ -80,7 +90,8 @@ class _Reading:
     entries: int = 0
     broken: int = 0
     signed: dict[tuple[str, str], int] = field(default_factory=dict)
-    clients: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    clients: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    listers: set[str] = field(default_factory=set)
 
     def take(self, line: bytes) -> None:
         """One line, whole or not."""
@@ -110,6 +121,7 @@ class _Reading:
             return
         signs = _SIGNS.fullmatch(path)
         logs_in = _LOGS_IN.fullmatch(path)
+        fetches = _FETCHES.fullmatch(path)
         if signs is not None and not path.startswith(("auth/", "sys/")):
             if entry.get("type") == "response" and not _failed(entry):
                 key = signs["mount"][:MAX_NAME], signs["role"][:MAX_NAME]
@@ -117,19 +129,40 @@ class _Reading:
             self._note_client(entry, f"sign at {signs['mount'][:MAX_NAME]}", at)
         elif logs_in is not None:
             self._note_client(entry, f"login at auth/{logs_in['mount'][:MAX_NAME]}/", at)
+        elif _RENEWS.fullmatch(path) is not None:
+            self._note_client(entry, "renewal of a token or a lease", at)
+        elif fetches is not None and request.get("mount_type", "ssh") == "ssh":
+            self._note_client(entry, f"{fetches['what'].split('/')[0]} of {fetches['mount'][:MAX_NAME]}", at, True)
+        elif path.rstrip("/") == _LISTS_TOKENS and entry.get("type") == "response" and not _failed(entry):
+            accessor = _object(entry, "auth").get("accessor")
+            if isinstance(accessor, str) and accessor and len(self.listers) < MAX_CLIENTS:
+                self.listers.add(accessor[:MAX_NAME])
 
-    def _note_client(self, entry: dict[str, Any], what: str, at: int) -> None:
+    def _note_client(self, entry: dict[str, Any], what: str, at: int, unless_lister: bool = False) -> None:
         """Each request has two entries; a login's name is in its response only, so responses count."""
         if entry.get("type") != "response" or at <= self.since:
             return
         auth = _object(entry, "auth")
-        if auth.get("accessor") in self.own:
+        accessor = auth.get("accessor")
+        accessor = accessor[:MAX_NAME] if isinstance(accessor, str) else ""
+        if accessor and accessor in self.own:
             return
         name = auth.get("display_name")
-        key = (name[:MAX_NAME] if isinstance(name, str) and name else "an unknown token"), what
-        if key in self.clients or len(self.clients) < MAX_CLIENTS:
-            before, times = self.clients.get(key, (0, 0))
-            self.clients[key] = max(before, at), times + 1
+        shown = name[:MAX_NAME] if isinstance(name, str) and name else "an unknown token"
+        key = shown, what, accessor if unless_lister else ""
+        if key not in self.clients and len(self.clients) >= MAX_CLIENTS:
+            key = "others", "whatever it was", ""
+        before, times = self.clients.get(key, (0, 0))
+        self.clients[key] = max(before, at), times + 1
+
+    def others(self) -> tuple[Client, ...]:
+        """The clients. What a plan looked at with an admin token of then is none: that one listed all tokens, too."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for (name, what, accessor), (at, times) in self.clients.items():
+            if accessor not in self.listers:
+                before, so_far = found.get((name, what), (0, 0))
+                found[name, what] = max(before, at), so_far + times
+        return tuple(Client(*key, at, times) for key, (at, times) in sorted(found.items()))
 
 
 def read_audit_log(
@@ -162,7 +195,7 @@ def read_audit_log(
         entries=reading.entries,
         broken=reading.broken,
         signatures=tuple(Signature(*key, at) for key, at in sorted(reading.signed.items())),
-        clients=tuple(Client(*key, at, times) for key, (at, times) in sorted(reading.clients.items())),
+        clients=reading.others(),
     )
 
 

@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -221,10 +222,16 @@ def test_a_signature_and_a_login_since_the_cutover_block(platform: Platform, key
     waited_for_next_second(bao)
     assert bao.sign(keyring("ed25519").public_line).status == 200
     assert bao.call("POST", "auth/userpass/login/dave", {"password": "secret-word"}, token="").status == 200
+    with urllib.request.urlopen(f"{bao.address}/v1/ssh/public_key", timeout=10) as line:  # as a host that fetches it
+        assert line.read().startswith(b"ssh-ed25519 ")
+    renewing = bao.token_for('path "auth/token/renew-self" { capabilities = ["update"] }')
+    assert bao.call("POST", "auth/token/renew-self", token=renewing).status == 200
     found = platform.blockers()
     assert set(found) == {"vault_signed_since", "vault_certificate_valid", "other_clients"}
     assert "role llmops of ssh/" in found["vault_signed_since"]
     assert "userpass-dave: login at auth/userpass/" in found["other_clients"]
+    assert "public_key of ssh/" in found["other_clients"]
+    assert "renewal of a token or a lease" in found["other_clients"]
 
 
 def waited_for_next_second(bao: OpenBao) -> None:

@@ -80,6 +80,71 @@ def test_clients_since_then_are_told_and_we_are_not_one(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "path, told",
+    [
+        ("ssh/public_key", "public_key of ssh/"),
+        ("team/ssh/config/ca", "config of team/ssh/"),
+        ("ssh/issuer/default/public_key", "issuer of ssh/"),
+        ("ssh/creds/otp", "creds of ssh/"),
+        ("ssh/verify", "verify of ssh/"),
+        ("auth/token/renew-self", "renewal of a token or a lease"),
+        ("auth/token/renew", "renewal of a token or a lease"),
+        ("sys/leases/renew", "renewal of a token or a lease"),
+    ],
+)
+def test_who_only_reads_the_key_or_renews_a_token_uses_vault_too(tmp_path: Path, path: str, told: str) -> None:
+    """Such as a host that fetches the line for its sshd, without a token even."""
+    request = {"operation": "read", "path": path}
+    nobody = entry(5, auth={}, request=request)
+    found = read(tmp_path, lines(entry(3, request=request), entry(4, request=request), nobody))
+    assert found.clients == (
+        Client("an unknown token", told, START + 5, 1),
+        Client("userpass-dave", told, START + 4, 2),
+    )
+    assert found.signatures == ()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sys/health", "sys/mounts", "auth/token/create", "auth/token/lookup-self", "kv/config/ca", "kv/data/verify"],
+)
+def test_who_looks_around_or_makes_a_token_uses_vault_for_nothing_that_would_be_missed(
+    tmp_path: Path, path: str
+) -> None:
+    request = {"operation": "read", "path": path, "mount_type": path.split("/", maxsplit=1)[0]}
+    assert read(tmp_path, lines(entry(3, request=request))).clients == ()
+
+
+def test_an_earlier_plan_of_ours_with_another_admin_token_is_no_client(tmp_path: Path) -> None:
+    """It read the CA's key where Vault has no list of issuers, and listed all tokens, as no host would."""
+    then = {"accessor": "hmac-sha256:then", "display_name": "token"}
+    host = {"accessor": "hmac-sha256:host", "display_name": "token"}
+    log = [entry(n, path="ssh/config/ca", auth=who) for n, who in ((3, then), (4, host), (5, host))]
+    assert [client.times for client in read(tmp_path, lines(*log)).clients] == [3]
+    log.append(entry(6, path="auth/token/accessors", auth=then))
+    assert read(tmp_path, lines(*log)).clients == (Client("token", "config of ssh/", START + 5, 2),)
+    signed = entry(7, auth=then)
+    assert Client("token", "sign at ssh/", START + 7, 1) in read(tmp_path, lines(*log, signed)).clients
+
+
+def test_only_so_many_clients_are_told_apart_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditlog, "MAX_CLIENTS", 3)
+    log = lines(*(entry(n, path="ssh/public_key", auth={"accessor": f"a{n}"}) for n in range(9)))
+    assert [(client.name, client.times) for client in read(tmp_path, log).clients] == [
+        ("an unknown token", 3),
+        ("others", 6),
+    ]
+
+
+@pytest.mark.parametrize("odd", [[], {}, 7, None])
+def test_an_accessor_of_another_form_is_nobody_we_know(tmp_path: Path, odd: object) -> None:
+    log = lines(entry(2, auth={"accessor": odd}), entry(3, path="auth/token/accessors", auth={"accessor": odd}))
+    assert read(tmp_path, log, own=frozenset({""})).clients == (
+        Client("an unknown token", "sign at ssh/", START + 2, 1),
+    )
+
+
 def test_rotated_files_are_read_packed_or_not(tmp_path: Path) -> None:
     (tmp_path / "audit.log.1").write_bytes(lines(entry(2)))
     (tmp_path / "audit.log-20261121.gz").write_bytes(gzip.compress(lines(entry(1, path="old/sign/r"))))
