@@ -148,7 +148,7 @@ _VARIES: Final = (
     (r"\d+\.\d s\b", "<seconds>"),
     (r"\b(?:\d+d)?(?:\d+h)?(?:\d+m)?\d+s of 3d left", "<time> left"),
     (r"\bevent \d+", "event <n>"),
-    (r"\bready: .*\d+ ok(, \d+ skipped)?", "ready: <checks>"),
+    (r"\bready: .*\d+ ok(, \d+ skipped)?( \(.*?[)…])?", "ready: <checks>"),
     (r"\d+ token accessors?, \d+ leases?", "<tokens>"),
     (r"[\d,]+ bytes\b|\b\d+ files\b", "<size>"),
     (r"\bserial: \d+|\(serial \d+, until \d\d:\d\d\)|'seq': \d+", "<serial>"),
@@ -210,7 +210,7 @@ def was_killed(platform: Platform) -> None:
     plan = read_plan((platform.folder / platform.plan()).read_text(), "cutover")
     recorder = ApiClient(file.signer.address, file.signer.token_file)
     with (
-        alone(file.evidence_dir),
+        alone(file.evidence_dir, file.compose.base),
         recorder,
         open_run(file.evidence_dir, "cutover", plan, None, recorder) as run,
     ):
