@@ -55,12 +55,16 @@ class RemovalFailed(SignerError):
 
 
 class LiveRemoval:
-    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`."""
+    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`.
 
-    def __init__(self, file: CutoverFile, kept: Run) -> None:
+    `removed_by` says by whose word the data was removed by hand; then nothing is run for it.
+    """
+
+    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
         self._file = file
         self._wanted: DecommissionFacts = decommission_of(file)
         self._kept = kept
+        self._removed_by = removed_by
         self._begun = frozenset(kept.journal.past.begun)  # by a run that was cut off
         self._api = ApiClient(file.signer.address, file.signer.token_file)
         self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
@@ -71,6 +75,12 @@ class LiveRemoval:
                 guard.never(read_secret_word(path, "vault.token_file", is_vaults=True))
             except BadSettings:
                 continue  # once Vault is sealed nobody needs it, and its file may be gone
+        self._keep_version(kept.evidence.read_json("inventory.json") or {})
+
+    def _keep_version(self, inventory: Mapping[str, Any]) -> None:
+        """Of the Vault that is removed: nobody can ask it any more when the evidence is sealed."""
+        if version := inventory.get("version"):
+            self._kept.versions = {"vault": str(version)}
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -79,6 +89,7 @@ class LiveRemoval:
         found = read_standing(self._file, self._api)
         told = found.inventory.as_json()
         self._kept.evidence.write_json("inventory.json", told)
+        self._keep_version(told)
         if found.blockers:
             raise blocked(found.blockers)
         summary = f"{len(found.inventory.mounts)} mounts, no secret, nothing in the way"
@@ -258,16 +269,20 @@ class LiveRemoval:
         return Observation(f"{self._file.vault.address} refuses connections", {"looks": LOOKS})
 
     def remove_data(self) -> Observation:
-        """The operator's own command; it must also end well where nothing is left."""
-        return self._command(self._wanted.remove_data_command, "remove_data_command")
+        """The operator's own command, which must also end well where nothing is left; or the operator's word for it."""
+        words = self._wanted.remove_data_command
+        if not self._removed_by:
+            return self._command(words, "remove_data_command", "signer decommission apply PLAN --data-is-removed")
+        facts = {"by_hand": True, "by_the_word_of": self._removed_by, "not_run": shlex.join(words)}
+        return Observation("removed by hand, on the operator's word", facts)
 
-    def _command(self, words: tuple[str, ...], name: str) -> Observation:
+    def _command(self, words: tuple[str, ...], name: str, then: str = "apply again") -> Observation:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         ended = run(words, environment=environment, within=COMMAND_WITHIN)
         if ended.status != 0:
             how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"
             raise RemovalFailed(
-                "command_failed", f"{name} {how}", f"run it by hand, then apply again: {shlex.join(words)}"
+                "command_failed", f"{name} {how}", f"do by hand what it does ({shlex.join(words)}), then: {then}"
             )
         return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
 

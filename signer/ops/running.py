@@ -25,6 +25,7 @@ from signer.ops.evidence_files import numbered
 from signer.ops.journal import Journal, Past, runs
 from signer.ops.plan import Observation, Plan, Step
 
+_DESTROYING: Final = ("disable", "revoke", "remove-data")  # steps of a decommission, for a run whose plan is lost
 _BACK: Final = "signer cutover rollback --config … --reason …"
 
 
@@ -169,9 +170,12 @@ def destroyed_by(folder: Path, past: Past) -> str:
     try:
         plan = Evidence.open(folder / past.run).read_json("plan.json") or {}
         steps = plan.get("steps", [])
-        return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in past.begun), "")
+        if steps:
+            return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in past.begun), "")
     except (NotFound, KeyError, TypeError, AttributeError):
-        return ""  # cut off before its plan was kept, so before its first step
+        steps = []  # its evidence was moved away, or it was cut off before its plan was kept: the journal tells
+    known = _DESTROYING if past.operation == "decommission" else ()
+    return next((f"step {name}" for name in known if name in past.begun), "")
 
 
 def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> list[str]:

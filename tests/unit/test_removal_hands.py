@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 import pytest
 
+from signer.boundedrun import Ended
 from signer.ops import removal
 from signer.ops.cutoverfile import CutoverFile, parse_cutover_file
 from signer.ops.decommission import removal_steps
 from signer.ops.evidence import Evidence
 from signer.ops.inventory import Blocker
-from signer.ops.journal import Journal
-from signer.ops.removal import LiveRemoval
-from signer.ops.running import Run
+from signer.ops.journal import Journal, Past
+from signer.ops.removal import LiveRemoval, RemovalFailed
+from signer.ops.running import Run, destroyed_by
 from signer.ops.standing import Blocked, Standing
 from tests.parts.removal import CHECKS, CLEAR, LEDGER
 from tests.unit.test_cutover_file import GOOD, REMOVAL
@@ -58,17 +59,17 @@ def file(tmp_path: Path) -> CutoverFile:
     for name in ("token", "vault-token", "admin"):
         (tmp_path / name).write_text(f"{name}-that-nobody-knows\n")
         (tmp_path / name).chmod(0o600)
-    text = (GOOD + REMOVAL).replace("/root/", f"{tmp_path}/")
+    text = (GOOD + REMOVAL).replace("/root/", f"{tmp_path}/") + 'remove_data_command = ["rm", "-rf", "/data"]\n'
     return parse_cutover_file(text.replace("/var/lib/safe-session/evidence", f"{tmp_path}/evidence").encode())
 
 
-def hands(file: CutoverFile, *begun: str) -> LiveRemoval:
+def hands(file: CutoverFile, *begun: str, removed_by: str = "") -> LiveRemoval:
     """Of a run that was cut off after those steps began."""
     evidence = Evidence.create(file.evidence_dir, "decommission", 1_800_000_000)
     journal = Journal(file.evidence_dir, evidence.run)
     for step in begun:
         journal.write("step.began", step=step)
-    return LiveRemoval(file, Run(journal, evidence, "", NoLedger()))
+    return LiveRemoval(file, Run(journal, evidence, "", NoLedger()), removed_by)
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +114,52 @@ def test_a_vault_that_refuses_connections_is_stopped_all_the_same(
     assert not stop.is_done()
     stop = {step.name: step for step in removal_steps(file, hands(file, "stop"))}["stop"]
     assert stop.is_done()
+
+
+def test_the_version_of_the_vault_that_was_removed_is_kept_whenever_the_run_ends(
+    file: CutoverFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "read_standing", lambda *_: STANDING)
+    first = hands(file)
+    first.inventory()
+    assert first._kept.versions == {"vault": CLEAR.version}
+    kept = first._kept
+    kept.versions = {}
+    assert LiveRemoval(file, kept)._kept.versions == {"vault": CLEAR.version}  # taken up again, with Vault gone
+
+
+def test_steps_that_destroy_are_known_by_their_names_where_the_plan_is_lost(file: CutoverFile) -> None:
+    steps = removal_steps(file, hands(file))
+    for step in steps:
+        past = Past("2027-01-15T08-00-00Z-decommission", "decommission", begun={step.name: None})
+        assert (destroyed_by(file.evidence_dir, past) != "") == (step.effect == "DESTROYS"), step.name
+    assert "remove-data" in [step.name for step in steps]
+    of_a_cutover = Past("2027-01-15T08-00-00Z-cutover", "cutover", begun={"disable": None})
+    assert destroyed_by(file.evidence_dir, of_a_cutover) == ""
+
+
+# --- data that was removed by hand ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [True, False])
+def test_the_operators_word_stands_for_the_command_that_removes_the_data(
+    file: CutoverFile, monkeypatch: pytest.MonkeyPatch, word: bool
+) -> None:
+    ran: list[object] = []
+
+    def run(words: tuple[str, ...], **_: object) -> Ended:
+        ran.append(words)
+        return Ended(1, "", "", True, 0.1)
+
+    monkeypatch.setattr(removal, "run", run)
+    acting = hands(file, "remove-data", removed_by="ops" if word else "")
+    if word:
+        seen = acting.remove_data()
+        assert ran == []
+        assert seen.summary == "removed by hand, on the operator's word"
+        assert seen.facts == {"by_hand": True, "by_the_word_of": "ops", "not_run": "rm -rf /data"}
+    else:
+        with pytest.raises(RemovalFailed) as refused:
+            acting.remove_data()
+        assert len(ran) == 1
+        assert "signer decommission apply PLAN --data-is-removed" in refused.value.hint
