@@ -123,11 +123,19 @@ PLATFORM_VERBS: Final = (
         "Needs its own approval phrase. Takes a snapshot, disables the SSH mount, revokes the tokens, seals and\n"
         "stops Vault, and proves that it is gone and that logins work. From the SSH mount on there is no undo.\n"
         "A run that was cut off goes on with the same plan, with or without Vault.",
-        ("signer decommission apply plan.json --approve PHRASE",),
+        (
+            "signer decommission apply plan.json --approve PHRASE",
+            "signer decommission apply plan.json --approve PHRASE --data-is-removed",
+        ),
         (
             _plan_file(),
             APPROVE,
             argument("--config", metavar="FILE", help="cutover.toml, if not where the plan was made"),
+            argument(
+                "--data-is-removed",
+                action="store_true",
+                help="on your word Vault's data was removed by hand, after the command for it failed",
+            ),
             JSON,
         ),
         "verbs_decommission",

@@ -19,6 +19,7 @@ from signer.ops.plan import Plan, check_drift
 from signer.ops.removal import LiveRemoval, vault_state, would_run
 from signer.ops.running import destroyed_by, open_run, unfinished
 from signer.ops.standing import Standing, blocked, decommission_of, read_inputs, read_ledger, read_standing, state_of
+from signer.ops.world import NotPossible
 from signer.planned import approve, load_plan, write_plan
 from signer.timestamps import timestamp
 
@@ -128,6 +129,13 @@ def decommission_apply(arguments: Namespace, _settings: Callable[[], Settings]) 
     began = time.monotonic()
     with alone(file.evidence_dir, file.compose.base):
         past = next((past for past in unfinished(file.evidence_dir) if past.plan == plan.digest), None)
+        removed_by = approval.who if arguments.data_is_removed else ""
+        if removed_by and (past is None or past.failed != "remove-data"):
+            raise NotPossible(
+                "data_removal_not_failed",
+                "no run of this plan failed at removing the data, so nobody's word is asked for it",
+                "apply the plan without --data-is-removed",
+            )
         found = None
         if past is None or not destroyed_by(file.evidence_dir, past):
             found = read_standing(file, api)
@@ -136,7 +144,7 @@ def decommission_apply(arguments: Namespace, _settings: Callable[[], Settings]) 
         # the plan's own path, as --config may say that the very same file lies elsewhere now
         check_drift(plan, _plan(file, planned_path, api, found, plan), with_state=found is not None)
         with open_run(file.evidence_dir, "decommission", plan, approval, api) as run:
-            ended = run.carry_out(removal_steps(file, LiveRemoval(file, run)), telling.Teller())
+            ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, removed_by)), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _ENDED)
 
@@ -184,6 +192,8 @@ def _next(file: CutoverFile, known: list[Past], state: str, soak: int | None, co
     if cut_off is not None:
         last = next(reversed(cut_off.begun), "its first step")
         again = f"{cut_off.run} was cut off at {last}: apply its plan again"
+        if cut_off.failed == "remove-data":
+            again += ", with --data-is-removed if you have done that by hand"
         if destroyed_by(file.evidence_dir, cut_off):
             return f"{again}; there is no other way on"
         return f"{again}, or signer cutover rollback --reason …"

@@ -15,9 +15,9 @@ from signer.ops.cutoverfile import KEY_VARIABLE, CutoverFile
 from signer.ops.decommission import Recording
 from signer.ops.inventory import Checks, LedgerFacts, RecordedCutover, Terms, blockers
 from signer.ops.plan import Observation
-from signer.ops.removal import would_run
+from signer.ops.removal import LiveRemoval, would_run
 from signer.ops.running import Run
-from signer.ops.standing import Standing
+from signer.ops.standing import Standing, decommission_of
 from signer.vaultinventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
 
 CUT_OVER: Final = 1_795_000_000  # 2026-11-18T11:06:40Z
@@ -85,8 +85,10 @@ stop_command = ["systemctl", "disable", "--now", "vault"]
 
 
 def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
-    """Writes cutover.toml, and has `signer decommission` find a Vault that is `clear` or `full`, or `gone`."""
-    (folder / "cutover.toml").write_text(CONFIG.replace("<dir>", str(folder)))
+    """Writes cutover.toml, and has `signer decommission` find a Vault that is `clear` or `full`, or `gone`;
+    with `data` one whose data is to be removed by a command that cannot end well, and that is gone by then."""
+    text = CONFIG + ('remove_data_command = ["rmdir", "/nowhere/vault"]\n' if case == "data" else "")
+    (folder / "cutover.toml").write_text(text.replace("<dir>", str(folder)))
     inventory, ledger = CLEAR, LEDGER
     if case == "full":
         kv = KvEntries("archive/", 2, ("old/deep/er/secret",))
@@ -103,7 +105,7 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         "read_standing": lambda _file, _api: found,
         "read_inputs": inputs,
         "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
-        "vault_state": lambda _file: "gone" if case == "gone" else "active",
+        "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
         "LiveRemoval": PlayedHands,
     }.items():
         environ.setattr(f"signer.verbs_decommission.{name}", value)
@@ -133,11 +135,19 @@ class PlayedApi:
 
 
 class PlayedHands(Recording):
-    """Hands that say what the real ones would do."""
+    """Hands that say what the real ones would do; a command that removes data is run."""
 
-    def __init__(self, file: CutoverFile, kept: Run) -> None:
+    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
         super().__init__(would_run(file))
         self._kept = kept
+        self._removed_by = removed_by
+        self._wanted = decommission_of(file)
+
+    _command = LiveRemoval._command
+
+    def remove_data(self) -> Observation:
+        """The one act that is really tried."""
+        return LiveRemoval.remove_data(self)  # type: ignore[arg-type]
 
     def _note(self, name: str) -> Observation:
         super()._note(name)
