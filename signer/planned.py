@@ -49,13 +49,15 @@ def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
         raw = read_owned(path, MAX_PLAN, "the plan file")
     except OSError as error:
         raise BadFile(
-            "plan_unreadable", f"the plan file cannot be read: {error.strerror}", f"signer {operation} plan --out FILE"
+            "plan_unreadable",
+            f"the plan file cannot be read: {error.strerror}",
+            f"signer {operation} plan --config FILE --out PLAN",
         ) from None
     plan = read_plan(raw.decode(errors="replace") if len(raw) <= MAX_PLAN else "", operation)
     config = plan.inputs.get("config")
     where = config.get("path") if isinstance(config, dict) else None
     if not isinstance(where, str) or not where.startswith("/"):
-        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan")
+        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE")
     return plan, Path(where)
 
 

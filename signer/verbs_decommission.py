@@ -196,14 +196,15 @@ def _next(file: CutoverFile, known: list[Past], state: str, soak: int | None, co
             again += ", with --data-is-removed if you have done that by hand"
         if destroyed_by(file.evidence_dir, cut_off):
             return f"{again}; there is no other way on"
-        return f"{again}, or signer cutover rollback --reason …"
+        return f"{again}, or signer cutover rollback --config FILE --reason …"
     if any(past.outcome == "applied" for past in known):
         gone = "nothing: Vault is removed"
         return (
             gone if state == "gone" else f"something listens at {printing.plain(file.vault.address)} again: look there"
         )
     if code:
-        return "mend the service first: signer cutover status"
+        return "mend the service first: signer cutover status --config FILE"
     if soak is None:
-        return "signer cutover plan"
-    return "signer decommission plan" if soak == 0 else f"wait {render_duration(soak)}, then signer decommission plan"
+        return "signer cutover plan --config FILE"
+    plan = "signer decommission plan --config FILE"
+    return plan if soak == 0 else f"wait {render_duration(soak)}, then {plan}"

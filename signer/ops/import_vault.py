@@ -80,7 +80,7 @@ def _head(mount: str, roles: Sequence[ImportedRole]) -> list[str]:
         "#",
         "# No role here gives more than Vault's. Comments say, by the names of Vault's fields, where one gives less.",
         "# FILL IN: [ca] fingerprint, if it is not there yet, and who may ask, at the end. Then: signer policy check",
-        "# and, beside the running Vault: signer cutover parity.",
+        "# and, beside the running Vault: signer cutover parity --config FILE.",
         "#",
     ]
     told = [f"{role.name}: {text}" for role in roles for text in role.not_carried()]

@@ -94,14 +94,16 @@ def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: T
 def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int) -> Iterator[Blocker]:
     cutover = ledger.cutover
     if cutover is None:
-        yield Blocker("no_cutover", "the ledger holds no successful cutover", "signer cutover plan, then apply")
+        yield Blocker(
+            "no_cutover", "the ledger holds no successful cutover", "signer cutover plan --config FILE, then apply"
+        )
         return
     if checks.evidence:
         what = f"the evidence of the cutover is not intact: {_listed(checks.evidence)}"
         yield Blocker("evidence_broken", what, "signer evidence verify tells all; cut over again if it is lost")
     if ledger.rolled_back > cutover.seq:
         what = f"the cutover was taken back, event {ledger.rolled_back} of the ledger"
-        yield Blocker("rolled_back_since", what, "mend the cause, then signer cutover plan and apply")
+        yield Blocker("rolled_back_since", what, "mend the cause, then signer cutover plan --config FILE, and apply")
     left = cutover.at + terms.soak - now
     if left > 0:
         what = (
@@ -110,7 +112,7 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
         yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + terms.soak)}")
     if ledger.mode != "local":
         what = f"the service is in mode {ledger.mode}" if ledger.mode else "the service is not ready"
-        yield Blocker("not_local", what, "see signer cutover status")
+        yield Blocker("not_local", what, "see signer cutover status --config FILE")
 
 
 def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, now: int) -> Iterator[Blocker]:

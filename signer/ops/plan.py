@@ -123,7 +123,9 @@ def read_plan(text: str, operation: Operation) -> Plan:
             raise KeyError("a step is whole")
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan") from None
+        raise BadFile(
+            "plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE"
+        ) from None
     if not is_ours:
         raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")
     if plan.operation != operation:
@@ -158,7 +160,7 @@ def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
         raise Drift(
             "plan_drifted",
             f"the world is not the one that was planned for: {count}",
-            f"look at them, then make a new plan: signer {planned.operation} plan",
+            f"look at them, then make a new plan: signer {planned.operation} plan --config FILE",
             tuple(problems),
         )
 

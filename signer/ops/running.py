@@ -26,7 +26,7 @@ from signer.ops.journal import Journal, Past, runs
 from signer.ops.plan import Observation, Plan, Step
 
 _DESTROYING: Final = ("disable", "revoke", "remove-data")  # steps of a decommission, for a run whose plan is lost
-_BACK: Final = "signer cutover rollback --config … --reason …"
+_BACK: Final = "signer cutover rollback --config FILE --reason …"
 
 
 class Unfinished(SignerError):

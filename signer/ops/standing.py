@@ -40,7 +40,7 @@ def blocked(found: list[Blocker]) -> Blocked:
     return Blocked(
         "decommission_blocked",
         f"{count} in the way of removing Vault: {', '.join(blocker.code for blocker in found)}",
-        "do what each says, then: signer decommission plan",
+        "do what each says, then: signer decommission plan --config FILE",
         {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
     )
 

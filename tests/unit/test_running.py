@@ -253,7 +253,7 @@ def test_a_rollback_by_hand_that_was_cut_off_is_finished_as_one(
             open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW + 60),
         ):
             pass
-        assert refused.value.hint == "signer cutover rollback --config … --reason …"
+        assert refused.value.hint == "signer cutover rollback --config FILE --reason …"
     assert runs(folder)[0].is_over != is_refused
 
 
