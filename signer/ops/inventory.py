@@ -32,11 +32,15 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class RecordedCutover:
-    """The newest successful cutover of the ledger. `at` is seconds since the epoch, `seq` its event."""
+    """The newest successful cutover of the ledger. `at` is seconds since the epoch, `seq` its event.
+
+    `local_since` is the second in which the service was seen to sign by itself, some before `at`; 0 if that is unknown.
+    """
 
     seq: int
     at: int
     evidence: str
+    local_since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,8 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
     engines = {engine.mount: engine for engine in inventory.ssh}
     logged = [signature for signature in (audit.signatures if audit else ()) if signature.mount in engines]
     if cutover is not None:
-        seen = [
-            f"role {s.role} of {s.mount} at {timestamp(s.at)}, by the audit log" for s in logged if s.at > cutover.at
-        ]
+        since = cutover.local_since or cutover.at  # in that very second it may have been for the service still
+        seen = [f"role {s.role} of {s.mount} at {timestamp(s.at)}, by the audit log" for s in logged if s.at > since]
         if ledger.vault_signed is not None and ledger.vault_signed[0] > cutover.seq:
             seen.append(f"{timestamp(ledger.vault_signed[1])}, event {ledger.vault_signed[0]} of the ledger")
         if seen:

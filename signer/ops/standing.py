@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +76,9 @@ def read_standing(file: CutoverFile, api: ApiClient) -> Standing:
     with VaultAdmin(file.vault.address, wanted.admin_token_file, file.vault.ca_file) as vault:
         inventory = read_inventory(vault, file.vault.mount)
     ledger = read_ledger(api)
+    if ledger.cutover is not None:
+        since = _local_since(file, ledger.cutover)
+        ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
     checks = _check(file, wanted, api, inventory, ledger.cutover)
     terms = Terms(wanted.soak, file.vault.mount, wanted.snapshot_file is not None)
     return Standing(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
@@ -136,14 +140,30 @@ def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCut
 def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
     """What is wrong with the evidence whose digest the ledger holds for that cutover."""
     try:
-        folders = sorted(path for path in file.evidence_dir.iterdir() if path.name.endswith("-cutover"))
+        folder = _evidence_of(file, cutover)
     except OSError as error:
         return (f"the evidence directory cannot be read: {error.strerror}",)
-    for folder in folders:
-        if Evidence(folder).digest == cutover.evidence:
-            verdict = check_evidence(folder, lambda digest: next(iter(api.operations(evidence=digest)), None))
-            return tuple(f"{one.code}: {one.text}" for one in verdict.problems if not one.is_warning)
-    return ("no directory there has the digest that the ledger holds",)
+    if folder is None:
+        return ("no directory there has the digest that the ledger holds",)
+    verdict = check_evidence(folder, lambda digest: next(iter(api.operations(evidence=digest)), None))
+    return tuple(f"{one.code}: {one.text}" for one in verdict.problems if not one.is_warning)
+
+
+def _evidence_of(file: CutoverFile, cutover: RecordedCutover) -> Path | None:
+    """Where the evidence of that cutover is, if it is there; raises `OSError`."""
+    folders = sorted(path for path in file.evidence_dir.iterdir() if path.name.endswith("-cutover"))
+    return next((folder for folder in folders if Evidence(folder).digest == cutover.evidence), None)
+
+
+def _local_since(file: CutoverFile, cutover: RecordedCutover) -> int:
+    """When that cutover saw the service sign by itself, by the journal in its evidence; 0 if that does not tell."""
+    try:
+        folder = _evidence_of(file, cutover)
+        lines = [] if folder is None else (folder / "journal.jsonl").read_text().splitlines()
+        told = [line for line in map(json.loads, lines) if (line["event"], line.get("step")) == ("step.done", "ready")]
+        return int(told[-1]["at"]) // 1000
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory) -> SignerError | None:

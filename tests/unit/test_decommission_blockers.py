@@ -37,6 +37,17 @@ def audited(**changes: Any) -> Checks:
     return replace(CHECKS, audit=replace(AUDIT, **changes))
 
 
+def switched(at: int) -> LedgerFacts:
+    """The service signed by itself since then, and was looked at for some seconds more."""
+    assert LEDGER.cutover is not None
+    return replace(LEDGER, cutover=replace(LEDGER.cutover, local_since=at))
+
+
+def test_vault_may_sign_until_the_service_does_it_by_itself() -> None:
+    last = audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 3),))
+    assert found(ledger=switched(CUT_OVER - 3), checks=last) == []
+
+
 ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     "no cutover": ("no_cutover", lambda: found(ledger=replace(LEDGER, cutover=None)), "no successful cutover"),
     "evidence": (
@@ -60,6 +71,14 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     "signed, audit log": (
         "vault_signed_since",
         lambda: found(checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER + 1),))),
+        "role llmops of ssh/",
+    ),
+    "signed before the cutover was at its end": (
+        "vault_signed_since",
+        lambda: found(
+            ledger=switched(CUT_OVER - 3),
+            checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 2),)),
+        ),
         "role llmops of ssh/",
     ),
     "valid, ledger": (

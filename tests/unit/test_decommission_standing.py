@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,18 @@ from signer.apiclient import Readiness
 from signer.errors import SignerError
 from signer.ops.cutoverfile import CutoverFile, parse_cutover_file
 from signer.ops.decommission import make_plan
+from signer.ops.evidence import Evidence
 from signer.ops.inventory import Blocker, RecordedCutover
 from signer.ops.removal import would_run
-from signer.ops.standing import Standing, _evidence_faults, blocked, decommission_of, read_ledger, state_of
+from signer.ops.standing import (
+    Standing,
+    _evidence_faults,
+    _local_since,
+    blocked,
+    decommission_of,
+    read_ledger,
+    state_of,
+)
 from tests.parts.evidence import sealed_run
 from tests.parts.removal import CHECKS, CLEAR, LEDGER
 from tests.unit.test_cutover_file import GOOD, REMOVAL
@@ -138,6 +148,26 @@ def test_edited_evidence_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["sums edited", "moved"])
 def test_evidence_that_is_not_the_recorded_one_is_told(tmp_path: Path, how: str) -> None:
     assert faults(tmp_path / "evidence", how) == ("no directory there has the digest that the ledger holds",)
+
+
+def test_the_second_in_which_the_service_began_to_sign_by_itself_is_read_from_the_evidence(tmp_path: Path) -> None:
+    evidence = Evidence.create(tmp_path, "cutover", 1_795_356_302)
+    steps = (("parity", 1), ("ready", 4_700), ("ready", 6_900), ("smoke", 9_000))  # taken up again before it was done
+    events = [{"at": 1_795_356_302_000 + at, "event": "step.done", "step": step} for step, at in steps]
+    events.append({"at": 1_795_356_399_000, "event": "step.began", "step": "ready"})
+    evidence.write_text("journal.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+    evidence.seal("applied")
+    file, cutover = replace(FILE, evidence_dir=tmp_path), RecordedCutover(5, 0, evidence.digest)
+    assert _local_since(file, cutover) == 1_795_356_308
+    assert _local_since(file, replace(cutover, evidence="sha256:another")) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "[]\n", '{"event": "step.done", "step": "ready"}\n', "{\n"])
+def test_a_journal_that_does_not_tell_that_second_is_none(tmp_path: Path, text: str) -> None:
+    evidence = Evidence.create(tmp_path, "cutover", 1_795_356_302)
+    evidence.write_text("journal.jsonl", text)
+    evidence.seal("applied")
+    assert _local_since(replace(FILE, evidence_dir=tmp_path), RecordedCutover(5, 0, evidence.digest)) == 0
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------
