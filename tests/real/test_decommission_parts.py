@@ -259,6 +259,10 @@ def test_vault_is_removed_whole_and_the_evidence_verifies(platform: Platform) ->
     with platform.api() as api:
         verdict = check_evidence(run, lambda digest: next(iter(api.operations(evidence=digest)), None))
     assert verdict.is_good, verdict.problems
+    assert (
+        json.loads((run / "versions.json").read_text())["vault"]
+        == json.loads((run / "inventory.json").read_text())["version"]
+    )
     (snapshot,) = (platform.evidence_dir / "snapshots").iterdir()
     assert stat.S_IMODE(snapshot.stat().st_mode) == 0o600
     assert json.loads((run / "snapshot.json").read_text())["sha256"] == sha256(snapshot.read_bytes()).hexdigest()
