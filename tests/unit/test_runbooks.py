@@ -114,7 +114,9 @@ def said_by(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and {id(node)}.isdisjoint(documents | parts):
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and {id(node)}.isdisjoint(documents | parts)
+        ):
             yield node.value
 
 
