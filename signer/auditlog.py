@@ -32,10 +32,10 @@ _SIGNS: Final = re.compile(r"(?P<mount>.+/)(?:sign|issue)/(?P<role>[^/]+)")
 _LOGS_IN: Final = re.compile(r"auth/(?P<mount>.+)/(?:login|callback|oidc/callback)(?:/.*)?")
 _FETCHES: Final = re.compile(r"(?P<mount>.+?/)(?P<what>public_key|config/ca|issuer/.+|creds/.+|verify)")
 _RENEWS: Final = re.compile(r"auth/token/renew(?:-self|-accessor)?(?:/.*)?|sys/(?:leases/)?renew(?:/.*)?")
-_LISTS_TOKENS: Final = "auth/token/accessors"
+_LOOKS_AROUND: Final = re.compile(r"auth/token/accessors/?|.+/roles/[^/]+")
 _WORTH_READING: Final = (
     b"/sign/", b"/issue/", b"/login", b"/callback",
-    b"/public_key", b"/config/ca", b"/issuer/", b"/creds/", b"/verify", b"/renew", _LISTS_TOKENS.encode(),
+    b"/public_key", b"/config/ca", b"/issuer/", b"/creds/", b"/verify", b"/renew", b"/token/accessors", b"/roles/",
 )  # fmt: skip
 _ANY_TIME: Final = re.compile(rb'"time" ?: ?"([^"]{20,40})"')
 
@@ -91,7 +91,7 @@ class _Reading:
     broken: int = 0
     signed: dict[tuple[str, str], int] = field(default_factory=dict)
     clients: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
-    listers: set[str] = field(default_factory=set)
+    onlookers: set[str] = field(default_factory=set)
 
     def take(self, line: bytes) -> None:
         """One line, whole or not."""
@@ -133,12 +133,12 @@ class _Reading:
             self._note_client(entry, "renewal of a token or a lease", at)
         elif fetches is not None and request.get("mount_type", "ssh") == "ssh":
             self._note_client(entry, f"{fetches['what'].split('/')[0]} of {fetches['mount'][:MAX_NAME]}", at, True)
-        elif path.rstrip("/") == _LISTS_TOKENS and entry.get("type") == "response" and not _failed(entry):
+        elif _LOOKS_AROUND.fullmatch(path) is not None and entry.get("type") == "response" and not _failed(entry):
             accessor = _object(entry, "auth").get("accessor")
-            if isinstance(accessor, str) and accessor and len(self.listers) < MAX_CLIENTS:
-                self.listers.add(accessor[:MAX_NAME])
+            if isinstance(accessor, str) and accessor and len(self.onlookers) < MAX_CLIENTS:
+                self.onlookers.add(accessor[:MAX_NAME])
 
-    def _note_client(self, entry: dict[str, Any], what: str, at: int, unless_lister: bool = False) -> None:
+    def _note_client(self, entry: dict[str, Any], what: str, at: int, unless_looks: bool = False) -> None:
         """Each request has two entries; a login's name is in its response only, so responses count."""
         if entry.get("type") != "response" or at <= self.since:
             return
@@ -149,17 +149,17 @@ class _Reading:
             return
         name = auth.get("display_name")
         shown = name[:MAX_NAME] if isinstance(name, str) and name else "an unknown token"
-        key = shown, what, accessor if unless_lister else ""
+        key = shown, what, accessor if unless_looks else ""
         if key not in self.clients and len(self.clients) >= MAX_CLIENTS:
             key = "others", "whatever it was", ""
         before, times = self.clients.get(key, (0, 0))
         self.clients[key] = max(before, at), times + 1
 
     def others(self) -> tuple[Client, ...]:
-        """The clients. What a plan looked at with an admin token of then is none: that one listed all tokens, too."""
+        """The clients. What plans of ours looked at with a token of then is none: they list all tokens or read roles."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for (name, what, accessor), (at, times) in self.clients.items():
-            if accessor not in self.listers:
+            if accessor not in self.onlookers:
                 before, so_far = found.get((name, what), (0, 0))
                 found[name, what] = max(before, at), so_far + times
         return tuple(Client(*key, at, times) for key, (at, times) in sorted(found.items()))

@@ -116,13 +116,14 @@ def test_who_looks_around_or_makes_a_token_uses_vault_for_nothing_that_would_be_
     assert read(tmp_path, lines(entry(3, request=request))).clients == ()
 
 
-def test_an_earlier_plan_of_ours_with_another_admin_token_is_no_client(tmp_path: Path) -> None:
-    """It read the CA's key where Vault has no list of issuers, and listed all tokens, as no host would."""
+@pytest.mark.parametrize("looked_at", ["auth/token/accessors", "ssh/roles/llmops"])
+def test_an_earlier_plan_of_ours_with_another_token_is_no_client(tmp_path: Path, looked_at: str) -> None:
+    """It read the CA's key, and listed all tokens or read a role, as no host would."""
     then = {"accessor": "hmac-sha256:then", "display_name": "token"}
     host = {"accessor": "hmac-sha256:host", "display_name": "token"}
     log = [entry(n, path="ssh/config/ca", auth=who) for n, who in ((3, then), (4, host), (5, host))]
     assert [client.times for client in read(tmp_path, lines(*log)).clients] == [3]
-    log.append(entry(6, path="auth/token/accessors", auth=then))
+    log.append(entry(6, path=looked_at, auth=then))
     assert read(tmp_path, lines(*log)).clients == (Client("token", "config of ssh/", START + 5, 2),)
     signed = entry(7, auth=then)
     assert Client("token", "sign at ssh/", START + 7, 1) in read(tmp_path, lines(*log, signed)).clients
