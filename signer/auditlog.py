@@ -156,7 +156,7 @@ class _Reading:
         self.clients[key] = max(before, at), times + 1
 
     def others(self) -> tuple[Client, ...]:
-        """The clients. What plans of ours looked at with a token of then is none: they list all tokens or read roles."""
+        """The clients. A plan of ours looked at things with a token of then, too: one that lists tokens or reads roles."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for (name, what, accessor), (at, times) in self.clients.items():
             if accessor not in self.onlookers:
