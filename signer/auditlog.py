@@ -156,7 +156,7 @@ class _Reading:
         self.clients[key] = max(before, at), times + 1
 
     def others(self) -> tuple[Client, ...]:
-        """The clients. A plan of ours looked at things with a token of then, too: one that lists tokens or reads roles."""
+        """The clients. What a plan of ours looked at with a token of then is none; such a token also looked around."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for (name, what, accessor), (at, times) in self.clients.items():
             if accessor not in self.onlookers:
