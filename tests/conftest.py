@@ -22,26 +22,22 @@ from tests.parts.service import STANDARD_POLICY, Service, StartService
 from tests.parts.sshd import Sshd, StartSshd
 
 UNIT = Path(__file__).parent / "unit"
-PODMAN = (
-    "test_container",
-    "test_cutover",
-    "test_decommission_way",
-    "test_preflight_compose",
-    "test_preflight_engines",
-    "test_preflight_host",
-)
+# With several workers a file's tests stay on one (`--dist loadfile`), so the files that take minutes come first.
+LONG = ("test_cutover_kill", "test_cutover_", "test_container", "test_crash", "test_decommission_parts")
 
 # No deadline for one example: two cores are shared with whatever else runs. A failure prints how to repeat it.
 hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("signer")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file's tests stay together; those that need podman share its store, so they do, too."""
-    for item in items:
-        group = "podman" if item.path.stem.startswith(PODMAN) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Long files first, then all the other real ones; within that everything keeps its place."""
+
+    def rank(item: pytest.Item) -> int:
+        long = next((at for at, stem in enumerate(LONG) if item.path.stem.startswith(stem)), len(LONG))
+        return len(LONG) + 1 if item.path.is_relative_to(UNIT) else long
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-socket's own, which would open them again
