@@ -28,6 +28,8 @@ KEEPER: Final = "signer-keeper"  # the user in the image who may read the ledger
 TRIAL_WITHIN: Final = 20.0  # seconds
 LIVES: Final = 60  # seconds from its start to its end, whatever becomes of us
 _LOOK_EVERY: Final = 0.05
+# An engine that is still about to start or stop the container says no the first time.
+_GUARD: Final = 'sleep "$1"; shift; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && exit; sleep 2; done'
 _MAX_HEALTH: Final = 65536  # bytes
 
 
@@ -118,9 +120,9 @@ def trial(
 @contextmanager
 def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[None]:
     """Removes the trial after the block; until that is done, or if we are killed, somebody waits to do it instead."""
-    words = ["sh", str(lives), apart.facts.engine, "rm", "--force", container]
+    words = ["sh", str(lives), apart.facts.engine, "rm", "--force", *_at_once(apart), container]
     guard = subprocess.Popen(
-        ["/bin/sh", "-c", 'sleep "$1" && shift && exec "$@"', *words],
+        ["/bin/sh", "-c", _GUARD, *words],
         env=apart.unmarked_environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -137,6 +139,10 @@ def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[Non
         guard.wait()
 
 
+def _at_once(apart: Compose) -> tuple[str, ...]:
+    return ("--time", "0") if Path(apart.facts.engine).name == "podman" else ()
+
+
 def remove_trial(apart: Compose) -> None:
     """Ends and forgets all that the engine has of the trial's project; raises `ComposeFailed`.
 
@@ -148,7 +154,7 @@ def remove_trial(apart: Compose) -> None:
     is_podman = Path(engine).name == "podman"
     done: list[Ended] = []
     if found := apart.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", label)):
-        done.append(apart.run((engine, "rm", "--force", *(("--time", "0") if is_podman else ()), *found)))
+        done.append(apart.run((engine, "rm", "--force", *_at_once(apart), *found)))
     if is_podman:  # podman-compose makes a pod, which has no label
         done.append(apart.run((engine, "pod", "rm", "--force", "--ignore", f"pod_{apart.facts.project}")))
     if found := apart.words((engine, "volume", "ls", "--quiet", "--filter", label)):

@@ -13,7 +13,7 @@ from signer.ops.cutoverfile import CutoverFile
 from signer.ops.plan import Observation, Plan, Step, describe
 
 SAMPLES: Final = 20
-READY_WITHIN: Final = 20.0  # seconds for the service to be ready after compose has started it
+READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
 Backend = Literal["vault", "local"]
 
 

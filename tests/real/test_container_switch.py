@@ -187,7 +187,7 @@ def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platf
         "command, project, base, overlay, service, *pairs = sys.argv[1:]\n"
         "variables = dict(pair.split('=', 1) for pair in pairs)\n"
         "facts = ComposeFacts((command,), 'podman', project, Path(base), Path(overlay), service, variables)\n"
-        "with trial(facts, lives=3): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with trial(facts, lives=8): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     facts = platform.facts
     words = [COMPOSE, facts.project, str(facts.base), str(facts.overlay), facts.service]
