@@ -208,7 +208,7 @@ def test_no_header_raises_anything_but_bad_request(drawn: dict[str, Any], body: 
         command = read_command(drawn, body)
     except BadRequest:
         return
-    assert command.caller.request_id == "r-1"
+    assert command.caller.request_id == drawn["request_id"]
 
 
 _FIELDS = """
