@@ -178,6 +178,7 @@ def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves
         raise AssertionError("it is not in that mode")
     assert (caught.value.code, "mode is local" in caught.value.text) == ("trial_not_ready", True)
     assert platform.made(project) == []
+    abandoned.__exit__(None, None, None)  # else it would clean up when it is collected, in the middle of another test
 
 
 def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platform) -> None:
@@ -196,7 +197,7 @@ def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platf
     killed = subprocess.run([sys.executable, "-P", "-c", code, *words, *variables], env=environ, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     volume = f"{trial_project(facts)}_ledger"
-    eventually(lambda: platform.made(trial_project(facts)) == [volume], "only the volume is left")
+    eventually(lambda: platform.made(trial_project(facts)) == [volume], "only the volume is left", seconds=60)
 
 
 def test_a_trial_that_would_share_the_ledger_is_refused_before_it_starts(platform: Platform, tmp_path: Path) -> None:
