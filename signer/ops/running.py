@@ -209,8 +209,8 @@ def catch_up(folder: Path, recorder: Recorder) -> list[str]:
             evidence = Evidence.open(folder / past.run)
         except NotFound:
             continue
-        if past.is_over and evidence.digest and not (evidence.folder / "ledger.json").exists():
-            _record(past.operation, past.outcome, past.plan, "", evidence, recorder)
+        if past.is_over and evidence.digest and not evidence.is_recorded:
+            _record(past.operation, past.outcome, past.plan, past.reason, evidence, recorder)
             told.append(past.run)
     return told
 

@@ -261,7 +261,7 @@ def test_a_ledger_that_is_down_at_the_end_rolls_back_and_says_that_nothing_is_on
     folder: Path, ledger: Ledger
 ) -> None:
     ledger.is_down = True
-    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, reason="why not", clock=lambda: NOW) as run:
         ended = carry_out(run)
     assert (ended.outcome, ended.also and ended.also.code) == ("rolled_back", "service_down")
     assert ledger.held == []
@@ -269,6 +269,7 @@ def test_a_ledger_that_is_down_at_the_end_rolls_back_and_says_that_nothing_is_on
     ledger.is_down = False
     assert catch_up(folder, ledger) == [run.evidence.run]
     assert (ledger.held[0]["outcome"], ledger.held[0]["evidence"]) == ("rolled_back", run.evidence.digest)
+    assert ledger.held[0]["reason"] == "why not"
     assert catch_up(folder, ledger) == []
 
 
