@@ -32,6 +32,7 @@ from signer.ops.evidence_files import (
     is_name,
     read_bounded,
     render_sums,
+    sync_folder,
 )
 from signer.ops.evidence_page import render_page
 from signer.ops.secretguard import REMOVED, Guard
@@ -63,7 +64,7 @@ class Evidence:
                 again += 1
                 folder = parent / _run_name(operation, now, again)
             folder.mkdir(mode=0o700)
-            _sync(parent)
+            sync_folder(parent)
         except OSError as error:
             raise _unwritable(error) from None
         return cls(folder, guard)
@@ -150,12 +151,12 @@ class Evidence:
         try:
             if target.parent != self.folder and not target.parent.exists():
                 target.parent.mkdir(mode=0o700)
-                _sync(self.folder)
+                sync_folder(self.folder)
             temporary.unlink(missing_ok=True)
             try:
                 _fill(temporary, content, mode)
                 temporary.rename(target)
-                _sync(target.parent)
+                sync_folder(target.parent)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -276,8 +277,8 @@ class Evidence:
             outcome = read_bounded(self.folder, OUTCOME, JSON_LIMIT)
             self._write(f"{SUPERSEDED}/{number:02}-{OUTCOME}", outcome, 0o600)
             (self.folder / SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{SUMS}")
-            _sync(self.folder / SUPERSEDED)
-            _sync(self.folder)
+            sync_folder(self.folder / SUPERSEDED)
+            sync_folder(self.folder)
         except Strange as error:
             raise SignerError("evidence_damaged", f"{error.name} in the run {error.what}", "move it away") from None
         except OSError as error:
@@ -329,14 +330,6 @@ def _fill(path: Path, content: bytes, mode: int) -> None:
         while view:
             view = view[file.write(view) :]
         os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_private(parent: Path) -> None:

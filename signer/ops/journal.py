@@ -21,6 +21,7 @@ from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.ops.evidence import check_private
+from signer.ops.evidence_files import sync_folder
 
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
@@ -95,7 +96,7 @@ class Journal:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             _cut_half_line(self._file)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as error:
             raise _unwritable(error) from None
 
@@ -153,14 +154,6 @@ def _cut_half_line(descriptor: int) -> None:
     if whole != len(content):
         os.ftruncate(descriptor, whole)
         os.fsync(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_journal(path: Path) -> Past:

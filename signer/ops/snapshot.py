@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from signer.errors import SignerError
+from signer.ops.evidence_files import sync_folder
 
 FOLDER: Final = "snapshots"
 MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; a larger one is the operator's to make
@@ -96,7 +97,7 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
         _write(part, pieces)
         found = check_snapshot(part, expected, must_be_raft=must_be_raft)
         os.link(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise SignerError(
@@ -122,14 +123,6 @@ def _write(path: Path, pieces: Iterator[bytes]) -> None:
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
