@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, Protocol
 
 from signer.ops.cutoverfile import CutoverFile
-from signer.ops.plan import Observation, Plan, Step, describe
+from signer.ops.plan import Observation, Plan, Step, WouldRun, describe_all
 
 SAMPLES: Final = 20
 READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
@@ -106,16 +106,8 @@ def _both(*seen: Observation) -> Observation:
     return Observation("; ".join(one.summary for one in seen if one.summary), facts)
 
 
-class Recording:
-    """Hands that do nothing: each act leaves the lines that would be run, in `would`."""
-
-    def __init__(self, lines: Mapping[str, tuple[str, ...]]) -> None:
-        self._lines = lines
-        self.would: list[str] = []
-
-    def _note(self, name: str) -> Observation:
-        self.would += self._lines[name]
-        return Observation("")
+class Recording(WouldRun):
+    """Hands of a cutover that do nothing."""
 
     def preflight(self) -> Observation:
         return self._note("preflight")
@@ -154,19 +146,16 @@ class Recording:
 
 
 def describe_steps(steps: tuple[Step, ...], recording: Recording) -> tuple[Mapping[str, Any], ...]:
-    """Every step as the plan holds it: runs it with the recording hands, and its undo, too."""
-    found = []
-    for number, step in enumerate(steps, 1):
-        recording.would.clear()
-        step.act()
-        if step.verify is not None:
-            step.verify()
-        would = tuple(recording.would)
-        recording.would.clear()
-        if step.undo is not None:
-            step.undo()
-        found.append({**describe(step, number, would), "would_undo": list(recording.would)})
-    return tuple(found)
+    """Every step as the plan holds it, with what its undo would run."""
+    described = describe_all(steps, recording)
+    return tuple({**told, "would_undo": _undo_of(step, recording)} for told, step in zip(described, steps, strict=True))
+
+
+def _undo_of(step: Step, recording: Recording) -> list[str]:
+    recording.would = []
+    if step.undo is not None:
+        step.undo()
+    return recording.would
 
 
 def make_plan(

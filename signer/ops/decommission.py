@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from signer.ops.cutoverfile import CutoverFile
-from signer.ops.plan import Observation, Plan, Step, describe
+from signer.ops.plan import Observation, Plan, Step, WouldRun, describe_all
 
 NO_WAY_BACK: Final = "there is no undo"
 BEYOND: Final = "no way back since the SSH mount was disabled"
@@ -117,16 +117,8 @@ def _steps_beyond(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
     )
 
 
-class Recording:
-    """Hands that do nothing: each act leaves the lines that would be run, in `would`."""
-
-    def __init__(self, lines: Mapping[str, tuple[str, ...]]) -> None:
-        self._lines = lines
-        self.would: list[str] = []
-
-    def _note(self, name: str) -> Observation:
-        self.would += self._lines[name]
-        return Observation("")
+class Recording(WouldRun):
+    """Hands of a removal that do nothing."""
 
     def inventory(self) -> Observation:
         return self._note("inventory")
@@ -187,13 +179,6 @@ def make_plan(
 ) -> Plan:
     """The plan of a decommission. Pure: the world was read before, and nothing stood in the way."""
     recording = Recording(lines)
-    steps = []
-    for number, step in enumerate(removal_steps(file, recording), 1):
-        recording.would.clear()
-        step.act()
-        if step.verify is not None:
-            step.verify()
-        steps.append(describe(step, number, tuple(recording.would)))
     removed = file.decommission is not None and bool(file.decommission.remove_data_command)
     return Plan(
         operation="decommission",
@@ -201,5 +186,5 @@ def make_plan(
         inputs=inputs,
         now=now,
         then={"vault": "gone", "data": "removed" if removed else "kept, sealed"},
-        steps=tuple(steps),
+        steps=describe_all(removal_steps(file, recording), recording),
     )

@@ -7,7 +7,7 @@ by field, where the world moved in between. Carrying it out is in `apply.py`, re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Final, Literal
@@ -103,6 +103,31 @@ def describe(step: Step, number: int, would: tuple[str, ...]) -> dict[str, Any]:
         "reads": list(step.reads),
         "would": list(would),
     }
+
+
+class WouldRun:
+    """Hands that do nothing, to be derived from: each act leaves the lines that would be run, in `would`."""
+
+    def __init__(self, lines: Mapping[str, tuple[str, ...]]) -> None:
+        self._lines = lines
+        self.would: list[str] = []
+
+    def _note(self, name: str) -> Observation:
+        """What an act of that name would run."""
+        self.would += self._lines[name]
+        return Observation("")
+
+
+def describe_all(steps: Sequence[Step], hands: WouldRun) -> tuple[dict[str, Any], ...]:
+    """Every step as the plan holds it, acted out with hands that do nothing."""
+    found = []
+    for number, step in enumerate(steps, 1):
+        hands.would = []
+        step.act()
+        if step.verify is not None:
+            step.verify()
+        found.append(describe(step, number, tuple(hands.would)))
+    return tuple(found)
 
 
 def read_plan(text: str, operation: Operation) -> Plan:
