@@ -276,7 +276,7 @@ class Compose:
 
     @property
     def unmarked_environment(self) -> dict[str, str]:
-        """For a command that nobody shall wait for."""
+        """As of compose's commands, for one that nobody shall wait for."""
         return {name: value for name, value in self._environment.items() if name != _MARK}
 
     def wait_for_leftovers(self, deadline: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import threading
 import time
@@ -33,7 +32,6 @@ from signer.vaultadmin import VaultAdmin
 
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
 _LOOK_EVERY: Final = 0.05  # seconds between two looks of `Pause`
-_PASSED_ON: Final = ("PATH", "HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "DOCKER_HOST")
 
 
 class StepFailed(SignerError):
@@ -85,8 +83,10 @@ class LiveHands:
 
     def preflight(self) -> Observation:
         """The host's own script; raises `StepFailed` unless it says ready."""
-        given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment = {**given, **preflight_environment(self._file, self._policy.ca.fingerprint)}
+        environment = {
+            **self._compose.unmarked_environment,
+            **preflight_environment(self._file, self._policy.ca.fingerprint),
+        }
         ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
         try:
             told: dict[str, Any] = json.loads(ended.out)
