@@ -27,7 +27,7 @@ TOP_LEVEL = {
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 # Path, or path and function, that is longer; with the reason why that reads better than two halves.
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {"signer/error_catalogue.py": "one table with a row for each error code"}
 
 
 def _ignored() -> list[str]:
