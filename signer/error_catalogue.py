@@ -581,11 +581,9 @@ def render_markdown() -> str:
     """All codes as one Markdown table for each subject, with headings of level 2."""
     sections = []
     for subject, entries in groupby(CATALOGUE.values(), key=lambda entry: entry.subject):
-        rows = [
-            f"| `{entry.code}` | {'' if entry.status is None else entry.status} | {entry.meaning} | {entry.action} |"
-            for entry in entries
-        ]
-        sections.append(
-            "\n".join([f"## {subject}", "", "| code | status | meaning | action |", "|---|---|---|---|", *rows])
-        )
+        lines = [f"## {subject}", "", "| code | status | meaning | action |", "|---|---|---|---|"]
+        for entry in entries:
+            status = "" if entry.status is None else f" {entry.status}"
+            lines.append(f"| `{entry.code}` |{status} | {entry.meaning} | {entry.action} |")
+        sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"

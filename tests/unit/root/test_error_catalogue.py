@@ -13,7 +13,15 @@ import pytest
 
 from signer.api.problems import status_of
 from signer.api.vault.responses import STATUSES, render_error
-from signer.error_catalogue import CATALOGUE, COUNTED_CODES, OPEN_END, ErrorEntry, find_entry, nearest_codes
+from signer.error_catalogue import (
+    CATALOGUE,
+    COUNTED_CODES,
+    OPEN_END,
+    ErrorEntry,
+    find_entry,
+    nearest_codes,
+    render_markdown,
+)
 from signer.errors import SignerError
 from tests.parts.command import run
 from tests.parts.source import called_with, error_classes, texts
@@ -153,3 +161,16 @@ def test_the_list_has_a_line_for_each_code() -> None:
 def test_the_list_as_json_has_all_fields() -> None:
     listed = json.loads(run("error", "--json").out)["errors"]
     assert [ErrorEntry(**fields) for fields in listed] == list(CATALOGUE.values())
+
+
+# --- the reference page ----------------------------------------------------------------------------------------------
+
+
+def test_the_reference_page_has_a_section_for_each_subject_and_a_row_for_each_code() -> None:
+    page = render_markdown()
+    subjects = list(dict.fromkeys(entry.subject for entry in CATALOGUE.values()))
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == subjects
+    assert re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) == list(CATALOGUE)
+    entry = CATALOGUE["frozen"]
+    assert f"| `frozen` | 403 | {entry.meaning} | {entry.action} |" in page.splitlines()
+    assert page.splitlines()[-1].startswith("| `token_file_unreadable` | |"), "no status, no blank cell"
