@@ -52,7 +52,7 @@ def whole(low: int, high: int) -> Any:
 
 def reason(text: str) -> str:
     """As the ledger takes it: told before anything is changed, not when it is to be recorded."""
-    from signer.policy.rules import MAX_REASON
+    from signer.model import MAX_REASON
 
     if not text.strip() or len(text) > MAX_REASON or not text.isprintable():
         raise argparse.ArgumentTypeError(f"must be one line of at most {MAX_REASON} printable characters")

@@ -16,6 +16,7 @@ from signer.ca.render import Rendered, create, render
 from signer.cli import output
 from signer.errors import SignerError, Unavailable
 from signer.hardening import forbid_dumps
+from signer.units import plain
 
 if TYPE_CHECKING:
     from signer.settings import Settings
@@ -44,9 +45,9 @@ def ca_new(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
         "What to do with it, by hand; this program never writes to Infisical:",
         "  1  in policy.toml, under [ca]:  fingerprint = " + f'"{key.fingerprint}"',
         "  2  on every host, a line of TrustedUserCAKeys: the public key above",
-        f"  3  into Infisical, as the secret of INFISICAL_SECRET_NAME: the whole content of {output.plain(target)}",
+        f"  3  into Infisical, as the secret of INFISICAL_SECRET_NAME: the whole content of {plain(target)}",
         f"  4  signer ca render --to /run/signer-ca/ca   with SIGNER_CA_FINGERPRINT={key.fingerprint}",
-        "  5  when that says written or unchanged:  shred -u " + output.plain(target),
+        "  5  when that says written or unchanged:  shred -u " + plain(target),
     ):
         output.show(line)
     return 0
@@ -122,4 +123,4 @@ def _tell(rendered: Rendered, arguments: Namespace) -> None:
         output.show_json(facts, on_one_line=arguments.watch is not None)
     else:
         says = _SAYS[rendered.result].format(", ".join(rendered.differs_in))
-        output.show(f"{output.plain(target)}: {says} ({rendered.kind} {rendered.fingerprint})")
+        output.show(f"{plain(target)}: {says} ({rendered.kind} {rendered.fingerprint})")

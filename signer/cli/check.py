@@ -24,6 +24,7 @@ from signer.service.check_repository import check_repository, is_checkout
 from signer.service.checks import Check, check_start, key_checks
 from signer.settings import Settings
 from signer.ssh.publickey import CA_KEY_KINDS, render_public_key
+from signer.units import plain
 
 ABOVE_PACKAGE: Final = Path(__file__).parents[2]
 _LOGIN_VERBS: Final = frozenset({"safe-session ssh", "safe-session exec"})
@@ -136,9 +137,9 @@ def _show(checks: Sequence[Check]) -> None:
     """The lines of the checks; below each that is not ok, what to do about it, once for a run with the same hint."""
     width = min(max((len(check.code) for check in checks), default=0), 40)
     for check, following in zip(checks, [*checks[1:], None], strict=True):
-        output.show(f"{_SHOWN[check.outcome]:<5} {output.plain(check.code):<{width}}  {output.plain(check.detail)}")
+        output.show(f"{_SHOWN[check.outcome]:<5} {plain(check.code):<{width}}  {plain(check.detail)}")
         if check.hint and (following is None or following.hint != check.hint):
-            output.show(f"{'':5} {output.plain(check.hint)}")
+            output.show(f"{'':5} {plain(check.hint)}")
 
 
 def _sentence(checks: Sequence[Check], good: str, bad: str) -> str:

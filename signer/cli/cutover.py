@@ -20,6 +20,7 @@ from signer.migration.cutover.steps import cutover_steps, make_plan, rollback_st
 from signer.migration.journal import alone, runs
 from signer.migration.plan import check_drift
 from signer.migration.run import catch_up, close_others, destroyed_by, open_run, unfinished
+from signer.units import plain
 
 if TYPE_CHECKING:
     from signer.settings import Settings
@@ -52,9 +53,9 @@ def cutover_plan(arguments: Namespace, _settings: Callable[[], Settings]) -> int
         return 0
     telling.show_plan(plan, facts=_facts(file, world, principals), commands=arguments.commands)
     output.show("Nothing has been changed. To apply exactly this:")
-    out = output.plain(arguments.out or "plan.json")
+    out = plain(arguments.out or "plan.json")
     if arguments.out is None:
-        output.show(f"  signer cutover plan --config {output.plain(arguments.config)} --out {out}")
+        output.show(f"  signer cutover plan --config {plain(arguments.config)} --out {out}")
     output.show(f"  signer cutover apply {out} --approve <phrase of the runbook, section 4>")
     return 0
 
@@ -136,7 +137,7 @@ def cutover_status(arguments: Namespace, _settings: Callable[[], Settings]) -> i
         output.show_json({"now": now, "runs": [telling.run_as_json(past) for past in known], "next": following})
         return 0
     if now["ready"]:
-        output.show(f"now   mode {output.plain(now['mode'])}, ready, CA {output.plain(now['ca'])}")
+        output.show(f"now   mode {plain(now['mode'])}, ready, CA {plain(now['ca'])}")
     else:
         output.show(f"now   not ready: {now['code']}")
     output.show(f"next  {following}")

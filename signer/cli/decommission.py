@@ -29,7 +29,7 @@ from signer.migration.decommission.survey import (
 from signer.migration.journal import Past, alone, runs
 from signer.migration.plan import Plan, check_drift
 from signer.migration.run import destroyed_by, open_run, unfinished
-from signer.units import render_duration, timestamp
+from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.settings import Settings
@@ -66,9 +66,9 @@ def decommission_plan(arguments: Namespace, _settings: Callable[[], Settings]) -
     output.show("Everything before it only reads, logs in, and writes the snapshot and the evidence.")
     output.show()
     output.show("Nothing has been changed. To apply exactly this:")
-    out = output.plain(arguments.out or "plan.json")
+    out = plain(arguments.out or "plan.json")
     if arguments.out is None:
-        output.show(f"  signer decommission plan --config {output.plain(arguments.config)} --out {out}")
+        output.show(f"  signer decommission plan --config {plain(arguments.config)} --out {out}")
     output.show(f"  signer decommission apply {out} --approve <phrase of the runbook, section 4>")
     return 0
 
@@ -93,8 +93,8 @@ def _refuse(found: Standing, arguments: Namespace) -> None:
     output.show_table(_facts(found), "  ")
     output.show()
     for blocker in found.blockers:
-        output.show(f"  ✗ {blocker.code}: {output.plain(blocker.what)}")
-        output.show(f"      {output.plain(blocker.do)}")
+        output.show(f"  ✗ {blocker.code}: {plain(blocker.what)}")
+        output.show(f"      {plain(blocker.do)}")
     output.show()
     output.flush()  # what is in the way stands above the error also where both go to one file
     raise refused
@@ -180,7 +180,7 @@ def decommission_status(arguments: Namespace, _settings: Callable[[], Settings])
         output.show_json({"now": now, "runs": told, "next": following})
         return 0
     output.show(f"vault    {_STATES.get(state, f'does not tell: {state}')}")
-    output.show(f"service  {f'mode {output.plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
+    output.show(f"service  {f'mode {plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
     output.show(f"soak     {_soak(soak)}")
     output.show(f"next     {following}")
     if known:
@@ -207,7 +207,7 @@ def _next(file: CutoverFile, known: list[Past], state: str, soak: int | None, co
         return f"{again}, or signer cutover rollback --config FILE --reason …"
     if any(past.outcome == "applied" for past in known):
         gone = "nothing: Vault is removed"
-        return gone if state == "gone" else f"something listens at {output.plain(file.vault.address)} again: look there"
+        return gone if state == "gone" else f"something listens at {plain(file.vault.address)} again: look there"
     if code:
         return "mend the service first: signer cutover status --config FILE"
     if soak is None:

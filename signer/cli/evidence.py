@@ -21,6 +21,7 @@ from signer.migration.config import load_cutover_file
 from signer.migration.evidence.verify import FindInLedger, Verdict, check_evidence
 from signer.model import Entry
 from signer.settings import Settings
+from signer.units import plain
 
 
 def evidence_verify(arguments: Namespace, settings: Callable[[], Settings]) -> int:
@@ -94,7 +95,7 @@ def _show(verdict: Verdict) -> None:
         output.show(f"not good: {output.count(failed, 'problem')}")
         return
     word = f"{verdict.operation} {verdict.outcome.replace('_', ' ')}"
-    output.show(f"intact and recorded: {output.plain(word)}, {output.count(verdict.files, 'file')}")
+    output.show(f"intact and recorded: {plain(word)}, {output.count(verdict.files, 'file')}")
     rows = [("digest", verdict.digest)]
     if verdict.recorded is not None:
         told = verdict.recorded

@@ -16,12 +16,12 @@ from typing import Any
 from signer.cli import output
 from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger import audit
-from signer.ledger.reader import FILE_NAME, Filter, LedgerReader, broken_at, storage_errors
+from signer.ledger.reader import FILE_NAME, LedgerReader, broken_at, storage_errors
 from signer.ledger.store import DERIVED, Ledger
 from signer.ledger.views import certificate_details, certificate_row
-from signer.model import Entry, Head
+from signer.model import Entry, Filter, Head
 from signer.settings import Settings
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 
@@ -158,7 +158,7 @@ def _head_facts(head: Head) -> dict[str, object]:
 
 def _head_line(head: Head) -> str:
     at = timestamp(head.time_ms // 1000) if head.seq else "empty"
-    return output.plain(f"{head.seq}:{head.hash} {at}")
+    return plain(f"{head.seq}:{head.hash} {at}")
 
 
 def ledger_export(arguments: Namespace, settings: Callable[[], Settings]) -> int:

@@ -16,14 +16,10 @@ from contextlib import suppress
 from typing import Final, TextIO
 
 from signer.errors import BadFile, SignerError, Unavailable
+from signer.units import plain
 
 _BAR: Final = 24  # characters
 _REDRAW: Final = 0.1  # seconds
-
-
-def plain(text: object) -> str:
-    """`text` as printable text on one line: whatever could steer a terminal or fake a line is shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def prepare() -> None:

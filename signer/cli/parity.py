@@ -15,6 +15,7 @@ from signer.migration.import_vault import Imported, import_vault, write_new
 from signer.migration.parity import ParityReport, RoleParity, SignLocally, check_parity
 from signer.migration.trial import trial
 from signer.policy.file import load_policy
+from signer.units import plain
 from signer.vault.admin import VaultAdmin
 from signer.vault.parity import Difference
 
@@ -34,7 +35,7 @@ def policy_import_vault(arguments: Namespace, _settings: Callable[[], Settings])
         output.show_json({**made.as_json(), "out": arguments.out})
     elif not arguments.out:
         for line in made.policy.splitlines():
-            output.show(output.plain(line))
+            output.show(plain(line))
     _say_import(made, arguments.out)
     return 0
 
@@ -90,12 +91,12 @@ def _show_report(report: ParityReport, who: str) -> None:
 
 
 def _show_role(role: RoleParity) -> None:
-    output.show(f"role {output.plain(role.role)}")
-    output.show(f"  principals  {output.plain(role.principals)}")
+    output.show(f"role {plain(role.role)}")
+    output.show(f"  principals  {plain(role.principals)}")
     granted = sum(sample.outcome == "granted" for sample in role.samples)
     output.show(f"  samples     {len(role.samples)}, granted by both {granted}")
     if role.left_out:
-        output.show(f"              {output.plain(role.left_out)}")
+        output.show(f"              {plain(role.left_out)}")
     seen: dict[tuple[str, str, str], tuple[Difference, list[str]]] = {}
     for difference in role.differences:
         seen.setdefault((difference.field, difference.severity, difference.why), (difference, []))
@@ -105,12 +106,12 @@ def _show_role(role: RoleParity) -> None:
             seen.setdefault(key, (difference, []))[1].append(sample.sample.name)
     for difference, names in sorted(seen.values(), key=lambda one: (one[0].severity, one[0].field)):
         times = f" in {output.count(len(names), 'sample')}, such as {names[0]}" if names else ""
-        output.show(f"  {difference.severity:<5}  {output.plain(difference.field)}{times}")
+        output.show(f"  {difference.severity:<5}  {plain(difference.field)}{times}")
         output.show(f"         ours {_short(difference.ours)} | Vault's {_short(difference.vaults)}")
-        output.show(f"         {output.plain(difference.why)}")
+        output.show(f"         {plain(difference.why)}")
     output.show()
 
 
 def _short(text: str) -> str:
-    shown = output.plain(text)
+    shown = plain(text)
     return shown if len(shown) <= 60 else f"{shown[:59]}…"

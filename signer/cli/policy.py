@@ -19,7 +19,7 @@ from signer.policy.decide import Policy, explain
 from signer.policy.file import load_policy
 from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
 from signer.settings import Settings
-from signer.units import render_duration, timestamp
+from signer.units import plain, render_duration, timestamp
 
 _DAY: Final = 86_400
 NOT_LOOKED_AT: Final = ("limits", "freezes")  # only the running keeper knows them
@@ -47,7 +47,7 @@ def policy_check(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     if arguments.json:
         output.show_json({"file": str(path), "good": True, "problems": [], **facts})
     else:
-        output.show(f"{output.plain(path)}: good")
+        output.show(f"{plain(path)}: good")
         output.show_table(
             [
                 (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value)
@@ -64,9 +64,9 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
         problems = [" ".join(problem.split()) for problem in error.problems]
         output.show_json({"file": str(path), "good": False, "problems": problems})
         return
-    output.show(output.plain(error.text))
+    output.show(plain(error.text))
     for problem in error.problems:
-        output.show(f"  {output.plain(problem)}")
+        output.show(f"  {plain(problem)}")
 
 
 def policy_explain(arguments: Namespace, settings: Callable[[], Settings]) -> int:
@@ -174,12 +174,12 @@ def _show_explanation(answer: dict[str, Any]) -> None:
     what = f"{answer['identity']} would get a certificate of role {answer['role']}"
     if any(rule["rule"] == "key" and rule["outcome"] == "skipped" for rule in answer["rules"]):
         what += ", for a key that it allows"
-    output.show(output.plain(f"granted: {what}" if answer["granted"] else f"refused: {answer['text']}"))
+    output.show(plain(f"granted: {what}" if answer["granted"] else f"refused: {answer['text']}"))
     output.show()
     output.show_table([(rule["rule"], rule["detail"], rule["outcome"]) for rule in answer["rules"]], "  ")
     output.show()
     if answer.get("hint"):
-        output.show(output.plain(f"hint: {answer['hint']}"))
+        output.show(plain(f"hint: {answer['hint']}"))
     output.show(f"not looked at: {' and '.join(NOT_LOOKED_AT)}, which only the running keeper knows")
 
 

@@ -14,7 +14,7 @@ from signer.errors import SignerError
 from signer.migration.journal import Past
 from signer.migration.plan import Observation, Plan, Step
 from signer.migration.runner import APPLIED, FAILED, ROLLBACK_FAILED, ROLLED_BACK, STOPPED, Ended
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 _WIDTH: Final = 36  # characters of a step's title
 _SAW: Final = 60
@@ -30,7 +30,7 @@ _SAYS: Final = {
 
 def show_plan(plan: Plan, *, facts: Sequence[tuple[str, str]], commands: bool) -> None:
     """The plan for a person; `facts` are lines of a word and what it says, `commands` adds what would be run."""
-    title = output.plain(plan.title)
+    title = plain(plan.title)
     output.show(f"{title.ljust(74)}  plan {plan.digest[:19]}…")
     output.show()
     output.show_table(facts, "  ")
@@ -43,11 +43,11 @@ def show_plan(plan: Plan, *, facts: Sequence[tuple[str, str]], commands: bool) -
     if commands:
         for step in plan.steps:
             output.show()
-            output.show(f"  {step['number']:>2}  {output.plain(step['title'])} would run")
+            output.show(f"  {step['number']:>2}  {plain(step['title'])} would run")
             for line in step["would"]:
-                output.show(f"        {output.plain(line)}")
+                output.show(f"        {plain(line)}")
             for line in step.get("would_undo", ()):
-                output.show(f"        to undo: {output.plain(line)}")
+                output.show(f"        to undo: {plain(line)}")
     output.show()
 
 
@@ -135,5 +135,5 @@ def tell_end(ended: Ended, run: str, evidence: str, seconds: float, json: bool, 
         output.warn(ended.also.text + (f" ({ended.also.hint})" if ended.also.hint else ""))
     where = f"evidence: {run}" + (f" ({evidence[:19]}…)" if evidence else ", not sealed")
     if not json:
-        output.show(output.plain(where))
+        output.show(plain(where))
     return 0 if ended.outcome in (APPLIED,) and ended.error is None else 1

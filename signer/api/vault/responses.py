@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from signer.api.problems import RETRY_AFTER, status_of
 from signer.errors import SignerError
-from signer.policy.decide import BACKDATE
+from signer.model import BACKDATE
 
 _ALWAYS: Final = (
     ("Cache-Control", "no-store"),

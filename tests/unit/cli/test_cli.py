@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from signer.cli import main as cli
-from signer.cli import output
 from signer.cli.arguments import Argument
 from signer.errors import SignerError
 from signer.ledger.audit import verify
@@ -35,6 +34,7 @@ from signer.ledger.store import Ledger
 from signer.model import Event
 from signer.policy.file import parse_policy
 from signer.policy.tokens import token_digest
+from signer.units import plain
 from tests.parts.command import POLICY, World, issued, make_world, run, tamper
 from tests.parts.keys import KeyRing
 
@@ -289,7 +289,7 @@ def test_no_event_makes_a_stack(world: World, column: str, value: str) -> None:
 
 @given(st.text())
 def test_plain_text_is_printable_and_keeps_what_was(text: str) -> None:
-    shown = output.plain(text)
+    shown = plain(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from signer import __version__, settings
+from signer import __version__, model, settings
 from signer.api.openapi import ROUTES
 from signer.api.vault import routes as vault
 from signer.api.vault import system
@@ -23,8 +23,8 @@ from signer.authority import core
 from signer.ca import key as cakey
 from signer.cli.catalogue import VERBS
 from signer.cli.parser import render_help
-from signer.policy import decide, rules
 from signer.policy import file as policyfile
+from signer.policy import rules
 from signer.policy import tables as policytables
 from signer.protocol import commands, sign_request
 from signer.safe_session import settings as login_settings
@@ -171,9 +171,9 @@ def test_limits_are_those_of_the_code() -> None:
         "lifetime of a certificate": f"{policyfile.DEFAULT_CEILING // 3600} hour unless",
         "principals in a certificate": f"{MAX_PRINCIPALS}, each",
         "key id": f"{rules.MAX_KEY_ID} bytes",
-        "reason": f"{rules.MAX_REASON} printable",
+        "reason": f"{model.MAX_REASON} printable",
         "page of certificates": f"{commands.MAX_PAGE}",
-        "certificates are back-dated by": f"{decide.BACKDATE} seconds",
+        "certificates are back-dated by": f"{model.BACKDATE} seconds",
         "clock behind the ledger's newest event": f"{core.CLOCK_TOLERANCE} seconds",
         "workers and threads of the api": f"{settings.MAX_WORKERS} and {settings.MAX_THREADS}",
     }
