@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from signer import orders, queries
-from signer.commands import Command, Explain, Freeze, Query, Record, Sign, Unfreeze
+from signer.commands import Command, Explain, Freeze, Query, Record, Sign, Unauthenticated, Unfreeze
 from signer.counts import Holdings, Refusals, refusal_event
 from signer.drafts import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
 from signer.errors import (
@@ -26,7 +26,7 @@ from signer.errors import (
 )
 from signer.foreign import Forward, outside_grant, read_foreign
 from signer.ledger_reader import Recent
-from signer.model import Ask, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
+from signer.model import Ask, Caller, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
 from signer.policy import Policy, decide, explain
 from signer.recorded import operation_details
 from signer.shadow import Shadow
@@ -230,15 +230,24 @@ class Core:
             actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
             actor = "unauthenticated"
-        role = command.role if isinstance(command, Sign | Explain) else ""
+        role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
         return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
     # --- one command --------------------------------------------------------------------------------------------
+
+    def authenticate(self, caller: Caller) -> None:
+        """Raises `NotAuthenticated` unless the policy knows the caller's token now.
+
+        For the reader of commands, which decodes no body before; `handle` authenticates again, at its batch's time.
+        """
+        self.policy.authenticate(caller.token, int(self._clock()))
 
     def handle(self, command: Command, now: float) -> Outcome:
         """What `command` comes to at `now` (seconds since 1970); raises `SignerError` for every kind of no."""
         if isinstance(command, Sign):
             return self._sign(command, now)
+        if isinstance(command, Unauthenticated):
+            raise command.fault
         identity, token = self.policy.authenticate(command.caller.token, int(now))
         if isinstance(command, Explain):
             return Outcome(self._explain(command, identity, now))

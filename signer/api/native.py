@@ -55,6 +55,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         return _json(ask("record", {}, read_body(request.environ)), 201)
 
     def freeze() -> Response:
+        ask("whoami", {})  # the body of a caller without a good token is never decoded
         body = _read_model(FreezeBody, read_body(request.environ))
         return _json(ask("freeze", body.model_dump()), 201)
 

@@ -15,7 +15,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from signer.api.lane import Lane, Outcome
 from signer.api.problems import render_problem
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
+from signer.loglimit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
@@ -54,6 +55,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     """See the module's text. Counting, accepting, stopping and the HTTP parser are gunicorn's."""
 
     poller: Any
+
+    @cached_property
+    def lines(self) -> LogLimit:
+        """What is logged of requests."""
+        return LogLimit(self.log)
 
     def init_process(self) -> None:
         """Once, after the fork."""
@@ -98,7 +104,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         except BlockingIOError:
             return
         except OSError as error:  # gone again, or descriptors are short: the others go on
-            self.log.warning("a connection was not accepted: %s", error.strerror)
+            self.lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
             self._evict()
             return
         client_sock.setblocking(False)
@@ -149,6 +155,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if now < self.next_look:
             return
         self.next_look = now + CHORES_EVERY
+        self.lines.flush()
+        self.routes.lines.flush()
         for phase in Phase:
             for connection in list(self.waiting[phase]):
                 if connection.deadline > now:
@@ -240,6 +248,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         keep = False
         try:
             keep = self.handle(connection) and not connection.is_last
+            if not connection.sock.answer:  # gunicorn found no request in what framing took for one
+                self.handle_error(None, connection.sock, connection.client, http.errors.NoMoreData())
             keep = keep and not connection.has_leftovers()
             connection.deliver()
         except OSError:
@@ -257,8 +267,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
         """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""
         request_id = new_request_id()
-        if isinstance(exc, http.errors.ParseException) and not isinstance(exc, _OURS):
-            self.log.info("request %s was refused: %s", request_id, type(exc).__name__)
+        if isinstance(exc, _THEIRS) and not isinstance(exc, _OURS):
+            self.lines.warn(type(exc).__name__, f"request {request_id} was refused: {type(exc).__name__}")
             error: SignerError = _MALFORMED
             status = HTTPStatus.BAD_REQUEST
             if isinstance(exc, http.errors.LimitRequestLine):
@@ -266,7 +276,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             elif isinstance(exc, http.errors.LimitRequestHeaders):
                 error, status = _HEAD_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         else:
-            self.log.error("request %s failed", request_id, exc_info=exc)
+            self.lines.fault(f"request {request_id} failed", exc)
             error = Unavailable(
                 "internal_error", "something went wrong here", f"look for {request_id} in the service's log"
             )
@@ -322,6 +332,8 @@ def _connections(wanted: int, threads: int) -> int:
     return max(min(wanted, soft - threads - SPARE_DESCRIPTORS), threads + 1)
 
 
+# What a client's bytes can cause; gunicorn's parser waits for more, or ends, where the C parser sees no request yet.
+_THEIRS: Final = (http.errors.ParseException, http.errors.NoMoreData, StopIteration)
 _OURS: Final = (http.errors.InvalidResponseHeader, http.errors.InvalidResponseHeaderName)
 _TOO_SLOW: Final = BadRequest(
     "request_too_slow", f"the request did not arrive within {ARRIVES_WITHIN:.0f} s", "send it in one go"

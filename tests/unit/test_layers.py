@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "parity", "vaultrole", "operations",
     ),
     "formats": ("ssh", "address", "duration", "goduration", "gojson", "chain", "printing", "composefile", "runbooks"),
-    "words": ("model", "errors", "timestamps", "__init__"),
+    "words": ("model", "errors", "timestamps", "loglimit", "__init__"),
 }  # fmt: skip
 
 # Neighbours in one layer that may know each other, one way.
