@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from signer.cli import main
+from signer.cli.main import main
 
 sys.exit(main())

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from scripts.bench.load import new_public_line
-from signer.drafts import issued_event, make_draft
-from signer.ledger import Ledger
+from signer.authority.certificates import issued_event, make_draft
+from signer.ledger.store import Ledger
 from signer.model import Caller, Event, Grant
 from signer.ssh.publickey import parse_public_key
 

@@ -18,8 +18,8 @@ from scripts.bench.load import BadRun, Missing, require_wrk, run_wrk, write_bodi
 from scripts.bench.machine import describe_machine, pss_megabytes, render_machine
 from scripts.bench.sides import check_side, new_service, side_of
 from scripts.bench.terminal import show_progress
-from signer.ledger_reader import LedgerReader
-from signer.ledgeraudit import verify
+from signer.ledger.audit import verify
+from signer.ledger.reader import LedgerReader
 from tests.parts import ports
 from tests.parts.keys import Key, make_key
 from tests.parts.service import Service

@@ -1,6 +1,6 @@
 """Where `safe-session`'s own time goes: its steps one by one, in a fresh process. Prints milliseconds as JSON.
 
-Run as a module in the environment of a session. It takes the steps of `signer.login.main._session` one after another,
+Run as a module in the environment of a session. It takes the steps of `safe_session.main._session` one after another,
 where the real one starts the agent and lets it get ready meanwhile: the sum is more than a session adds.
 """
 
@@ -20,11 +20,11 @@ def main() -> None:
         told[step] = (now - last) * 1000
         last = time.perf_counter()
 
-    from signer.login.arguments import parse_arguments
-    from signer.login.ask import ask
-    from signer.login.newkey import make_key
-    from signer.login.private_agent import PrivateAgent
-    from signer.login.settings import load_settings
+    from signer.safe_session.agent import PrivateAgent
+    from signer.safe_session.arguments import parse_arguments
+    from signer.safe_session.keypair import make_key
+    from signer.safe_session.request import ask
+    from signer.safe_session.settings import load_settings
     from signer.ssh.agent import render_add_ed25519_certificate
 
     note("imports")

@@ -12,12 +12,14 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import native, vault, vaultwords
+from signer.api import native
 from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
-from signer.ask import MAX_BODY, body_too_large
+from signer.api.vault import responses
+from signer.api.vault import routes as vault
 from signer.errors import SignerError
-from signer.link import Link
-from signer.loglimit import LogLimit
+from signer.log_limit import LogLimit
+from signer.protocol.client import Link
+from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Settings, load_settings
 
 log = logging.getLogger("signer.api")
@@ -79,6 +81,6 @@ def _render_fault(lines: LogLimit, error: Exception) -> Response:
         return native.render_fault(error)
     if not isinstance(error, SignerError):  # vault.py answers whatever is asked below /v1, so this is a fault of ours
         sentence = f"something went wrong here; look for {native.request_id()} in the service's log"
-        return Response(vaultwords.errors(sentence), 500, list(vaultwords.HEADERS))
-    status, headers, body = vaultwords.render_error(error)
+        return Response(responses.errors(sentence), 500, list(responses.HEADERS))
+    status, headers, body = responses.render_error(error)
     return Response(body, status, headers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from signer.ask import MAX_BODY
+from signer.protocol.sign_request import MAX_BODY
 
 MAX_HEAD: Final = 32 * 1024  # bytes of request line and fields
 MAX_REQUEST: Final = MAX_HEAD + 2 * MAX_BODY  # bytes kept of a chunked request, chunk lines included

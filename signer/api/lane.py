@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from signer.commands import MAX_REPLY
 from signer.errors import SignerError
-from signer.link import TIMEOUT, keeper_gone, read_reply
+from signer.protocol.client import TIMEOUT, keeper_gone, read_reply
+from signer.protocol.commands import MAX_REPLY
 
 MOST: Final = 64  # questions out at once; more would only wait in the keeper instead of here
 Outcome = dict[str, Any] | SignerError

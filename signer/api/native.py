@@ -13,14 +13,14 @@ from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from signer.api import openapi
-from signer.api.answers import FreezeBody
-from signer.api.caller import message_header, new_request_id
 from signer.api.problems import render_problem
+from signer.api.request import message_header, new_request_id
+from signer.api.schemas import FreezeBody
 from signer.api.sign import read_body
-from signer.ask import body_too_large, decode_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
-from signer.ledger_reader import BACKENDS
-from signer.link import Link
+from signer.ledger.reader import BACKENDS
+from signer.protocol.client import Link
+from signer.protocol.sign_request import body_too_large, decode_body
 from signer.settings import Settings
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
@@ -56,8 +56,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
 
     def freeze() -> Response:
         ask("whoami", {})  # the body of a caller without a good token is never decoded
-        body = _read_model(FreezeBody, read_body(request.environ))
-        return _json(ask("freeze", body.model_dump()), 201)
+        return _json(ask("freeze", _read_model(FreezeBody, read_body(request.environ)).model_dump()), 201)
 
     def unfreeze(scope: str) -> Response:
         return _json(ask("unfreeze", {"scope": _word("scope", scope)}))

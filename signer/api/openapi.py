@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from signer import __version__
-from signer.api import answers
-from signer.ask import SignBody
-from signer.ledger_reader import BACKENDS
-from signer.operations import DIGEST, OperationBody
+from signer.api import schemas as answers
+from signer.ledger.reader import BACKENDS
+from signer.protocol.operations import DIGEST, OperationBody
+from signer.protocol.sign_request import SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
 

@@ -15,13 +15,13 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
-from signer.api import vaultwords
-from signer.api.caller import message_header, new_request_id
 from signer.api.problems import render_problem
-from signer.ask import MAX_BODY, body_too_large
+from signer.api.request import message_header, new_request_id
+from signer.api.vault import responses
 from signer.errors import SignerError
-from signer.link import Link, make_message
-from signer.loglimit import LogLimit
+from signer.log_limit import LogLimit
+from signer.protocol.client import Link, make_message
+from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
@@ -67,22 +67,22 @@ class SignQuestion:
         """What the keeper is asked."""
         return make_message(self.header, self.body)
 
-    def ask(self, link: Link) -> vaultwords.Answer:
+    def ask(self, link: Link) -> responses.Answer:
         """Asks and waits for the answer."""
         try:
             return self.answer(self.fault or link.ask(self.header, self.body))
         except SignerError as error:
             return self.answer(error)
 
-    def answer(self, outcome: dict[str, Any] | SignerError) -> vaultwords.Answer:
+    def answer(self, outcome: dict[str, Any] | SignerError) -> responses.Answer:
         """Status, headers and body of an outcome."""
         if isinstance(outcome, SignerError):
             if self.for_vault:
-                return vaultwords.render_error(outcome)
-            return vaultwords.Answer(*render_problem(outcome, self.request_id))
+                return responses.render_error(outcome)
+            return responses.Answer(*render_problem(outcome, self.request_id))
         if self.for_vault:
-            return vaultwords.Answer(200, vaultwords.HEADERS, vaultwords.signed(outcome, self.request_id))
-        return vaultwords.Answer(201, _CREATED, json.dumps(outcome).encode() + b"\n")
+            return responses.Answer(200, responses.HEADERS, responses.signed(outcome, self.request_id))
+        return responses.Answer(201, _CREATED, json.dumps(outcome).encode() + b"\n")
 
 
 class SignRoutes:
@@ -123,7 +123,7 @@ class SignRoutes:
         return self._first_line.match(request) is not None and _MORE.search(request) is None
 
 
-def begin_answer(answer: vaultwords.Answer, start_response: StartResponse) -> bytes:
+def begin_answer(answer: responses.Answer, start_response: StartResponse) -> bytes:
     """Starts the response; returns its body."""
     status, headers, body = answer
     start_response(_STATUS_LINES[status], [*headers, ("Content-Length", str(len(body)))])
@@ -150,7 +150,7 @@ def read_environ(request: Any, client: Any) -> dict[str, Any]:
     return environ
 
 
-def render_answer(answer: vaultwords.Answer, version: tuple[int, int], keep: bool) -> bytes:
+def render_answer(answer: responses.Answer, version: tuple[int, int], keep: bool) -> bytes:
     """The whole HTTP answer, with the fields that gunicorn gives to every other one."""
     status, headers, body = answer
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])

@@ -22,14 +22,14 @@ from typing import Any, Final
 from gunicorn import http, sock
 from gunicorn.workers.gthread import ThreadWorker
 
-from signer.api.caller import new_request_id
 from signer.api.connection import Connection, Mailbox, Phase, Watch, freeze_settings
 from signer.api.framing import Arrival
 from signer.api.lane import Lane, Outcome
 from signer.api.problems import render_problem
+from signer.api.request import new_request_id
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.loglimit import LogLimit
+from signer.log_limit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer

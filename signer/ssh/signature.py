@@ -1,4 +1,4 @@
-"""Checks an SSH signature blob against a public key blob; making one is `cakey.py`'s.
+"""Checks an SSH signature blob against a public key blob; making one is `ca/key.py`'s.
 
 RFC 4253 section 6.6, RFC 8332 section 3 (rsa-sha2), RFC 5656 section 3.1.2 (ecdsa), RFC 8709 section 6 (ed25519).
 """

@@ -18,17 +18,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.chain import GENESIS, chain
-from signer.commands import Sign
-from signer.core import Core
+from signer.authority.core import Core
 from signer.errors import NotFound, Unavailable
-from signer.ledger_reader import Filter, Recent
+from signer.ledger.chain import GENESIS, chain
+from signer.ledger.reader import Filter, Recent
 from signer.model import Ask, Caller, Entry, Event, Grant, Head, Identity, Issued, Limits, PublicKey, Role, Usage
-from signer.policy import Policy
-from signer.policyfile import parse_policy
+from signer.policy.decide import Policy
+from signer.policy.file import parse_policy
+from signer.policy.tokens import render_token, token_digest
+from signer.protocol.commands import Sign
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
-from signer.tokens import render_token, token_digest
 
 NOW = 1_800_000_000  # 2027-01-15T08:00:00Z
 NO_USAGE = Usage()

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from signer import cli
-from signer.infisical import Secret
-from signer.ledger import Ledger
-from signer.ledger_reader import FILE_NAME
+from signer.ca.infisical import Secret
+from signer.cli import main
+from signer.ledger.reader import FILE_NAME
+from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
@@ -229,14 +229,14 @@ def tamper(data: Path, statement: str) -> None:
 
 def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> World:
     """A fresh world, which `signer` commands run in this process will see until the test ends."""
-    for module in ("verbs_check", "verbs_ca"):
-        monkeypatch.setattr(f"signer.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
-    monkeypatch.setattr("signer.check.file_system_of", lambda _path: "ext4")
-    monkeypatch.setattr("signer.ops.render.file_system_of", lambda _path: "ext4")
+    for module in ("check", "ca"):
+        monkeypatch.setattr(f"signer.cli.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
+    monkeypatch.setattr("signer.service.checks.file_system_of", lambda _path: "ext4")
+    monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
     folder = tmp_path / "w"
-    monkeypatch.setattr("signer.verbs_check.ABOVE_PACKAGE", folder)  # as if installed; the checkout has its own tests
-    # What Infisical holds is a file; tests/real/test_ca_render.py asks a server, with the SDK.
-    monkeypatch.setattr("signer.verbs_ca.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
+    monkeypatch.setattr("signer.cli.check.ABOVE_PACKAGE", folder)  # as if installed; the checkout has its own tests
+    # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
+    monkeypatch.setattr("signer.cli.ca.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
     folder.mkdir(mode=0o700)
     return World(folder, keyring("ed25519", "ca"), keyring("ed25519", "user"), monkeypatch)
 
@@ -254,5 +254,5 @@ def run(*words: str) -> Ran:
     """Runs `signer WORDS` in this process."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        status = cli.main(words)
+        status = main.main(words)
     return Ran(status, out.getvalue(), err.getvalue())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from signer.ops.evidence import Evidence
-from signer.ops.evidence_files import numbered
-from signer.ops.plan import Observation, Plan, Step, describe
-from signer.ops.secretguard import Guard
+from signer.migration.evidence.files import numbered
+from signer.migration.evidence.redact import Guard
+from signer.migration.evidence.store import Evidence
+from signer.migration.plan import Observation, Plan, Step, describe
 
 BEGAN: Final = 1_795_356_302  # 2026-11-22T14:05:02Z
 VAULTS: Final = "SHA256:HquhVaultVaultVaultVaultVaultVaultVaultVaul"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from signer.ledger import Ledger
-from signer.ledger_reader import FILE_NAME, LedgerReader
-from signer.ledgeraudit import verify
+from signer.ledger.audit import verify
+from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.store import Ledger
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued, refused, thaw, withheld
 

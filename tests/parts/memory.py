@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.ops.render import file_system_of
+from signer.ca.render import file_system_of
 
 MEMORY = Path("/dev/shm")
 

@@ -10,17 +10,17 @@ from typing import Any, Final
 
 import pytest
 
-from signer.apiclient import Readiness
+from signer.api_client import Readiness
 from signer.errors import SignerError, Unavailable
-from signer.ops.cutover import Backend, Recording
-from signer.ops.cutoverfile import CutoverFile
-from signer.ops.journal import alone
-from signer.ops.plan import Observation, read_plan
-from signer.ops.running import Run, open_run
-from signer.ops.smoke import SmokeFailed
-from signer.ops.world import World, would_run
-from signer.policyfile import parse_policy
-from signer.vaultrole import DEFAULTS
+from signer.migration.config import CutoverFile
+from signer.migration.cutover.preconditions import World, would_run
+from signer.migration.cutover.steps import Backend, Recording
+from signer.migration.journal import alone
+from signer.migration.plan import Observation, read_plan
+from signer.migration.run import Run, open_run
+from signer.migration.smoke import SmokeFailed
+from signer.policy.file import parse_policy
+from signer.vault.role import DEFAULTS
 from tests.parts.removal import CONFIG
 
 VAULTS_CA: Final = f"SHA256:{'V' * 43}"
@@ -174,7 +174,7 @@ def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         "read_world": platform.world,
         "LiveHands": lambda file, kept: PlayedHands(file, kept, platform),
     }.items():
-        environ.setattr(f"signer.verbs_cutover.{name}", value)
+        environ.setattr(f"signer.cli.cutover.{name}", value)
     if case == "killed":
         _leave_open(folder, PlayedApi(platform))
 

@@ -1,7 +1,7 @@
 """Where we answer otherwise than Vault and OpenBao, on purpose: the one list of it.
 
 README's section "Differences from Vault" is this table; each row has a test named after it in
-tests/real/test_parity_differences.py. Sentences are Markdown, as they stand in README.
+tests/system/vault/test_parity_differences.py. Sentences are Markdown, as they stand in README.
 """
 
 from __future__ import annotations

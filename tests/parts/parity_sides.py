@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from signer import verbs_parity
-from signer.ask import read_native_sign
-from signer.drafts import make_draft
+from signer.authority.certificates import make_draft
+from signer.cli import parity as verbs_parity
+from signer.migration.config import CutoverFile
+from signer.migration.parity import SignLocally
 from signer.model import Identity, PublicKey, Role, Usage
-from signer.ops.cutoverfile import CutoverFile
-from signer.ops.parity import SignLocally
-from signer.policy import decide
-from signer.policyfile import load_policy
+from signer.policy.decide import decide
+from signer.policy.file import load_policy
+from signer.protocol.sign_request import read_native_sign
 from signer.ssh.certificate import append_signature
 from signer.ssh.publickey import certificate_kind, parse_public_key, render_public_key
-from signer.vaultrole import DEFAULTS, MountTtls
+from signer.vault.role import DEFAULTS, MountTtls
 
 NOW = 1_800_000_000
 WHO = Identity("deploy-agent", "agent", frozenset(), frozenset(), frozenset())

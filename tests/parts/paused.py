@@ -101,9 +101,9 @@ class Paused:
 
 
 def _stop_in(where: str) -> None:
-    from signer import verbs_ca
-    from signer.cakey import KeyMaterial
-    from signer.infisical import Secret, Source
+    from signer.ca.infisical import Secret, Source
+    from signer.ca.key import KeyMaterial
+    from signer.cli import ca as verbs_ca
 
     fork, generate = os.fork, KeyMaterial.generate
 
@@ -132,7 +132,7 @@ def _stop_in(where: str) -> None:
 
 
 if __name__ == "__main__":
-    from signer import cli
+    from signer.cli import main
 
     _stop_in(sys.argv[1])
-    sys.exit(cli.main(sys.argv[2:]))
+    sys.exit(main.main(sys.argv[2:]))

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from signer.apiclient import ApiClient
+from signer.api_client import ApiClient
 from tests.parts.contained_bao import ContainedBao
 from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
 from tests.parts.eventually import eventually
@@ -164,7 +164,7 @@ class Platform:
             "podman": _PODMAN.format(podman=shutil.which("podman"), project=self.service.project),
             "podman-compose": f'#!/bin/sh\nexec {compose} "$@"\n',
             "signer": f'#!/bin/sh\nexec {sys.executable} -P -m signer "$@"\n',
-            "safe-session": f'#!/bin/sh\nexec {sys.executable} -P -m signer.login "$@"\n',
+            "safe-session": f'#!/bin/sh\nexec {sys.executable} -P -m signer.safe_session "$@"\n',
         }.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
@@ -241,7 +241,7 @@ class Platform:
     ) -> Login:
         """A login as people have it: through `safe-session ssh`; `nice`: with what processor time others leave."""
         sshd = self.targets[name]
-        argv = [sys.executable, "-P", "-m", "signer.login", "ssh", *sshd.ssh_options(), LOOPBACK, command]
+        argv = [sys.executable, "-P", "-m", "signer.safe_session", "ssh", *sshd.ssh_options(), LOOPBACK, command]
         if identity not in self._clients:
             self._clients[identity] = self.environment() | self.service.client_environment(identity)
         return run([*(["nice", "-n", "19"] if nice else []), *argv], environment=self._clients[identity], timeout=100)

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import pytest
 
-from signer.auditlog import AuditFacts, Signature
-from signer.ops.cutoverfile import KEY_VARIABLE, CutoverFile
-from signer.ops.decommission import Recording
-from signer.ops.inventory import Checks, LedgerFacts, RecordedCutover, Terms, blockers
-from signer.ops.plan import Observation
-from signer.ops.removal import LiveRemoval, would_run
-from signer.ops.running import Run
-from signer.ops.standing import Standing, decommission_of
-from signer.vaultinventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
+from signer.migration.config import KEY_VARIABLE, CutoverFile
+from signer.migration.decommission.actions import LiveRemoval, would_run
+from signer.migration.decommission.blockers import Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.migration.decommission.steps import Recording
+from signer.migration.decommission.survey import Standing, decommission_of
+from signer.migration.plan import Observation
+from signer.migration.run import Run
+from signer.vault.audit_log import AuditFacts, Signature
+from signer.vault.inventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
 
 CUT_OVER: Final = 1_795_000_000  # 2026-11-18T11:06:40Z
 HOUR: Final = 3600
@@ -108,7 +108,7 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
         "LiveRemoval": PlayedHands,
     }.items():
-        environ.setattr(f"signer.verbs_decommission.{name}", value)
+        environ.setattr(f"signer.cli.decommission.{name}", value)
 
 
 class PlayedApi:

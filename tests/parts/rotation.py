@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from signer.ledger_reader import LedgerReader
+from signer.ledger.reader import LedgerReader
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key
 from tests.parts.service import ROOT, STANDARD_POLICY, Service

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from signer.tokens import render_token, token_digest
+from signer.policy.tokens import render_token, token_digest
 from tests.parts import ports
 from tests.parts.keys import Key
 

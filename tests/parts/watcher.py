@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from signer.chain import GENESIS, entry_hash
-from signer.core import CLOCK_TOLERANCE
+from signer.authority.core import CLOCK_TOLERANCE
+from signer.ledger.chain import GENESIS, entry_hash
 from signer.model import Entry, Role
-from signer.policy import BACKDATE, Policy
+from signer.policy.decide import BACKDATE, Policy
 
 
 class Watcher:

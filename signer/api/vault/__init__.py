@@ -1,0 +1,1 @@
+"""Vault's HTTP shape, for clients that already work with Vault."""

@@ -1,0 +1,287 @@
+"""Vault's words: its envelope, its error sentences, its statuses. Pure; `../shared/contract/vault-ssh.md` is the law.
+
+The one place that turns our errors into what a Vault client expects. Sentences of ours stand where Vault has none.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+from signer.api.problems import RETRY_AFTER, status_of
+from signer.errors import SignerError
+from signer.policy.decide import BACKDATE
+
+_ALWAYS: Final = (
+    ("Cache-Control", "no-store"),
+    ("Strict-Transport-Security", "max-age=31536000; includeSubDomains"),
+)
+HEADERS: Final = (("Content-Type", "application/json"), *_ALWAYS)
+_ISSUERS: Final = uuid.UUID("6f1c0ce7-6a0a-4f4e-9d5e-5d2f5f0c4a11")  # our name space for issuer ids
+# What Vault calls a kind of key: its algorithm, whatever the curve or the hardware.
+_GO_KEY_TYPES: Final = {
+    "ssh-ed25519": "ed25519",
+    "sk-ssh-ed25519@openssh.com": "ed25519",
+    "ssh-rsa": "rsa",
+    "ecdsa-sha2-nistp256": "ecdsa",
+    "ecdsa-sha2-nistp384": "ecdsa",
+    "ecdsa-sha2-nistp521": "ecdsa",
+    "sk-ecdsa-sha2-nistp256@openssh.com": "ecdsa",
+}
+
+
+_GO_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def go_json(value: object) -> str:
+    """Compact JSON as Go's encoder writes it: UTF-8, but `<`, `>`, `&` and two line separators escaped."""
+    text = _GO_JSON.encode(value)
+    for char in "<>&\u2028\u2029":
+        if char in text:
+            text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def envelope(data: Mapping[str, Any] | None, request_id: str, warnings: list[str] | None = None) -> bytes:
+    """Vault's success body: these eight keys in this order, and a newline."""
+    return (
+        f'{{"request_id":"{request_id}","lease_id":"","renewable":false,"lease_duration":0,"data":{go_json(data)},'
+        f'"wrap_info":null,"warnings":{go_json(warnings) if warnings else "null"},"auth":null}}\n'
+    ).encode("utf-8", "replace")
+
+
+def signed(reply: Mapping[str, Any], request_id: str) -> bytes:
+    """The answer of sign/<role>."""
+    data = {
+        "issuer_id": issuer_id(reply["ca_fingerprint"]),
+        "serial_number": f"{int(reply['serial']):x}",
+        "signed_key": reply["certificate"] + "\n",
+    }
+    return envelope(data, request_id, reply.get("warnings"))
+
+
+@lru_cache(maxsize=8)
+def issuer_id(fingerprint: str) -> str:
+    """A CA key's issuer id: the same for the same key, everywhere."""
+    return str(uuid.uuid5(_ISSUERS, fingerprint))
+
+
+def errors(*sentences: str) -> bytes:
+    """Vault's error body; always a list, because clients join it."""
+    return (go_json({"errors": list(sentences)}) + "\n").encode("utf-8", "replace")
+
+
+def wrapped(sentence: str) -> str:
+    """How Go's multierror prints a single error."""
+    return f"1 error occurred:\n\t* {sentence}\n\n"
+
+
+def _key_type(facts: Mapping[str, Any]) -> str:
+    kind = str(facts.get("key_type"))
+    return f"public_key failed to meet the key requirements: key of type {_GO_KEY_TYPES.get(kind, kind)} is not allowed"
+
+
+_NOT_A_KEY: Final = "failed to parse public_key as SSH key: "
+# publickey.py's fault → what Go's x/crypto/ssh says. What is not here is a fault to us alone.
+_KEY_FAULTS: Final = {
+    "empty": "ssh: parse error in message type 0",
+    "trailing": "ssh: trailing junk in public key",
+    "ed25519_size": "invalid size {} for Ed25519 public key",
+    "exponent": "ssh: incorrect exponent",
+    "exponent_large": "ssh: exponent too large",
+    "point": "ssh: invalid curve point",
+    "curve": 'ssh: algorithm type mismatch: expected "{0[kind]}", found curve "{0[curve]}"'
+    ' (type "ecdsa-sha2-{0[curve]}")',
+}
+
+
+def _malformed_key(facts: Mapping[str, Any], text: str) -> str:
+    known = _KEY_FAULTS.get(str(facts.get("fault")))
+    return _NOT_A_KEY + (text if known is None else known.format(facts.get("detail")))
+
+
+# code → (status, Vault's sentence). What is not here keeps our own sentence and hint.
+_SENTENCES: Final[dict[str, tuple[int, Callable[[Mapping[str, Any]], str]]]] = {
+    "token_missing": (403, lambda _: "permission denied"),
+    "token_mistyped": (403, lambda _: "permission denied"),
+    "token_unknown": (403, lambda _: "permission denied"),
+    "token_expired": (403, lambda _: "permission denied"),
+    "role_not_granted": (403, lambda _: wrapped("permission denied")),
+    "unknown_role": (400, lambda facts: f"Unknown role: {facts.get('role')}"),
+    "public_key_missing": (400, lambda _: "missing public_key"),
+    "public_key_not_base64": (
+        400,
+        lambda facts: f"{_NOT_A_KEY}illegal base64 data at input byte {facts.get('at')}",
+    ),
+    "public_key_truncated": (400, lambda _: _NOT_A_KEY + "ssh: short read"),
+    "public_key_kind_unknown": (400, lambda facts: f"{_NOT_A_KEY}ssh: unknown key algorithm: {facts.get('kind')}"),
+    "key_type_not_allowed": (400, _key_type),
+    "rsa_key_too_short": (
+        400,
+        lambda facts: (
+            "public_key failed to meet the key requirements: key is of an invalid size: " + str(facts.get("bits"))
+        ),
+    ),
+    "key_id_not_allowed": (400, lambda _: "setting key_id is not allowed by role"),
+    "cert_type_not_allowed": (400, lambda _: "cert_type 'host' is not allowed by role"),
+    "cert_type_unknown": (400, lambda _: "cert_type must be either 'user' or 'host'"),
+    "principal_not_allowed": (400, lambda facts: f"{facts.get('principal')} is not a valid value for valid_principals"),
+    "no_principals": (
+        400,
+        lambda _: (
+            "refusing to issue unsafe, globally-valid certificate with no principals specified;"
+            " set valid_principals or default_user"
+        ),
+    ),
+    "ttl_above_max": (400, lambda facts: f"ttl is larger than maximum allowed {facts.get('max_ttl')}"),
+    # To Vault a ttl of 0 is the mount's 768 hours, which is above every role's maximum.
+    "ttl_too_short": (400, lambda facts: f"ttl is larger than maximum allowed {facts.get('max_ttl')}"),
+    "critical_option_not_allowed": (
+        400,
+        lambda facts: f"critical options not on allowed list: [{' '.join(facts.get('options', ()))}]",
+    ),
+    "extension_not_allowed": (
+        400,
+        lambda facts: f"extensions [{' '.join(facts.get('extensions', ()))}] are not on allowed list",
+    ),
+    "not_permitted": (403, lambda _: wrapped("permission denied")),
+}
+_OURS_ARE_400: Final = frozenset(
+    {
+        "key_id_malformed",
+        "too_many_principals",
+        "critical_option_malformed",
+        "extension_has_value",
+        "extension_against_force_command",
+        "reason_missing",
+        "reason_malformed",
+        "caller_address_unknown",
+    }
+)
+
+
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+# What is asked for and deliberately not done; a sentence of ours, with the next action.
+REFUSALS: Final = {
+    "roles": "roles are not written over HTTP; change them in policy.toml and reload the service",
+    "ca": "the CA key is not changed over HTTP; it is a file, pinned by ca.fingerprint in policy.toml",
+    "mounts": "mounts are not changed over HTTP; they are the setting SIGNER_MOUNTS, their roles are in policy.toml",
+    "issue": "issue is not offered, because a server must not make private keys;"
+    " make one with ssh-keygen and send its public half to sign",
+    "wrapping": "response wrapping is not offered; leave X-Vault-Wrap-TTL out",
+}
+
+
+def success(data: Mapping[str, Any], request_id: str, unknown: Sequence[str] = ()) -> Answer:
+    """200 with the envelope; `unknown` are the parameters that nobody looked at."""
+    warnings = [f"Endpoint ignored these unrecognized parameters: [{' '.join(sorted(unknown))}]"] if unknown else None
+    return Answer(200, HEADERS, envelope(data, request_id, warnings))
+
+
+def failure(status: int, *sentences: str) -> Answer:
+    """An error of the edge itself, such as a path that leads nowhere."""
+    return Answer(status, HEADERS, errors(*sentences))
+
+
+def unsupported_path() -> Answer:
+    return failure(404, wrapped("unsupported path"))
+
+
+def unsupported_operation() -> Answer:
+    return failure(405, wrapped("unsupported operation"))
+
+
+def no_handler(path: str) -> Answer:
+    """Nothing is mounted there."""
+    return failure(404, f'no handler for route "{path}". route entry not found.')
+
+
+def text(body: str) -> Answer:
+    """200 without an envelope, for hosts that fetch the CA's line."""
+    return Answer(200, (("Content-Type", "text/plain"), *_ALWAYS), body.encode())
+
+
+def redirect(location: str) -> Answer:
+    """To the same path, cleaned; 307 keeps the method."""
+    return Answer(307, [*HEADERS, ("Location", location)], b"")
+
+
+def help_text(path: str) -> Answer:
+    """`?help=1`, what `bao path-help` shows."""
+    sentence = f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml, see its README"
+    return Answer(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
+
+
+def render_error(error: SignerError) -> Answer:
+    """The answer for a Vault client."""
+    known = _SENTENCES.get(error.code)
+    if known is not None:
+        status, sentence = known
+        return failure(status, sentence(error.facts))
+    if error.code == "public_key_malformed":
+        return failure(400, _malformed_key(error.facts, error.text))
+    if "vault" in error.facts:
+        return failure(status_of(error).value, str(error.facts["vault"]))
+    status = HTTPStatus.BAD_REQUEST.value if error.code in _OURS_ARE_400 else status_of(error).value
+    answer = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return answer._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
+    return answer
+
+
+# --- What policy says, as Vault shows a role -------------------------------------------------------------------------
+
+
+def role_fields(role: Mapping[str, Any], ca_line: str) -> dict[str, Any]:
+    """The 27 fields of a CA role, derived from the keeper's answer and the CA's public line (contract, section 4)."""
+    options: dict[str, str] = {}
+    if role["force_command"] is not None:
+        options["force-command"] = role["force_command"]
+    if role["source_address"] is not None:
+        source = role["source_address"]
+        options["source-address"] = source if isinstance(source, str) else ",".join(source)
+    if role["verify_required"]:
+        options["verify-required"] = ""
+    extensions = [*role["extensions"]["default"], *(["no-touch-required"] if role["no_touch_required"] else [])]
+    return {
+        "algorithm_signer": "rsa-sha2-512" if ca_line.startswith("ssh-rsa ") else "default",
+        "allow_bare_domains": False,
+        "allow_commas_in_identity_templates": False,
+        "allow_empty_principals": False,
+        "allow_host_certificates": False,
+        "allow_subdomains": False,
+        "allow_user_certificates": True,
+        "allow_user_key_ids": role["allow_key_id"],
+        "allow_wildcards_in_identity_templates": False,
+        "allowed_critical_options": ",".join(role["critical_options"]),
+        "allowed_domains": "",
+        "allowed_domains_template": False,
+        "allowed_extensions": ",".join(role["extensions"]["allowed"]),
+        "allowed_user_key_lengths": dict(
+            sorted(("rsa", [role["rsa_min_bits"]]) if kind == "ssh-rsa" else (kind, [0]) for kind in role["key_types"])
+        ),
+        "allowed_users": ",".join(role["principals"]),
+        "allowed_users_template": False,
+        "default_critical_options": dict(sorted(options.items())),
+        "default_extensions": dict.fromkeys(sorted(extensions), ""),
+        "default_extensions_template": False,
+        "default_user": ",".join(role["default_principals"]),
+        "default_user_template": False,
+        "issuer_ref": "default",
+        "key_id_format": "{{token_display_name}}:{{role_name}}",
+        "key_type": "ca",
+        "max_ttl": role["max_ttl"],
+        "not_before_duration": BACKDATE,
+        "ttl": role["default_ttl"],
+    }

@@ -1,0 +1,150 @@
+"""What Vault clients ask of the server itself: health, seal status, leader, mounts, and who a token belongs to.
+
+There is no seal here: "sealed" means that the keeper cannot sign now. Imported by `vault.py` only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from signer import __version__
+from signer.api.request import read_token
+from signer.api.vault import responses
+from signer.api.vault.responses import HEADERS, REFUSALS, Answer
+from signer.errors import SignerError
+from signer.protocol.client import Link
+
+UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader", "sys/init"})
+
+
+def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
+    """The paths of `UNAUTHENTICATED`; monitors and `bao status` ask them."""
+    method = environ["REQUEST_METHOD"]
+    if path == "sys/health" and str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
+        return responses.failure(400, "operation unavailable in namespaces")
+    if method != "GET" and not (method == "HEAD" and path == "sys/health"):
+        return responses.failure(405)
+    if path == "sys/leader":
+        return _plain({"ha_enabled": False})
+    if path == "sys/init":
+        return _plain({"initialized": True})
+    ready, cluster = _look(link)
+    if path == "sys/health":
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return _plain(
+            {
+                "initialized": True,
+                "sealed": not ready,
+                "standby": False,
+                "replication_performance_mode": "disabled",
+                "replication_dr_mode": "disabled",
+                "server_time_utc": int(time.time()),
+                "version": __version__,
+                **cluster,
+            },
+            status.value,
+        )
+    return _plain(
+        {
+            "type": "signer",
+            "initialized": True,
+            "sealed": not ready,
+            "t": 0,
+            "n": 0,
+            "progress": 0,
+            "nonce": "",
+            "recovery_seal": False,
+            "version": __version__,
+            "migration": False,
+            **cluster,
+            "storage_type": "ledger",
+        }
+    )
+
+
+def _look(link: Link) -> tuple[bool, dict[str, str]]:
+    """Whether the keeper could sign now, and the name of what it signs for."""
+    try:
+        health = link.ask({"op": "health"})
+    except SignerError:
+        health = {"ready": False}
+    cluster = {"cluster_name": "signer"}
+    if health["ready"]:
+        cluster["cluster_id"] = responses.issuer_id(health["ca_fingerprint"])
+    return bool(health["ready"]), cluster
+
+
+def _plain(body: Mapping[str, object], status: int = 200) -> Answer:
+    return Answer(status, HEADERS, (responses.go_json(body) + "\n").encode())
+
+
+def route(
+    path: str,
+    operation: str,
+    mounts: tuple[str, ...],
+    whoami: Mapping[str, Any],
+    environ: Mapping[str, Any],
+    request_id: str,
+) -> Answer:
+    """Everything else that is outside the mounts, for a caller who is known."""
+    if path == "auth/token/lookup-self" and operation in ("read", "update"):
+        return responses.success(_token(whoami, read_token(environ) or ""), request_id)
+    if path == "auth/token/lookup-self":
+        return responses.unsupported_operation()
+    if path == "sys/mounts" and operation == "read":
+        return _mounts(mounts, request_id)
+    if path.startswith("sys/mounts/") and operation in ("update", "delete"):
+        return responses.failure(405, REFUSALS["mounts"])
+    if path.startswith(("auth/token/", "sys/")):
+        return responses.unsupported_path()
+    return responses.no_handler(path)
+
+
+def _token(whoami: Mapping[str, Any], token: str) -> dict[str, Any]:
+    """What is known of a token, in Vault's words; its roles stand for its policies, 0 for what was not recorded."""
+    return {
+        "accessor": whoami["accessor"],
+        "creation_time": 0,
+        "creation_ttl": 0,
+        "display_name": whoami["identity"],
+        "entity_id": "",
+        "expire_time": whoami["expires"],
+        "explicit_max_ttl": 0,
+        "id": token,
+        "issue_time": None,
+        "meta": {"kind": whoami["kind"]},
+        "num_uses": 0,
+        "orphan": True,
+        "path": "auth/token/create",
+        "policies": whoami["roles"],
+        "renewable": False,
+        "ttl": whoami["expires_in"],
+        "type": "service",
+    }
+
+
+def _mounts(mounts: tuple[str, ...], request_id: str) -> Answer:
+    """The mounts both at top level and under `data`, as Vault has it for clients of two ages."""
+    config = {"default_lease_ttl": 0, "force_no_cache": False, "max_lease_ttl": 0}
+    table = {
+        f"{mount}/": {
+            "accessor": f"ssh_{index}",
+            "config": config,
+            "description": "SSH user certificates by signer",
+            "external_entropy_access": False,
+            "local": False,
+            "options": None,
+            "plugin_version": "",
+            "running_plugin_version": __version__,
+            "running_sha256": "",
+            "seal_wrap": False,
+            "type": "ssh",
+            "uuid": "",
+        }
+        for index, mount in enumerate(sorted(mounts))
+    }
+    head = responses.go_json(table).removesuffix("}").encode()
+    return Answer(200, HEADERS, head + b"," + responses.envelope(table, request_id).removeprefix(b"{"))

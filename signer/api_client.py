@@ -1,0 +1,299 @@
+"""The native API as the operator's commands ask it: readiness, certificates, the record of what was done.
+
+Addresses and their rules are those of `safe-session`: https, a unix socket, or plain http to this machine only. Every
+call ends in time, is sent once, and every fault is a `SignerError`; a problem of the service's keeps its code and
+hint. The token is read from its file at each call and is in no error. For one thread at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import requests
+
+from signer.address import Address, is_this_machine, parse_address
+from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
+from signer.files import read_secret_word
+from signer.http import Watch, new_session
+
+ANSWERS_WITHIN: Final = 10.0  # seconds for one call
+LOOKS_WITHIN: Final = 3.0  # seconds for one look at /readyz
+PAUSE: Final = 0.1  # seconds between two looks
+PAGE: Final = 200
+_CODE: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+_KINDS: Final[dict[int, type[SignerError]]] = {
+    401: NotAuthenticated, 403: Refused, 404: NotFound, 429: Refused, 503: Unavailable
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What /readyz says: the mode and whose keys if ready, else `code` and `text`."""
+
+    ready: bool
+    mode: str = ""
+    ca_fingerprint: str = ""
+    policy: str = ""
+    code: str = ""
+    text: str = ""
+
+
+class ApiClient:
+    """The service at `address`, for the bearer of the token in `token_file`; `BadSettings` if either cannot be."""
+
+    def __init__(self, address: str, token_file: Path, *, setting: str = "signer") -> None:
+        self._setting = setting  # a table of cutover.toml, as hints name it
+        self._address = parse_address(address, f"{setting}.address")
+        self._token_file = token_file
+        self._read_token()
+        self._watch = Watch()
+
+    def __repr__(self) -> str:
+        return f"ApiClient({self._address.text})"
+
+    def __enter__(self) -> ApiClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the watching thread."""
+        self._watch.close()
+
+    # --- what can be asked --------------------------------------------------------------------------------------------
+
+    def ready(self, *, within: float = LOOKS_WITHIN) -> Readiness:
+        """What the service says of itself, also that it is not ready; raises only if it does not say."""
+        status, answer = self._send("GET", "/readyz", None, within, with_token=False)
+        if status == 200 and answer.get("ready") is True:
+            mode, ca, policy = (str(answer.get(name, "")) for name in ("mode", "ca_fingerprint", "policy"))
+            return Readiness(True, mode, ca, policy)
+        problem = self._problem(status, answer)
+        if status != 503:
+            raise problem
+        return Readiness(False, code=problem.code, text=problem.text)
+
+    def wait_ready(self, mode: str, ca_fingerprint: str | None, within: float) -> Readiness:
+        """The first answer that it is ready in `mode`, with that CA key unless None; raises `Unavailable`.
+
+        `within` is seconds. A service that is down, or still the one before, is waited for, whatever answers for it.
+        """
+        deadline = time.monotonic() + within
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                seen = self.ready(within=min(max(left, PAUSE), LOOKS_WITHIN))
+            except (Unavailable, BadFormat) as error:
+                seen = Readiness(False, code=error.code, text=error.text)
+            if seen.ready and seen.mode == mode and ca_fingerprint in (None, seen.ca_fingerprint):
+                return seen
+            if time.monotonic() + PAUSE >= deadline:
+                raise _never_ready(seen, mode, ca_fingerprint, within)
+            time.sleep(PAUSE)
+
+    def sign(self, role: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """A certificate: the answer of `POST /api/sign/<role>`."""
+        return self._ask("POST", f"/api/sign/{quote(role, safe='')}", dict(body))
+
+    def certificate(self, serial: int | str) -> dict[str, Any]:
+        """Everything that was recorded of one certificate; raises `NotFound`."""
+        return self._ask("GET", f"/api/certificates/{quote(str(serial), safe='')}")
+
+    def certificates(self, **filters: str | int | bool) -> Iterator[dict[str, Any]]:
+        """Rows, newest first, page after page as they are taken; filters as in the API, `limit` is that of a page."""
+        return self._rows("/api/certificates", "certificates", filters)
+
+    def head(self) -> dict[str, Any]:
+        """The newest entry of the ledger: `seq`, `hash`, `time`."""
+        return self._ask("GET", "/api/ledger/head")
+
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]:
+        """Has the ledger hold what was done; the entry, which is on the disk by then.
+
+        Sent once: where the answer is lost (`service_closed`, `service_slow`), `operations` says whether it is there.
+        """
+        body = {"operation": operation, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason}
+        return self._ask("POST", "/api/operations", dict(body))
+
+    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
+        """What operators did, newest first; all of it, or what has this evidence."""
+        return list(self._rows("/api/operations", "operations", {} if evidence is None else {"evidence": evidence}))
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    def _rows(self, path: str, name: str, filters: Mapping[str, str | int | bool]) -> Iterator[dict[str, Any]]:
+        query = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filters.items()}
+        query.setdefault("limit", str(PAGE))
+        while True:
+            words = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+            page = self._ask("GET", f"{path}?{words}")
+            rows, before = page.get(name), page.get("before")
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise self._not_ours("no list")
+            yield from rows
+            if before is None:
+                return
+            if not str(before).isdecimal() or int(before) >= int(query.get("before", 2**63)):
+                raise self._not_ours("pages that do not end")
+            query["before"] = str(before)
+
+    def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+        status, answer = self._send(method, path, body, ANSWERS_WITHIN)
+        if status not in (200, 201):
+            raise self._problem(status, answer)
+        return answer
+
+    def _send(
+        self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool = True
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of one request, on a connection of its own: the service may be another one by the next."""
+        headers = {"Connection": "close", "Accept": "application/json", "User-Agent": "signer"}
+        if with_token:
+            headers["Authorization"] = f"Bearer {self._read_token()}"
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        session = new_session(_authorities() if self._address.scheme == "https" else None, connect=self._connect)
+        try:
+            with self._watch.within(within):
+                answer = session.request(
+                    method, _base(self._address) + path, data=data, headers=headers, allow_redirects=False
+                )
+            found = json.loads(answer.content)
+        except requests.exceptions.Timeout:
+            raise self._slow(within) from None
+        except requests.exceptions.SSLError:
+            raise Unavailable(
+                "service_tls",
+                f"nobody we trust vouches for the certificate of {self._address.text}",
+                f"set SSL_CERT_FILE to the authority that signed it, or check {self._setting}.address",
+            ) from None
+        except requests.exceptions.ConnectionError:
+            raise Unavailable(
+                "service_closed", f"the signing service at {self._address.text} closed without an answer", self._hint
+            ) from None
+        except (requests.exceptions.RequestException, ValueError, RecursionError):
+            raise self._not_ours("no JSON") from None
+        finally:
+            session.close()
+        if not isinstance(found, dict):
+            raise self._not_ours("no JSON object")
+        return answer.status_code, found
+
+    def _connect(self, within: float) -> socket.socket:
+        """Connected, to no other machine in the clear; raises `Unavailable`. `within` is seconds for each address."""
+        address, failure = self._address, OSError("no address")
+        try:
+            if address.scheme == "unix":
+                return _connected(socket.AF_UNIX, address.path, within)
+            found = socket.getaddrinfo(address.host, address.port, 0, socket.SOCK_STREAM)
+        except OSError as error:
+            raise self._no_connection(error) from None
+        for family, _, _, _, place in found:
+            if address.scheme == "http" and not is_this_machine(str(place[0])):
+                raise Unavailable(
+                    "token_in_clear",
+                    f"{address.text} is another machine, and plain http would show it and others the token",
+                    f"use an https:// address in {self._setting}.address, or a tunnel that ends on this machine",
+                )
+            try:
+                return _connected(family, place, within)
+            except OSError as error:
+                failure = error
+        raise self._no_connection(failure)
+
+    def _no_connection(self, error: OSError) -> Unavailable:
+        place, reason = self._address.text, (error.strerror or "no connection").lower()
+        if isinstance(error, socket.gaierror):
+            return Unavailable("service_unknown", f"no such host: {self._address.host}", self._hint)
+        if isinstance(error, PermissionError):
+            return Unavailable("service_forbidden", f"not allowed to connect to {place}", "check who may open it")
+        if isinstance(error, TimeoutError):
+            return Unavailable("service_unreachable", f"{place} does not take the connection", self._hint)
+        if isinstance(error, ConnectionError | FileNotFoundError):
+            return Unavailable("service_down", f"cannot reach the signing service at {place}: {reason}", self._hint)
+        return Unavailable("service_unreachable", f"cannot reach the signing service at {place}: {reason}", self._hint)
+
+    def _problem(self, status: int, answer: Mapping[str, Any]) -> SignerError:
+        """The service's own problem, its code and hint kept; of anything else, that it is no answer of ours."""
+        code, text, hint = (answer.get(name) for name in ("code", "detail", "hint"))
+        if not isinstance(code, str) or _CODE.fullmatch(code) is None or not isinstance(text, str):
+            return self._not_ours(f"status {status}")
+        kind = _KINDS.get(status, BadRequest if 400 <= status < 500 else SignerError)
+        token = self._read_token()  # a service that is not ours might tell it back
+        return kind(code, _plain(text, token), _plain(hint, token) if isinstance(hint, str) else "")
+
+    def _slow(self, within: float) -> Unavailable:
+        text = f"the signing service at {self._address.text} did not answer within {within:.0f} seconds"
+        return Unavailable("service_slow", text, f"check {self._setting}.address and the service's /readyz")
+
+    def _not_ours(self, what: str) -> BadFormat:
+        text = f"the answer from {self._address.text} is not a signing service's: {what}"
+        return BadFormat("not_our_service", text, self._hint)
+
+    @property
+    def _hint(self) -> str:
+        return f"check {self._setting}.address, and that the service runs"
+
+    def _read_token(self) -> str:
+        return read_secret_word(self._token_file, f"{self._setting}.token_file")
+
+
+def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within: float) -> Unavailable:
+    """What was wrong at the last look."""
+    waited = f"after {within:.0f} s the service"
+    if not seen.ready:
+        return Unavailable(
+            "service_never_ready", f"{waited} is not ready: {seen.text} ({seen.code})", "look at the service's log",
+            {"code": seen.code},
+        )  # fmt: skip
+    if seen.mode != mode:
+        return Unavailable(
+            "service_other_mode", f"{waited} runs in mode {seen.mode[:20]}, not {mode}", "see which files it runs with"
+        )
+    return Unavailable(
+        "service_other_ca", f"{waited} signs with {seen.ca_fingerprint[:60]}, not {ca_fingerprint}", "see its key file"
+    )
+
+
+def _connected(family: int, place: Any, within: float) -> socket.socket:
+    link = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        link.settimeout(within)
+        link.connect(place)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _base(address: Address) -> str:
+    if address.scheme == "unix":
+        return "http://localhost"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{address.scheme}://{host}:{address.port}"
+
+
+def _authorities() -> Path | None:
+    """Who may vouch for a certificate: SSL_CERT_FILE, or the system's authorities, as for `safe-session`."""
+    known = ssl.get_default_verify_paths()
+    found = known.cafile or known.capath
+    return Path(found) if found else None
+
+
+def _plain(text: str, token: str) -> str:
+    """Text of the other side's, fit to be shown."""
+    return "".join(c if c.isprintable() else "?" for c in text.replace(token, "…"))[:600]

@@ -1,0 +1,58 @@
+"""What changes the ledger besides signing: a freeze, its end, and what an operator did to the platform. Pure.
+
+Each needs a right of policy.toml, and is an event that `core.py` commits before anybody is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from signer.authority.queries import Answer, check_scope, require
+from signer.errors import BadRequest, NotFound, Refused
+from signer.model import Event, Finding, Identity
+from signer.policy.decide import Policy
+from signer.protocol.commands import Freeze, Record, Unfreeze
+from signer.protocol.operations import operation_event
+
+
+def freeze(
+    command: Freeze | Unfreeze, identity: Identity, policy: Policy, freezes: dict[str, str]
+) -> tuple[Answer, Event]:
+    """Changes `freezes`; the reply and the record of it. Raises `Refused` or `NotFound`."""
+    scope = command.scope
+    if isinstance(command, Freeze):
+        check_scope(scope, policy)
+        freezes[scope] = command.reason
+        body: dict[str, object] = {"scope": scope, "reason": command.reason}
+        return {"scope": scope, "frozen": True}, Event("freeze.set", identity.name, body)
+    if scope not in freezes:
+        raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
+    del freezes[scope]
+    return {"scope": scope, "frozen": False}, Event("freeze.lifted", identity.name, {"scope": scope})
+
+
+def refuse_frozen(freezes: Mapping[str, str], identity: str, role: str) -> None:
+    """Raises `Refused` if the identity, the role or everything is frozen."""
+    for scope in ("all", f"identity:{identity}", f"role:{role}"):
+        if scope in freezes:
+            raise Refused("frozen", f"{scope} is frozen: {freezes[scope]}", "ask the operator who froze it")
+
+
+def explain_freezes(freezes: Mapping[str, str], identity: str, role: str) -> tuple[Finding, Refused | None]:
+    """What `refuse_frozen` would say."""
+    try:
+        refuse_frozen(freezes, identity, role)
+    except Refused as refusal:
+        return Finding("freezes", refusal.text, "refused"), refusal
+    return Finding("freezes", "none for this identity and role", "ok"), None
+
+
+def record(command: Record, identity: Identity) -> Event:
+    """The record of an operation; raises `Refused` or `BadRequest`.
+
+    Neither a freeze nor a clock that is behind stops it: what was done has happened already.
+    """
+    require(identity, "operate")
+    if isinstance(command.operation, BadRequest):
+        raise command.operation
+    return operation_event(command.operation, identity, command.caller)

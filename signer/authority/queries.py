@@ -1,0 +1,191 @@
+"""What may be read, by whom, and in which words: the answers of the core that change nothing.
+
+Everything returned is JSON-ready. An identity sees its own certificates; all of them need `may = ["ledger.read"]`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Protocol
+
+from signer.errors import NotFound, Refused
+from signer.ledger.reader import Filter
+from signer.ledger.views import certificate_details, certificate_row, operation_row
+from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
+from signer.policy.decide import Policy
+from signer.policy.rules import allowed_principals
+from signer.protocol.commands import (
+    MAX_REPLY,
+    ListCertificates,
+    ListFreezes,
+    ListOperations,
+    ListRoles,
+    Query,
+    ShowCaller,
+    ShowCertificate,
+    ShowHead,
+    ShowRole,
+)
+from signer.units import timestamp
+
+
+class Shelf(Protocol):
+    """What can be read of a ledger."""
+
+    def head(self) -> Head: ...
+    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
+    def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
+    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+    def freezes(self) -> dict[str, str]: ...
+
+
+Answer = dict[str, object]
+
+
+def require(identity: Identity, right: str) -> None:
+    """Raises `Refused` unless policy lets the identity do it."""
+    if right not in identity.may:
+        raise Refused(
+            "not_permitted",
+            f"{identity.name} lacks the right {right}",
+            f'add "{right}" to identities.{identity.name}.may in policy.toml',
+        )
+
+
+def check_scope(scope: str, policy: Policy) -> None:
+    """Raises `Refused` for a freeze that could never match anything."""
+    kind, _, name = scope.partition(":")
+    if scope != "all" and name not in {"identity": policy.identities, "role": policy.roles}.get(kind, {}):
+        raise Refused(
+            "unknown_scope",
+            f"there is nothing called {scope[:80]!a}",
+            "say all, identity:NAME or role:NAME of policy.toml",
+        )
+
+
+def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int) -> Answer:
+    """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
+    match query:
+        case ListCertificates():
+            return _page(query, identity, ledger, now)
+        case ShowCertificate():
+            return _certificate(query.serial, identity, ledger, now)
+        case ShowHead():
+            require(identity, "ledger.read")
+            head = ledger.head()
+            return {"seq": head.seq, "hash": head.hash, "time": timestamp(head.time_ms // 1000)}
+        case ListOperations():
+            require(identity, "ledger.read")
+            return _operations(query, ledger)
+        case ListFreezes():
+            return {
+                "freezes": [{"scope": scope, "reason": reason} for scope, reason in sorted(ledger.freezes().items())]
+            }
+        case ListRoles():
+            return {"roles": sorted(identity.roles)}
+        case ShowRole():
+            return _role(query.role, identity, policy)
+        case ShowCaller():
+            return {
+                "identity": identity.name,
+                "kind": identity.kind,
+                "roles": sorted(identity.roles),
+                "groups": sorted(identity.groups),
+                "may": sorted(identity.may),
+                "expires": timestamp(token.expires),
+                "expires_in": token.expires - now,
+                "accessor": token.sha256[:24],
+            }
+
+
+def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) -> Answer:
+    wanted = replace(query.wanted, active_at=now if query.active else None, limit=query.wanted.limit + 1)
+    if wanted.identity != identity.name and "ledger.read" not in identity.may:
+        if wanted.identity is not None:
+            require(identity, "ledger.read")
+        wanted = replace(wanted, identity=identity.name)
+    found, looked_at = ledger.page(wanted)
+    page = _what_fits(found[: query.wanted.limit])
+    more = page[-1].seq if len(found) > len(page) else looked_at
+    return {"certificates": [certificate_row(row, now) for row in page], "before": None if more is None else str(more)}
+
+
+def _what_fits(found: list[Issued]) -> list[Issued]:
+    """The first of them, at least one, whose names fit in half a reply even if JSON doubles each character."""
+    room = MAX_REPLY // 4
+    page: list[Issued] = []
+    for row in found:
+        room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
+        if page and room < 0:
+            break
+        page.append(row)
+    return page
+
+
+def _operations(query: ListOperations, ledger: Shelf) -> Answer:
+    found = ledger.operations(query.evidence, query.before, query.limit + 1)
+    room = MAX_REPLY // 2
+    page: list[dict[str, object]] = []
+    for row in map(operation_row, found[: query.limit]):
+        room -= len(json.dumps(row))
+        if page and room < 0:
+            break
+        page.append(row)
+    more = str(page[-1]["seq"]) if len(found) > len(page) else None
+    return {"operations": page, "before": more}
+
+
+def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> Answer:
+    found = ledger.certificate(serial)
+    if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
+        raise NotFound(
+            "unknown_serial", f"there is no certificate {serial} that you may see", "see GET /api/certificates"
+        )
+    return certificate_details(*found, now)
+
+
+def _role(name: str, identity: Identity, policy: Policy) -> Answer:
+    role = policy.role_for(identity, name)
+    if role is None:
+        raise NotFound("unknown_role", f"there is no role {name[:64]}", "see the list of roles")
+    return {
+        "name": role.name,
+        "principals": sorted(allowed_principals(role, identity)),
+        "default_principals": sorted(n.replace("{identity}", identity.name) for n in role.default_principals),
+        "default_ttl": role.default_ttl,
+        "max_ttl": role.max_ttl,
+        "key_types": sorted(role.key_types),
+        "rsa_min_bits": role.rsa_min_bits,
+        "extensions": {"allowed": sorted(role.allowed_extensions), "default": list(role.default_extensions)},
+        "critical_options": sorted(role.allowed_critical_options),
+        "force_command": role.force_command,
+        "source_address": list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
+        "verify_required": role.verify_required,
+        "no_touch_required": role.no_touch_required,
+        "allow_key_id": role.allow_key_id,
+        "reason_required": role.reason_required,
+    }
+
+
+def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+    """An explanation for an identity that has proven itself and may ask for the role."""
+    known: list[tuple[Finding, Refused | None]] = [
+        (Finding("identity", f"{identity.name}, {identity.kind}", "ok"), None),
+        (Finding("role", f"{identity.name} may ask for {role.name}", "ok"), None),
+    ]
+    return explanation(identity.name, role.name, [*known, *findings])
+
+
+def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+    """Granted or not, every rule, and the first refusal with its hint."""
+    refusal = next((refused for _, refused in findings if refused is not None), None)
+    result: Answer = {
+        "identity": identity,
+        "role": role,
+        "granted": refusal is None,
+        "rules": [{"rule": rule.rule, "outcome": rule.outcome, "detail": rule.detail} for rule, _ in findings],
+    }
+    if refusal is not None:
+        result |= {"code": refusal.code, "text": refusal.text, "hint": refusal.hint}
+    return result

@@ -1,0 +1,86 @@
+"""A certificate that Vault signed: read it, hold it against its grant, record it, hand it on. Pure.
+
+Our own certificates are in `drafts.py`; these differ in that the bytes come from somebody else, so every field is
+checked from outside, and what Vault may choose (serial, nonce, key id) is recorded as it chose.
+"""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from typing import Final
+
+from signer.errors import BadFormat, Disobedient
+from signer.model import Grant, Returned
+from signer.policy.rules import MAX_KEY_ID
+from signer.protocol.commands import Sign
+from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
+from signer.ssh.publickey import certificate_kind, fingerprint_of
+from signer.ssh.signature import check_signature
+
+# Seconds by which Vault's clock, and the way there and back, may make its times differ from ours.
+TOLERANCE: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy."""
+
+    command: Sign
+    grant: Grant
+    asked_at: int
+    policy_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCertificate:
+    """A certificate of Vault's that was found to be within its grant."""
+
+    grant: Grant
+    fields: CertificateFields
+    unsigned: bytes
+    line: str
+    ca_fingerprint: str
+
+
+def read_foreign(returned: Returned, forward: Forward) -> ForeignCertificate:
+    """The certificate if it is within the grant and really signed by Vault's CA; raises `Disobedient`."""
+    grant = forward.grant
+    label, _, encoded = returned.line.partition(" ")
+    try:
+        if label != certificate_kind(grant.public_key.kind):
+            raise BadFormat("bad_format", "another kind of certificate than the key's")
+        blob = binascii.a2b_base64(encoded.encode("ascii"), strict_mode=True)
+        fields, unsigned, signature = decode_certificate(blob)
+        check_signature(returned.ca_key, unsigned, signature)
+    except (BadFormat, binascii.Error, UnicodeEncodeError):
+        raise outside_grant("form or signature") from None
+    _check_within(fields, grant, forward.asked_at, returned.ca_key)
+    return ForeignCertificate(grant, fields, unsigned, f"{label} {encoded}", fingerprint_of(returned.ca_key))
+
+
+def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key: bytes) -> None:
+    """Raises `Disobedient` for a certificate that gives more than was granted, or restricts less."""
+    for what, holds in (
+        ("CA key", fields.ca_key == ca_key),
+        ("public key", fields.key == grant.public_key.blob),
+        ("type", fields.cert_type == USER_CERTIFICATE),
+        ("principals", bool(fields.principals) and set(fields.principals) == set(grant.principals)),
+        ("key id", len(fields.key_id.encode()) <= MAX_KEY_ID and fields.key_id.isprintable()),
+        ("valid after", asked_at - grant.backdate - TOLERANCE <= fields.valid_after <= asked_at + TOLERANCE),
+        ("valid before", asked_at < fields.valid_before <= asked_at + grant.ttl + TOLERANCE),
+        ("lifetime", fields.valid_after < fields.valid_before),
+        ("critical options", fields.critical_options == grant.critical_options),
+        ("extensions", set(fields.extensions) <= {(name, "") for name in grant.extensions}),
+    ):
+        if not holds:
+            raise outside_grant(what)
+
+
+def outside_grant(what: str) -> Disobedient:
+    """The error for a certificate of Vault's that is not passed on because of `what`."""
+    return Disobedient(
+        "vault_outside_grant",
+        f"the certificate that Vault made is not what was granted: {what}",
+        "bring Vault's role and policy.toml together",
+    )

@@ -1,0 +1,371 @@
+"""The CA key: the one module that sees private key bytes, imported by the keeper's process and by `signer ca`.
+
+`load_ca_key` opens the file once, checks the open descriptor and never looks at the path again. What comes out signs
+and tells public facts; it has no way to give the key back.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn, ParamSpec
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from signer.errors import BadKeyFile
+from signer.model import PublicKey
+from signer.service.key_channel import open_unread
+from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
+from signer.ssh.wire import mpint, string
+
+MAX_KEY_FILE: Final = 16 * 1024
+MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
+_HASHES: Final[dict[str, HashAlgorithm]] = {
+    "secp256r1": SHA256(),
+    "secp384r1": SHA384(),
+    "secp521r1": SHA512(),
+}  # RFC 5656 section 6.2.1
+
+_PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+_GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
+    "ed25519": Ed25519PrivateKey.generate,
+    "ecdsa256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ecdsa384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ecdsa521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
+}
+NEW_KINDS: Final = tuple(_GENERATORS)
+_ARMOUR: Final = ("-----BEGIN OPENSSH PRIVATE KEY-----", "-----END OPENSSH PRIVATE KEY-----")  # PROTOCOL.key
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_STORE_THE_KEY: Final = "store the whole file of the CA key, with its line breaks, and nothing else"
+
+
+class CaKey:
+    """A loaded CA key. `kind` and `blob` are its public key, `fingerprint` its `SHA256:…`, `bits` its size."""
+
+    __slots__ = ("_key", "bits", "blob", "fingerprint", "kind")
+
+    def __init__(self, key: _PrivateKey) -> None:
+        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        public = parse_public_key(line)
+        self._key = key
+        self.kind, self.blob, self.bits = public.kind, public.blob, public.bits
+        self.fingerprint = fingerprint_of(public.blob)
+
+    @property
+    def public(self) -> PublicKey:
+        """Its public half."""
+        return PublicKey(self.kind, self.blob, self.bits, self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"CaKey({self.kind}, {self.fingerprint})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CA key is never serialised")
+
+    def sign(self, data: bytes) -> bytes:
+        """An SSH signature blob over `data` (RFC 8709 section 6, RFC 5656 section 3.1.2, RFC 8332 section 3)."""
+        key = self._key
+        if isinstance(key, Ed25519PrivateKey):
+            return string(b"ssh-ed25519") + string(key.sign(data))
+        if isinstance(key, rsa.RSAPrivateKey):
+            return string(b"rsa-sha2-512") + string(key.sign(data, padding.PKCS1v15(), SHA512()))
+        r, s = decode_dss_signature(key.sign(data, ec.ECDSA(_HASHES[key.curve.name])))
+        return string(self.kind.encode()) + string(mpint(r) + mpint(s))
+
+    def self_test(self) -> None:
+        """Signs and verifies once; raises `BadKeyFile` if the two halves do not belong together."""
+        data = b"signer self-test"
+        key = self._key
+        try:
+            if isinstance(key, Ed25519PrivateKey):
+                key.public_key().verify(key.sign(data), data)
+            elif isinstance(key, rsa.RSAPrivateKey):
+                signature = key.sign(data, padding.PKCS1v15(), SHA512())
+                key.public_key().verify(signature, data, padding.PKCS1v15(), SHA512())
+            else:
+                algorithm = ec.ECDSA(_HASHES[key.curve.name])
+                key.public_key().verify(key.sign(data, algorithm), data, algorithm)
+        except InvalidSignature:
+            raise BadKeyFile(
+                "ca_key_self_test_failed", "the CA key cannot verify its own signature", "render it again"
+            ) from None
+
+
+class KeyMaterial:
+    """A CA key as the bytes of its file: made or fetched, checked, and only ever written to a descriptor."""
+
+    __slots__ = ("_data", "fingerprint", "kind", "public_line")
+
+    def __init__(self, data: bytes) -> None:
+        key = CaKey(_parse(data))
+        key.self_test()
+        self._data = data
+        self.kind, self.fingerprint = key.kind, key.fingerprint
+        self.public_line = render_public_key(key.kind, key.blob)
+
+    @classmethod
+    def generate(cls, kind: str) -> KeyMaterial:
+        """A new key of `kind`: `ed25519`, `ecdsa256`, `ecdsa384`, `ecdsa521` or `rsa4096`."""
+        key = _GENERATORS[kind]()
+        return cls(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+
+    @classmethod
+    def repair(cls, text: str, pin: str) -> KeyMaterial:
+        """A key as a secret store gives it: CRLF, blanks around lines, blank lines and a lost final newline are mended.
+
+        Raises `BadKeyFile` for everything else that is not exactly the key whose fingerprint is `pin`.
+        """
+        lines = [line.strip(" \t") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+        lines = [line for line in lines if line]
+        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+        if not lines:
+            raise BadKeyFile("ca_key_empty", "the secret is empty", "put the CA key into Infisical")
+        if len(data) > MAX_KEY_FILE:
+            raise BadKeyFile("ca_key_too_large", f"the secret is larger than {MAX_KEY_FILE} bytes", _STORE_THE_KEY)
+        # `cryptography` would take a key with anything before, after and in between.
+        no_key = BadKeyFile("ca_key_not_a_private_key", "the secret is no OpenSSH private key", _STORE_THE_KEY)
+        if (lines[0], lines[-1]) != _ARMOUR or not all(_BASE64.fullmatch(line) for line in lines[1:-1]):
+            raise no_key
+        try:
+            found = cls(data)
+        except BadKeyFile as error:
+            raise no_key if error.code == no_key.code else error from None
+        if found.fingerprint != pin:
+            raise BadKeyFile(
+                "ca_key_fingerprint_differs",
+                f"Infisical holds the key {found.fingerprint}, SIGNER_CA_FINGERPRINT is {pin}",
+                "store the pinned key in Infisical, or pin the other one here and in policy.toml",
+            )
+        return found
+
+    def __repr__(self) -> str:
+        return f"KeyMaterial({self.kind}, {self.fingerprint})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CA key is never serialised")
+
+    def write(self, descriptor: int) -> None:
+        """Writes the whole file and brings it to the disk; raises `OSError`."""
+        rest = memoryview(self._data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+
+    def is_content_of(self, descriptor: int) -> bool:
+        """True if the open file holds exactly this; raises `OSError`."""
+        return os.read(descriptor, MAX_KEY_FILE + 1) == self._data
+
+
+def load_ca_key(path: Path, owner: str, *pins: str | None) -> CaKey:
+    """The key in `path`, checked; `owner` is `user:group`, `pins` the fingerprints it may have (None: any).
+
+    Raises `BadKeyFile` whose code names the check that failed. `path` must be a regular file with one link, that
+    owner, mode 0400 or 0600, 1 byte to 16 KiB, holding an OpenSSH private key without passphrase.
+    """
+    return read_ca_key(open_ca_key(path), owner, *pins)
+
+
+def open_ca_key(path: Path) -> int:
+    """The file, opened but not read, through no link; raises `BadKeyFile`."""
+    try:
+        return open_unread(path)
+    except OSError as error:
+        raise cannot_open(error) from None
+
+
+def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
+    """As `load_ca_key`, from a file that is open; closes it."""
+    try:
+        facts = os.fstat(descriptor)
+        for _, check in _FILE_CHECKS:
+            check(facts, owner)
+        data = _read(descriptor)
+    finally:
+        os.close(descriptor)
+    key = CaKey(_parse(data))
+    check_pin(key, *pins)
+    key.self_test()
+    return key
+
+
+def examine_ca_key(
+    path: Path, owner: str, *pins: str | None
+) -> tuple[CaKey | None, list[tuple[str, BadKeyFile | None]]]:
+    """What `load_ca_key` would say: each of its checks by name with its fault or None, and the key if one can be read.
+
+    Goes on after a fault, so that all are told at once; what is no regular file of a key's size is never read.
+    """
+    try:
+        descriptor = open_ca_key(path)
+    except BadKeyFile as fault:
+        return None, [("open", fault)]
+    found: list[tuple[str, BadKeyFile | None]] = [("open", None)]
+    key: CaKey | None = None
+    try:
+        facts = os.fstat(descriptor)
+        found += [(name, _fault(check, facts, owner)) for name, check in _FILE_CHECKS]
+        if stat.S_ISREG(facts.st_mode) and 0 < facts.st_size <= MAX_KEY_FILE:
+            key = CaKey(_parse(_read(descriptor)))
+    except BadKeyFile as fault:
+        return None, [*found, ("content", fault)]
+    finally:
+        os.close(descriptor)
+    if key is not None:
+        found += [("content", None), ("pin", _fault(check_pin, key, *pins)), ("self-test", _fault(key.self_test))]
+    return key, found
+
+
+_P = ParamSpec("_P")
+
+
+def _fault(check: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> BadKeyFile | None:
+    try:
+        check(*values, **named)
+    except BadKeyFile as fault:
+        return fault
+    return None
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise BadKeyFile("ca_key_unreadable", f"the CA key file cannot be read: {error.strerror}") from None
+
+
+def check_pin(key: CaKey, *pins: str | None) -> None:
+    """Raises `BadKeyFile` unless the key is one of `pins`; without any, it may be any key."""
+    named = [pin for pin in pins if pin is not None]
+    if named and key.fingerprint not in named:
+        raise BadKeyFile(
+            "ca_key_fingerprint_differs",
+            f"the CA key is {key.fingerprint}, policy.toml pins {' and, as next, '.join(named)}",
+            "render the pinned key, or change ca.fingerprint in policy.toml",
+        )
+
+
+def cannot_open(error: OSError) -> BadKeyFile:
+    """What it means that the key file could not be opened."""
+    if error.errno == errno.ELOOP:
+        return BadKeyFile("ca_key_is_a_link", "the CA key file is a symbolic link", "name the file itself")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return BadKeyFile(
+            "ca_key_missing", "there is no CA key file where SIGNER_CA_KEY_FILE points", "render the key first"
+        )
+    return BadKeyFile(
+        "ca_key_unreadable",
+        f"the CA key file cannot be opened: {error.strerror}",
+        "start as root, or as the user that owns the file",
+    )
+
+
+def _check_regular(facts: os.stat_result, _owner: str) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise BadKeyFile("ca_key_not_a_regular_file", "the CA key file is no regular file", "render it to a file")
+
+
+def _check_links(facts: os.stat_result, _owner: str) -> None:
+    if facts.st_nlink == 0:
+        raise BadKeyFile(
+            "ca_key_replaced",
+            "the CA key file was replaced or removed after it was opened",
+            "send SIGHUP, or start, again",
+        )
+    if facts.st_nlink != 1:
+        raise BadKeyFile(
+            "ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it afresh, with one"
+        )
+
+
+def _check_owner(facts: os.stat_result, owner: str) -> None:
+    if (facts.st_uid, facts.st_gid) != _owner_ids(owner):
+        raise BadKeyFile(
+            f"ca_key_owner_must_be_{owner}",
+            f"the CA key file is owned by {facts.st_uid}:{facts.st_gid}",
+            f"chown {owner} the file, or fix the render job",
+        )
+
+
+def _check_mode(facts: os.stat_result, _owner: str) -> None:
+    mode = stat.S_IMODE(facts.st_mode)
+    if mode not in (0o400, 0o600):
+        raise BadKeyFile(
+            "ca_key_mode_must_be_0400_or_0600",
+            f"the CA key file has mode {mode:04o}",
+            "chmod 0400 the file, or fix the mode in the render job",
+        )
+
+
+def _check_size(facts: os.stat_result, _owner: str) -> None:
+    if facts.st_size == 0:
+        raise BadKeyFile("ca_key_empty", "the CA key file is empty", "render the key again")
+    if facts.st_size > MAX_KEY_FILE:
+        raise BadKeyFile(
+            "ca_key_too_large",
+            f"the CA key file has {facts.st_size} bytes, a key has at most {MAX_KEY_FILE}",
+            "render one OpenSSH private key and nothing else",
+        )
+
+
+_FILE_CHECKS: Final = (
+    ("regular file", _check_regular),
+    ("one link", _check_links),
+    ("owner", _check_owner),
+    ("mode", _check_mode),
+    ("size", _check_size),
+)
+
+
+def _owner_ids(owner: str) -> tuple[int, int]:
+    """`user:group`, names or numbers, as ids; raises `BadKeyFile` for a name that this host does not know."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadKeyFile(
+            "ca_key_owner_unknown",
+            f"SIGNER_CA_KEY_OWNER {owner!a} is no user:group of this host",
+            "set it to root:root, or leave it out",
+        ) from None
+    return uid, gid
+
+
+def _parse(data: bytes) -> _PrivateKey:
+    try:
+        key = load_ssh_private_key(data, password=None)
+    except TypeError:
+        raise BadKeyFile(
+            "ca_key_has_passphrase", "the CA key has a passphrase", "store the key without one in Infisical"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
+        raise BadKeyFile(
+            "ca_key_not_a_private_key",
+            "the CA key file holds no OpenSSH private key",
+            "it must start with -----BEGIN OPENSSH PRIVATE KEY-----",
+        ) from None
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
+        raise BadKeyFile(
+            "ca_key_rsa_too_short", f"the CA key has {key.key_size} bits, RSA needs {MIN_RSA_BITS}", "use ed25519"
+        )
+    if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise BadKeyFile("ca_key_kind_not_allowed", "a CA key is ed25519, ecdsa or rsa", "use ed25519")
+    return key

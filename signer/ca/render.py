@@ -1,0 +1,313 @@
+"""The CA key from Infisical to a root-owned file: whole or not at all, and unchanged if it is the same.
+
+`render` is the one function that tells its steps. The key's bytes stay inside `KeyMaterial`; nothing here sees them.
+What holds when somebody is killed at any moment: the target is the whole old or the whole new file. No second file with
+the key stays if the renderer or its writer is killed; if both are, or the machine stops, one may stay from between two
+system calls, and the next run removes it before all else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from signer.ca.key import KeyMaterial
+from signer.errors import SignerError, Unavailable
+
+WAIT_FOR_ANOTHER: Final = 15.0  # seconds
+IN_MEMORY: Final = ("tmpfs", "ramfs")
+UNKNOWN: Final = "?"
+_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_NO_ERRNO: Final = 255
+Result = Literal["written", "unchanged", "agrees", "differs", "missing"]
+
+
+class RefusedTarget(SignerError):
+    """The file may not be rendered there; `code` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """How it ended, and the public facts of the key that Infisical holds.
+
+    `differs_in` names what of the file is not as it should be: `content`, `owner`, `mode`, `links`.
+    """
+
+    result: Result
+    fingerprint: str
+    kind: str
+    differs_in: tuple[str, ...] = ()
+
+
+def render(
+    fetch: Callable[[], KeyMaterial], target: Path, *, check: bool = False, allow_disk: bool = False
+) -> Rendered:
+    """Brings `target` to what Infisical holds, or with `check` says whether it is; raises `SignerError`.
+
+    1  refuse a target where no key belongs, and remove what a run that was cut off left beside it
+    2  fetch, repair and check the key against its pin
+    3  compare with what is there; the same is left alone
+    4  write a file without a name, 0400 and root's, and bring it to the disk
+    5  put it in place of the old one in one step, and bring the directory to the disk
+    """
+    # 1
+    check_target(target, allow_disk=allow_disk)
+    if not check:
+        _remove_leftover(target)
+    # 2
+    key = fetch()
+    # 3
+    if check:
+        return _compared(target, key, "agrees")
+    with _alone(target.parent) as folder:
+        found = _compared(target, key, "unchanged")
+        if found.result == "unchanged":
+            return found
+        # 4 and 5
+        try:
+            _replace(folder, target, key)
+        except OSError as error:
+            in_place = _compared(target, key, "unchanged").result == "unchanged"
+            raise SignerError(
+                "render_failed",
+                f"the key file could not be written: {error.strerror}",
+                "the new file is in place, but may not outlive a power cut; render again"
+                if in_place
+                else "the old file is as it was; free space, or choose another directory",
+            ) from None
+    return Rendered("written", key.fingerprint, key.kind)
+
+
+def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
+    """Makes a key into a file that must not exist, whole or not at all; raises `SignerError` before it makes one."""
+    check_target(target, allow_disk=True, sticky_too=True)
+    exists = RefusedTarget("target_exists", "the file exists already", "name one that does not")
+    if os.path.lexists(target):
+        raise exists
+    key = make()
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _name(folder, _write(folder, key), target.name)
+        try:
+            os.fsync(folder)
+        except OSError:
+            os.unlink(target.name, dir_fd=folder)
+            raise
+    except FileExistsError:
+        raise exists from None
+    except OSError as error:
+        raise SignerError(
+            "render_failed", f"the key file could not be written: {error.strerror}", "free space, or name another file"
+        ) from None
+    finally:
+        os.close(folder)
+    return key
+
+
+def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) -> None:
+    """Raises `RefusedTarget` where a key file may not be.
+
+    `sticky_too` takes a directory such as /tmp, where nobody else can touch a file once it is there.
+    """
+    if not target.is_absolute() or ".." in target.parts:
+        raise RefusedTarget(
+            "target_not_absolute", "the target is no absolute path, or has .. in it", "name it from / on"
+        )
+    try:
+        _check_path(target, sticky_too=sticky_too)
+        kind = file_system_of(target.parent)
+    except OSError as error:
+        raise _no_directory(error) from None
+    if kind not in IN_MEMORY and not allow_disk:
+        raise RefusedTarget(
+            "target_on_disk",
+            f"the target's directory is on {kind}, which outlives a reboot",
+            "render to a tmpfs such as /run, or add --allow-disk",
+        )
+
+
+def _check_path(target: Path, *, sticky_too: bool) -> None:
+    folder = target.parent
+    facts = folder.stat()
+    if target.is_symlink() or folder.resolve() != folder:
+        raise RefusedTarget(
+            "target_is_a_link", "the target, or a directory above it, is a symbolic link", "name the real one"
+        )
+    if not stat.S_ISDIR(facts.st_mode):
+        raise NotADirectoryError(20, "it is no directory")
+    if os.path.lexists(target) and not target.is_file():
+        raise RefusedTarget("target_not_a_regular_file", "the target is no regular file", "name another one")
+    for above in (folder, *folder.parents):
+        _check_private(above.stat(), sticky_too=sticky_too or above != folder)
+        if os.path.lexists(above / ".git"):
+            raise RefusedTarget(
+                "target_in_git_work_tree", "the target lies in a git work tree", "choose another directory"
+            )
+
+
+def _check_private(facts: os.stat_result, *, sticky_too: bool) -> None:
+    """An access control list that lets others write shows in the group's bits, acl(5)."""
+    writable = facts.st_mode & 0o022 and not (sticky_too and facts.st_mode & stat.S_ISVTX)
+    if writable or facts.st_uid not in (0, os.geteuid()):
+        raise RefusedTarget(
+            "target_directory_not_private",
+            f"a directory on the way has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
+            "each must be root's, and nobody else's to write",
+        )
+
+
+def file_system_of(folder: Path) -> str:
+    """The type of the file system that holds `folder`, from /proc/self/mountinfo (proc(5)); `?` if it is not there."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[2] == wanted:
+            return after.split(" ")[0]
+    return UNKNOWN
+
+
+def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged"]) -> Rendered:
+    """`same`, or `missing`, or `differs` with what differs."""
+    public = (key.fingerprint, key.kind)
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return Rendered("missing", *public)
+    except OSError as error:
+        raise _unusable(error) from None
+    try:
+        facts = os.fstat(descriptor)
+        found = {
+            "content": key.is_content_of(descriptor),
+            "owner": facts.st_uid == os.geteuid() and (facts.st_gid == 0 or os.geteuid() != 0),
+            "mode": stat.S_IMODE(facts.st_mode) in (0o400, 0o600),
+            "links": facts.st_nlink == 1,
+        }
+    except OSError as error:
+        raise _unusable(error) from None
+    finally:
+        os.close(descriptor)
+    differs_in = tuple(name for name, right in found.items() if not right)
+    return Rendered("differs" if differs_in else same, *public, differs_in)
+
+
+def _unusable(error: OSError) -> RefusedTarget:
+    return RefusedTarget("target_unusable", f"the target cannot be read: {error.strerror}", "start as root")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """A descriptor of the directory, which no other renderer holds meanwhile; raises `SignerError`.
+
+    Its lock passes to the writer, so that a renderer that is killed holds others off until its writer is done.
+    """
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_directory(error) from None
+    try:
+        deadline = time.monotonic() + WAIT_FOR_ANOTHER
+        while not _locked(folder):
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "target_busy", "another process has locked the target's directory", "see `fuser` of it; try again"
+                )
+            time.sleep(0.05)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _no_directory(error: OSError) -> RefusedTarget:
+    return RefusedTarget(
+        "target_directory_unusable", f"the target's directory cannot be used: {error.strerror}", "make it, 0700"
+    )
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _no_directory(error) from None
+    return True
+
+
+def _temporary(target: Path) -> str:
+    return f".{target.name}.new"
+
+
+def _remove_leftover(target: Path) -> None:
+    leftover = target.with_name(_temporary(target))
+    if os.path.lexists(leftover):
+        with _alone(target.parent):
+            try:
+                leftover.unlink(missing_ok=True)
+            except OSError as error:
+                raise SignerError(
+                    "leftover_stays",
+                    f"what a run that was cut off left cannot be removed: {error.strerror}",
+                    f"remove {leftover.name} beside the target by hand",
+                ) from None
+
+
+def _replace(folder: int, target: Path, key: KeyMaterial) -> None:
+    """Writes in a child and cleans up behind it; raises `OSError`.
+
+    The file has no name until it is complete (O_TMPFILE), and its temporary name between two system calls only. Ctrl-C
+    and SIGTERM wait for these few milliseconds, in both.
+    """
+    temporary = _temporary(target)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        child = os.fork()
+        if child == 0:
+            _be_the_writer(folder, temporary, target.name, key)
+        _, ended = os.waitpid(child, 0)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = os.waitstatus_to_exitcode(ended)
+    if status != 0:
+        raise OSError(status, os.strerror(status) if 0 < status < _NO_ERRNO else "the writer was killed")
+
+
+def _be_the_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> None:
+    """Never returns; the exit status is the error's number."""
+    status = _NO_ERRNO
+    try:
+        unnamed = _write(folder, key)
+        _name(folder, unnamed, temporary)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+        status = 0
+    except OSError as error:
+        status = error.errno or _NO_ERRNO
+    finally:
+        os._exit(status)
+
+
+def _write(folder: int, key: KeyMaterial) -> int:
+    """A descriptor of a complete file without a name, 0400 and, for root, root's."""
+    unnamed = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o400, dir_fd=folder)
+    os.fchmod(unnamed, 0o400)
+    if os.geteuid() == 0:
+        os.fchown(unnamed, 0, 0)
+    key.write(unnamed)
+    return unnamed
+
+
+def _name(folder: int, unnamed: int, name: str) -> None:
+    # With a directory's descriptor Python calls linkat(2), which follows; without one link(2), which does not.
+    os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=folder, follow_symlinks=True)

@@ -1,0 +1,161 @@
+"""All printing of the `signer` command, and the rules for it; `safe-session` has its own in `safe_session/output.py`.
+
+1. Results go to stdout, everything else to stderr. With `--json` stdout holds one JSON value (`export`: one a line).
+2. `signer: error: <lowercase, no full stop>`, then `signer: hint: <next action>`; `signer: warning:` likewise.
+3. Nothing from a file, the ledger or an argument is shown before `plain` has been over it; JSON is ASCII.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, TextIO
+
+from signer.errors import BadFile, SignerError, Unavailable
+
+_BAR: Final = 24  # characters
+_REDRAW: Final = 0.1  # seconds
+
+
+def plain(text: object) -> str:
+    """`text` as printable text on one line: whatever could steer a terminal or fake a line is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def prepare() -> None:
+    """A character that the terminal's encoding lacks is shown as an escape instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a closed stream is None
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def show(line: str = "") -> None:
+    """One line of the result on stdout; its variable parts must have been through `plain`."""
+    try:
+        print(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _output_failed(error) from None
+
+
+def show_json(value: object, *, on_one_line: bool = False) -> None:
+    """One JSON value on stdout."""
+    show(json.dumps(value, indent=None if on_one_line else 2))
+
+
+def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
+    """Rows of text in columns as wide as their widest cell; the last column ends where its text does."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    if not cells:
+        return
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        show((indent + line).rstrip())
+
+
+def flush() -> None:
+    """Everything shown has reached its reader; raises `Unavailable` or `BrokenPipeError`."""
+    try:
+        if sys.stdout is not None:  # it is None when started with stdout closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise _output_failed(error) from None
+
+
+def abandon_stdout() -> None:
+    """Nobody reads stdout any more: what Python still holds of it goes nowhere, so that its end is quiet."""
+    with suppress(OSError, ValueError):  # a stdout without descriptor has nothing that could complain
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _output_failed(error: OSError) -> Unavailable:
+    return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", "make room where it goes")
+
+
+def say(text: str) -> None:
+    """One line on stderr; a stderr that nobody reads is no reason to fail."""
+    with suppress(OSError, ValueError):
+        print(f"signer: {plain(text)}", file=sys.stderr, flush=True)
+
+
+def say_bare(text: str) -> None:
+    """A line on stderr without `signer:`, for what belongs to the line before it."""
+    with suppress(OSError, ValueError):
+        print(plain(text), file=sys.stderr, flush=True)
+
+
+def say_over(text: str) -> None:
+    """A line on a terminal's stderr that the next one writes over; an empty one takes it away."""
+    with suppress(OSError, ValueError):
+        print(f"\r{plain(text)}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    say(f"warning: {text}")
+
+
+def say_error(error: SignerError) -> None:
+    """The error, its problems if it lists any, and its hint."""
+    say(f"error: {error.text}")
+    if isinstance(error, BadFile):
+        for problem in error.problems:
+            say_bare(f"  {problem}")
+    if error.hint:
+        say(f"hint: {error.hint}")
+
+
+def show_error_json(error: SignerError) -> None:
+    """The same facts on stdout, for who asked for JSON."""
+    show_json({"error": {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}})
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """`1 event`, `4,711 events`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+class Progress:
+    """A bar on stderr while something long runs, if stderr is a terminal. Use as a context manager; call it with
+    (done, all). `hidden` where the result itself scrolls over the same terminal."""
+
+    def __init__(self, what: str, *, hidden: bool = False) -> None:
+        self._what = what
+        self._stream: TextIO | None = sys.stderr
+        self._drawn = not hidden and self._stream is not None and self._stream.isatty()
+        self._started = time.monotonic()
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._drawn:
+            return
+        now = time.monotonic()
+        if now - self._last < _REDRAW and done < total:
+            return
+        self._last = now
+        share = min(done / total, 1.0) if total else 1.0
+        bar = ("#" * round(share * _BAR)).ljust(_BAR, "-")
+        rate = done / max(now - self._started, 0.001)
+        self._write(f"\r{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}  {rate:,.0f}/s\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            print(text, end="", file=self._stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._drawn and self._last:
+            self._write("\r\x1b[K")

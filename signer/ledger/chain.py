@@ -1,0 +1,115 @@
+"""The hash chain of the ledger as pure functions: canonical JSON, an entry's hash, and what an entry means.
+
+The hash of an entry is SHA-256 over the RFC 8785 form of `{actor, body, kind, prev, seq, time}`, so that anybody can
+check an exported ledger with a JSON library and a hash. Storage is in `ledger/store.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import Any, Final
+
+from signer.model import Entry, Event, Head
+
+GENESIS: Final = "0" * 64
+MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: greater numbers travel as text
+
+_LISTS: Final = (list, tuple)
+_quote = json.encoder.encode_basestring  # what json.dumps(ensure_ascii=False) makes of a text
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical_json(body: dict[str, object]) -> str:
+    """RFC 8785 for what our events hold: text, integers within 2**53, booleans, null, lists, objects with ASCII keys.
+
+    Raises `ValueError` for anything else (a float, a large integer), so that no event depends on number formatting.
+    """
+    _check_object(body)
+    return _ENCODER.encode(body)
+
+
+def _check_object(value: dict[str, object]) -> None:
+    for key, item in value.items():
+        if type(key) is not str or not key.isascii():
+            raise ValueError("an event's keys are ASCII text")
+        if type(item) is not str:
+            _check_value(item)
+
+
+def _check_value(value: object) -> None:
+    if isinstance(value, int):
+        if abs(value) > MAX_SAFE_INTEGER:
+            raise ValueError("an integer over 2**53 travels as text")
+    elif isinstance(value, dict):
+        _check_object(value)
+    elif isinstance(value, _LISTS):
+        for item in value:
+            if type(item) is not str:
+                _check_value(item)
+    elif not isinstance(value, str | None):
+        raise ValueError(f"an event cannot hold a {type(value).__name__}")  # noqa: TRY004 - one error for callers
+
+
+def entry_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, prev: str) -> str:
+    """Hex SHA-256 over the canonical JSON of the whole entry but its hash; `body` is canonical JSON already."""
+    text = (
+        f'{{"actor":{_quote(actor)},"body":{body},"kind":{_quote(kind)},"prev":{_quote(prev)},'
+        f'"seq":{seq},"time":{time_ms}}}'
+    )
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
+    """Events as the entries that follow `head`."""
+    seq, prev = head.seq, head.hash
+    time_ms = max(now_ms, head.time_ms)
+    for event in events:
+        seq += 1
+        body = canonical_json(event.body)
+        digest = entry_hash(seq, time_ms, event.kind, event.actor, body, prev)
+        yield Entry(seq, time_ms, event.kind, event.actor, body, prev, digest)
+        prev = digest
+
+
+Statement = tuple[str, tuple[object, ...]]
+_ADD_CERTIFICATE: Final = "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
+_ADD_PRINCIPAL: Final = "INSERT INTO principals VALUES (?, ?)"
+_WITHHOLD: Final = "UPDATE certificates SET withheld = 1 WHERE serial = ? AND backend = 'local'"
+_FREEZE: Final = "INSERT OR REPLACE INTO freezes VALUES (?, ?, ?, ?)"
+_UNFREEZE: Final = "DELETE FROM freezes WHERE scope = ?"
+
+
+def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
+    """What an entry means for the derived tables, as statements; the one place that knows, for commit and rebuild.
+
+    `body` is the entry's body as an object.
+    """
+    if entry.kind == "certificate.issued":
+        principals = body["principals"]
+        yield (
+            _ADD_CERTIFICATE,
+            (
+                entry.seq,
+                body["serial"],
+                body["backend"],
+                body["identity"],
+                body["role"],
+                f"[{','.join(map(_quote, principals))}]",
+                body["fingerprint"],
+                body["key_id"],
+                body["valid_after"],
+                body["valid_before"],
+            ),
+        )
+        for principal in principals:
+            yield _ADD_PRINCIPAL, (principal, entry.seq)
+    elif entry.kind == "certificate.withheld":
+        yield _WITHHOLD, (body["serial"],)
+    elif entry.kind == "freeze.set":
+        yield _FREEZE, (body["scope"], entry.seq, entry.actor, body["reason"])
+    elif entry.kind == "freeze.lifted":
+        yield _UNFREEZE, (body["scope"],)

@@ -1,0 +1,350 @@
+"""The service as compose and the container engine run it: what is up, and another configuration for it.
+
+Works with podman-compose (1.0 and later) and docker compose, and with what only both of them know. Compose's own word
+is not taken: it may fail with status 0, so after each `up` the engine is asked what runs. Containers are found by the
+labels that both write. What a command said is kept for the evidence, without the values of environment variables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from signer import subprocesses
+from signer.errors import SignerError
+from signer.subprocesses import Ended, NoSuchCommand
+
+UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
+ASK_WITHIN: Final = 20.0
+KEPT_WORDS: Final = 8192  # characters of a command's output, for the evidence
+_MARK: Final = "SIGNER_COMPOSE_PROJECT"  # in the environment of what we start, so that what outlived us can be found
+_LOOK_EVERY: Final = 0.03  # seconds
+_LEFTOVERS_END_WITHIN: Final = 15.0  # seconds
+PROJECT_LABEL: Final = "com.docker.compose.project"
+SERVICE_LABEL: Final = "com.docker.compose.service"
+_PASSED_ON: Final = (
+    "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
+    "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF", "CONTAINER_HOST",
+    "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_API_VERSION",
+)  # fmt: skip
+_VALUE: Final = re.compile(r"\s(?:-e|--env)[ =].*", re.DOTALL)
+_IMAGE: Final = re.compile(r"\s+image: *['\"]?([^\s'\"]+)['\"]? *")
+
+
+class Facts(Protocol):
+    """Which compose project, and how it is started; `ComposeFacts` of cutover.toml."""
+
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def project(self) -> str: ...
+    @property
+    def base(self) -> Path: ...
+    @property
+    def overlay(self) -> Path: ...
+    @property
+    def service(self) -> str: ...
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+
+class ComposeFailed(SignerError):
+    """Compose or the engine failed, or did something else than it said; `said` is what it printed, without secrets."""
+
+    def __init__(self, code: str, text: str, hint: str = "", said: str = "") -> None:
+        super().__init__(code, text, hint, {"said": said} if said else None)
+        self.said = said
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """The service's container. `state` is the engine's word (`running`, `exited`, …), `mode` its SIGNER_MODE.
+
+    Identifiers are bare hex, 64 digits. `started` is RFC 3339 as the engine writes it.
+    """
+
+    id: str
+    image: str
+    mode: str
+    state: str
+    started: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that did what it should: its words, seconds, and what it said."""
+
+    command: tuple[str, ...]
+    seconds: float
+    said: str
+
+
+class Compose:
+    """One service of one compose project. Not for several threads at once, but for `running`."""
+
+    def __init__(self, facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
+        """`environ` is what PATH, HOME and the engine's own settings are taken from; nothing else of it is."""
+        self.facts = facts
+        passed = {name: environ[name] for name in _PASSED_ON if name in environ}
+        self._environment = {**passed, **facts.environment, _MARK: facts.project}
+
+    def command_line(self, with_overlay: bool, *words: str) -> list[str]:
+        """The compose command with these words, as it would be run."""
+        files = (self.facts.base, self.facts.overlay) if with_overlay else (self.facts.base,)
+        named = [part for file in files for part in ("-f", str(file))]
+        return [*self.facts.command, *named, "-p", self.facts.project, *words]
+
+    def up_line(self, with_overlay: bool) -> list[str]:
+        """What `up` runs.
+
+        No `--wait`: podman-compose before 1.3 does not know it, and it waits for a health check that comes seconds
+        after the service is ready. No `--build`, no other service.
+        """
+        return self.command_line(with_overlay, "up", "--detach", "--no-deps", "--no-build", self.facts.service)
+
+    def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> Done:
+        """Brings the service to the base file, or to base and overlay; returns when its container runs.
+
+        A container with that configuration stays as it is; any other is replaced. May be repeated after any failure,
+        also one of ours: a compose that outlived us is waited for. Raises `ComposeFailed` (`compose_slow`,
+        `compose_failed`, `compose_not_running`) or `SignerError`.
+        """
+        deadline = time.monotonic() + within
+        self.wait_for_leftovers(deadline)
+        argv = self.up_line(with_overlay)
+        ended = self.run(argv, max(1.0, deadline - time.monotonic()))
+        if ended.status and self._remove_stuck():
+            ended = self.run(argv, max(1.0, deadline - time.monotonic()))
+        if ended.status is None:
+            raise ComposeFailed(
+                "compose_slow",
+                f"compose did not end within {within:g} s",
+                f"see `{self.facts.engine} ps` and what holds it, then try again",
+                shown(ended),
+            )
+        if ended.status != 0:
+            raise ComposeFailed(
+                "compose_failed",
+                f"compose ended with status {ended.status}",
+                "it says why; mend that, then try again",
+                shown(ended),
+            )
+        found = self.running()
+        if found is None or not found.is_running:
+            raise ComposeFailed(
+                "compose_not_running",
+                f"compose says it is up, but the container {'is ' + found.state if found else 'does not exist'}",
+                f"see `{self.facts.engine} logs` of it",
+                shown(ended),
+            )
+        return Done(tuple(argv), ended.seconds, shown(ended))
+
+    def _remove_stuck(self) -> bool:
+        """Removes a container that does not run and that compose could not start; False if there is none.
+
+        An engine that was killed within a stop leaves one that can neither be started nor is replaced. Its volumes
+        stay.
+        """
+        found = self.running()
+        if found is None or found.is_running:
+            return False
+        return self.run((self.facts.engine, "rm", "--force", found.id)).status == 0
+
+    def config_digest(self, with_overlay: bool) -> str:
+        """`sha256:` and the hash of the merged configuration; raises `ComposeFailed`."""
+        return "sha256:" + sha256(self._merged(with_overlay).encode()).hexdigest()
+
+    def _merged(self, with_overlay: bool) -> str:
+        ended = self.ask(self.command_line(with_overlay, "config"), "the compose files cannot be merged")
+        if not ended.out.strip():
+            raise ComposeFailed("compose_failed", "compose prints no configuration", "run it with config; compare")
+        return ended.out
+
+    def running(self) -> ContainerState | None:
+        """The service's container, running or not; None if there is none. Raises `ComposeFailed`."""
+        found = self._containers()
+        if len(found) > 1:
+            raise ComposeFailed(
+                "compose_several_containers",
+                f"service {self.facts.service} has {len(found)} containers",
+                "scale it to one, and remove the others",
+            )
+        return found[0] if found else None
+
+    def image_id(self, with_overlay: bool = False) -> str:
+        """The image that `up` would start, bare hex; raises `ComposeFailed`, also if the engine does not have it."""
+        names = self._image_names(self._merged(with_overlay))
+        if len(names) != 1:
+            raise ComposeFailed(
+                "compose_image_unknown",
+                f"the merged configuration names {len(names)} images for {self.facts.service}",
+                "give the service an image",
+            )
+        argv = (self.facts.engine, "image", "inspect", "--format", "{{.Id}}", names[0])
+        return _bare(self.ask(argv, f"the engine has no image {names[0]}").out.strip())
+
+    def _image_names(self, merged: str) -> list[str]:
+        """Read from lines: YAML as both tools write it, and there is no YAML reader among our packages."""
+        names, inside, indent = [], False, 0
+        for line in merged.splitlines():
+            depth = len(line) - len(line.lstrip())
+            if line.strip() in (f"{self.facts.service}:", f"'{self.facts.service}':", f'"{self.facts.service}":'):
+                inside, indent = True, depth
+            elif inside and line.strip() and depth <= indent:
+                inside = False
+            elif inside and (match := _IMAGE.fullmatch(line)):
+                names.append(match[1])
+        return names
+
+    def versions(self) -> dict[str, str]:
+        """What compose and engine call themselves, on one line; `unknown` if they do not say."""
+        told = {}
+        for name, argv in (
+            ("compose", [*self.facts.command, "version"]),
+            ("engine", [self.facts.engine, "--version"]),
+        ):
+            ended = self.run(argv)
+            lines = [line.strip() for line in ended.out.splitlines() if line.strip()]
+            told[name] = "; ".join(lines)[:200] if ended.status == 0 and lines else "unknown"
+        return told
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def _containers(self) -> list[ContainerState]:
+        engine = self.facts.engine
+        labels = (
+            "--filter",
+            f"label={PROJECT_LABEL}={self.facts.project}",
+            "--filter",
+            f"label={SERVICE_LABEL}={self.facts.service}",
+        )
+        found = self.words((engine, "ps", "--all", "--no-trunc", "--quiet", *labels))
+        if not found:
+            return []
+        return [_state(raw) for raw in self.ask_json((engine, "inspect", "--type", "container", *found))]
+
+    def words(self, argv: Sequence[str]) -> list[str]:
+        """The words that a command prints; raises `ComposeFailed`."""
+        return self.ask(argv, "the engine does not answer").out.split()
+
+    def ask_json(self, argv: Sequence[str]) -> list[dict[str, Any]]:
+        """The objects that a command prints, one at least; raises `ComposeFailed`."""
+        try:
+            value = json.loads(self.ask(argv, "the engine does not answer").out)
+        except (ValueError, RecursionError):
+            value = None
+        if not (isinstance(value, list) and value and all(isinstance(one, dict) for one in value)):
+            raise _not_understood(self.facts.engine)
+        return value
+
+    def ask(self, argv: Sequence[str], text: str) -> Ended:
+        """What a command says that changes nothing; raises `ComposeFailed` with `text` unless it ends well.
+
+        Of one that fails only stderr is kept: half an answer of `inspect` or `config` has values of variables in it.
+        """
+        ended = self.run(argv)
+        said = shown(replace(ended, out=""))
+        if ended.status is None:
+            text = f"{Path(argv[0]).name} did not answer within {ASK_WITHIN:g} s"
+            raise ComposeFailed("compose_slow", text, "see what holds it, then try again", said)
+        if ended.status != 0:
+            raise ComposeFailed("compose_failed", text, "it says why; mend that, then try again", said)
+        if not ended.is_whole:
+            raise _not_understood(Path(argv[0]).name)
+        return ended
+
+    def run(self, argv: Sequence[str], within: float = ASK_WITHIN) -> Ended:
+        """Runs a command with the environment of all of them; raises `ComposeFailed` if there is no such command."""
+        try:
+            return subprocesses.run(argv, environment=self._environment, within=within)
+        except NoSuchCommand as error:
+            raise ComposeFailed("compose_missing", error.text, "mend [compose] in cutover.toml, or PATH") from None
+
+    @property
+    def unmarked_environment(self) -> dict[str, str]:
+        """As of compose's commands, for one that nobody shall wait for."""
+        return {name: value for name, value in self._environment.items() if name != _MARK}
+
+    def wait_for_leftovers(self, deadline: float) -> None:
+        """Waits for commands on this project that outlived the process which began them.
+
+        They do not stop when we are killed, and two of them at once would undo each other. After a while they are no
+        longer waited for: what hangs is no reason not to mend.
+        """
+        deadline = min(deadline, time.monotonic() + _LEFTOVERS_END_WITHIN)
+        while time.monotonic() < deadline and any(_marked(f"{_MARK}={self.facts.project}", self.facts.engine)):
+            time.sleep(_LOOK_EVERY)
+
+
+def _marked(mark: str, engine: str) -> Iterator[int]:
+    """Running compose and engine commands that carry the mark; not the monitors of containers, which inherit it."""
+    wanted = f"\0{mark}\0".encode()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with suppress(OSError):  # it has ended, or belongs to somebody else
+            if wanted not in b"\0" + (folder / "environ").read_bytes():
+                continue
+            # proc(5): "pid (name) state parent group session …"; a zombie has no environment, so it is not here
+            name, _, rest = (folder / "stat").read_text(errors="replace").partition(" (")[2].rpartition(") ")
+            is_first_of_session = rest.split()[3] == folder.name
+            if name == Path(engine).name[:15] or (is_first_of_session and name != "conmon"):
+                yield int(folder.name)
+
+
+def _state(raw: Mapping[str, Any]) -> ContainerState:
+    """From `inspect`, podman's or docker's; of its environment, which may hold secrets, the mode alone is taken."""
+    try:
+        environment = dict(str(one).partition("=")[::2] for one in raw["Config"]["Env"] or ())
+        return ContainerState(
+            id=_bare(str(raw["Id"])),
+            image=_bare(str(raw["Image"])),
+            mode=environment.get("SIGNER_MODE", ""),
+            state=str(raw["State"]["Status"]),
+            started=str(raw["State"]["StartedAt"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _not_understood("the engine") from None
+
+
+def _bare(identifier: str) -> str:
+    return identifier.removeprefix("sha256:")
+
+
+def _not_understood(what: str) -> ComposeFailed:
+    return ComposeFailed(
+        "compose_not_understood", f"what {what} prints has a form that is new here", "compare its version with README"
+    )
+
+
+def shown(ended: Ended) -> str:
+    """What a command said, both streams, for people: bounded, printable, no value of an environment variable.
+
+    podman-compose prints commands with `-e NAME=VALUE`; from there on the line is left out.
+    """
+    lines = []
+    for line in f"{ended.out}\n{ended.err}".splitlines():
+        plain = "".join(letter if letter.isprintable() else " " for letter in line).rstrip()
+        cut = _VALUE.sub(" …", plain)
+        if cut:
+            lines.append(cut[:1000])
+    text = "\n".join(lines)
+    if len(text) <= KEPT_WORDS:
+        return text
+    return (
+        f"{text[: KEPT_WORDS // 4]}\n… {len(text) - KEPT_WORDS} characters left out …\n{text[-KEPT_WORDS * 3 // 4 :]}"
+    )

@@ -1,0 +1,389 @@
+"""cutover.toml → `CutoverFile`: which platform is moved from Vault to the local CA, and how to reach its parts.
+
+Everything is read, every problem is found, and one problem refuses the whole file. It holds paths of secrets and never
+a secret. Pure but for `load_cutover_file` and `read_owned`, which read files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from signer.errors import BadFile
+from signer.migration.evidence.redact import Guard
+from signer.policy.tables import Duration, Faults, Names, Problem, Table
+from signer.toml import find_places
+
+MAX_BYTES: Final = 256 * 1024
+KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
+DEFAULT_SOAK: Final = 72 * 3600  # seconds
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}", re.ASCII)
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?", re.ASCII)
+_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,62}", re.ASCII)
+_VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeFacts:
+    """How the service is started: compose command, engine, project, the two files, the variables that they take."""
+
+    command: tuple[str, ...]
+    engine: str
+    project: str
+    base: Path
+    overlay: Path
+    service: str
+    environment: Mapping[str, str]
+
+    @property
+    def key_file(self) -> Path:
+        """The rendered CA key."""
+        return Path(self.environment[KEY_VARIABLE])
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightFacts:
+    """The host's preflight script, and what is said to it besides."""
+
+    script: Path
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SignerFacts:
+    """The service as its operator reaches it."""
+
+    address: str
+    token_file: Path
+    policy_file: Path
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class VaultFacts:
+    """Vault as it is asked during the cutover."""
+
+    address: str
+    token_file: Path
+    mount: str
+    roles: tuple[str, ...]
+    ca_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A host to which logins must work. `trusted_ca_file` is where its sshd reads the CAs; None if it is not told."""
+
+    name: str
+    host: str
+    port: int
+    user: str
+    known_hosts: Path
+    trusted_ca_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecommissionFacts:
+    """How Vault is removed. `soak` is seconds; empty commands are not run."""
+
+    soak: int
+    admin_token_file: Path
+    snapshot_file: Path | None
+    snapshot_sha256: str
+    audit_log: Path | None
+    stop_command: tuple[str, ...]
+    remove_data_command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverFile:
+    """One platform. `digest` is `sha256:` and the hash of the file's bytes."""
+
+    digest: str
+    evidence_dir: Path
+    compose: ComposeFacts
+    preflight: PreflightFacts
+    signer: SignerFacts
+    vault: VaultFacts
+    smoke: tuple[Target, ...]
+    decommission: DecommissionFacts | None
+
+
+class _RawCompose(Table):
+    command: Names | None = None
+    engine: str | None = None
+    project: str | None = None
+    base: str | None = None
+    overlay: str | None = None
+    service: str = "safe-session-api"
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+class _RawPreflight(Table):
+    script: str | None = None
+    arguments: list[str] = Field(default_factory=list)
+
+
+class _RawSigner(Table):
+    address: str | None = None
+    token_file: str | None = None
+    policy_file: str | None = None
+    role: str | None = None
+
+
+class _RawVault(Table):
+    address: str | None = None
+    token_file: str | None = None
+    mount: str = "ssh"
+    roles: Names | None = None
+    ca_file: str = ""
+
+
+class _RawTarget(Table):
+    name: str | None = None
+    host: str | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    user: str | None = None
+    known_hosts: str | None = None
+    trusted_ca_file: str = ""
+
+
+class _RawDecommission(Table):
+    soak: Duration = DEFAULT_SOAK
+    admin_token_file: str | None = None
+    snapshot_file: str = ""
+    snapshot_sha256: str = ""
+    audit_log: str = ""
+    stop_command: Names | None = None
+    remove_data_command: list[str] = Field(default_factory=list)
+
+
+class _Raw(Table):
+    evidence_dir: str | None = None
+    compose: dict[str, Any] | None = None
+    preflight: dict[str, Any] | None = None
+    signer: dict[str, Any] | None = None
+    vault: dict[str, Any] | None = None
+    smoke: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    decommission: dict[str, Any] | None = None
+
+
+def load_cutover_file(path: Path) -> CutoverFile:
+    """Reads and validates cutover.toml; raises `BadFile` with every problem found."""
+    try:
+        raw = read_owned(path, MAX_BYTES, path.name)
+    except OSError as error:
+        raise BadFile(
+            "cutover_file_unreadable", f"the cutover file cannot be read: {error.strerror}", "name it with --config"
+        ) from None
+    return parse_cutover_file(raw, path.name)
+
+
+def read_owned(path: Path, most: int, name: str) -> bytes:
+    """A file that says what will be run, read as far as one byte over `most`; raises `BadFile` and `OSError`.
+
+    It must be ours or root's, and no other user's to write: who writes it has its commands run by us. What is checked
+    is what is read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(22, "it is no regular file")
+        groups = (0, os.getegid())  # where each user has a group, that one may well write
+        is_others = facts.st_mode & 0o002 or (facts.st_mode & 0o020 and facts.st_gid not in groups)
+        if facts.st_uid not in (0, os.geteuid()) or is_others:
+            raise BadFile(
+                "file_not_private",
+                f"{name} belongs to another user, or others may write it: its commands could be theirs",
+                "look at it, then chown it and chmod 0600",
+            )
+        return file.read(most + 1)
+
+
+def parse_cutover_file(raw: bytes, name: str = "cutover.toml") -> CutoverFile:
+    """The file's bytes as its type; raises `BadFile` with every problem found."""
+    if len(raw) > MAX_BYTES:
+        raise _refuse(name, [Problem(0, name, f"is larger than {MAX_BYTES} bytes")])
+    try:
+        text = raw.decode()
+        data = tomllib.loads(text)
+        faults = Faults(find_places(text))
+    except UnicodeDecodeError:
+        raise _refuse(name, [Problem(0, name, "is not UTF-8")]) from None
+    except (ValueError, RecursionError) as error:
+        match = re.search(r"line (\d+)", str(error))
+        line = int(match.group(1)) if match else 0
+        raise _refuse(name, [Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])]) from None
+    reader = _Reader(faults)
+    top = faults.table(_Raw, (), data)
+    faults.require((), data, "evidence_dir", "compose", "preflight", "signer", "vault", "smoke")
+    found = CutoverFile(
+        digest="sha256:" + sha256(raw).hexdigest(),
+        evidence_dir=reader.path(("evidence_dir",), top.evidence_dir),
+        compose=reader.compose(top.compose),
+        preflight=reader.preflight(top.preflight),
+        signer=reader.signer(top.signer),
+        vault=reader.vault(top.vault),
+        smoke=reader.targets(top.smoke),
+        decommission=None if top.decommission is None else reader.decommission(top.decommission),
+    )
+    if faults.found:
+        raise _refuse(name, sorted(faults.found))
+    return found
+
+
+def _refuse(name: str, problems: list[Problem]) -> BadFile:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return BadFile(
+        "cutover_file_refused",
+        f"{name}: {count}",
+        "mend them; runbooks/safe-session-local-ca-cutover.md shows a whole file",
+        tuple(str(problem) for problem in problems),
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        is_server = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+    return is_server and text.isprintable() and url.username is None and not url.query and not url.fragment
+
+
+class _Reader:
+    """Raw tables to frozen ones; what is wrong is noted, and something of the right type stands in for it."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    def path(self, place: tuple[str | int, ...], text: str | None) -> Path:
+        if text is not None and not (text.startswith("/") and text.isprintable()):
+            self._faults.add(place, "is no absolute path")
+        return Path(text or "/")
+
+    def _optional_path(self, place: tuple[str | int, ...], text: str) -> Path | None:
+        return self.path(place, text) if text else None
+
+    def _word(self, place: tuple[str | int, ...], text: str | None, form: re.Pattern[str], what: str) -> str:
+        if text is not None and form.fullmatch(text) is None:
+            self._faults.add(place, f"is no {what}")
+        return text or ""
+
+    def _command(self, place: tuple[str | int, ...], words: list[str] | None) -> tuple[str, ...]:
+        if any(not word or not word.isprintable() for word in words or ()):
+            self._faults.add(place, "has a word that is empty or cannot be printed")
+        return tuple(words or ())
+
+    def _address(self, place: tuple[str | int, ...], text: str | None, *, may_be_socket: bool = False) -> str:
+        if text is None or (may_be_socket and text.startswith("unix:/") and text.isprintable()):
+            return text or ""
+        if not _is_address(text):
+            self._faults.add(place, "is no address such as http://127.0.0.1:8222 or https://vault.example:8200")
+        return text.rstrip("/")
+
+    def compose(self, data: object) -> ComposeFacts:
+        raw = _RawCompose() if data is None else self._faults.table(_RawCompose, ("compose",), data)
+        if data is not None:
+            self._faults.require(("compose",), data, "command", "engine", "project", "base", "overlay", "environment")
+            if KEY_VARIABLE not in raw.environment:
+                self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing: the file with the CA key")
+        guard = Guard()  # plans and evidence show these
+        for name, value in raw.environment.items():
+            if _VARIABLE.fullmatch(name) is None or not value.isprintable():
+                self._faults.add(("compose", "environment", name), "is no variable such as NAME, or cannot be printed")
+            if guard.clean(value) != value or guard.clean(f"{name}={value}") != f"{name}={value}":
+                self._faults.add(("compose", "environment", name), "looks like a secret: put it into a file, name that")
+        if KEY_VARIABLE in raw.environment:
+            self.path(("compose", "environment", KEY_VARIABLE), raw.environment[KEY_VARIABLE])
+        return ComposeFacts(
+            command=self._command(("compose", "command"), raw.command),
+            engine=self._word(("compose", "engine"), raw.engine, re.compile(r"[\w./-]+"), "command"),
+            project=self._word(("compose", "project"), raw.project, _WORD, "project name"),
+            base=self.path(("compose", "base"), raw.base),
+            overlay=self.path(("compose", "overlay"), raw.overlay),
+            service=self._word(("compose", "service"), raw.service, _WORD, "service name"),
+            environment=dict(raw.environment),
+        )
+
+    def preflight(self, data: object) -> PreflightFacts:
+        raw = _RawPreflight() if data is None else self._faults.table(_RawPreflight, ("preflight",), data)
+        if data is not None:
+            self._faults.require(("preflight",), data, "script")
+        arguments = self._command(("preflight", "arguments"), raw.arguments)
+        return PreflightFacts(self.path(("preflight", "script"), raw.script), arguments)
+
+    def signer(self, data: object) -> SignerFacts:
+        raw = _RawSigner() if data is None else self._faults.table(_RawSigner, ("signer",), data)
+        if data is not None:
+            self._faults.require(("signer",), data, "address", "token_file", "policy_file", "role")
+        return SignerFacts(
+            address=self._address(("signer", "address"), raw.address, may_be_socket=True),
+            token_file=self.path(("signer", "token_file"), raw.token_file),
+            policy_file=self.path(("signer", "policy_file"), raw.policy_file),
+            role=self._word(("signer", "role"), raw.role, _WORD, "role name"),
+        )
+
+    def vault(self, data: object) -> VaultFacts:
+        raw = _RawVault() if data is None else self._faults.table(_RawVault, ("vault",), data)
+        if data is not None:
+            self._faults.require(("vault",), data, "address", "token_file", "roles")
+        roles = tuple(
+            self._word(("vault", "roles", at), role, _WORD, "role name") for at, role in enumerate(raw.roles or ())
+        )
+        return VaultFacts(
+            address=self._address(("vault", "address"), raw.address),
+            token_file=self.path(("vault", "token_file"), raw.token_file),
+            mount=self._word(("vault", "mount"), raw.mount.strip("/"), re.compile(r"[\w./-]+"), "mount"),
+            roles=roles,
+            ca_file=self._optional_path(("vault", "ca_file"), raw.ca_file),
+        )
+
+    def targets(self, data: list[dict[str, Any]] | None) -> tuple[Target, ...]:
+        found: list[Target] = []
+        for at, table in enumerate(data or ()):
+            place = ("smoke", at)
+            raw = self._faults.table(_RawTarget, place, table)
+            self._faults.require(place, table, "name", "host", "user", "known_hosts")
+            if raw.name is not None and any(raw.name == other.name for other in found):
+                self._faults.add((*place, "name"), "is the name of another target, too")
+            trusted = raw.trusted_ca_file
+            found.append(
+                Target(
+                    name=self._word((*place, "name"), raw.name, _WORD, "name"),
+                    host=self._word((*place, "host"), raw.host, _HOST, "host name or address"),
+                    port=raw.port,
+                    user=self._word((*place, "user"), raw.user, _USER, "user name"),
+                    known_hosts=self.path((*place, "known_hosts"), raw.known_hosts),
+                    trusted_ca_file=str(self.path((*place, "trusted_ca_file"), trusted)) if trusted else None,
+                )
+            )
+        return tuple(found)
+
+    def decommission(self, data: object) -> DecommissionFacts:
+        place = ("decommission",)
+        raw = self._faults.table(_RawDecommission, place, data)
+        self._faults.require(place, data, "admin_token_file", "stop_command")
+        if raw.snapshot_file and _SHA256.fullmatch(raw.snapshot_sha256) is None:
+            self._faults.add((*place, "snapshot_sha256"), "must be the hex SHA-256 of snapshot_file")
+        return DecommissionFacts(
+            soak=raw.soak,
+            admin_token_file=self.path((*place, "admin_token_file"), raw.admin_token_file),
+            snapshot_file=self._optional_path((*place, "snapshot_file"), raw.snapshot_file),
+            snapshot_sha256=raw.snapshot_sha256,
+            audit_log=self._optional_path((*place, "audit_log"), raw.audit_log),
+            stop_command=self._command((*place, "stop_command"), raw.stop_command),
+            remove_data_command=self._command((*place, "remove_data_command"), raw.remove_data_command),
+        )

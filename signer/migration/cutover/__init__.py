@@ -1,0 +1,1 @@
+"""From Vault to the local CA and back."""

@@ -1,0 +1,258 @@
+"""The hands that really do it: what `steps.py` names, done with compose, Vault, service and `safe-session`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from signer.api_client import ApiClient, Readiness
+from signer.errors import BadFile, SignerError, Unavailable
+from signer.files import read_secret_word
+from signer.migration.compose import Compose, ContainerState
+from signer.migration.config import CutoverFile, Target
+from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
+from signer.migration.cutover.steps import READY_WITHIN, SAMPLES, Backend
+from signer.migration.evidence.files import numbered
+from signer.migration.parity import check_parity
+from signer.migration.plan import Observation
+from signer.migration.run import Run
+from signer.migration.samples import throwaway_key
+from signer.migration.smoke import Caller, on_each, read_trusted_cas, smoke_login, smoke_refusal
+from signer.migration.trial import trial
+from signer.policy.decide import Policy
+from signer.policy.file import load_policy
+from signer.subprocesses import run
+from signer.vault.admin import VaultAdmin
+
+PREFLIGHT_WITHIN: Final = 60.0  # seconds
+_LOOK_EVERY: Final = 0.05  # seconds between two looks of `Pause`
+
+
+class StepFailed(SignerError):
+    """What a step saw is not as it must be; `facts` are kept as evidence."""
+
+
+class Pause(threading.Thread):
+    """The longest time for which the service did not answer that it is ready; it is asked 20 times a second."""
+
+    def __init__(self, address: str, token_file: Path) -> None:
+        super().__init__(name="pause", daemon=True)
+        self._api = ApiClient(address, token_file)
+        self._ended = threading.Event()
+        self._longest = 0.0
+
+    def run(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(_LOOK_EVERY):
+            with suppress(SignerError):
+                if self._api.ready(within=1).ready:
+                    now = time.monotonic()
+                    self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+
+    def stop(self) -> float:
+        """Seconds, to a tenth; a pause that has not ended is not counted."""
+        self._ended.wait(2 * _LOOK_EVERY)  # one more look, at what is ready by now
+        self._ended.set()
+        self.join(2)
+        self._api.close()
+        return round(max(self._longest, 0.0), 1)
+
+
+class LiveHands:
+    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`."""
+
+    def __init__(self, file: CutoverFile, kept: Run) -> None:
+        self._file = file
+        self._kept = kept
+        self._compose = Compose(file.compose)
+        self._api = ApiClient(file.signer.address, file.signer.token_file)
+        self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        self._pause: Pause | None = None
+        kept.evidence.guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
+        kept.evidence.guard.never(read_secret_word(file.vault.token_file, "vault.token_file", is_vaults=True))
+
+    @property
+    def _policy(self) -> Policy:
+        return load_policy(self._file.signer.policy_file)
+
+    def preflight(self) -> Observation:
+        """The host's own script; raises `StepFailed` unless it says ready."""
+        environment = {
+            **self._compose.unmarked_environment,
+            **preflight_environment(self._file, self._policy.ca.fingerprint),
+        }
+        ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
+        try:
+            told: dict[str, Any] = json.loads(ended.out)
+            summary, checks = str(told["summary"]), list(told["checks"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StepFailed(
+                "preflight_unreadable",
+                f"the preflight ended with status {ended.status} and no result",
+                f"run it by hand: {shlex.join(preflight_line(self._file))}",
+                {"said": ended.err[-2000:]},
+            ) from None
+        self._kept.evidence.write_json("preflight.json", told)
+        if ended.status != 0 or told.get("ready") is not True:
+            bad = [check for check in checks if check.get("status") == "FAIL"]
+            first = bad[0] if bad else {}
+            raise StepFailed(
+                "preflight_not_ready",
+                f"{summary}: {', '.join(str(check.get('code')) for check in bad)}",
+                str(first.get("next") or "see preflight.json of the evidence"),
+            )
+        warnings = [str(check.get("code")) for check in checks if check.get("status") == "warn"]
+        return Observation(f"{summary} ({', '.join(warnings)})" if warnings else summary)
+
+    def parity(self) -> Observation:
+        """Roles, then real certificates of Vault and of the local CA, which signs them in a trial of its own."""
+        file, token = self._file, self._file.signer.token_file
+        with trial(file.compose) as tried, self._vault() as vault:
+            api = ApiClient(tried.address, token)
+            report = check_parity(
+                self._policy,
+                vault,
+                file.vault.mount,
+                lambda role, body: str(api.sign(role, body)["certificate"]),
+                file.vault.roles,
+                SAMPLES,
+            )
+            self._kept.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
+        self._kept.evidence.write_json("parity.json", report.as_json())
+        if not report.is_parity:
+            raise BadFile(
+                "parity_differs",
+                f"the local CA would give something else than Vault: {report.summary}",
+                "bring policy.toml and Vault's roles together: signer cutover parity",
+                tuple(f"{one.field}: {one.why} (ours {one.ours}, Vault's {one.vaults})" for one in report.errors),
+            )
+        return Observation(report.summary)
+
+    def trust(self) -> Observation:
+        """What the hosts' own files say of the new CA, read over a login of today."""
+        pin = self._policy.ca.fingerprint
+        return self._each("trust", lambda target: read_trusted_cas(target, self._caller, pin))
+
+    def vault_signs(self) -> Observation:
+        """Would Vault sign, asked with our token and by the service as it would run: for keys that nobody has."""
+        role = self._file.signer.role
+        with self._vault() as vault:
+            vault.check_ready()
+            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
+        with trial(self._file.compose, with_overlay=False, mode="vault") as tried:
+            api = ApiClient(tried.address, self._file.signer.token_file)
+            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
+            made = api.sign(role, body)
+            self._kept.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
+        return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
+
+    def remember(self) -> Observation:
+        """What runs now, so that somebody who has only the evidence could put it back.
+
+        The last look before anything is changed, so files that a plan depends on are held against it once more.
+        """
+        plan = self._kept.evidence.read_json("plan.json")  # a rollback has none
+        if plan is not None:
+            check_files(self._file, plan["inputs"])
+        found = self._compose.running()
+        try:
+            ready = self._api.ready()
+        except Unavailable as error:  # nothing answers after a run that was cut off; a rollback mends just that
+            ready = Readiness(False, code=error.code)
+        facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
+        self._kept.versions = {**self._compose.versions(), "vault": self._vault_version()}
+        now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
+        return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
+
+    def up(self, *, with_overlay: bool) -> Observation:
+        """Compose up; what it said is kept. From here on the pause of the service is measured, until `ready`."""
+        if self._pause is not None:
+            self._pause.stop()
+        self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
+        self._pause.start()
+        done = self._compose.up(with_overlay)
+        return Observation(
+            f"compose took {done.seconds:.1f} s",
+            {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said},
+        )
+
+    def is_up(self, *, with_overlay: bool) -> bool:
+        """True if the service runs in the mode that these files give it; `shadow` is neither's."""
+        found = self._compose.running()
+        return found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
+
+    def ready(self, backend: Backend) -> Observation:
+        """Waits until the service is ready in that mode and signs with that CA."""
+        ca = self._policy.ca.fingerprint if backend == "local" else None
+        try:
+            found = self._api.wait_ready(backend, ca, READY_WITHIN)
+        finally:
+            pause = self._pause.stop() if self._pause is not None else None
+            self._pause = None
+        facts = {"policy": found.policy, "pause_seconds": pause}
+        measured = "" if pause is None else f", no answer for {pause:.1f} s"
+        return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}{measured}", facts)
+
+    def smoke(self, backend: Backend) -> Observation:
+        """A real login to every target with a certificate of that backend."""
+        ca = self._policy.ca.fingerprint if backend == "local" else self._api.ready().ca_fingerprint
+        seen = self._each(
+            f"smoke-{backend}",
+            lambda target: smoke_login(target, self._caller, self._api.certificate, backend=backend, ca_fingerprint=ca),
+        )
+        count = len(self._file.smoke)
+        return Observation(f"logins work on {count} of {count}", seen.facts)
+
+    def refuse(self) -> Observation:
+        """A principal outside the policy gets no certificate."""
+        allowed = {name for role in self._policy.roles.values() for name in role.principals}
+        return smoke_refusal(self._api.sign, self._file.signer.role, allowed)
+
+    def seal(self, outcome: str) -> Observation:
+        """Ends the evidence and has the ledger hold its digest."""
+        return self._kept.conclude(outcome)
+
+    def _each(self, name: str, observe: Callable[[Target], Observation]) -> Observation:
+        """The same on every target at once; each one's log is kept, whether it worked or not."""
+        try:
+            seen = on_each(self._file.smoke, observe)
+        except SignerError as error:
+            self._keep_logs(name, error.facts)
+            raise
+        not_kept = self._keep_logs(name, seen.facts)
+        return Observation(seen.summary, {**seen.facts, **not_kept})
+
+    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
+        """A full disk must not keep a rollback from its proof; that the step itself is kept is seen to elsewhere."""
+        targets = facts.get("targets")
+        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
+            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
+            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
+            try:
+                self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+            except SignerError as error:
+                return {"logs_not_kept": error.code}
+        return {}
+
+    def _vault(self) -> VaultAdmin:
+        vault = self._file.vault
+        return VaultAdmin(vault.address, vault.token_file, vault.ca_file)
+
+    def _vault_version(self) -> str:
+        try:
+            with self._vault() as vault:
+                return str(vault.call("GET", "sys/health").get("version", "unknown"))[:60]
+        except SignerError:
+            return "unknown"
+
+
+def _facts(found: ContainerState | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {"id": found.id, "image": found.image, "mode": found.mode, "state": found.state, "started": found.started}

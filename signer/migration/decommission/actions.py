@@ -1,0 +1,385 @@
+"""The hands that really remove Vault: what `steps.py` names, done with Vault, the host's commands and logins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from signer.api_client import ApiClient
+from signer.errors import BadSettings, SignerError, Unavailable
+from signer.files import read_secret_word
+from signer.migration.config import CutoverFile, DecommissionFacts
+from signer.migration.decommission.snapshot import (
+    DOWNLOAD_WITHIN,
+    FOLDER,
+    MAX_DOWNLOAD,
+    Snapshot,
+    check_snapshot,
+    copy_snapshot,
+    store_snapshot,
+)
+from signer.migration.decommission.survey import blocked, decommission_of, read_standing
+from signer.migration.evidence.files import numbered
+from signer.migration.plan import Observation
+from signer.migration.run import Run
+from signer.migration.samples import throwaway_key
+from signer.migration.smoke import Caller, on_each, smoke_login
+from signer.policy.file import load_policy
+from signer.subprocesses import run
+from signer.vault.admin import VaultAdmin
+from signer.vault.inventory import SNAPSHOT
+
+COMMAND_WITHIN: Final = 120.0  # seconds for stop_command and remove_data_command
+GONE_WITHIN: Final = 30.0  # seconds for the address to refuse connections after the service was stopped
+LOOKS: Final = 4  # refused connections in a row; what restarts it would be seen
+LOOK_EVERY: Final = 0.5  # seconds
+CONNECT_WITHIN: Final = 2.0
+MAX_ROUNDS: Final = 5  # of revoking: a token may be made meanwhile
+_NO_SIGNATURE: Final = frozenset({"vault_mount_missing", "vault_forbidden"})
+_NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
+_PASSED_ON: Final = (
+    "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "CONTAINERS_CONF",
+    "CONTAINERS_STORAGE_CONF", "CONTAINER_HOST", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG",
+)  # fmt: skip
+
+
+class RemovalFailed(SignerError):
+    """What a step saw is not as it must be; `facts` are kept as evidence."""
+
+
+class LiveRemoval:
+    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`.
+
+    `removed_by` says by whose word the data was removed by hand; then nothing is run for it.
+    """
+
+    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
+        self._file = file
+        self._wanted: DecommissionFacts = decommission_of(file)
+        self._kept = kept
+        self._removed_by = removed_by
+        self._begun = frozenset(kept.journal.past.begun)  # by a run that was cut off
+        self._api = ApiClient(file.signer.address, file.signer.token_file)
+        self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        guard = kept.evidence.guard
+        guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
+        for path in (self._wanted.admin_token_file, file.vault.token_file):
+            try:
+                guard.never(read_secret_word(path, "vault.token_file", is_vaults=True))
+            except BadSettings:
+                continue  # once Vault is sealed nobody needs it, and its file may be gone
+        self._keep_version(kept.evidence.read_json("inventory.json") or {})
+
+    def _keep_version(self, inventory: Mapping[str, Any]) -> None:
+        """Of the Vault that is removed: nobody can ask it any more when the evidence is sealed."""
+        if version := inventory.get("version"):
+            self._kept.versions = {"vault": str(version)}
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def inventory(self) -> Observation:
+        """Everything once more; raises `Blocked`."""
+        found = read_standing(self._file, self._api)
+        told = found.inventory.as_json()
+        self._kept.evidence.write_json("inventory.json", told)
+        self._keep_version(told)
+        if found.blockers:
+            raise blocked(found.blockers)
+        summary = f"{len(found.inventory.mounts)} mounts, no secret, nothing in the way"
+        return Observation(summary, {"inventory": told})
+
+    @property
+    def _snapshot_path(self) -> Path:
+        return self._file.evidence_dir / FOLDER / f"{self._kept.evidence.run}.snap"
+
+    def snapshot(self) -> Observation:
+        """Vault's own snapshot, or a copy of the operator's; stored beside the evidence, which holds its checksum."""
+        given, target = self._wanted.snapshot_file, self._snapshot_path
+        with self._vault() as vault:
+            if given is None:
+                content = vault.download(SNAPSHOT, most=MAX_DOWNLOAD, within=DOWNLOAD_WITHIN)
+                found = store_snapshot(content, target)
+            else:
+                is_raft = vault.call("GET", "sys/seal-status").get("storage_type") == "raft"
+                found = copy_snapshot(given, target, self._wanted.snapshot_sha256, must_be_raft=is_raft)
+        return self._told(found, target)
+
+    def has_snapshot(self) -> bool:
+        """True if it is there and whole; what is there and is not is no snapshot, and is removed."""
+        path = self._snapshot_path
+        if not os.path.lexists(path):
+            return False
+        try:
+            found = check_snapshot(path, self._wanted.snapshot_sha256, must_be_raft=not self._wanted.snapshot_sha256)
+        except SignerError:
+            path.unlink(missing_ok=True)
+            return False
+        self._told(found, path)
+        return True
+
+    def _told(self, found: Snapshot, path: Path) -> Observation:
+        facts = {**found.as_json(), "path": str(path)}
+        self._kept.evidence.write_json("snapshot.json", facts)
+        return Observation(f"{found.size:,} bytes, {facts['inner_checksums']}", facts)
+
+    def smoke(self, when: str) -> Observation:
+        """A real login to every target with a certificate of the local CA."""
+        pin = load_policy(self._file.signer.policy_file).ca.fingerprint
+        try:
+            seen = on_each(
+                self._file.smoke,
+                lambda target: smoke_login(
+                    target, self._caller, self._api.certificate, backend="local", ca_fingerprint=pin
+                ),
+            )
+        except SignerError as error:
+            self._keep_logs(when, error.facts)
+            raise
+        self._keep_logs(when, seen.facts)
+        count = len(self._file.smoke)
+        return Observation(f"logins work on {count} of {count}", seen.facts)
+
+    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> None:
+        targets = facts.get("targets")
+        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
+            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
+            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
+            self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+
+    def still_clear(self) -> Observation:
+        """What came in the way since the inventory; raises `Blocked`."""
+        if blocking := read_standing(self._file, self._api).blockers:
+            raise blocked(blocking)
+        return Observation("still nothing in the way")
+
+    # --- the point of no return --------------------------------------------------------------------------------------
+
+    def disable(self) -> Observation:
+        """The SSH engine with its CA key and its roles; raises `Blocked`.
+
+        A run that was cut off here, and is taken up again days later, has not destroyed anything yet.
+        """
+        if "disable" in self._begun:
+            self.still_clear()
+        mount = self._file.vault.mount
+        with self._vault() as vault:
+            vault.call("DELETE", f"sys/mounts/{mount}", within=COMMAND_WITHIN)
+        if not self.is_disabled():
+            raise RemovalFailed("vault_mount_stays", f"Vault still has the mount {mount}", "see Vault's log")
+        return Observation(f"{mount} is gone, and Vault's CA key with it")
+
+    def is_disabled(self) -> bool:
+        """True if Vault says that there is no such mount; raises if it does not say."""
+        with self._vault() as vault:
+            return f"{self._file.vault.mount}/" not in _data(vault.call("GET", "sys/mounts"))
+
+    def signs_no_more(self) -> Observation:
+        """Every role is asked to sign for a key that nobody has, by both tokens; not one of them may."""
+        asked, codes = 0, set()
+        for token_file in (self._wanted.admin_token_file, self._file.vault.token_file):
+            try:
+                vault = VaultAdmin(self._file.vault.address, token_file, self._file.vault.ca_file)
+            except BadSettings:
+                continue  # a token that is not there signs nothing
+            with vault:
+                for role in self._file.vault.roles:
+                    asked += 1
+                    codes.add(self._refused(vault, role))
+        if not self.is_disabled():
+            raise RemovalFailed("vault_mount_stays", "Vault still has the SSH mount", "see Vault's log")
+        told = ", ".join(sorted(codes))
+        return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "refused": told})
+
+    def _refused(self, vault: VaultAdmin, role: str) -> str:
+        try:
+            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519"), "cert_type": "user"})
+        except SignerError as error:
+            if error.code in _NO_SIGNATURE:
+                return error.code
+            raise
+        raise RemovalFailed("vault_still_signs", f"Vault has signed for role {role}", "find out which mount that was")
+
+    def revoke(self) -> Observation:
+        """Every token by its accessor, but the one that does it."""
+        count = 0
+        with self._vault() as vault:
+            own = _own_accessor(vault)
+            for _ in range(MAX_ROUNDS):
+                others = _others(vault, own)
+                if not others:
+                    return Observation(f"{count} tokens revoked, one left: our own", {"revoked": count})
+                for accessor in others:
+                    vault.call("POST", "auth/token/revoke-accessor", {"accessor": accessor})
+                    count += 1
+        raise RemovalFailed("vault_tokens_stay", "Vault has ever more tokens", "find who makes them, apply again")
+
+    def is_revoked(self) -> bool:
+        """True if no token is left but our own."""
+        with self._vault() as vault:
+            return not _others(vault, _own_accessor(vault))
+
+    def seal_vault(self) -> Observation:
+        """From here on nothing in it can be read without the unseal keys."""
+        with self._vault() as vault:
+            vault.call("PUT", "sys/seal")
+        if not self.is_sealed():
+            raise RemovalFailed("vault_not_sealed", "Vault is still unsealed", "see Vault's log")
+        return Observation("sealed")
+
+    def is_sealed(self) -> bool:
+        """True if it says so, or is gone."""
+        if self.is_gone():
+            return True
+        with self._vault() as vault:
+            return vault.call("GET", "sys/seal-status").get("sealed") is True
+
+    # --- the end of it -----------------------------------------------------------------------------------------------
+
+    def stop(self) -> Observation:
+        """The operator's own command, with a time limit."""
+        return self._command(self._wanted.stop_command, "stop_command")
+
+    def has_stopped(self) -> bool:
+        """True if a run that was cut off began to stop it and it is gone: one that only starts anew is stopped, too."""
+        return "stop" in self._begun and self.is_gone()
+
+    def is_gone(self) -> bool:
+        """True if every address of Vault's refuses a connection."""
+        return _is_refused(_places(self._file.vault.address))
+
+    def gone(self) -> Observation:
+        """Several looks in a row, so that something that starts it again is seen."""
+        deadline = time.monotonic() + GONE_WITHIN
+        in_a_row = 0
+        while in_a_row < LOOKS:
+            in_a_row = in_a_row + 1 if self.is_gone() else 0
+            if in_a_row == 0 and time.monotonic() > deadline:
+                address = self._file.vault.address
+                raise RemovalFailed(
+                    "vault_still_there", f"{address} does not refuse connections", "stop it by hand, then apply again"
+                )
+            time.sleep(LOOK_EVERY)
+        return Observation(f"{self._file.vault.address} refuses connections", {"looks": LOOKS})
+
+    def remove_data(self) -> Observation:
+        """The operator's own command, which must also end well where nothing is left; or the operator's word for it."""
+        words = self._wanted.remove_data_command
+        if not self._removed_by:
+            return self._command(words, "remove_data_command", "signer decommission apply PLAN --data-is-removed")
+        facts = {"by_hand": True, "by_the_word_of": self._removed_by, "not_run": shlex.join(words)}
+        return Observation("removed by hand, on the operator's word", facts)
+
+    def _command(self, words: tuple[str, ...], name: str, then: str = "apply again") -> Observation:
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        ended = run(words, environment=environment, within=COMMAND_WITHIN)
+        if ended.status != 0:
+            how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"
+            raise RemovalFailed(
+                "command_failed", f"{name} {how}", f"do by hand what it does ({shlex.join(words)}), then: {then}"
+            )
+        return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
+
+    def seal(self, outcome: str) -> Observation:
+        """Ends the evidence and has the ledger hold its digest."""
+        return self._kept.conclude(outcome)
+
+    def _vault(self) -> VaultAdmin:
+        return VaultAdmin(self._file.vault.address, self._wanted.admin_token_file, self._file.vault.ca_file)
+
+
+def vault_state(file: CutoverFile) -> str:
+    """`active`, `sealed`, `gone`, or the code of what keeps it from telling. Reads only."""
+    if _is_refused(_places(file.vault.address)):
+        return "gone"
+    try:
+        with VaultAdmin(file.vault.address, decommission_of(file).admin_token_file, file.vault.ca_file) as vault:
+            return "sealed" if vault.call("GET", "sys/seal-status").get("sealed") is not False else "active"
+    except SignerError as error:
+        return error.code
+
+
+def _data(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = answer.get("data")
+    if not isinstance(data, dict):
+        raise _not_understood()
+    return data
+
+
+def _own_accessor(vault: VaultAdmin) -> str:
+    accessor = _data(vault.call("GET", "auth/token/lookup-self")).get("accessor")
+    if not isinstance(accessor, str) or not accessor:
+        raise _not_understood()
+    return accessor
+
+
+def _others(vault: VaultAdmin, own: str) -> list[str]:
+    """Accessors of all tokens but that one, which must be among them: else nothing that is told can be trusted."""
+    keys = _data(vault.call("LIST", "auth/token/accessors")).get("keys")
+    if not isinstance(keys, list) or own not in keys:
+        raise _not_understood()
+    return [key for key in keys if isinstance(key, str) and key != own]
+
+
+def _not_understood() -> Unavailable:
+    return Unavailable("vault_answer_malformed", "Vault's answer is not understood", "check Vault's address")
+
+
+def _places(address: str) -> list[tuple[socket.AddressFamily, Any]]:
+    """Where Vault listens; raises `Unavailable` if nobody knows."""
+    url = urlsplit(address)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(url.hostname, port, 0, socket.SOCK_STREAM)
+    except OSError:
+        raise Unavailable("vault_down", "the name in Vault's address is unknown", "check Vault's address") from None
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _is_refused(places: list[tuple[socket.AddressFamily, Any]]) -> bool:
+    """True if a connection is refused and none is taken. Silence proves nothing; a family that this host has not does
+    not count."""
+    told = [_errno_of(place) for place in places]
+    return errno.ECONNREFUSED in told and all(number in (errno.ECONNREFUSED, *_NOT_HERE) for number in told)
+
+
+def _errno_of(place: tuple[socket.AddressFamily, Any]) -> int:
+    """0 if the connection is taken, otherwise why not."""
+    family, where = place
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(CONNECT_WITHIN)
+            connection.connect(where)
+    except OSError as error:
+        return error.errno or errno.ETIMEDOUT
+    return 0
+
+
+def would_run(file: CutoverFile) -> dict[str, tuple[str, ...]]:
+    """The lines that each act would run, for the plan."""
+    wanted, vault = decommission_of(file), f"{file.vault.address}/v1"
+    taken = (
+        f"GET {vault}/{SNAPSHOT}"
+        if wanted.snapshot_file is None
+        else f"copy {wanted.snapshot_file}, its checksum compared"
+    )
+    return {
+        "inventory": (f"GET and LIST below {vault}, of KV entries names only", "every blocker looked for again"),
+        "snapshot": (taken, f"to {file.evidence_dir / FOLDER}, 0600; every sum in it compared"),
+        "smoke": tuple(f"safe-session ssh -p {t.port} {t.user}@{t.host}" for t in file.smoke),
+        "still_clear": ("every blocker looked for once more",),
+        "disable": (f"DELETE {vault}/sys/mounts/{file.vault.mount}",),
+        "signs_no_more": tuple(f"POST {vault}/{file.vault.mount}/sign/{role}: must fail" for role in file.vault.roles),
+        "revoke": (f"POST {vault}/auth/token/revoke-accessor for every accessor but our own",),
+        "seal_vault": (f"PUT {vault}/sys/seal",),
+        "stop": (shlex.join(wanted.stop_command),),
+        "gone": (f"connect to {file.vault.address}: must be refused, {LOOKS} times in a row",),
+        "remove_data": (shlex.join(wanted.remove_data_command),),
+        "seal": (f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
+    }

@@ -1,0 +1,282 @@
+"""Vault's raft snapshot: into a file of ours, 0600, whole or not at all, opened and checked against its own sums.
+
+A snapshot is a tar in gzip with `meta.json`, `state.bin` and `SHA256SUMS` of both; OpenBao and Vault add
+`SHA256SUMS.sealed`, those sums under Vault's own key. What is in `state.bin` is encrypted by Vault and is not looked
+into. The reader is ours and strict: four plain files, no links, no paths, bounded, nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Final
+
+from signer.errors import SignerError
+from signer.migration.evidence.files import sync_folder
+
+FOLDER: Final = "snapshots"
+MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; a larger one is the operator's to make
+DOWNLOAD_WITHIN: Final = 120.0  # seconds
+MAX_FILE: Final = 64 * 1024**3  # bytes, packed and unpacked
+MAX_SMALL: Final = 1024 * 1024  # bytes of meta.json and the sums
+_BLOCK: Final = 512
+_PIECE: Final = 1024 * 1024
+_STATE: Final = "state.bin"
+_SMALL: Final = ("meta.json", "SHA256SUMS", "SHA256SUMS.sealed")
+_SUMMED: Final = {"meta.json", _STATE}
+
+
+class BadSnapshot(SignerError):
+    """The file is no snapshot, or not the whole one; `code` says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a snapshot is. `index` is raft's, None for a file that is no raft snapshot and has no sums inside."""
+
+    sha256: str
+    size: int
+    index: int | None
+
+    def as_json(self) -> dict[str, object]:
+        checked = "no sums inside: not a raft snapshot" if self.index is None else "every sum inside agrees"
+        return {"sha256": self.sha256, "size": self.size, "raft_index": self.index, "inner_checksums": checked}
+
+
+def check_snapshot(path: Path, expected: str = "", *, must_be_raft: bool = True) -> Snapshot:
+    """Opens a snapshot and compares every sum in it; raises `BadSnapshot`.
+
+    `expected` is the hex SHA-256 of the whole file, if it is known. With `must_be_raft` False another kind of file is
+    taken for what `expected` vouches for.
+    """
+    with _opened(path) as file:
+        found, size = _digest(file)
+        if expected and found != expected:
+            raise BadSnapshot(
+                "snapshot_differs", "the snapshot is not the file that its checksum was made of", "make a new one"
+            )
+        file.seek(0)
+        if not must_be_raft and file.read(2) != b"\x1f\x8b":
+            return Snapshot(found, size, None)
+        file.seek(0)
+        try:
+            index = _read_archive(file)
+        except BadSnapshot as error:
+            if must_be_raft or error.code != "snapshot_of_another_form":
+                raise
+            index = None
+    return Snapshot(found, size, index)
+
+
+def store_snapshot(content: bytes, target: Path) -> Snapshot:
+    """Writes what Vault sent to a file that must not exist, and checks it; raises `SignerError`, leaving no file."""
+    return _stored(target, iter([content]), "", must_be_raft=True)
+
+
+def copy_snapshot(source: Path, target: Path, expected: str, *, must_be_raft: bool) -> Snapshot:
+    """As `store_snapshot` for the operator's own file, with the checksum that the operator gave."""
+    with _opened(source) as file:
+        return _stored(target, iter(lambda: file.read(_PIECE), b""), expected, must_be_raft=must_be_raft)
+
+
+def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raft: bool) -> Snapshot:
+    """Under another name until it is checked; what a run that was cut off left of one is replaced."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        _write(part, pieces)
+        found = check_snapshot(part, expected, must_be_raft=must_be_raft)
+        os.link(part, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise SignerError(
+            "snapshot_unwritable",
+            f"the snapshot cannot be stored: {error.strerror}",
+            "free space in the evidence directory" if full else "see the evidence directory; apply the same plan again",
+        ) from None
+    finally:
+        with suppress(OSError):  # the error that is on its way says more
+            part.unlink(missing_ok=True)
+    return found
+
+
+def _write(path: Path, pieces: Iterator[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > MAX_FILE:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        facts = os.fstat(descriptor)
+        file = os.fdopen(descriptor, "rb")
+    except OSError as error:
+        raise _unreadable(error.strerror or "it cannot be opened") from None
+    with file:
+        if not stat.S_ISREG(facts.st_mode):
+            raise _unreadable("it is no regular file")
+        if facts.st_size > MAX_FILE:
+            raise _unreadable("it is too large")
+        yield file
+
+
+def _unreadable(why: str) -> BadSnapshot:
+    return BadSnapshot("snapshot_unreadable", f"the snapshot cannot be read: {why}", "name a file that you may read")
+
+
+def _digest(file: IO[bytes]) -> tuple[str, int]:
+    digest, size = sha256(), 0
+    try:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    except OSError as error:
+        raise _unreadable(error.strerror or "it cannot be read") from None
+    return digest.hexdigest(), size
+
+
+# --- what is inside --------------------------------------------------------------------------------------------------
+
+
+def _read_archive(file: IO[bytes]) -> int:
+    """The raft index of a snapshot that is whole; raises `BadSnapshot`."""
+    small: dict[str, bytes] = {}
+    sums: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    try:
+        with gzip.GzipFile(fileobj=file, mode="rb") as archive:
+            while (header := _header(archive)) is not None:
+                name, size = header
+                if name in sums:
+                    raise _damaged(f"{name} is in it twice")
+                digest, kept = sha256(), b""
+                for piece in _content(archive, size):
+                    digest.update(piece)
+                    kept += piece if name in _SMALL else b""
+                sums[name], sizes[name] = digest.hexdigest(), size
+                if name in _SMALL:
+                    small[name] = kept
+            _check_end(archive)
+    except EOFError:
+        raise BadSnapshot("snapshot_truncated", "the snapshot ends too early", "make a new one") from None
+    except gzip.BadGzipFile as error:
+        if not sums and "Not a gzipped file" in str(error):
+            raise _another_form() from None
+        raise _damaged("it cannot be unpacked") from None
+    except zlib.error:
+        raise _damaged("it cannot be unpacked") from None
+    except OSError as error:
+        raise _unreadable(error.strerror or "it cannot be read") from None
+    _check_sums(small, sums)
+    return _index(small["meta.json"], sizes[_STATE])
+
+
+def _header(archive: gzip.GzipFile) -> tuple[str, int] | None:
+    """Name and size of the next file of a tar, POSIX.1-1988 ustar; None at its end."""
+    block = _exactly(archive, _BLOCK)
+    if block == bytes(_BLOCK):
+        return None
+    plain = block[:148] + b" " * 8 + block[156:]
+    if block[257:262] != b"ustar" or _octal(block[148:156]) != sum(plain):
+        raise _another_form()
+    name, size = block[:100].rstrip(b"\0").decode("latin-1"), _octal(block[124:136])
+    if name not in (*_SMALL, _STATE) or block[156:157] not in (b"0", b"\0") or any(block[345:500]):
+        raise _another_form()
+    if size is None or size > (MAX_SMALL if name in _SMALL else MAX_FILE):
+        raise _damaged(f"{name} has no possible size")
+    return name, size
+
+
+def _octal(field: bytes) -> int | None:
+    """A number of a tar's header, or None; greater ones, base 256 (over 8 GiB), have their highest bit set."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:])
+    digits = field.strip(b" \0")
+    return int(digits, 8) if digits and all(digit in b"01234567" for digit in digits) else None
+
+
+def _content(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
+    """A file's bytes in pieces, and past the zeros that fill its last block."""
+    remaining = size
+    while remaining:
+        piece = _exactly(archive, min(remaining, _PIECE))
+        remaining -= len(piece)
+        yield piece
+    _exactly(archive, -size % _BLOCK)
+
+
+def _check_end(archive: gzip.GzipFile) -> None:
+    """Zeros to the end, which also compares the checksum of gzip."""
+    for _ in range(MAX_SMALL // _BLOCK):
+        rest = archive.read(_BLOCK)
+        if not rest:
+            return
+        if any(rest):
+            break
+    raise _damaged("something follows its end")
+
+
+def _exactly(archive: gzip.GzipFile, size: int) -> bytes:
+    found = archive.read(size)
+    if len(found) != size:
+        raise EOFError
+    return found
+
+
+def _check_sums(small: dict[str, bytes], sums: dict[str, str]) -> None:
+    missing = {*_SUMMED, "SHA256SUMS"} - sums.keys()
+    if missing:
+        raise _damaged(f"{sorted(missing)[0]} is missing")
+    told: dict[str, str] = {}
+    for line in small["SHA256SUMS"].decode("latin-1").splitlines():
+        digest, _, name = line.partition("  ")
+        if name in told or name not in _SUMMED:
+            raise _damaged("its sums are of other files")
+        told[name] = digest
+    for name in sorted(_SUMMED):
+        if told.get(name) != sums[name]:
+            raise _damaged(f"{name} differs from its checksum")
+
+
+def _index(meta: bytes, state_size: int) -> int:
+    try:
+        told: Any = json.loads(meta)
+        index, size = told["Index"], told["Size"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged("meta.json is none of raft's") from None
+    if type(index) is not int or type(size) is not int or size != state_size or index < 1:
+        raise _damaged("meta.json is of another state")
+    return index
+
+
+def _damaged(why: str) -> BadSnapshot:
+    return BadSnapshot("snapshot_damaged", f"the snapshot is damaged: {why}", "make a new one")
+
+
+def _another_form() -> BadSnapshot:
+    return BadSnapshot(
+        "snapshot_of_another_form",
+        "the file is no raft snapshot of Vault or OpenBao",
+        "bao operator raft snapshot save makes one",
+    )

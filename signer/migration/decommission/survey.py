@@ -1,0 +1,251 @@
+"""How things stand before Vault is removed: reads all that `inventory.blockers` judges. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from signer.api_client import ApiClient
+from signer.errors import BadFormat, SignerError
+from signer.migration.config import CutoverFile, DecommissionFacts
+from signer.migration.cutover.preconditions import check_operator, plain
+from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.migration.decommission.snapshot import check_snapshot
+from signer.migration.evidence.store import Evidence
+from signer.migration.evidence.verify import check_evidence
+from signer.migration.smoke import Caller, on_each, smoke_login
+from signer.policy.file import load_policy
+from signer.vault.admin import VaultAdmin
+from signer.vault.audit_log import AuditFacts, read_audit_log
+from signer.vault.inventory import Inventory, read_inventory
+
+_TAKES_BACK: Final = {
+    ("rollback", "applied"), ("rollback", "stopped"), ("rollback", "rollback_failed"),
+    ("cutover", "rolled_back"), ("cutover", "rollback_failed"), ("cutover", "stopped"),
+}  # fmt: skip
+
+
+class Blocked(SignerError):
+    """Something stands in the way of removing Vault; `facts["blockers"]` has each with what to do."""
+
+
+def blocked(found: list[Blocker]) -> Blocked:
+    """The error that names all of them."""
+    count = f"{len(found)} thing{'s' if len(found) > 1 else ''}"
+    return Blocked(
+        "decommission_blocked",
+        f"{count} in the way of removing Vault: {', '.join(blocker.code for blocker in found)}",
+        "do what each says, then: signer decommission plan --config FILE",
+        {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What was found, and what of it stands in the way."""
+
+    inventory: Inventory
+    ledger: LedgerFacts
+    checks: Checks
+    blockers: list[Blocker]
+
+
+def decommission_of(file: CutoverFile) -> DecommissionFacts:
+    """That table of cutover.toml; raises `SignerError` if there is none."""
+    if file.decommission is None:
+        raise SignerError(
+            "decommission_not_configured",
+            "cutover.toml has no table [decommission]",
+            "add it: see runbooks/vault-decommission.md",
+        )
+    return file.decommission
+
+
+def read_standing(file: CutoverFile, api: ApiClient) -> Standing:
+    """Reads Vault, ledger, evidence, audit log and snapshot file, and logs in to every target.
+
+    Raises `SignerError` if Vault or the service does not answer at all; any other trouble is a blocker.
+    """
+    wanted = decommission_of(file)
+    with VaultAdmin(file.vault.address, wanted.admin_token_file, file.vault.ca_file) as vault:
+        inventory = read_inventory(vault, file.vault.mount)
+    ledger = read_ledger(api)
+    if ledger.cutover is not None:
+        since = _local_since(file, ledger.cutover)
+        ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
+    checks = _check(file, wanted, api, inventory, ledger.cutover)
+    terms = Terms(wanted.soak, file.vault.mount, wanted.snapshot_file is not None)
+    return Standing(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
+
+
+def read_ledger(api: ApiClient) -> LedgerFacts:
+    """What the ledger holds of cutovers and of Vault's certificates, and in which mode the service is."""
+    ready = api.ready()
+    cutover, taken_back = None, 0
+    for row in api.operations():  # newest first
+        what = _word(row, "operation"), _word(row, "outcome")
+        if what == ("cutover", "applied"):
+            cutover = RecordedCutover(_number(row, "seq"), _seconds(row, "time"), _word(row, "evidence"))
+            break
+        if what in _TAKES_BACK:
+            taken_back = taken_back or _number(row, "seq")
+    newest = next(api.certificates(backend="vault", limit=1), None)
+    signed = None
+    if newest is not None:
+        recorded = api.certificate(_word(newest, "serial")).get("recorded")
+        if not isinstance(recorded, dict):
+            raise _not_understood()
+        signed = _number(recorded, "seq"), _seconds(recorded, "time")
+    valid = [_seconds(row, "valid_before") for row in api.certificates(backend="vault", active=True)]
+    return LedgerFacts(cutover, taken_back, signed, max(valid, default=0), ready.mode if ready.ready else "")
+
+
+def _check(
+    file: CutoverFile,
+    wanted: DecommissionFacts,
+    api: ApiClient,
+    inventory: Inventory,
+    cutover: RecordedCutover | None,
+) -> Checks:
+    audit, audit_fault = None, None
+    commands = (wanted.stop_command, wanted.remove_data_command)
+    if wanted.audit_log is not None:
+        try:
+            audit = _audit(wanted, inventory, cutover)
+        except SignerError as error:
+            audit_fault = error
+    return Checks(
+        evidence=() if cutover is None else _evidence_faults(file, api, cutover),
+        audit=audit,
+        audit_fault=audit_fault,
+        snapshot=_snapshot_fault(wanted, inventory),
+        smoke=_smoke_fault(file, api),
+        missing=tuple(words[0] for words in commands if words and shutil.which(words[0]) is None),
+    )
+
+
+def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts | None:
+    assert wanted.audit_log is not None, "asked by the caller"  # noqa: S101
+    own = inventory.own_token
+    hashes = frozenset(digest for digest in (own.hashes if own else ()) if digest)
+    return read_audit_log(wanted.audit_log, cutover.at if cutover else 0, hashes)
+
+
+def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
+    """What is wrong with the evidence whose digest the ledger holds for that cutover."""
+    try:
+        folder = _evidence_of(file, cutover)
+    except OSError as error:
+        return (f"the evidence directory cannot be read: {error.strerror}",)
+    if folder is None:
+        return ("no directory there has the digest that the ledger holds",)
+    verdict = check_evidence(folder, lambda digest: next(iter(api.operations(evidence=digest)), None))
+    return tuple(f"{one.code}: {one.text}" for one in verdict.problems if not one.is_warning)
+
+
+def _evidence_of(file: CutoverFile, cutover: RecordedCutover) -> Path | None:
+    """Where the evidence of that cutover is, if it is there; raises `OSError`."""
+    folders = sorted(path for path in file.evidence_dir.iterdir() if path.name.endswith("-cutover"))
+    return next((folder for folder in folders if Evidence(folder).digest == cutover.evidence), None)
+
+
+def _local_since(file: CutoverFile, cutover: RecordedCutover) -> int:
+    """When that cutover saw the service sign by itself, by the journal in its evidence; 0 if that does not tell."""
+    try:
+        folder = _evidence_of(file, cutover)
+        lines = [] if folder is None else (folder / "journal.jsonl").read_text().splitlines()
+        told = [line for line in map(json.loads, lines) if (line["event"], line.get("step")) == ("step.done", "ready")]
+        return int(told[-1]["at"]) // 1000
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory) -> SignerError | None:
+    if wanted.snapshot_file is None:
+        return None
+    try:
+        check_snapshot(wanted.snapshot_file, wanted.snapshot_sha256, must_be_raft=inventory.storage == "raft")
+    except SignerError as error:
+        return error
+    return None
+
+
+def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
+    try:
+        pin = load_policy(file.signer.policy_file).ca.fingerprint
+        caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        on_each(
+            file.smoke,
+            lambda target: smoke_login(target, caller, api.certificate, backend="local", ca_fingerprint=pin),
+        )
+    except SignerError as error:
+        return error
+    return None
+
+
+def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]:
+    """What must not change until the end; nothing of it comes from Vault, which is gone by then."""
+    wanted = decommission_of(file)
+    policy = load_policy(file.signer.policy_file)
+    operator = check_operator(file, policy)
+    cutover = read_ledger(api).cutover
+    taken: dict[str, str] = {"from": "raft API"}
+    if wanted.snapshot_file is not None:
+        taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
+    return {
+        "config": {"path": str(path), "digest": file.digest},
+        "cutover": {} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
+        "operator": operator.name,
+        "policy": {"digest": policy.digest, "ca": policy.ca.fingerprint},
+        "snapshot": taken,
+        "soak": wanted.soak,
+        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        "vault": {"address": file.vault.address, "mount": file.vault.mount, "audit_log": str(wanted.audit_log or "")},
+        "commands": {"stop": list(wanted.stop_command), "remove_data": list(wanted.remove_data_command)},
+    }
+
+
+def state_of(found: Standing) -> dict[str, Any]:
+    """What was found, without what changes by itself: tokens and leases come and go, by using them, too."""
+    told = found.inventory.as_json()
+    for name in ("at", "leases", "tokens", "own_token", "unread"):
+        del told[name]
+    return {"mode": found.ledger.mode, "vault": plain(told)}
+
+
+# --- the service's answers -------------------------------------------------------------------------------------------
+
+
+def _word(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise _not_understood()
+    return value
+
+
+def _number(row: Mapping[str, Any], name: str) -> int:
+    value = row.get(name)
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        return int(value)
+    raise _not_understood()
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> int:
+    try:
+        return int(datetime.fromisoformat(_word(row, name)).timestamp())
+    except (ValueError, OverflowError):
+        raise _not_understood() from None
+
+
+def _not_understood() -> BadFormat:
+    return BadFormat(
+        "not_our_service", "the answer is not a signing service's: no ledger of ours", "check signer.address"
+    )

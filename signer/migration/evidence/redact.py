@@ -1,0 +1,134 @@
+"""Keeps secrets out of what is written down: one guard, which every text of the evidence goes through. Pure.
+
+It knows two kinds: what looks like a secret (our tokens, Vault's, private keys, JSON web tokens), and the exact values
+that a caller has in its hands and registers. What is taken out is replaced by `[removed]`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Final
+from urllib.parse import quote
+
+from signer.policy.tokens import PREFIX
+
+REMOVED: Final = "[removed]"
+SHORTEST: Final = 8  # characters: taking a shorter word out would mutilate everything around it
+_SHORTEST_LINE: Final = 16  # characters of one line of a secret that has several
+_DEEPEST: Final = 40
+
+_BEGIN: Final = r"-----? ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-----?"
+_END: Final = r"-----? ?END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-----?"
+_KEY_BEGINS, _KEY_ENDS = re.compile(_BEGIN), re.compile(_END)
+_SHAPES: Final = tuple(
+    re.compile(shape, re.DOTALL)
+    for shape in (
+        # a private key in PEM's armour, or all that follows if it was cut off; then without the armour
+        f"{_BEGIN}.*?(?:{_END}|\\Z)",
+        r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=_\\\s-]*",  # OpenSSH's: `openssh-key-v1` in base64
+        r"PuTTY-User-Key-File-.*",
+        PREFIX + r"[0-9A-Za-z]{12,}",  # ours, mistyped ones too
+        r"hv[sbr]\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9]+)?",  # Vault's since 1.10: service, batch, recovery
+        r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # before that, and OpenBao's
+        r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",  # a JSON web token
+    )
+)
+# What stands behind a name that only secrets have; the name stays.
+_NAMED: Final = re.compile(
+    r"((?:X-Vault-Token|VAULT_TOKEN|BAO_TOKEN|Authorization)[\"']?\s*[:=]\s*[\"']?(?:Bearer\s+)?)"
+    r"[^\s\"',;}\[\]]+",
+    re.IGNORECASE,
+)
+_SECRET_NAMES: Final = frozenset(
+    {
+        "client_secret", "client_token", "keys_base64", "passphrase", "password", "private_key", "recovery_keys",
+        "root_token", "secret_id", "unseal_key", "unseal_keys",
+    }
+)  # fmt: skip
+
+
+class Guard:
+    """What must never be written down; `never` registers one more value of it."""
+
+    def __init__(self) -> None:
+        self._values: set[str] = set()
+        self._known: re.Pattern[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Guard({len(self._values)} values)"
+
+    def never(self, value: str) -> bool:
+        """Registers a secret in all the forms it may be met in; False if it is too short (`SHORTEST`) to be one."""
+        whole = value.strip()
+        if len(whole) < SHORTEST:
+            return False
+        self._values.update(form for form in _forms(whole) if len(form) >= SHORTEST)
+        longest_first = sorted(self._values, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, longest_first)))
+        return True
+
+    def clean(self, text: str) -> str:
+        """The text without what is, or looks like, a secret."""
+        if self._known is not None:
+            text = self._known.sub(REMOVED, text)
+        for shape in _SHAPES:
+            text = shape.sub(REMOVED, text)
+        return _NAMED.sub(rf"\1{REMOVED}", text)
+
+    def clean_value(self, value: object) -> object:
+        """The same for a value on its way to JSON, keys included. What JSON cannot hold is told by its type only, as
+        its text might be anything and a run must not end for it."""
+        return self._value(value, _DEEPEST)
+
+    def _value(self, value: object, depth: int) -> object:
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            return value if self.clean(str(value)) == str(value) else REMOVED
+        if isinstance(value, float):
+            return value if value - value == 0 else str(value)  # JSON has no infinity
+        if isinstance(value, str | PurePath):
+            return self.clean(str(value))
+        if depth and isinstance(value, Mapping):
+            return {
+                self.clean(str(name)): REMOVED
+                if item and str(name).lower() in _SECRET_NAMES
+                else self._value(item, depth - 1)
+                for name, item in value.items()
+            }
+        if depth and isinstance(value, list | tuple | set | frozenset):
+            return list(self._items(value, depth - 1))
+        return f"[a {type(value).__name__}, not shown]"
+
+    def _items(self, items: Iterable[object], depth: int) -> Iterator[object]:
+        """Lines of a private key may come one by one: from its first to its last all are taken out."""
+        is_inside = False
+        for item in items:
+            text = item if isinstance(item, str) else ""
+            begins = [found.end() for found in _KEY_BEGINS.finditer(text)]
+            ends = [found.end() for found in _KEY_ENDS.finditer(text)]
+            if is_inside:
+                yield REMOVED
+                is_inside = not ends or (bool(begins) and begins[-1] > ends[-1])
+            else:
+                yield self._value(item, depth)
+                is_inside = bool(begins) and (not ends or begins[-1] > ends[-1])
+
+
+def _forms(whole: str) -> Iterator[str]:
+    """A value as it may stand in a log, an address, JSON or a header; of several lines also each long one."""
+    lines = [line.strip() for line in whole.splitlines()]
+    for value in (whole, *(line for line in lines if len(lines) > 1 and len(line) >= _SHORTEST_LINE)):
+        raw = value.encode(errors="surrogateescape")
+        yield value
+        yield json.dumps(value)[1:-1]
+        yield json.dumps(value, ensure_ascii=False)[1:-1]
+        yield repr(value)[1:-1]
+        yield quote(raw, safe="")
+        yield raw.hex()
+        yield base64.b64encode(raw).decode().rstrip("=")
+        yield base64.urlsafe_b64encode(raw).decode().rstrip("=")

@@ -1,0 +1,351 @@
+"""What one run leaves behind for whoever asks later: a directory of files, their sums, and one digest over them.
+
+    plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
+    versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
+
+Every byte goes through `_write`, and every text before that through the guard (`secretguard.py`). `SHA256SUMS` is
+written last and sums every file but itself and `ledger.json`, which holds the ledger's answer to its digest. Checking
+is in `evidence_check.py`, the page in `evidence_page.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Self
+
+from signer.errors import NotFound, SignerError, Unavailable
+from signer.migration.evidence.files import (
+    JSON_LIMIT,
+    LEDGER,
+    OUTCOME,
+    PAGE,
+    SUMS,
+    Strange,
+    digest_of,
+    found_in,
+    is_name,
+    read_bounded,
+    render_sums,
+    sync_folder,
+)
+from signer.migration.evidence.page import render_page
+from signer.migration.evidence.redact import REMOVED, Guard
+from signer.units import timestamp
+
+RESERVE: Final = 4 << 20  # bytes: enough for outcome, page, sums and journal of a large run
+SUPERSEDED: Final = "superseded"
+_RESERVED: Final = ".reserved"
+_RUN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(?:-\d+)?-([a-z]+)", re.ASCII)
+
+
+class Evidence:
+    """The evidence of one run, being collected. Raises `Unavailable` with code `evidence_unwritable` where the disk
+    does not take it; under a file's name is then what was there before."""
+
+    def __init__(self, folder: Path, guard: Guard | None = None) -> None:
+        self.folder = folder
+        self.guard = guard or Guard()
+
+    @classmethod
+    def create(cls, parent: Path, operation: str, now: float, guard: Guard | None = None) -> Self:
+        """A new directory in `parent`, which is made, 0700, if need be; `now` is seconds since 1970."""
+        folder = parent / _run_name(operation, now, 1)
+        try:
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(parent)
+            again = 1
+            while os.path.lexists(folder):
+                again += 1
+                folder = parent / _run_name(operation, now, again)
+            folder.mkdir(mode=0o700)
+            sync_folder(parent)
+        except OSError as error:
+            raise _unwritable(error) from None
+        return cls(folder, guard)
+
+    @classmethod
+    def open(cls, folder: Path, guard: Guard | None = None) -> Self:
+        """The directory of a run that is taken up again; raises `NotFound`."""
+        if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
+            raise NotFound("evidence_missing", f"there is no run {folder.name}", "see the evidence directory")
+        return cls(folder, guard)
+
+    @property
+    def run(self) -> str:
+        """The directory's name, which names the run."""
+        return self.folder.name
+
+    @property
+    def operation(self) -> str:
+        """What the run does, from its name."""
+        match = _RUN.fullmatch(self.run)
+        if match is None:
+            raise ValueError(f"{self.run!a} is no name of a run")
+        return match[1]
+
+    # --- collecting -------------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: object) -> None:
+        """One file of JSON; whatever the value holds, what is written is JSON and holds no secret."""
+        self._collect(name, _json(self.guard.clean_value(value)))
+
+    def write_text(self, name: str, text: str) -> None:
+        """One file of text; what could steer a terminal is shown as an escape. Of `.jsonl` each line stays JSON."""
+        if name.endswith(".jsonl"):
+            cleaned = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
+        else:
+            cleaned = self.guard.clean(text)
+        self._collect(name, _printable(cleaned).encode())
+
+    def read_json(self, name: str) -> Any:
+        """A file of JSON as it was written, None if there is none; raises `SignerError` if it is damaged."""
+        try:
+            return json.loads(read_bounded(self.folder, name, JSON_LIMIT))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError, Strange):
+            raise SignerError(
+                "evidence_damaged",
+                f"{name} of the run cannot be read back",
+                "see `signer evidence verify`, and keep the directory as it is",
+            ) from None
+
+    def _json_line(self, line: str) -> str:
+        try:
+            return json.dumps(self.guard.clean_value(json.loads(line)), sort_keys=True) + "\n"
+        except (ValueError, RecursionError):
+            return self.guard.clean(line)
+
+    def _collect(self, name: str, content: bytes) -> None:
+        """A run that the ledger knows is over. One that is only sealed goes on, and its seal is kept as superseded."""
+        if not is_name(name):
+            raise ValueError(f"{name!a} is no name of a file of evidence")
+        if self._holds(name, content):
+            return
+        if self.is_recorded:
+            raise SignerError(
+                "evidence_recorded",
+                f"the evidence of {self.run} is sealed and in the ledger: nothing can be added",
+                "what comes now is a run of its own",
+            )
+        if (self.folder / SUMS).exists():
+            self._supersede()
+        self._write(name, content, 0o600)
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return read_bounded(self.folder, name, len(content)) == content
+        except (OSError, Strange):
+            return False
+
+    def _write(self, name: str, content: bytes, mode: int) -> None:
+        """Whole or not at all, and on the disk when this returns."""
+        target = self.folder / name
+        temporary = target.with_name(f".{target.name}.new")
+        try:
+            if target.parent != self.folder and not target.parent.exists():
+                target.parent.mkdir(mode=0o700)
+                sync_folder(self.folder)
+            temporary.unlink(missing_ok=True)
+            try:
+                _fill(temporary, content, mode)
+                temporary.rename(target)
+                sync_folder(target.parent)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    # --- room for the end --------------------------------------------------------------------------------------------
+
+    def reserve_space(self, size: int = RESERVE) -> None:
+        """Takes room on the disk now, so that a disk that fills up meanwhile can still take the outcome."""
+        path = self.folder / _RESERVED
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+                os.fsync(descriptor)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def release_space(self) -> None:
+        """Gives it back; `seal` does so itself."""
+        try:
+            (self.folder / _RESERVED).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the hash of SHA256SUMS; empty as long as the run is not sealed."""
+        try:
+            return digest_of(read_bounded(self.folder, SUMS, JSON_LIMIT))
+        except (OSError, Strange):
+            return ""
+
+    @property
+    def is_recorded(self) -> bool:
+        """True when the ledger holds the digest: the run is over, and nothing can be added."""
+        return (self.folder / LEDGER).exists()
+
+    def seal(self, outcome: str, facts: Mapping[str, object] | None = None) -> str:
+        """Ends the run with this outcome and returns the digest. Raises `SignerError`.
+
+        1  a complete seal with the same outcome stays as it is, so that this can be called again after a crash
+        2  a complete seal with another outcome, or of files that were changed since, is kept under `superseded/`
+        3  outcome.json and evidence.html are written
+        4  every file becomes 0400, and SHA256SUMS sums them: with its name in place the seal is complete
+        """
+        self.release_space()
+        sums = self._unsealed_sums()
+        # 1
+        if (self.folder / SUMS).exists():
+            known = self.read_json(OUTCOME)
+            is_same = isinstance(known, dict) and known.get("outcome") == outcome
+            if is_same and self._holds(SUMS, render_sums(sums)):
+                return self.digest
+            if self.is_recorded:
+                raise SignerError(
+                    "evidence_recorded",
+                    f"the evidence of {self.run} is in the ledger with another outcome or other files",
+                    "see `signer evidence verify`, and keep the directory as it is",
+                )
+            # 2
+            self._supersede()
+        # 3
+        plan = self.read_json("plan.json")
+        said = {
+            **(facts or {}),
+            "run": self.run,
+            "operation": self.operation,
+            "outcome": outcome,
+            "plan": plan.get("digest") if isinstance(plan, dict) else None,
+        }
+        said["removed"] = self._count_removed() + _json(self.guard.clean_value(said)).count(REMOVED.encode())
+        self._write(OUTCOME, _json(self.guard.clean_value(said)), 0o600)
+        self._write(PAGE, self._page().encode(), 0o600)
+        # 4
+        try:
+            sums = self._unsealed_sums()
+            for name in sums:
+                (self.folder / name).chmod(0o400)
+        except OSError as error:
+            raise _unwritable(error) from None
+        self._write(SUMS, render_sums(sums), 0o400)
+        return self.digest
+
+    def keep_ledger_answer(self, answer: Mapping[str, object]) -> None:
+        """What the ledger answered to the digest, beside the sums; the run is over with it."""
+        self._write(LEDGER, _json(self.guard.clean_value(dict(answer))), 0o400)
+
+    def _unsealed_sums(self) -> dict[str, str]:
+        """Name to sum of all that is to be sealed; what a crash left half written is removed first."""
+        try:
+            for path in self.folder.rglob(".*.new"):
+                path.unlink()
+            return {
+                name: sha256(read_bounded(self.folder, name, None)).hexdigest()
+                for name in found_in(self.folder)
+                if name not in (SUMS, LEDGER)
+            }
+        except Strange as error:
+            raise SignerError(
+                "evidence_damaged", f"{error.name} in the run {error.what}", "move it away, then seal again"
+            ) from None
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def _supersede(self) -> None:
+        """Moves a seal that no longer holds away, with the outcome it had; a crash in between does it again."""
+        try:
+            number = 1 + len(list((self.folder / SUPERSEDED).glob("*-SHA256SUMS")))
+            outcome = read_bounded(self.folder, OUTCOME, JSON_LIMIT)
+            self._write(f"{SUPERSEDED}/{number:02}-{OUTCOME}", outcome, 0o600)
+            (self.folder / SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{SUMS}")
+            sync_folder(self.folder / SUPERSEDED)
+            sync_folder(self.folder)
+        except Strange as error:
+            raise SignerError("evidence_damaged", f"{error.name} in the run {error.what}", "move it away") from None
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def _count_removed(self) -> int:
+        """How often something was taken out; counted in the files, as a run may have had several processes."""
+        names = [name for name in found_in(self.folder) if name not in (OUTCOME, PAGE)]
+        return sum(read_bounded(self.folder, name, None).count(REMOVED.encode()) for name in names)
+
+    def _page(self) -> str:
+        """The page; a fault in making it must not keep a run from its end, as it repeats what other files hold."""
+        files = {name: read_bounded(self.folder, name, None) for name in found_in(self.folder)}
+        try:
+            page = render_page(self.run, files)
+        except Exception as error:  # noqa: BLE001 - see above; its kind is told and its text is not, which may hold anything
+            page = f"<!DOCTYPE html><title>evidence</title><p>No page could be made: {type(error).__name__}</p>\n"
+        return _printable(self.guard.clean(page))
+
+
+def _run_name(operation: str, now: float, again: int) -> str:
+    """`2026-11-22T14-05-02Z-cutover`; `again` counts the runs of one second."""
+    moment = timestamp(int(now)).replace(":", "-")
+    name = f"{moment}-{operation}" if again == 1 else f"{moment}-{again}-{operation}"
+    if _RUN.fullmatch(name) is None:
+        raise ValueError(f"{operation!a} is no name of an operation")
+    return name
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _printable(text: str) -> str:
+    """What could steer a terminal, or is no text at all, as an escape."""
+    lines = text.split("\n")
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
+
+
+def _fill(path: Path, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        os.fchmod(descriptor, mode)
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(descriptor)
+
+
+def check_private(parent: Path) -> None:
+    """Raises `SignerError` if others could plant runs there, or `OSError`."""
+    facts = parent.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
+        raise SignerError(
+            "evidence_dir_not_private",
+            "the evidence directory is a link, belongs to somebody else, or others may write there",
+            "choose another, or chmod 0700 and chown it",
+        )
+
+
+def _unwritable(error: OSError) -> Unavailable:
+    return Unavailable(
+        "evidence_unwritable",
+        f"the evidence cannot be written: {error.strerror or 'input or output failed'}",
+        "free space in the evidence directory, or mend its owner",
+    )

@@ -1,0 +1,240 @@
+"""How far a run has come, on disk before and after each step, so that whoever comes after a crash can tell and go on.
+
+One file a run, one JSON object a line, each brought to the disk before the next thing happens. What a crash leaves of a
+last line is cut off. One run at a time, by a lock that ends with its process. Evidence is in `evidence.py`; this is
+what the program itself remembers.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from signer.errors import LedgerBroken, SignerError, Unavailable
+from signer.migration.evidence.files import sync_folder
+from signer.migration.evidence.store import check_private
+
+FOLDER: Final = "journal"
+ATTEMPTS: Final = "attempts.jsonl"
+_LOCK: Final = "lock"
+_RUN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover|rollback|decommission)")
+
+
+@dataclass(slots=True)
+class Past:
+    """What a journal says. `done` maps the names of steps to the seconds they took; `outcome` is "" until the end."""
+
+    run: str
+    operation: str
+    plan: str = ""
+    reason: str = ""
+    began_ms: int = 0
+    done: dict[str, float] = field(default_factory=dict)
+    begun: dict[str, None] = field(default_factory=dict)  # in order; done or not
+    failed: str = ""  # name of the step
+    error: str = ""
+    undone: dict[str, None] = field(default_factory=dict)
+    is_rolling_back: bool = False
+    outcome: str = ""
+    ended_ms: int = 0
+    evidence: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing is left to do."""
+        return self.outcome != ""
+
+    def take(self, line: object) -> None:
+        """One more line of the journal; raises `ValueError`, `KeyError` or `TypeError` for one of another form."""
+        if not isinstance(line, dict):
+            raise TypeError("a line is an object")
+        name = str(line.get("step", ""))
+        match line["event"]:
+            case "run.began":
+                self.plan, self.reason = str(line.get("plan", "")), str(line.get("reason", ""))
+                self.began_ms = int(line["at"])
+            case "run.resumed":
+                self.failed = self.error = ""
+            case "step.began":
+                self.begun[name] = None
+            case "step.done":
+                self.done[name] = float(line.get("seconds", 0))
+            case "step.failed":
+                self.failed, self.error = name, str(line.get("error", ""))
+            case "rollback.began":
+                self.is_rolling_back = True
+            case "undo.done":
+                self.undone[name] = None
+            case "run.ended":
+                self.outcome, self.ended_ms = str(line["outcome"]), int(line["at"])
+                self.evidence = str(line.get("evidence", ""))
+
+
+class Journal:
+    """The journal of one run, open for writing; `past` is what it says so far.
+
+    `make_room` is called once if the disk is full; what it frees is meant for the end of a run. `clean` takes secrets
+    out of the summaries that steps give.
+    """
+
+    def __init__(self, folder: Path, run: str, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self.path = folder / FOLDER / f"{run}.jsonl"
+        self.make_room: Callable[[], object] = lambda: None
+        self.clean: Callable[[str], str] = str
+        self.past = read_journal(self.path) if self.path.exists() else Past(run, _operation(run))
+        try:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            _cut_half_line(self._file)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def write(self, event: str, **facts: object) -> None:
+        """One line, on the disk when this returns; raises `Unavailable`."""
+        kept = {name: self.clean(value) if isinstance(value, str) else value for name, value in facts.items()}
+        line = {"at": int(self._clock() * 1000), "event": event, **kept}
+        text = json.dumps(line, sort_keys=True).encode() + b"\n"
+        try:
+            self._append(text)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise _unwritable(error) from None
+            self.make_room()
+            try:
+                self._append(text)
+            except OSError as again:
+                raise _unwritable(again) from None
+        self.past.take(line)
+
+    def _append(self, text: bytes) -> None:
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            if os.write(self._file, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+
+    def text(self) -> str:
+        """All of it, for the evidence."""
+        return self.path.read_text()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _operation(run: str) -> str:
+    match = _RUN.fullmatch(run)
+    if match is None:
+        raise ValueError(f"{run!a} is no name of a run")
+    return match[3]
+
+
+def _age(past: Past) -> tuple[str, int]:
+    """Sorts runs as they were made; of those of one second the first one has no number."""
+    match = _RUN.fullmatch(past.run)
+    return ("", 0) if match is None else (match[1], int(match[2] or 1))
+
+
+def _cut_half_line(descriptor: int) -> None:
+    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.ftruncate(descriptor, whole)
+        os.fsync(descriptor)
+
+
+def read_journal(path: Path) -> Past:
+    """What a journal says; raises `Unavailable` or `LedgerBroken`. A last line without its end does not count."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise Unavailable(
+            "journal_unreadable", f"the journal of a run cannot be read: {error.strerror}", "see its mode and owner"
+        ) from None
+    past = Past(path.stem, _operation(path.stem))
+    lines = text.split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            past.take(json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise LedgerBroken(
+                "journal_broken",
+                f"line {number} of the journal {path.name} is none of ours",
+                "keep the file, see what the platform does now, and go on by the runbook (runbooks/rollback.md)",
+            ) from None
+    return past
+
+
+def runs(folder: Path) -> list[Past]:
+    """All runs, oldest first; raises as `read_journal`."""
+    paths = sorted((folder / FOLDER).glob("*.jsonl"))
+    return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
+
+
+@contextmanager
+def alone(folder: Path, base: Path) -> Iterator[None]:
+    """Nobody else changes this platform meanwhile, not with another evidence directory either; raises `Unavailable`.
+
+    `base` is the compose file that all who work on the platform have in common. Where it is missing the plan says so.
+
+    A journal says what need not be done again, so nobody else may be able to write one: `evidence_dir_not_private`.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(folder)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unwritable(error) from None
+    held = [descriptor]
+    try:
+        with suppress(OSError):
+            held.append(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        for descriptor in held:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        for descriptor in held:
+            os.close(descriptor)
+        raise Unavailable(
+            "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
+        ) from None
+    try:
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
+    """Keeps a refused approval, without what was typed; raises `Unavailable`."""
+    try:
+        (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / FOLDER / ATTEMPTS
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> SignerError:
+    return Unavailable(
+        "journal_unwritable",
+        f"the evidence directory cannot be written: {error.strerror}",
+        "free space there, or mend its owner; nothing is changed that is not written down first",
+    )

@@ -1,0 +1,266 @@
+"""Would the local CA give what Vault gives? Role against role, then real requests to both, certificate by certificate.
+
+What counts as a difference, and which stand against a cutover, is in `signer/vault/parity.py`. Who signs locally is the
+caller's choice: the running service, or one on trial beside it.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from signer.errors import BadFormat, NotAuthenticated, NotFound, SignerError, Unavailable
+from signer.migration.samples import Sample, make_samples, throwaway_key
+from signer.model import Role
+from signer.policy.decide import Policy
+from signer.ssh.certificate import CertificateFields, decode_certificate
+from signer.ssh.publickey import parse_public_key
+from signer.vault.parity import Difference, compare_certificates, compare_roles, errors_in
+from signer.vault.role import MountTtls, read_vault_role
+
+SAMPLES: Final = 20
+_BY_USAGE: Final = ("rate_limited", "too_many_live")
+SignLocally = Callable[[str, dict[str, Any]], str]
+
+
+class VaultSide(Protocol):
+    """What is needed of `VaultAdmin`."""
+
+    def role(self, mount: str, name: str) -> dict[str, Any]: ...
+    def mount_ttls(self, mount: str) -> MountTtls | None: ...
+    def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One request to both: `outcome` is `granted` or `refused` by both, or who alone granted it."""
+
+    sample: Sample
+    fingerprint: str
+    outcome: str
+    serials: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "name": self.sample.name,
+            "key_type": self.sample.key_type,
+            "asked": dict(self.sample.asked),
+            "fingerprint": self.fingerprint,
+            "outcome": self.outcome,
+            "serials": list(self.serials),
+            "differences": [difference.as_json() for difference in self.differences],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RoleParity:
+    """One role: what differs in the role itself and in its samples; `left_out` says why there are fewer of those."""
+
+    role: str
+    principals: str
+    differences: tuple[Difference, ...]
+    samples: tuple[SampleResult, ...] = ()
+    left_out: str = ""
+
+    @property
+    def all_differences(self) -> list[Difference]:
+        return [*self.differences, *(found for sample in self.samples for found in sample.differences)]
+
+    @property
+    def is_parity(self) -> bool:
+        return not errors_in(self.all_differences)
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "role": self.role,
+            "parity": self.is_parity,
+            "principals": self.principals,
+            "differences": [difference.as_json() for difference in self.differences],
+            "samples": [sample.as_json() for sample in self.samples],
+            "left_out": self.left_out,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """All roles. Without any error difference the local CA may take Vault's place."""
+
+    roles: tuple[RoleParity, ...]
+
+    @property
+    def is_parity(self) -> bool:
+        return bool(self.roles) and all(role.is_parity for role in self.roles)
+
+    @property
+    def errors(self) -> list[Difference]:
+        return [found for role in self.roles for found in errors_in(role.all_differences)]
+
+    @property
+    def sample_count(self) -> int:
+        return sum(len(role.samples) for role in self.roles)
+
+    @property
+    def summary(self) -> str:
+        """One line, such as `llmops -> llmops, none added; 20 samples, 0 errors`."""
+        principals = "; ".join(role.principals for role in self.roles)
+        return f"{principals}; {self.sample_count} samples, {len(self.errors)} errors"
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "parity": self.is_parity,
+            "summary": self.summary,
+            "errors": len(self.errors),
+            "samples": self.sample_count,
+            "roles": [role.as_json() for role in self.roles],
+        }
+
+
+def check_parity(
+    policy: Policy,
+    vault: VaultSide,
+    mount: str,
+    sign_locally: SignLocally,
+    roles: Sequence[str],
+    samples: int = SAMPLES,
+) -> ParityReport:
+    """Compares each role, then about `samples` certificates in all, at least one of each role.
+
+    `sign_locally(role, native body)` returns a certificate's line and raises a `SignerError` with its code where it is
+    refused. Raises `Unavailable`, `NotAuthenticated` or `NotFound` where either side cannot be asked at all.
+    """
+    ttls = vault.mount_ttls(mount)
+    each = max(1, -(-samples // max(1, len(roles))))
+    found = []
+    for name in roles:
+        role = policy.roles.get(name)
+        if role is None:
+            found.append(_no_role(name))
+            continue
+        theirs = vault.role(mount, name)
+        told = compare_roles(theirs, role, ttls)
+        bits = _rsa_bits(role, theirs)
+
+        def ask_vault(sample: Sample, line: str, name: str = name) -> str:
+            return vault.sign(mount, name, sample.vaults(line))
+
+        def ask_us(sample: Sample, line: str, name: str = name) -> str:
+            return sign_locally(name, sample.native(line))
+
+        results, left_out = _compare_samples(role, ask_us, ask_vault, each, bits)
+        found.append(RoleParity(name, _principals(role, theirs), tuple(told), tuple(results), left_out))
+    return ParityReport(tuple(found))
+
+
+def _no_role(name: str) -> RoleParity:
+    why = "who asks for it today could not any more: import it, or leave it out of the cutover"
+    return RoleParity(name, f"{name} -> no such role", (Difference("role", "none", name, "error", why),))
+
+
+def _principals(role: Role, theirs: Mapping[str, object]) -> str:
+    vaults = read_vault_role(theirs)
+    old, new = vaults.default_users, tuple(sorted(set(role.default_principals)))
+    added = sorted({*role.principals} - {*vaults.users}) if not vaults.any_user else []
+    added = sorted({*added, *new} - {*old} if not vaults.any_user else {*new} - {*old})
+    return f"{', '.join(old) or 'none'} -> {', '.join(new) or 'none'}, {', '.join(added) or 'none'} added"
+
+
+def _rsa_bits(role: Role, theirs: Mapping[str, object]) -> int:
+    """A size that both take if there is one; Vault's sizes are exact."""
+    sizes = read_vault_role(theirs).keys().rsa_sizes or ()
+    return min((size for size in sizes if size >= role.rsa_min_bits and size % 8 == 0), default=role.rsa_min_bits)
+
+
+def _compare_samples(
+    role: Role,
+    ask_us: Callable[[Sample, str], str],
+    ask_vault: Callable[[Sample, str], str],
+    count: int,
+    rsa_bits: int,
+) -> tuple[list[SampleResult], str]:
+    """The results, and why there are fewer than `count`."""
+    limits = [limit for limit in (role.limits.per_minute, role.limits.live) if limit is not None]
+    bound = min([count, *limits])
+    left_out = f"{count - bound} of {count} left out: the role's limits allow {bound}" if bound < count else ""
+    results = []
+    for sample in make_samples(role, bound):
+        result, code = _compare_sample(role, sample, ask_us, ask_vault, rsa_bits)
+        results.append(result)
+        if code in _BY_USAGE:
+            left_out = f"{count - len(results)} of {count} left out: {code}, its limit is used up"
+            break
+    if not results:
+        left_out = "all left out: the role has no principal but {identity}"
+    return results, left_out
+
+
+def _compare_sample(
+    role: Role,
+    sample: Sample,
+    ask_us: Callable[[Sample, str], str],
+    ask_vault: Callable[[Sample, str], str],
+    rsa_bits: int,
+) -> tuple[SampleResult, str]:
+    line = throwaway_key(sample.key_type, rsa_bits)
+    key = parse_public_key(line)
+    vaults = _ask(lambda: ask_vault(sample, line))
+    ours = _ask(lambda: ask_us(sample, line))
+    differences: list[Difference] = []
+    if isinstance(ours, SignerError) or isinstance(vaults, SignerError):
+        differences += _refusals(sample, ours, vaults)
+    else:
+        differences += _merged(compare_certificates(ours, vaults), role, sample, ours, vaults)
+    made = tuple(str(fields.serial) for fields in (ours, vaults) if isinstance(fields, CertificateFields))
+    code = ours.code if isinstance(ours, SignerError) else ""
+    return SampleResult(sample, key.fingerprint, _outcome(ours, vaults), made, tuple(differences)), code
+
+
+def _ask(act: Callable[[], str]) -> CertificateFields | SignerError:
+    """The certificate, or the refusal; raises what is no refusal."""
+    try:
+        line = act()
+    except (Unavailable, NotAuthenticated, NotFound, BadFormat):
+        raise
+    except SignerError as refusal:
+        return refusal
+    try:
+        return decode_certificate(binascii.a2b_base64(line.split()[1].encode(), strict_mode=True))[0]
+    except (BadFormat, ValueError, IndexError):
+        raise Unavailable("certificate_not_understood", "what was answered is no certificate", "look at both") from None
+
+
+def _refusals(
+    sample: Sample, ours: CertificateFields | SignerError, vaults: CertificateFields | SignerError
+) -> list[Difference]:
+    mine = f"refused: {ours.code}" if isinstance(ours, SignerError) else "granted"
+    theirs = f"refused: {vaults.code}" if isinstance(vaults, SignerError) else "granted"
+    if mine == "granted":
+        return [Difference("outcome", mine, theirs, "error", "ours grants what Vault refuses")]
+    if theirs != "granted":
+        why = "neither grants it, so nothing is shown" + (", not even for the plain request" * sample.is_plain)
+        return [Difference("outcome", mine, theirs, "error" if sample.is_plain else "note", why)]
+    if sample.is_plain:
+        return [Difference("outcome", mine, theirs, "error", "ours refuses the plain request, which Vault grants")]
+    return [Difference("outcome", mine, theirs, "note", "ours refuses what Vault grants")]
+
+
+def _outcome(ours: CertificateFields | SignerError, vaults: CertificateFields | SignerError) -> str:
+    if isinstance(ours, SignerError):
+        return "refused" if isinstance(vaults, SignerError) else "granted by Vault only"
+    return "granted by us only" if isinstance(vaults, SignerError) else "granted"
+
+
+def _merged(
+    found: list[Difference], role: Role, sample: Sample, ours: CertificateFields, vaults: CertificateFields
+) -> list[Difference]:
+    """Who names extensions loses the role's own with Vault and keeps them here: that gives nobody anything new."""
+    added = {name for name, _ in ours.extensions} - {name for name, _ in vaults.extensions}
+    if "extensions" not in sample.asked or not added <= set(role.default_extensions):
+        return found
+    why = "the role's own extensions stay when a request names others; Vault drops them"
+    return [
+        replace(difference, severity="note", why=why) if difference.field == "extensions" else difference
+        for difference in found
+    ]

@@ -1,0 +1,210 @@
+"""What a plan is: steps, and everything they depend on, under one digest. Pure.
+
+A plan is made twice by the same function, once to be printed and once before it is applied; `differences` says, field
+by field, where the world moved in between. Carrying it out is in `apply.py`, remembering how far in `journal.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from signer.errors import BadFile, Drift
+from signer.ledger.chain import canonical_json
+
+VERSION: Final = 1
+_MOST_SHOWN: Final = 120  # characters of a value in a difference
+_NOTHING: Final = object()
+_OF_A_STEP: Final = frozenset({"number", "name", "title", "effect", "undo", "reads", "would"})
+Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
+Operation = Literal["cutover", "decommission"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a step saw or did: one line for people, and facts that are ready for JSON and hold no secret."""
+
+    summary: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, the same object when it is printed and when it is carried out.
+
+    `act` does it and `verify` proves that it worked; both raise `SignerError` if not. `is_done` says whether it needs
+    to be done at all, which matters when a run is taken up again. `undo` takes it back; None beside the effect
+    `DESTROYS` means that nothing can. `undo_text` says that in words. `reads` names what the step looks at.
+    """
+
+    name: str
+    title: str
+    effect: Effect
+    act: Callable[[], Observation]
+    verify: Callable[[], Observation] | None = None
+    is_done: Callable[[], bool] = lambda: False
+    undo: Callable[[], Observation] | None = None
+    undo_text: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def is_irreversible(self) -> bool:
+        """True if it changes something and nothing takes it back."""
+        return self.effect in ("CHANGES", "DESTROYS") and self.undo is None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done and what that depends on.
+
+    `inputs` is what must not change between plan and end, `now` the state that the steps themselves change; both are
+    names to values ready for JSON. `steps` are descriptions with the commands that would be run.
+    """
+
+    operation: Operation
+    title: str
+    inputs: Mapping[str, Any]
+    now: Mapping[str, Any]
+    then: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan file's content, its digest included."""
+        return {**self._content(), "digest": self.digest}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "operation": self.operation,
+            "title": self.title,
+            "inputs": dict(self.inputs),
+            "now": dict(self.now),
+            "then": dict(self.then),
+            "steps": [dict(step) for step in self.steps],
+        }
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the hash of the canonical JSON (RFC 8785) of everything else."""
+        return "sha256:" + sha256(canonical_json(self._content()).encode()).hexdigest()
+
+
+def describe(step: Step, number: int, would: tuple[str, ...]) -> dict[str, Any]:
+    """A step as the plan holds it; `would` are the lines that a recording implementation wrote down."""
+    return {
+        "number": number,
+        "name": step.name,
+        "title": step.title,
+        "effect": step.effect,
+        "undo": step.undo_text,
+        "reads": list(step.reads),
+        "would": list(would),
+    }
+
+
+class WouldRun:
+    """Hands that do nothing, to be derived from: each act leaves the lines that would be run, in `would`."""
+
+    def __init__(self, lines: Mapping[str, tuple[str, ...]]) -> None:
+        self._lines = lines
+        self.would: list[str] = []
+
+    def _note(self, name: str) -> Observation:
+        """What an act of that name would run."""
+        self.would += self._lines[name]
+        return Observation("")
+
+
+def describe_all(steps: Sequence[Step], hands: WouldRun) -> tuple[dict[str, Any], ...]:
+    """Every step as the plan holds it, acted out with hands that do nothing."""
+    found = []
+    for number, step in enumerate(steps, 1):
+        hands.would = []
+        step.act()
+        if step.verify is not None:
+            step.verify()
+        found.append(describe(step, number, tuple(hands.would)))
+    return tuple(found)
+
+
+def read_plan(text: str, operation: Operation) -> Plan:
+    """The plan in a plan file; raises `BadFile` unless it is whole, unedited and of that operation."""
+    try:
+        raw = json.loads(text)
+        plan = Plan(
+            operation=raw["operation"],
+            title=raw["title"],
+            inputs=raw["inputs"],
+            now=raw["now"],
+            then=raw["then"],
+            steps=tuple(raw["steps"]),
+        )
+        if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
+            raise TypeError("tables are tables")
+        if any(_OF_A_STEP - step.keys() for step in plan.steps):
+            raise KeyError("a step is whole")
+        is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadFile(
+            "plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE"
+        ) from None
+    if not is_ours:
+        raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")
+    if plan.operation != operation:
+        raise BadFile(
+            "plan_of_another_operation",
+            f"this is a plan for {plan.operation}, not for {operation}",
+            f"signer {plan.operation} apply applies it",
+        )
+    return plan
+
+
+def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
+    """Raises `Drift` unless the plan made now is the plan that was printed.
+
+    `with_state` is False when a run is taken up again: its own steps have changed the state since.
+    """
+    problems = [*differences(planned.inputs, found.inputs, "inputs")]
+    if with_state:
+        problems += differences(planned.now, found.now, "now")
+    problems += differences(
+        {str(step["number"]): step for step in planned.steps},
+        {str(step["number"]): step for step in found.steps},
+        "steps",
+    )
+    if not problems:
+        problems += differences(planned.then, found.then, "then")
+    same = found if with_state else replace(found, now=planned.now)
+    if not problems and same.digest != planned.digest:  # what no field shows; it is the digest that was approved
+        problems.append(f"digest: planned {planned.digest}, found {same.digest}")
+    if problems:
+        count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
+        raise Drift(
+            "plan_drifted",
+            f"the world is not the one that was planned for: {count}",
+            f"look at them, then make a new plan: signer {planned.operation} plan --config FILE",
+            tuple(problems),
+        )
+
+
+def differences(planned: object, found: object, place: str) -> Iterator[str]:
+    """One line for each field that differs, with its place and both values."""
+    if isinstance(planned, Mapping) and isinstance(found, Mapping):
+        for name in sorted({*planned, *found}):
+            yield from differences(planned.get(name, _NOTHING), found.get(name, _NOTHING), f"{place}.{name}")
+    elif isinstance(planned, list | tuple) and isinstance(found, list | tuple) and len(planned) == len(found):
+        for number, (one, other) in enumerate(zip(planned, found, strict=True)):
+            yield from differences(one, other, f"{place}.{number}")
+    elif _shown(planned) != _shown(found):
+        yield f"{place}: planned {_cut(_shown(planned))}, found {_cut(_shown(found))}"
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is _NOTHING else json.dumps(value, sort_keys=True)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"

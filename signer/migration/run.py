@@ -1,0 +1,247 @@
+"""One run of an operation on a platform: begins or is taken up again, keeps its evidence, ends in the ledger.
+
+Cutover, rollback and decommission share this; what their steps do is their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from signer import __version__
+from signer.errors import NotFound, SignerError, Unavailable
+from signer.migration.approval import Approval
+from signer.migration.evidence.files import numbered
+from signer.migration.evidence.store import Evidence
+from signer.migration.journal import Journal, Past, runs
+from signer.migration.plan import Observation, Plan, Step
+from signer.migration.runner import Ended, Report, carry_out
+from signer.subprocesses import NoSuchCommand, run
+
+_DESTROYING: Final = ("disable", "revoke", "remove-data")  # steps of a decommission, for a run whose plan is lost
+_BACK: Final = "signer cutover rollback --config FILE --reason …"
+
+
+class Unfinished(SignerError):
+    """Another run has not come to its end; `code` says what must be done with it first."""
+
+
+class Recorder(Protocol):
+    """What the ledger is told through; `ApiClient`."""
+
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]: ...
+    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """A run that is open: its journal, its evidence, and what it is about. `reason` is why, for a rollback."""
+
+    journal: Journal
+    evidence: Evidence
+    plan: str
+    recorder: Recorder
+    reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def operation(self) -> str:
+        return self.journal.past.operation
+
+    def carry_out(self, steps: Sequence[Step], report: Report) -> Ended:
+        """Runs the steps to an end; see `apply.carry_out`."""
+        return carry_out(steps, self.journal, self, report)
+
+    def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None:
+        """Keeps what a step saw; of the step that sealed the evidence only the journal can tell."""
+        if self.evidence.is_recorded:
+            return
+        facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
+        name = numbered("steps", number, step.name if what == "done" else f"{step.name}-{what}", "json")
+        self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
+
+    def conclude(self, outcome: str, error: SignerError | None = None) -> Observation:
+        """Seals the evidence and has the ledger hold its digest; may be called again after a crash."""
+        past = self.journal.past
+        facts: dict[str, object] = {"reason": self.reason, "began": past.began_ms, "error": None}
+        if error is not None:
+            told = {"code": error.code, "text": error.text, "hint": error.hint, "step": past.failed}
+            facts["error"] = {**told, "facts": error.facts} if error.facts else told
+        if not self.evidence.digest:
+            self.evidence.write_json("timings.json", {"steps": past.done, "began_ms": past.began_ms})
+            self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
+            self.evidence.write_text("journal.jsonl", self.journal.text())
+        digest = self.evidence.seal(outcome, facts)
+        answer = _record(self.operation, outcome, self.plan, self.reason, self.evidence, self.recorder)
+        return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})
+
+
+def unfinished(folder: Path) -> list[Past]:
+    """Runs that have not come to their end, oldest first."""
+    return [past for past in runs(folder) if not past.is_over]
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    operation: str,
+    plan: Plan | None,
+    approval: Approval | None,
+    recorder: Recorder,
+    *,
+    reason: str = "",
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Run]:
+    """A new run, or the one of the same plan that was cut off; raises `Unfinished` if another one comes first.
+
+    One that was cut off before it changed anything does not: it is ended as failed. To be used while `journal.alone`
+    holds everybody else off.
+    """
+    digest = plan.digest if plan is not None else ""
+    past, over = _to_take_up(folder, operation, digest)
+    for other in over:
+        _close(folder, other, recorder, "failed", "another plan")
+    if past is None:
+        evidence = Evidence.create(folder, operation, clock())
+        evidence.reserve_space()
+    else:
+        evidence = Evidence.open(folder / past.run)
+    journal = Journal(folder, evidence.run, clock)
+    journal.make_room, journal.clean = evidence.release_space, evidence.guard.clean
+    try:
+        journal.write("run.began" if past is None else "run.resumed", plan=digest, reason=reason)
+        if plan is not None:
+            evidence.write_json("plan.json", plan.as_json())
+        if approval is not None and not evidence.is_recorded:  # else it was cut off between ledger and journal
+            known = evidence.read_json("approvals.json") or []
+            evidence.write_json("approvals.json", [*known, approval.as_json()])
+        yield Run(journal, evidence, digest, recorder, reason)
+    finally:
+        journal.close()
+
+
+def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[Past | None, list[Past]]:
+    """The run to go on with, and those that can be ended for it; raises `Unfinished` for what must be done first."""
+    over: list[Past] = []
+    for past in unfinished(folder):
+        if past.operation == operation and past.plan == plan and not past.is_rolling_back:
+            return past, over
+        if operation == "rollback" and not destroyed_by(folder, past):
+            continue  # the rollback ends it, see `close_others`
+        if past.is_rolling_back:
+            raise Unfinished(
+                "rollback_unfinished",
+                f"the run {past.run} was cut off while it rolled back",
+                f"finish that first: {_BACK}",
+            )
+        if _has_changed(folder, past):
+            again = (
+                f"apply its plan ({past.plan[:19]}…) again, or, before anything was destroyed: " if past.plan else ""
+            )
+            raise Unfinished("run_unfinished", f"the run {past.run} has not come to its end", f"{again}{_BACK}")
+        over.append(past)
+    return None, over
+
+
+def _has_changed(folder: Path, past: Past) -> bool:
+    """True unless it is certain that the run was cut off before the first step that changes anything."""
+    if not past.begun:
+        return False
+    if past.operation == "rollback":  # which has no plan
+        return "up" in past.begun
+    try:
+        steps = (Evidence.open(folder / past.run).read_json("plan.json") or {})["steps"]
+        return any(step["effect"] in ("CHANGES", "DESTROYS") and step["name"] in past.begun for step in steps)
+    except (NotFound, KeyError, TypeError):
+        return True
+
+
+def destroyed_by(folder: Path, past: Past) -> str:
+    """The title of a step, begun by that run, that nothing takes back; empty if there is none."""
+    try:
+        plan = Evidence.open(folder / past.run).read_json("plan.json") or {}
+        steps = plan.get("steps", [])
+        if steps:
+            return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in past.begun), "")
+    except (NotFound, KeyError, TypeError, AttributeError):
+        steps = []  # its evidence was moved away, or it was cut off before its plan was kept: the journal tells
+    known = _DESTROYING if past.operation == "decommission" else ()
+    return next((f"step {name}" for name in known if name in past.begun), "")
+
+
+def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> list[str]:
+    """Ends every other run that is open, after a rollback has put the platform back; returns their names."""
+    others = [past for past in unfinished(folder) if past.run != by]
+    return [past.run for past in others if _close(folder, past, recorder, outcome, by)]
+
+
+def _close(folder: Path, past: Past, recorder: Recorder, outcome: str, by: str) -> bool:
+    """Ends a run that was cut off; False if there is nothing of it but its journal."""
+    journal = Journal(folder, past.run)
+    try:
+        try:
+            evidence = Evidence.open(folder / past.run)
+        except NotFound:  # cut off before its first step
+            journal.write("run.ended", outcome="failed", evidence="", by=by)
+            return False
+        kept = Run(journal, evidence, past.plan, recorder, f"ended by {by}")
+        sealed = kept.conclude(outcome).facts["evidence"]
+        journal.write("run.ended", outcome=outcome, evidence=sealed, by=by)
+    finally:
+        journal.close()
+    return True
+
+
+def catch_up(folder: Path, recorder: Recorder) -> list[str]:
+    """Has the ledger hold the evidence of runs that ended while it could not be asked; returns their names."""
+    told = []
+    for past in runs(folder):
+        try:
+            evidence = Evidence.open(folder / past.run)
+        except NotFound:
+            continue
+        if past.is_over and evidence.digest and not evidence.is_recorded:
+            _record(past.operation, past.outcome, past.plan, past.reason, evidence, recorder)
+            told.append(past.run)
+    return told
+
+
+def _record(
+    operation: str, outcome: str, plan: str, reason: str, evidence: Evidence, recorder: Recorder
+) -> Mapping[str, Any]:
+    """The ledger's entry about sealed evidence, made unless it is there already."""
+    digest = evidence.digest
+    answer = next(iter(recorder.operations(evidence=digest)), None)
+    if answer is None:
+        try:
+            answer = recorder.record(operation, outcome, plan, digest, reason)
+        except Unavailable:  # only the answer may be lost: what the ledger holds has happened
+            answer = next(iter(recorder.operations(evidence=digest)), None)
+            if answer is None:
+                raise
+    evidence.keep_ledger_answer(answer)
+    return answer
+
+
+def own_versions() -> dict[str, str]:
+    """What runs here: the program, Python, OpenSSH."""
+    try:
+        told = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
+        openssh = told.err.strip()[:100] or "unknown"
+    except NoSuchCommand:
+        openssh = "unknown"
+    return {
+        "signer": __version__,
+        "python": sys.version.split()[0],
+        "openssh": openssh,
+        "system": platform.platform(terse=True),
+    }

@@ -1,0 +1,221 @@
+"""Carries a plan's steps out: one after the other, each written down before and after, backed out of when one fails.
+
+`carry_out` is the one function that tells it. It knows nothing of Vault or containers: what a step does is the step's.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Final, Protocol, TypeVar
+
+from signer.errors import SignerError, Unavailable
+from signer.migration.journal import Journal
+from signer.migration.plan import Observation, Step
+
+APPLIED, ROLLED_BACK, FAILED, STOPPED, ROLLBACK_FAILED = (
+    "applied",
+    "rolled_back",
+    "failed",
+    "stopped",
+    "rollback_failed",
+)
+_CHANGING: Final = ("CHANGES", "DESTROYS")
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_T = TypeVar("_T")
+
+
+class Report(Protocol):
+    """Who is told how it goes, as it goes."""
+
+    def began(self, number: int, step: Step) -> None: ...
+    def passed(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
+    def skipped(self, number: int, step: Step) -> None: ...
+    def failed(self, number: int, step: Step, error: SignerError, seconds: float) -> None: ...
+    def backing_out(self) -> None: ...
+    def undone(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
+
+
+class Record(Protocol):
+    """Where a run's evidence goes."""
+
+    def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None: ...
+    def conclude(self, outcome: str, error: SignerError | None) -> Observation: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended; `error` is what made it fail."""
+
+    outcome: str
+    error: SignerError | None = None
+    also: SignerError | None = None  # what made backing out fail as well
+
+
+def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
+    """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
+
+    1  as long as nothing was changed, all is done from the first step on: what was seen may be old.
+       Then a step that the journal calls done is left alone, unless it changes something and its own check denies it;
+       then what comes after it is done again, too, as it was seen of another state
+    2  it is written down that the step begins; then it acts and proves that it worked; both are kept as evidence
+    3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
+       after a step that nothing takes back it stays where it is, and can be taken up again;
+       otherwise what has begun is undone, last first, which nothing interrupts
+    4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
+    """
+    *before, seal = enumerate(steps, 1)
+    is_as_left = any(step.effect in _CHANGING and step.name in journal.past.begun for step in steps)
+    with _interruptible():
+        for number, step in before:
+            began = time.monotonic()
+            try:
+                # 1
+                if is_as_left and step.name in journal.past.done and (step.effect != "CHANGES" or _asked(step.is_done)):
+                    report.skipped(number, step)
+                    continue
+                is_as_left = False
+                # 2
+                report.began(number, step)
+                journal.write("step.began", step=step.name)
+                seen = _done(step)
+                seconds = time.monotonic() - began
+                _asked(lambda: record.step(number, step, "done", seen, seconds))  # noqa: B023 - called at once
+                journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
+                report.passed(number, step, seen, seconds)
+            except SignerError as error:
+                # 3
+                with _undisturbed():
+                    report.failed(number, step, error, time.monotonic() - began)
+                    return _end_by(error, step, steps, journal, record, report)
+        # 4
+        with _undisturbed():
+            return _seal(*seal, steps, journal, record, report)
+
+
+def _seal(number: int, step: Step, steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
+    """The last step. Once the ledger holds the outcome it is what happened, whatever fails after that."""
+    began = time.monotonic()
+    report.began(number, step)
+    try:
+        journal.write("step.began", step=step.name)
+        seen = _done(step)
+    except SignerError as error:
+        report.failed(number, step, error, time.monotonic() - began)
+        return _end_by(error, step, steps, journal, record, report)
+    report.passed(number, step, seen, time.monotonic() - began)
+    evidence = seen.facts.get("evidence", "")
+    return Ended(APPLIED, also=_try(lambda: journal.write("run.ended", outcome=APPLIED, evidence=evidence)))
+
+
+def _done(step: Step) -> Observation:
+    """Does it, unless a run that was cut off came so far that nothing is left to do; the proof is looked at anyway."""
+    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.act)
+    if step.verify is None:
+        return seen
+    proof = _asked(step.verify)
+    summary = "; ".join(part for part in (seen.summary, proof.summary) if part)
+    return Observation(summary, {**seen.facts, **proof.facts})
+
+
+def _asked(act: Callable[[], _T]) -> _T:
+    """What it returns. A fault of ours in it is an error like others, so that the run backs out instead of breaking."""
+    try:
+        return act()
+    except SignerError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise SignerError(
+            "fault_of_ours",
+            f"a fault of ours, {type(error).__name__} in {Path(place.filename).name}:{place.lineno}",
+            "report this line with the command that led to it",
+        ) from error
+
+
+def _end_by(
+    error: SignerError, failed: Step, steps: Sequence[Step], journal: Journal, record: Record, report: Report
+) -> Ended:
+    """Takes back what can be, and says how the run ended. A disk that is full does not keep it from taking back."""
+    also = _try(lambda: journal.write("step.failed", step=failed.name, error=error.code))
+    begun = [(number, step) for number, step in enumerate(steps, 1) if step.name in journal.past.begun]
+    if any(step.is_irreversible for _, step in begun):
+        return Ended(STOPPED, error, also)
+    outcome = FAILED
+    for number, step in reversed(begun):
+        if step.undo is None:
+            continue
+        if outcome == FAILED:
+            outcome = ROLLED_BACK
+            report.backing_out()
+            also = also or _try(lambda: journal.write("rollback.began"))
+        if fault := _try(lambda: _undo(number, step, journal, record, report)):  # noqa: B023 - called at once
+            outcome, also = ROLLBACK_FAILED, fault
+    fault = _try(lambda: _conclude(outcome, error, journal, record))
+    return Ended(outcome, error, also or fault)
+
+
+def _undo(number: int, step: Step, journal: Journal, record: Record, report: Report) -> None:
+    assert step.undo is not None, "asked for by the caller"  # noqa: S101
+    began = time.monotonic()
+    try:
+        seen = _asked(step.undo)
+    except SignerError as fault:
+        report.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
+        raise
+    seconds = time.monotonic() - began
+    report.undone(number, step, seen, seconds)  # the platform is as it was; what follows only remembers it
+    _try(lambda: record.step(number, step, "undone", seen, seconds))
+    _try(lambda: journal.write("undo.done", step=step.name, summary=seen.summary))
+
+
+def _conclude(outcome: str, error: SignerError, journal: Journal, record: Record) -> None:
+    fault: SignerError | None = None
+    evidence: object = ""
+    try:
+        evidence = _asked(lambda: record.conclude(outcome, error)).facts.get("evidence", "")
+    except SignerError as unwritten:
+        fault = unwritten
+    journal.write("run.ended", outcome=outcome, evidence=evidence)
+    if fault is not None:
+        raise fault
+
+
+def _try(act: Callable[[], object]) -> SignerError | None:
+    """None, or what went wrong: for what is worth trying when something else matters more."""
+    try:
+        _asked(act)
+    except SignerError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a lost terminal become a step's failure."""
+    before = [(number, signal.signal(number, _interrupt)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Unavailable("interrupted", f"interrupted by {signal.Signals(number).name}", "give the same command again")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

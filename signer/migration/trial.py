@@ -1,0 +1,234 @@
+"""The service on trial: same image, same configuration, beside the running one and apart from it; gone afterwards.
+
+So that the local CA can be tried before anything changes. What the trial makes has one fixed project name: whatever a
+trial that was killed left is found and removed by the next one. It holds the real CA key, so its container ends by
+itself soon after: a process of its own sees to that, which outlives a kill -9 of ours.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from signer.migration.compose import ASK_WITHIN, PROJECT_LABEL, Compose, ComposeFailed, ContainerState, Facts, shown
+from signer.subprocesses import Ended
+
+LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
+KEEPER: Final = "signer-keeper"  # the user in the image who may read the ledger; root without its powers may not
+TRIAL_WITHIN: Final = 20.0  # seconds
+LIVES: Final = 60  # seconds from its start to its end, whatever becomes of us
+_LOOK_EVERY: Final = 0.05
+# An engine that is still about to start or stop the container says no the first time.
+_GUARD: Final = 'sleep "$1"; shift; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && exit; sleep 2; done'
+_MAX_HEALTH: Final = 65536  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _FactsOnTrial:
+    """The platform's own, under another project name and on another port."""
+
+    command: tuple[str, ...]
+    engine: str
+    project: str
+    base: Path
+    overlay: Path
+    service: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Where the service on trial answers, what its `/readyz` said, and what the engine says of it."""
+
+    address: str
+    health: Mapping[str, Any]
+    container: ContainerState
+    _compose: Compose
+
+    def export_ledger(self) -> str:
+        """Every event of the trial's own ledger, as JSON lines; it goes with the trial.
+
+        Certificates that were signed here are the real CA's and on record nowhere else: keep it in the evidence.
+        """
+        argv = (self._compose.facts.engine, "exec", "--user", KEEPER, self.container.id, "signer", "ledger", "export")
+        return self._compose.ask(argv, "the ledger of the trial could not be read").out
+
+
+def trial_project(facts: Facts) -> str:
+    """The compose project of its trials."""
+    return f"{facts.project}-trial"
+
+
+def trial_lines(facts: Facts, with_overlay: bool = True) -> list[list[str]]:
+    """What `trial` runs, for a plan; the address is chosen when it runs."""
+    apart = Compose(_facts_on_trial(facts, ""), {})
+    return [
+        _create_line(apart, with_overlay),
+        [facts.engine, "start", f"{trial_project(facts)}…"],
+        [facts.engine, "rm", "--force", f"{trial_project(facts)}…"],
+    ]
+
+
+@contextmanager
+def trial(
+    facts: Facts,
+    with_overlay: bool = True,
+    *,
+    mode: str = "local",
+    within: float = TRIAL_WITHIN,
+    lives: int = LIVES,
+    environ: Mapping[str, str] = os.environ,
+) -> Iterator[Trial]:
+    """The service with a project, a port and a ledger of its own, ready in `mode` while the block runs.
+
+    What an earlier trial left is removed first, and all of this one in the end. Raises `ComposeFailed`
+    (`trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_removed` and those of `Compose`).
+    """
+    deadline = time.monotonic() + within
+    address = f"127.0.0.1:{_free_port()}"
+    apart = Compose(_facts_on_trial(facts, address), environ)
+    remove_trial(apart)
+    try:
+        ended = apart.run(_create_line(apart, with_overlay), max(1.0, deadline - time.monotonic()))
+        found = apart.running() if ended.status == 0 else None
+        if found is None:
+            raise ComposeFailed(
+                "trial_failed",
+                "compose could not make a container for the trial",
+                "it says why; mend that, then try again",
+                shown(ended),
+            )
+        _check_apart(apart, found)
+        with _ended_by_itself(apart, found.id, lives):
+            apart.ask((facts.engine, "start", found.id), "the container of the trial does not start")
+            yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
+    except BaseException:
+        remove_trial(apart)
+        raise
+
+
+@contextmanager
+def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[None]:
+    """Removes the trial after the block; until that is done, or if we are killed, somebody waits to do it instead."""
+    words = ["sh", str(lives), apart.facts.engine, "rm", "--force", *_at_once(apart), container]
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, *words],
+        env=apart.unmarked_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    try:
+        yield
+    finally:
+        remove_trial(apart)  # interrupted in it, by a second Ctrl-C, the guard is still there
+        with suppress(ProcessLookupError):  # its time was up
+            os.killpg(guard.pid, signal.SIGKILL)
+        guard.wait()
+
+
+def _at_once(apart: Compose) -> tuple[str, ...]:
+    return ("--time", "0") if Path(apart.facts.engine).name == "podman" else ()
+
+
+def remove_trial(apart: Compose) -> None:
+    """Ends and forgets all that the engine has of the trial's project; raises `ComposeFailed`.
+
+    Found by its labels and not by compose's `down`, which goes by names: with `container_name` in the compose file
+    that would be the running service.
+    """
+    apart.wait_for_leftovers(time.monotonic() + ASK_WITHIN)
+    engine, label = apart.facts.engine, f"label={PROJECT_LABEL}={apart.facts.project}"
+    is_podman = Path(engine).name == "podman"
+    done: list[Ended] = []
+    if found := apart.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", label)):
+        done.append(apart.run((engine, "rm", "--force", *_at_once(apart), *found)))
+    if is_podman:  # podman-compose makes a pod, which has no label
+        done.append(apart.run((engine, "pod", "rm", "--force", "--ignore", f"pod_{apart.facts.project}")))
+    if found := apart.words((engine, "volume", "ls", "--quiet", "--filter", label)):
+        done.append(apart.run((engine, "volume", "rm", *found)))
+    for ended in done:
+        if ended.status != 0:
+            raise ComposeFailed(
+                "trial_not_removed",
+                "what the trial made could not be removed",
+                f"remove what `{engine} ps --all --filter {label}` shows, and its volume",
+                shown(ended),
+            )
+
+
+def _facts_on_trial(facts: Facts, address: str) -> _FactsOnTrial:
+    environment = {**facts.environment, LISTEN: address}
+    project = trial_project(facts)
+    return _FactsOnTrial(facts.command, facts.engine, project, facts.base, facts.overlay, facts.service, environment)
+
+
+def _create_line(apart: Compose, with_overlay: bool) -> list[str]:
+    return apart.command_line(with_overlay, "up", "--no-start", "--no-deps", "--no-build", apart.facts.service)
+
+
+def _check_apart(apart: Compose, container: ContainerState) -> None:
+    """Raises unless all that the trial can write is its own: a named volume may be shared between projects."""
+    argv = (apart.facts.engine, "inspect", "--type", "container", container.id)
+    for mount in apart.ask_json(argv)[0].get("Mounts") or ():
+        is_own = mount.get("Type") == "volume" and str(mount.get("Name")).startswith(f"{apart.facts.project}_")
+        if mount.get("RW") and mount.get("Type") != "tmpfs" and not is_own:
+            raise ComposeFailed(
+                "trial_not_apart",
+                f"the trial would write to what is mounted at {mount.get('Destination')}, which is not its own",
+                "leave the volume without a name of its own in the compose file",
+            )
+
+
+def _wait_until_ready(apart: Compose, address: str, mode: str, deadline: float) -> Mapping[str, Any]:
+    """The body of `/readyz`; raises `ComposeFailed`, at once if the container has ended."""
+    said: Mapping[str, Any] = {}
+    looked = time.monotonic()
+    while time.monotonic() < deadline:
+        said = _ask_ready(address)
+        if said.get("ready") is True:
+            if said.get("mode") == mode:
+                return said
+            break
+        if time.monotonic() - looked > 1:
+            state, looked = apart.running(), time.monotonic()
+            if state is None or not state.is_running:
+                break
+        time.sleep(_LOOK_EVERY)
+    why = f"its mode is {said['mode']!s:.20}" if "mode" in said else f"{said.get('detail', 'no answer')!s:.200}"
+    state = apart.running()
+    log = shown(apart.run((apart.facts.engine, "logs", "--tail", "40", state.id))) if state else ""
+    text = f"the service on trial is not ready in mode {mode}: {why}"
+    raise ComposeFailed("trial_not_ready", text, "its log says why", log)
+
+
+def _ask_ready(address: str) -> Mapping[str, Any]:
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        said = json.loads(connection.getresponse().read(_MAX_HEALTH))
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    finally:
+        connection.close()
+    return said if isinstance(said, dict) else {}
+
+
+def _free_port() -> int:
+    """A port of loopback that nobody listens on; the service takes it a moment later, or fails to and is not ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

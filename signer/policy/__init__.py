@@ -1,0 +1,1 @@
+"""policy.toml and its rules: who may be granted what."""

@@ -1,0 +1,118 @@
+"""Who may get what: the frozen policy, `decide()` and `explain()`.
+
+Both run the same rules (`rules.py`): `decide` stops at the first refusal, `explain` goes through them all. Pure:
+clock, counts and addresses are passed in. Reading policy.toml is in `policy/file.py`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from signer.errors import BadFile, NotAuthenticated, Refused
+from signer.model import Ask, CaKeys, Finding, Grant, Identity, PublicKey, Role, Token, Usage
+from signer.policy.rules import RULES, Case, rule_key, rule_name
+from signer.policy.tokens import is_mistyped, token_digest
+
+BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole of policy.toml, validated. `digest` is the hex SHA-256 of the file's bytes."""
+
+    digest: str
+    ca: CaKeys
+    roles: Mapping[str, Role]
+    identities: Mapping[str, Identity]
+    tokens: Mapping[str, Token] = field(repr=False)
+
+    def authenticate(self, token: str | None, now: int) -> tuple[Identity, Token]:
+        """The identity whose token this is; raises `NotAuthenticated`."""
+        if not token:
+            raise NotAuthenticated(
+                "token_missing", "no token was sent", "send it as Authorization: Bearer or X-Vault-Token"
+            )
+        digest = token_digest(token)
+        # The look-up sees only a SHA-256, so its timing tells nothing of any token; the comparison that decides
+        # takes the same time wherever the two differ.
+        known = self.tokens.get(digest)
+        if known is None or not hmac.compare_digest(known.sha256, digest):
+            if is_mistyped(token):
+                raise NotAuthenticated(
+                    "token_mistyped", "the token has a typing error", "copy it whole, without blanks"
+                )
+            raise NotAuthenticated(
+                "token_unknown", "the token is not known here", "ask the operator for `signer token new`"
+            )
+        if now >= known.expires:
+            raise NotAuthenticated("token_expired", "the token has expired", "ask the operator for `signer token new`")
+        return self.identities[known.identity], known
+
+    def check_key(self, fingerprint: str) -> None:
+        """Raises `BadFile` unless the CA key may sign under this policy."""
+        if fingerprint not in self.ca.may_sign:
+            raise BadFile(
+                "policy_pins_another_key",
+                f"policy.toml pins {' and, as next, '.join(self.ca.may_sign)}, the loaded key is {fingerprint}",
+                "pin the loaded key, or name it as ca.next",
+                ("neither ca.fingerprint nor ca.next is the loaded key",),
+            )
+
+    def role_for(self, identity: Identity, name: str) -> Role | None:
+        """The role if the identity may ask for it, None if no such role exists; raises `Refused`."""
+        role = self.roles.get(name)
+        if role is not None and name not in identity.roles:
+            raise Refused(
+                "role_not_granted",
+                f"{identity.name} may not ask for role {name}",
+                f"add {name} to identities.{identity.name}.roles in policy.toml",
+            )
+        return role
+
+
+def decide(identity: Identity, role: Role, ask: Ask, key: PublicKey, address: str | None, usage: Usage) -> Grant:
+    """The certificate that `identity` may have for `ask`; raises `Refused` with the first rule that says no."""
+    case = Case(identity, role, ask, key, address, usage)
+    for rule in RULES:
+        rule(case)
+    return Grant(
+        identity=identity.name,
+        kind=identity.kind,
+        role=role.name,
+        public_key=key,
+        key_id=case.key_id,
+        principals=case.principals,
+        ttl=case.ttl,
+        backdate=BACKDATE,
+        critical_options=tuple(sorted(case.critical_options.items())),
+        extensions=case.extensions,
+        reason=ask.reason or None,
+        address=address,
+    )
+
+
+def explain(  # noqa: PLR0917 - as decide(), with the fault that kept the key from being read
+    identity: Identity,
+    role: Role,
+    ask: Ask,
+    key: PublicKey | None,
+    address: str | None,
+    usage: Usage,
+    key_fault: str = "no key was given",
+) -> Iterator[tuple[Finding, Refused | None]]:
+    """Every rule with what it saw, in order, whether or not an earlier one refused."""
+    case = Case(identity, role, ask, key, address, usage)
+    for rule in RULES:
+        name = rule_name(rule)
+        if key is None and rule is rule_key:
+            yield Finding(name, key_fault, "skipped"), None
+            continue
+        try:
+            detail = rule(case)
+        except Refused as refusal:
+            yield Finding(name, refusal.text, "refused"), refusal
+        else:
+            yield Finding(name, detail, "ok"), None

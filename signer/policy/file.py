@@ -1,0 +1,370 @@
+"""policy.toml → `Policy`: everything is read, every problem is found, and one problem refuses the whole file.
+
+Two types for each table: what the file said (pydantic, unknown keys refused) and the frozen one of `model.py`.
+Pure but for `load_policy`, which reads the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from signer.errors import BadFile, BadPublicKey
+from signer.model import Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
+from signer.policy.decide import Policy
+from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
+from signer.policy.tables import Faults, Place, Problem, RawCa, RawCaKey, RawChoice, RawIdentity, RawRole, RawToken
+from signer.ssh.certificate import MAX_PRINCIPALS
+from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, parse_public_key
+from signer.toml import find_places
+from signer.units import render_duration
+
+MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
+CEILING: Final = 24 * 3600  # seconds; a certificate that lives longer than a day is a key
+DEFAULT_CEILING: Final = 3600
+DEFAULT_TTL: Final = 15 * 60
+MIN_RSA_BITS: Final = 2048
+
+# Vault's grammar of role names, so that every role can be reached by a Vault client's path.
+ROLE_NAME: Final = re.compile(r"\w(?:[\w.@-]*\w)?", re.ASCII)
+MAX_ROLE_NAME: Final = 128  # characters; `identity:role` is the key id, which has 256 bytes at most
+IDENTITY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?", re.ASCII)
+# A comma or a blank would be split by sshd (CVE-2026-35414), `*` and `{` are somebody's template.
+PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
+_FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
+# What events call an actor that is no identity: nobody may be taken for it.
+RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
+_MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads and validates policy.toml; raises `BadFile` with every problem found."""
+    try:
+        # Without O_NONBLOCK a pipe in the file's place would hang the keeper at its next reload.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            raw = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise BadFile(
+            "policy_unreadable",
+            f"the policy file cannot be read: {error.strerror}",
+            "set SIGNER_POLICY_FILE to a policy.toml that the keeper's user may read",
+        ) from None
+    return parse_policy(raw, path.name)
+
+
+def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
+    """The file's bytes as a `Policy`; raises `BadFile` with every problem found."""
+    if len(raw) > MAX_POLICY_BYTES:
+        raise _refuse(name, [Problem(0, name, f"is larger than {MAX_POLICY_BYTES} bytes")])
+    try:
+        text = raw.decode()
+        data = tomllib.loads(text)
+        faults = Faults(find_places(text))
+    except UnicodeDecodeError:
+        raise _refuse(name, [Problem(0, name, "is not UTF-8")]) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a bare ValueError for a very long number
+        match = re.search(r"line (\d+)", str(error))
+        line = int(match.group(1)) if match else 0
+        raise _refuse(name, [Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])]) from None
+    for key in data.keys() - {"ca", "roles", "identities"}:
+        near = difflib.get_close_matches(key, ["ca", "roles", "identities"], 1)
+        faults.add((key,), "unknown key" + (f", did you mean {near[0]}" if near else ""))
+    ca = _read_ca(faults, data.get("ca"))
+    roles = dict(_read_roles(faults, data.get("roles")))
+    identities, tokens = _read_identities(faults, data.get("identities"), data.get("roles"))
+    _check_approvers(faults, roles, identities)
+    if faults.found:
+        raise _refuse(name, sorted(faults.found))
+    return Policy(
+        digest=sha256(raw).hexdigest(),
+        ca=ca,
+        roles=MappingProxyType(roles),
+        identities=MappingProxyType(identities),
+        tokens=MappingProxyType(tokens),
+    )
+
+
+def _refuse(name: str, problems: list[Problem]) -> BadFile:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return BadFile(
+        "policy_refused",
+        f"{name}: {count}",
+        "mend them and run `signer policy check`",
+        tuple(str(problem) for problem in problems),
+    )
+
+
+def _read_ca(faults: Faults, data: object) -> CaKeys:
+    if data is None:
+        faults.add(("ca",), "is missing: the fingerprint of the CA key must be pinned")
+        return CaKeys("")
+    raw = faults.table(RawCa, ("ca",), data)
+    faults.require(("ca",), data, "fingerprint")
+    if raw.next is not None:
+        # Otherwise nobody could tell hosts of the pinned key any more once the next one is in use.
+        faults.require(("ca",), data, "public_key")
+    if raw.fingerprint is not None:
+        _check_fingerprint(faults, ("ca",), raw.fingerprint)
+    public = None
+    if raw.fingerprint is not None and raw.public_key is not None:
+        public = _read_ca_key(faults, ("ca",), RawCaKey(fingerprint=raw.fingerprint, public_key=raw.public_key))
+    also: list[tuple[Place, RawCaKey]] = [(("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])]
+    if raw.next is not None:
+        also.insert(0, (("ca", "next"), raw.next))
+    places = {raw.fingerprint: "ca.fingerprint"}
+    found: dict[Place, PublicKey | None] = {}
+    for place, key in also:
+        _check_fingerprint(faults, place, key.fingerprint)
+        found[place] = _read_ca_key(faults, place, key)
+        if key.fingerprint in places:
+            faults.add((*place, "fingerprint"), f"is also {places[key.fingerprint]}")
+        places.setdefault(key.fingerprint, ".".join(map(str, place)))
+    following = found.pop(("ca", "next"), None)
+    return CaKeys(raw.fingerprint or "", public, following, tuple(key for key in found.values() if key is not None))
+
+
+def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
+    if _FINGERPRINT.fullmatch(fingerprint) is None:
+        faults.add((*place, "fingerprint"), "is not a fingerprint such as SHA256:… with 43 characters")
+
+
+def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | None:
+    """The public half of a CA key; None if it has a fault, which is noted."""
+    place = (*place, "public_key")
+    try:
+        key = parse_public_key(raw.public_key.strip())
+    except BadPublicKey as error:
+        faults.add(place, f"cannot be read: {error.text}")
+        return None
+    if key.kind not in CA_KEY_KINDS:
+        faults.add(place, f"is {key.kind}: a CA key is ed25519, ecdsa or rsa")
+    elif key.kind == "ssh-rsa" and key.bits < MIN_CA_RSA_BITS:
+        faults.add(place, f"has {key.bits} bits, a CA key of RSA needs {MIN_CA_RSA_BITS}")
+    elif key.fingerprint != raw.fingerprint:
+        faults.add(place, f"is another key than fingerprint says, {key.fingerprint}")
+    else:
+        return key
+    return None
+
+
+def _read_roles(faults: Faults, data: object) -> Iterator[tuple[str, Role]]:
+    if not isinstance(data, dict) or not data:
+        faults.add(("roles",), "is missing: without a role nobody can ask for anything")
+        return
+    for name, table in data.items():
+        place: Place = ("roles", name)
+        if ROLE_NAME.fullmatch(name) is None:
+            faults.add(
+                place, "a role's name has letters, digits, _ . - @ and starts and ends with one of the first three"
+            )
+        if len(name) > MAX_ROLE_NAME:
+            faults.add(place, f"a role's name has {MAX_ROLE_NAME} characters at most")
+        raw = faults.table(RawRole, place, table)
+        faults.require(place, table, "principals", "key_types")
+        _check_role(faults, place, raw)
+        yield name, _freeze_role(name, raw)
+
+
+def _ttls(raw: RawRole) -> tuple[int, int]:
+    max_ttl = DEFAULT_CEILING if raw.max_ttl is None else raw.max_ttl
+    return min(DEFAULT_TTL, max_ttl) if raw.default_ttl is None else raw.default_ttl, max_ttl
+
+
+def _freeze_role(name: str, raw: RawRole) -> Role:
+    default_ttl, max_ttl = _ttls(raw)
+    source = raw.source_address
+    approval = raw.approval
+    return Role(
+        name=name,
+        principals=tuple(raw.principals or ()),
+        default_principals=tuple(raw.default_principals or ()),
+        default_ttl=default_ttl,
+        max_ttl=max_ttl,
+        key_types=frozenset(raw.key_types or ()),
+        rsa_min_bits=raw.rsa_min_bits,
+        allowed_extensions=frozenset(raw.extensions.allowed if raw.extensions else ()),
+        default_extensions=tuple(sorted(raw.extensions.default or ()) if raw.extensions else ()),
+        allowed_critical_options=frozenset(raw.critical_options.allowed if raw.critical_options else ()),
+        force_command=raw.force_command,
+        source_address=tuple(source) if isinstance(source, list) else source,
+        verify_required=raw.verify_required,
+        no_touch_required=raw.no_touch_required,
+        allow_key_id=raw.allow_key_id,
+        reason_required=raw.reason_required,
+        approval=Approval(frozenset(approval.for_), tuple(approval.by), approval.valid_for) if approval else None,
+        limits=Limits(raw.limits.per_minute, raw.limits.live),
+    )
+
+
+def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
+    _check_principals(faults, place, raw)
+    _check_ttls(faults, place, raw)
+    _check_keys(faults, place, raw)
+    _check_options(faults, place, raw)
+
+
+def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
+    for key, names in (("principals", raw.principals or []), ("default_principals", raw.default_principals or [])):
+        if len(names) > MAX_PRINCIPALS:
+            faults.add((*place, key), f"names {len(names)}, a certificate may name {MAX_PRINCIPALS}")
+        _check_unique(faults, (*place, key), names)
+        for index, name in enumerate(names):
+            if PRINCIPAL.fullmatch(name.replace("{identity}", "x")) is None:
+                faults.add((*place, key, index), f"{name[:64]!a} is no principal: letters, digits and ._@:+=/$~- only")
+    for index, name in enumerate(raw.default_principals or []):
+        if raw.principals and name not in raw.principals:
+            faults.add((*place, "default_principals", index), f"{name[:64]!a} is not among principals")
+
+
+def _check_unique(faults: Faults, place: Place, names: list[str]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            faults.add((*place, index), f"{name[:64]!a} stands there twice")
+
+
+def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
+    default_ttl, max_ttl = _ttls(raw)
+    if max_ttl > CEILING:
+        faults.add(
+            (*place, "max_ttl"), f"{render_duration(max_ttl)} is above {render_duration(CEILING)}, the most there is"
+        )
+    if default_ttl > max_ttl:
+        shown = render_duration(max_ttl) + ("" if raw.max_ttl else ", the default")
+        faults.add((*place, "default_ttl"), f"{render_duration(default_ttl)} is above max_ttl {shown}")
+    for key, value in (("default_ttl", default_ttl), ("max_ttl", max_ttl)):
+        if value < 1:
+            faults.add((*place, key), "is below one second")
+    if raw.approval is not None and raw.approval.valid_for < 1:
+        faults.add((*place, "approval", "valid_for"), "is below one second")
+
+
+def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
+    _check_unique(faults, (*place, "key_types"), raw.key_types or [])
+    for index, kind in enumerate(raw.key_types or []):
+        if kind not in USER_KEY_KINDS:
+            near = difflib.get_close_matches(kind, sorted(USER_KEY_KINDS), 1)
+            also = f", did you mean {near[0]}" if near else f"; there are {', '.join(sorted(USER_KEY_KINDS))}"
+            faults.add((*place, "key_types", index), f"{kind[:64]!a} is no key type{also}")
+    if raw.rsa_min_bits < MIN_RSA_BITS:
+        faults.add((*place, "rsa_min_bits"), f"{raw.rsa_min_bits} is below {MIN_RSA_BITS}")
+    for key in ("verify_required", "no_touch_required"):
+        if getattr(raw, key) and not all(kind.startswith("sk-") for kind in raw.key_types or []):
+            faults.add((*place, key), "only FIDO keys can be held to it: every key_types entry must start with sk-")
+    if raw.verify_required and raw.no_touch_required:
+        faults.add((*place, "no_touch_required"), "contradicts verify_required")
+
+
+def _check_options(faults: Faults, place: Place, raw: RawRole) -> None:
+    if raw.extensions is not None:
+        _check_choice(faults, (*place, "extensions"), raw.extensions)
+    if raw.force_command is not None:
+        if not raw.force_command.strip() or not raw.force_command.isprintable():
+            faults.add((*place, "force_command"), "is not one line of printable text")
+        for index, name in enumerate(raw.extensions.allowed if raw.extensions else []):
+            if name in CLOSED_BY_FORCE_COMMAND:
+                faults.add((*place, "extensions", "allowed", index), f"{name} would lead past force_command")
+    pinned = {
+        "force-command": raw.force_command is not None,
+        "source-address": raw.source_address is not None,
+        "verify-required": raw.verify_required,
+    }
+    for index, name in enumerate(raw.critical_options.allowed if raw.critical_options else []):
+        if name not in OPTION_NAMES:
+            faults.add((*place, "critical_options", "allowed", index), f"{name[:64]!a} is no critical option")
+        elif pinned[name]:
+            faults.add((*place, "critical_options", "allowed", index), f"{name} is pinned by this role")
+    if isinstance(raw.source_address, list):
+        for index, block in enumerate(raw.source_address):
+            try:
+                check_cidr_list(block)
+            except ValueError as error:
+                faults.add((*place, "source_address", index), str(error))
+
+
+def _check_choice(faults: Faults, place: Place, raw: RawChoice) -> None:
+    _check_unique(faults, (*place, "allowed"), raw.allowed)
+    for index, name in enumerate(raw.allowed):
+        if name == "no-touch-required":
+            faults.add((*place, "allowed", index), "is set with no_touch_required = true")
+        elif name not in _EXTENSIONS:
+            faults.add(
+                (*place, "allowed", index),
+                f"{name[:64]!a} is no extension; there are {', '.join(sorted(_EXTENSIONS))}",
+            )
+    for index, name in enumerate(raw.default or []):
+        if name not in raw.allowed:
+            faults.add((*place, "default", index), f"{name[:64]!a} is not among allowed")
+
+
+def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple[dict[str, Identity], dict[str, Token]]:
+    identities: dict[str, Identity] = {}
+    tokens: dict[str, Token] = {}
+    if not isinstance(data, dict) or not data:
+        faults.add(("identities",), "is missing: without an identity nobody can ask for anything")
+        return identities, tokens
+    known_roles = list(role_tables) if isinstance(role_tables, dict) else []
+    for name, table in data.items():
+        place: Place = ("identities", name)
+        if IDENTITY_NAME.fullmatch(name) is None:
+            faults.add(place, "an identity's name has lower case letters, digits and . _ @ - inside, 64 at most")
+        if name in RESERVED_NAMES:
+            faults.add(place, f"{name} is the ledger's own word for an actor: take another name")
+        raw = faults.table(RawIdentity, place, table)
+        faults.require(place, table, "kind")
+        for index, role in enumerate(raw.roles or []):
+            if role not in known_roles:
+                faults.add((*place, "roles", index), f"there is no role {role[:64]!a}")
+        for index, right in enumerate(raw.may or []):
+            if right not in _MAY:
+                faults.add((*place, "may", index), f"{right[:64]!a} is none of {', '.join(sorted(_MAY))}")
+            elif right == "approve" and raw.kind in ("agent", "workload"):
+                faults.add(
+                    (*place, "may", index), f"{'an agent' if raw.kind == 'agent' else 'a workload'} can never approve"
+                )
+        identities[name] = Identity(
+            name,
+            raw.kind or "agent",
+            frozenset(raw.groups or ()),
+            frozenset(raw.roles or ()),
+            frozenset(raw.may or ()),
+        )
+        _read_tokens(faults, (*place, "tokens"), name, raw.tokens or [], tokens)
+    return identities, tokens
+
+
+def _read_tokens(
+    faults: Faults, place: Place, identity: str, raw_tokens: list[dict[str, Any]], tokens: dict[str, Token]
+) -> None:
+    for index, data in enumerate(raw_tokens):
+        at = (*place, index)
+        raw = faults.table(RawToken, at, data)
+        faults.require(at, data, "sha256", "expires")
+        if raw.sha256 is not None and _SHA256.fullmatch(raw.sha256) is None:
+            faults.add((*at, "sha256"), "is no SHA-256: 64 hexadecimal digits in lower case")
+        if raw.sha256 in tokens:
+            faults.add((*at, "sha256"), f"is also the token of {tokens[raw.sha256].identity}")
+        if raw.expires is not None and raw.expires.tzinfo is None:
+            faults.add((*at, "expires"), "has no time zone; end it with Z")
+        elif raw.expires is not None and raw.sha256 is not None:
+            tokens.setdefault(raw.sha256, Token(identity, raw.sha256, int(raw.expires.timestamp())))
+
+
+def _check_approvers(faults: Faults, roles: dict[str, Role], identities: dict[str, Identity]) -> None:
+    for name, role in roles.items():
+        for index, group in enumerate(role.approval.by if role.approval else ()):
+            if not any(group in who.groups and "approve" in who.may for who in identities.values()):
+                faults.add(("roles", name, "approval", "by", index), f"nobody in group {group[:64]!a} may approve")

@@ -1,0 +1,319 @@
+"""What can be asked of the keeper: one frozen type a command, and the reader of the message that carries it.
+
+A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, and after a newline the body of a sign
+request as the caller sent it. Who writes messages is not trusted: everything is checked here, and a message that does
+not fit raises `BadRequest` without having touched anything. The caller is authenticated from the line alone; the body
+of a caller without a good token is never decoded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from signer.errors import BadRequest, NotAuthenticated
+from signer.ledger.reader import BACKENDS, Filter
+from signer.model import Ask, Caller
+from signer.protocol.operations import OperationBody, read_digest, read_operation
+from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
+
+MAX_HEADER: Final = 16 * 1024  # bytes
+MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
+MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
+MAX_PAGE: Final = 200
+_REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthenticated:
+    """Refuse a caller without a good token: `role` is that of a sign or explain request, empty for others."""
+
+    caller: Caller
+    role: str
+    fault: NotAuthenticated
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Issue a certificate. `ask` is the fault if the body's fields do not fit: told only to a known caller."""
+
+    caller: Caller
+    role: str
+    ask: Ask | BadRequest
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Say what policy would decide; sign and count nothing."""
+
+    caller: Caller
+    role: str
+    ask: Ask | BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Stop issuing for `scope`: `all`, `identity:NAME` or `role:NAME`."""
+
+    caller: Caller
+    scope: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfreeze:
+    """Issue again for `scope`."""
+
+    caller: Caller
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Hold what an operator did to the platform. `operation` is the fault if the body does not fit, as in `Sign`."""
+
+    caller: Caller
+    operation: OperationBody | BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ListOperations:
+    """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
+
+    caller: Caller
+    evidence: str | None
+    before: int | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListCertificates:
+    """A page of certificates, newest first; `active` restricts it to those valid now."""
+
+    caller: Caller
+    wanted: Filter
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShowCertificate:
+    """One certificate with everything that was recorded of it."""
+
+    caller: Caller
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShowHead:
+    """The newest entry of the ledger."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ListFreezes:
+    """The freezes in force."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ListRoles:
+    """The roles that the caller may ask for."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ShowRole:
+    """One role, as policy has it."""
+
+    caller: Caller
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShowCaller:
+    """Who the caller is."""
+
+    caller: Caller
+
+
+Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | Record | Query
+
+
+def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
+    """The command a message stands for; raises `BadRequest`.
+
+    `authenticate` raises `NotAuthenticated`; then nothing but the caller and the role are read.
+    """
+    reader = _READERS.get(str(header.get("op")))
+    if reader is None:
+        raise _bad_message("op")
+    caller = _read_caller(header)
+    try:
+        authenticate(caller)
+    except NotAuthenticated as fault:
+        role = _text(header, "role") if reader in (_read_sign, _read_explain) else ""
+        return Unauthenticated(caller, role, fault)
+    return reader(header, body, caller)
+
+
+def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body; raises `BadRequest`."""
+    line, _, body = message.partition(b"\n")
+    if len(line) > MAX_HEADER:
+        raise _bad_message("header")
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _bad_message("header") from None
+    if not isinstance(header, dict):
+        raise _bad_message("header")
+    return header, body
+
+
+def _bad_message(what: str) -> BadRequest:
+    return BadRequest(
+        "message_malformed", f"the message to the keeper is malformed: {what}", "this is a fault of the api"
+    )
+
+
+def _read_caller(header: dict[str, Any]) -> Caller:
+    token, address, request_id = header.get("token"), header.get("address"), header.get("request_id")
+    if token is not None and not isinstance(token, str):
+        raise _bad_message("token")
+    if not isinstance(request_id, str) or _REQUEST_ID.fullmatch(request_id) is None:
+        raise _bad_message("request_id")
+    if address is not None:
+        address = _read_address(address) if isinstance(address, str) and len(address) < 64 else ""
+        if not address:
+            raise _bad_message("address")
+    return Caller(token or None, address, request_id)
+
+
+@lru_cache(maxsize=1024)
+def _read_address(text: str) -> str:
+    """An IP address in its usual form, an IPv4 one in IPv6 clothes as IPv4; "" for anything else."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return ""
+        return str(address.ipv4_mapped or address)
+    return str(address)
+
+
+def _text(header: dict[str, Any], key: str, most: int = 256) -> str:
+    value = header.get(key)
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= most:
+        raise _bad_message(key)
+    return value
+
+
+def _whole(header: dict[str, Any], key: str, default: int | None, most: int = 2**63 - 1) -> int | None:
+    value = header.get(key, default)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise BadRequest("field_malformed", f"{key} must be a whole number from 0 to {most}", f"mend {key}")
+    return value
+
+
+def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    role = _text(header, "role")
+    if header.get("shape") == "vault":
+        fields = decode_body(body, str(header.get("content_type", "")))
+        warnings = tuple(vault_sign_warnings(fields))
+        try:
+            return Sign(caller, role, read_vault_sign(role, fields), warnings)
+        except BadRequest as fault:
+            return Sign(caller, role, fault, warnings)
+    return Sign(caller, role, _read_native(role, body))
+
+
+def _read_native(role: str, body: bytes) -> Ask | BadRequest:
+    fields = decode_body(body)
+    try:
+        return read_native_sign(role, fields)
+    except BadRequest as fault:
+        return fault
+
+
+def _read_explain(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    role = _text(header, "role")
+    return Explain(caller, role, _read_native(role, body))
+
+
+def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    def word(key: str) -> str | None:
+        return None if header.get(key) is None else _text(header, key)
+
+    limit = _whole(header, "limit", 50, MAX_PAGE) or 1
+    wanted = Filter(
+        identity=word("identity"),
+        role=word("role"),
+        principal=word("principal"),
+        fingerprint=word("fingerprint"),
+        backend=_read_backend(word("backend")),
+        before=_whole(header, "before", None),
+        limit=limit,
+    )
+    return ListCertificates(caller, wanted, header.get("active") is True)
+
+
+def _read_backend(backend: str | None) -> str | None:
+    if backend not in (None, *BACKENDS):
+        raise BadRequest("field_malformed", f"backend must be one of {', '.join(BACKENDS)}", "mend backend")
+    return backend
+
+
+def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    fields = decode_body(body)
+    try:
+        return Record(caller, read_operation(fields))
+    except BadRequest as fault:
+        return Record(caller, fault)
+
+
+def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    evidence = None if header.get("evidence") is None else read_digest(_text(header, "evidence"))
+    limit = _whole(header, "limit", 50, MAX_PAGE) or 1
+    return ListOperations(caller, evidence, _whole(header, "before", None), limit)
+
+
+def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    serial = _whole(header, "serial", None, 2**64 - 1)
+    if serial is None:
+        raise _bad_message("serial")
+    return ShowCertificate(caller, serial)
+
+
+def _read_freeze(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    return Freeze(caller, _text(header, "scope"), _text(header, "reason", 500))
+
+
+_READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {
+    "sign": _read_sign,
+    "explain": _read_explain,
+    "freeze": _read_freeze,
+    "unfreeze": lambda header, _body, caller: Unfreeze(caller, _text(header, "scope")),
+    "record": _read_record,
+    "operations": _read_operations,
+    "certificates": _read_list,
+    "certificate": _read_show,
+    "head": lambda _header, _body, caller: ShowHead(caller),
+    "freezes": lambda _header, _body, caller: ListFreezes(caller),
+    "roles": lambda _header, _body, caller: ListRoles(caller),
+    "role": lambda header, _body, caller: ShowRole(caller, _text(header, "role")),
+    "whoami": lambda _header, _body, caller: ShowCaller(caller),
+}

@@ -1,0 +1,353 @@
+"""Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
+
+Follows `../shared/contract/vault-ssh.md` sections 1 and 3 ("Input coercion", "Exact errors"): accepts and refuses what
+Vault does; `facts["vault"]` of an error holds the sentence for a Vault client. Every reader here takes time in
+proportion to what it reads. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Final
+from urllib.parse import unquote_plus
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from signer.errors import BadRequest
+from signer.model import Ask
+from signer.protocol.go_duration import BadDuration, parse_go_duration
+from signer.protocol.go_json import (
+    has_too_many_strings,
+    is_float64,
+    is_too_deep,
+    unverified_text,
+    well_formed,
+)
+from signer.units import parse_duration
+
+MAX_BODY: Final = 64 * 1024  # bytes
+MAX_TTL_SECONDS: Final = 2**31
+MAX_VALUES: Final = 8  # in one body, of which the first counts
+MAX_NESTING: Final = 32  # levels of lists and objects in a map
+_BLANK: Final = " \t\r\n"
+_BLANKS: Final = re.compile(f"[{_BLANK}]*")
+_FORM: Final = "application/x-www-form-urlencoded"
+_SPACE: Final = " \t\n\v\f\r"
+_PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # never steps back
+_MALFORMED: Final = "failed to decode JSON input: the body is not valid JSON"
+_NOT_AN_OBJECT: Final = "failed to decode JSON input: the body is not a JSON object"
+_TOO_DEEP: Final = "failed to decode JSON input: exceeded max depth"
+_TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
+_BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
+_GO_BLANK: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+class Number(str):
+    """A JSON number as it was written; Vault's coercions look at its text."""
+
+    __slots__ = ()
+
+
+def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
+    """A body as an object, whatever the Content-Type says, unless it is a form by type and look; nothing is `{}`.
+
+    Raises `BadRequest`.
+    """
+    if len(body) > MAX_BODY:
+        raise body_too_large()
+    text = unverified_text(body).strip(_BLANK)
+    if text[:1] not in ("{", "[") and is_form(content_type):  # curl -d says form whatever it sends
+        return _read_form(unverified_text(body).lstrip(_BLANK))
+    if not text:
+        return {}
+    value = _first_value(text)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _bad_json(_NOT_AN_OBJECT)
+    return value
+
+
+def _first_value(text: str) -> object:
+    """The first value of a text that Vault accepts; raises `BadRequest`.
+
+    What follows the first value has to be JSON, but may end early, between two tokens. Only there does Python's decoder
+    report a fault at the end of the text, because it reports a token that is cut off at its beginning.
+    """
+    if is_too_deep(text):
+        raise _bad_json(_TOO_DEEP)
+    values: list[object] = []
+    at = 0
+    try:
+        while at < len(text) and len(values) <= MAX_VALUES:
+            value, end = _DECODER.raw_decode(text, at)
+            values.append(value)
+            at = _after_blanks(text, end)
+    except json.JSONDecodeError as fault:
+        if values and has_too_many_strings(text):
+            raise _bad_json(_TOO_COMPLEX) from None
+        if not values or fault.pos != len(text):
+            raise _bad_json(_MALFORMED) from None
+    except RecursionError:
+        raise _bad_json(_TOO_DEEP) from None
+    if has_too_many_strings(text):
+        raise _bad_json(_TOO_COMPLEX)
+    if len(values) > MAX_VALUES:
+        raise _bad_json(_MALFORMED)
+    return values[0]
+
+
+def _after_blanks(text: str, at: int) -> int:
+    blanks = _BLANKS.match(text, at)
+    return blanks.end() if blanks else at
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a Content-Type is that of a form, parameters and all (RFC 9110, section 8.3.1)."""
+    media_type, _, _ = content_type.partition(";")
+    if media_type.strip(_SPACE).lower() != _FORM:
+        return False
+    at = len(media_type)
+    while parameter := _PARAMETER.match(content_type, at):
+        at = parameter.end()
+    return content_type[at:].strip(_SPACE) in ("", ";")
+
+
+def _read_form(text: str) -> dict[str, Any]:
+    """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
+    fields: dict[str, list[str]] = {}
+    for pair in text.split("&"):
+        if not pair:
+            continue
+        if ";" in pair or _BAD_PERCENT.search(pair):
+            raise BadRequest(
+                "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
+            )
+        name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
+        fields.setdefault(name, []).append(value)
+    return {name: ",".join(values) for name, values in fields.items()}
+
+
+def body_too_large() -> BadRequest:
+    """The refusal of a body over the limit; it has its own HTTP status at every edge."""
+    return BadRequest(
+        "body_too_large",
+        f"the body is larger than {MAX_BODY} bytes",
+        "send less",
+        {"vault": "http: request body too large"},
+    )
+
+
+def _reject_constant(_name: str) -> object:
+    raise _bad_json(_MALFORMED)
+
+
+def _read_number(text: str) -> Number:
+    if not is_float64(text):
+        raise _bad_json(_MALFORMED)
+    return Number(text)
+
+
+_DECODER: Final = json.JSONDecoder(
+    parse_float=_read_number, parse_int=_read_number, parse_constant=_reject_constant, strict=True
+)
+
+
+def _bad_json(sentence: str) -> BadRequest:
+    return BadRequest(
+        "json_malformed", f"the body is not a JSON object: {sentence}", "send a JSON object", {"vault": sentence}
+    )
+
+
+# --- Vault's shape ---------------------------------------------------------------------------------------------------
+
+_SIGN_FIELDS: Final = frozenset(
+    {
+        "public_key",
+        "ttl",
+        "valid_principals",
+        "cert_type",
+        "key_id",
+        "critical_options",
+        "extensions",
+        "reason",
+    }
+)
+
+
+def read_vault_sign(role: str, fields: dict[str, Any]) -> Ask:
+    """Vault's `sign/<role>` body, coerced as Vault does; raises `BadRequest` for a field of the wrong type.
+
+    `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), which is ours on purpose.
+    """
+    principals = _vault_text(fields, "valid_principals")
+    return Ask(
+        role=role,
+        public_key=_vault_text(fields, "public_key"),
+        principals=_split(principals) if principals else None,
+        ttl=_vault_duration(fields, "ttl"),
+        key_id=_vault_text(fields, "key_id") or None,
+        cert_type=_vault_text(fields, "cert_type") if "cert_type" in fields else "user",
+        critical_options=_vault_map(fields, "critical_options"),
+        extensions=_vault_map(fields, "extensions"),
+        reason=_vault_text(fields, "reason") or None,
+    )
+
+
+def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
+    """What Vault adds to an answer when a body holds fields that the path does not know."""
+    warnings = []
+    if unknown := sorted(well_formed(name) for name in fields.keys() - _SIGN_FIELDS - {"role"}):
+        warnings.append(f"Endpoint ignored these unrecognized parameters: [{' '.join(unknown)}]")
+    if "role" in fields:
+        warnings.append(
+            "Endpoint replaced the value of these parameters with the values captured from the endpoint's path: [role]"
+        )
+    return warnings
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (piece.strip(_GO_BLANK) for piece in text.split(",")) if name)
+
+
+def _field_fault(field: str, problem: str) -> BadRequest:
+    return BadRequest(
+        "field_malformed",
+        f"field {field}: {problem}",
+        "see the field's type in README, Vault clients",
+        {"vault": f'Field validation failed: error converting input for field "{field}": {problem}'},
+    )
+
+
+def _unconvertible(field: str, wanted: str, value: object, where: str = "") -> BadRequest:
+    kind = {dict: "map[string]interface {}", list: "[]interface {}", bool: "bool", str: "string"}.get(
+        type(value), "json.Number"
+    )
+    return _field_fault(field, f"'{where}' expected type '{wanted}', got unconvertible type '{kind}'")
+
+
+def _vault_text(fields: dict[str, Any], field: str) -> str:
+    value = fields.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, str):
+        return well_formed(value)
+    raise _unconvertible(field, "string", value)
+
+
+def _vault_map(fields: dict[str, Any], field: str) -> tuple[tuple[str, str], ...]:
+    merged: dict[str, str] = {}
+    _merge_maps(field, fields.get(field), "", merged)
+    return tuple(sorted(merged.items()))
+
+
+def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -> None:
+    """An object, or a list of such in lists: the later ones win. `where` is the place in the lists."""
+    if where.count("[") > MAX_NESTING:
+        raise _bad_json(_TOO_DEEP)
+    if isinstance(value, list):
+        for index, part in enumerate(value):
+            _merge_maps(field, part, f"{where}[{index}]", merged)
+    elif isinstance(value, dict):
+        merged.update({well_formed(name): _go_text(item) for name, item in value.items()})
+    elif value is not None:
+        raise _unconvertible(field, "map[string]interface {}", value, where)
+
+
+def _go_text(value: object, level: int = 0) -> str:
+    """A map's value as Go's `%v` prints it; raises `BadRequest` for one that nobody means."""
+    if level > MAX_NESTING:
+        raise _bad_json(_TOO_DEEP)
+    if value is None:
+        return "<nil>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "map[" + " ".join(f"{well_formed(k)}:{_go_text(v, level + 1)}" for k, v in sorted(value.items())) + "]"
+    if isinstance(value, list):
+        return "[" + " ".join(_go_text(item, level + 1) for item in value) + "]"
+    return well_formed(str(value))
+
+
+def _vault_duration(fields: dict[str, Any], field: str) -> int | None:
+    """Seconds; null and "" are unset."""
+    value = fields.get(field)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise _field_fault(field, "could not parse duration from input")
+    try:
+        return min(parse_go_duration(well_formed(value)), MAX_TTL_SECONDS)
+    except BadDuration as fault:
+        raise _field_fault(field, str(fault)) from None
+
+
+# --- The native shape ------------------------------------------------------------------------------------------------
+
+
+class SignBody(BaseModel):
+    """`POST /api/sign/<role>` and `/api/explain/<role>`; what is left out gets the role's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    public_key: Annotated[str, Field(description="the line of an OpenSSH .pub file")] = ""
+    principals: Annotated[list[str] | None, Field(description="exact names")] = None
+    ttl: Annotated[str | int | None, Field(description='"15m" or seconds')] = None
+    key_id: Annotated[str | None, Field(description="only if the role lets the caller choose it")] = None
+    critical_options: dict[str, str] | None = None
+    extensions: Annotated[list[str] | None, Field(description="added to the role's defaults")] = None
+    reason: Annotated[str | None, Field(description="one line for the ledger")] = None
+
+
+def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
+    """The native body; unlike Vault's, an unknown or mistyped field is refused. Raises `BadRequest`."""
+    numbers = {name: _whole_number(value) for name, value in fields.items()}
+    try:
+        body = SignBody.model_validate(numbers)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = well_formed(".".join(str(part) for part in first["loc"][:1]))[:64]
+        raise BadRequest(
+            "field_malformed",
+            f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
+            "see /api/openapi.json",
+        ) from None
+    return Ask(
+        role=role,
+        public_key=well_formed(body.public_key),
+        principals=None if body.principals is None else tuple(map(well_formed, body.principals)),
+        ttl=_native_ttl(body.ttl),
+        key_id=None if body.key_id is None else well_formed(body.key_id),
+        critical_options=tuple(
+            sorted((well_formed(k), well_formed(v)) for k, v in (body.critical_options or {}).items())
+        ),
+        extensions=tuple(sorted((well_formed(name), "") for name in body.extensions or ())),
+        reason=None if body.reason is None else well_formed(body.reason),
+    )
+
+
+_WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)
+
+
+def _whole_number(value: object) -> object:
+    if isinstance(value, Number):
+        return int(value) if _WHOLE.fullmatch(value) else float(value)
+    # One level down is as deep as any field goes; a `Number` is text to pydantic.
+    if isinstance(value, list):
+        return [float(item) if isinstance(item, Number) else item for item in value]
+    if isinstance(value, dict):
+        return {name: float(item) if isinstance(item, Number) else item for name, item in value.items()}
+    return value
+
+
+def _native_ttl(ttl: str | int | None) -> int | None:
+    if ttl is None or isinstance(ttl, int):
+        return None if ttl is None else max(min(ttl, MAX_TTL_SECONDS), 0)
+    try:
+        return min(parse_duration(ttl), MAX_TTL_SECONDS)
+    except ValueError as error:
+        raise BadRequest("field_malformed", f"field ttl: {error}", 'send "15m" or a number of seconds') from None

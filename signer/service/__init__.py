@@ -1,0 +1,1 @@
+"""The processes: launcher and keeper, their start, reload and checks."""

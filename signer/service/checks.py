@@ -1,0 +1,228 @@
+"""Would it start? Everything a start depends on, looked at one by one; nothing is changed and nothing printed.
+
+Says what the keeper and the launcher would say, by asking their own functions wherever there is one. Must run in a
+process that may see the CA key file (`signer check`, `signer ca inspect`), after `forbid_dumps`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from signer.ca.key import CaKey, examine_ca_key
+from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
+from signer.hardening import check_users
+from signer.ledger.audit import check_recent
+from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.policy.decide import Policy
+from signer.policy.file import load_policy
+from signer.settings import Settings, load_settings
+from signer.units import timestamp
+
+SOON: Final = 14 * 86_400  # seconds; a token that ends within it is worth a word
+_ROOM: Final = 256 * 1024 * 1024  # bytes; about 300,000 certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: `code` is stable, `detail` says what was seen, `hint` what to do about it."""
+
+    outcome: Literal["ok", "warn", "fail"]
+    code: str
+    detail: str
+    hint: str = ""
+
+
+def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
+    """Every check, in the order in which a start would meet it. `now` is seconds since 1970."""
+    try:
+        settings = load_settings(environ)
+    except BadSettings as error:
+        for problem in error.problems:
+            yield Check("fail", error.code, problem, error.hint)
+        return
+    yield from _check_settings(settings)
+    yield from _check_users(settings)
+    policy: Policy | None = None
+    try:
+        policy = load_policy(settings.policy_file)
+    except BadFile as error:
+        for problem in error.problems or (error.text,):
+            yield Check("fail", error.code, " ".join(problem.split()), error.hint)
+    if policy is not None:
+        yield from _check_policy(policy, settings, now)
+    if settings.asks_vault:
+        yield from _check_vault(settings)
+    if settings.has_ca_key:
+        yield from _check_key(settings, policy)
+    yield from _check_directories(settings)
+    yield from _check_ledger(settings.data_dir)
+
+
+def _check_settings(settings: Settings) -> Iterator[Check]:
+    yield Check("ok", "settings", f"mode {settings.mode}, mounts {', '.join(settings.mounts)}")
+    for warning in settings.warnings:
+        yield Check("warn", "unknown_setting", warning, "mend its name, or remove it from the environment")
+    protection = "reached from this host only" if settings.listen.is_private() else "beyond loopback"
+    if settings.tls_cert_file is not None:
+        protection += ", TLS"
+    if settings.trusted_proxies:
+        protection += f", behind {', '.join(map(str, settings.trusted_proxies))}"
+    yield Check("ok", "listen", f"{settings.listen}, {protection}")
+    for code, path in (("tls_certificate", settings.tls_cert_file), ("tls_key", settings.tls_key_file)):
+        if path is not None and not os.access(path, os.R_OK):
+            yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "mend the path or its mode")
+
+
+def _check_users(settings: Settings) -> Iterator[Check]:
+    try:
+        check_users(settings.keeper_user, settings.api_user)
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    if settings.keeper_user is None:
+        yield Check("ok", "users", f"keeper and api run as user {os.geteuid()}, who started this")
+        return
+    yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}")
+    for user in sorted({settings.keeper_user, settings.api_user or ""} & {"root"}):
+        yield Check("warn", "user_is_root", f"whoever breaks into {user} has this host", "give each a user of its own")
+    if settings.keeper_user == settings.api_user:
+        yield Check("warn", "users_are_one", "the api could reach what the keeper owns", "give each a user of its own")
+
+
+def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Check]:
+    counts = f"roles {len(policy.roles)}, identities {len(policy.identities)}, tokens {len(policy.tokens)}"
+    yield Check("ok", "policy", f"{settings.policy_file}: {counts}, sha256 {policy.digest[:16]}…")
+    for token in sorted(policy.tokens.values(), key=lambda token: (token.expires, token.identity)):
+        hint = f"make another one: `signer token new {token.identity}`, and take this one out"
+        if token.expires <= now:
+            yield Check("warn", "token_expired", f"a token of {token.identity}, at {timestamp(token.expires)}", hint)
+        elif token.expires <= now + SOON:
+            yield Check("warn", "token_expires_soon", f"one of {token.identity}, at {timestamp(token.expires)}", hint)
+
+
+def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
+    pins = policy.ca.may_sign if policy is not None else ()
+    key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, *pins)
+    yield from key_checks(key, found, settings.ca_key_owner, pins)
+    if key is not None:
+        yield from _check_key_place(settings.ca_key_file)
+
+
+def _check_vault(settings: Settings) -> Iterator[Check]:
+    """The token's file, and whether Vault tells its bearer its CA key. A start needs only the file."""
+    from signer.vault.signing import VaultClient  # as in keeper_start.py: only where Vault signs
+
+    assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
+    assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
+    try:
+        client = VaultClient(
+            settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file
+        )
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    yield Check("ok", "vault_token", "one token, in a file that only its owner may read")
+    try:
+        key = client.ask_ca()
+    except SignerError as error:
+        yield Check("warn", error.code, f"{settings.vault_addr}: {error.text}", error.hint)
+    else:
+        yield Check("ok", "vault_ca", f"{settings.vault_addr} signs with {key.kind} {key.fingerprint}")
+    finally:
+        client.close()
+
+
+def key_checks(
+    key: CaKey | None, found: list[tuple[str, BadKeyFile | None]], owner: str, pins: Sequence[str]
+) -> Iterator[Check]:
+    """What `examine_ca_key` found, in words; a check that failed has the code with which a start would end."""
+    seen = {
+        "open": "opened, through no link",
+        "regular file": "a regular file",
+        "one link": "one hard link",
+        "owner": owner,
+        "mode": "0400 or 0600",
+        "size": "1 byte to 16 KiB",
+        "content": f"{key.kind} {key.fingerprint}, no passphrase" if key is not None else "",
+        "pin": _pin_seen(key, pins),
+        "self-test": "signs, and verifies what it signed",
+    }
+    for name, fault in found:
+        code = "ca_key_" + name.replace(" ", "_").replace("-", "_")
+        if fault is not None:
+            yield Check("fail", fault.code, fault.text, fault.hint)
+        elif name == "pin" and not pins:
+            yield Check("warn", code, seen[name], "mend the policy first")
+        else:
+            yield Check("ok", code, seen[name])
+
+
+def _pin_seen(key: CaKey | None, pins: Sequence[str]) -> str:
+    if not pins:
+        return "not compared: there is no policy to compare with"
+    if key is not None and key.fingerprint != pins[0]:
+        return "the one that the policy names as next"
+    return "the one that the policy pins"
+
+
+def _check_key_place(path: Path) -> Iterator[Check]:
+    try:
+        kind = file_system_of(path)
+    except OSError:
+        kind = UNKNOWN
+    if kind == UNKNOWN or kind in IN_MEMORY:
+        yield Check("ok", "ca_key_place", "unknown file system" if kind == UNKNOWN else kind)
+    else:
+        yield Check("warn", "ca_key_on_disk", f"on {kind}, where it outlives the host", "render it to a tmpfs")
+
+
+def _check_directories(settings: Settings) -> Iterator[Check]:
+    for code, path in (("data_dir", settings.data_dir), ("run_dir", settings.run_dir)):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:
+            yield Check("ok", code, f"{path} is not there yet; `signer serve` makes it")
+            continue
+        except OSError as error:
+            yield Check("fail", f"{code}_unusable", f"{path}: {error.strerror}", "mend the path, or who may pass it")
+            continue
+        mode = stat.S_IMODE(facts.st_mode)
+        if not stat.S_ISDIR(facts.st_mode):
+            yield Check("fail", f"{code}_unusable", f"{path} is no directory", "name another one")
+        elif mode & 0o027:  # the keeper refuses such a run directory only: there its socket is
+            outcome: Literal["warn", "fail"] = "fail" if code == "run_dir" else "warn"
+            yield Check(outcome, f"{code}_not_private", f"{path} has mode {mode:04o}: others may look in", "chmod 0700")
+        elif not os.access(path, os.W_OK | os.X_OK):
+            hint = "run this as the user that starts the service, or mend the owner"
+            yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
+        else:
+            yield Check("ok", code, f"{path}, mode {mode:04o}, owner {facts.st_uid}")
+
+
+def _check_ledger(data_dir: Path) -> Iterator[Check]:
+    if not data_dir.is_dir() or not os.access(data_dir, os.X_OK):
+        return
+    free = shutil.disk_usage(data_dir).free
+    if free < _ROOM:
+        yield Check("warn", "disk_nearly_full", f"{free // 2**20} MiB free in {data_dir}", "make room")
+    if not (data_dir / FILE_NAME).exists():
+        yield Check("ok", "ledger", "none yet; the keeper's first start makes it")
+        return
+    reader = LedgerReader(data_dir)
+    try:
+        reader.query("BEGIN")  # one view of it, also while a keeper writes
+        head = check_recent(reader)
+    except SignerError as error:
+        yield Check("fail", error.code, error.text, error.hint)
+    else:
+        newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
+        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 and their tables agree")
+    finally:
+        reader.close()

@@ -1,0 +1,393 @@
+"""The keeper: the one process with the CA key and the ledger's write handle.
+
+A single-threaded loop over a socket of type SEQPACKET, one message a command: take every command that is waiting, let
+the core run them as one batch, send each reply as it is ready. Who connects is not trusted with anything: what a
+command may do depends on the credential inside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import resource
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from signer.authority.core import Core, Reply
+from signer.authority.vault_certificates import Forward
+from signer.ca.bundle import render_bundle
+from signer.errors import BadRequest, SignerError, Unavailable
+from signer.log_limit import LogLimit
+from signer.model import Caller, Grant, PublicKey, Returned
+from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
+from signer.ssh.publickey import render_public_key
+
+log = logging.getLogger("signer.keeper")
+
+MAX_PER_PROCESS: Final = 300  # connections; an api process has one a thread, at most 256
+MAX_CONNECTIONS: Final = 8192  # of all processes
+SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and whatever else is opened now and then
+ACCEPTED_AT_ONCE: Final = 64
+BACKLOG: Final = 512
+VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at the end; the launcher waits for two
+_SEND_BUFFER: Final = 1024 * 1024
+_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """One connection, and the process at its other end."""
+
+    sock: socket.socket
+    pid: int
+    heard: float  # when it last said something, on the monotonic clock
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A command that was read and not yet answered."""
+
+    peer: _Peer
+    command: Command
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What was taken when the files were read again."""
+
+    policy: bool
+    key: bool
+
+
+class Authority(Protocol):
+    """Who signs, as far as the keeper tells about it. `sign` is None where the core has the key itself."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def sign(self) -> Callable[[Grant], Returned] | None: ...
+    def public_key(self) -> PublicKey: ...
+    def check_ready(self) -> None: ...
+
+
+class Keeper:
+    """Serves `listener` until told to stop. `reload` is called on SIGHUP and says what was taken."""
+
+    def __init__(
+        self,
+        core: Core,
+        authority: Authority,
+        ledger: TimedLedger,
+        listener: socket.socket,
+        reload: Callable[[], Reloaded],
+        most_when_slow: int = MAX_OUTSTANDING,
+        *,
+        lines: LogLimit | None = None,
+    ) -> None:
+        self._core = core
+        self._authority = authority
+        self._ledger = ledger
+        self._listener = listener
+        self._reload = reload
+        self._most_when_slow = most_when_slow  # see `Forwarding`
+        self._lines = lines or LogLimit(log)
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
+        self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
+        self._room = memoryview(bytearray(MAX_MESSAGE + 1))
+        self._signals: set[int] = set()
+        self._policy_since = self._key_since = time.time()
+        self._probed = 0.0
+        self._probe_failure: SignerError | None = None
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
+        if core.shadow is not None:
+            self.metrics.shadow_compared = core.shadow.compared
+            self.metrics.shadow_differences = core.shadow.differences
+            self.metrics.shadow_faults = core.shadow.faults
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Runs until SIGTERM or SIGINT; every command taken is answered and every count recorded before it returns."""
+        wake, woken = socket.socketpair()
+        for end in (wake, woken):
+            end.setblocking(False)
+        if self._authority.sign is not None:
+            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(woken, selectors.EVENT_READ)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note_signal)
+        ticked = time.monotonic()
+        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._round(woken)
+            self._finish()
+            if signal.SIGHUP in self._signals:
+                self._signals.discard(signal.SIGHUP)
+                self._note(self._reload())
+            if time.monotonic() - ticked >= 1:
+                self._core.tick()
+                self._lines.flush()
+                ticked = time.monotonic()
+        self._end_forwarding()
+        self._core.end()
+
+    def _note(self, reloaded: Reloaded) -> None:
+        if reloaded.policy:
+            self._policy_since = time.time()
+        if reloaded.key:
+            self._key_since = time.time()
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.add(number)
+
+    def _round(self, woken: socket.socket) -> None:
+        """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
+        waiting: list[_Waiting] = []
+        somebody_knocks = False
+        is_waiting_for_vault = self._forwarding is not None and not self._forwarding.is_idle()
+        for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
+            if key.fileobj is self._listener:
+                somebody_knocks = True
+            elif key.fileobj is woken:
+                woken.recv(4096)
+            else:
+                self._take(key.data, waiting)
+        if waiting:
+            self._answer(waiting)
+        if somebody_knocks:
+            self._accept()
+
+    def _answer(self, waiting: list[_Waiting]) -> None:
+        for index, reply in self._core.run([item.command for item in waiting]):
+            if isinstance(reply, Forward):
+                self._send_out(waiting[index], reply)
+            else:
+                self._reply(waiting[index], reply)
+        self.metrics.batch.observe(len(waiting))
+
+    def _reply(self, item: _Waiting, reply: Reply) -> None:
+        self._send(item.peer, render_reply(item.command, reply))
+        self._count(item, reply)
+
+    def _send_out(self, item: _Waiting, forward: Forward) -> None:
+        """Gives a grant to Vault's threads; if they have enough to do, it fails here and now."""
+        assert self._forwarding is not None, "only a core without a key forwards"  # noqa: S101
+        try:
+            self._forwarding.submit((item, forward), forward.grant)
+        except Unavailable as busy:
+            self._come_back([((item, forward), busy)])
+
+    def _finish(self) -> None:
+        """Answers what came back from Vault, or is overdue."""
+        if self._forwarding is not None and (results := self._forwarding.collect()):
+            self._come_back(results)
+
+    def _end_forwarding(self) -> None:
+        """Gives Vault a moment to finish what is out, then gives it up."""
+        if self._forwarding is not None:
+            deadline = time.monotonic() + VAULT_FINISHES_WITHIN
+            while not self._forwarding.is_idle() and time.monotonic() < deadline:
+                time.sleep(0.02)
+                self._finish()
+            self._come_back(self._forwarding.close())
+
+    def _come_back(self, results: list[tuple[tuple[_Waiting, Forward], Returned | SignerError]]) -> None:
+        for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
+            self._reply(results[index][0][0], reply)
+
+    def _count(self, item: _Waiting, reply: Reply) -> None:
+        self.metrics.latency.observe(item.watch.seconds())
+        if isinstance(reply, SignerError):
+            self.metrics.refusals[reply.code] += 1
+        elif isinstance(item.command, Sign):
+            self.metrics.signatures[item.command.role] += 1
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    self._lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
+                elif not self._drop_longest_silent():
+                    time.sleep(0.05)  # nothing of ours can be freed, and the knocking would not let us rest
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Takes a connection in; its process, or all together, lose their longest silent one if they have too many."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        mine = self._peers.get(pid, ())
+        if len(mine) >= MAX_PER_PROCESS:
+            self._drop(next(iter(mine)))
+        elif sum(map(len, self._peers.values())) >= self._most:
+            self._drop_longest_silent()
+        peer = _Peer(sock, pid, time.monotonic())
+        self._peers.setdefault(pid, OrderedDict())[peer] = None
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _drop_longest_silent(self) -> bool:
+        """Ends the connection that said nothing for the longest time; False if there is none."""
+        candidates = [next(iter(mine)) for mine in self._peers.values()]
+        if not candidates:
+            return False
+        self._drop(min(candidates, key=lambda peer: peer.heard))
+        return True
+
+    def _drop(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+        mine = self._peers[peer.pid]
+        del mine[peer]
+        if not mine:
+            del self._peers[peer.pid]
+
+    def _take(self, peer: _Peer, waiting: list[_Waiting]) -> None:
+        """Reads one message; a command waits for the batch, anything else is answered now."""
+        try:
+            size = peer.sock.recv_into(self._room)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        message = bytes(self._room[:size])
+        if not message:
+            self._drop(peer)
+            return
+        peer.heard = time.monotonic()
+        self._peers[peer.pid].move_to_end(peer)
+        try:
+            if len(message) > MAX_MESSAGE:
+                raise BadRequest("message_too_large", f"a message has {MAX_MESSAGE} bytes at most", "send less")
+            header, body = split_message(message)
+            direct = self._direct(header)
+            if direct is None:
+                waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
+                return
+            reply = json.dumps({"reply": direct}).encode()
+        except SignerError as error:
+            self.metrics.refusals[error.code] += 1
+            reply = render_error(error)
+        except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
+            self._lines.fault("internal error: a message could not be read", error)
+            reply = render_error(Unavailable("internal_error", "something went wrong here", "look at the log"))
+        self._send(peer, reply)
+
+    def _authenticate(self, caller: Caller) -> None:
+        """Raises `NotAuthenticated`; before a body is decoded. The core does it again, at the time of its batch."""
+        self._core.policy.authenticate(caller.token, int(time.time()))
+
+    def _send(self, peer: _Peer, reply: bytes) -> None:
+        """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
+        if len(reply) > MAX_REPLY:
+            reply = render_error(
+                Unavailable("reply_too_large", "the answer is too large for one message", "ask for less")
+            )
+        try:
+            peer.sock.send(reply)
+        except OSError:
+            if peer in self._peers.get(peer.pid, ()):
+                self._drop(peer)
+
+    # --- what needs no credential -------------------------------------------------------------------------------
+
+    def _direct(self, header: dict[str, Any]) -> dict[str, object] | None:
+        match header.get("op"):
+            case "health":
+                return self._health()
+            case "metrics":
+                return {"text": self.metrics.render()}
+            case "ca":
+                key, shadow = self._authority.public_key(), self._core.shadow
+                return {
+                    "fingerprint": key.fingerprint,
+                    "public_key": render_public_key(key.kind, key.blob),
+                    "bundle": render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
+                }
+        return None
+
+    def _health(self) -> dict[str, object]:
+        """Ready means: state read, clock right, and a write reached the disk within the last second."""
+        try:
+            if time.monotonic() - self._probed >= 1:
+                self._probe_failure = None
+                self._probed = time.monotonic()
+                self._ledger.probe(int(time.time() * 1000))
+            elif self._probe_failure is not None:
+                raise self._probe_failure
+            self._core.check_ready()
+            self._authority.check_ready()
+            fingerprint = self._authority.public_key().fingerprint
+        except SignerError as failure:
+            if failure.code == "ledger_unavailable":
+                self._probe_failure = failure
+            return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
+        shadow = self._core.shadow
+        return {
+            "ready": True,
+            "ca_fingerprint": fingerprint,
+            **({"local_ca_fingerprint": shadow.key.fingerprint} if shadow is not None else {}),
+            "policy": self._core.policy.digest,
+            "mode": self._authority.mode,
+        }
+
+    def _facts(self) -> dict[str, tuple[str, float]]:
+        now = time.time()
+        return {
+            "signer_key_age_seconds": ("since the CA key was loaded", now - self._key_since),
+            "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
+            "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
+        }
+
+
+def _wake(end: socket.socket) -> None:
+    with suppress(BlockingIOError):  # it is full of reasons to wake already
+        end.send(b"\0")
+
+
+def render_reply(command: Command, reply: Reply) -> bytes:
+    """A reply as a message."""
+    if isinstance(reply, SignerError):
+        return render_error(reply)
+    if isinstance(command, Sign) and command.warnings:
+        reply = {**reply, "warnings": list(command.warnings)}
+    return json.dumps({"reply": reply}).encode()
+
+
+def render_error(error: SignerError) -> bytes:
+    """An error as a message; `kind` is its branch of the tree, from which an edge takes its status."""
+    return json.dumps(
+        {
+            "error": {
+                "kind": type(error).__name__,
+                "code": error.code,
+                "text": error.text,
+                "hint": error.hint,
+                "facts": dict(error.facts),
+            }
+        }
+    ).encode()

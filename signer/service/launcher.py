@@ -1,0 +1,296 @@
+"""The launcher: checks, starts keeper and gunicorn each under its own user, keeps both alive, forwards signals.
+
+It holds no key and never reads one: at SIGHUP it opens the file, for a keeper that is no longer root. None of the
+service's work is done here: it stays small.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from signer.errors import BadSettings, Unavailable
+from signer.hardening import check_users, die_with_parent, look_up_user
+from signer.service.key_channel import hand_over, make_channel
+from signer.settings import Settings
+
+log = logging.getLogger("signer.serve")
+
+READY_WITHIN: Final = 15.0  # seconds for a keeper's first start
+API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper goes after the api, so that nothing taken is left unanswered
+KEEPER_STOPS_WITHIN: Final = 2.0
+RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a start, by how many before it came to nothing in a row
+LOOK_EVERY: Final = 0.02  # seconds between two looks at the children
+CALM_AFTER: Final = 2.0  # seconds of life after which an api's start has come to something
+GUNICORN_TIMEOUT: Final = 30
+_SHARED_MODE: Final = 0o2750  # of the run directory with two users
+_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
+
+
+@dataclass(slots=True)
+class _Child:
+    """One process that is to be alive."""
+
+    name: str
+    argv: Sequence[str]
+    user: str | None
+    is_up: Callable[[_Child], bool]
+    key_file: Path | None = None  # what is handed over to it, opened, at each SIGHUP
+    process: subprocess.Popen[bytes] | None = None
+    channel: socket.socket | None = None
+    started: float = 0.0
+    came_up: bool = False
+    failures: int = 0
+    due: float = 0.0
+
+    def start(self) -> None:
+        ids: dict[str, object] = {}
+        if self.user is not None:
+            entry = look_up_user(self.user)
+            ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        argv = [*self.argv]
+        theirs = None
+        if self.key_file is not None:
+            if self.channel is not None:
+                self.channel.close()
+            self.channel, theirs = make_channel()  # a new one each time: what the last keeper left unread ends with it
+            argv += ["--key-channel", str(theirs.fileno())]
+        environment = {name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _KEPT}
+        self.process = subprocess.Popen(
+            argv,
+            pass_fds=[theirs.fileno()] if theirs is not None else [],
+            stdin=subprocess.DEVNULL,
+            cwd="/",  # gunicorn imports from where it starts before anywhere else, and reads a gunicorn.conf.py there
+            env=environment,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
+            **ids,  # type: ignore[call-overload]
+        )
+        if theirs is not None:
+            theirs.close()
+        self.started = time.monotonic()
+        self.came_up = False
+
+    def reload(self) -> None:
+        """SIGHUP, and before it the key file as it is now."""
+        if self.channel is not None and self.key_file is not None and self.is_running():
+            try:
+                hand_over(self.channel, self.key_file)
+            except OSError as error:
+                log.warning("the key file could not be handed to the %s: %s", self.name, error.strerror)
+        self.forward(signal.SIGHUP)
+
+    def look(self) -> None:
+        """Notes that it has come up, for the pause before its next start."""
+        self.came_up = self.came_up or self.is_up(self)
+
+    def forward(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def note_end(self) -> None:
+        """Says that it ended, and when it is to be started again."""
+        assert self.process is not None, "only a child that was started can end"  # noqa: S101
+        self.failures = 0 if self.came_up else self.failures + 1
+        pause = RESTART_PAUSE[min(self.failures, len(RESTART_PAUSE) - 1)]
+        log.warning("%s ended with status %s, starting it again", self.name, self.process.returncode)
+        self.process, self.due = None, time.monotonic() + pause
+
+    def stop(self, within: float) -> None:
+        """SIGTERM, and SIGKILL if it has not ended in time."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not stop within %.0f s and was killed", self.name, within)
+            self.process.kill()
+            self.process.wait()
+
+
+def run_service(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; raises `SignerError` if it may not start."""
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    _check_users(settings)
+    _prepare_directories(settings)
+    as_root = os.geteuid() == 0
+    keeper = _Child(
+        "keeper",
+        (sys.executable, "-P", "-m", "signer", "keeper"),
+        None,
+        lambda child: _listens(child, settings),
+        settings.ca_key_file if settings.has_ca_key else None,
+    )
+    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _has_lived)
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _frame: stopping.append(got))
+    signal.signal(signal.SIGHUP, lambda _got, _frame: keeper.reload())
+    try:
+        keeper.start()
+        _wait_until_ready(keeper, stopping)
+        api.start()
+        log.warning("serving on %s", settings.listen)
+        _supervise((keeper, api), stopping)
+    finally:
+        api.stop(API_STOPS_WITHIN)
+        keeper.stop(KEEPER_STOPS_WITHIN)
+
+
+def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
+    while not stopping:
+        for child in children:
+            if child.is_running():
+                child.look()
+            elif child.process is not None:
+                child.note_end()
+            if child.process is None and time.monotonic() >= child.due:
+                child.start()
+        _reap_orphans(children)
+        time.sleep(LOOK_EVERY)
+
+
+def _reap_orphans(children: tuple[_Child, ...]) -> None:
+    """Takes note of the end of processes that became ours when their parent died: as process 1, nobody else does."""
+    ours = {child.process.pid for child in children if child.process is not None}
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # there is no child at all
+            return
+        if ended is None or ended.si_pid in ours:  # ours are noticed where their end means something
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def _wait_until_ready(keeper: _Child, stopping: list[int]) -> None:
+    """Returns when the keeper takes connections; a keeper that ends has said why, so only that is raised."""
+    deadline = time.monotonic() + READY_WITHIN
+    while not stopping and not keeper.came_up:
+        if not keeper.is_running():
+            raise Unavailable("keeper_refused_to_start", "the keeper did not start", "mend what it says above")
+        if time.monotonic() > deadline:
+            raise Unavailable("keeper_too_slow", f"the keeper was not ready within {READY_WITHIN:.0f} s", "see its log")
+        time.sleep(LOOK_EVERY)
+        keeper.look()
+
+
+def _listens(keeper: _Child, settings: Settings) -> bool:
+    """True if this very keeper takes connections; the socket may be that of another service."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(settings.socket))
+        except OSError:
+            return False
+        pid = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+    return keeper.process is not None and bool(pid == keeper.process.pid)
+
+
+def _has_lived(api: _Child) -> bool:
+    return time.monotonic() - api.started > CALM_AFTER
+
+
+def gunicorn_argv(settings: Settings) -> list[str]:
+    """The api's command line; nothing secret is in it."""
+    listen = settings.listen
+    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.app:create_app()"]
+    argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
+    argv += ["--worker-class", "signer.api.worker.PatientWorker", "--preload", "--no-control-socket"]
+    argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
+    argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
+    argv += ["--backlog", "1024", "--worker-connections", "1000"]
+    # No configuration file from anywhere; no header may set SCRIPT_NAME.
+    argv += ["--config", "python:signer", "--forwarder-headers", "", "--limit-request-fields", "64"]
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
+    return argv
+
+
+def _memory_dir() -> str:
+    """Where gunicorn's heartbeat files cost no disk write."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"  # noqa: S108 - gunicorn makes and unlinks them itself
+
+
+def _check_users(settings: Settings) -> None:
+    """Raises `BadSettings` unless both users can be used; says so when one of them is root."""
+    check_users(settings.keeper_user, settings.api_user)
+    for name, user in _users(settings):
+        if user is not None and look_up_user(user).pw_uid == 0:
+            log.warning("%s is root: whoever breaks into it has this host", name)
+
+
+def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
+    return (("SIGNER_KEEPER_USER", settings.keeper_user), ("SIGNER_API_USER", settings.api_user))
+
+
+def _prepare_directories(settings: Settings) -> None:
+    """Makes the data and run directories with the owners and modes they need; changes nothing that exists otherwise.
+
+    With two users the run directory is set-group-id to the api's group, so that the socket in it is, too. In a
+    container root may change owners and users and nothing else, so what is given away is given last, and the socket
+    is reached as a member of that group.
+    """
+    _make_directory(settings.data_dir, 0o700)
+    _make_directory(settings.run_dir, 0o700)
+    if os.geteuid() != 0 or settings.keeper_user is None or settings.api_user is None:
+        return
+    keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
+    shared = keeper.pw_uid != api.pw_uid
+    try:
+        for path in (*_contents(settings.data_dir, keeper.pw_uid), settings.data_dir):
+            _give(path, keeper.pw_uid, keeper.pw_gid)
+        if shared:
+            os.setgroups([api.pw_gid])
+            if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
+                settings.run_dir.chmod(_SHARED_MODE)
+        _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
+    except OSError as error:
+        raise BadSettings(
+            "directory_unusable",
+            f"{error.filename or 'the api'} cannot be prepared: {error.strerror}",
+            "mend it, choose another, or give root CAP_CHOWN and CAP_SETGID",
+        ) from None
+
+
+def _contents(folder: Path, owner: int) -> list[Path]:
+    """What lies in a folder; nothing where it is its owner's already and closed even to root."""
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        if folder.stat().st_uid != owner:
+            raise
+        return []
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    facts = path.lstat()
+    if (facts.st_uid, facts.st_gid) != (uid, gid):  # a read-only file system refuses even what changes nothing
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSettings(
+            "directory_unusable", f"{path} cannot be made: {error.strerror}", "make it, or choose another one"
+        ) from None
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise BadSettings("directory_unusable", f"{path} is no directory", "choose another one")

@@ -1,0 +1,39 @@
+"""Times and durations as text: RFC 3339, and `90s`, `15m`, `1h30m`, `90d` as in policy.toml and on the command line.
+
+Vault's own, wider grammar is read in `protocol/sign_request.py`. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import lru_cache
+from typing import Final
+
+_PATTERN: Final = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
+_SECONDS: Final = (86_400, 3_600, 60, 1)
+
+
+def parse_duration(text: str) -> int:
+    """Seconds. Raises `ValueError` with a sentence for anything but days, hours, minutes, seconds in that order."""
+    match = _PATTERN.fullmatch(text)
+    if not text or match is None:
+        raise ValueError(f"{text[:40]!a} is not a duration such as 90s, 15m, 1h30m or 90d")
+    return sum(int(number) * unit for number, unit in zip(match.groups("0"), _SECONDS, strict=True))
+
+
+@lru_cache(maxsize=64)  # what is signed within a second has the same times
+def timestamp(seconds: int) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+@lru_cache(maxsize=64)
+def render_duration(seconds: int) -> str:
+    """The shortest text that `parse_duration` reads back as `seconds`."""
+    parts = []
+    for unit, letter in zip(_SECONDS, "dhms", strict=True):
+        number, seconds = divmod(seconds, unit)
+        if number:
+            parts.append(f"{number}{letter}")
+    return "".join(parts) or "0s"

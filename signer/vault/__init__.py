@@ -1,0 +1,1 @@
+"""Everything about Vault and OpenBao: signing, administration, inventory, audit log, parity."""

@@ -1,0 +1,205 @@
+"""What the operator's commands read and do at Vault or OpenBao (hvac): its SSH roles, its CA, a certificate, any call.
+
+Every call ends in time; every fault is one of the codes of `vault/errors.py`. The token is read from its file at each
+call, is never shown, and no text of Vault's is passed on. For one thread; use as a context manager or `close` it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import hvac
+from hvac import exceptions as said
+
+from signer.errors import BadFormat, BadSettings, Unavailable
+from signer.http import MAX_BODY, Watch, new_session
+from signer.model import PublicKey
+from signer.ssh.publickey import parse_public_key
+from signer.vault.errors import Told, malformed, mapped, read_token, role_missing, sealed
+from signer.vault.role import MountTtls
+
+ANSWERS_WITHIN: Final = 10.0  # seconds for one call
+_CAPABILITIES: Final = {"GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete"}
+_SHOWN: Final = 120  # characters of a path in an error
+_T = TypeVar("_T")
+
+
+class VaultAdmin:
+    """Vault at `address` for the bearer of the token in `token_file`; `BadSettings` if that file holds no token."""
+
+    def __init__(self, address: str, token_file: Path, ca_file: Path | None = None) -> None:
+        self._address = address
+        self._token_file = token_file
+        self._ca_file = ca_file
+        if ca_file is not None and not os.access(ca_file, os.R_OK):
+            raise BadSettings(
+                "vault_ca_file_unreadable", "Vault's CA file cannot be read", "name a file that you may read"
+            )
+        read_token(token_file, _told("", ""))
+        self._watch = Watch()
+        self._clients: dict[int, Any] = {}  # by the size of the largest answer they take
+
+    def __repr__(self) -> str:
+        return f"VaultAdmin({self._address})"
+
+    def __enter__(self) -> VaultAdmin:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the watching thread and drops the connections."""
+        self._watch.close()
+        for client in self._clients.values():
+            client.adapter.close()
+
+    # --- low level ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, within: float = ANSWERS_WITHIN
+    ) -> dict[str, Any]:
+        """The whole answer (with `data`, `auth`, …) of one request to `/v1/<path>`; `{}` where Vault answers 204.
+
+        `path` is plain text, such as `sys/mounts` or a name that Vault told; it is encoded here. `method` may be LIST.
+        `within` is seconds. Raises `Unavailable` or another `SignerError`; 404 is `vault_mount_missing`, see `find`.
+        """
+        return self._run(method, path, within, MAX_BODY, lambda client: _send(client, method, path, body))
+
+    def find(
+        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = ANSWERS_WITHIN
+    ) -> dict[str, Any] | None:
+        """As `call`, but None where Vault says that there is nothing: an empty list, no such role or entry."""
+
+        def act(client: Any) -> dict[str, Any] | None:
+            try:
+                return _send(client, method, path, None, params)
+            except said.InvalidPath as error:
+                if isinstance(error.errors, list) and not error.errors:
+                    return None
+                raise
+
+        return self._run(method, path, within, MAX_BODY, act)
+
+    def download(self, path: str, *, most: int, within: float) -> bytes:
+        """The bytes that a GET answers, at most `most`, within so many seconds; raises like `call`."""
+
+        def act(client: Any) -> bytes:
+            answer = client.adapter.session.get(
+                f"{self._address.rstrip('/')}/v1/{_quoted(path)}",
+                headers={"X-Vault-Token": client.token, "X-Vault-Request": "true"},
+                allow_redirects=False,
+            )
+            if answer.status_code != 200:
+                text = answer.text if answer.status_code >= 400 else ""
+                raise said.VaultError.from_status(answer.status_code or 500, errors=_errors(answer), text=text)
+            return bytes(answer.content)
+
+        return self._run("GET", path, within, most, act)
+
+    def _run(self, method: str, path: str, within: float, most: int, act: Callable[[Any], _T]) -> _T:
+        told = _told(f"{method} {path[:_SHOWN]}", f"{_CAPABILITIES.get(method, 'update')} on {path[:_SHOWN]}")
+        if any(part in (".", "..") for part in path.split("/")):
+            raise malformed(told)  # Vault has no such names, and HTTP would ask for another path
+        client = self._client(most, told)
+        with self._watch.within(within):
+            return mapped(lambda: act(client), told)
+
+    def _client(self, most: int, told: Told) -> Any:
+        client = self._clients.get(most)
+        if client is None:
+            session = new_session(self._ca_file, most)
+            client = hvac.Client(url=self._address, token="", session=session, allow_redirects=False)
+            self._clients[most] = client
+        client.token = read_token(self._token_file, told)
+        return client
+
+    # --- the SSH engine ----------------------------------------------------------------------------------------------
+
+    def check_ready(self) -> None:
+        """Raises what keeps Vault from serving us: down, sealed, or a token that it does not take (any more)."""
+        if self.call("GET", "sys/seal-status").get("sealed") is not False:
+            raise sealed()
+        self.call("GET", "auth/token/lookup-self")
+
+    def roles(self, mount: str) -> tuple[str, ...]:
+        """Names of the mount's roles, sorted."""
+        answer = self.find("LIST", f"{mount}/roles")
+        names = _data(answer).get("keys", []) if answer is not None else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise malformed(_told("", ""))
+        return tuple(sorted(names))
+
+    def role(self, mount: str, name: str) -> dict[str, Any]:
+        """A role as Vault tells it, 27 fields for one of key type `ca`; raises `vault_role_missing`."""
+        answer = self.find("GET", f"{mount}/roles/{name}")
+        if answer is None:
+            raise role_missing()
+        return _data(answer)
+
+    def mount_ttls(self, mount: str) -> MountTtls | None:
+        """How long certificates live where a role does not say; None if the token may not read the mount's tuning."""
+        try:
+            data = _data(self.call("GET", f"sys/mounts/{mount}/tune"))
+        except Unavailable as error:
+            if error.code != "vault_forbidden":
+                raise
+            return None
+        default, most = data.get("default_lease_ttl"), data.get("max_lease_ttl")
+        if not isinstance(default, int) or not isinstance(most, int):
+            raise malformed(_told("", ""))
+        return MountTtls(default, most)
+
+    def ca_public_key(self, mount: str) -> PublicKey:
+        """The CA key that the mount signs with by default; raises `vault_ca_unknown`."""
+        try:
+            return parse_public_key(str(_data(self.call("GET", f"{mount}/config/ca"))["public_key"]))
+        except (KeyError, BadFormat):
+            raise malformed(_told("", "")) from None
+
+    def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
+        """The certificate's line for a body of the sign endpoint; a refusal of Vault's is `vault_refused`."""
+        line = _data(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
+        if not isinstance(line, str):
+            raise malformed(_told("", ""))
+        return line.strip()
+
+
+def _send(
+    client: Any, method: str, path: str, body: Mapping[str, object] | None, params: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """One request through hvac's adapter, which raises its own errors and gives a dict for 200 with JSON."""
+    options = {"json": dict(body)} if body is not None else {}
+    answer = client.adapter.request(method, f"/v1/{_quoted(path)}", params=params, **options)
+    if isinstance(answer, dict):
+        return answer
+    if getattr(answer, "status_code", 0) == 204:
+        return {}
+    raise ValueError  # a redirect, a page: not what Vault answers
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/")
+
+
+def _data(answer: Mapping[str, Any]) -> dict[str, Any]:
+    data = answer.get("data")
+    if not isinstance(data, dict):
+        raise malformed(_told("", ""))
+    return data
+
+
+def _errors(answer: Any) -> object:
+    try:
+        body = answer.json()
+    except ValueError:
+        return None
+    return body.get("errors") if isinstance(body, dict) else None
+
+
+def _told(act: str, right: str) -> Told:
+    return Told("Vault's address", "Vault's token file", "Vault's CA file", "the name of the mount", act, right, "you")

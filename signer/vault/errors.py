@@ -1,0 +1,125 @@
+"""Vault's faults, and those of the way to it, as codes of ours; and the token in its file.
+
+Whoever calls Vault (`signing.py`, `admin.py`) lets `mapped` run the call. No text of Vault's goes further than here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import requests
+from hvac import exceptions as said
+
+from signer.errors import SignerError, Unavailable
+from signer.files import read_secret_word
+
+_SEALED: Final = "sealed"
+_NO_CA: Final = ("no default issuer", "keys haven't been configured")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the operator set to tell us of Vault, as hints name it; and what the token must be allowed to do."""
+
+    address: str = "SIGNER_VAULT_ADDR"
+    token_file: str = "SIGNER_VAULT_TOKEN_FILE"  # noqa: S105 - the name of a setting
+    ca_file: str = "SIGNER_VAULT_CA_FILE"
+    mount: str = "SIGNER_VAULT_MOUNT"
+    act: str = "sign"
+    right: str = "update on the sign path"
+    reader: str = "the keeper's user"
+
+
+BY_SETTINGS: Final = Told()
+
+
+def mapped(act: Callable[[], _T], told: Told = BY_SETTINGS) -> _T:
+    """What one call returns; every fault of Vault's or the way's is raised as one of ours."""
+    try:
+        return act()
+    except requests.exceptions.Timeout:
+        raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
+    except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):
+        raise malformed(told) from None
+    except requests.exceptions.SSLError:
+        raise Unavailable(
+            "vault_not_trusted",
+            "nobody we trust vouches for Vault's TLS certificate",
+            f"check {told.ca_file}, and the name in {told.address}",
+        ) from None
+    except requests.exceptions.RequestException:
+        raise Unavailable("vault_down", "Vault cannot be reached", f"start Vault, or check {told.address}") from None
+    except (said.VaultDown, said.VaultNotInitialized) as error:
+        if not says(error, _SEALED):  # 503 is also what a proxy says that does not reach it
+            raise _failed() from None
+        raise sealed() from None
+    except (said.Forbidden, said.Unauthorized):
+        raise Unavailable(
+            "vault_forbidden",
+            f"Vault does not let our token {told.act}",
+            f"put a token with {told.right} into {told.token_file}",
+        ) from None
+    except said.InvalidPath:
+        raise Unavailable("vault_mount_missing", "Vault has no such mount", f"check {told.mount}") from None
+    except said.InvalidRequest as error:
+        raise _refusal(error, told) from None
+    except said.RateLimitExceeded:
+        raise Unavailable("vault_rate_limited", "Vault says that it is asked too often", "try again") from None
+    except said.VaultError:
+        raise _failed() from None
+    except (ValueError, TypeError, AttributeError, RecursionError):  # hvac trips over JSON of another form
+        raise malformed(told) from None
+
+
+def _refusal(error: said.InvalidRequest, told: Told) -> SignerError:
+    if says(error, "unknown role"):
+        return role_missing()
+    if any(says(error, words) for words in _NO_CA):
+        return ca_unknown()
+    if told is not BY_SETTINGS:
+        return SignerError("vault_refused", f"Vault refuses to {told.act}", "see Vault's audit log for its reason")
+    return SignerError(
+        "vault_refused", "Vault refuses what policy.toml grants", "bring Vault's role and policy.toml together"
+    )
+
+
+def says(error: said.VaultError, words: str) -> bool:
+    """True if one of Vault's sentences has these words; they are compared and go nowhere."""
+    return isinstance(error.errors, list) and any(words in str(line).lower() for line in error.errors)
+
+
+def sealed() -> Unavailable:
+    """The error for a Vault that is up and cannot read its own storage."""
+    return Unavailable("vault_sealed", "Vault is sealed", "unseal Vault")
+
+
+def role_missing() -> Unavailable:
+    """The error for a role that Vault's mount does not have."""
+    return Unavailable("vault_role_missing", "Vault has no role of that name", "make it, or take it out of policy.toml")
+
+
+def ca_unknown() -> Unavailable:
+    """The error for a mount without a CA key, or one that has not told it."""
+    return Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "give its mount a CA key, and start it")
+
+
+def malformed(told: Told = BY_SETTINGS) -> Unavailable:
+    """The error for an answer that is not what Vault answers there."""
+    return Unavailable(
+        "vault_answer_malformed",
+        "Vault's answer is not one of its sign path" if told is BY_SETTINGS else "Vault's answer is not understood",
+        f"check {told.address}",
+    )
+
+
+def _failed() -> Unavailable:
+    return Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log")
+
+
+def read_token(path: Path, told: Told = BY_SETTINGS) -> str:
+    """The token in a regular file that only its owner may read; raises `BadSettings`."""
+    return read_secret_word(path, told.token_file, is_vaults=True, reader=told.reader)

@@ -1,0 +1,338 @@
+"""What is in a Vault: names and counts, never a value. A KV entry is listed and never read, so none can leak from here.
+
+What could not be read is a fact of its own (`Unread`): an inventory with one is not complete and proves nothing absent.
+Bounded in time, entries and depth. Each listing goes below the one before it, so there are no cycles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from signer.errors import BadFormat, SignerError
+from signer.ssh.publickey import parse_public_key
+from signer.vault.errors import sealed
+
+MAX_ENTRIES: Final = 100_000  # names of one kind
+MAX_DEPTH: Final = 64  # folders in each other
+WITHIN: Final = 120.0  # seconds for all of it
+CALL_WITHIN: Final = 10.0
+BUILTIN: Final = frozenset({"cubbyhole", "identity", "system", "ns_cubbyhole", "ns_identity", "ns_system"})
+KV_TYPES: Final = frozenset({"kv", "generic"})  # `generic` is what the first version was called once
+SNAPSHOT: Final = "sys/storage/raft/snapshot"
+_MISSING: Final = "vault_mount_missing"
+_T = TypeVar("_T")
+
+
+class Asked(Protocol):
+    """What is needed of `VaultAdmin`."""
+
+    def call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, within: float = CALL_WITHIN
+    ) -> dict[str, Any]: ...
+    def find(
+        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = CALL_WITHIN
+    ) -> dict[str, Any] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Something that could not be looked at: where, and the code of the fault."""
+
+    what: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A secrets engine or an auth method. `version` is that of a KV engine, otherwise 0; `path` ends with a slash."""
+
+    path: str
+    type: str
+    version: int = 0
+
+    @property
+    def is_kv(self) -> bool:
+        return self.type in KV_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class KvEntries:
+    """Names of all entries of a KV mount, folders and all; a deleted entry of version 2 has its name, too."""
+
+    mount: str
+    version: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SshRole:
+    """`max_ttl` is seconds; 0 if the mount's own limit binds."""
+
+    name: str
+    max_ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class SshEngine:
+    """An SSH mount. `issuers` are fingerprints of CA keys; `max_lease` seconds bind roles without a `max_ttl`."""
+
+    mount: str
+    roles: tuple[SshRole, ...]
+    issuers: tuple[str, ...]
+    max_lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnToken:
+    """The token that looks. `ttl` is seconds, 0 without end; `uses` is 0 without limit; `lacks` paths it may not use.
+
+    A token with a parent (`is_orphan` False) ends with it. `hashes` is its accessor as audit devices write it.
+    """
+
+    accessor: str
+    ttl: int
+    uses: int
+    is_orphan: bool
+    lacks: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All of it, at one time (seconds since the epoch, our clock)."""
+
+    at: int
+    version: str
+    cluster: str
+    storage: str
+    seal: str
+    namespaces: tuple[str, ...]
+    mounts: tuple[Mount, ...]
+    kv: tuple[KvEntries, ...]
+    ssh: tuple[SshEngine, ...]
+    auth_methods: tuple[Mount, ...]
+    policies: tuple[str, ...]
+    entities: int
+    leases: int
+    tokens: int
+    audit_devices: tuple[Mount, ...]
+    own_token: OwnToken | None
+    unread: tuple[Unread, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for JSON; without the accessor of our own token, which is a handle on it."""
+        own = self.own_token
+        told = {**asdict(self), "kv": [_counted(entries) for entries in self.kv]}
+        told["own_token"] = None if own is None else {"ttl": own.ttl, "orphan": own.is_orphan, "lacks": list(own.lacks)}
+        return told
+
+
+def _counted(entries: KvEntries) -> dict[str, Any]:
+    return {"mount": entries.mount, "version": entries.version, "count": len(entries.names), "names": entries.names}
+
+
+def read_inventory(
+    vault: Asked,
+    ssh_mount: str,
+    *,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Inventory:
+    """Looks at everything; raises `SignerError` only if Vault is down or sealed. Reads and lists, writes nothing.
+
+    `ssh_mount` is the one that will be disabled: the token is asked whether it may.
+    """
+    state = vault.call("GET", "sys/seal-status", within=CALL_WITHIN)
+    if state.get("sealed") is not False:
+        raise sealed()
+    look = _Look(vault, monotonic)
+    mounts = look.mounts("sys/mounts")
+    audit = look.mounts("sys/audit")
+    return Inventory(
+        at=int(clock()),
+        version=_text(state, "version"),
+        cluster=_text(state, "cluster_id"),
+        storage=_text(state, "storage_type"),
+        seal=_text(state, "type"),
+        namespaces=look.namespaces(),
+        mounts=mounts,
+        kv=tuple(look.entries(mount) for mount in mounts if mount.is_kv),
+        ssh=tuple(look.engine(mount.path) for mount in mounts if mount.type == "ssh"),
+        auth_methods=look.mounts("sys/auth"),
+        policies=tuple(sorted(look.keys("sys/policies/acl"))),
+        entities=len(look.keys("identity/entity/id")),
+        leases=len(look.below("sys/leases/lookup/", "leases")),
+        tokens=len(look.keys("auth/token/accessors")),
+        audit_devices=audit,
+        own_token=look.own_token(ssh_mount, tuple(device.path for device in audit)),
+        unread=tuple(look.unread),
+    )
+
+
+class _Look:
+    """Asks, and notes what it was not told."""
+
+    def __init__(self, vault: Asked, monotonic: Callable[[], float]) -> None:
+        self._vault = vault
+        self._monotonic = monotonic
+        self._deadline = monotonic() + WITHIN
+        self.unread: list[Unread] = []
+
+    def _ask(self, what: str, otherwise: _T, ask: Callable[[float], _T]) -> _T:
+        """What `ask` returns; if it cannot be had, that is noted and `otherwise` stands in for it."""
+        remaining = self._deadline - self._monotonic()
+        if remaining <= 0:
+            self.unread.append(Unread(what, "too_slow"))
+            return otherwise
+        try:
+            return ask(min(remaining, CALL_WITHIN))
+        except SignerError as error:
+            self.unread.append(Unread(what, error.code))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # JSON of another form than Vault's
+            self.unread.append(Unread(what, "vault_answer_malformed"))
+        return otherwise
+
+    def keys(self, path: str) -> tuple[str, ...]:
+        """The names that a LIST tells; none if Vault says that there is nothing."""
+        return self._ask(path, (), lambda within: _keys(self._vault.find("LIST", path, within=within)))
+
+    def namespaces(self) -> tuple[str, ...]:
+        """Those below ours. A Vault without namespaces has no such path."""
+
+        def ask(within: float) -> tuple[str, ...]:
+            try:
+                return _keys(self._vault.find("LIST", "sys/namespaces", within=within))
+            except SignerError as error:
+                if error.code == _MISSING:
+                    return ()
+                raise
+
+        return self._ask("sys/namespaces", (), ask)
+
+    def mounts(self, path: str) -> tuple[Mount, ...]:
+        """Those that `sys/mounts`, `sys/auth` or `sys/audit` tells, by name."""
+
+        def ask(within: float) -> tuple[Mount, ...]:
+            found = []
+            for name, facts in sorted(self._vault.call("GET", path, within=within)["data"].items()):
+                kind, options = str(facts["type"]), facts.get("options") or {}
+                version = (2 if str(options.get("version", "1")) == "2" else 1) if kind in KV_TYPES else 0
+                found.append(Mount(name, kind, version))
+            return tuple(found)
+
+        return self._ask(path, (), ask)
+
+    def entries(self, mount: Mount) -> KvEntries:
+        """Every entry's name. Only LIST is asked for, and for version 2 below `metadata`."""
+        start = mount.path + ("metadata/" if mount.version == 2 else "")
+        return KvEntries(mount.path, mount.version, self.below(start, mount.path))
+
+    def below(self, start: str, what: str) -> tuple[str, ...]:
+        """Names of all that lies below a folder, without the folders; what cannot be listed is noted."""
+        found: list[str] = []
+        waiting = [(start, 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            for name in self.keys(folder):
+                if not name.endswith("/"):
+                    found.append((folder + name).removeprefix(start))
+                elif depth >= MAX_DEPTH:
+                    self.unread.append(Unread(f"{folder}{name}", "too_deep"))
+                else:
+                    waiting.append((folder + name, depth + 1))
+            if len(found) + len(waiting) > MAX_ENTRIES:
+                self.unread.append(Unread(what, "too_many"))
+                break
+        return tuple(sorted(found))
+
+    def engine(self, mount: str) -> SshEngine:
+        """An SSH mount: its roles and how long they sign for, its CA keys."""
+        roles = tuple(self._role(mount, name) for name in sorted(self.keys(f"{mount}roles")))
+        return SshEngine(mount, roles, self._issuers(mount), self._max_lease(mount))
+
+    def _max_lease(self, mount: str) -> int:
+        """The limit that binds, be it the mount's own or the whole server's."""
+        path = f"sys/mounts/{mount}tune"
+        return self._ask(
+            path, 0, lambda within: int(self._vault.call("GET", path, within=within)["data"]["max_lease_ttl"])
+        )
+
+    def _role(self, mount: str, name: str) -> SshRole:
+        def ask(within: float) -> SshRole:
+            data = self._vault.call("GET", f"{mount}roles/{name}", within=within)["data"]
+            return SshRole(name, int(data.get("max_ttl") or 0))
+
+        return self._ask(f"{mount}roles/{name}", SshRole(name, 0), ask)
+
+    def _issuers(self, mount: str) -> tuple[str, ...]:
+        """Fingerprints; a Vault that knows one CA key a mount, and no issuers, is asked for that one."""
+
+        def ask(within: float) -> tuple[str, ...]:
+            try:
+                answer = self._vault.find("LIST", f"{mount}issuers", within=within)
+                lines = [
+                    facts["public_key"] for facts in (answer or {"data": {"key_info": {}}})["data"]["key_info"].values()
+                ]
+            except SignerError as error:
+                if error.code != _MISSING:
+                    raise
+                one = self._vault.find("GET", f"{mount}config/ca", within=within)
+                lines = [] if one is None else [one["data"]["public_key"]]
+            try:
+                return tuple(sorted(parse_public_key(str(line)).fingerprint for line in lines))
+            except BadFormat:
+                raise ValueError("no key") from None
+
+        return self._ask(f"{mount}issuers", (), ask)
+
+    def own_token(self, ssh_mount: str, devices: tuple[str, ...]) -> OwnToken | None:
+        """The bearer: how long it lasts and what it may do of all that removing Vault takes."""
+
+        def ask(within: float) -> OwnToken:
+            data = self._vault.call("GET", "auth/token/lookup-self", within=within)["data"]
+            asked = {"paths": [path for path, _ in _needed(ssh_mount)]}
+            may = self._vault.call("POST", "sys/capabilities-self", asked, within=within)["data"]
+            lacks = tuple(path for path, right in _needed(ssh_mount) if not {right, "root"} & set(may.get(path, ())))
+            accessor = str(data["accessor"])
+            hashes = tuple(self._hashed(device, accessor) for device in devices)
+            return OwnToken(accessor, int(data["ttl"]), int(data["num_uses"]), data["orphan"] is True, lacks, hashes)
+
+        return self._ask("auth/token/lookup-self", None, ask)
+
+    def _hashed(self, device: str, accessor: str) -> str:
+        """The accessor as that audit device writes it; "" if we may not know, and then nobody in its log is us."""
+
+        def ask(within: float) -> str:
+            path = f"sys/audit-hash/{device.rstrip('/')}"
+            return str(self._vault.call("POST", path, {"input": accessor}, within=within)["data"]["hash"])
+
+        before = len(self.unread)
+        found = self._ask(device, "", ask)
+        del self.unread[before:]  # it only makes us count our own requests as another client's
+        return found
+
+
+def _needed(ssh_mount: str) -> Iterator[tuple[str, str]]:
+    """Paths that removing Vault writes to, and the capability each takes."""
+    yield f"sys/mounts/{ssh_mount.strip('/')}", "delete"
+    yield "auth/token/accessors/", "list"
+    yield "auth/token/revoke-accessor", "update"
+    yield "sys/seal", "sudo"
+    yield SNAPSHOT, "read"
+
+
+def _keys(answer: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if answer is None:
+        return ()
+    names = answer["data"]["keys"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are texts")
+    return tuple(name for name in names if name)
+
+
+def _text(state: Mapping[str, Any], name: str) -> str:
+    value = state.get(name)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,204 @@
+"""Asks Vault or OpenBao to sign (hvac): the backend of `SIGNER_MODE=vault`, until the local CA key takes over.
+
+Every call ends in time and maps Vault's faults to codes of ours; no text of Vault's and no token is passed on. The
+token comes from a file, is taken anew when that changes, and is renewed while it can be. Threads may share a client.
+"""
+
+from __future__ import annotations
+
+import binascii
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import hvac
+
+from signer.errors import BadFormat, BadSettings, SignerError
+from signer.http import Watch, new_session
+from signer.model import Grant, PublicKey, Returned
+from signer.ssh.certificate import decode_certificate
+from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.vault.errors import ca_unknown, malformed, mapped, read_token
+
+log = logging.getLogger("signer.vault")
+
+ANSWERS_WITHIN: Final = 4.5  # seconds for all that one signature, or one look, takes; the keeper gives up after 5
+LOOK_EVERY: Final = 2.0  # seconds between two looks at Vault, from which readiness follows
+RENEW_EVERY_AT_MOST: Final = 300.0  # seconds
+RENEW_EVERY_AT_LEAST: Final = 1.0
+
+
+class VaultClient:
+    """Vault's SSH engine at `mount`, for whoever bears the token in `token_file`; `BadSettings` if that is no token."""
+
+    def __init__(self, address: str, token_file: Path, mount: str, tls_ca_file: Path | None = None) -> None:
+        self._address = address
+        self._token_file = token_file
+        self._mount = mount
+        if tls_ca_file is not None and not os.access(tls_ca_file, os.R_OK):
+            raise BadSettings(
+                "vault_ca_file_unreadable",
+                "the file of SIGNER_VAULT_CA_FILE cannot be read",
+                "name a file that the keeper's user may read",
+            )
+        self._tls_ca_file = tls_ca_file
+        self._local = threading.local()
+        self._clients: list[Any] = []  # of all threads
+        self._token = read_token(token_file)
+        self._ca: PublicKey | None = None
+        self._fault: SignerError | None = ca_unknown()
+        self._renew_at = 0.0
+        self._warned = ""  # code of the trouble with the token that was logged last
+        self._watch = Watch()
+        self._stopping = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"VaultClient({self._address}, {self._mount})"
+
+    def sign(self, grant: Grant) -> Returned:
+        """The certificate that Vault makes of a grant; raises `Unavailable` or another `SignerError`."""
+        fields = {
+            "public_key": render_public_key(grant.public_key.kind, grant.public_key.blob),
+            "cert_type": "user",
+            "valid_principals": ",".join(grant.principals),
+            "ttl": f"{grant.ttl}s",
+            "extensions": dict.fromkeys(grant.extensions, ""),
+            "critical_options": dict(grant.critical_options),
+        }
+        with self._watch.within(ANSWERS_WITHIN):
+            data = self._call(lambda client: client.write_data(f"{self._mount}/sign/{grant.role}", data=fields))
+            line = data.get("signed_key")
+            if not isinstance(line, str):
+                raise malformed()
+            ca = self._ca
+            if ca is None or _ca_key_in(line) != ca.blob:  # Vault may have another CA key since we asked
+                ca = self._ask_ca()
+        return Returned(line.strip(), ca.blob)
+
+    def known_ca(self) -> PublicKey:
+        """Vault's CA key as it was told last; raises `Unavailable` if it never was. Asks nobody, so it never waits."""
+        if self._ca is None:
+            raise self._fault or ca_unknown()
+        return self._ca
+
+    def ask_ca(self) -> PublicKey:
+        """Vault's CA key as Vault tells it now; raises `Unavailable` or another `SignerError`."""
+        with self._watch.within(ANSWERS_WITHIN):
+            return self._ask_ca()
+
+    def check_ready(self) -> None:
+        """Raises what the last look at Vault found wrong. Asks nobody, so it never waits."""
+        if self._fault is not None:
+            raise self._fault
+
+    def look_once(self) -> None:
+        """Takes a new token from the file, asks for the CA key, renews the token if it is time; see `check_ready`."""
+        with self._watch.within(ANSWERS_WITHIN):
+            self._take_new_token()
+            try:
+                self._ask_ca()
+                fault = None
+            except SignerError as error:
+                fault = error
+            was, self._fault = self._fault, fault
+            if fault is not None and (was is None or was.code != fault.code):
+                log.warning("Vault cannot sign: %s (%s)", fault.text, fault.code)
+            elif fault is None and was is not None:
+                log.warning("Vault can sign")
+            if fault is None and time.monotonic() >= self._renew_at:
+                self._renew()
+
+    def look_after(self) -> None:
+        """Looks again and again, until `close`; run in a thread of its own."""
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                self.look_once()
+            except Exception:  # whatever it is, the thread must live: without it no token is renewed
+                log.exception("looking after Vault failed")
+            pause = min(max(self._renew_at - time.monotonic(), RENEW_EVERY_AT_LEAST), LOOK_EVERY)
+
+    def close(self) -> None:
+        """Ends `look_after` and every call that waits."""
+        self._stopping.set()
+        self._watch.close()
+        for client in self._clients:
+            client.adapter.close()
+
+    def _ask_ca(self) -> PublicKey:
+        data = self._call(lambda client: client.adapter.get(f"/v1/{self._mount}/config/ca"))
+        try:
+            key = parse_public_key(str(data["public_key"]))
+        except (KeyError, BadFormat):
+            raise malformed() from None
+        if self._ca is not None and key.blob != self._ca.blob:
+            log.warning("Vault has another CA key: %s instead of %s", key.fingerprint, self._ca.fingerprint)
+        self._ca = key
+        return key
+
+    def _renew(self) -> None:
+        """Renews the token at a third of its life. One that may not be looked up or renewed is good until it ends."""
+        try:
+            data = self._call(lambda client: client.auth.token.lookup_self())
+            if data.get("renewable") is True:
+                self._call(lambda client: client.auth.token.renew_self(), "auth")
+            life = data.get("ttl")
+            seconds = life / 3 if isinstance(life, int) and life > 0 else RENEW_EVERY_AT_MOST
+            self._warned = ""
+        except SignerError as error:
+            if error.code != self._warned:
+                log.warning("the Vault token cannot be renewed: %s (%s)", error.text, error.code)
+            self._warned = error.code
+            seconds = RENEW_EVERY_AT_LEAST * 5
+        self._renew_at = time.monotonic() + min(max(seconds, RENEW_EVERY_AT_LEAST), RENEW_EVERY_AT_MOST)
+
+    def _take_new_token(self) -> bool:
+        """True if the file holds another token than the one in use, which is used from now on."""
+        try:
+            fresh = read_token(self._token_file)
+        except BadSettings as error:  # perhaps it is being replaced; the one in use may still be good
+            if error.code != self._warned:
+                log.warning("no token is taken: %s (%s)", error.text, error.code)
+            self._warned = error.code
+            return False
+        if fresh == self._token:
+            return False
+        self._token, self._renew_at = fresh, 0.0
+        return True
+
+    def _call(self, act: Callable[[Any], Any], part: str = "data") -> dict[str, Any]:
+        """That part of one call's answer; it is made once more if Vault takes the file's token and not ours."""
+        used = self._token
+        try:
+            answer = mapped(lambda: act(self._client()))
+        except SignerError as error:
+            if error.code != "vault_forbidden" or not (self._take_new_token() or self._token != used):
+                raise
+            answer = mapped(lambda: act(self._client()))
+        found = answer.get(part) if isinstance(answer, dict) else None
+        if not isinstance(found, dict):
+            raise malformed()
+        return found
+
+    def _client(self) -> Any:
+        """This thread's hvac client; a requests session is not for several."""
+        client = getattr(self._local, "client", None)
+        if client is None:
+            session = new_session(self._tls_ca_file)
+            client = hvac.Client(url=self._address, token="", session=session, allow_redirects=False)
+            self._local.client = client
+            self._clients.append(client)
+        client.token = self._token
+        return client
+
+
+def _ca_key_in(line: str) -> bytes:
+    """The CA key that a certificate names; empty for what is no certificate."""
+    try:
+        return decode_certificate(binascii.a2b_base64(line.split()[1]))[0].ca_key
+    except (BadFormat, ValueError, IndexError):
+        return b""

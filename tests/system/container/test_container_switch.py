@@ -1,0 +1,214 @@
+"""From one configuration to the other and back, and a trial beside what runs: with real podman and podman-compose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from signer.migration.compose import Compose, ComposeFailed
+from signer.migration.config import ComposeFacts
+from signer.migration.trial import trial, trial_project
+from tests.parts import missing
+from tests.parts.container import API, BASE_FILE, OVERLAY_FILE, Contained, Engine
+from tests.parts.eventually import eventually
+from tests.parts.keys import Key, KeyRing
+from tests.parts.service import ROOT
+
+pytestmark = [missing.needs_podman, missing.needs_podman_compose]
+COMPOSE = str(Path(sys.executable).with_name("podman-compose"))
+
+
+class Platform(Contained):
+    """A service that `Compose` starts; both files' variables are known."""
+
+    def __init__(self, engine: Engine, folder: Path, ca: Key) -> None:
+        super().__init__(engine, folder, ca, local=True)
+        self.facts = ComposeFacts((COMPOSE,), "podman", self.project, BASE_FILE, OVERLAY_FILE, API, self.variables)
+        self.compose_commands = Compose(self.facts, engine.environ)
+
+    def mode(self) -> str:
+        """That of the container, as soon as its service answers."""
+
+        def answers() -> bool:
+            try:
+                return self.ask("GET", "/metrics").status == 200
+            except OSError:
+                return False  # it does not listen yet
+
+        eventually(answers, "the service answers")
+        found = self.compose_commands.running()
+        return found.mode if found else ""
+
+    def made(self, project: str) -> list[str]:
+        """What the engine has of a project, by name."""
+        label = f"label=com.docker.compose.project={project}"
+        containers = self.engine.podman("ps", "--all", "--format", "{{.Names}}", "--filter", label).split()
+        return containers + self.engine.podman("volume", "ls", "--quiet", "--filter", label).split()
+
+
+@pytest.fixture(scope="module")
+def platform(engine: Engine, keyring: KeyRing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """In mode vault, with a Vault that is away."""
+    made = Platform(engine, tmp_path_factory.mktemp("switch") / "service", keyring("ed25519", "ca"))
+    try:
+        made.compose_commands.up(with_overlay=False)
+        yield made
+    finally:
+        made.remove()
+
+
+def test_up_replaces_the_container_there_and_back_and_leaves_alone_what_is_right(platform: Platform) -> None:
+    compose = platform.compose_commands
+    seen = [compose.running()]
+    for with_overlay in (True, True, False):
+        done = compose.up(with_overlay=with_overlay)
+        assert list(done.command) == compose.up_line(with_overlay=with_overlay)
+        seen.append(compose.running())
+        assert platform.mode() == ("local" if with_overlay else "vault")
+    base, overlay, again, back = seen
+    assert base and overlay and again and back  # noqa: PT018 - for the type checker
+    assert [one.mode for one in (base, overlay, again, back)] == ["vault", "local", "local", "vault"]
+    assert overlay == again
+    assert len({base.id, overlay.id, back.id}) == 3
+    assert {one.image for one in (base, overlay, back)} == {compose.image_id()}
+    assert platform.made(platform.project) == [platform.name, f"{platform.project}_ledger"]
+
+
+def test_a_failure_leaves_a_platform_that_the_other_configuration_mends(platform: Platform) -> None:
+    away = platform.key_file.with_name("away")
+    platform.key_file.rename(away)
+    try:
+        with pytest.raises(ComposeFailed) as caught:
+            platform.compose_commands.up(with_overlay=True)
+        assert caught.value.code == "compose_failed"
+        assert str(platform.key_file) in caught.value.said
+        platform.compose_commands.up(with_overlay=False)
+        assert platform.mode() == "vault"
+    finally:
+        away.rename(platform.key_file)
+
+
+_UP = """
+from pathlib import Path
+from signer.migration.compose import Compose
+from signer.migration.config import ComposeFacts
+files = Path({base!r}), Path({overlay!r})
+Compose(ComposeFacts(({command!r},), "podman", {project!r}, *files, {service!r}, {variables!r})).up(True)
+"""
+
+
+@pytest.mark.parametrize("with_children", [False, True], ids=["alone", "with all that it started"])
+@pytest.mark.parametrize("moment", ["stop", "create"])
+def test_a_process_killed_in_the_middle_leaves_what_another_up_mends(
+    platform: Platform, with_children: bool, moment: str
+) -> None:
+    """`moment` is the verb of podman that runs when SIGKILL comes."""
+    platform.compose_commands.up(with_overlay=False)
+    script = _UP.format(
+        command=COMPOSE, project=platform.project, base=str(BASE_FILE), overlay=str(OVERLAY_FILE), service=API,
+        variables=platform.variables,
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=platform.engine.environ | {"PYTHONPATH": str(ROOT)}
+    ) as ours:
+        wait_for_podman(platform.project, moment, ours)
+        victims = [*commands_of(platform.project)] if with_children else []
+        for pid in (ours.pid, *victims):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it has just ended by itself
+    platform.compose_commands.up(with_overlay=False)
+    assert platform.mode() == "vault"
+
+
+def wait_for_podman(project: str, verb: str, ours: subprocess.Popen[bytes]) -> None:
+    """Returns when compose runs `podman VERB`; busy, as the moment is short."""
+    while ours.poll() is None:
+        if any(words[1:2] == [verb] for words in commands_of(project).values()):
+            return
+    raise AssertionError(f"it ended before podman {verb} was seen")
+
+
+def commands_of(project: str) -> dict[int, list[str]]:
+    """Running commands that were started for a project, containers' monitors not counted."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            marked = f"SIGNER_COMPOSE_PROJECT={project}\0".encode() in (folder / "environ").read_bytes()
+            words = (folder / "cmdline").read_text().split("\0")
+        except (OSError, ValueError):
+            continue  # it is no process, or it has ended
+        if marked and "conmon" not in words[0]:
+            found[int(folder.name)] = words
+    return found
+
+
+def test_a_trial_runs_beside_the_service_and_leaves_nothing(platform: Platform) -> None:
+    platform.compose_commands.up(with_overlay=False)
+    before = platform.compose_commands.running()
+    with trial(platform.facts, environ=platform.engine.environ) as tried:
+        assert tried.health["mode"] == "local"
+        assert tried.health["ca_fingerprint"] == platform.ca.fingerprint
+        assert platform.mode() == "vault"
+        assert len(platform.made(trial_project(platform.facts))) == 2
+        assert '"kind": "keeper.started"' in tried.export_ledger()
+    assert platform.made(trial_project(platform.facts)) == []
+    assert platform.compose_commands.running() == before
+
+
+def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves_nothing(platform: Platform) -> None:
+    abandoned = trial(platform.facts, environ=platform.engine.environ)
+    left = abandoned.__enter__()
+    project = trial_project(platform.facts)
+    assert len(platform.made(project)) == 2
+    with trial(platform.facts, environ=platform.engine.environ) as tried:
+        assert tried.container.id != left.container.id
+        assert len(platform.made(project)) == 2
+    with (
+        pytest.raises(ComposeFailed) as caught,
+        trial(platform.facts, mode="shadow", environ=platform.engine.environ),
+    ):
+        raise AssertionError("it is not in that mode")
+    assert (caught.value.code, "mode is local" in caught.value.text) == ("trial_not_ready", True)
+    assert platform.made(project) == []
+    abandoned.__exit__(None, None, None)  # else it would clean up when it is collected, in the middle of another test
+
+
+def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platform) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from signer.composetrial import trial\n"
+        "from signer.migration.config import ComposeFacts\n"
+        "command, project, base, overlay, service, *pairs = sys.argv[1:]\n"
+        "variables = dict(pair.split('=', 1) for pair in pairs)\n"
+        "facts = ComposeFacts((command,), 'podman', project, Path(base), Path(overlay), service, variables)\n"
+        "with trial(facts, lives=8): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    facts = platform.facts
+    words = [COMPOSE, facts.project, str(facts.base), str(facts.overlay), facts.service]
+    variables = [f"{name}={value}" for name, value in facts.environment.items()]
+    environ = {**platform.engine.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-P", "-c", code, *words, *variables], env=environ, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    volume = f"{trial_project(facts)}_ledger"
+    eventually(lambda: platform.made(trial_project(facts)) == [volume], "only the volume is left", seconds=60)
+
+
+def test_a_trial_that_would_share_the_ledger_is_refused_before_it_starts(platform: Platform, tmp_path: Path) -> None:
+    shared = tmp_path / "base.yaml"
+    shared.write_text(BASE_FILE.read_text() + f"    name: {platform.project}_ledger\n")
+    facts = ComposeFacts((COMPOSE,), "podman", platform.project, shared, OVERLAY_FILE, API, platform.variables)
+    with (
+        pytest.raises(ComposeFailed) as caught,
+        trial(facts, environ=platform.engine.environ),
+    ):
+        raise AssertionError("it has started")
+    assert caught.value.code == "trial_not_apart"
+    assert platform.made(trial_project(facts)) == []
+    assert f"{platform.project}_ledger" in platform.made(platform.project)

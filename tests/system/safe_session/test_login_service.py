@@ -1,0 +1,280 @@
+"""safe-session against every kind of service: whatever is wrong, it says so, status is 1, and nothing was run."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.keys import Key, KeyRing
+from tests.system.safe_session.test_login_standin import (
+    TOKEN,
+    Asked,
+    Client,
+    Signer,
+    Standin,
+    http,
+    make_client,
+    problem,
+)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with make_client(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def ca(keyring: KeyRing) -> Key:
+    return keyring("ed25519", "ca")
+
+
+def run_marked(client: Client, address: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command that leaves a mark; a login that failed must not have left it, nor an agent or a folder."""
+    mark = client.folder / "ran"
+    done = client.run(address, *words, "exec", "--", "touch", str(mark), **more)
+    assert mark.exists() == (done.returncode == 0)
+    assert client.left_behind() == []
+    return done
+
+
+def test_a_request_says_who_asks_and_for_what(client: Client, ca: Key) -> None:
+    with Standin(Signer(client.folder, ca)) as api:
+        done = run_marked(client, api.address, "--role", "db/x y", "--principal", "llmops", "--ttl", "5m")
+    assert (done.returncode, done.stderr) == (0, "")
+    (asked,) = api.asked
+    assert asked.line == "POST /api/sign/db%2Fx%20y HTTP/1.0"
+    assert asked.headers["authorization"] == f"Bearer {TOKEN}"
+    assert asked.headers["content-type"] == "application/json"
+    assert (asked.body["principals"], asked.body["ttl"]) == (["llmops"], "5m")
+
+
+def test_the_service_may_listen_on_a_socket(client: Client, ca: Key) -> None:
+    with Standin(Signer(client.folder, ca), unix=client.folder / "api") as api:
+        assert run_marked(client, api.address).returncode == 0
+
+
+def test_a_refusal_is_shown_in_the_services_words(client: Client) -> None:
+    text, hint = "role llmops does not allow principal root", "it allows llmops\x1b[2J"
+    with Standin(lambda _: problem(403, text, hint)) as api:
+        done = run_marked(client, api.address, "--principal", "root")
+    assert done.returncode == 1
+    assert done.stderr == f"safe-session: error: {text}\nsafe-session: hint: it allows llmops [2J\n"
+    assert done.stdout == ""
+    assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "answer,said",
+    [
+        (http(502, b"<html>Bad Gateway</html>", kind="text/html"), "not a signing service's: status 502"),
+        (http(200, b"<html>It works!</html>", kind="text/html"), "not a signing service's: status 200"),
+        (http(201, {}), "no certificate in it"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "no HTTP"),
+        (b"HTTP/1.0 201 X\r\nContent-Length: 500\r\n\r\n{", "1 of 500 bytes"),
+        (http(201, b" " * 200_000), "more than 64 KiB"),
+        (http(201, {"certificate": "ssh-ed25519-cert-v01@openssh.com AAAA", "expires_in": 9}), "cannot be read"),
+    ],
+    ids=["html error", "html", "empty", "ssh", "truncated", "oversize", "broken certificate"],
+)
+def test_an_answer_that_is_not_ours_runs_nothing(client: Client, answer: bytes, said: str) -> None:
+    with Standin(lambda _: answer) as api:
+        done = run_marked(client, api.address)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "safe-session: hint: check SAFE_SESSION_ADDR" in done.stderr
+    assert len(api.asked) == 1
+
+
+def test_an_endless_answer_is_broken_off(client: Client) -> None:
+    with Standin(lambda _: b"HTTP/1.0 201 X\r\n\r\n" + b" " * 30_000_000) as api:
+        done = run_marked(client, api.address)
+    assert (done.returncode, api.broken_off) == (1, 1)
+    assert "more than 64 KiB" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["key", "host", "kind", "over"])
+def test_a_certificate_that_is_not_for_us_runs_nothing(client: Client, keyring: KeyRing, ca: Key, wrong: str) -> None:
+    signer = Signer(client.folder, ca)
+    if wrong == "key":
+        signer.key = keyring("ed25519").public_line
+    elif wrong == "kind":
+        signer.key = keyring("ecdsa256").public_line
+    elif wrong == "host":
+        signer.host = True
+    else:
+        signer.expires_in = 0
+    with Standin(signer) as api:
+        done = run_marked(client, api.address)
+    assert done.returncode == 1
+    assert "the service sent a certificate that is of no use" in done.stderr
+
+
+def test_a_service_that_is_down_is_named_with_its_setting(client: Client) -> None:
+    started = time.monotonic()
+    done = run_marked(client, "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "cannot reach the signing service at http://127.0.0.1:1: connection refused" in done.stderr
+    assert "SAFE_SESSION_ADDR" in done.stderr
+    assert 2 < time.monotonic() - started < 6
+
+
+def test_a_service_that_restarts_loses_no_login(client: Client, ca: Key) -> None:
+    """Refused connections for 1.5 s, as while gunicorn restarts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = client.start(f"http://127.0.0.1:{port}", "exec", "--", "true")
+    time.sleep(1.5)
+    with Standin(Signer(client.folder, ca), port=port):
+        assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 0
+
+
+def test_a_keeper_that_restarts_loses_no_login(client: Client, ca: Key) -> None:
+    signer = Signer(client.folder, ca)
+    back = time.monotonic() + 2.2
+
+    def answer(asked: Asked) -> bytes:
+        return signer(asked) if time.monotonic() > back else problem(503, "no keeper", "", "Retry-After: 1")
+
+    with Standin(answer) as api:
+        done = run_marked(client, api.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 2 <= len(api.asked) <= 4
+
+
+def test_a_connection_that_breaks_before_the_answer_is_tried_again(client: Client, ca: Key) -> None:
+    signer = Signer(client.folder, ca)
+    with Standin(lambda asked: b"" if len(api.asked) == 1 else signer(asked)) as api:
+        assert run_marked(client, api.address).returncode == 0
+    assert len(api.asked) == 2
+
+
+@pytest.mark.parametrize("header", [[], ["Retry-After: 60"], ["Retry-After: soon"]], ids=["none", "long", "garbage"])
+def test_a_503_that_does_not_pass_soon_is_final(client: Client, header: list[str]) -> None:
+    with Standin(lambda _: problem(503, "the disk is full", "", *header)) as api:
+        started = time.monotonic()
+        done = run_marked(client, api.address)
+    assert (done.returncode, done.stderr) == (1, "safe-session: error: the disk is full\n")
+    assert len(api.asked) == 1
+    assert time.monotonic() - started < 3
+
+
+def test_waiting_for_a_503_to_pass_has_an_end(client: Client) -> None:
+    with Standin(lambda _: problem(503, "no keeper", "", "Retry-After: 0")) as api:
+        started = time.monotonic()
+        done = run_marked(client, api.address)
+    assert (done.returncode, done.stderr) == (1, "safe-session: error: no keeper\n")
+    assert len(api.asked) <= 4
+    assert time.monotonic() - started < 6
+
+
+def test_a_service_that_says_nothing_or_drips_is_given_up(client: Client) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        stop = threading.Event()
+
+        def drip() -> None:
+            link, _ = listener.accept()
+            with link:
+                while not stop.wait(0.5):
+                    try:
+                        link.sendall(b"H")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        started = time.monotonic()
+        done = run_marked(client, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        stop.set()
+        thread.join()
+    assert done.returncode == 1
+    assert "did not answer within 10 seconds" in done.stderr
+    assert 9 < time.monotonic() - started < 14
+
+
+def test_a_token_does_not_leave_the_machine_over_plain_http(client: Client) -> None:
+    done = run_marked(client, "http://192.0.2.1:8222")
+    assert done.returncode == 1
+    assert "plain http would show" in done.stderr
+    assert "https://" in done.stderr
+
+
+@pytest.fixture
+def tls(client: Client) -> Path:
+    """A self-signed certificate for localhost, with its key, in one file."""
+    path = client.folder / "tls.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", path, "-out", f"{path}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_https_is_used_when_the_certificate_is_trusted(client: Client, ca: Key, tls: Path, trusted: bool) -> None:
+    signer = Signer(client.folder, ca)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls)
+    api = Standin(signer)
+    api.wrap = context
+    port = api.address.rpartition(":")[2]
+    with api:
+        more = {"SSL_CERT_FILE": f"{tls}.crt"} if trusted else {"SSL_CERT_FILE": "/dev/null"}
+        done = run_marked(client, f"https://localhost:{port}", **more)
+    assert done.returncode == (0 if trusted else 1), done.stderr
+    assert len(api.asked) == trusted
+    if not trusted:
+        assert "no trusted connection to https://localhost" in done.stderr
+        assert "SSL_CERT_FILE" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["ssh"], ["login", "h"], ["exec", "--"], ["--ttl", "x", "ssh", "h"]], ids=" ".join)
+def test_a_usage_error_is_status_2_and_asks_nothing(client: Client, words: list[str]) -> None:
+    with Standin(lambda _: b"") as api:
+        done = client.run(api.address, *words)
+    assert (done.returncode, done.stdout, api.asked) == (2, "", [])
+    assert done.stderr.startswith("safe-session: error: ")
+    assert "\nsafe-session: hint: " in done.stderr
+
+
+def test_a_command_that_does_not_exist_costs_no_certificate(client: Client) -> None:
+    with Standin(lambda _: b"") as api:
+        done = client.run(api.address, "exec", "--", "no-such-command-here")
+    assert (done.returncode, api.asked) == (1, [])
+    assert done.stderr.startswith("safe-session: error: no such command: no-such-command-here\n")
+
+
+def test_a_token_file_for_all_to_read_asks_nothing(client: Client) -> None:
+    client.token_file.chmod(0o644)
+    with Standin(lambda _: b"") as api:
+        done = run_marked(client, api.address)
+    assert (done.returncode, api.asked) == (1, [])
+    assert "others can use the token file" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["ssh", "--help"], ["--version"]], ids=" ".join)
+def test_help_and_version_need_no_settings(client: Client, words: list[str]) -> None:
+    done = client.run("nonsense", *words, SAFE_SESSION_TOKEN_FILE="", SAFE_SESSION_ROLE="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("safe-session " if words == ["--version"] else "usage: safe-session")
+
+
+def test_without_ssh_agent_the_package_is_named(client: Client, ca: Key) -> None:
+    with Standin(Signer(client.folder, ca)) as api:
+        done = client.run(api.address, "exec", "--", "/bin/true", PATH="/nowhere")
+    assert (done.returncode, api.asked, client.left_behind()) == (1, [], [])
+    assert "cannot start ssh-agent: no such file or directory" in done.stderr
+    assert "openssh-client" in done.stderr

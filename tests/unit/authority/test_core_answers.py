@@ -1,0 +1,183 @@
+"""What the core says besides certificates: refusals and how they are counted, freezes, explanations, lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from signer.errors import BadFile, SignerError
+from signer.ledger.reader import Filter
+from signer.protocol.commands import Explain, Freeze, ListCertificates, ListFreezes, ShowHead, Sign, Unfreeze
+from signer.ssh.certificate import decode_certificate
+from tests.parts import builders
+from tests.parts.builders import NOW, Bench, caller, certificate_of, policy, role_lines, sign
+
+
+def code_of(reply: Any) -> str:
+    """The code of a reply that is an error."""
+    assert isinstance(reply, SignerError), reply
+    return reply.code
+
+
+def serial_of(reply: Any) -> int:
+    return decode_certificate(certificate_of(reply))[0].serial
+
+
+LIMITED = policy(builders.POLICY, role_lines("limits = { per_minute = 3, live = 5 }"))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_refusal_is_recorded_once_and_then_as_a_count() -> None:
+    bench = Bench()
+    for _ in range(50):
+        bench.sign(principals=("root",))
+    assert bench.store.kinds() == ["keeper.started", "request.refused"]
+    bench.now = NOW + 59.0
+    bench.core.tick()
+    assert bench.store.kinds() == ["keeper.started", "request.refused"]
+    bench.now = NOW + 60.0
+    bench.core.tick()
+    assert bench.store.kinds()[2:] == ["refusals.repeated"]
+    folded = bench.store.bodies("refusals.repeated")[0]
+    assert (folded["count"], folded["since"], folded["code"]) == (49, NOW, "principal_not_allowed")
+    assert bench.store.entries[-1].actor == "deploy-agent"
+
+
+def test_what_was_counted_is_recorded_at_the_end() -> None:
+    bench = Bench()
+    bench.ask(*[sign(principals=("root",)) for _ in range(3)])
+    bench.core.end()
+    assert bench.store.kinds()[-2:] == ["refusals.repeated", "keeper.stopped"]
+    assert bench.store.bodies("refusals.repeated")[0]["count"] == 2
+
+
+def test_a_flood_without_credentials_cannot_fill_the_ledger() -> None:
+    bench = Bench()
+    for number in range(5_000):
+        bench.ask(Sign(caller(None, f"10.0.{number // 250}.{number % 250}"), f"role-{number}", builders.ask()))
+    assert len(bench.store.entries) < 1_010
+
+
+def test_in_a_flood_nobody_is_named_for_what_others_did() -> None:
+    bench = Bench()
+    for number in range(1_500):
+        bench.ask(Sign(caller("stranger" if number == 1_000 else None), f"role-{number}", builders.ask()))
+    bench.now = NOW + 61.0
+    bench.core.tick()
+    counts = [entry for entry in bench.store.entries if entry.kind == "refusals.repeated"]
+    assert [entry.actor for entry in counts] == ["many"]
+    assert bench.store.bodies("refusals.repeated")[0]["count"] == 499
+    assert bench.store.bodies("refusals.repeated")[0]["code"] == "various"
+
+
+def test_no_event_holds_a_token() -> None:
+    bench = Bench()
+    wrong = builders.token("nobody")
+    bench.ask(sign(), Sign(replace(caller(), token=wrong), "llmops", builders.ask()), sign(principals=("root",)))
+    text = " ".join(entry.body for entry in bench.store.entries)
+    assert wrong not in text
+    assert builders.token("deploy-agent") not in text
+
+
+# --- freezes, policy, explanations, lists ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["all", "identity:deploy-agent", "role:llmops"])
+def test_a_freeze_stops_what_it_names_until_it_is_lifted(scope: str) -> None:
+    bench = Bench()
+    bench.ask(Freeze(caller("operator"), scope, "a drill"))
+    reply = bench.sign()
+    assert code_of(reply) == "frozen"
+    assert "a drill" in str(reply)
+    bench.restart()
+    assert code_of(bench.sign()) == "frozen"
+    assert bench.ask(ListFreezes(caller()))[0] == {"freezes": [{"scope": scope, "reason": "a drill"}]}
+    bench.ask(Unfreeze(caller("operator"), scope))
+    assert serial_of(bench.sign()) == 1
+
+
+def test_a_freeze_counts_for_the_commands_behind_it_in_its_batch() -> None:
+    bench = Bench()
+    replies = bench.ask(sign(), Freeze(caller("operator"), "all", "drill"), sign())
+    assert isinstance(replies[0], dict)
+    assert code_of(replies[2]) == "frozen"
+
+
+def test_an_explanation_says_what_is_frozen() -> None:
+    bench = Bench()
+    bench.ask(Freeze(caller("operator"), "role:llmops", "a drill"))
+    answer: Any = bench.ask(Explain(caller(), "llmops", builders.ask()))[0]
+    assert answer["granted"] is False
+    assert answer["code"] == "frozen"
+    rules = {rule["rule"]: rule["outcome"] for rule in answer["rules"]}
+    assert rules["freezes"] == "refused"
+    assert rules["principals"] == "ok"
+
+
+def test_only_who_may_freeze_freezes_and_only_what_exists() -> None:
+    bench = Bench()
+    assert code_of(bench.ask(Freeze(caller(), "all", "x"))[0]) == "not_permitted"
+    assert code_of(bench.ask(Unfreeze(caller(), "all"))[0]) == "not_permitted"
+    for scope in ("role:none", "identity:none", "everything", "role:", ""):
+        assert code_of(bench.ask(Freeze(caller("operator"), scope, "x"))[0]) == "unknown_scope"
+    assert code_of(bench.ask(Unfreeze(caller("operator"), "all"))[0]) == "not_frozen"
+
+
+def test_a_policy_that_pins_another_key_is_refused_and_the_old_one_stays() -> None:
+    bench = Bench()
+    other = policy(builders.POLICY.replace("{ca}", builders.PretendKey("another").fingerprint))
+    with pytest.raises(BadFile) as caught:
+        bench.core.use_policy(other)
+    assert caught.value.code == "policy_pins_another_key"
+    assert bench.core.policy is bench.policy
+    assert serial_of(bench.sign()) == 1
+
+
+def test_a_new_policy_holds_from_the_next_command_on() -> None:
+    bench = Bench()
+    bench.core.use_policy(policy(builders.POLICY, role_lines("reason_required = true")))
+    assert bench.store.bodies("policy.loaded")[0]["changed"] is True
+    assert code_of(bench.sign()) == "reason_missing"
+    assert isinstance(bench.sign(reason="ticket 812"), dict)
+    assert bench.store.bodies("certificate.issued")[0]["reason"] == "ticket 812"
+
+
+def test_explaining_signs_records_and_counts_nothing() -> None:
+    bench = Bench(policy=LIMITED)
+    for _ in range(10):
+        answer: Any = bench.ask(Explain(caller(), "llmops", builders.ask()))[0]
+        assert answer["granted"] is True
+    assert bench.store.kinds() == ["keeper.started"]
+    assert bench.key.signed == []
+
+
+def test_an_explanation_without_a_key_skips_that_rule_only() -> None:
+    answer: Any = Bench().ask(Explain(caller(), "llmops", builders.ask(public_key="")))[0]
+    outcomes = {rule["rule"]: rule["outcome"] for rule in answer["rules"]}
+    assert outcomes.pop("key") == "skipped"
+    assert set(outcomes.values()) == {"ok"}
+
+
+def test_others_certificates_are_seen_only_with_the_right_to_read_the_ledger() -> None:
+    bench = Bench()
+    bench.ask(sign(), sign("operator"))
+    every = Filter()
+    mine: Any = bench.ask(ListCertificates(caller(), every, active=False))[0]
+    all_of_them: Any = bench.ask(ListCertificates(caller("operator"), every, active=False))[0]
+    assert [row["identity"] for row in mine["certificates"]] == ["deploy-agent"]
+    assert [row["identity"] for row in all_of_them["certificates"]] == ["operator", "deploy-agent"]
+    other = ListCertificates(caller(), Filter(identity="operator"), active=False)
+    assert code_of(bench.ask(other)[0]) == "not_permitted"
+    assert code_of(bench.ask(ShowHead(caller()))[0]) == "not_permitted"
+
+
+def test_a_core_whose_ledger_cannot_be_read_does_not_begin() -> None:
+    bench = Bench()
+    bench.store.fail = "read"
+    failure = bench.core.begin({})
+    assert failure is not None
+    assert failure.code == "ledger_unavailable"

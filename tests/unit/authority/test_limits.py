@@ -1,0 +1,85 @@
+"""What counts towards limits, and what is folded: by the second, and bounded."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.authority.limits import MAX_FOLDED, WINDOW, Holdings, Refusals
+from signer.model import Event, Usage
+
+
+def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "x") -> Event:
+    return Event("request.refused", actor, {"code": code, "role": role, "address": address})
+
+
+def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
+    held = Holdings([("a", "r", 100, 400)])
+    assert held.usage("a", "r", 100) == Usage(1, 1)
+    assert held.usage("a", "r", 159) == Usage(1, 1)
+    assert held.usage("a", "r", 160) == Usage(0, 1)
+    assert held.usage("a", "r", 399) == Usage(0, 1)
+    assert held.usage("a", "r", 400) == Usage(0, 0)
+
+
+def test_others_certificates_do_not_count() -> None:
+    held = Holdings([("a", "r", 100, 400)])
+    assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == Usage()
+
+
+def test_a_certificate_that_was_never_signed_is_not_live() -> None:
+    held = Holdings([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
+    held.withhold("a", "r", 100, 300)
+    assert held.usage("a", "r", 100) == Usage(2, 2)
+    assert held.usage("a", "r", 200) == Usage(0, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=40), st.integers(0, 700))
+def test_usage_is_what_counting_by_hand_gives(rows: list[tuple[int, int]], now: int) -> None:
+    issued = sorted((at, at + ttl) for at, ttl in rows if at <= now)
+    held = Holdings(("a", "r", at, end) for at, end in issued)
+    expected = Usage(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
+    assert held.usage("a", "r", now) == expected
+
+
+def test_the_first_refusal_of_a_kind_is_told_and_the_rest_counted() -> None:
+    folding = Refusals()
+    assert list(folding.note(refusal(), 100)) == [refusal()]
+    assert list(folding.note(refusal(), 159)) == []
+    told = list(folding.note(refusal(), 160))
+    assert [event.kind for event in told] == ["refusals.repeated", "request.refused"]
+    assert told[0].body["count"] == 1
+
+
+def test_each_kind_of_refusal_is_told() -> None:
+    folding = Refusals()
+    kinds = [refusal(), refusal(actor="b"), refusal(code="d"), refusal(role="s"), refusal(address="y")]
+    assert [list(folding.note(event, 100)) for event in kinds] == [[event] for event in kinds]
+
+
+def test_counts_are_due_when_their_minute_is_over_and_only_once() -> None:
+    folding = Refusals()
+    for _ in range(3):
+        list(folding.note(refusal(), 100))
+    assert folding.due(100 + WINDOW - 1) == []
+    assert [event.body["count"] for event in folding.due(100 + WINDOW)] == [2]
+    assert folding.due(10**9) == []
+
+
+def test_more_kinds_than_can_be_remembered_share_one_line() -> None:
+    folding = Refusals()
+    told = [event for number in range(MAX_FOLDED + 500) for event in folding.note(refusal(actor=f"a{number}"), 100)]
+    assert len(told) == MAX_FOLDED + 1
+    (shared,) = folding.rest()
+    assert (shared.actor, shared.body["code"], shared.body["count"]) == ("many", "various", 499)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400)), max_size=80))
+def test_no_refusal_is_lost(noted: list[tuple[str, int]]) -> None:
+    folding = Refusals()
+    told = [
+        event for actor, at in sorted(noted, key=lambda item: item[1]) for event in folding.note(refusal(actor), at)
+    ]
+    told += folding.rest()
+    counted = sum(1 if event.kind == "request.refused" else int(str(event.body["count"])) for event in told)
+    assert counted == len(noted)

@@ -1,0 +1,100 @@
+"""Pages of certificates: every filter finds what it should, and none looks at everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from signer.ledger import reader as ledger_module
+from signer.ledger.reader import Filter
+from signer.ledger.store import Ledger
+from signer.model import Event, Issued
+
+NOW = 1_000
+
+
+def issued(serial: int, identity: str, role: str, principals: list[str], valid_before: int) -> Event:
+    return Event(
+        "certificate.issued",
+        identity,
+        {
+            "serial": str(serial),
+            "backend": "local",
+            "identity": identity,
+            "role": role,
+            "principals": principals,
+            "fingerprint": f"SHA256:{serial % 7}",
+            "key_id": "k",
+            "valid_after": 0,
+            "valid_before": valid_before,
+        },
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    made = Ledger(tmp_path)
+    cases = product(("ann", "bob"), ("deploy", "read"), (["root"], ["llmops", "root"], ["llmops"]), (500, 2_000))
+    made.commit([issued(n + 1, *case) for n, case in enumerate(list(cases) * 5)], 1)
+    yield made
+    made.close()
+
+
+def by_hand(rows: list[Issued], wanted: Filter) -> list[int]:
+    return [
+        row.seq
+        for row in rows
+        if wanted.identity in (None, row.identity)
+        and wanted.role in (None, row.role)
+        and wanted.fingerprint in (None, row.fingerprint)
+        and (wanted.principal is None or wanted.principal in row.principals)
+        and (wanted.active_at is None or row.valid_before > wanted.active_at)
+        and (wanted.before is None or row.seq < wanted.before)
+    ]
+
+
+FILTERS = [
+    Filter(identity=identity, role=role, principal=principal, fingerprint=fingerprint, active_at=active_at)
+    for identity, role, principal, fingerprint, active_at in product(
+        (None, "ann", "nobody"), (None, "read"), (None, "root", "nobody"), (None, "SHA256:3"), (None, NOW)
+    )
+]
+
+
+def test_every_combination_of_filters_finds_exactly_what_fits(ledger: Ledger) -> None:
+    everything = ledger.certificates(Filter(limit=1_000))
+    assert len(everything) == 120
+    for wanted in FILTERS:
+        for before in (None, 61):
+            asked = replace(wanted, before=before, limit=1_000)
+            assert [row.seq for row in ledger.certificates(asked)] == by_hand(everything, asked), asked
+
+
+@pytest.mark.parametrize("looked_at", [1, 7, 1_000])
+def test_pages_put_together_are_the_whole_however_short_each_is(
+    ledger: Ledger, looked_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "LOOKED_AT", looked_at)
+    everything = ledger.certificates(Filter(limit=1_000))
+    for wanted in FILTERS:
+        found: list[int] = []
+        before: int | None = None
+        for _ in range(200):
+            rows, before = ledger.page(replace(wanted, before=before, limit=1_000))
+            found += [row.seq for row in rows]
+            if before is None:
+                break
+        assert before is None
+        assert found == by_hand(everything, wanted), wanted
+
+
+def test_a_page_never_looks_at_more_rows_than_its_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LOOKED_AT", 10)
+    never = Filter(identity="ann", role="read", fingerprint=None, principal="nobody")
+    rows, before = ledger.page(never)
+    tenth = ledger.certificates(Filter(identity="ann", limit=1_000))[9].seq
+    assert (rows, before) == ([], tenth)

@@ -1,0 +1,310 @@
+"""The ledger on disk: what is committed stays, what fails leaves nothing, and one process writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.errors import LedgerBroken, Unavailable
+from signer.ledger.audit import verify
+from signer.ledger.reader import FILE_NAME, Filter, LedgerReader, Recent
+from signer.ledger.store import LOCK_NAME, Ledger
+from signer.model import Event
+from tests.parts.events import freeze, issued, refused, thaw, withheld
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
+    assert ledger.head().seq == 0
+    assert (ledger.last_serial(), ledger.freezes(), ledger.certificates(Filter())) == (0, {}, [])
+
+
+def test_what_was_committed_is_there_after_reopening(tmp_path: Path, ledger: Ledger) -> None:
+    entries = ledger.commit([issued(1), freeze("all"), refused()], 1_000)
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert [again.entry(seq) for seq in (1, 2, 3)] == entries
+    assert again.head().hash == entries[-1].hash
+    assert again.last_serial() == 1
+    assert again.freezes() == {"all": "drill"}
+    again.close()
+    ledger.__init__(tmp_path)  # type: ignore[misc] # the fixture closes what is open
+
+
+def test_only_the_owner_may_open_the_lock(tmp_path: Path, ledger: Ledger) -> None:
+    assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path, ledger: Ledger) -> None:
+    with pytest.raises(Unavailable) as caught:
+        Ledger(tmp_path)
+    assert caught.value.code == "ledger_in_use"
+    ledger.close()
+    ledger.__init__(tmp_path)  # type: ignore[misc]
+    assert ledger.head().seq == 0
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Unavailable):
+        Ledger(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE events SET actor = 'nobody'", "DELETE FROM events", "REPLACE INTO events SELECT * FROM events"],
+)
+def test_the_table_of_events_refuses_to_be_edited(tmp_path: Path, ledger: Ledger, statement: str) -> None:
+    ledger.commit([refused()], 1_000)
+    db = sqlite3.connect(tmp_path / FILE_NAME)
+    with pytest.raises(sqlite3.IntegrityError):
+        db.execute(statement)
+    db.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.commit([refused()], 1_000)
+    ledger.connection().execute("PRAGMA user_version = 2")
+    LedgerReader.close(ledger)
+    for opened in (ledger, LedgerReader(tmp_path)):
+        with pytest.raises(LedgerBroken) as caught:
+            opened.head()
+        assert caught.value.code == "ledger_version_newer"
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"this is not a database, whatever its name says\n" * 100)
+    for opened in (LedgerReader(tmp_path), Ledger(tmp_path)):
+        with pytest.raises(LedgerBroken):
+            opened.head()
+        opened.close()
+    assert (tmp_path / FILE_NAME).read_bytes().startswith(b"this is not")
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path: Path, version: int) -> None:
+    db = sqlite3.connect(tmp_path / FILE_NAME)
+    db.executescript(f"CREATE TABLE cats (name TEXT); PRAGMA user_version = {version};")
+    db.close()
+    opened = Ledger(tmp_path)
+    with pytest.raises(LedgerBroken) as caught:
+        opened.head()
+    opened.close()
+    assert caught.value.code == "ledger_not_ours"
+    db = sqlite3.connect(tmp_path / FILE_NAME)
+    assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("cats",)]
+    db.close()
+
+
+def test_a_reader_without_a_ledger_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        LedgerReader(tmp_path).head()
+    assert caught.value.code == "ledger_missing"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_whose_table_is_gone_is_broken_not_busy(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    ledger.connection().execute("DROP TABLE principals")
+    with pytest.raises(LedgerBroken):
+        ledger.certificates(Filter(principal="llmops"))
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    with pytest.raises(LedgerBroken):  # serial 1 again: nothing of the batch may stay
+        ledger.commit([issued(2), issued(1), freeze("all")], 2_000)
+    assert ledger.head().seq == 1
+    assert (ledger.last_serial(), ledger.freezes()) == (1, {})
+    ledger.commit([issued(2)], 3_000)
+    assert verify(ledger).seq == 2
+
+
+def test_an_event_that_cannot_be_written_leaves_the_ledger_usable(ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    for bad in (Event("x", "y", {"a": 0.5}), Event("x", "\ud800", {}), Event("certificate.issued", "y", {})):
+        with pytest.raises((ValueError, KeyError)):
+            ledger.commit([issued(2), bad], 2_000)
+        assert ledger.head().seq == 1
+    ledger.commit([issued(2)], 3_000)
+    assert verify(ledger).seq == 2
+
+
+def test_a_full_database_is_unavailable_and_recovers_when_there_is_room(ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    pages = ledger.connection().execute("PRAGMA page_count").fetchone()[0]
+    ledger.connection().execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(Unavailable) as caught:
+        ledger.commit([issued(serial) for serial in range(2, 300)], 2_000)
+    assert caught.value.code == "ledger_unavailable"
+    assert (ledger.head().seq, ledger.last_serial()) == (1, 1)
+    ledger.commit([issued(serial) for serial in range(2, 300)], 3_000)
+    assert verify(ledger).seq == 299
+
+
+def test_a_full_disk_is_unavailable_and_recovers_when_there_is_room(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 6_000, limits[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                ledger.commit([issued(serial) for serial in range(2, 300)], 2_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ledger.head().seq == 1
+    ledger.probe(2_500)
+    ledger.commit([issued(serial) for serial in range(2, 300)], 3_000)
+    assert verify(ledger).seq == 299
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from signer.errors import Unavailable
+from signer.ledger.store import Ledger
+from signer.ledger.reader import LedgerReader
+from tests.parts.events import issued
+folder = Path(sys.argv[1])
+try:
+    Ledger(folder)
+except Unavailable as error:
+    print(error.code)
+reader = LedgerReader(folder)
+try:
+    print(reader.head().seq)
+except Unavailable as error:
+    print(error.code)
+"""
+
+
+def test_a_directory_that_may_not_be_written_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    ledger = Ledger(folder)
+    ledger.commit([issued(1)], 1_000)
+    ledger.close()
+    for path in (folder, folder / FILE_NAME, *tmp_path.parents):
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o555)
+    folder.chmod(0o555)
+    nobody: dict[str, Any] = {"user": 65534, "group": 65534} if os.geteuid() == 0 else {}
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY, folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        **nobody,
+    )
+    folder.chmod(0o755)
+    assert done.stdout.split()[0] == "ledger_unavailable", done.stderr
+
+
+def test_a_ledger_whose_directory_vanishes_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    ledger = Ledger(folder)
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(Unavailable):
+        ledger.commit([issued(1)], 1_000)
+    (tmp_path / "gone").rename(folder)
+    ledger.commit([issued(1)], 1_000)
+    assert ledger.last_serial() == 1
+    ledger.close()
+
+
+def test_times_never_run_backwards_when_the_clock_does(ledger: Ledger) -> None:
+    for now in (5_000, 4_000, 6_000):
+        ledger.commit([refused()], now)
+    assert [ledger.entry(seq).time_ms for seq in (1, 2, 3)] == [5_000, 5_000, 6_000]
+
+
+def test_a_reader_reads_and_verifies_while_a_writer_commits(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.commit([issued(1)], 1_000)
+    faults: list[BaseException] = []
+    rounds: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        reader = LedgerReader(tmp_path)
+        try:
+            while not done.is_set() or not rounds:
+                rounds.append(verify(reader).seq)
+        except BaseException as fault:  # noqa: BLE001 - told by the assertion below
+            faults.append(fault)
+        finally:
+            reader.close()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for number in range(2, 400):
+        ledger.commit([issued(number), freeze("all") if number % 2 else thaw("all")], number * 1_000)
+    done.set()
+    thread.join()
+    assert faults == []
+    assert rounds == sorted(rounds)
+
+
+def test_certificates_are_found_by_each_of_their_traits_newest_first(ledger: Ledger) -> None:
+    ledger.commit(
+        [
+            issued(1, identity="a", role="r", principals=["x"], fingerprint="SHA256:one", valid_before=100),
+            issued(2, identity="b", role="r", principals=["x", "y"], fingerprint="SHA256:two", valid_before=200),
+            issued(3, identity="a", role="s", principals=["y"], fingerprint="SHA256:two", valid_before=300),
+            withheld(3),
+        ],
+        1_000,
+    )
+
+    def serials(**wanted: object) -> list[int]:
+        return [row.serial for row in ledger.certificates(Filter(**wanted))]  # type: ignore[arg-type]
+
+    assert serials() == [3, 2, 1]
+    assert serials(identity="a") == [3, 1]
+    assert serials(role="r") == [2, 1]
+    assert serials(principal="y") == [3, 2]
+    assert serials(fingerprint="SHA256:two") == [3, 2]
+    assert serials(active_at=99) == [2, 1]
+    assert serials(active_at=100) == [2]
+    assert serials(before=3) == [2, 1]
+    assert serials(principal="x", before=2) == [1]
+    assert serials(limit=1) == [3]
+    assert serials(identity="a", role="r", principal="x", fingerprint="SHA256:one", active_at=1) == [1]
+    assert serials(identity="' OR 1 --") == []
+
+
+def test_a_certificate_comes_with_the_event_that_records_it(ledger: Ledger) -> None:
+    ledger.commit([refused(), issued(7), withheld(7)], 1_000)
+    found = ledger.certificate(7)
+    assert found is not None
+    row, entry = found
+    assert (row.serial, row.seq, row.withheld) == (7, 2, True)
+    assert json.loads(entry.body)["serial"] == "7"
+    assert ledger.certificate(8) is None
+
+
+def test_what_still_counts_is_read_back_without_what_was_withheld(ledger: Ledger) -> None:
+    ledger.commit([issued(1, valid_before=100), issued(2, valid_before=200), issued(3, valid_before=300)], 50_000)
+    ledger.commit([withheld(3)], 60_000)
+    assert ledger.recent(100) == [Recent("deploy-agent", "llmops", 50, 200)]

@@ -1,0 +1,211 @@
+"""Each blocker alone stands in the way of removing Vault, with its code, what was found and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from signer.errors import SignerError
+from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, Terms, blockers
+from signer.vault.audit_log import Client, Signature
+from signer.vault.inventory import SNAPSHOT, Inventory, KvEntries, Mount, Unread
+from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, HOUR, LEDGER, NOW, OWN, TERMS
+from tests.unit.repository.test_docs import called_with, names, rows, section, texts
+
+FAULT = SignerError("smoke_login_failed", "edge1: no login", "see edge1")
+
+
+def found(
+    inventory: Inventory = CLEAR,
+    ledger: LedgerFacts = LEDGER,
+    checks: Checks = CHECKS,
+    terms: Terms = TERMS,
+    now: int = NOW,
+) -> list[Blocker]:
+    return blockers(inventory, ledger, checks, terms, now)
+
+
+def test_nothing_stands_in_the_way_of_a_clear_one() -> None:
+    assert found() == []
+
+
+def audited(**changes: Any) -> Checks:
+    return replace(CHECKS, audit=replace(AUDIT, **changes))
+
+
+def switched(at: int) -> LedgerFacts:
+    """The service signed by itself since then, and was looked at for some seconds more."""
+    assert LEDGER.cutover is not None
+    return replace(LEDGER, cutover=replace(LEDGER.cutover, local_since=at))
+
+
+def test_vault_may_sign_until_the_service_does_it_by_itself() -> None:
+    last = audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 3),))
+    assert found(ledger=switched(CUT_OVER - 3), checks=last) == []
+
+
+ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
+    "no cutover": ("no_cutover", lambda: found(ledger=replace(LEDGER, cutover=None)), "no successful cutover"),
+    "evidence": (
+        "evidence_broken",
+        lambda: found(checks=replace(CHECKS, evidence=("evidence_file_changed: plan.json",))),
+        "evidence_file_changed: plan.json",
+    ),
+    "rolled back": ("rolled_back_since", lambda: found(ledger=replace(LEDGER, rolled_back=51)), "event 51"),
+    "soak": (
+        "soak_not_over",
+        lambda: found(now=CUT_OVER + 71 * HOUR, checks=replace(CHECKS, audit=None)),
+        "1h of 3d left",
+    ),
+    "not local": ("not_local", lambda: found(ledger=replace(LEDGER, mode="vault")), "mode vault"),
+    "not ready": ("not_local", lambda: found(ledger=replace(LEDGER, mode="")), "not ready"),
+    "signed, ledger": (
+        "vault_signed_since",
+        lambda: found(ledger=replace(LEDGER, vault_signed=(51, CUT_OVER + 5))),
+        "event 51 of the ledger",
+    ),
+    "signed, audit log": (
+        "vault_signed_since",
+        lambda: found(checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER + 1),))),
+        "role llmops of ssh/",
+    ),
+    "signed before the cutover was at its end": (
+        "vault_signed_since",
+        lambda: found(
+            ledger=switched(CUT_OVER - 3),
+            checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 2),)),
+        ),
+        "role llmops of ssh/",
+    ),
+    "valid, ledger": (
+        "vault_certificate_valid",
+        lambda: found(ledger=replace(LEDGER, vault_valid_until=NOW + 1)),
+        "may be valid until",
+    ),
+    "valid, by the role": (
+        "vault_certificate_valid",
+        lambda: found(
+            now=CUT_OVER + 1790, terms=replace(TERMS, soak=0),
+            checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 5),), last_at=CUT_OVER + 1790),
+        ),
+        "may be valid until",
+    ),
+    "valid, by the mount": (
+        "vault_certificate_valid",
+        lambda: found(checks=audited(signatures=(Signature("ssh/", "open", CUT_OVER - 5),))),
+        "may be valid until",
+    ),
+    "clients": (
+        "other_clients",
+        lambda: found(checks=audited(clients=(Client("userpass-dave", "login at auth/userpass/", NOW - 50, 3),))),
+        "userpass-dave: login at auth/userpass/, 3 times",
+    ),
+    "secrets": (
+        "secrets_left",
+        lambda: found(replace(CLEAR, kv=(KvEntries("kv/", 2, ("a/b/c",)),))),
+        "1 in kv/ (a/b/c)",
+    ),
+    "mounts": (
+        "mounts_left",
+        lambda: found(replace(CLEAR, mounts=(*CLEAR.mounts, Mount("kv/", "kv", 2), Mount("ssh2/", "ssh")))),
+        "kv/ (kv), ssh2/ (ssh)",
+    ),
+    "another engine at its path": (
+        "mounts_left",
+        lambda: found(replace(CLEAR, mounts=(Mount("ssh/", "transit"),))),
+        "ssh/ (transit)",
+    ),
+    "namespaces": ("mounts_left", lambda: found(replace(CLEAR, namespaces=("team/",))), "team/ (namespace)"),
+    "unread": (
+        "inventory_incomplete",
+        lambda: found(replace(CLEAR, unread=(Unread("kv/a/", "vault_forbidden"),))),
+        "kv/a/ (vault_forbidden)",
+    ),
+    "audit log unread": (
+        "inventory_incomplete",
+        lambda: found(checks=replace(CHECKS, audit=None, audit_fault=SignerError("audit_log_unreadable", "not there"))),
+        "audit_log_unreadable",
+    ),
+    "audit log too short": (
+        "inventory_incomplete",
+        lambda: found(checks=audited(first_at=CUT_OVER + 1)),
+        "begins after the cutover",
+    ),
+    "audit log old": ("inventory_incomplete", lambda: found(checks=audited(last_at=NOW - 2 * HOUR)), "where it ends"),
+    "audit log empty": ("inventory_incomplete", lambda: found(checks=audited(entries=0)), "has no entry"),
+    "smoke": ("smoke_fails", lambda: found(checks=replace(CHECKS, smoke=FAULT)), "edge1: no login"),
+    "storage": ("no_snapshot", lambda: found(replace(CLEAR, storage="file")), "the storage is file"),
+    "snapshot file": (
+        "no_snapshot",
+        lambda: found(checks=replace(CHECKS, snapshot=SignerError("snapshot_differs", "another file", "a new one"))),
+        "another file",
+    ),
+    "command": ("command_missing", lambda: found(checks=replace(CHECKS, missing=("systemclt",))), "systemclt"),
+    "token rights": (
+        "admin_token_unfit",
+        lambda: found(replace(CLEAR, own_token=replace(OWN, lacks=("sys/seal",)))),
+        "may not use sys/seal",
+    ),
+    "token parent": (
+        "admin_token_unfit",
+        lambda: found(replace(CLEAR, own_token=replace(OWN, is_orphan=False))),
+        "has a parent",
+    ),
+    "token ends": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, ttl=59))), "ends in 59s"),
+    "token uses": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, uses=9))), "numbered"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_one_thing_in_the_way_is_one_blocker(case: str) -> None:
+    code, look, words = ALONE[case]
+    (blocker,) = look()
+    assert blocker.code == code
+    assert words in blocker.what
+    assert blocker.do
+
+
+def test_every_blocker_of_the_code_is_tried_and_told() -> None:
+    real = {code for _, argument in called_with({"Blocker"}) for code in texts(argument)}
+    assert {code for code, _, _ in ALONE.values()} == real
+    assert set(names(rows(section("Error codes"), "blocker"))) == real
+
+
+def test_the_soak_is_over_in_its_last_second_and_not_before() -> None:
+    end = CUT_OVER + TERMS.soak
+    without_log = replace(CHECKS, audit=None)
+    assert [one.code for one in found(now=end - 1, checks=without_log)] == ["soak_not_over"]
+    assert found(now=end, checks=without_log) == []
+
+
+def test_a_rollback_before_the_cutover_is_no_matter() -> None:
+    assert found(ledger=replace(LEDGER, rolled_back=49)) == []
+
+
+def test_signatures_of_other_engines_are_not_the_ssh_engines() -> None:
+    assert found(checks=audited(signatures=(Signature("pki/", "web", NOW - 1),))) == []
+
+
+def test_a_snapshot_file_makes_up_for_storage_and_right() -> None:
+    given = replace(TERMS, has_snapshot_file=True)
+    own = replace(OWN, lacks=(SNAPSHOT,))
+    assert found(replace(CLEAR, storage="file", own_token=own), terms=given) == []
+    assert [one.code for one in found(replace(CLEAR, own_token=own))] == ["admin_token_unfit"]
+
+
+def test_many_names_are_counted_and_some_shown() -> None:
+    kv = KvEntries("kv/", 1, tuple(f"name-{number:04}" for number in range(1500)))
+    (blocker,) = found(replace(CLEAR, kv=(kv,)))
+    assert "1500 in kv/" in blocker.what
+    assert "and 1,480 more" in blocker.what
+
+
+def test_the_inventory_tells_no_accessor_of_ours() -> None:
+    told = json.dumps(CLEAR.as_json())
+    assert OWN.accessor not in told
+    assert OWN.hashes[0] not in told
+    assert json.loads(told)["own_token"] == {"ttl": 0, "orphan": True, "lacks": []}

@@ -1,0 +1,159 @@
+"""The hands of a cutover at the last look before the change, and what they take for done."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.api_client import Readiness
+from signer.errors import Drift, Unavailable
+from signer.migration.compose import Compose
+from signer.migration.config import CutoverFile, parse_cutover_file
+from signer.migration.cutover import actions
+from signer.migration.cutover.actions import LiveHands
+from signer.migration.cutover.preconditions import check_files
+from signer.migration.evidence.store import Evidence
+from signer.migration.journal import Journal
+from signer.migration.run import Run
+from tests.parts.fake_compose import FakePlatform, inspected
+from tests.unit.migration.test_config import GOOD
+
+FILES = {
+    "base": "base.yaml",
+    "overlay": "overlay.yaml",
+    "preflight": "preflight.sh",
+    "policy": "policy.toml",
+}
+PLACES = {
+    "/opt/signer/overlays/safe-session.yaml": "base",
+    "/opt/signer/overlays/safe-session-local-ca.yaml": "overlay",
+    "/opt/signer/scripts/cutover/safe-session-local-ca-preflight.sh": "preflight",
+    "/etc/safe-session/policy/policy.toml": "policy",
+}
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> FakePlatform:
+    platform = FakePlatform(tmp_path)
+    platform.compose(f"if test $verb = config; then cat {tmp_path}/base.yaml {tmp_path}/overlay.yaml; fi")
+    for name in FILES.values():
+        (tmp_path / name).write_text(f"# {name}\n")
+    for name in ("token", "vault-token"):
+        (tmp_path / name).write_text(f"{name}-that-nobody-knows\n")
+        (tmp_path / name).chmod(0o600)
+    return platform
+
+
+@pytest.fixture
+def file(platform: FakePlatform) -> CutoverFile:
+    text = GOOD.replace("/root/", f"{platform.folder}/").replace('"podman-compose"', f'"{platform.folder}/compose"')
+    text = text.replace('= "podman"', f'= "{platform.folder}/podman"')
+    text = text.replace("/var/lib/safe-session/evidence", f"{platform.folder}/evidence")
+    for place, name in PLACES.items():
+        text = text.replace(f'"{place}"', f'"{platform.folder / FILES[name]}"')
+    return parse_cutover_file(text.encode())
+
+
+def inputs_of(file: CutoverFile) -> dict[str, Any]:
+    """As a plan holds them."""
+    merged = {"with overlay": Compose(file.compose).config_digest(with_overlay=True)}
+    places = (file.compose.base, file.compose.overlay, file.preflight.script, file.signer.policy_file)
+    files = {
+        name: {"path": str(path), "sha256": sha256(path.read_bytes()).hexdigest()}
+        for name, path in zip(FILES, places, strict=True)
+    }
+    return {"files": files, "compose": {"merged": merged}}
+
+
+class NoLedger:
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]:
+        return {}
+
+    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
+        return []
+
+
+@pytest.fixture
+def hands(file: CutoverFile) -> LiveHands:
+    evidence = Evidence.create(file.evidence_dir, "cutover", 1_800_000_000)
+    evidence.write_json("plan.json", {"inputs": inputs_of(file)})
+    return LiveHands(file, Run(Journal(file.evidence_dir, evidence.run), evidence, "", NoLedger()))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_edited_while_the_cutover_is_checked_stops_it(
+    platform: FakePlatform, hands: LiveHands, name: str
+) -> None:
+    (platform.folder / FILES[name]).write_text("command: [/bin/evil]\n")
+    with pytest.raises(Drift) as drifted:
+        hands.remember()
+    assert any(f"inputs.files.{name}.sha256" in line for line in drifted.value.problems)
+
+
+def test_what_compose_makes_of_the_same_files_is_held_against_the_plan_too(
+    platform: FakePlatform, file: CutoverFile
+) -> None:
+    planned = inputs_of(file)
+    check_files(file, planned)
+    platform.compose("if test $verb = config; then echo another .env; fi")
+    with pytest.raises(Drift) as drifted:
+        check_files(file, planned)
+    assert [line.partition(":")[0] for line in drifted.value.problems] == ["inputs.compose.merged.with overlay"]
+
+
+@pytest.mark.parametrize(
+    "mode, is_local, is_vault", [("local", True, False), ("vault", False, True), ("shadow", False, False)]
+)
+def test_a_service_in_shadow_mode_is_neither_cut_over_nor_rolled_back(
+    platform: FakePlatform, hands: LiveHands, mode: str, is_local: bool, is_vault: bool
+) -> None:
+    platform.engine(inspect=inspected(mode=mode))
+    assert (hands.is_up(with_overlay=True), hands.is_up(with_overlay=False)) == (is_local, is_vault)
+
+
+# --- the pause that clients see ---------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A service that is ready when the test says so."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+
+    def ready(self, *, within: float) -> Readiness:
+        if not self.is_ready:
+            raise Unavailable("service_down", f"nobody answers within {within}", "start it")
+        return Readiness(True, "local")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def measured(answers: Answers, seconds: float, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
+    pause.start()
+    time.sleep(0.2)
+    answers.is_ready = False
+    time.sleep(seconds)
+    answers.is_ready = True
+    return pause.stop()
+
+
+def test_the_pause_is_the_longest_time_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(Answers(), 0.6, monkeypatch) >= 0.4
+
+
+def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers()
+    answers.is_ready = False
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
+    pause.start()
+    assert pause.stop() == 0.0

@@ -1,0 +1,280 @@
+"""One run from its first line to the ledger: which run is taken up, which comes first, and how one ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.errors import SignerError, Unavailable
+from signer.migration.approval import Approval
+from signer.migration.compose import ComposeFailed
+from signer.migration.journal import runs
+from signer.migration.plan import Effect, Observation, Plan, Step, describe
+from signer.migration.run import Run, Unfinished, catch_up, close_others, destroyed_by, open_run, unfinished
+from signer.migration.runner import Ended
+
+NOW = 1_800_000_000.0
+APPROVAL = Approval("cutover", "sha256:x", "ops", "here", "2027-01-15T08:00:00Z", "--approve")
+
+
+class Ledger:
+    """Holds what is recorded; `is_down` and `loses_answers` as a service may."""
+
+    def __init__(self) -> None:
+        self.held: list[dict[str, Any]] = []
+        self.is_down = False
+        self.loses_answers = False
+
+    def record(
+        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
+    ) -> dict[str, Any]:
+        self._meet()
+        entry = {"seq": len(self.held) + 1, "hash": "ab" * 32, "time": "2027-01-15T08:00:00Z", "operation": operation}
+        self.held.append({**entry, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason})
+        if self.loses_answers:
+            self.loses_answers = False
+            raise Unavailable("service_closed", "closed without an answer", "look")
+        return self.held[-1]
+
+    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
+        self._meet()
+        return [entry for entry in self.held if evidence in (None, entry["evidence"])]
+
+    def _meet(self) -> None:
+        if self.is_down:
+            raise Unavailable("service_down", "nobody answers", "start it")
+
+
+class Silent:
+    """Hears everything and says nothing."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_rest: None
+
+
+class Killed(BaseException):
+    """As by kill -9."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "evidence"
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def a_plan(title: str = "a title", steps: tuple[tuple[str, Effect], ...] = (("up", "CHANGES"),)) -> Plan:
+    told = tuple(
+        describe(Step(name, name, effect, lambda: Observation("")), number, ())
+        for number, (name, effect) in enumerate(steps, 1)
+    )
+    return Plan("cutover", title, {"config": {"path": "/c"}}, {"mode": "vault"}, {"mode": "local"}, told)
+
+
+def carry_out(run: Run, up: Callable[[], Observation] = lambda: Observation("up"), effect: Effect = "CHANGES") -> Ended:
+    undo = (lambda: Observation("down")) if effect == "CHANGES" else None
+    steps = (
+        Step("up", "up", effect, up, undo=undo),
+        Step("seal", "seal", "writes evidence", lambda: run.conclude("applied")),
+    )
+    return run.carry_out(steps, Silent())
+
+
+def cut_off(folder: Path, ledger: Ledger, plan: Plan, effect: Effect = "CHANGES") -> str:
+    """A run that was killed in its first step; its name."""
+
+    def die() -> Observation:
+        raise Killed
+
+    with pytest.raises(Killed), open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
+        carry_out(run, die, effect)
+    return unfinished(folder)[-1].run
+
+
+def fail() -> Observation:
+    raise SignerError("compose_failed", "it did not start", "mend it")
+
+
+def test_a_run_leaves_sealed_evidence_whose_digest_the_ledger_holds(folder: Path, ledger: Ledger) -> None:
+    plan = a_plan()
+    with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
+        assert carry_out(run) == Ended("applied")
+    (entry,) = ledger.held
+    assert (entry["operation"], entry["outcome"], entry["plan"]) == ("cutover", "applied", plan.digest)
+    (past,) = runs(folder)
+    assert (past.outcome, past.evidence) == ("applied", entry["evidence"])
+    kept = folder / past.run
+    assert json.loads((kept / "ledger.json").read_text())["evidence"] == entry["evidence"]
+    assert json.loads((kept / "approvals.json").read_text())[0]["who"] == "ops"
+    assert json.loads((kept / "plan.json").read_text())["digest"] == plan.digest
+
+
+def test_a_failure_is_sealed_and_recorded_too(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        assert carry_out(run, fail).outcome == "rolled_back"
+    assert ledger.held[0]["outcome"] == "rolled_back"
+    said = json.loads((folder / run.evidence.run / "outcome.json").read_text())
+    assert said["error"] == {
+        "code": "compose_failed", "text": "it did not start", "hint": "mend it", "step": "up",
+    }  # fmt: skip
+
+
+def test_what_a_failed_step_saw_is_in_the_evidence(folder: Path, ledger: Ledger) -> None:
+    """Else nobody could read why compose failed: its hint says no more than that it says why."""
+
+    def fail_loudly() -> Observation:
+        raise ComposeFailed("compose_failed", "compose ended with status 1", "it says why", "no such image: signer:2")
+
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        assert carry_out(run, fail_loudly).outcome == "rolled_back"
+    assert run.evidence.read_json("outcome.json")["error"]["facts"] == {"said": "no such image: signer:2"}
+    assert "no such image: signer:2" in (run.evidence.folder / "evidence.html").read_text()
+
+
+def test_a_run_that_was_cut_off_is_taken_up_by_its_own_plan(folder: Path, ledger: Ledger) -> None:
+    plan = a_plan()
+    name = cut_off(folder, ledger, plan)
+    with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW + 60) as run:
+        assert run.evidence.run == name
+        assert carry_out(run).outcome == "applied"
+    assert unfinished(folder) == []
+    assert len(json.loads((folder / name / "approvals.json").read_text())) == 2
+
+
+def test_another_plan_waits_for_it(folder: Path, ledger: Ledger) -> None:
+    cut_off(folder, ledger, a_plan())
+    with (
+        pytest.raises(Unfinished) as refused,
+        open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW),
+    ):
+        pass
+    assert refused.value.code == "run_unfinished"
+    assert len(runs(folder)) == 1
+
+
+def test_a_run_that_ended_is_not_taken_up_again(folder: Path, ledger: Ledger) -> None:
+    plan = a_plan()
+    for clock in (lambda: NOW, lambda: NOW + 60):
+        with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=clock) as run:
+            assert carry_out(run).outcome == "applied"
+    assert len({past.run for past in runs(folder)}) == 2
+
+
+def test_a_rollback_that_was_cut_off_comes_first(folder: Path, ledger: Ledger) -> None:
+    plan = a_plan()
+    cut_off(folder, ledger, plan)
+    with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
+        run.journal.write("rollback.began")
+    with (
+        pytest.raises(Unfinished) as refused,
+        open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW),
+    ):
+        pass
+    assert refused.value.code == "rollback_unfinished"
+
+
+def test_a_rollback_by_hand_ends_what_was_cut_off(folder: Path, ledger: Ledger) -> None:
+    name = cut_off(folder, ledger, a_plan())
+    with open_run(folder, "rollback", None, None, ledger, reason="no time", clock=lambda: NOW + 60) as run:
+        assert carry_out(run).outcome == "applied"
+        by = run.evidence.run
+    assert close_others(folder, ledger, "rolled_back", by) == [name]
+    assert unfinished(folder) == []
+    assert [entry["outcome"] for entry in ledger.held] == ["applied", "rolled_back"]
+    assert ledger.held[0]["reason"] == "no time"
+
+
+def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger) -> None:
+    name = cut_off(folder, ledger, a_plan(steps=(("up", "DESTROYS"),)), "DESTROYS")
+    (past,) = unfinished(folder)
+    assert (past.run, destroyed_by(folder, past)) == (name, "up")
+    with (
+        pytest.raises(Unfinished) as refused,
+        open_run(folder, "rollback", None, None, ledger, reason="no", clock=lambda: NOW),
+    ):
+        pass
+    assert refused.value.code == "run_unfinished"
+
+
+def test_an_answer_that_was_lost_is_looked_for_and_nothing_is_recorded_twice(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        ledger.loses_answers = True
+        assert carry_out(run) == Ended("applied")  # it is on record, so nothing is rolled back
+    assert [entry["outcome"] for entry in ledger.held] == ["applied"]
+    assert runs(folder)[0].evidence == ledger.held[0]["evidence"]
+
+
+@pytest.mark.parametrize("begun", [(), ("look",)])
+def test_a_run_that_was_cut_off_before_it_changed_anything_makes_way(
+    folder: Path, ledger: Ledger, begun: tuple[str, ...]
+) -> None:
+    """Else nothing but a rollback, and a new soak time, could follow a removal that was only looked into."""
+    plan = a_plan(steps=(("look", "reads"), ("up", "CHANGES")))
+    with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
+        for step in begun:
+            run.journal.write("step.began", step=step)
+    with open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
+        assert carry_out(run).outcome == "applied"
+    assert [past.outcome for past in runs(folder)] == ["failed", "applied"]
+    assert [entry["outcome"] for entry in ledger.held] == ["failed", "applied"]
+
+
+def test_a_run_whose_evidence_is_gone_is_not_taken_for_one_that_changed_nothing(folder: Path, ledger: Ledger) -> None:
+    name = cut_off(folder, ledger, a_plan())
+    (folder / name).rename(folder / "elsewhere")
+    with (
+        pytest.raises(Unfinished) as refused,
+        open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW),
+    ):
+        pass
+    assert refused.value.code == "run_unfinished"
+
+
+@pytest.mark.parametrize("begun, is_refused", [("vault", False), ("up", True)])
+def test_a_rollback_by_hand_that_was_cut_off_is_finished_as_one(
+    folder: Path, ledger: Ledger, begun: str, is_refused: bool
+) -> None:
+    with open_run(folder, "rollback", None, None, ledger, reason="why", clock=lambda: NOW) as run:
+        run.journal.write("step.began", step=begun)
+    with suppress(Unfinished), open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
+        assert not is_refused
+        carry_out(run)
+    if is_refused:
+        with (
+            pytest.raises(Unfinished) as refused,
+            open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW + 60),
+        ):
+            pass
+        assert refused.value.hint == "signer cutover rollback --config FILE --reason …"
+    assert runs(folder)[0].is_over != is_refused
+
+
+def test_a_ledger_that_is_down_at_the_end_rolls_back_and_says_that_nothing_is_on_record(
+    folder: Path, ledger: Ledger
+) -> None:
+    ledger.is_down = True
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, reason="why not", clock=lambda: NOW) as run:
+        ended = carry_out(run)
+    assert (ended.outcome, ended.also and ended.also.code) == ("rolled_back", "service_down")
+    assert ledger.held == []
+    assert runs(folder)[0].outcome == "rolled_back"
+    ledger.is_down = False
+    assert catch_up(folder, ledger) == [run.evidence.run]
+    assert (ledger.held[0]["outcome"], ledger.held[0]["evidence"]) == ("rolled_back", run.evidence.digest)
+    assert ledger.held[0]["reason"] == "why not"
+    assert catch_up(folder, ledger) == []
+
+
+def test_a_run_that_was_cut_off_before_its_plan_was_kept_is_ended_by_a_rollback(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        (run.evidence.folder / "plan.json").unlink()
+    assert destroyed_by(folder, unfinished(folder)[0]) == ""
+    assert close_others(folder, ledger, "rolled_back", "another") == [run.evidence.run]

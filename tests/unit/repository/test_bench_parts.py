@@ -1,0 +1,131 @@
+"""The benchmarks' own parts: what wrk said, requests, turns, targets, options, and a filled ledger that verifies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from scripts.bench import ledger_bench, login_bench, sign_bench
+from scripts.bench.filling import RARE, fill_ledger
+from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
+from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
+from signer.ledger.audit import verify
+from signer.ledger.reader import Filter, LedgerReader
+from signer.ssh.publickey import parse_public_key
+
+NOW = 2_000_000_000
+
+
+def test_what_wrk_measured_is_read_from_among_what_else_it_says() -> None:
+    said = 'Running 1s test\nBENCH {"answers": 500, "errors": 2, "us": 2000000, "p50_us": 1500, "p99_us": 20000}\n'
+    run = read_run(said)
+    assert run == Run(answers=500, errors=2, seconds=2.0, p50=1.5, p99=20.0)
+    assert run.rate == 250
+
+
+def test_a_wrk_that_measured_nothing_is_no_result() -> None:
+    with pytest.raises(BadRun, match="cannot connect"):
+        read_run("unable to connect: cannot connect\n")
+
+
+def test_no_two_bodies_ask_for_the_same_key(tmp_path: Path) -> None:
+    write_bodies(tmp_path / "bodies", 500)
+    keys = {json.loads(line)["public_key"] for line in (tmp_path / "bodies").read_text().splitlines()}
+    assert len(keys) == 500
+
+
+def test_the_keys_that_are_sent_are_ones_that_the_service_takes() -> None:
+    assert parse_public_key(new_public_line()).kind == "ssh-ed25519"
+
+
+def test_every_way_to_log_in_comes_first_as_often() -> None:
+    rounds = [login_bench.rotated(["a", "b", "c"], number) for number in range(4)]
+    assert rounds == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
+def test_added_time_is_against_the_plain_login_of_the_same_round() -> None:
+    times = {
+        login_bench.PLAIN: [100.0, 200.0, 300.0],
+        login_bench.OURS: [110.0, 215.0, 312.0],
+        login_bench.BAO: [150.0, 230.0, 340.0],
+    }
+    assert login_bench.added_times(times) == {login_bench.OURS: 12.0, login_bench.BAO: 40.0}
+
+
+def _figures(rate: float, p99: float) -> sign_bench.Figures:
+    return {"rate": rate, "p99_ms": p99}
+
+
+def test_signing_is_judged_at_8_and_32_connections_and_by_memory() -> None:
+    middle = {at: {"OpenBao": _figures(1000, 20), "signer": _figures(1200, 5)} for at in (1, 8, 32)}
+    targets = sign_bench.read_targets(middle, 90.0)
+    assert [(target.found, target.reached) for target in targets] == [
+        (1.2, True), (0.25, True), (1.2, True), (0.25, True), (90.0, True),
+    ]  # fmt: skip
+
+
+def test_one_side_alone_is_not_judged_against_the_other() -> None:
+    targets = sign_bench.read_targets({8: {"signer": _figures(1200, 5)}}, None)
+    assert [(target.what, target.reached) for target in targets] == [("whole service", None)]
+
+
+def test_both_servers_and_their_ratio_stand_in_the_table() -> None:
+    middle = {8: {"OpenBao": _figures(1000, 20) | _rest(), "signer": _figures(1500, 5) | _rest()}}
+    text = sign_bench.render_results(middle, {"signer": {"together": None}})
+    assert ["8", "signer", "/", "OpenBao", "1.50", "1.00", "0.25"] in [line.split()[:7] for line in text.splitlines()]
+    assert "can be read as root only" in text
+
+
+def _rest() -> sign_bench.Figures:
+    return {"p50_ms": 1.0, "cpu_us": 300.0, "cpus": 1.5, "pss_mb": 80.0}
+
+
+@pytest.mark.parametrize("words", [["--connections", "8,x"], ["--connections", "0"], ["--seconds", "0"]])
+def test_options_that_cannot_be_measured_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sign_bench.read_arguments(words)
+    assert "usage: scripts/bench/sign" in capsys.readouterr().err
+
+
+def test_a_ledger_needs_more_certificates_than_active_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ledger_bench.read_arguments(["--certificates", "100", "--active", "100"])
+    assert "must be more than" in capsys.readouterr().err
+
+
+def test_a_filled_ledger_verifies_and_holds_what_was_asked_for(tmp_path: Path) -> None:
+    middle, events = fill_ledger(tmp_path, 12_000, 300, NOW, lambda _done, _of: None)
+    reader = LedgerReader(tmp_path)
+    assert verify(reader).seq == events == 12_000
+    assert len(reader.certificates(Filter(active_at=NOW, limit=1_000))) == 300
+    assert len(reader.certificates(Filter(fingerprint=middle))) == 1
+    reader.close()
+
+
+def test_rare_names_come_once_in_very_many_and_are_never_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.bench.filling.RARE_EVERY", 4_000)
+    fill_ledger(tmp_path, 12_000, 300, NOW, lambda _done, _of: None)
+    reader = LedgerReader(tmp_path)
+    assert len(reader.certificates(Filter(identity=RARE))) == 3
+    assert reader.certificates(Filter(identity=RARE, active_at=NOW)) == []
+    reader.close()
+
+
+def test_every_kind_of_page_is_asked_for_in_words_that_a_url_can_carry() -> None:
+    queries = ledger_bench.page_queries("SHA256:a+b/c", 1_000_000)
+    assert queries["fingerprint"] == "fingerprint=SHA256:a%2Bb%2Fc"
+    assert all("+" not in query and " " not in query for query in queries.values())
+
+
+def test_a_process_tree_is_measured_from_its_root() -> None:
+    tree = process_tree(os.getpid())
+    assert tree[0] == os.getpid()
+    assert cpu_seconds(tree) > 0
+    memory = pss_megabytes(tree)
+    assert memory is not None
+    assert memory > 1

@@ -1,0 +1,62 @@
+"""What import-linter cannot express: a few things happen in one module only. Read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[3] / "signer"
+TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+# The one module that may read or make a private key with `cryptography`.
+PRIVATE_KEYS = Path("ca/key.py")
+PRINTERS = {Path("cli/output.py"), Path("safe_session/output.py")}
+
+
+def names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Every name that a module uses, and every name that it imports from `cryptography`; with the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cryptography"):
+            for alias in node.names:
+                yield alias.name, node.lineno
+
+
+def test_one_module_touches_private_keys() -> None:
+    uses = [
+        (path, f"{path}:{line} {name}")
+        for path, tree in TREES.items()
+        for name, line in names(tree)
+        if name.endswith("PrivateKey") or (name.startswith("load_") and name.endswith("_private_key"))
+    ]
+    assert {path for path, _ in uses} == {PRIVATE_KEYS}, uses
+
+
+def test_printing_is_done_in_one_place_for_each_command() -> None:
+    uses = [(path, line) for path, tree in TREES.items() for name, line in names(tree) if name == "print"]
+    assert {path for path, _ in uses} <= PRINTERS, uses
+
+
+def test_safe_session_imports_the_standard_library_and_nothing_else_from_outside() -> None:
+    """Each import is felt at every login. What it may import of ours is a contract of import-linter's."""
+    foreign = {
+        name
+        for path, tree in TREES.items()
+        if path.parts[0] == "safe_session"
+        for node in ast.walk(tree)
+        for name in imported(node)
+    } - set(sys.stdlib_module_names)
+    assert foreign == {"signer"}
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The top-level packages that a statement imports from."""
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or "").split(".")[0]]
+    return []

@@ -1,0 +1,153 @@
+"""What of the command line is ours and what goes to ssh or the command untouched."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.safe_session.arguments import Usage, check_ttl, parse_arguments
+from signer.safe_session.command import SSH_OPTIONS, ssh_command
+
+# words after `safe-session` → what ssh is given, and what we take for ourselves
+SSH = [
+    ("ssh rs2000", "rs2000", {}),
+    ("ssh rs2000 uptime", "rs2000 uptime", {}),
+    ("ssh rs2000 --principal root", "rs2000", {"principals": ["root"]}),
+    ("ssh --principal root rs2000", "rs2000", {"principals": ["root"]}),
+    ("ssh --principal=root rs2000", "rs2000", {"principals": ["root"]}),
+    ("ssh rs2000 --principal root uptime", "rs2000 uptime", {"principals": ["root"]}),
+    ("ssh rs2000 --principal a --principal b", "rs2000", {"principals": ["a", "b"]}),
+    ("--principal a ssh --principal b rs2000", "rs2000", {"principals": ["a", "b"]}),
+    ("--role r --ttl 5m --reason why ssh h", "h", {"role": "r", "ttl": "5m", "reason": "why"}),
+    ("ssh h --role r --ttl 5m --reason why", "h", {"role": "r", "ttl": "5m", "reason": "why"}),
+    # The remote command is never looked at.
+    ("ssh rs2000 uptime --principal root", "rs2000 uptime --principal root", {}),
+    ("ssh rs2000 grep --role x -v -p", "rs2000 grep --role x -v -p", {}),
+    ("ssh rs2000 sudo --help", "rs2000 sudo --help", {}),
+    ("ssh rs2000 -- --role x", "rs2000 -- --role x", {}),
+    ("ssh -- rs2000 --role x", "-- rs2000 --role x", {}),
+    ("ssh rs2000 cmd -- --role x", "rs2000 cmd -- --role x", {}),
+    # ssh's options that take a value, so that the value is not taken for the host.
+    ("ssh -p 22 rs2000 --role r", "-p 22 rs2000", {"role": "r"}),
+    ("ssh -p22 rs2000 cmd --role r", "-p22 rs2000 cmd --role r", {}),
+    ("ssh -o User=x -i k rs2000 cmd --role r", "-o User=x -i k rs2000 cmd --role r", {}),
+    ("ssh -oUser=x rs2000 cmd --role r", "-oUser=x rs2000 cmd --role r", {}),
+    ("ssh -tt rs2000 cmd --role r", "-tt rs2000 cmd --role r", {}),
+    ("ssh -tp 22 rs2000 --role r", "-tp 22 rs2000", {"role": "r"}),
+    ("ssh -tp22 rs2000 cmd", "-tp22 rs2000 cmd", {}),
+    ("ssh -J a,b -L 1:h:2 -W h:3 rs2000", "-J a,b -L 1:h:2 -W h:3 rs2000", {}),
+    ("ssh rs2000 -p 22 cmd --role r", "rs2000 -p 22 cmd --role r", {}),
+    ("ssh rs2000 -p 22 --role r cmd", "rs2000 -p 22 cmd", {"role": "r"}),
+    ("ssh -o --role rs2000", "-o --role rs2000", {}),  # the value of -o, as ssh sees it
+    ("ssh -v rs2000", "-v rs2000", {"verbose": False}),  # ssh's own -v
+    ("-v ssh rs2000", "rs2000", {"verbose": True}),
+    ("ssh ssh://u@h:22", "ssh://u@h:22", {}),
+    ("ssh ssh", "ssh", {}),
+]
+
+EXEC = [
+    ("exec -- ssh h --role x", "ssh h --role x", {}),
+    ("exec --role r -- ssh h", "ssh h", {"role": "r"}),
+    ("--role r exec -- ssh h", "ssh h", {"role": "r"}),
+    ("exec rsync -a x h:", "rsync -a x h:", {}),
+    ("exec --reason why rsync --role x", "rsync --role x", {"reason": "why"}),
+    ("exec -v -- true", "true", {"verbose": True}),
+    ("exec -- -- x", "-- x", {}),
+    ("exec -- -v", "-v", {}),
+]
+
+
+@pytest.mark.parametrize("line,passed,ours", SSH)
+def test_ssh_words_are_passed_and_ours_are_taken(line: str, passed: str, ours: dict[str, object]) -> None:
+    asked = parse_arguments(line.split())
+    assert asked.verb == "ssh"
+    assert asked.command == passed.split()
+    defaults = {"role": "", "reason": "", "ttl": "", "principals": []}
+    assert {name: getattr(asked, name) for name in defaults | ours} == defaults | ours
+
+
+@pytest.mark.parametrize("line,passed,ours", EXEC)
+def test_exec_takes_ours_before_the_command_only(line: str, passed: str, ours: dict[str, object]) -> None:
+    asked = parse_arguments(line.split())
+    assert (asked.verb, asked.command) == ("exec", passed.split())
+    assert {name: getattr(asked, name) for name in ours} == ours
+
+
+@pytest.mark.parametrize(
+    "line,complaint",
+    [
+        ("", "no command given"),
+        ("-v", "no command given"),
+        ("login h", "unknown command login"),
+        ("--rôle x ssh h", "unknown option --rôle"),
+        ("-x ssh h", "unknown option -x"),
+        ("ssh", "no host given"),
+        ("ssh --", "no host given"),
+        ("ssh -p 22", "no host given"),
+        ("ssh -p", "ssh option -p has no value"),
+        ("ssh -tp", "ssh option -tp has no value"),
+        ("ssh --foo h", "unknown option --foo"),
+        ("ssh h --role", "--role has no value"),
+        ("ssh h --role --ttl 5m", "--role has no value"),
+        ("ssh h --role=", "--role has no value"),
+        ("ssh h --role a --role b", "--role is given twice"),
+        ("--ttl 5m ssh h --ttl 6m", "--ttl is given twice"),
+        ("ssh h --ttl soon", "--ttl soon is no time"),
+        ("ssh h --ttl 0", "--ttl 0 is no time"),
+        ("ssh h --ttl -5m", "--ttl -5m is no time"),
+        ("ssh h --ttl 1d", "--ttl 1d is no time"),
+        ("ssh h --ttl m", "--ttl m is no time"),
+        ("exec", "no command given"),
+        ("exec --", "no command given"),
+        ("exec -x -- true", "unknown option -x"),
+    ],
+)
+def test_what_cannot_be_understood_is_a_usage_error(line: str, complaint: str) -> None:
+    with pytest.raises(Usage) as caught:
+        parse_arguments(line.split())
+    assert caught.value.text == complaint
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("line", ["--help", "-h", "ssh --help", "ssh h --help", "exec --help", "exec -h", "-v --help"])
+def test_help_is_given_wherever_it_is_asked_before_the_command(line: str) -> None:
+    assert parse_arguments(line.split()).verb == "help"
+
+
+def test_the_version_is_told() -> None:
+    assert parse_arguments(["--version"]).verb == "version"
+
+
+@pytest.mark.parametrize("text", ["1", "900", "15m", "1h", "30s"])
+def test_times_are_read(text: str) -> None:
+    check_ttl(text)
+
+
+def test_a_reason_may_hold_anything_in_one_word() -> None:
+    asked = parse_arguments(["ssh", "--reason", "restart the queue, ticket 812", "h", "--principal", "-x"])
+    assert (asked.reason, asked.principals) == ("restart the queue, ticket 812", ["-x"])
+
+
+@given(
+    st.lists(st.sampled_from(["ssh", "exec", "--", "-", "-p", "-v", "--role", "--role=x", "x", "", "-tp", "--help"]))
+)
+def test_no_words_raise_anything_but_usage_errors(words: list[str]) -> None:
+    with contextlib.suppress(Usage):
+        parse_arguments(words)
+
+
+@given(st.lists(st.text()))
+def test_a_remote_command_is_passed_untouched_whatever_it_is(words: list[str]) -> None:
+    assert parse_arguments(["ssh", "host", "command", *words]).command == ["host", "command", *words]
+    assert parse_arguments(["exec", "--", "command", *words]).command == ["command", *words]
+
+
+def test_our_options_come_first_because_ssh_keeps_the_first_value() -> None:
+    command = ssh_command(["-o", "IdentityAgent=/other", "host"])
+    assert command[0] == "ssh"
+    assert command[-3:] == ["-o", "IdentityAgent=/other", "host"]
+    assert command.index("IdentityAgent=SSH_AUTH_SOCK") < command.index("IdentityAgent=/other")
+    assert len(command) == 1 + 2 * len(SSH_OPTIONS) + 3

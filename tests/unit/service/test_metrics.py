@@ -1,0 +1,113 @@
+"""What Prometheus reads: names, zeros at the start, and clocks that tell the truth."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from signer.errors import Unavailable
+from signer.ledger.reader import FILE_NAME
+from signer.model import Event
+from signer.service.metrics import REFUSALS, SECONDS, Histogram, Metrics, TimedLedger
+
+PACKAGE = Path(__file__).parents[3] / "signer"
+KEEPERS = (
+    "protocol/sign_request",
+    "protocol/commands",
+    "authority/core",
+    "policy/decide",
+    "authority/queries",
+    "policy/rules",
+    "ssh/publickey",
+)
+ERRORS = {"Refused", "NotAuthenticated", "BadRequest", "BadPublicKey", "NotFound", "Unavailable", "LedgerBroken"}
+
+
+def make_metrics(*roles: str) -> Metrics:
+    return Metrics(lambda: {"signer_key_age_seconds": ("since", 3.0)}, lambda: roles, Histogram(SECONDS))
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """`name{label=value}` to value."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.render()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> None:
+    found = samples(make_metrics("llmops", "backup"))
+    assert found["signer_signatures_total{role=llmops}"] == 0
+    assert found["signer_signatures_total{role=backup}"] == 0
+    for code in REFUSALS:
+        assert found[f"signer_refusals_total{{code={code}}}"] == 0
+
+
+def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
+    metrics = make_metrics("llmops")
+    metrics.signatures["llmops"] += 2
+    metrics.signatures["gone"] += 1
+    metrics.refusals["frozen"] += 3
+    found = samples(metrics)
+    assert found["signer_signatures_total{role=llmops}"] == 2
+    assert found["signer_signatures_total{role=gone}"] == 1
+    assert found["signer_refusals_total{code=frozen}"] == 3
+
+
+def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
+    metrics = make_metrics("llmops")
+    assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
+    metrics.shadow_compared["llmops"] += 3
+    metrics.shadow_differences["llmops", "key_id"] += 2
+    metrics.shadow_faults["llmops"] += 1
+    found = samples(metrics)
+    assert found["signer_shadow_compared_total{role=llmops}"] == 3
+    assert found["signer_shadow_differences_total{field=key_id,role=llmops}"] == 2
+    assert found["signer_shadow_faults_total{role=llmops}"] == 1
+
+
+def test_the_list_of_refusals_holds_every_code_that_the_keepers_modules_raise() -> None:
+    raised = set()
+    for name in KEEPERS:
+        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+                raised |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    assert len(raised) > 40
+    assert raised <= set(REFUSALS), "add them to REFUSALS in signer/service/metrics.py"
+
+
+def test_a_histogram_counts_a_value_in_its_own_bucket_and_all_above() -> None:
+    histogram = Histogram((1, 10))
+    for value in (0.5, 1, 2, 100):
+        histogram.observe(value)
+    family = histogram.family("signer_batch_commands", "text")
+    buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    assert buckets == {"1": 2, "10": 3, "+Inf": 4}
+    assert {s.name: s.value for s in family.samples if s.name.endswith(("_sum", "_count"))} == {
+        "signer_batch_commands_sum": 103.5,
+        "signer_batch_commands_count": 4,
+    }
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    for name in samples(make_metrics("llmops")):
+        family = name.partition("{")[0].removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        assert family.startswith("signer_")
+        assert family.endswith(("_total", "_seconds", "_commands")), family
+
+
+def test_every_commit_is_timed_one_that_fails_too(tmp_path: Path) -> None:
+    ledger = TimedLedger(tmp_path)
+    ledger.commit([Event("keeper.started", "keeper", {})], 1_800_000_000_000)
+    ledger.close()
+    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(Unavailable):
+        ledger.commit([Event("keeper.stopped", "keeper", {})], 1_800_000_000_000)
+    family = ledger.commit_seconds.family("signer_ledger_commit_seconds", "text")
+    assert next(s.value for s in family.samples if s.name.endswith("_count")) == 2
