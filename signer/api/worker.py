@@ -262,7 +262,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """As gunicorn's, with `Connection: close` in the answer when no other request can follow."""
         if conn.is_last:
             req.force_close()
-        return super().handle_request(req, conn)
+        try:
+            return super().handle_request(req, conn)
+        except OSError as error:  # the application's: no socket is behind a mailbox
+            self.handle_error(req, conn.sock, conn.client, error)
+            return False
 
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
         """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""

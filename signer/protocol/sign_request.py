@@ -117,7 +117,8 @@ def is_form(content_type: str) -> bool:
 
 def _read_form(text: str) -> dict[str, Any]:
     """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
-    fields: dict[str, list[str]] = {}
+    fields: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
     for pair in text.split("&"):
         if not pair:
             continue
@@ -126,8 +127,11 @@ def _read_form(text: str) -> dict[str, Any]:
                 "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
             )
         name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
-        fields.setdefault(name, []).append(value)
-    return {name: ",".join(values) for name, values in fields.items()}
+        if name not in fields:
+            fields[name] = value
+        else:
+            repeated.setdefault(name, [fields[name]]).append(value)
+    return fields | {name: ",".join(values) for name, values in repeated.items()}
 
 
 def body_too_large() -> BadRequest:
@@ -295,11 +299,11 @@ class SignBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     public_key: Annotated[str, Field(description="the line of an OpenSSH .pub file")] = ""
-    principals: Annotated[list[str] | None, Field(description="exact names")] = None
+    principals: Annotated[list[str] | None, Field(fail_fast=True, description="exact names")] = None
     ttl: Annotated[str | int | None, Field(description='"15m" or seconds')] = None
     key_id: Annotated[str | None, Field(description="only if the role lets the caller choose it")] = None
     critical_options: dict[str, str] | None = None
-    extensions: Annotated[list[str] | None, Field(description="added to the role's defaults")] = None
+    extensions: Annotated[list[str] | None, Field(fail_fast=True, description="added to the role's defaults")] = None
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
 
 
