@@ -77,7 +77,7 @@ def _first_value(text: str) -> object:
     report a fault at the end of the text, because it reports a token that is cut off at its beginning.
     """
     if is_too_deep(text):
-        raise _bad_json(_TOO_DEEP)
+        raise _bad_json(_TOO_COMPLEX if has_too_many_strings(text) else _TOO_DEEP)
     values: list[object] = []
     at = 0
     try:
