@@ -19,13 +19,14 @@ from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
+from signer.log_limit import LogLimit
 from signer.protocol.client import Link, make_message
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
+ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; a longer one is no role to the keeper either
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 _MORE: Final = re.compile(rb"\nx-vault-(?:namespace|wrap-ttl)", re.IGNORECASE)
@@ -87,8 +88,11 @@ class SignQuestion:
 class SignRoutes:
     """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
 
-    def __init__(self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi) -> None:
+    def __init__(
+        self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi, lines: LogLimit
+    ) -> None:
         self.link = link
+        self.lines = lines  # what `fallback` logs
         self._proxies = proxies
         self._fallback = fallback
         names = "|".join(re.escape(mount) for mount in mounts)

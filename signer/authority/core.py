@@ -30,7 +30,7 @@ from signer.ledger.reader import Recent
 from signer.ledger.views import operation_details
 from signer.model import Ask, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
 from signer.policy.decide import Policy, decide, explain
-from signer.protocol.commands import Command, Explain, Freeze, Query, Record, Sign, Unfreeze
+from signer.protocol.commands import Command, Explain, Freeze, Query, Record, Sign, Unauthenticated, Unfreeze
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
@@ -231,7 +231,7 @@ class Core:
             actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
             actor = "unauthenticated"
-        role = command.role if isinstance(command, Sign | Explain) else ""
+        role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
         return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
     # --- one command --------------------------------------------------------------------------------------------
@@ -240,6 +240,8 @@ class Core:
         """What `command` comes to at `now` (seconds since 1970); raises `SignerError` for every kind of no."""
         if isinstance(command, Sign):
             return self._sign(command, now)
+        if isinstance(command, Unauthenticated):
+            raise command.fault
         identity, token = self.policy.authenticate(command.caller.token, int(now))
         if isinstance(command, Explain):
             return Outcome(self._explain(command, identity, now))

@@ -2,7 +2,8 @@
 
 A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, and after a newline the body of a sign
 request as the caller sent it. Who writes messages is not trusted: everything is checked here, and a message that does
-not fit raises `BadRequest` without having touched anything.
+not fit raises `BadRequest` without having touched anything. The caller is authenticated from the line alone; the body
+of a caller without a good token is never decoded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from signer.errors import BadRequest
+from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, Ask, Caller, Filter
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
@@ -25,6 +26,15 @@ MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
 MAX_PAGE: Final = 200
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthenticated:
+    """Refuse a caller without a good token: `role` is that of a sign or explain request, empty for others."""
+
+    caller: Caller
+    role: str
+    fault: NotAuthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +145,24 @@ class ShowCaller:
 
 
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Sign | Explain | Freeze | Unfreeze | Record | Query
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | Record | Query
 
 
-def read_command(header: dict[str, Any], body: bytes) -> Command:
-    """The command a message stands for; raises `BadRequest`."""
+def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
+    """The command a message stands for; raises `BadRequest`.
+
+    `authenticate` raises `NotAuthenticated`; then nothing but the caller and the role are read.
+    """
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    return reader(header, body, _read_caller(header))
+    caller = _read_caller(header)
+    try:
+        authenticate(caller)
+    except NotAuthenticated as fault:
+        role = _text(header, "role") if reader in (_read_sign, _read_explain) else ""
+        return Unauthenticated(caller, role, fault)
+    return reader(header, body, caller)
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:

@@ -27,7 +27,8 @@ from signer.authority.core import Core, Reply
 from signer.authority.vault_certificates import Forward
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.model import Grant, PublicKey, Returned
+from signer.log_limit import LogLimit
+from signer.model import Caller, Grant, PublicKey, Returned
 from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
@@ -93,6 +94,8 @@ class Keeper:
         listener: socket.socket,
         reload: Callable[[], Reloaded],
         most_when_slow: int = MAX_OUTSTANDING,
+        *,
+        lines: LogLimit | None = None,
     ) -> None:
         self._core = core
         self._authority = authority
@@ -100,6 +103,7 @@ class Keeper:
         self._listener = listener
         self._reload = reload
         self._most_when_slow = most_when_slow  # see `Forwarding`
+        self._lines = lines or LogLimit(log)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -140,6 +144,7 @@ class Keeper:
                 self._note(self._reload())
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
+                self._lines.flush()
                 ticked = time.monotonic()
         self._end_forwarding()
         self._core.end()
@@ -225,7 +230,7 @@ class Keeper:
                 return
             except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    log.warning("a connection was not accepted: %s", error.strerror)
+                    self._lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
                 elif not self._drop_longest_silent():
                     time.sleep(0.05)  # nothing of ours can be freed, and the knocking would not let us rest
                 return
@@ -281,16 +286,20 @@ class Keeper:
             header, body = split_message(message)
             direct = self._direct(header)
             if direct is None:
-                waiting.append(_Waiting(peer, read_command(header, body)))
+                waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
                 return
             reply = json.dumps({"reply": direct}).encode()
         except SignerError as error:
             self.metrics.refusals[error.code] += 1
             reply = render_error(error)
-        except Exception:  # a message that finds a fault of ours costs its sender the answer, nobody else
-            log.exception("a message could not be read")
+        except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
+            self._lines.fault("internal error: a message could not be read", error)
             reply = render_error(Unavailable("internal_error", "something went wrong here", "look at the log"))
         self._send(peer, reply)
+
+    def _authenticate(self, caller: Caller) -> None:
+        """Raises `NotAuthenticated`; before a body is decoded. The core does it again, at the time of its batch."""
+        self._core.policy.authenticate(caller.token, int(time.time()))
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
         """A peer that does not take its reply loses the connection; what was recorded stays recorded."""

@@ -27,7 +27,7 @@ from signer.protocol.go_json import unverified_text, well_formed
 from signer.protocol.sign_request import decode_body
 from signer.settings import Settings
 
-NAME: Final = r"\w(?:[\w.@-]*\w)?"
+NAME: Final = r"(?![.@-])[\w.@-]++(?<![.@-])"
 _OPERATIONS: Final = {
     "GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete", "PATCH": "patch",
     "HEAD": "header", "OPTIONS": "options",
@@ -48,6 +48,7 @@ class Asked:
     query: Mapping[str, list[str]]
     body: bytes
     request_id: str
+    caller: Mapping[str, Any] | SignerError | None = None  # who asks, once the keeper was asked
 
     def first(self, name: str) -> str | None:
         """The first value of a query parameter."""
@@ -117,16 +118,19 @@ class VaultShape:
         return None
 
     def _read(self, environ: Mapping[str, Any], path: str) -> Asked | Answer:
-        """The request's form is looked at before its sender, in Vault's order; raises `BadRequest`."""
+        """The request's form is looked at before its sender, in Vault's order; raises `BadRequest`.
+
+        Only the body is not: that of a caller without a good token is never decoded.
+        """
         operation = _OPERATIONS[environ["REQUEST_METHOD"]]
         query = parse_qs(str(environ.get("QUERY_STRING", "")), keep_blank_values=True, errors="surrogateescape")
-        body = b""
         if operation == "patch" and (refusal := _refuse_media_type(str(environ.get("CONTENT_TYPE") or ""))):
             return refusal
-        if operation in ("update", "patch"):
-            body = read_body(environ)
-            decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
-        asked = Asked(environ, operation, path, query, body, new_request_id())
+        asked = Asked(environ, operation, path, query, b"", new_request_id())
+        if operation in ("update", "patch") and (body := read_body(environ)):
+            asked = replace(asked, body=body, caller=self._find_caller(asked))
+            if not isinstance(asked.caller, SignerError):
+                decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
         if operation == "read" and "list" in query:
             word = asked.first("list")
             if word not in _TRUE | _FALSE:
@@ -180,9 +184,18 @@ class VaultShape:
 
     # --- reads --------------------------------------------------------------------------------------------------
 
-    def _whoami(self, asked: Asked) -> dict[str, Any]:
+    def _whoami(self, asked: Asked) -> Mapping[str, Any]:
         """Who asks; raises `NotAuthenticated` unless the keeper knows the token."""
-        return self._ask("whoami", asked)
+        caller = self._find_caller(asked) if asked.caller is None else asked.caller
+        if isinstance(caller, SignerError):
+            raise caller
+        return caller
+
+    def _find_caller(self, asked: Asked) -> Mapping[str, Any] | SignerError:
+        try:
+            return self._ask("whoami", asked)
+        except SignerError as error:
+            return error
 
     def _ask(self, op: str, asked: Asked, **fields: object) -> dict[str, Any]:
         header = message_header(op, asked.environ, self._settings.trusted_proxies, asked.request_id)

@@ -351,7 +351,7 @@ def test_a_clock_that_jumps_back_stops_signing_until_it_is_right(tmp_path: Path,
     def sign() -> str:
         header = {"op": "sign", "role": "llmops", "token": service.tokens["ci"], "request_id": "a", "address": None}
         message = json.dumps(header).encode() + b"\n" + json.dumps({"public_key": line}).encode()
-        command = read_command(*split_message(message))
+        command = read_command(*split_message(message), lambda _caller: None)
         assert isinstance(command, Sign)
         ((_, reply),) = core.run([command])
         if isinstance(reply, SignerError):

@@ -168,10 +168,17 @@ def test_a_path_that_cannot_be_printed_is_a_bare_400() -> None:
     assert (answer.status_code, answer.data) == (400, b"")
 
 
-def test_broken_json_is_told_before_anybody_looks_at_the_token() -> None:
-    answer = _ask(Keeper(whoami=NotAuthenticated("token_unknown", "no")), "POST", "/v1/ssh/roles/x", b"{bad")
+def test_broken_json_is_told_to_a_caller_with_a_good_token() -> None:
+    answer = _ask(Keeper(), "POST", "/v1/ssh/roles/x", b"{bad")
     assert answer.status_code == 400
     assert json.loads(answer.data)["errors"][0].startswith("failed to decode JSON input: ")
+
+
+def test_a_body_of_a_caller_without_a_good_token_is_not_decoded() -> None:
+    for path, status in (("/v1/ssh/roles/x", 403), ("/v1/nomount/x", 403), ("/v1/ssh/public_key", 405)):
+        keeper = Keeper(whoami=NotAuthenticated("token_unknown", "no"))
+        assert _ask(keeper, "POST", path, b"{bad").status_code == status
+        assert [header["op"] for header, _ in keeper.asked] == ["whoami"]
 
 
 # --- who is asked what -----------------------------------------------------------------------------------------------
