@@ -23,7 +23,7 @@ from signer.api.vault import system
 from signer.authority import core
 from signer.ca import key as cakey
 from signer.cli.catalogue import VERBS
-from signer.cli.parser import render_help
+from signer.cli.usage import render_help
 from signer.policy import file as policyfile
 from signer.policy import rules
 from signer.policy import tables as policytables
