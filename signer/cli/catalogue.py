@@ -54,6 +54,7 @@ VERBS: Final = (
     Entry("decommission plan", _MOVE, "show what removing Vault would do, or what blocks it", "decommission"),
     Entry("decommission apply", _MOVE, "remove Vault exactly as planned", "decommission"),
     Entry("decommission status", _MOVE, "show whether Vault still runs, past runs and the next step", "decommission"),
+    Entry("error", _HELP, "show what an error code means and what to do about it", "error"),
     Entry("completion", _HELP, "print the completion script for bash, zsh or fish", "completion"),
 )
 
