@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal, get_args, get_origin
@@ -22,6 +21,7 @@ from signer.authority import core
 from signer.ca import key as ca_key
 from signer.cli.catalogue import VERBS
 from signer.cli.parser import Help, read_words, render_help
+from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
 from signer.policy import file as policy_file
 from signer.policy import rules, tables
@@ -31,8 +31,7 @@ from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
 from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
-
-PACKAGE: Final = Path(settings.__file__).parent
+from tests.parts.source import PACKAGE, TREES, called_with, texts
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,6 @@ Fact = Callable[[], Table | str]
 
 def code(text: str) -> str:
     return f"`{text}`" if text else ""
-
-
-@cache
-def trees() -> dict[Path, ast.Module]:
-    """The syntax tree of every module, by its path below the package."""
-    return {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-def texts(node: ast.AST) -> Iterator[str]:
-    """The texts that an expression can be; what is filled in at run time is `…`."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    elif isinstance(node, ast.IfExp):
-        yield from texts(node.body)
-        yield from texts(node.orelse)
-
-
-def first_arguments(functions: set[str], under: str = "") -> Iterator[tuple[str, ast.expr]]:
-    """First arguments of every call of one of these names, with the name, in modules below `under`."""
-    for path, tree in trees().items():
-        for node in ast.walk(tree) if str(path).startswith(under) else ():
-            if isinstance(node, ast.Call) and node.args:
-                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in functions:
-                    yield name, node.args[0]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -278,7 +250,7 @@ def messages() -> Table:
     """What can be asked of the keeper: ops of commands, and those that it answers without a token."""
     direct = [
         text
-        for node in ast.walk(trees()[Path("service/keeper.py")])
+        for node in ast.walk(TREES[PACKAGE / "service" / "keeper.py"])
         if isinstance(node, ast.match_case) and isinstance(node.pattern, ast.MatchValue)
         for text in texts(node.pattern.value)
     ]
@@ -290,14 +262,14 @@ def messages() -> Table:
 
 
 def event_kinds() -> Table:
-    found = {text for _, argument in first_arguments({"Event"}) for text in texts(argument)}
+    found = {text for _, argument in called_with({"Event"}) for text in texts(argument)}
     return Table(("event", "written when"), [(code(kind),) for kind in sorted(found)], by_hand=1)
 
 
 def metric_families() -> Table:
     gauges = {
         text
-        for node in ast.walk(trees()[Path("service/keeper.py")])
+        for node in ast.walk(TREES[PACKAGE / "service" / "keeper.py"])
         if isinstance(node, ast.Dict)
         for name in node.keys
         if name is not None
@@ -319,8 +291,8 @@ def metric_families() -> Table:
 
 
 def evidence_names() -> Table:
-    named = {text for _, node in first_arguments({"write_json", "write_text"}, "migration/") for text in texts(node)}
-    folders = {text for _, node in first_arguments({"numbered"}, "migration/") for text in texts(node)}
+    named = {text for _, node in called_with({"write_json", "write_text"}) for text in texts(node)}
+    folders = {text for _, node in called_with({"numbered"}) for text in texts(node)}
     named |= {evidence_files.SUMS, evidence_files.LEDGER, evidence_files.OUTCOME, evidence_files.PAGE}
     endings = {"steps": "steps/NN-NAME.json", "smoke": "smoke/NN-TARGET.log"}
     rows = [(code(name),) for name in sorted({*named, *(endings.get(folder, f"{folder}/") for folder in folders)})]
@@ -328,8 +300,8 @@ def evidence_names() -> Table:
 
 
 def evidence_findings() -> Table:
-    found = re.findall(r'Problem\(\s*"(evidence_\w+)"', (PACKAGE / "migration/evidence/verify.py").read_text())
-    return Table(("finding", "meaning"), [(code(name),) for name in dict.fromkeys(found)], by_hand=1)
+    found = [entry for entry in CATALOGUE.values() if entry.code.startswith("evidence_") and "Finding" in entry.subject]
+    return Table(("finding", "meaning", "action"), [(code(entry.code), entry.meaning, entry.action) for entry in found])
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -365,8 +337,9 @@ def limits() -> Table:
 def bounds() -> Table:
     """Every public constant of a module that is a number, with the remark behind it."""
     rows = []
-    for path, tree in trees().items():
-        lines = (PACKAGE / path).read_text().splitlines()
+    for module, tree in TREES.items():
+        path = module.relative_to(PACKAGE)
+        lines = module.read_text().splitlines()
         for node in tree.body:
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
@@ -390,7 +363,8 @@ def modules() -> str:
     """The modules of each room with the first sentence of their docstrings."""
     rooms: dict[str, list[tuple[str, str]]] = {}
     abouts: dict[str, str] = {}
-    for path, tree in trees().items():
+    for module, tree in TREES.items():
+        path = module.relative_to(PACKAGE)
         sentence = first_sentence(ast.get_docstring(tree) or "")
         room = path.parts[0] if len(path.parts) > 1 else ""
         if path.name == "__init__.py" and len(path.parts) == 2:
@@ -427,6 +401,7 @@ FACTS: Final[Mapping[str, Fact]] = {
     "queries": queries,
     "bodies": bodies,
     "messages": messages,
+    "errors": render_markdown,
     "event kinds": event_kinds,
     "metrics": metric_families,
     "evidence files": evidence_names,

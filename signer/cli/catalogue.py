@@ -288,4 +288,18 @@ VERBS: Final = (
         "ledger_rebuild",
     ),
     *PLATFORM_VERBS,
+    Verb(
+        "error",
+        "Help",
+        "what an error code means and what to do about it",
+        "Codes are in the JSON of errors, in the ledger and in metrics. Without CODE, lists all codes, one line\n"
+        "each: code, HTTP status (- if it is never sent over HTTP), meaning.",
+        ("signer error frozen", "signer error --json | jq -r '.errors[].code'"),
+        (
+            argument("code", metavar="CODE", nargs="?", help="an error code, such as frozen; default: all"),
+            JSON,
+        ),
+        "error",
+        "error",
+    ),
 )

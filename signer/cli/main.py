@@ -26,7 +26,7 @@ __all__ = ["VERBS", "main"]
 
 DONE, FAILED, WRONG_USE, NOT_APPROVED, DRIFTED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141
 _Run = Callable[[Namespace, Callable[[], "Settings"]], int]
-_STATUS: Final[dict[type[SignerError], int]] = {ApprovalRefused: NOT_APPROVED, Drift: DRIFTED}
+_STATUS: Final[dict[type[SignerError], int]] = {ApprovalRefused: NOT_APPROVED, Drift: DRIFTED, Usage: WRONG_USE}
 _SERVICES: Final = ("serve", "keeper")
 
 

@@ -1,7 +1,7 @@
 """What the documents say is so: generated blocks, tables and examples are as the code has them, names and links exist.
 
-A new module, setting, policy key, verb, route, event kind or metric fails here until `scripts/docs` was run and its
-cells were filled in; a new error code until runbooks/reference/errors.md has its line.
+A new module, setting, policy key, verb, route, error code, event kind or metric fails here until `scripts/docs` was run
+and its cells were filled in.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
 from scripts.documents import pages
-from scripts.documents.facts import FACTS, PACKAGE, Fact, Table, first_arguments, texts, trees
-from signer import __version__, errors
-from signer.api.problems import status_of
+from scripts.documents.facts import FACTS, Fact, Table
+from signer import __version__
 from signer.api.vault import routes as vault
 from signer.api.vault import system
 from signer.policy import file as policy_file
@@ -35,16 +33,10 @@ from tests.parts.documents import (
     section,
 )
 from tests.parts.parity_differences import DIFFERENCES
+from tests.parts.source import PACKAGE, TREES, texts
 
 DOCUMENTS = read_documents()
 README, SECURITY = DOCUMENTS["README.md"], DOCUMENTS["SECURITY.md"]
-
-
-def check_same(told: list[str], real: set[str], what: str) -> None:
-    twice = {name for name in told if told.count(name) > 1}
-    assert not twice, f"these {what} are listed twice: {sorted(twice)}"
-    assert not real - set(told), f"these {what} are not documented: {sorted(real - set(told))}"
-    assert not set(told) - real, f"these documented {what} do not exist: {sorted(set(told) - real)}"
 
 
 # --- generated blocks ------------------------------------------------------------------------------------------------
@@ -168,56 +160,6 @@ def test_policy_defaults_and_rights_are_those_of_the_code() -> None:
         assert f"`{right}`" in text["identities.NAME.may"][3]
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
-
-
-def error_classes() -> set[str]:
-    """Names of every class of the error tree whose first argument is a code."""
-    bases = {
-        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
-        for tree in trees().values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    }
-    found = {"SignerError"}
-    while grown := {name for name, above in bases.items() if above & found} - found:
-        found |= grown
-    return found
-
-
-def error_codes() -> set[str]:
-    # A class of its own may take the sentence first (`Usage`); a sentence has blanks, a code has none.
-    return {
-        text
-        for _, argument in first_arguments(error_classes() | {"__init__"})
-        for text in texts(argument)
-        if re.fullmatch(r"[a-z0-9_]+…?", text)
-    }
-
-
-def test_the_search_for_error_codes_finds_some_of_every_form() -> None:
-    assert {"frozen", "usage", "ca_key_owner_must_be_…", "principal_not_allowed"} <= error_codes()
-
-
-def test_error_codes_are_those_of_the_code() -> None:
-    check_same(names(rows(reference("errors"), "code")), error_codes(), "error codes")
-
-
-def test_every_error_code_says_what_it_means_and_what_to_do() -> None:
-    for row in rows(reference("errors"), "code"):
-        assert all(row), row
-
-
-def test_statuses_of_error_codes_are_those_of_the_code() -> None:
-    told = {row[0].strip("`"): row[1] for row in rows(reference("errors"), "code") if len(row) == 4}
-    real: dict[str, set[str]] = {}
-    for kind, argument in first_arguments(error_classes() & set(vars(errors))):
-        for code in texts(argument):
-            real.setdefault(code, set()).add(str(status_of(vars(errors)[kind](code, "")).value))
-    # A code that a command of ours raises, too, is of another branch there, and has no status.
-    assert {code: status for code, status in told.items() if status not in real[code]} == {}
-
-
 # --- Vault's routes --------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +175,7 @@ def test_vault_routes_are_those_of_the_code() -> None:
         assert any(pattern.fullmatch(example) for pattern in patterns), f"there is no {path}"
     outside = {path.removeprefix("/v1/") for path in told if not path.startswith("/v1/ssh/")}
     assert outside >= system.UNAUTHENTICATED
-    written = {text for node in ast.walk(trees()[Path("api/vault/system.py")]) for text in texts(node)}
+    written = {text for node in ast.walk(TREES[PACKAGE / "api" / "vault" / "system.py"]) for text in texts(node)}
     assert {path.replace("<mount>", "") for path in outside} <= written
 
 
@@ -253,7 +195,7 @@ def test_benches_are_named_with_the_figures() -> None:
         if path.is_file() and not path.suffix and path.stat().st_mode & 0o100
     }
     told = re.findall(r"^ {4}(scripts/bench/\w+)", document("runbooks/develop/benchmarks.md"), re.MULTILINE)
-    check_same(told, real, "benches")
+    assert sorted(told) == sorted(real)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -286,8 +228,8 @@ def named_documents(text: str) -> Iterator[tuple[str, str]]:
 
 def sentences() -> Iterator[tuple[str, str]]:
     """Every text of the package with its module, docstrings included, and each file that is no Python but is shown."""
-    for path, tree in trees().items():
-        yield from ((str(path), text) for node in ast.walk(tree) for text in texts(node))
+    for path, tree in TREES.items():
+        yield from ((str(path.relative_to(PACKAGE)), text) for node in ast.walk(tree) for text in texts(node))
     for path in (*PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.css")):
         yield str(path.relative_to(PACKAGE)), path.read_text()
 
