@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -356,7 +357,16 @@ def module_of(path: Path) -> Any:
     return importlib.import_module(".".join(("signer", *path.with_suffix("").parts)).removesuffix(".__init__"))
 
 
-# --- modules ---------------------------------------------------------------------------------------------------------
+# --- rooms and modules -----------------------------------------------------------------------------------------------
+
+
+def layers() -> str:
+    """The layers of import-linter, and its contracts."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (rooms,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    lines = [*rooms[:-1], "root modules"]
+    return "\n".join(["```text", *lines, "```", "", *(f"- {contract['name']}." for contract in contracts)])
 
 
 def modules() -> str:
@@ -408,5 +418,6 @@ FACTS: Final[Mapping[str, Fact]] = {
     "evidence findings": evidence_findings,
     "limits": limits,
     "bounds": bounds,
+    "layers": layers,
     "modules": modules,
 }
