@@ -14,7 +14,8 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,15 +31,15 @@ from signer.api.sign import SignRoutes, read_environ
 from signer.api.vault.responses import failure
 from signer.api.worker import PatientWorker
 from signer.errors import BadRequest, NotAuthenticated, SignerError
-from signer.log_limit import WINDOW, LogLimit
-from signer.model import Caller
+from signer.model import Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
-from signer.policy.tokens import hide_tokens, is_mistyped, token_digest
+from signer.policy.tokens import is_mistyped, token_digest
 from signer.protocol.client import read_reply
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
+from signer.protocol.log_limit import WINDOW, LogLimit
 from signer.protocol.operations import read_operation
 from signer.protocol.sign_request import (
     MAX_BODY,
@@ -254,7 +255,9 @@ def _no_keeper() -> SignRoutes:
 API: Final = _no_keeper()
 
 
-def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: str) -> None:
+def _call(
+    method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", fields: Mapping[str, str] | None = None
+) -> None:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
@@ -269,7 +272,7 @@ def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a
         "wsgi.input": io.BytesIO(body),
         "wsgi.url_scheme": "http",
         "wsgi.errors": io.StringIO(),
-        **fields,
+        **(fields or {}),
     }
     list(API(environ, lambda _status, _headers: None))
 
@@ -283,9 +286,9 @@ def _paths(text: str) -> None:
 def _fields(text: str) -> None:
     for name in ("CONTENT_TYPE", "HTTP_ACCEPT", "HTTP_COOKIE", "HTTP_HOST", "HTTP_X_FORWARDED_FOR", "QUERY_STRING"):
         for path in ("/v1/ssh/roles/x", "/api/certificates"):
-            _call("POST" if path.startswith("/v1") else "GET", path, **{name: text})
+            _call("POST" if path.startswith("/v1") else "GET", path, fields={name: text})
     for name in ("HTTP_X_VAULT_NAMESPACE", "HTTP_X_VAULT_WRAP_TTL", "HTTP_RANGE", "HTTP_IF_NONE_MATCH"):
-        _call("POST", "/v1/ssh/sign/llmops", **{name: text})
+        _call("POST", "/v1/ssh/sign/llmops", fields={name: text})
 
 
 class _Wire:
@@ -352,7 +355,10 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A2 an answer with a caller's words": (lambda text: failure(400, text), MAX_BODY),
     "audit_A2 a request's fields, in Flask": (_fields, MAX_FIELD),
     "audit_A2 a request's path, in Flask": (_paths, 4_000),
-    "audit_A2 a request's body, in Flask": (lambda text: _call(body=_raw(text), CONTENT_TYPE=FORM), MAX_BODY),
+    "audit_A2 a request's body, in Flask": (
+        lambda text: _call(body=_raw(text), fields={"CONTENT_TYPE": FORM}),
+        MAX_BODY,
+    ),
     "audit_A2 a request's head, in gunicorn": (_parsed, MAX_FIELD),
     "audit_A3 a head as it arrives": (_head, MAX_HEAD - 100),
     "audit_A3 chunks as they arrive": (_chunks, 2 * MAX_BODY),
@@ -568,7 +574,7 @@ def worker(caplog: pytest.LogCaptureFixture) -> Iterator[PatientWorker]:
     made.cfg = freeze_settings(Config())
     made.wsgi = made.routes = _no_keeper()
     made.tpool = made.method_queue = made.poller = made.lane = _Loop()  # type: ignore[assignment]
-    made.waiting = {phase: {} for phase in Phase}  # type: ignore[assignment]
+    made.waiting = {phase: OrderedDict() for phase in Phase}
     made.seconds = dict.fromkeys(Phase, 60.0)
     made.alive, made.nr, made.nr_conns, made.max_requests = True, 0, 0, 10**9
     made.keepalived_conns, made.max_keepalived = [], 1000
