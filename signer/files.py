@@ -12,6 +12,11 @@ from signer.errors import BadSettings
 MAX_TOKEN: Final = 4096  # bytes
 
 
+def open_unread(path: Path) -> int:
+    """The file, opened but not read: through no link, and without waiting at a pipe. Raises `OSError`."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reader: str = "you") -> str:
     """The one word in a regular file that only its owner may use, named by `setting`; raises `BadSettings`.
 

@@ -6,8 +6,15 @@ Anyone may import it; it imports nothing of ours.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
+
+BACKENDS: Final = ("local", "vault")  # who signed a certificate
+BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
+MAX_REASON: Final = 500  # characters
+TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
+_TOKEN_LIKE: Final = re.compile(TOKEN_PREFIX + "[0-9A-Za-z]{12,}")
 
 IdentityKind = Literal["human", "agent", "workload"]
 
@@ -223,3 +230,25 @@ class Issued:
     valid_after: int
     valid_before: int
     withheld: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which certificates a page holds; None does not restrict.
+
+    `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970.
+    """
+
+    identity: str | None = None
+    role: str | None = None
+    principal: str | None = None
+    fingerprint: str | None = None
+    backend: str | None = None
+    active_at: int | None = None
+    before: int | None = None
+    limit: int = 50
+
+
+def hide_tokens(text: str) -> str:
+    """The text without what is, or was meant as, one of our tokens: for a caller's words that are kept."""
+    return _TOKEN_LIKE.sub(TOKEN_PREFIX + "…", text)

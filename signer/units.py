@@ -37,3 +37,8 @@ def render_duration(seconds: int) -> str:
         if number:
             parts.append(f"{number}{letter}")
     return "".join(parts) or "0s"
+
+
+def plain(text: object) -> str:
+    """`text` as printable text on one line: whatever could steer a terminal or fake a line is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -18,7 +18,7 @@ from signer.api.request import message_header, new_request_id
 from signer.api.schemas import FreezeBody
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
-from signer.ledger.reader import BACKENDS
+from signer.model import BACKENDS
 from signer.protocol.client import Link
 from signer.protocol.sign_request import body_too_large, decode_body
 from signer.settings import Settings

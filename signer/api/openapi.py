@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from signer import __version__
 from signer.api import schemas as answers
-from signer.ledger.reader import BACKENDS
+from signer.model import BACKENDS
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import SignBody
 

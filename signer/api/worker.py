@@ -16,7 +16,6 @@ import socket
 import time
 from collections import OrderedDict
 from functools import cached_property, partial
-from http import HTTPStatus
 from typing import Any, Final
 
 from gunicorn import http, sock
@@ -41,11 +40,10 @@ SEND_BUFFER: Final = 128 * 1024  # bytes for most answers whole; the kernel woul
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def refusal(error: SignerError, status: HTTPStatus, request_id: str = "") -> bytes:
+def refusal(error: SignerError, request_id: str = "") -> bytes:
     """An answer of ours where no application sees the request: a problem, with Vault's list of errors beside it."""
-    _, headers, body = render_problem(error, request_id or new_request_id())
-    problem = json.loads(body) | {"title": status.phrase, "status": status.value, "errors": [error.text]}
-    body = json.dumps(problem).encode() + b"\n"
+    status, headers, body = render_problem(error, request_id or new_request_id())
+    body = json.dumps(json.loads(body) | {"errors": [error.text]}).encode() + b"\n"
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Connection: close", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -162,7 +160,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 if connection.deadline > now:
                     break
                 if phase is Phase.ARRIVING and connection.inbox:
-                    self._refuse(connection, _TOO_SLOW, HTTPStatus.REQUEST_TIMEOUT)
+                    self._refuse(connection, _TOO_SLOW)
                 else:
                     self._end(connection)
 
@@ -200,9 +198,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 with contextlib.suppress(OSError):  # the client is gone, or waits for nothing: its deadline knows
                     connection.channel.send(_CONTINUE)
         elif arrival is Arrival.HEAD_TOO_LARGE:
-            self._refuse(connection, _HEAD_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self._refuse(connection, _HEAD_TOO_LARGE)
         elif arrival is Arrival.BROKEN:
-            self._refuse(connection, _MALFORMED, HTTPStatus.BAD_REQUEST)
+            self._refuse(connection, _MALFORMED)
         else:
             connection.is_last = arrival is not Arrival.WHOLE
             connection.take_request()
@@ -274,21 +272,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if isinstance(exc, _THEIRS) and not isinstance(exc, _OURS):
             self.lines.warn(type(exc).__name__, f"request {request_id} was refused: {type(exc).__name__}")
             error: SignerError = _MALFORMED
-            status = HTTPStatus.BAD_REQUEST
             if isinstance(exc, http.errors.LimitRequestLine):
-                error, status = _LINE_TOO_LONG, HTTPStatus.REQUEST_URI_TOO_LONG
+                error = _LINE_TOO_LONG
             elif isinstance(exc, http.errors.LimitRequestHeaders):
-                error, status = _HEAD_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                error = _HEAD_TOO_LARGE
         else:
             self.lines.fault(f"request {request_id} failed", exc)
             error = Unavailable(
                 "internal_error", "something went wrong here", f"look for {request_id} in the service's log"
             )
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-        client.answer[:] = refusal(error, status, request_id)
+        client.answer[:] = refusal(error, request_id)
 
-    def _refuse(self, connection: Connection, error: SignerError, status: HTTPStatus) -> None:
-        connection.sock.sendall(refusal(error, status))
+    def _refuse(self, connection: Connection, error: SignerError) -> None:
+        connection.sock.sendall(refusal(error))
         connection.is_last = True
         self._leave(connection)
 

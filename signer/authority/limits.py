@@ -14,8 +14,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from signer.errors import SignerError
-from signer.model import Caller, Event, Usage
-from signer.policy.tokens import hide_tokens
+from signer.model import Caller, Event, Usage, hide_tokens
 
 WINDOW: Final = 60  # seconds; of a rate, and of refusals that are told once
 MAX_FOLDED: Final = 1_000  # kinds of event remembered at once; noise beyond shares one line

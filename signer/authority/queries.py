@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from signer.errors import NotFound, Refused
-from signer.ledger.reader import Filter
 from signer.ledger.views import certificate_details, certificate_row, operation_row
-from signer.model import Entry, Finding, Head, Identity, Issued, Role, Token
+from signer.model import Entry, Filter, Finding, Head, Identity, Issued, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
 from signer.protocol.commands import (

@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from signer.errors import BadKeyFile
+from signer.files import open_unread
 from signer.model import PublicKey
-from signer.service.key_channel import open_unread
 from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
 from signer.ssh.wire import mpint, string
 

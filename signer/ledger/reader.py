@@ -16,30 +16,12 @@ from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.chain import GENESIS
-from signer.model import Entry, Head, Issued
+from signer.model import Entry, Filter, Head, Issued
 
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 1
 APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; `file` and a human with a hex dump can tell
-BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LOOKED_AT: Final = 5_000  # rows that a page costs at most
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which certificates a page holds; None does not restrict.
-
-    `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970.
-    """
-
-    identity: str | None = None
-    role: str | None = None
-    principal: str | None = None
-    fingerprint: str | None = None
-    backend: str | None = None
-    active_at: int | None = None
-    before: int | None = None
-    limit: int = 50
 
 
 @dataclass(frozen=True, slots=True)

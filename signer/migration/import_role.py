@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from signer.cli.output import plain
-from signer.policy.decide import BACKDATE
+from signer.model import BACKDATE
 from signer.policy.file import CEILING, DEFAULT_CEILING, DEFAULT_TTL, MAX_ROLE_NAME, MIN_RSA_BITS, PRINCIPAL, ROLE_NAME
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
 from signer.ssh.certificate import MAX_PRINCIPALS
-from signer.units import render_duration
+from signer.units import plain, render_duration
 from signer.vault.role import DEFAULTS, MountTtls, VaultRole, read_vault_role
 
 Outcome = Literal["carried", "stricter", "left out", "default"]

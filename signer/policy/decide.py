@@ -9,14 +9,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from signer.errors import BadFile, NotAuthenticated, Refused
-from signer.model import Ask, CaKeys, Finding, Grant, Identity, PublicKey, Role, Token, Usage
+from signer.model import BACKDATE, Ask, CaKeys, Finding, Grant, Identity, PublicKey, Role, Token, Usage
 from signer.policy.rules import RULES, Case, rule_key, rule_name
 from signer.policy.tokens import is_mistyped, token_digest
-
-BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 
 
 @dataclass(frozen=True, slots=True)

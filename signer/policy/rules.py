@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import Refused
-from signer.model import Ask, Identity, PublicKey, Role, Usage
+from signer.model import MAX_REASON, Ask, Identity, PublicKey, Role, Usage
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import render_duration
 
 MAX_KEY_ID: Final = 256  # bytes; it is logged by every host at each login
-MAX_REASON: Final = 500  # characters
+
 # sshd hands the key id to AuthorizedPrincipalsCommand unsanitised, and writes it to its log.
 KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
 # What forwards traffic or runs files past a forced command (measured: -W reaches its target despite force-command).

@@ -7,24 +7,23 @@ random bytes are passed in.
 
 from __future__ import annotations
 
-import re
 import zlib
 from hashlib import sha256
 from typing import Final
 
-PREFIX: Final = "sgn_"
+from signer.model import TOKEN_PREFIX
+
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BODY: Final = 43  # 62**43 > 2**256
 _CHECK: Final = 6  # 62**6 > 2**32
 SECRET_BYTES: Final = 32
-_MEANT: Final = re.compile(PREFIX + "[0-9A-Za-z]{12,}")
 
 
 def render_token(secret: bytes) -> str:
     """The token that carries `secret`, which must be 32 random bytes."""
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a token carries exactly {SECRET_BYTES} bytes")
-    body = PREFIX + _base62(int.from_bytes(secret, "big"), _BODY)
+    body = TOKEN_PREFIX + _base62(int.from_bytes(secret, "big"), _BODY)
     return body + _checksum(body)
 
 
@@ -35,16 +34,11 @@ def token_digest(token: str) -> str:
 
 def is_mistyped(token: str) -> bool:
     """True for a text that is meant as one of our tokens and cannot be one: wrong length, digit or checksum."""
-    right_length = len(token) == len(PREFIX) + _BODY + _CHECK
-    if not token.startswith(PREFIX):  # the prefix can be mistyped, too: one character, or two that changed places
-        wrong = sum(one != other for one, other in zip(token, PREFIX, strict=False))
+    right_length = len(token) == len(TOKEN_PREFIX) + _BODY + _CHECK
+    if not token.startswith(TOKEN_PREFIX):  # the prefix can be mistyped, too: one character, or two that changed places
+        wrong = sum(one != other for one, other in zip(token, TOKEN_PREFIX, strict=False))
         return right_length and wrong <= 2
     return not right_length or _checksum(token[:-_CHECK]) != token[-_CHECK:]
-
-
-def hide_tokens(text: str) -> str:
-    """The text without what is, or was meant as, one of our tokens: for a caller's words that are kept."""
-    return _MEANT.sub(PREFIX + "…", text)
 
 
 def _checksum(body: str) -> str:

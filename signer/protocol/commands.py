@@ -17,8 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.ledger.reader import BACKENDS, Filter
-from signer.model import Ask, Caller
+from signer.model import BACKENDS, Ask, Caller, Filter
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import Caller, Event, Identity
-from signer.policy.rules import MAX_REASON
-from signer.policy.tokens import hide_tokens
+from signer.model import MAX_REASON, Caller, Event, Identity, hide_tokens
 from signer.protocol.sign_request import Number
 
 KIND: Final = "operation.recorded"

@@ -13,14 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from signer.files import open_unread
+
 _ERRNO: Final = struct.Struct("i")  # why the file could not be opened, 0 when a descriptor comes along
 
 _DESCRIPTOR: Final = struct.Struct("i")
-
-
-def open_unread(path: Path) -> int:
-    """The file, opened but not read: through no link, and without waiting at a pipe. Raises `OSError`."""
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def make_channel() -> tuple[socket.socket, socket.socket]:

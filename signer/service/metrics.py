@@ -16,27 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from signer.error_catalogue import COUNTED_CODES
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-# Codes with which the keeper refuses a command; each has a line from the start, at 0, so that its first rise is seen.
-REFUSALS: Final = (
-    "approval_not_available", "body_too_large", "caller_address_unknown", "cert_type_not_allowed",
-    "cert_type_unknown", "clock_behind", "critical_option_malformed", "critical_option_not_allowed",
-    "extension_against_force_command", "extension_has_value", "extension_not_allowed", "field_malformed",
-    "form_malformed", "frozen", "internal_error", "json_malformed", "key_id_malformed", "key_id_not_allowed",
-    "key_type_not_allowed", "ledger_broken", "ledger_unavailable", "message_malformed", "message_too_large",
-    "no_principals", "not_frozen", "not_permitted", "principal_not_allowed", "public_key_is_a_certificate",
-    "public_key_kind_unknown", "public_key_label_differs", "public_key_malformed", "public_key_missing",
-    "public_key_not_base64", "public_key_too_long", "public_key_truncated", "rate_limited", "reason_malformed",
-    "reason_missing", "reply_too_large", "role_not_granted", "rsa_key_too_short",
-    "signing_failed", "token_expired", "token_missing", "token_mistyped", "token_unknown", "too_many_live",
-    "too_many_principals", "ttl_above_max", "ttl_too_short", "unknown_role", "unknown_scope", "unknown_serial",
-)  # fmt: skip
 
 
 class Histogram:
@@ -75,7 +60,7 @@ class Metrics(Collector):
         self._facts = facts
         self._roles = roles
         self.signatures: Counter[str] = Counter()  # by role
-        self.refusals: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))  # by code
+        self.refusals: Counter[str] = Counter(dict.fromkeys(COUNTED_CODES, 0))  # by code; 0 shows a first rise
         self.shadow_compared: Counter[str] = Counter()  # by role; these three are the shadow's own, where there is one
         self.shadow_differences: Counter[tuple[str, str]] = Counter()  # by role and field
         self.shadow_faults: Counter[str] = Counter()  # by role

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from signer.authority.core import Core
 from signer.ca.key import CaKey, cannot_open, check_pin, read_ca_key
 from signer.errors import BadFile, BadKeyFile, SignerError
+from signer.files import open_unread
 from signer.model import CaKeys, Event
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.keeper import Reloaded
-from signer.service.key_channel import open_unread, take_over
+from signer.service.key_channel import take_over
 from signer.settings import Settings
 
 log = logging.getLogger("signer.keeper")

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
-from signer.model import Role
-from signer.policy.decide import BACKDATE
+from signer.model import BACKDATE, Role
 from signer.ssh.certificate import CertificateFields
 from signer.units import render_duration
 from signer.vault.role import MountTtls, VaultRole, read_vault_role

@@ -21,8 +21,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.authority.core import Core
 from signer.errors import NotFound, Unavailable
 from signer.ledger.chain import GENESIS, chain
-from signer.ledger.reader import Filter, Recent
-from signer.model import Ask, Caller, Entry, Event, Grant, Head, Identity, Issued, Limits, PublicKey, Role, Usage
+from signer.ledger.reader import Recent
+from signer.model import (
+    Ask,
+    Caller,
+    Entry,
+    Event,
+    Filter,
+    Grant,
+    Head,
+    Identity,
+    Issued,
+    Limits,
+    PublicKey,
+    Role,
+    Usage,
+)
 from signer.policy.decide import Policy
 from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest

@@ -12,8 +12,8 @@ from typing import Any
 
 from signer.authority.core import CLOCK_TOLERANCE
 from signer.ledger.chain import GENESIS, entry_hash
-from signer.model import Entry, Role
-from signer.policy.decide import BACKDATE, Policy
+from signer.model import BACKDATE, Entry, Role
+from signer.policy.decide import Policy
 
 
 class Watcher:

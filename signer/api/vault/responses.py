@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from signer.api.problems import RETRY_AFTER, status_of
 from signer.errors import SignerError
-from signer.policy.decide import BACKDATE
+from signer.model import BACKDATE
 
 _ALWAYS: Final = (
     ("Cache-Control", "no-store"),
@@ -104,64 +104,50 @@ def _malformed_key(facts: Mapping[str, Any], text: str) -> str:
     return _NOT_A_KEY + (text if known is None else known.format(facts.get("detail")))
 
 
-# code → (status, Vault's sentence). What is not here keeps our own sentence and hint.
-_SENTENCES: Final[dict[str, tuple[int, Callable[[Mapping[str, Any]], str]]]] = {
-    "token_missing": (403, lambda _: "permission denied"),
-    "token_mistyped": (403, lambda _: "permission denied"),
-    "token_unknown": (403, lambda _: "permission denied"),
-    "token_expired": (403, lambda _: "permission denied"),
-    "role_not_granted": (403, lambda _: wrapped("permission denied")),
-    "unknown_role": (400, lambda facts: f"Unknown role: {facts.get('role')}"),
-    "public_key_missing": (400, lambda _: "missing public_key"),
-    "public_key_not_base64": (
-        400,
-        lambda facts: f"{_NOT_A_KEY}illegal base64 data at input byte {facts.get('at')}",
-    ),
-    "public_key_truncated": (400, lambda _: _NOT_A_KEY + "ssh: short read"),
-    "public_key_kind_unknown": (400, lambda facts: f"{_NOT_A_KEY}ssh: unknown key algorithm: {facts.get('kind')}"),
-    "key_type_not_allowed": (400, _key_type),
-    "rsa_key_too_short": (
-        400,
-        lambda facts: (
-            "public_key failed to meet the key requirements: key is of an invalid size: " + str(facts.get("bits"))
-        ),
-    ),
-    "key_id_not_allowed": (400, lambda _: "setting key_id is not allowed by role"),
-    "cert_type_not_allowed": (400, lambda _: "cert_type 'host' is not allowed by role"),
-    "cert_type_unknown": (400, lambda _: "cert_type must be either 'user' or 'host'"),
-    "principal_not_allowed": (400, lambda facts: f"{facts.get('principal')} is not a valid value for valid_principals"),
-    "no_principals": (
-        400,
-        lambda _: (
-            "refusing to issue unsafe, globally-valid certificate with no principals specified;"
-            " set valid_principals or default_user"
-        ),
-    ),
-    "ttl_above_max": (400, lambda facts: f"ttl is larger than maximum allowed {facts.get('max_ttl')}"),
+_TOKEN_CODES: Final = ("token_expired", "token_missing", "token_mistyped", "token_unknown")
+_VAULT_SAYS_400: Final = (
+    "caller_address_unknown", "cert_type_not_allowed", "cert_type_unknown", "critical_option_malformed",
+    "critical_option_not_allowed", "extension_against_force_command", "extension_has_value", "extension_not_allowed",
+    "key_id_malformed", "key_id_not_allowed", "key_type_not_allowed", "no_principals", "principal_not_allowed",
+    "reason_malformed", "reason_missing", "rsa_key_too_short", "too_many_principals", "ttl_above_max", "ttl_too_short",
+    "unknown_role",
+)  # fmt: skip
+# Where Vault's status differs from that of the native API.
+STATUSES: Final = {**dict.fromkeys(_TOKEN_CODES, 403), **dict.fromkeys(_VAULT_SAYS_400, 400)}
+_Sentence = Callable[[Mapping[str, Any]], str]
+# Vault's sentences. A code that is not here keeps the sentence and the hint of the error.
+_SENTENCES: Final[dict[str, _Sentence]] = {
+    **dict.fromkeys(_TOKEN_CODES, lambda _: "permission denied"),
+    **dict.fromkeys(("not_permitted", "role_not_granted"), lambda _: wrapped("permission denied")),
     # To Vault a ttl of 0 is the mount's 768 hours, which is above every role's maximum.
-    "ttl_too_short": (400, lambda facts: f"ttl is larger than maximum allowed {facts.get('max_ttl')}"),
-    "critical_option_not_allowed": (
-        400,
-        lambda facts: f"critical options not on allowed list: [{' '.join(facts.get('options', ()))}]",
+    **dict.fromkeys(
+        ("ttl_above_max", "ttl_too_short"),
+        lambda facts: f"ttl is larger than maximum allowed {facts.get('max_ttl')}",
     ),
-    "extension_not_allowed": (
-        400,
-        lambda facts: f"extensions [{' '.join(facts.get('extensions', ()))}] are not on allowed list",
+    "unknown_role": lambda facts: f"Unknown role: {facts.get('role')}",
+    "public_key_missing": lambda _: "missing public_key",
+    "public_key_not_base64": lambda facts: f"{_NOT_A_KEY}illegal base64 data at input byte {facts.get('at')}",
+    "public_key_truncated": lambda _: _NOT_A_KEY + "ssh: short read",
+    "public_key_kind_unknown": lambda facts: f"{_NOT_A_KEY}ssh: unknown key algorithm: {facts.get('kind')}",
+    "key_type_not_allowed": _key_type,
+    "rsa_key_too_short": lambda facts: (
+        f"public_key failed to meet the key requirements: key is of an invalid size: {facts.get('bits')}"
     ),
-    "not_permitted": (403, lambda _: wrapped("permission denied")),
+    "key_id_not_allowed": lambda _: "setting key_id is not allowed by role",
+    "cert_type_not_allowed": lambda _: "cert_type 'host' is not allowed by role",
+    "cert_type_unknown": lambda _: "cert_type must be either 'user' or 'host'",
+    "principal_not_allowed": lambda facts: f"{facts.get('principal')} is not a valid value for valid_principals",
+    "no_principals": lambda _: (
+        "refusing to issue unsafe, globally-valid certificate with no principals specified;"
+        " set valid_principals or default_user"
+    ),
+    "critical_option_not_allowed": lambda facts: (
+        f"critical options not on allowed list: [{' '.join(facts.get('options', ()))}]"
+    ),
+    "extension_not_allowed": lambda facts: (
+        f"extensions [{' '.join(facts.get('extensions', ()))}] are not on allowed list"
+    ),
 }
-_OURS_ARE_400: Final = frozenset(
-    {
-        "key_id_malformed",
-        "too_many_principals",
-        "critical_option_malformed",
-        "extension_has_value",
-        "extension_against_force_command",
-        "reason_missing",
-        "reason_malformed",
-        "caller_address_unknown",
-    }
-)
 
 
 class Answer(NamedTuple):
@@ -225,15 +211,14 @@ def help_text(path: str) -> Answer:
 
 def render_error(error: SignerError) -> Answer:
     """The answer for a Vault client."""
-    known = _SENTENCES.get(error.code)
-    if known is not None:
-        status, sentence = known
+    status = STATUSES.get(error.code) or status_of(error).value
+    sentence = _SENTENCES.get(error.code)
+    if sentence is not None:
         return failure(status, sentence(error.facts))
     if error.code == "public_key_malformed":
-        return failure(400, _malformed_key(error.facts, error.text))
+        return failure(status, _malformed_key(error.facts, error.text))
     if "vault" in error.facts:
-        return failure(status_of(error).value, str(error.facts["vault"]))
-    status = HTTPStatus.BAD_REQUEST.value if error.code in _OURS_ARE_400 else status_of(error).value
+        return failure(status, str(error.facts["vault"]))
     answer = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return answer._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])

@@ -21,8 +21,9 @@ from signer.authority.core import Core
 from signer.ca.key import load_ca_key
 from signer.errors import SignerError
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, Filter, LedgerReader
+from signer.ledger.reader import FILE_NAME, LedgerReader
 from signer.ledger.store import Ledger as RealLedger
+from signer.model import Filter
 from signer.policy.file import load_policy
 from signer.protocol.commands import Sign, read_command, split_message
 from tests.parts import missing, ports

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from signer.ledger.reader import Filter, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.model import Filter
 from signer.protocol.commands import MAX_REPLY
 from tests.parts.keys import KeyRing
 from tests.parts.lying_worker import LyingWorker, Noise, read_reply

@@ -32,9 +32,7 @@ from signer.errors import SignerError
         (SignerError, "never_heard_of", 500),
     ],
 )
-def test_the_status_follows_from_the_code_or_else_from_the_branch(
-    kind: type[SignerError], code: str, status: int
-) -> None:
+def test_the_status_follows_from_the_code(kind: type[SignerError], code: str, status: int) -> None:
     assert status_of(kind(code, "text")) == status
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signer.errors import BadFile, SignerError
-from signer.ledger.reader import Filter
+from signer.model import Filter
 from signer.protocol.commands import Explain, Freeze, ListCertificates, ListFreezes, ShowHead, Sign, Unfreeze
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders

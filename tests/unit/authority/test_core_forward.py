@@ -14,8 +14,7 @@ import pytest
 from signer.authority.core import Core, Reply
 from signer.authority.vault_certificates import Forward
 from signer.errors import Disobedient, Refused, SignerError, Unavailable
-from signer.model import Entry, Event, Returned
-from signer.policy.decide import BACKDATE
+from signer.model import BACKDATE, Entry, Event, Returned
 from signer.protocol.commands import Freeze, ShowHead, Sign, Unfreeze
 from signer.ssh.publickey import fingerprint_of
 from tests.parts import builders

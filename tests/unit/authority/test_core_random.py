@@ -19,9 +19,9 @@ import pytest
 from signer.authority.core import CLOCK_TOLERANCE, Core
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, Filter
+from signer.ledger.reader import FILE_NAME
 from signer.ledger.store import Ledger
-from signer.model import Entry, Event, Issued
+from signer.model import Entry, Event, Filter, Issued
 from signer.protocol.commands import (
     Command,
     Explain,

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from signer.ledger import reader as ledger_module
-from signer.ledger.reader import Filter
 from signer.ledger.store import Ledger
-from signer.model import Event, Issued
+from signer.model import Event, Filter, Issued
 
 NOW = 1_000
 

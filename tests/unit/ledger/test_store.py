@@ -17,9 +17,9 @@ import pytest
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, Filter, LedgerReader, Recent
+from signer.ledger.reader import FILE_NAME, LedgerReader, Recent
 from signer.ledger.store import LOCK_NAME, Ledger
-from signer.model import Event
+from signer.model import Event, Filter
 from tests.parts.events import freeze, issued, refused, thaw, withheld
 
 ROOT = Path(__file__).parents[3]

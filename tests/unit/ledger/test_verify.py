@@ -16,9 +16,9 @@ import pytest
 from signer.errors import LedgerBroken, SignerError
 from signer.ledger.audit import check_recent, export, verify
 from signer.ledger.chain import chain
-from signer.ledger.reader import FILE_NAME, Filter, LedgerReader
+from signer.ledger.reader import FILE_NAME, LedgerReader
 from signer.ledger.store import DERIVED, Ledger
-from signer.model import Event, Head
+from signer.model import Event, Filter, Head
 from tests.parts.events import freeze, issued, refused
 from tests.parts.ledgers import STORY, Opened, fill
 

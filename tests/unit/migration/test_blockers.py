@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from signer.error_catalogue import CATALOGUE
 from signer.errors import SignerError
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, Terms, blockers
 from signer.vault.audit_log import Client, Signature
 from signer.vault.inventory import SNAPSHOT, Inventory, KvEntries, Mount, Unread
 from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, HOUR, LEDGER, NOW, OWN, TERMS
-from tests.unit.repository.test_docs import called_with, names, rows, section, texts
+from tests.parts.source import called_with, texts
 
 FAULT = SignerError("smoke_login_failed", "edge1: no login", "see edge1")
 
@@ -172,7 +173,7 @@ def test_one_thing_in_the_way_is_one_blocker(case: str) -> None:
 def test_every_blocker_of_the_code_is_tried_and_told() -> None:
     real = {code for _, argument in called_with({"Blocker"}) for code in texts(argument)}
     assert {code for code, _, _ in ALONE.values()} == real
-    assert set(names(rows(section("Error codes"), "blocker"))) == real
+    assert {entry.code for entry in CATALOGUE.values() if entry.subject == "Decommission blockers"} == real
 
 
 def test_the_soak_is_over_in_its_last_second_and_not_before() -> None:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.cli.output import plain
 from signer.errors import BadFile
 from signer.migration.import_role import comment, import_role, toml_text
 from signer.migration.import_vault import FILL_IN, Imported, import_vault, write_new
 from signer.model import PublicKey, Role
 from signer.policy.file import parse_policy
+from signer.units import plain
 from signer.vault.parity import compare_roles, errors_in
 from signer.vault.role import DEFAULTS, MountTtls
 from tests.unit.vault.test_parity_roles import VAULTS

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.policy.tokens import PREFIX, is_mistyped, render_token, token_digest
+from signer.model import TOKEN_PREFIX
+from signer.policy.tokens import is_mistyped, render_token, token_digest
 
 SECRETS = st.binary(min_size=32, max_size=32)
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -17,7 +18,7 @@ DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 @given(SECRETS)
 def test_a_token_is_recognisable_and_of_one_length(secret: bytes) -> None:
     token = render_token(secret)
-    assert token.startswith(PREFIX)
+    assert token.startswith(TOKEN_PREFIX)
     assert len(token) == 53
     assert not is_mistyped(token)
     assert token_digest(token) == sha256(token.encode()).hexdigest()
@@ -26,7 +27,7 @@ def test_a_token_is_recognisable_and_of_one_length(secret: bytes) -> None:
 @given(SECRETS)
 def test_all_256_bits_of_the_secret_are_in_the_token(secret: bytes) -> None:
     number = 0
-    for digit in render_token(secret).removeprefix(PREFIX)[:-6]:
+    for digit in render_token(secret).removeprefix(TOKEN_PREFIX)[:-6]:
         number = number * 62 + DIGITS.index(digit)
     assert number.to_bytes(32, "big") == secret
 
@@ -68,7 +69,7 @@ def test_somebody_elses_token_is_not_taken_for_a_mistyped_one_of_ours(other: str
 @given(st.text())
 def test_no_text_is_too_strange_to_be_judged(text: str) -> None:
     assert is_mistyped(text) in (True, False)
-    assert is_mistyped(PREFIX + text) in (True, False)
+    assert is_mistyped(TOKEN_PREFIX + text) in (True, False)
 
 
 @given(st.text(st.characters(categories=["Cs", "Lu"])))

@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signer.errors import BadRequest, BadSettings
-from signer.ledger.reader import Filter
-from signer.model import Caller
+from signer.model import Caller, Filter
 from signer.protocol.commands import (
     MAX_HEADER,
     MAX_PAGE,

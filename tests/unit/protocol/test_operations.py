@@ -10,9 +10,9 @@ import pytest
 
 from signer.errors import BadRequest, SignerError
 from signer.ledger.audit import rebuild, verify
-from signer.ledger.reader import Filter, LedgerReader
+from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
-from signer.model import Event
+from signer.model import Event, Filter
 from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, Record, read_command
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from tests.parts import builders

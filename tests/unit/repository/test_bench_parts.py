@@ -13,7 +13,8 @@ from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
 from signer.ledger.audit import verify
-from signer.ledger.reader import Filter, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.model import Filter
 from signer.ssh.publickey import parse_public_key
 
 NOW = 2_000_000_000
