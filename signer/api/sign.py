@@ -19,8 +19,8 @@ from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
-from signer.log_limit import LogLimit
 from signer.protocol.client import Link, make_message
+from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 
