@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,7 @@ from signer.model import Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
-from signer.protocol.client import read_reply
+from signer.protocol.client import keeper_gone, read_reply
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
@@ -255,9 +255,7 @@ def _no_keeper() -> SignRoutes:
 API: Final = _no_keeper()
 
 
-def _call(
-    method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", fields: Mapping[str, str] | None = None
-) -> None:
+def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: Any) -> None:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
@@ -272,7 +270,7 @@ def _call(
         "wsgi.input": io.BytesIO(body),
         "wsgi.url_scheme": "http",
         "wsgi.errors": io.StringIO(),
-        **(fields or {}),
+        **fields,
     }
     list(API(environ, lambda _status, _headers: None))
 
@@ -283,12 +281,16 @@ def _paths(text: str) -> None:
         _call("POST" if "sign" in path else "GET", path + latin)
 
 
+def _field(name: str, text: str) -> dict[str, Any]:
+    return {name: text}
+
+
 def _fields(text: str) -> None:
     for name in ("CONTENT_TYPE", "HTTP_ACCEPT", "HTTP_COOKIE", "HTTP_HOST", "HTTP_X_FORWARDED_FOR", "QUERY_STRING"):
         for path in ("/v1/ssh/roles/x", "/api/certificates"):
-            _call("POST" if path.startswith("/v1") else "GET", path, fields={name: text})
+            _call("POST" if path.startswith("/v1") else "GET", path, **_field(name, text))
     for name in ("HTTP_X_VAULT_NAMESPACE", "HTTP_X_VAULT_WRAP_TTL", "HTTP_RANGE", "HTTP_IF_NONE_MATCH"):
-        _call("POST", "/v1/ssh/sign/llmops", fields={name: text})
+        _call("POST", "/v1/ssh/sign/llmops", **_field(name, text))
 
 
 class _Wire:
@@ -355,10 +357,7 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A2 an answer with a caller's words": (lambda text: failure(400, text), MAX_BODY),
     "audit_A2 a request's fields, in Flask": (_fields, MAX_FIELD),
     "audit_A2 a request's path, in Flask": (_paths, 4_000),
-    "audit_A2 a request's body, in Flask": (
-        lambda text: _call(body=_raw(text), fields={"CONTENT_TYPE": FORM}),
-        MAX_BODY,
-    ),
+    "audit_A2 a request's body, in Flask": (lambda text: _call(body=_raw(text), CONTENT_TYPE=FORM), MAX_BODY),
     "audit_A2 a request's head, in gunicorn": (_parsed, MAX_FIELD),
     "audit_A3 a head as it arrives": (_head, MAX_HEAD - 100),
     "audit_A3 chunks as they arrive": (_chunks, 2 * MAX_BODY),
@@ -559,7 +558,7 @@ class _Loop:
 
     def ask(self, message: bytes, done: Callable[[Any], object]) -> None:
         assert message
-        done(BadRequest("nobody_there", "this keeper refuses everything"))
+        done(keeper_gone())
 
     def forget(self, _connection: Connection) -> None:
         """Nothing is polled."""
