@@ -28,7 +28,7 @@ from signer.api.problems import render_problem
 from signer.api.request import new_request_id
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.log_limit import LogLimit
+from signer.protocol.log_limit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
@@ -211,7 +211,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 self.tpool.submit(self._answer, connection)
 
     def _sign(self, connection: Connection) -> None:
-        """Asks the keeper without a thread, which would cost as much as all the rest (README, Figures)."""
+        """Asks the keeper without a thread, which would cost as much as all the rest."""
         try:
             request = next(connection.parser)
             if connection.is_last or not self.alive:
@@ -260,7 +260,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """As gunicorn's, with `Connection: close` in the answer when no other request can follow."""
         if conn.is_last:
             req.force_close()
-        return super().handle_request(req, conn)
+        try:
+            return super().handle_request(req, conn)
+        except OSError as error:  # the application's: no socket is behind a mailbox
+            self.handle_error(req, conn.sock, conn.client, error)
+            return False
 
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
         """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""

@@ -1,8 +1,7 @@
 """Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
 
-Follows `../shared/contract/vault-ssh.md` sections 1 and 3 ("Input coercion", "Exact errors"): accepts and refuses what
-Vault does; `facts["vault"]` of an error holds the sentence for a Vault client. Every reader here takes time in
-proportion to what it reads. Pure.
+Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
+an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def _first_value(text: str) -> object:
     report a fault at the end of the text, because it reports a token that is cut off at its beginning.
     """
     if is_too_deep(text):
-        raise _bad_json(_TOO_DEEP)
+        raise _bad_json(_TOO_COMPLEX if has_too_many_strings(text) else _TOO_DEEP)
     values: list[object] = []
     at = 0
     try:
@@ -117,7 +116,8 @@ def is_form(content_type: str) -> bool:
 
 def _read_form(text: str) -> dict[str, Any]:
     """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
-    fields: dict[str, list[str]] = {}
+    fields: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
     for pair in text.split("&"):
         if not pair:
             continue
@@ -126,8 +126,11 @@ def _read_form(text: str) -> dict[str, Any]:
                 "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
             )
         name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
-        fields.setdefault(name, []).append(value)
-    return {name: ",".join(values) for name, values in fields.items()}
+        if name not in fields:
+            fields[name] = value
+        else:
+            repeated.setdefault(name, [fields[name]]).append(value)
+    return fields | {name: ",".join(values) for name, values in repeated.items()}
 
 
 def body_too_large() -> BadRequest:
@@ -216,7 +219,7 @@ def _field_fault(field: str, problem: str) -> BadRequest:
     return BadRequest(
         "field_malformed",
         f"field {field}: {problem}",
-        "see the field's type in README, Vault clients",
+        "see the field's type in runbooks/develop/vault-contract.md, section 1",
         {"vault": f'Field validation failed: error converting input for field "{field}": {problem}'},
     )
 
@@ -295,11 +298,11 @@ class SignBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     public_key: Annotated[str, Field(description="the line of an OpenSSH .pub file")] = ""
-    principals: Annotated[list[str] | None, Field(description="exact names")] = None
+    principals: Annotated[list[str] | None, Field(fail_fast=True, description="exact names")] = None
     ttl: Annotated[str | int | None, Field(description='"15m" or seconds')] = None
     key_id: Annotated[str | None, Field(description="only if the role lets the caller choose it")] = None
     critical_options: dict[str, str] | None = None
-    extensions: Annotated[list[str] | None, Field(description="added to the role's defaults")] = None
+    extensions: Annotated[list[str] | None, Field(fail_fast=True, description="added to the role's defaults")] = None
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
 
 

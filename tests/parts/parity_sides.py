@@ -123,6 +123,6 @@ def play(environ: pytest.MonkeyPatch, folder: Path, role: str) -> None:
     def local_side(file: CutoverFile) -> Iterator[tuple[SignLocally, str]]:
         yield lambda name, body: issue(load_policy(file.signer.policy_file).roles[name], body), "the running service"
 
-    environ.setattr(verbs_parity, "VaultAdmin", lambda *_: PlayedVault(policy_file))
+    environ.setattr("signer.vault.admin.VaultAdmin", lambda *_: PlayedVault(policy_file))
     environ.setattr(verbs_parity, "local_side", local_side)
     (folder / "cutover.toml").write_text(CUTOVER.replace("POLICY", str(policy_file)).replace("ROLE", role))
