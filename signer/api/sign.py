@@ -1,4 +1,4 @@
-"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature (README, Figures).
+"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature.
 
 It frames the body and a few headers for the keeper, and gives everything else to Flask. It decides nothing: each check
 here is made again by the keeper.

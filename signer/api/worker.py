@@ -211,7 +211,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 self.tpool.submit(self._answer, connection)
 
     def _sign(self, connection: Connection) -> None:
-        """Asks the keeper without a thread, which would cost as much as all the rest (README, Figures)."""
+        """Asks the keeper without a thread, which would cost as much as all the rest."""
         try:
             request = next(connection.parser)
             if connection.is_last or not self.alive:
