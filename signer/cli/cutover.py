@@ -75,20 +75,19 @@ def cutover_apply(arguments: Namespace, _settings: Callable[[], Settings]) -> in
     """Applies a plan file, once it is approved and the world is still the one it was made of."""
     plan, path = load_plan(Path(arguments.plan), "cutover")
     file = load_cutover_file(path)
-    recorder = ApiClient(file.signer.address, file.signer.token_file)
-    approval = approve(plan, arguments.approve, file, recorder)
-    began = time.monotonic()
-    with alone(file.evidence_dir, file.compose.base):
-        taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
-        world = _read_again(file, path, may_be_down=taken_up)
-        found = make_plan(file, would_run(file), world.inputs, world.now)
-        check_drift(plan, found, with_state=not taken_up)  # no drift: one can move now as one could then
-        if not taken_up:
-            catch_up(file.evidence_dir, recorder)
-        with open_run(file.evidence_dir, "cutover", plan, approval, recorder) as run:
-            hands = LiveHands(file, run)
-            ended = run.carry_out(cutover_steps(file, hands), telling.Teller())
-            where, sealed = run.evidence.folder, run.journal.past.evidence
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        approval = approve(plan, arguments.approve, file, api)
+        began = time.monotonic()
+        with alone(file.evidence_dir, file.compose.base):
+            taken_up = any(past.plan == plan.digest for past in unfinished(file.evidence_dir))
+            world = _read_again(file, path, may_be_down=taken_up)
+            found = make_plan(file, would_run(file), world.inputs, world.now)
+            check_drift(plan, found, with_state=not taken_up)  # no drift: one can move now as one could then
+            if not taken_up:
+                catch_up(file.evidence_dir, api)
+            with open_run(file.evidence_dir, "cutover", plan, approval, api) as run:
+                ended = run.carry_out(cutover_steps(file, LiveHands(file, run, api)), telling.Teller())
+                where, sealed = run.evidence.folder, run.journal.past.evidence
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _APPLIED)
 
 
@@ -104,20 +103,21 @@ def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> World:
 def cutover_rollback(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     """Back to Vault: the base without overlay, proved by logins; ends whatever was cut off before."""
     file = load_cutover_file(Path(arguments.config).absolute())
-    recorder = ApiClient(file.signer.address, file.signer.token_file)
     began = time.monotonic()
-    with alone(file.evidence_dir, file.compose.base):
+    with (
+        ApiClient(file.signer.address, file.signer.token_file) as api,
+        alone(file.evidence_dir, file.compose.base),
+    ):
         for past in runs(file.evidence_dir):
             if past.operation == "decommission" and (what := destroyed_by(file.evidence_dir, past)):
                 text = f"Vault was decommissioned ({what}), and nothing leads back"
                 raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
-        with open_run(file.evidence_dir, "rollback", None, None, recorder, reason=arguments.reason) as run:
-            hands = LiveHands(file, run)
-            ended = run.carry_out(rollback_steps(file, hands), telling.Teller())
+        with open_run(file.evidence_dir, "rollback", None, None, api, reason=arguments.reason) as run:
+            ended = run.carry_out(rollback_steps(file, LiveHands(file, run, api)), telling.Teller())
             where, sealed = run.evidence.folder, run.journal.past.evidence
         if ended.outcome == "applied":
-            catch_up(file.evidence_dir, recorder)
-            for name in close_others(file.evidence_dir, recorder, "rolled_back", where.name):
+            catch_up(file.evidence_dir, api)
+            for name in close_others(file.evidence_dir, api, "rolled_back", where.name):
                 output.say(f"{name} is ended with it")
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _BACK)
 
@@ -127,7 +127,8 @@ def cutover_status(arguments: Namespace, _settings: Callable[[], Settings]) -> i
     file = load_cutover_file(Path(arguments.config).absolute())
     known = runs(file.evidence_dir)
     try:
-        ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+        with ApiClient(file.signer.address, file.signer.token_file) as api:
+            ready = api.ready()
         now: dict[str, Any] = {"ready": ready.ready, "mode": ready.mode, "ca": ready.ca_fingerprint, "code": ready.code}
     except SignerError as error:
         now = {"ready": False, "mode": None, "ca": None, "code": error.code}

@@ -132,28 +132,28 @@ def decommission_apply(arguments: Namespace, _settings: Callable[[], Settings]) 
     plan, planned_path = load_plan(Path(arguments.plan), "decommission")
     path = planned_path if arguments.config is None else Path(arguments.config).absolute()
     file = load_cutover_file(path)
-    api = ApiClient(file.signer.address, file.signer.token_file)
-    approval = approve(plan, arguments.approve, file, api)
-    began = time.monotonic()
-    with alone(file.evidence_dir, file.compose.base):
-        past = next((past for past in unfinished(file.evidence_dir) if past.plan == plan.digest), None)
-        removed_by = approval.who if arguments.data_is_removed else ""
-        if removed_by and (past is None or past.failed != "remove-data"):
-            raise NotPossible(
-                "data_removal_not_failed",
-                "no run of this plan failed at removing the data, so nobody's word is asked for it",
-                "apply the plan without --data-is-removed",
-            )
-        found = None
-        if past is None or not destroyed_by(file.evidence_dir, past):
-            found = read_standing(file, api)
-            if found.blockers:
-                _refuse(found, arguments)
-        # the plan's own path, as --config may say that the very same file lies elsewhere now
-        check_drift(plan, _plan(file, planned_path, api, found, plan), with_state=found is not None)
-        with open_run(file.evidence_dir, "decommission", plan, approval, api) as run:
-            ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, removed_by)), telling.Teller())
-            where, sealed = run.evidence.folder, run.journal.past.evidence
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        approval = approve(plan, arguments.approve, file, api)
+        began = time.monotonic()
+        with alone(file.evidence_dir, file.compose.base):
+            past = next((past for past in unfinished(file.evidence_dir) if past.plan == plan.digest), None)
+            removed_by = approval.who if arguments.data_is_removed else ""
+            if removed_by and (past is None or past.failed != "remove-data"):
+                raise NotPossible(
+                    "data_removal_not_failed",
+                    "no run of this plan failed at removing the data, so nobody's word is asked for it",
+                    "apply the plan without --data-is-removed",
+                )
+            found = None
+            if past is None or not destroyed_by(file.evidence_dir, past):
+                found = read_standing(file, api)
+                if found.blockers:
+                    _refuse(found, arguments)
+            # the plan's own path, as --config may say that the very same file lies elsewhere now
+            check_drift(plan, _plan(file, planned_path, api, found, plan), with_state=found is not None)
+            with open_run(file.evidence_dir, "decommission", plan, approval, api) as run:
+                ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, api, removed_by)), telling.Teller())
+                where, sealed = run.evidence.folder, run.journal.past.evidence
     return telling.tell_end(ended, str(where), sealed, time.monotonic() - began, arguments.json, _ENDED)
 
 
