@@ -18,7 +18,7 @@ from signer.authority import shadow
 from signer.authority.core import Core
 from signer.authority.limits import Differences
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import Forward
+from signer.authority.vault_certificates import PendingSignature
 from signer.ca.key import load_ca_key
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
@@ -181,7 +181,7 @@ def test_no_serial_of_ours_is_used_up(tmp_path: Path) -> None:
     core.begin({})
     for _ in range(3):
         ((_, forward),) = core.run([builders.sign()])
-        assert isinstance(forward, Forward)
+        assert isinstance(forward, PendingSignature)
         ((_, reply),) = core.finish([(forward, made(forward))])
         assert isinstance(reply, Reply)
     assert ledger.last_serial() == 0
