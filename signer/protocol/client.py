@@ -13,23 +13,10 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import (
-    BadPublicKey,
-    BadRequest,
-    LedgerBroken,
-    NotAuthenticated,
-    NotFound,
-    Refused,
-    SignerError,
-    Unavailable,
-)
+from signer.errors import SignerError, Unavailable
 from signer.protocol.commands import MAX_REPLY
 
 TIMEOUT: Final = 10.0  # seconds for one reply
-_KINDS: Final[dict[str, type[SignerError]]] = {
-    kind.__name__: kind
-    for kind in (BadPublicKey, BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, Unavailable)
-}
 
 
 class Link:
@@ -84,24 +71,21 @@ class Link:
             connection.close()
 
 
-def read_error(fields: dict[str, Any]) -> SignerError:
-    """The error that the keeper sent, in its branch of the tree."""
-    kind = _KINDS.get(fields["kind"], SignerError)
-    return kind(fields["code"], fields["text"], fields["hint"], fields["facts"])
-
-
 def make_message(header: dict[str, object], body: bytes) -> bytes:
     """What the keeper reads: a line of JSON, then the body."""
     return json.dumps(header).encode() + b"\n" + body
 
 
 def read_reply(raw: bytes) -> dict[str, Any]:
-    """What the keeper answered, none for nothing; raises the `SignerError` that it sent, or `Unavailable`."""
+    """The keeper's reply; raises the `SignerError` that it sent, which its code tells apart, or `Unavailable`.
+
+    An empty `raw` means that the keeper closed the connection.
+    """
     if not raw:
         raise keeper_gone()
     answer: dict[str, dict[str, Any]] = json.loads(raw)
     if "error" in answer:
-        raise read_error(answer["error"])
+        raise SignerError(**answer["error"])
     return answer["reply"]
 
 

@@ -370,15 +370,6 @@ def render_reply(command: Command, reply: Reply) -> bytes:
 
 
 def render_error(error: SignerError) -> bytes:
-    """An error as a message; `kind` is its branch of the tree, from which an edge takes its status."""
-    return json.dumps(
-        {
-            "error": {
-                "kind": type(error).__name__,
-                "code": error.code,
-                "text": error.text,
-                "hint": error.hint,
-                "facts": dict(error.facts),
-            }
-        }
-    ).encode()
+    """An error as a message. Its code says which one it is; the edges look their status up in the error catalogue."""
+    fields = {"code": error.code, "text": error.text, "hint": error.hint, "facts": error.facts}
+    return json.dumps({"error": fields}).encode()

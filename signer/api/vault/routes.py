@@ -20,7 +20,7 @@ from signer.api.request import message_header, new_request_id
 from signer.api.sign import SignQuestion, read_body
 from signer.api.vault import responses, system
 from signer.api.vault.responses import REFUSALS, Answer
-from signer.errors import BadRequest, NotFound, SignerError
+from signer.errors import BadRequest, SignerError
 from signer.protocol.client import Link
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import unverified_text, well_formed
@@ -206,8 +206,10 @@ class VaultShape:
     def read_role(self, asked: Asked, name: str) -> Answer:
         try:
             role = self._ask("role", asked, role=name)
-        except NotFound:
-            return responses.failure(404)
+        except SignerError as error:
+            if error.code == "unknown_role":
+                return responses.failure(404)
+            raise
         return asked.granted(responses.role_fields(role, self._ca()["public_key"]))
 
     def read_ca(self, asked: Asked, ref: str) -> Answer:

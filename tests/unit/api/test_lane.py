@@ -13,7 +13,7 @@ import pytest
 
 from signer.api import lane as lane_module
 from signer.api.lane import Lane, Outcome
-from signer.errors import Refused, SignerError, Unavailable
+from signer.errors import SignerError, Unavailable
 
 pytestmark = pytest.mark.unix_socket
 
@@ -110,10 +110,10 @@ def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, kee
 def test_the_keepers_refusal_is_the_outcome(lane: Lane, keeper: Keeper, poll: Poll) -> None:
     got: list[Outcome] = []
     lane.ask(b"may I", got.append)
-    error = {"kind": "Refused", "code": "frozen", "text": "no", "hint": "", "facts": {}}
+    error = {"code": "frozen", "text": "no", "hint": "", "facts": {}}
     keeper.accept().send(json.dumps({"error": error}).encode())
     poll.turn()
-    assert isinstance(got[0], Refused)
+    assert isinstance(got[0], SignerError)
     assert code(got[0]) == "frozen"
 
 
