@@ -99,7 +99,7 @@ class Core:
         self.shadow = shadow
         self._refusals = Refusals()
         self._state: _State | None = None
-        self._out: dict[int, Forward] = {}  # by id(); they count towards limits, and the ledger does not know them
+        self._out: dict[Forward, None] = {}  # oldest first; the ledger does not have them, limits count them
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
@@ -162,7 +162,7 @@ class Core:
         outcomes = [self._finished(forward, result, now, serials) for forward, result in results]
         failure = self.record([event for _, events in outcomes for event in events], now)
         for forward, _ in results:  # only now: until it is recorded, a state that is read anew must count it
-            self._out.pop(id(forward), None)
+            self._out.pop(forward, None)
         for index, (reply, events) in enumerate(outcomes):
             yield index, failure if failure is not None and events else reply
 
@@ -183,7 +183,7 @@ class Core:
         except SignerError as error:
             if isinstance(error, Disobedient):
                 self._report(error)
-            del self._out[id(forward)]
+            del self._out[forward]
             self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
             told = self.shadow.refused(forward, error, int(now)) if self.shadow else ()
             return error, (*self._refused(forward.command, error, now), *told)
@@ -278,7 +278,7 @@ class Core:
         if self.key is None:
             state.holdings.add(identity.name, role.name, int(now), int(now) + grant.ttl)
             forward = Forward(command, grant, int(now), self.policy.digest)
-            self._out[id(forward)] = forward
+            self._out[forward] = None
             return Outcome(forward)
         # 6 and 7
         self._last_serial += 1
@@ -318,7 +318,7 @@ class Core:
     def _read_state(self, now: int) -> _State:
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
-        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out.values()]
+        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
         return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
 
