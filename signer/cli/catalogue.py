@@ -51,8 +51,9 @@ VERBS: Final = (
         "keeper",
         "Run",
         "the process with key and ledger alone, for systemd",
-        "Holds the CA key and the ledger, decides, records and signs what comes through its socket. The API\n"
-        "is then started apart: gunicorn 'signer.api.app:create_app()'. SIGHUP reads policy and key file again.",
+        "Holds the CA key and the ledger, decides, records and signs what comes through its socket. SIGHUP\n"
+        "reads policy and key file again. The API is then started separately:\n"
+        "gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'",
         ("signer keeper",),
         # How `signer serve` hands the CA key file over at SIGHUP; of no use to anybody else.
         (argument("--key-channel", type=whole(3, 1_000_000), help=argparse.SUPPRESS),),
