@@ -1,4 +1,8 @@
-"""The WSGI application: sign routes first, Flask behind them. `gunicorn 'signer.api.app:create_app()'`."""
+"""The WSGI application: sign routes first, Flask behind them.
+
+`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it: with gunicorn's own workers a
+slow client holds a thread.
+"""
 
 from __future__ import annotations
 
