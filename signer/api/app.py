@@ -17,8 +17,8 @@ from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
 from signer.errors import SignerError
-from signer.log_limit import LogLimit
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
+from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Settings, load_settings
 
@@ -33,7 +33,7 @@ _FIELDS: Final = frozenset(
 def create_app(settings: Settings | None = None) -> SignRoutes:
     """The whole API for `settings` (the environment's by default)."""
     settings = settings or load_settings(os.environ)
-    link, lines = Link(settings.socket), LogLimit(log)
+    link, lines = KeeperClient(settings.socket), LogLimit(log)
     behind = _with_known_fields(cast(Wsgi, make_flask(link, settings, lines).wsgi_app))
     return SignRoutes(link, settings.mounts, settings.trusted_proxies, behind, lines)
 
@@ -48,7 +48,7 @@ def _with_known_fields(app: Wsgi) -> Wsgi:
     return call
 
 
-def make_flask(link: Link, settings: Settings, lines: LogLimit | None = None) -> Flask:
+def make_flask(link: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
     """Everything behind the sign routes."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY

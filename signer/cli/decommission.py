@@ -170,28 +170,28 @@ def decommission_apply(
     planned, planned_path = load_plan(plan, "decommission")
     path = planned_path if config is None else config.absolute()
     file = load_cutover_file(path)
-    api = ApiClient(file.signer.address, file.signer.token_file)
-    approval = check_approval(planned, approve, file, api)
-    began = time.monotonic()
-    with alone(file.evidence_dir, file.compose.base):
-        past = next((past for past in unfinished(file.evidence_dir) if past.plan == planned.digest), None)
-        removed_by = approval.who if data_is_removed else ""
-        if removed_by and (past is None or past.failed != "remove-data"):
-            raise NotPossible(
-                "data_removal_not_failed",
-                "no run of this plan failed at removing the data, so there is nothing to confirm",
-                "apply the plan without --data-is-removed",
-            )
-        found = None
-        if past is None or not destroyed_by(file.evidence_dir, past):
-            found = read_standing(file, api)
-            if found.blockers:
-                _refuse(found, as_json=as_json)
-        # the plan's own path, as --config may name a new place of the same file
-        check_drift(planned, _plan(file, planned_path, api, found, planned), with_state=found is not None)
-        with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-            ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, removed_by)), StepReporter())
-            where, sealed = run.evidence.folder, run.journal.past.evidence
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        approval = check_approval(planned, approve, file, api)
+        began = time.monotonic()
+        with alone(file.evidence_dir, file.compose.base):
+            past = next((past for past in unfinished(file.evidence_dir) if past.plan == planned.digest), None)
+            removed_by = approval.who if data_is_removed else ""
+            if removed_by and (past is None or past.failed != "remove-data"):
+                raise NotPossible(
+                    "data_removal_not_failed",
+                    "no run of this plan failed at removing the data, so there is nothing to confirm",
+                    "apply the plan without --data-is-removed",
+                )
+            found = None
+            if past is None or not destroyed_by(file.evidence_dir, past):
+                found = read_standing(file, api)
+                if found.blockers:
+                    _refuse(found, as_json=as_json)
+            # the plan's own path, as --config may name a new place of the same file
+            check_drift(planned, _plan(file, planned_path, api, found, planned), with_state=found is not None)
+            with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
+                ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, api, removed_by)), StepReporter())
+                where, sealed = run.evidence.folder, run.journal.past.evidence
     return show_end(ended, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
 
 

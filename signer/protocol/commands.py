@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, Ask, Caller, Filter
+from signer.model import BACKENDS, Caller, Filter, SignRequest
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -43,7 +43,7 @@ class Sign:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
@@ -53,7 +53,7 @@ class Explain:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return Sign(caller, role, _read_native(role, body))
 
 
-def _read_native(role: str, body: bytes) -> Ask | BadRequest:
+def _read_native(role: str, body: bytes) -> SignRequest | BadRequest:
     fields = decode_body(body)
     try:
         return read_native_sign(role, fields)

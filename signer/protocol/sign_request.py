@@ -1,8 +1,7 @@
-"""Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
+"""Bodies of sign requests to an `SignRequest`: JSON, Vault's field coercions, our native body.
 
-Follows `../shared/contract/vault-ssh.md` sections 1 and 3 ("Input coercion", "Exact errors"): accepts and refuses what
-Vault does; `facts["vault"]` of an error holds the sentence for a Vault client. Every reader here takes time in
-proportion to what it reads. Pure.
+Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
+an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import Ask
+from signer.model import SignRequest
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import (
     has_too_many_strings,
@@ -35,9 +34,9 @@ _BLANKS: Final = re.compile(f"[{_BLANK}]*")
 _FORM: Final = "application/x-www-form-urlencoded"
 _SPACE: Final = " \t\n\v\f\r"
 _PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # never steps back
-_MALFORMED: Final = "failed to decode JSON input: the body is not valid JSON"
-_NOT_AN_OBJECT: Final = "failed to decode JSON input: the body is not a JSON object"
-_TOO_DEEP: Final = "failed to decode JSON input: exceeded max depth"
+_MALFORMED: Final = "the body is not valid JSON"
+_NOT_AN_OBJECT: Final = "the body is not a JSON object"
+_TOO_DEEP: Final = "exceeded max depth"
 _TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
@@ -159,10 +158,10 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _bad_json(sentence: str) -> BadRequest:
-    return BadRequest(
-        "json_malformed", f"the body is not a JSON object: {sentence}", "send a JSON object", {"vault": sentence}
-    )
+def _bad_json(problem: str) -> BadRequest:
+    vault = problem if problem is _TOO_COMPLEX else f"failed to decode JSON input: {problem}"
+    text = problem if problem.startswith("the body") else f"the body cannot be read: {problem}"
+    return BadRequest("json_malformed", text, "send a JSON object", {"vault": vault})
 
 
 # --- Vault's shape ---------------------------------------------------------------------------------------------------
@@ -181,13 +180,13 @@ _SIGN_FIELDS: Final = frozenset(
 )
 
 
-def read_vault_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """Vault's `sign/<role>` body, coerced as Vault does; raises `BadRequest` for a field of the wrong type.
 
     `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), which is ours on purpose.
     """
     principals = _vault_text(fields, "valid_principals")
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=_vault_text(fields, "public_key"),
         principals=_split(principals) if principals else None,
@@ -220,7 +219,7 @@ def _field_fault(field: str, problem: str) -> BadRequest:
     return BadRequest(
         "field_malformed",
         f"field {field}: {problem}",
-        "see the field's type in README, Vault clients",
+        "see the field's type in runbooks/develop/vault-contract.md, section 1",
         {"vault": f'Field validation failed: error converting input for field "{field}": {problem}'},
     )
 
@@ -307,7 +306,7 @@ class SignBody(BaseModel):
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
 
 
-def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """The native body; unlike Vault's, an unknown or mistyped field is refused. Raises `BadRequest`."""
     numbers = {name: _whole_number(value) for name, value in fields.items()}
     try:
@@ -320,7 +319,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
             f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             "see /api/openapi.json",
         ) from None
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
         principals=None if body.principals is None else tuple(map(well_formed, body.principals)),

@@ -139,7 +139,7 @@ class PlayedApi:
 class PlayedHands(Recording):
     """Hands that say what the real ones would do; a command that removes data is run."""
 
-    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
+    def __init__(self, file: CutoverFile, kept: Run, _api: object, removed_by: str = "") -> None:
         super().__init__(would_run(file))
         self._kept = kept
         self._removed_by = removed_by
