@@ -25,7 +25,7 @@ from signer.units import plain
 
 if TYPE_CHECKING:
     from signer.migration.config import CutoverFile
-    from signer.migration.cutover.preconditions import World
+    from signer.migration.cutover.preconditions import Preconditions
 
 _APPLIED: Final[Mapping[str, str]] = {
     "applied": "cut over: the local CA signs",
@@ -49,30 +49,33 @@ def cutover_plan(config: Path, out: Path | None, commands: bool, as_json: bool) 
     """Reads host, service, Vault and policy.toml, and prints each step with its effect and its undo; changes
     nothing. The plan file contains everything that the steps depend on, under one digest: `apply` applies
     exactly that or nothing."""
+    from signer.api_client import ApiClient
     from signer.cli.plans import present_plan
     from signer.migration.config import load_cutover_file
-    from signer.migration.cutover.preconditions import check_movable, check_roles, read_world, would_run
-    from signer.migration.cutover.steps import make_plan
+    from signer.migration.cutover.actions import CutoverActions
+    from signer.migration.cutover.preconditions import check_movable, check_roles, read_preconditions
+    from signer.migration.cutover.steps import cutover_steps, make_plan
 
     path = config.absolute()
     file = load_cutover_file(path)
-    world = read_world(file, path)
-    check_movable(world)
-    principals = check_roles(file, world)
-    plan = make_plan(file, would_run(file), world.inputs, world.now)
-    facts = _facts(file, world, principals)
+    found = read_preconditions(file, path)
+    check_movable(found)
+    principals = check_roles(file, found)
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        plan = make_plan(file, cutover_steps(file, CutoverActions(file, api)), found)
+    facts = _facts(file, found, principals)
     present_plan(plan, facts=facts, config=config, out=out, commands=commands, as_json=as_json)
     return 0
 
 
-def _facts(file: CutoverFile, world: World, principals: str) -> list[tuple[str, str]]:
-    vault, policy = world.inputs["vault"], world.inputs["policy"]
+def _facts(file: CutoverFile, found: Preconditions, principals: str) -> list[tuple[str, str]]:
+    vault, policy = found.inputs.vault, found.inputs.policy
     roles = ", ".join(file.vault.roles)
     return [
-        ("now", f"mode {world.now['mode']}, CA {vault['ca']} at {vault['address']}, role {roles}"),
-        ("then", f"mode local, CA {policy['ca']} rendered from Infisical"),
+        ("now", f"mode {found.now.mode}, CA {vault.ca} at {vault.address}, role {roles}"),
+        ("then", f"mode local, CA {policy.ca} rendered from Infisical"),
         ("principals", principals),
-        ("operator", world.inputs["operator"]),
+        ("operator", found.inputs.operator),
     ]
 
 
@@ -88,8 +91,7 @@ def cutover_apply(plan: Path, approve: str | None, as_json: bool) -> int:
     from signer.cli.plans import check_approval, load_plan
     from signer.cli.runs import StepReporter, show_end
     from signer.migration.config import load_cutover_file
-    from signer.migration.cutover.actions import LiveHands
-    from signer.migration.cutover.preconditions import would_run
+    from signer.migration.cutover.actions import CutoverActions
     from signer.migration.cutover.steps import cutover_steps, make_plan
     from signer.migration.journal import alone
     from signer.migration.plan import check_drift
@@ -102,24 +104,25 @@ def cutover_apply(plan: Path, approve: str | None, as_json: bool) -> int:
     began = time.monotonic()
     with alone(file.evidence_dir, file.compose.base):
         is_resumed = any(past.plan == planned.digest for past in unfinished(file.evidence_dir))
-        world = _read_again(file, path, may_be_down=is_resumed)
-        found = make_plan(file, would_run(file), world.inputs, world.now)
+        actions = CutoverActions(file, recorder)
+        steps = cutover_steps(file, actions)
+        found = make_plan(file, steps, _read_again(file, path, may_be_down=is_resumed))
         check_drift(planned, found, with_state=not is_resumed)  # without drift the move is possible as it was then
         if not is_resumed:
             catch_up(file.evidence_dir, recorder)
         with open_run(file.evidence_dir, "cutover", planned, approval, recorder) as run:
-            hands = LiveHands(file, run)
-            ended = run.carry_out(cutover_steps(file, hands), StepReporter())
+            actions.begin(run)
+            ended = run.carry_out(steps, StepReporter())
             where, sealed = run.evidence.folder, run.journal.past.evidence
     return show_end(ended, str(where), sealed, time.monotonic() - began, as_json, _APPLIED)
 
 
-def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> World:
+def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Preconditions:
     """The present state, for a plan that was made earlier; raises `Drift` if it could not be made any more."""
-    from signer.migration.cutover.preconditions import NotPossible, read_world
+    from signer.migration.cutover.preconditions import NotPossible, read_preconditions
 
     try:
-        return read_world(file, path, may_be_down=may_be_down)
+        return read_preconditions(file, path, may_be_down=may_be_down)
     except NotPossible as error:
         text = f"state has changed since the plan: {error.text}"
         raise Drift("plan_drifted", text, error.hint, (f"{error.code}: {error.text}",)) from None
@@ -138,7 +141,7 @@ def cutover_rollback(config: Path, reason: str, as_json: bool) -> int:
     from signer.api_client import ApiClient
     from signer.cli.runs import StepReporter, show_end
     from signer.migration.config import load_cutover_file
-    from signer.migration.cutover.actions import LiveHands
+    from signer.migration.cutover.actions import CutoverActions
     from signer.migration.cutover.steps import rollback_steps
     from signer.migration.journal import alone, runs
     from signer.migration.run import catch_up, close_others, destroyed_by, open_run
@@ -152,8 +155,9 @@ def cutover_rollback(config: Path, reason: str, as_json: bool) -> int:
                 text = f"Vault was decommissioned ({what}); a rollback is not possible"
                 raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
         with open_run(file.evidence_dir, "rollback", None, None, recorder, reason=reason) as run:
-            hands = LiveHands(file, run)
-            ended = run.carry_out(rollback_steps(file, hands), StepReporter())
+            actions = CutoverActions(file, recorder)
+            actions.begin(run)
+            ended = run.carry_out(rollback_steps(file, actions), StepReporter())
             where, sealed = run.evidence.folder, run.journal.past.evidence
         if ended.outcome == "applied":
             catch_up(file.evidence_dir, recorder)

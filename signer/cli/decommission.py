@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,9 +27,9 @@ from signer.units import plain, render_duration, timestamp
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
     from signer.migration.config import CutoverFile
-    from signer.migration.decommission.survey import Standing
+    from signer.migration.decommission.survey import RemovalReadiness
     from signer.migration.journal import Past
-    from signer.migration.plan import Plan
+    from signer.migration.plan import Plan, Step
 
 _ENDED: Final[Mapping[str, str]] = {
     "applied": "Vault is removed: the local CA signs, logins work",
@@ -54,15 +55,17 @@ def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: b
     from signer.api_client import ApiClient
     from signer.cli.plans import present_plan
     from signer.migration.config import load_cutover_file
-    from signer.migration.decommission.survey import read_standing
+    from signer.migration.decommission.actions import RemovalActions
+    from signer.migration.decommission.steps import removal_steps
+    from signer.migration.decommission.survey import read_readiness
 
     path = config.absolute()
     file = load_cutover_file(path)
     with ApiClient(file.signer.address, file.signer.token_file) as api:
-        found = read_standing(file, api)
+        found = read_readiness(file, api)
         if found.blockers:
             _refuse(found, as_json=as_json)
-        plan = _plan(file, path, api, found)
+        plan = _plan(file, path, api, removal_steps(file, RemovalActions(file, api)), found)
     first = next(step for step in plan.steps if step["effect"] == "DESTROYS")
     warning = (
         f"From step {first['number']} on there is no undo and no rollback: Vault can never sign again.",
@@ -73,22 +76,29 @@ def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: b
     return 0
 
 
-def _plan(file: CutoverFile, path: Path, api: ApiClient, found: Standing | None, planned: Plan | None = None) -> Plan:
+def _plan(
+    file: CutoverFile,
+    path: Path,
+    api: ApiClient,
+    steps: Sequence[Step],
+    found: RemovalReadiness | None,
+    planned: Plan | None = None,
+) -> Plan:
     """The plan for the present state; `found` is None for a run that has destroyed something, when Vault may be gone.
 
     Such a run must be finished: a policy that has changed since does not prevent that.
     """
-    from signer.migration.decommission.actions import would_run
     from signer.migration.decommission.steps import make_plan
     from signer.migration.decommission.survey import read_inputs, state_of
 
     inputs = read_inputs(file, path, api)
     if found is None and planned is not None:
-        inputs["policy"]["digest"] = planned.inputs["policy"]["digest"]
-    return make_plan(file, would_run(file), inputs, {} if found is None else state_of(found))
+        policy = {**inputs.policy, "digest": planned.inputs["policy"]["digest"]}
+        inputs = replace(inputs, policy=policy)
+    return make_plan(file, steps, inputs, None if found is None else state_of(found))
 
 
-def _refuse(found: Standing, *, as_json: bool) -> None:
+def _refuse(found: RemovalReadiness, *, as_json: bool) -> None:
     """Shows what was found and each blocker; raises `Blocked`."""
     from signer.migration.decommission.survey import blocked
 
@@ -106,7 +116,7 @@ def _refuse(found: Standing, *, as_json: bool) -> None:
     raise refused
 
 
-def _facts(found: Standing) -> list[tuple[str, str]]:
+def _facts(found: RemovalReadiness) -> list[tuple[str, str]]:
     inventory, ledger = found.inventory, found.ledger
     roles = [f"{role.name} of {engine.mount}" for engine in inventory.ssh for role in engine.roles]
     cutover, signed = ledger.cutover, ledger.vault_signed
@@ -160,9 +170,9 @@ def decommission_apply(
     from signer.cli.runs import StepReporter, show_end
     from signer.migration.config import load_cutover_file
     from signer.migration.cutover.preconditions import NotPossible
-    from signer.migration.decommission.actions import LiveRemoval
+    from signer.migration.decommission.actions import RemovalActions
     from signer.migration.decommission.steps import removal_steps
-    from signer.migration.decommission.survey import read_standing
+    from signer.migration.decommission.survey import read_readiness
     from signer.migration.journal import alone
     from signer.migration.plan import check_drift
     from signer.migration.run import destroyed_by, open_run, unfinished
@@ -184,13 +194,16 @@ def decommission_apply(
             )
         found = None
         if past is None or not destroyed_by(file.evidence_dir, past):
-            found = read_standing(file, api)
+            found = read_readiness(file, api)
             if found.blockers:
                 _refuse(found, as_json=as_json)
         # the plan's own path, as --config may name a new place of the same file
-        check_drift(planned, _plan(file, planned_path, api, found, planned), with_state=found is not None)
+        actions = RemovalActions(file, api, removed_by)
+        steps = removal_steps(file, actions)
+        check_drift(planned, _plan(file, planned_path, api, steps, found, planned), with_state=found is not None)
         with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-            ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, removed_by)), StepReporter())
+            actions.begin(run)
+            ended = run.carry_out(steps, StepReporter())
             where, sealed = run.evidence.folder, run.journal.past.evidence
     return show_end(ended, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
 

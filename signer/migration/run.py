@@ -69,6 +69,29 @@ class Run:
         name = numbered("steps", number, step.name if what == "done" else f"{step.name}-{what}", "json")
         self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
 
+    def keep_logs(self, name: str, observe: Callable[[], Observation]) -> Observation:
+        """What `observe` returns of all targets; the log of each one is kept as evidence, also when it fails.
+
+        A full disk must not prevent a rollback from proving itself: `facts["logs_not_kept"]` has the error's code.
+        """
+        try:
+            seen = observe()
+        except SignerError as error:
+            self._write_logs(name, error.facts)
+            raise
+        return Observation(seen.summary, {**seen.facts, **self._write_logs(name, seen.facts)})
+
+    def _write_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
+        targets = facts.get("targets")
+        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
+            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
+            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
+            try:
+                self.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+            except SignerError as error:
+                return {"logs_not_kept": error.code}
+        return {}
+
     def conclude(self, outcome: str, error: SignerError | None = None) -> Observation:
         """Seals the evidence and has the ledger hold its digest; may be called again after a crash."""
         past = self.journal.past

@@ -116,7 +116,7 @@ def _seal(number: int, step: Step, steps: Sequence[Step], journal: Journal, reco
 
 def _done(step: Step) -> Observation:
     """Does it, unless a run that was cut off came so far that nothing is left to do; the proof is looked at anyway."""
-    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.act)
+    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.action)
     if step.verify is None:
         return seen
     proof = _asked(step.verify)

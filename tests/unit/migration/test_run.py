@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,44 +16,10 @@ from signer.migration.journal import runs
 from signer.migration.plan import Effect, Observation, Plan, Step, describe
 from signer.migration.run import Run, Unfinished, catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.migration.runner import Ended
+from tests.parts.runs import Ledger, SilentReporter
 
 NOW = 1_800_000_000.0
 APPROVAL = Approval("cutover", "sha256:x", "ops", "here", "2027-01-15T08:00:00Z", "--approve")
-
-
-class Ledger:
-    """Holds what is recorded; `is_down` and `loses_answers` as a service may."""
-
-    def __init__(self) -> None:
-        self.held: list[dict[str, Any]] = []
-        self.is_down = False
-        self.loses_answers = False
-
-    def record(
-        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
-    ) -> dict[str, Any]:
-        self._meet()
-        entry = {"seq": len(self.held) + 1, "hash": "ab" * 32, "time": "2027-01-15T08:00:00Z", "operation": operation}
-        self.held.append({**entry, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason})
-        if self.loses_answers:
-            self.loses_answers = False
-            raise Unavailable("service_closed", "closed without an answer", "look")
-        return self.held[-1]
-
-    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
-        self._meet()
-        return [entry for entry in self.held if evidence in (None, entry["evidence"])]
-
-    def _meet(self) -> None:
-        if self.is_down:
-            raise Unavailable("service_down", "nobody answers", "start it")
-
-
-class Silent:
-    """Hears everything and says nothing."""
-
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_args, **_rest: None
 
 
 class Killed(BaseException):
@@ -72,10 +37,7 @@ def ledger() -> Ledger:
 
 
 def a_plan(title: str = "a title", steps: tuple[tuple[str, Effect], ...] = (("up", "CHANGES"),)) -> Plan:
-    told = tuple(
-        describe(Step(name, name, effect, lambda: Observation("")), number, ())
-        for number, (name, effect) in enumerate(steps, 1)
-    )
+    told = describe([Step(name, name, effect, lambda: Observation("")) for name, effect in steps])
     return Plan("cutover", title, {"config": {"path": "/c"}}, {"mode": "vault"}, {"mode": "local"}, told)
 
 
@@ -85,7 +47,7 @@ def carry_out(run: Run, up: Callable[[], Observation] = lambda: Observation("up"
         Step("up", "up", effect, up, undo=undo),
         Step("seal", "seal", "writes evidence", lambda: run.conclude("applied")),
     )
-    return run.carry_out(steps, Silent())
+    return run.carry_out(steps, SilentReporter())
 
 
 def cut_off(folder: Path, ledger: Ledger, plan: Plan, effect: Effect = "CHANGES") -> str:
@@ -278,3 +240,41 @@ def test_a_run_that_was_cut_off_before_its_plan_was_kept_is_ended_by_a_rollback(
         (run.evidence.folder / "plan.json").unlink()
     assert destroyed_by(folder, unfinished(folder)[0]) == ""
     assert close_others(folder, ledger, "rolled_back", "another") == [run.evidence.run]
+
+
+# --- logs of logins --------------------------------------------------------------------------------------------------
+
+LOGINS = {"targets": {"edge1": {"status": 0, "log": "a line of edge1"}, "edge2": {"status": 255, "log": "no line"}}}
+
+
+def fail_to_log_in() -> Observation:
+    raise SignerError("smoke_login_failed", "edge2: no login", "try it by hand", LOGINS)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_log_of_each_login_is_kept_whether_it_works_or_not(folder: Path, ledger: Ledger, works: bool) -> None:
+    with open_run(folder, "decommission", None, None, ledger, clock=lambda: NOW) as run:
+        if works:
+            assert run.keep_logs("after", lambda: Observation("2 of 2", LOGINS)) == Observation("2 of 2", LOGINS)
+        else:
+            with pytest.raises(SignerError, match="no login"):
+                run.keep_logs("after", fail_to_log_in)
+    kept = run.evidence.folder / "smoke"
+    assert sorted(path.name for path in kept.iterdir()) == ["01-edge1-after.log", "02-edge2-after.log"]
+    assert (kept / "02-edge2-after.log").read_text() == "status: 255\n\nno line\n"
+
+
+@pytest.mark.parametrize("operation", ["cutover", "rollback", "decommission"])
+def test_a_full_disk_does_not_keep_an_operation_from_the_proof_of_its_logins(
+    folder: Path, ledger: Ledger, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_name: str, _text: str) -> None:
+        raise Unavailable("evidence_unwritable", "no space left on device", "free some")
+
+    with open_run(folder, operation, None, None, ledger, clock=lambda: NOW) as run:
+        monkeypatch.setattr(run.evidence, "write_text", full)
+        seen = run.keep_logs("after", lambda: Observation("2 of 2", LOGINS))
+        assert seen == Observation("2 of 2", {**LOGINS, "logs_not_kept": "evidence_unwritable"})
+        with pytest.raises(SignerError) as failed:
+            run.keep_logs("after", fail_to_log_in)
+        assert failed.value.code == "smoke_login_failed"

@@ -151,7 +151,7 @@ def test_all_steps_are_done_in_order_and_the_run_is_over(world: World, kept: Kep
 def test_a_line_is_on_the_disk_before_a_step_acts(world: World, kept: Kept) -> None:
     seen: list[set[str]] = []
     steps = world.steps()
-    steps[1] = replace(steps[1], act=lambda: after(lambda: seen.append(set(past(world).begun))))
+    steps[1] = replace(steps[1], action=lambda: after(lambda: seen.append(set(past(world).begun))))
     apply(world, kept, steps)
     assert "first" in seen[0]
 
@@ -221,7 +221,7 @@ def test_after_a_step_that_nothing_takes_back_the_run_stays_open_and_goes_on_lat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_a_lost_terminal_roll_back(world: World, kept: Kept, number: signal.Signals) -> None:
     steps = world.steps()
-    steps[3] = replace(steps[3], act=lambda: after(lambda: os.kill(os.getpid(), number)))
+    steps[3] = replace(steps[3], action=lambda: after(lambda: os.kill(os.getpid(), number)))
     before = signal.getsignal(number)
     ended = apply(world, kept, steps)
     assert (ended.outcome, ended.error and ended.error.code) == (ROLLED_BACK, "interrupted")
@@ -247,7 +247,7 @@ def test_evidence_that_cannot_be_written_rolls_back_and_the_rollback_does_not_wa
         kept.is_full = True
         return Observation("full now")
 
-    steps[3] = replace(steps[3], act=fill)
+    steps[3] = replace(steps[3], action=fill)
     ended = apply(world, kept, steps)
     assert (ended.outcome, ended.also and ended.also.code) == (ROLLED_BACK, "evidence_unwritable")
     assert world.on == {"look"}
@@ -345,14 +345,14 @@ def test_a_change_without_a_way_back_is_made_again_where_somebody_took_it_back(w
     assert (world.done.count("first"), world.done.count("second")) == (1, 2)
 
 
-@pytest.mark.parametrize("part", ["act", "verify", "is_done"])
+@pytest.mark.parametrize("part", ["action", "verify", "is_done"])
 def test_a_fault_of_ours_backs_out_like_any_failure(world: World, kept: Kept, part: str) -> None:
     def break_down() -> Observation:
         raise KeyError("hidden")
 
     steps = world.steps()
-    if part == "act":
-        steps[3] = replace(steps[3], act=break_down)
+    if part == "action":
+        steps[3] = replace(steps[3], action=break_down)
     elif part == "verify":
         steps[3] = replace(steps[3], verify=break_down)
     else:
