@@ -17,8 +17,8 @@ from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
 from signer.errors import SignerError
-from signer.log_limit import LogLimit
 from signer.protocol.client import Link
+from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Settings, load_settings
 

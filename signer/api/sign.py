@@ -1,4 +1,4 @@
-"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature (README, Figures).
+"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature.
 
 It frames the body and a few headers for the keeper, and gives everything else to Flask. It decides nothing: each check
 here is made again by the keeper.
@@ -19,8 +19,8 @@ from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
-from signer.log_limit import LogLimit
 from signer.protocol.client import Link, make_message
+from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 

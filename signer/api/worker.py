@@ -28,7 +28,7 @@ from signer.api.problems import render_problem
 from signer.api.request import new_request_id
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.log_limit import LogLimit
+from signer.protocol.log_limit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
@@ -211,7 +211,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 self.tpool.submit(self._answer, connection)
 
     def _sign(self, connection: Connection) -> None:
-        """Asks the keeper without a thread, which would cost as much as all the rest (README, Figures)."""
+        """Asks the keeper without a thread, which would cost as much as all the rest."""
         try:
             request = next(connection.parser)
             if connection.is_last or not self.alive:

@@ -66,7 +66,7 @@ def import_vault(vault: VaultSide, mount: str, names: Sequence[str] = (), finger
         raise BadFile(
             "nothing_to_import",
             "none of the roles can be carried over" if roles else "the mount has no roles",
-            "write policy.toml by hand, from README's table of its keys",
+            "write policy.toml by hand: see runbooks/reference/policy-file.md",
             tuple(f"{role.name}: {text}" for role in roles for text in role.not_carried()),
         )
     policy = "\n".join([*_head(mount, roles), "", *_ca(vault_ca, fingerprint), *_tables(roles), *_foot(roles)])

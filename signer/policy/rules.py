@@ -1,5 +1,5 @@
 """The rules of a decision, one function each, in the order in which Vault's clients expect faults to be told
-(`../shared/contract/vault-ssh.md` section 3).
+(`runbooks/develop/vault-contract.md`, section 3).
 
 A rule looks at a `Case`, fills in the part of the certificate that it decides, and returns what it saw; or it raises
 `Refused` with its code. A new rule is a function here and a line in `RULES`. Pure.

@@ -1,8 +1,7 @@
 """Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
 
-Follows `../shared/contract/vault-ssh.md` sections 1 and 3 ("Input coercion", "Exact errors"): accepts and refuses what
-Vault does; `facts["vault"]` of an error holds the sentence for a Vault client. Every reader here takes time in
-proportion to what it reads. Pure.
+Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
+an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
 """
 
 from __future__ import annotations
@@ -220,7 +219,7 @@ def _field_fault(field: str, problem: str) -> BadRequest:
     return BadRequest(
         "field_malformed",
         f"field {field}: {problem}",
-        "see the field's type in README, Vault clients",
+        "see the field's type in runbooks/develop/vault-contract.md, section 1",
         {"vault": f'Field validation failed: error converting input for field "{field}": {problem}'},
     )
 

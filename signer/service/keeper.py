@@ -27,9 +27,9 @@ from signer.authority.core import Core, Reply
 from signer.authority.vault_certificates import Forward
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.log_limit import LogLimit
 from signer.model import Caller, Grant, PublicKey, Returned
 from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.protocol.log_limit import LogLimit
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
 from signer.ssh.publickey import render_public_key

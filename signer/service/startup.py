@@ -23,9 +23,9 @@ from signer.ca.key import CaKey, load_ca_key
 from signer.errors import BadKeyFile, BadSettings, Unavailable
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
-from signer.log_limit import LogLimit
 from signer.model import CaKeys, PublicKey
 from signer.policy.file import load_policy
+from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Authority, Keeper
 from signer.service.key_channel import adopt_channel
 from signer.service.metrics import TimedLedger

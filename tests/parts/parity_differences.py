@@ -1,7 +1,7 @@
 """Where we answer otherwise than Vault and OpenBao, on purpose: the one list of it.
 
-README's section "Differences from Vault" is this table; each row has a test named after it in
-tests/system/vault/test_parity_differences.py. Sentences are Markdown, as they stand in README.
+The table "Differences from Vault" in runbooks/reference/vault-compatibility.md is this one; each row has a test named
+after it in tests/system/vault/test_parity_differences.py. Sentences are Markdown, as they stand there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Difference:
     ours: str
 
     def row(self) -> str:
-        """As a line of README's table."""
+        """As a line of that table."""
         return f"| {self.input} | {self.vault} | {self.ours} |"
 
 

@@ -1,6 +1,7 @@
-"""Vault's words: its envelope, its error sentences, its statuses. Pure; `../shared/contract/vault-ssh.md` is the law.
+"""Vault's words: its envelope, its error sentences, its statuses. Pure.
 
-The one place that turns our errors into what a Vault client expects. Sentences of ours stand where Vault has none.
+The one place that turns our errors into what a Vault client expects; `runbooks/develop/vault-contract.md` is the law.
+Sentences of ours stand where Vault has none.
 """
 
 from __future__ import annotations
@@ -205,7 +206,10 @@ def redirect(location: str) -> Answer:
 
 def help_text(path: str) -> Answer:
     """`?help=1`, what `bao path-help` shows."""
-    sentence = f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml, see its README"
+    sentence = (
+        f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml,"
+        " see runbooks/reference/vault-compatibility.md"
+    )
     return Answer(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
 
 

@@ -1,7 +1,7 @@
 """Vault's shape in Flask: everything below `/v1/` besides plain signing, which is in `sign.py`.
 
 Vault routes by its own rules (any verb, LIST and its spellings, mounts with slashes in their names), so one function
-looks at every request below `/v1/` before Flask does. `../shared/contract/vault-ssh.md` is the law; the order of the
+looks at every request below `/v1/` before Flask does. `runbooks/develop/vault-contract.md` is the law; the order of the
 checks is part of it.
 """
 

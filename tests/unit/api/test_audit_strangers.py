@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -30,15 +31,15 @@ from signer.api.sign import SignRoutes, read_environ
 from signer.api.vault.responses import failure
 from signer.api.worker import PatientWorker
 from signer.errors import BadRequest, NotAuthenticated, SignerError
-from signer.log_limit import WINDOW, LogLimit
-from signer.model import Caller
+from signer.model import Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
-from signer.policy.tokens import hide_tokens, is_mistyped, token_digest
-from signer.protocol.client import read_reply
+from signer.policy.tokens import is_mistyped, token_digest
+from signer.protocol.client import keeper_gone, read_reply
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
+from signer.protocol.log_limit import WINDOW, LogLimit
 from signer.protocol.operations import read_operation
 from signer.protocol.sign_request import (
     MAX_BODY,
@@ -254,7 +255,7 @@ def _no_keeper() -> SignRoutes:
 API: Final = _no_keeper()
 
 
-def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: str) -> None:
+def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: Any) -> None:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
@@ -280,12 +281,16 @@ def _paths(text: str) -> None:
         _call("POST" if "sign" in path else "GET", path + latin)
 
 
+def _field(name: str, text: str) -> dict[str, Any]:
+    return {name: text}
+
+
 def _fields(text: str) -> None:
     for name in ("CONTENT_TYPE", "HTTP_ACCEPT", "HTTP_COOKIE", "HTTP_HOST", "HTTP_X_FORWARDED_FOR", "QUERY_STRING"):
         for path in ("/v1/ssh/roles/x", "/api/certificates"):
-            _call("POST" if path.startswith("/v1") else "GET", path, **{name: text})
+            _call("POST" if path.startswith("/v1") else "GET", path, **_field(name, text))
     for name in ("HTTP_X_VAULT_NAMESPACE", "HTTP_X_VAULT_WRAP_TTL", "HTTP_RANGE", "HTTP_IF_NONE_MATCH"):
-        _call("POST", "/v1/ssh/sign/llmops", **{name: text})
+        _call("POST", "/v1/ssh/sign/llmops", **_field(name, text))
 
 
 class _Wire:
@@ -553,7 +558,7 @@ class _Loop:
 
     def ask(self, message: bytes, done: Callable[[Any], object]) -> None:
         assert message
-        done(BadRequest("nobody_there", "this keeper refuses everything"))
+        done(keeper_gone())
 
     def forget(self, _connection: Connection) -> None:
         """Nothing is polled."""
@@ -568,7 +573,7 @@ def worker(caplog: pytest.LogCaptureFixture) -> Iterator[PatientWorker]:
     made.cfg = freeze_settings(Config())
     made.wsgi = made.routes = _no_keeper()
     made.tpool = made.method_queue = made.poller = made.lane = _Loop()  # type: ignore[assignment]
-    made.waiting = {phase: {} for phase in Phase}  # type: ignore[assignment]
+    made.waiting = {phase: OrderedDict() for phase in Phase}
     made.seconds = dict.fromkeys(Phase, 60.0)
     made.alive, made.nr, made.nr_conns, made.max_requests = True, 0, 0, 10**9
     made.keepalived_conns, made.max_keepalived = [], 1000
