@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -21,6 +22,14 @@ _NOTHING: Final = object()
 _OF_A_STEP: Final = frozenset({"number", "name", "title", "effect", "undo", "reads", "would"})
 Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
 Operation = Literal["cutover", "decommission"]
+
+
+class StepOutcome(StrEnum):
+    """What became of a step, in the evidence."""
+
+    DONE = "done"
+    UNDONE = "undone"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

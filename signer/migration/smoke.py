@@ -23,7 +23,7 @@ from signer.migration.config import CutoverFile, SignerFacts, Target
 from signer.migration.plan import Observation
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.ssh.publickey import fingerprint_of, parse_public_key
-from signer.subprocesses import Ended, run
+from signer.subprocesses import CommandResult, run
 
 CONNECT_WITHIN: Final = 5  # seconds
 LOGIN_WITHIN: Final = 15.0  # seconds for all of one login
@@ -242,7 +242,7 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
     return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where, command]
 
 
-def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> Ended:
+def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:
     environment = {
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         "SHELL": "/bin/sh",  # runs LocalCommand
@@ -265,7 +265,7 @@ def _certificate(out: str) -> tuple[CertificateFields, bytes] | None:
     return fields, unsigned
 
 
-def _told(target: Target, ended: Ended) -> dict[str, object]:
+def _told(target: Target, ended: CommandResult) -> dict[str, object]:
     """What is kept of a login, whether it worked or not."""
     serial = _SERIAL.search(ended.err)
     return {
@@ -278,7 +278,7 @@ def _told(target: Target, ended: Ended) -> dict[str, object]:
     }
 
 
-def _login_failed(target: Target, ended: Ended, ca_fingerprint: str, said: Mapping[str, object]) -> SmokeFailed:
+def _login_failed(target: Target, ended: CommandResult, ca_fingerprint: str, said: Mapping[str, object]) -> SmokeFailed:
     last = _last_line(ended)
     hint = f"try it by hand: safe-session ssh -p {target.port} {target.user}@{target.host}"
     if ended.status is None:
@@ -291,7 +291,7 @@ def _login_failed(target: Target, ended: Ended, ca_fingerprint: str, said: Mappi
     return SmokeFailed("smoke_login_failed", f"{target.name}: {text}", hint, dict(said))
 
 
-def _last_line(ended: Ended) -> str:
+def _last_line(ended: CommandResult) -> str:
     """The line that says why: safe-session's own error, or else the last one that is no hint."""
     lines = [line for line in _lines(ended.err) if not line.startswith("safe-session: hint:")]
     ours = [line for line in lines if line.startswith("safe-session: error:")]

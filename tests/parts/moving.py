@@ -25,10 +25,11 @@ from signer.migration.cutover.preconditions import (
     TargetInputs,
     VaultInputs,
 )
-from signer.migration.journal import alone
+from signer.migration.journal import platform_lock
 from signer.migration.plan import Observation, read_plan
 from signer.migration.run import Run, open_run
 from signer.migration.smoke import SmokeFailed
+from signer.model import RunOutcome
 from signer.policy.file import parse_policy
 from signer.vault.role import DEFAULTS
 from tests.parts.removal import CONFIG
@@ -179,7 +180,7 @@ class PlayedActions:
         return Observation("refused for root")
 
     def seal(self) -> Observation:
-        return self._run.conclude("applied")
+        return self._run.conclude(RunOutcome.APPLIED)
 
 
 def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
@@ -208,7 +209,7 @@ def _clock(folder: Path) -> Callable[[], float]:
 def _leave_open(folder: Path, api: PlayedApi) -> None:
     plan = read_plan((folder / "plan.json").read_text(), "cutover")
     with (
-        alone(folder / "evidence", folder / "evidence"),
+        platform_lock(folder / "evidence", folder / "evidence"),
         open_run(folder / "evidence", "cutover", plan, None, api, clock=_clock(folder)) as run,
     ):
         for step in ("preflight", "parity", "trust", "remember"):

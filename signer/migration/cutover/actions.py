@@ -22,6 +22,7 @@ from signer.migration.run import Run
 from signer.migration.samples import throwaway_key
 from signer.migration.smoke import on_each, read_trusted_cas, smoke, smoke_refusal
 from signer.migration.trial import trial
+from signer.model import RunOutcome
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.subprocesses import run
@@ -225,7 +226,7 @@ class CutoverActions:
 
     def seal(self) -> Observation:
         """Seals the evidence and records its digest in the ledger."""
-        return self._run.conclude("applied")
+        return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:
         vault = self._file.vault

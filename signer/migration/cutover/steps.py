@@ -21,13 +21,13 @@ from signer.migration.trial import trial_lines
 
 def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
     """From Vault to the local CA. If step 5 or a later one fails, the run goes back to the base without the overlay."""
+    return (*_checks(file, actions), *_move(file, actions), _seal(file, actions))
+
+
+def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """What must hold before anything is changed."""
     trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
     vault = f"{file.vault.address}/v1/{file.vault.mount}"
-    sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
-
-    def back() -> Observation:
-        return _joined(actions.up(with_overlay=False), actions.ready("vault"), actions.smoke("vault"))
-
     return (
         Step(
             "preflight",
@@ -61,6 +61,17 @@ def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...
             reads=("trusted_ca_file",),
         ),
         _record_state(file, actions),
+    )
+
+
+def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """The change and its proof."""
+    sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
+
+    def back() -> Observation:
+        return _joined(actions.up(with_overlay=False), actions.ready("vault"), actions.smoke("vault"))
+
+    return (
         Step(
             "up",
             "compose up with the overlay",
@@ -90,7 +101,6 @@ def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...
             verify=actions.refuse,
             reads=("sshd", "ledger"),
         ),
-        _seal(file, actions),
     )
 
 

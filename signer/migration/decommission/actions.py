@@ -30,6 +30,7 @@ from signer.migration.plan import Observation
 from signer.migration.run import Run
 from signer.migration.samples import throwaway_key
 from signer.migration.smoke import smoke
+from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.subprocesses import run
 from signer.vault.admin import VaultAdmin
@@ -72,7 +73,7 @@ class RemovalActions:
     def begin(self, run: Run) -> None:
         """Keeps what the actions observe as evidence of `run`, without the tokens that they use."""
         self._run = run
-        self._interrupted = frozenset(run.journal.past.begun)  # steps that an interrupted process of this run has begun
+        self._begun = frozenset(run.journal.state.begun)  # steps that an interrupted process of this run has begun
         guard = run.evidence.guard
         guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
         for path in (self._wanted.admin_token_file, self._file.vault.token_file):
@@ -154,7 +155,7 @@ class RemovalActions:
 
         A run that was cut off here, and is taken up again days later, has not destroyed anything yet.
         """
-        if "disable" in self._interrupted:
+        if "disable" in self._begun:
             self.still_clear()
         mount = self._file.vault.mount
         with self._vault() as vault:
@@ -236,7 +237,7 @@ class RemovalActions:
 
     def has_stopped(self) -> bool:
         """True if a run that was cut off began to stop it and it is gone: one that only starts anew is stopped, too."""
-        return "stop" in self._interrupted and self.is_gone()
+        return "stop" in self._begun and self.is_gone()
 
     def is_gone(self) -> bool:
         """True if every address of Vault's refuses a connection."""
@@ -276,7 +277,7 @@ class RemovalActions:
 
     def seal(self) -> Observation:
         """Seals the evidence and records its digest in the ledger."""
-        return self._run.conclude("applied")
+        return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:
         return VaultAdmin(self._file.vault.address, self._wanted.admin_token_file, self._file.vault.ca_file)

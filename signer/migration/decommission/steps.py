@@ -41,8 +41,13 @@ def removal_steps(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
         lines=(f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
         reads=("evidence",),
     )
-    return (*_steps_with_a_way_back(file, actions), *_steps_beyond(file, actions), *([remove_data] if command else []),
-            seal)  # fmt: skip
+    return (
+        *_steps_with_a_way_back(file, actions),
+        *_end_of_signing(file, actions),
+        *_end_of_vault(file, actions),
+        *([remove_data] if command else []),
+        seal,
+    )
 
 
 def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
@@ -82,7 +87,7 @@ def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[
     )
 
 
-def _steps_beyond(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+def _end_of_signing(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
     """From the first of these on there is no way back."""
     vault, mount = f"{file.vault.address}/v1", file.vault.mount
     return (
@@ -116,12 +121,17 @@ def _steps_beyond(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             is_done=actions.is_revoked,
             undo_text=NO_WAY_BACK,
         ),
+    )
+
+
+def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    return (
         Step(
             "seal-vault",
             "seal Vault",
             "CHANGES",
             actions.seal_vault,
-            lines=(f"PUT {vault}/sys/seal",),
+            lines=(f"PUT {file.vault.address}/v1/sys/seal",),
             is_done=actions.is_sealed,
             undo_text=BEYOND,
         ),

@@ -21,15 +21,16 @@ from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
 from signer.migration.plan import PlanPart
 from signer.migration.smoke import smoke
+from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.vault.admin import VaultAdmin
 from signer.vault.audit_log import AuditFacts, read_audit_log
 from signer.vault.inventory import Inventory, read_inventory
 
 _TAKES_BACK: Final = {
-    ("rollback", "applied"), ("rollback", "stopped"), ("rollback", "rollback_failed"),
-    ("cutover", "rolled_back"), ("cutover", "rollback_failed"), ("cutover", "stopped"),
-}  # fmt: skip
+    *(("rollback", outcome) for outcome in (RunOutcome.APPLIED, RunOutcome.STOPPED, RunOutcome.ROLLBACK_FAILED)),
+    *(("cutover", outcome) for outcome in (RunOutcome.ROLLED_BACK, RunOutcome.ROLLBACK_FAILED, RunOutcome.STOPPED)),
+}
 
 
 class Blocked(SignerError):
@@ -91,7 +92,7 @@ def read_ledger(api: ApiClient) -> LedgerFacts:
     cutover, taken_back = None, 0
     for row in api.operations():  # newest first
         what = _word(row, "operation"), _word(row, "outcome")
-        if what == ("cutover", "applied"):
+        if what == ("cutover", RunOutcome.APPLIED):
             cutover = RecordedCutover(_number(row, "seq"), _seconds(row, "time"), _word(row, "evidence"))
             break
         if what in _TAKES_BACK:

@@ -16,9 +16,9 @@ from signer.migration.decommission.blockers import Blocker
 from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import Blocked, RemovalReadiness
 from signer.migration.evidence.store import Evidence
-from signer.migration.journal import Journal, Past
+from signer.migration.journal import Journal, RunState
 from signer.migration.run import Run, destroyed_by
-from signer.subprocesses import Ended
+from signer.subprocesses import CommandResult
 from tests.parts.cutover_file import GOOD, REMOVAL
 from tests.parts.removal import CLEAR, READY
 from tests.parts.runs import Ledger
@@ -125,10 +125,10 @@ def test_the_version_of_the_vault_that_was_removed_is_kept_whenever_the_run_ends
 def test_steps_that_destroy_are_known_by_their_names_where_the_plan_is_lost(file: CutoverFile) -> None:
     steps = removal_steps(file, acting_on(file))
     for step in steps:
-        past = Past("2027-01-15T08-00-00Z-decommission", "decommission", begun={step.name: None})
-        assert (destroyed_by(file.evidence_dir, past) != "") == (step.effect == "DESTROYS"), step.name
+        state = RunState("2027-01-15T08-00-00Z-decommission", "decommission", begun={step.name: None})
+        assert (destroyed_by(file.evidence_dir, state) != "") == (step.effect == "DESTROYS"), step.name
     assert "remove-data" in [step.name for step in steps]
-    of_a_cutover = Past("2027-01-15T08-00-00Z-cutover", "cutover", begun={"disable": None})
+    of_a_cutover = RunState("2027-01-15T08-00-00Z-cutover", "cutover", begun={"disable": None})
     assert destroyed_by(file.evidence_dir, of_a_cutover) == ""
 
 
@@ -141,9 +141,9 @@ def test_the_operators_word_stands_for_the_command_that_removes_the_data(
 ) -> None:
     ran: list[object] = []
 
-    def run(words: tuple[str, ...], **_: object) -> Ended:
+    def run(words: tuple[str, ...], **_: object) -> CommandResult:
         ran.append(words)
-        return Ended(1, "", "", True, 0.1)
+        return CommandResult(1, "", "", True, 0.1)
 
     monkeypatch.setattr(actions, "run", run)
     acting = acting_on(file, "remove-data", removed_by="ops" if word else "")

@@ -93,7 +93,7 @@ def test_before_the_ssh_mount_nothing_is_changed(tmp_path: Path, disk: Disk, fil
     done: list[str] = []
     assert apply(tmp_path / "evidence", Ledger(), Removal(disk, fills, done)) == "failed"
     assert "disable" not in done
-    assert [past.outcome for past in runs(tmp_path / "evidence")] == ["failed"]
+    assert [state.outcome for state in runs(tmp_path / "evidence")] == ["failed"]
 
 
 @pytest.mark.parametrize("fills", ["disable", "signs_no_more", "revoke", "seal_vault", "stop", "gone"])
@@ -101,11 +101,11 @@ def test_after_it_the_same_run_goes_on_when_there_is_room(tmp_path: Path, disk: 
     folder, ledger, done = tmp_path / "evidence", Ledger(), list[str]()
     assert apply(folder, ledger, Removal(disk, fills, done)) == "stopped"
     assert done[-1] in (fills, "smoke")  # the proof that belongs to that step; nothing is done that is not kept
-    (past,) = unfinished(folder)
+    (state,) = unfinished(folder)
     assert ledger.held == []
     disk.is_full = False
     assert apply(folder, ledger, Removal(disk, "", done)) == "applied"
     assert done.count("disable") == 1
     assert [(entry["outcome"], entry["plan"]) for entry in ledger.held] == [("applied", PLAN.digest)]
-    verdict = check_evidence(folder / past.run, lambda digest: next(iter(ledger.operations(digest)), None))
+    verdict = check_evidence(folder / state.run, lambda digest: next(iter(ledger.operations(digest)), None))
     assert verdict.is_good, verdict.problems

@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from signer.errors import SignerError, Unavailable
+from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.migration.approval import Approval
 from signer.migration.compose import ComposeFailed
 from signer.migration.journal import runs
 from signer.migration.plan import Effect, Observation, Plan, Step, describe
 from signer.migration.run import Run, Unfinished, catch_up, close_others, destroyed_by, open_run, unfinished
-from signer.migration.runner import Ended
+from signer.migration.runner import RunResult
+from signer.model import RunOutcome
+from signer.protocol.operations import OutcomeName
 from tests.parts.runs import Ledger, SilentReporter
 
 NOW = 1_800_000_000.0
@@ -41,11 +44,13 @@ def a_plan(title: str = "a title", steps: tuple[tuple[str, Effect], ...] = (("up
     return Plan("cutover", title, {"config": {"path": "/c"}}, {"mode": "vault"}, {"mode": "local"}, told)
 
 
-def carry_out(run: Run, up: Callable[[], Observation] = lambda: Observation("up"), effect: Effect = "CHANGES") -> Ended:
+def carry_out(
+    run: Run, up: Callable[[], Observation] = lambda: Observation("up"), effect: Effect = "CHANGES"
+) -> RunResult:
     undo = (lambda: Observation("down")) if effect == "CHANGES" else None
     steps = (
         Step("up", "up", effect, up, undo=undo),
-        Step("seal", "seal", "writes evidence", lambda: run.conclude("applied")),
+        Step("seal", "seal", "writes evidence", lambda: run.conclude(RunOutcome.APPLIED)),
     )
     return run.carry_out(steps, SilentReporter())
 
@@ -68,12 +73,12 @@ def fail() -> Observation:
 def test_a_run_leaves_sealed_evidence_whose_digest_the_ledger_holds(folder: Path, ledger: Ledger) -> None:
     plan = a_plan()
     with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
-        assert carry_out(run) == Ended("applied")
+        assert carry_out(run) == RunResult(RunOutcome.APPLIED)
     (entry,) = ledger.held
     assert (entry["operation"], entry["outcome"], entry["plan"]) == ("cutover", "applied", plan.digest)
-    (past,) = runs(folder)
-    assert (past.outcome, past.evidence) == ("applied", entry["evidence"])
-    kept = folder / past.run
+    (state,) = runs(folder)
+    assert (state.outcome, state.evidence) == ("applied", entry["evidence"])
+    kept = folder / state.run
     assert json.loads((kept / "ledger.json").read_text())["evidence"] == entry["evidence"]
     assert json.loads((kept / "approvals.json").read_text())[0]["who"] == "ops"
     assert json.loads((kept / "plan.json").read_text())["digest"] == plan.digest
@@ -127,7 +132,7 @@ def test_a_run_that_ended_is_not_taken_up_again(folder: Path, ledger: Ledger) ->
     for clock in (lambda: NOW, lambda: NOW + 60):
         with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=clock) as run:
             assert carry_out(run).outcome == "applied"
-    assert len({past.run for past in runs(folder)}) == 2
+    assert len({state.run for state in runs(folder)}) == 2
 
 
 def test_a_rollback_that_was_cut_off_comes_first(folder: Path, ledger: Ledger) -> None:
@@ -148,7 +153,7 @@ def test_a_rollback_by_hand_ends_what_was_cut_off(folder: Path, ledger: Ledger) 
     with open_run(folder, "rollback", None, None, ledger, reason="no time", clock=lambda: NOW + 60) as run:
         assert carry_out(run).outcome == "applied"
         by = run.evidence.run
-    assert close_others(folder, ledger, "rolled_back", by) == [name]
+    assert close_others(folder, ledger, RunOutcome.ROLLED_BACK, by) == [name]
     assert unfinished(folder) == []
     assert [entry["outcome"] for entry in ledger.held] == ["applied", "rolled_back"]
     assert ledger.held[0]["reason"] == "no time"
@@ -156,8 +161,8 @@ def test_a_rollback_by_hand_ends_what_was_cut_off(folder: Path, ledger: Ledger) 
 
 def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger) -> None:
     name = cut_off(folder, ledger, a_plan(steps=(("up", "DESTROYS"),)), "DESTROYS")
-    (past,) = unfinished(folder)
-    assert (past.run, destroyed_by(folder, past)) == (name, "up")
+    (state,) = unfinished(folder)
+    assert (state.run, destroyed_by(folder, state)) == (name, "up")
     with (
         pytest.raises(Unfinished) as refused,
         open_run(folder, "rollback", None, None, ledger, reason="no", clock=lambda: NOW),
@@ -169,7 +174,7 @@ def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger
 def test_an_answer_that_was_lost_is_looked_for_and_nothing_is_recorded_twice(folder: Path, ledger: Ledger) -> None:
     with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
         ledger.loses_answers = True
-        assert carry_out(run) == Ended("applied")  # it is on record, so nothing is rolled back
+        assert carry_out(run) == RunResult(RunOutcome.APPLIED)  # it is on record, so nothing is rolled back
     assert [entry["outcome"] for entry in ledger.held] == ["applied"]
     assert runs(folder)[0].evidence == ledger.held[0]["evidence"]
 
@@ -185,7 +190,7 @@ def test_a_run_that_was_cut_off_before_it_changed_anything_makes_way(
             run.journal.write("step.began", step=step)
     with open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
         assert carry_out(run).outcome == "applied"
-    assert [past.outcome for past in runs(folder)] == ["failed", "applied"]
+    assert [state.outcome for state in runs(folder)] == ["failed", "applied"]
     assert [entry["outcome"] for entry in ledger.held] == ["failed", "applied"]
 
 
@@ -239,12 +244,14 @@ def test_a_run_that_was_cut_off_before_its_plan_was_kept_is_ended_by_a_rollback(
     with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
         (run.evidence.folder / "plan.json").unlink()
     assert destroyed_by(folder, unfinished(folder)[0]) == ""
-    assert close_others(folder, ledger, "rolled_back", "another") == [run.evidence.run]
+    assert close_others(folder, ledger, RunOutcome.ROLLED_BACK, "another") == [run.evidence.run]
 
 
 # --- logs of logins --------------------------------------------------------------------------------------------------
 
-LOGINS = {"targets": {"edge1": {"status": 0, "log": "a line of edge1"}, "edge2": {"status": 255, "log": "no line"}}}
+LOGINS: dict[str, object] = {
+    "targets": {"edge1": {"status": 0, "log": "a line of edge1"}, "edge2": {"status": 255, "log": "no line"}}
+}
 
 
 def fail_to_log_in() -> Observation:
@@ -278,3 +285,19 @@ def test_a_full_disk_does_not_keep_an_operation_from_the_proof_of_its_logins(
         with pytest.raises(SignerError) as failed:
             run.keep_logs("after", fail_to_log_in)
         assert failed.value.code == "smoke_login_failed"
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_outcome_of_a_run_is_one_that_the_ledger_takes() -> None:
+    assert {*get_args(OutcomeName)} == {*RunOutcome, "approval_refused"}
+
+
+def test_a_journal_with_an_unknown_outcome_is_broken(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        pass
+    journal = run.journal.path
+    journal.write_text(journal.read_text() + '{"at": 1, "event": "run.ended", "outcome": "somehow"}\n')
+    with pytest.raises(LedgerBroken, match="line 2 of the journal"):
+        runs(folder)
