@@ -151,6 +151,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _refusal("internal_error", 500, "internal error", _SEE_LOG),
         _sent("keeper_gone", 503, "the keeper does not answer", "retry in a second; see the service's log"),
         _sent("keeper_stopping", 503, "the service stopped before the certificate was signed", "retry"),
+        _sent("reply_malformed", 503, "the keeper's reply is unknown to this api: their versions differ",
+              "restart the service"),
         _refusal("reply_too_large", 503, "the reply does not fit in one message", "request less at once"),
         _refusal("signing_failed", 503, "the certificate was recorded but not signed; its serial is marked as withheld",
                  _SEE_LOG),

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from signer.errors import SignerError
-from signer.protocol.client import TIMEOUT, keeper_gone, read_reply
+from signer.protocol.client import TIMEOUT
 from signer.protocol.commands import MAX_REPLY
+from signer.protocol.replies import Reply, decode_reply, keeper_gone
 
 MOST: Final = 64  # questions out at once; more would only wait in the keeper instead of here
-Outcome = dict[str, Any] | SignerError
+Outcome = Reply | SignerError
 Done = Callable[[Outcome], None]
 
 
@@ -125,6 +126,6 @@ class Lane:
 
 def _outcome(raw: memoryview) -> Outcome:
     try:
-        return read_reply(bytes(raw))
+        return decode_reply(bytes(raw))
     except SignerError as error:
         return error

@@ -6,7 +6,6 @@ here is made again by the keeper.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from signer.api.vault import responses
 from signer.errors import SignerError
 from signer.protocol.client import Link, make_message
 from signer.protocol.log_limit import LogLimit
+from signer.protocol.replies import Reply
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 
@@ -74,7 +74,7 @@ class SignQuestion:
         except SignerError as error:
             return self.answer(error)
 
-    def answer(self, outcome: dict[str, Any] | SignerError) -> responses.Answer:
+    def answer(self, outcome: Reply | SignerError) -> responses.Answer:
         """Status, headers and body of an outcome."""
         if isinstance(outcome, SignerError):
             if self.for_vault:
@@ -82,7 +82,7 @@ class SignQuestion:
             return responses.Answer(*render_problem(outcome, self.request_id))
         if self.for_vault:
             return responses.Answer(200, responses.HEADERS, responses.signed(outcome, self.request_id))
-        return responses.Answer(201, _CREATED, json.dumps(outcome).encode() + b"\n")
+        return responses.Answer(201, _CREATED, outcome.as_json() + b"\n")
 
 
 class SignRoutes:

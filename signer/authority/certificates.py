@@ -12,6 +12,7 @@ from typing import Protocol
 
 from signer.errors import Disobedient
 from signer.model import Caller, Event, Grant
+from signer.protocol.replies import Certificate
 from signer.ssh.certificate import (
     NONCE_BYTES,
     USER_CERTIFICATE,
@@ -133,18 +134,18 @@ def certificate_line(draft: Draft, signature: bytes) -> str:
     return render_public_key(certificate_kind(draft.fields.key_kind), append_signature(draft.unsigned, signature))
 
 
-def issued_reply(made: Recordable, line: str, ca_fingerprint: str, expires_in: int) -> dict[str, object]:
+def issued_reply(made: Recordable, line: str, ca_fingerprint: str, expires_in: int) -> Certificate:
     """What the caller gets; the edges translate it. `expires_in` is seconds from now."""
     grant, fields = made.grant, made.fields
-    return {
-        "certificate": line,
-        "serial": str(fields.serial),
-        "key_id": fields.key_id,
-        "identity": grant.identity,
-        "role": grant.role,
-        "principals": list(fields.principals),
-        "valid_after": timestamp(fields.valid_after),
-        "valid_before": timestamp(fields.valid_before),
-        "expires_in": expires_in,
-        "ca_fingerprint": ca_fingerprint,
-    }
+    return Certificate(
+        certificate=line,
+        serial=str(fields.serial),
+        key_id=fields.key_id,
+        identity=grant.identity,
+        role=grant.role,
+        principals=list(fields.principals),
+        valid_after=timestamp(fields.valid_after),
+        valid_before=timestamp(fields.valid_before),
+        expires_in=expires_in,
+        ca_fingerprint=ca_fingerprint,
+    )

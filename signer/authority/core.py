@@ -27,15 +27,15 @@ from signer.errors import (
     Unavailable,
 )
 from signer.ledger.reader import Recent
-from signer.ledger.views import operation_details
 from signer.model import Ask, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
 from signer.policy.decide import Policy, decide, explain
 from signer.protocol.commands import Command, Explain, Freeze, Query, Record, Sign, Unauthenticated, Unfreeze
+from signer.protocol.replies import Explanation, Reply
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
 CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
-Reply = dict[str, object] | SignerError
+Answer = Reply | SignerError
 
 
 def _internal_error() -> Unavailable:
@@ -55,13 +55,14 @@ class Store(queries.Shelf, Protocol):
 class Outcome:
     """What handling one command comes to: events to record first, then the draft to sign or the reply as it is.
 
+    `reply` is None where the draft, or the one event as the ledger holds it (`tells_entry`), makes the reply.
     Where Vault signs, the reply to a grant is a `Forward`: the keeper sends it out and comes back to `finish`.
     """
 
-    reply: Reply | Forward
+    reply: Answer | Forward | None
     events: tuple[Event, ...] = ()
     draft: Draft | None = None
-    tells_entry: bool = False  # the reply is its one event, as the ledger holds it
+    tells_entry: bool = False
 
 
 @dataclass(slots=True)
@@ -99,13 +100,13 @@ class Core:
         self.shadow = shadow
         self._refusals = Refusals()
         self._state: _State | None = None
-        self._out: dict[int, Forward] = {}  # by id(); they count towards limits, and the ledger does not know them
+        self._out: set[Forward] = set()  # they count towards limits, and the ledger does not know them
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Reply | Forward]]:
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer | Forward]]:
         """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
 
         If the transaction fails, every command that had something to record gets the failure as its reply, and so
@@ -123,8 +124,8 @@ class Core:
                 yield index, self._release(outcome.draft, key)
             elif outcome.tells_entry and not isinstance(entries, SignerError):
                 place = sum(len(before.events) for before in outcomes[:index])
-                yield index, operation_details(entries[place])
-            else:
+                yield index, queries.recorded_operation(entries[place])
+            elif outcome.reply is not None:
                 yield index, outcome.reply
 
     def _now(self) -> float:
@@ -156,19 +157,19 @@ class Core:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
-    def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Reply]]:
+    def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Answer]]:
         """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
         now, serials = self._now(), set[int]()
         outcomes = [self._finished(forward, result, now, serials) for forward, result in results]
         failure = self.record([event for _, events in outcomes for event in events], now)
         for forward, _ in results:  # only now: until it is recorded, a state that is read anew must count it
-            self._out.pop(id(forward), None)
+            self._out.discard(forward)
         for index, (reply, events) in enumerate(outcomes):
             yield index, failure if failure is not None and events else reply
 
     def _finished(
         self, forward: Forward, result: Returned | SignerError, now: float, serials: set[int]
-    ) -> tuple[Reply, tuple[Event, ...]]:
+    ) -> tuple[Answer, tuple[Event, ...]]:
         """The reply and what must be recorded before it is given; `serials` are those of this batch so far."""
         grant = forward.grant
         try:
@@ -183,7 +184,7 @@ class Core:
         except SignerError as error:
             if isinstance(error, Disobedient):
                 self._report(error)
-            del self._out[id(forward)]
+            self._out.remove(forward)
             self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
             told = self.shadow.refused(forward, error, int(now)) if self.shadow else ()
             return error, (*self._refused(forward.command, error, now), *told)
@@ -193,7 +194,7 @@ class Core:
         compared = self.shadow.compare(made, forward, int(now)) if self.shadow else ()
         return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
 
-    def _release(self, draft: Draft, key: Signing) -> Reply:
+    def _release(self, draft: Draft, key: Signing) -> Answer:
         # 9 sign; on failure record that this serial was never released
         try:
             signature = key.sign(draft.unsigned)
@@ -248,7 +249,7 @@ class Core:
         if isinstance(command, Freeze | Unfreeze):
             return self._freeze(command, identity, now)
         if isinstance(command, Record):
-            return Outcome({}, (orders.record(command, identity),), tells_entry=True)
+            return Outcome(None, (orders.record(command, identity),), tells_entry=True)
         return Outcome(self._answer(command, identity, token, now))
 
     def _sign(self, command: Sign, now: float) -> Outcome:
@@ -280,7 +281,7 @@ class Core:
         if self.key is None:
             state.holdings.add(identity.name, role.name, int(now), int(now) + grant.ttl)
             forward = Forward(command, grant, int(now), self.policy.digest)
-            self._out[id(forward)] = forward
+            self._out.add(forward)
             return Outcome(forward)
         # 6 and 7
         self._last_serial += 1
@@ -288,7 +289,7 @@ class Core:
         # 8
         state.holdings.add(identity.name, role.name, int(now), draft.fields.valid_before)
         event = issued_event(draft, command.caller, self.policy.digest, "local", self.key.fingerprint)
-        return Outcome({}, (event,), draft)
+        return Outcome(None, (event,), draft)
 
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, Ask]:
         """The role asked for, and the ask. Vault's order: not yours, then a field's fault, then no such role."""
@@ -320,13 +321,13 @@ class Core:
     def _read_state(self, now: int) -> _State:
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
-        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out.values()]
+        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
         return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
 
     # --- everything else ----------------------------------------------------------------------------------------
 
-    def _explain(self, command: Explain, identity: Identity, now: float) -> dict[str, object]:
+    def _explain(self, command: Explain, identity: Identity, now: float) -> Explanation:
         role, ask = self._role(identity, command)
         state = self._ready(now)
         key, fault = None, "no key was given"

@@ -22,9 +22,12 @@ from signer.ssh.signature import check_signature
 TOLERANCE: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Forward:
-    """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy."""
+    """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy.
+
+    Two of them are never equal, whatever they hold: each is one signature that is outstanding.
+    """
 
     command: Sign
     grant: Grant

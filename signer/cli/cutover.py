@@ -100,21 +100,21 @@ def cutover_apply(plan: Path, approve: str | None, as_json: bool) -> int:
 
     planned, path = load_plan(plan, "cutover")
     file = load_cutover_file(path)
-    recorder = ApiClient(file.signer.address, file.signer.token_file)
-    approval = check_approval(planned, approve, file, recorder)
-    began = time.monotonic()
-    with platform_lock(file.evidence_dir, file.compose.base):
-        is_resumed = any(run.plan == planned.digest for run in unfinished(file.evidence_dir))
-        actions = CutoverActions(file, recorder)
-        steps = cutover_steps(file, actions)
-        found = make_plan(file, steps, _read_again(file, path, may_be_down=is_resumed))
-        check_drift(planned, found, with_state=not is_resumed)  # without drift the move is possible as it was then
-        if not is_resumed:
-            catch_up(file.evidence_dir, recorder)
-        with open_run(file.evidence_dir, "cutover", planned, approval, recorder) as run:
-            actions.begin(run)
-            result = run.carry_out(steps, StepReporter())
-            where, sealed = run.evidence.folder, run.journal.state.evidence
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        approval = check_approval(planned, approve, file, api)
+        began = time.monotonic()
+        with platform_lock(file.evidence_dir, file.compose.base):
+            is_resumed = any(run.plan == planned.digest for run in unfinished(file.evidence_dir))
+            actions = CutoverActions(file, api)
+            steps = cutover_steps(file, actions)
+            found = make_plan(file, steps, _read_again(file, path, may_be_down=is_resumed))
+            check_drift(planned, found, with_state=not is_resumed)  # without drift the move is possible as it was then
+            if not is_resumed:
+                catch_up(file.evidence_dir, api)
+            with open_run(file.evidence_dir, "cutover", planned, approval, api) as run:
+                actions.begin(run)
+                result = run.carry_out(steps, StepReporter())
+                where, sealed = run.evidence.folder, run.journal.state.evidence
     return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _APPLIED)
 
 
@@ -148,21 +148,23 @@ def cutover_rollback(config: Path, reason: str, as_json: bool) -> int:
     from signer.migration.run import catch_up, close_others, destroyed_by, open_run
 
     file = load_cutover_file(config.absolute())
-    recorder = ApiClient(file.signer.address, file.signer.token_file)
     began = time.monotonic()
-    with platform_lock(file.evidence_dir, file.compose.base):
+    with (
+        ApiClient(file.signer.address, file.signer.token_file) as api,
+        platform_lock(file.evidence_dir, file.compose.base),
+    ):
         for state in runs(file.evidence_dir):
             if state.operation == "decommission" and (what := destroyed_by(file.evidence_dir, state)):
                 text = f"Vault was decommissioned ({what}); a rollback is not possible"
                 raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
-        with open_run(file.evidence_dir, "rollback", None, None, recorder, reason=reason) as run:
-            actions = CutoverActions(file, recorder)
+        with open_run(file.evidence_dir, "rollback", None, None, api, reason=reason) as run:
+            actions = CutoverActions(file, api)
             actions.begin(run)
             result = run.carry_out(rollback_steps(file, actions), StepReporter())
             where, sealed = run.evidence.folder, run.journal.state.evidence
         if result.outcome is RunOutcome.APPLIED:
-            catch_up(file.evidence_dir, recorder)
-            for name in close_others(file.evidence_dir, recorder, RunOutcome.ROLLED_BACK, where.name):
+            catch_up(file.evidence_dir, api)
+            for name in close_others(file.evidence_dir, api, RunOutcome.ROLLED_BACK, where.name):
                 output.note(f"{name} is ended with it")
     return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _BACK)
 
@@ -180,7 +182,8 @@ def cutover_status(config: Path, as_json: bool) -> int:
     file = load_cutover_file(config.absolute())
     known = runs(file.evidence_dir)
     try:
-        ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+        with ApiClient(file.signer.address, file.signer.token_file) as api:
+            ready = api.ready()
         now: dict[str, Any] = {"ready": ready.ready, "mode": ready.mode, "ca": ready.ca_fingerprint, "code": ready.code}
     except SignerError as error:
         now = {"ready": False, "mode": None, "ca": None, "code": error.code}

@@ -181,31 +181,31 @@ def decommission_apply(
     planned, planned_path = load_plan(plan, "decommission")
     path = planned_path if config is None else config.absolute()
     file = load_cutover_file(path)
-    api = ApiClient(file.signer.address, file.signer.token_file)
-    approval = check_approval(planned, approve, file, api)
-    began = time.monotonic()
-    with platform_lock(file.evidence_dir, file.compose.base):
-        state = next((run for run in unfinished(file.evidence_dir) if run.plan == planned.digest), None)
-        removed_by = approval.who if data_is_removed else ""
-        if removed_by and (state is None or state.failed != "remove-data"):
-            raise NotPossible(
-                "data_removal_not_failed",
-                "no run of this plan failed at removing the data, so there is nothing to confirm",
-                "apply the plan without --data-is-removed",
-            )
-        found = None
-        if state is None or not destroyed_by(file.evidence_dir, state):
-            found = read_readiness(file, api)
-            if found.blockers:
-                _refuse(found, as_json=as_json)
-        # the plan's own path, as --config may name a new place of the same file
-        actions = RemovalActions(file, api, removed_by)
-        steps = removal_steps(file, actions)
-        check_drift(planned, _plan(file, planned_path, api, steps, found, planned), with_state=found is not None)
-        with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-            actions.begin(run)
-            result = run.carry_out(steps, StepReporter())
-            where, sealed = run.evidence.folder, run.journal.state.evidence
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        approval = check_approval(planned, approve, file, api)
+        began = time.monotonic()
+        with platform_lock(file.evidence_dir, file.compose.base):
+            state = next((run for run in unfinished(file.evidence_dir) if run.plan == planned.digest), None)
+            removed_by = approval.who if data_is_removed else ""
+            if removed_by and (state is None or state.failed != "remove-data"):
+                raise NotPossible(
+                    "data_removal_not_failed",
+                    "no run of this plan failed at removing the data, so there is nothing to confirm",
+                    "apply the plan without --data-is-removed",
+                )
+            found = None
+            if state is None or not destroyed_by(file.evidence_dir, state):
+                found = read_readiness(file, api)
+                if found.blockers:
+                    _refuse(found, as_json=as_json)
+            # the plan's own path, as --config may name a new place of the same file
+            actions = RemovalActions(file, api, removed_by)
+            steps = removal_steps(file, actions)
+            check_drift(planned, _plan(file, planned_path, api, steps, found, planned), with_state=found is not None)
+            with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
+                actions.begin(run)
+                result = run.carry_out(steps, StepReporter())
+                where, sealed = run.evidence.folder, run.journal.state.evidence
     return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
 
 

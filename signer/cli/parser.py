@@ -106,8 +106,8 @@ class Verb(click.Command):
             if name not in flags:
                 raise UsageError(f"signer {self.words} has no flag {name[:60]}", self._nearest_flag(name))
             following = words[place + 1] if place + 1 < len(words) else None
-            is_last = following is None or following.split("=", 1)[0] in flags
-            if is_last and not flags[name].is_flag and "=" not in word:
+            lacks_value = "=" not in word and (following is None or following.split("=", 1)[0] in flags)
+            if lacks_value and not flags[name].is_flag:
                 raise self._usage_error(f"{name} needs a value")
 
     def _nearest_flag(self, name: str) -> str:

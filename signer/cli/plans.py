@@ -85,7 +85,9 @@ def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
     config = plan.inputs.get("config")
     where = config.get("path") if isinstance(config, dict) else None
     if not isinstance(where, str) or not where.startswith("/"):
-        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE")
+        raise BadFile(
+            "plan_unreadable", "the plan file is not a plan", f"make one: signer {operation} plan --config FILE"
+        )
     return plan, Path(where)
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -20,6 +20,7 @@ from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.policy.decide import Policy
+    from signer.protocol.replies import Explanation
 
 _DAY: Final = 86_400
 NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
@@ -117,10 +118,10 @@ def policy_explain(
     )
     found = _explain(policy, identity, ask, _read_key(key) if key else None, address, int(time.time()))
     if as_json:
-        output.show_json({**found, "not_looked_at": list(NOT_CHECKED)})
+        output.show_json({**found.model_dump(exclude_unset=True), "not_looked_at": list(NOT_CHECKED)})
     else:
         _show_explanation(found)
-    return 0 if found["granted"] else 1
+    return 0 if found.granted else 1
 
 
 def _read_key(path: Path) -> PublicKey | BadPublicKey:
@@ -135,7 +136,7 @@ def _read_key(path: Path) -> PublicKey | BadPublicKey:
 
 def _explain(
     policy: Policy, name: str, ask: Ask, key: PublicKey | BadPublicKey | None, address: str | None, now: int
-) -> dict[str, Any]:
+) -> Explanation:
     """As the keeper explains (`queries`), preceded by the checks of identity and role."""
     from signer.authority.queries import explanation
     from signer.policy.decide import explain
@@ -209,16 +210,16 @@ def _span(seconds: int) -> str:
     return render_duration(seconds - seconds % 60 if seconds >= 60 else seconds)
 
 
-def _show_explanation(found: Mapping[str, Any]) -> None:
-    what = f"{found['identity']} would get a certificate of role {found['role']}"
-    if any(rule["rule"] == "key" and rule["outcome"] == "skipped" for rule in found["rules"]):
+def _show_explanation(found: Explanation) -> None:
+    what = f"{found.identity} would get a certificate of role {found.role}"
+    if any(rule.rule == "key" and rule.outcome == "skipped" for rule in found.rules):
         what += ", for a key that it allows"
-    output.show(plain(f"granted: {what}" if found["granted"] else f"refused: {found['text']}"))
+    output.show(plain(f"granted: {what}" if found.granted else f"refused: {found.text}"))
     output.show()
-    output.show_table([(rule["rule"], rule["detail"], rule["outcome"]) for rule in found["rules"]], "  ")
+    output.show_table([(rule.rule, rule.detail, rule.outcome) for rule in found.rules], "  ")
     output.show()
-    if found.get("hint"):
-        output.show(plain(f"hint: {found['hint']}"))
+    if found.hint:
+        output.show(plain(f"hint: {found.hint}"))
     output.show(f"not looked at: {' and '.join(NOT_CHECKED)}, which only the running keeper knows")
 
 

@@ -34,9 +34,9 @@ _BLANKS: Final = re.compile(f"[{_BLANK}]*")
 _FORM: Final = "application/x-www-form-urlencoded"
 _SPACE: Final = " \t\n\v\f\r"
 _PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # never steps back
-_MALFORMED: Final = "failed to decode JSON input: the body is not valid JSON"
-_NOT_AN_OBJECT: Final = "failed to decode JSON input: the body is not a JSON object"
-_TOO_DEEP: Final = "failed to decode JSON input: exceeded max depth"
+_MALFORMED: Final = "the body is not valid JSON"
+_NOT_AN_OBJECT: Final = "the body is not a JSON object"
+_TOO_DEEP: Final = "exceeded max depth"
 _TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
@@ -158,10 +158,10 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _bad_json(sentence: str) -> BadRequest:
-    return BadRequest(
-        "json_malformed", f"the body is not a JSON object: {sentence}", "send a JSON object", {"vault": sentence}
-    )
+def _bad_json(problem: str) -> BadRequest:
+    vault = problem if problem is _TOO_COMPLEX else f"failed to decode JSON input: {problem}"
+    text = problem if problem.startswith("the body") else f"the body cannot be read: {problem}"
+    return BadRequest("json_malformed", text, "send a JSON object", {"vault": vault})
 
 
 # --- Vault's shape ---------------------------------------------------------------------------------------------------

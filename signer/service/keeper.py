@@ -8,7 +8,6 @@ command may do depends on the credential inside it.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import resource
 import selectors
@@ -23,13 +22,23 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from signer.authority.core import Core, Reply
+from signer.authority.core import Answer, Core
 from signer.authority.vault_certificates import Forward
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.model import Caller, Grant, PublicKey, Returned
 from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.protocol.log_limit import LogLimit
+from signer.protocol.replies import (
+    CaKey,
+    Certificate,
+    CertificateWithWarnings,
+    MetricsText,
+    NotReady,
+    Ready,
+    Reply,
+    encode_reply,
+)
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
 from signer.ssh.publickey import render_public_key
@@ -183,8 +192,8 @@ class Keeper:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
 
-    def _reply(self, item: _Waiting, reply: Reply) -> None:
-        self._send(item.peer, render_reply(item.command, reply))
+    def _reply(self, item: _Waiting, reply: Answer) -> None:
+        self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
     def _send_out(self, item: _Waiting, forward: Forward) -> None:
@@ -213,7 +222,7 @@ class Keeper:
         for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
             self._reply(results[index][0][0], reply)
 
-    def _count(self, item: _Waiting, reply: Reply) -> None:
+    def _count(self, item: _Waiting, reply: Answer) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.refusals[reply.code] += 1
@@ -288,13 +297,13 @@ class Keeper:
             if direct is None:
                 waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
                 return
-            reply = json.dumps({"reply": direct}).encode()
+            reply = encode_reply(direct)
         except SignerError as error:
             self.metrics.refusals[error.code] += 1
-            reply = render_error(error)
+            reply = encode_reply(error)
         except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
             self._lines.fault("internal error: a message could not be read", error)
-            reply = render_error(Unavailable("internal_error", "something went wrong here", "look at the log"))
+            reply = encode_reply(Unavailable("internal_error", "something went wrong here", "look at the log"))
         self._send(peer, reply)
 
     def _authenticate(self, caller: Caller) -> None:
@@ -304,7 +313,7 @@ class Keeper:
     def _send(self, peer: _Peer, reply: bytes) -> None:
         """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
         if len(reply) > MAX_REPLY:
-            reply = render_error(
+            reply = encode_reply(
                 Unavailable("reply_too_large", "the answer is too large for one message", "ask for less")
             )
         try:
@@ -315,22 +324,22 @@ class Keeper:
 
     # --- what needs no credential -------------------------------------------------------------------------------
 
-    def _direct(self, header: dict[str, Any]) -> dict[str, object] | None:
+    def _direct(self, header: dict[str, Any]) -> Reply | None:
         match header.get("op"):
             case "health":
                 return self._health()
             case "metrics":
-                return {"text": self.metrics.render()}
+                return MetricsText(text=self.metrics.render())
             case "ca":
                 key, shadow = self._authority.public_key(), self._core.shadow
-                return {
-                    "fingerprint": key.fingerprint,
-                    "public_key": render_public_key(key.kind, key.blob),
-                    "bundle": render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
-                }
+                return CaKey(
+                    fingerprint=key.fingerprint,
+                    public_key=render_public_key(key.kind, key.blob),
+                    bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
+                )
         return None
 
-    def _health(self) -> dict[str, object]:
+    def _health(self) -> Ready | NotReady:
         """Ready means: state read, clock right, and a write reached the disk within the last second."""
         try:
             if time.monotonic() - self._probed >= 1:
@@ -345,15 +354,13 @@ class Keeper:
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
-            return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
-        shadow = self._core.shadow
-        return {
-            "ready": True,
-            "ca_fingerprint": fingerprint,
-            **({"local_ca_fingerprint": shadow.key.fingerprint} if shadow is not None else {}),
-            "policy": self._core.policy.digest,
-            "mode": self._authority.mode,
-        }
+            return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
+        ready = Ready(
+            ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
+        )
+        if (shadow := self._core.shadow) is None:
+            return ready
+        return ready.model_copy(update={"local_ca_fingerprint": shadow.key.fingerprint})
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()
@@ -369,25 +376,8 @@ def _wake(end: socket.socket) -> None:
         end.send(b"\0")
 
 
-def render_reply(command: Command, reply: Reply) -> bytes:
-    """A reply as a message."""
-    if isinstance(reply, SignerError):
-        return render_error(reply)
-    if isinstance(command, Sign) and command.warnings:
-        reply = {**reply, "warnings": list(command.warnings)}
-    return json.dumps({"reply": reply}).encode()
-
-
-def render_error(error: SignerError) -> bytes:
-    """An error as a message; `kind` is its branch of the tree, from which an edge takes its status."""
-    return json.dumps(
-        {
-            "error": {
-                "kind": type(error).__name__,
-                "code": error.code,
-                "text": error.text,
-                "hint": error.hint,
-                "facts": dict(error.facts),
-            }
-        }
-    ).encode()
+def render_answer(command: Command, answer: Answer) -> bytes:
+    """An answer as a message."""
+    if isinstance(command, Sign) and command.warnings and isinstance(answer, Certificate):
+        answer = CertificateWithWarnings(certificate=answer, warnings=list(command.warnings))
+    return encode_reply(answer)

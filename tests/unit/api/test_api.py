@@ -17,6 +17,7 @@ from signer.api import native, openapi
 from signer.api.app import make_flask
 from signer.errors import NotAuthenticated, SignerError, Unavailable
 from signer.protocol.client import Link
+from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply
 from signer.protocol.sign_request import MAX_BODY
 from signer.settings import load_settings
 
@@ -26,13 +27,26 @@ class FakeLink(Link):
 
     def __init__(self) -> None:
         self.asked: list[tuple[dict[str, Any], bytes]] = []
-        self.reply: dict[str, Any] | Exception = {}
+        self.reply: Reply | Exception | None = None
 
-    def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
+    def ask(self, header: dict[str, object], body: bytes = b"") -> Reply:
         self.asked.append((header, body))
         if isinstance(self.reply, Exception):
             raise self.reply
-        return self.reply
+        return self.reply or REPLIES[str(header["op"])]
+
+
+REPLIES: dict[str, Reply] = {
+    "certificates": CertificatePage(certificates=[], before=None),
+    "operations": OperationPage(operations=[], before=None),
+    "ca": CaKey(fingerprint="f", public_key="k", bundle="b"),
+    "metrics": MetricsText(text="t"),
+    "health": Ready(ready=True, ca_fingerprint="f", policy="p", mode="local"),
+    **dict.fromkeys(
+        ("whoami", "sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
+        MetricsText(text="t"),
+    ),
+}
 
 
 @pytest.fixture
@@ -95,7 +109,7 @@ def test_a_route_asks_the_keeper_with_the_callers_credential(
 
 
 def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeLink) -> None:
-    link.reply = {"certificates": [], "before": "41"}
+    link.reply = CertificatePage(certificates=[], before="41")
     answer = client.get(
         "/api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256:a%2Bb"
         "&backend=vault&active=true&limit=2&before=99"
@@ -120,7 +134,7 @@ def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskC
 def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
     client: FlaskClient, link: FakeLink
 ) -> None:
-    link.reply = {"operations": [], "before": "7"}
+    link.reply = OperationPage(operations=[], before="7")
     answer = client.get("/api/operations?evidence=sha256:aa&limit=2&before=9")
     assert asked(link) == {"op": "operations", "evidence": "sha256:aa", "limit": 2, "before": 9}
     assert answer.headers["Link"] == '</api/operations?evidence=sha256%3Aaa&limit=2&before=7>; rel="next"'
@@ -130,7 +144,6 @@ def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
 
 
 def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeLink) -> None:
-    link.reply = {"certificates": [], "before": None}
     assert "Link" not in client.get("/api/certificates").headers
 
 
@@ -250,7 +263,7 @@ def test_without_a_keeper_the_process_is_healthy_all_the_same(client: FlaskClien
 
 
 def test_a_keeper_that_is_not_ready_fails_readiness_with_its_reason(client: FlaskClient, link: FakeLink) -> None:
-    link.reply = {"ready": False, "code": "ledger_unavailable", "text": "the disk is full", "hint": "make room"}
+    link.reply = NotReady(ready=False, code="ledger_unavailable", text="the disk is full", hint="make room")
     found = problem(client.get("/readyz"), 503)
     assert (found["code"], found["detail"], found["hint"]) == ("ledger_unavailable", "the disk is full", "make room")
 
@@ -308,7 +321,6 @@ def test_every_reference_in_openapi_leads_somewhere_and_every_id_is_its_own() ->
 
 
 def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeLink) -> None:
-    link.reply = {"ready": True, "public_key": "k", "text": "t", "before": None}
     paths = openapi.document()["paths"]
     opened = {path for path, item in paths.items() for operation in item.values() if operation.get("security") == []}
     for path in opened:

@@ -35,12 +35,12 @@ from signer.model import Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
-from signer.protocol.client import keeper_gone, read_reply
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
 from signer.protocol.log_limit import WINDOW, LogLimit
 from signer.protocol.operations import read_operation
+from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect, keeper_gone
 from signer.protocol.sign_request import (
     MAX_BODY,
     decode_body,
@@ -322,7 +322,7 @@ def _answer_body(text: str) -> None:
 
 def read_problem(text: str) -> object:
     """A reply of the keeper's, as the api reads it."""
-    return read_reply(json.dumps({"reply": {"text": text}}).encode())
+    return expect(MetricsText, decode_reply(encode_reply(MetricsText(text=text))))
 
 
 def _audit_log(text: str) -> None:

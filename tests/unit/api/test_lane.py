@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 from signer.api import lane as lane_module
 from signer.api.lane import Lane, Outcome
 from signer.errors import Refused, SignerError, Unavailable
+from signer.protocol.replies import MetricsText, Reply, encode_reply
 
 pytestmark = pytest.mark.unix_socket
 
@@ -75,7 +75,11 @@ def lane(tmp_path: Path, poll: Poll) -> Iterator[Lane]:
 
 
 def reply(number: int) -> bytes:
-    return json.dumps({"reply": {"serial": str(number)}}).encode()
+    return encode_reply(numbered(number))
+
+
+def numbered(number: int) -> Reply:
+    return MetricsText(text=str(number))
 
 
 def code(outcome: Outcome) -> str:
@@ -91,10 +95,10 @@ def test_questions_are_out_together_and_answered_in_any_order(lane: Lane, keeper
     assert (first.recv(99), second.recv(99)) == (b"first", b"second")
     second.send(reply(2))
     poll.turn()
-    assert got == {"second": {"serial": "2"}}
+    assert got == {"second": numbered(2)}
     first.send(reply(1))
     poll.turn()
-    assert got == {"second": {"serial": "2"}, "first": {"serial": "1"}}
+    assert got == {"second": numbered(2), "first": numbered(1)}
 
 
 def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, keeper: Keeper, poll: Poll) -> None:
@@ -110,10 +114,8 @@ def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, kee
 def test_the_keepers_refusal_is_the_outcome(lane: Lane, keeper: Keeper, poll: Poll) -> None:
     got: list[Outcome] = []
     lane.ask(b"may I", got.append)
-    error = {"kind": "Refused", "code": "frozen", "text": "no", "hint": "", "facts": {}}
-    keeper.accept().send(json.dumps({"error": error}).encode())
+    keeper.accept().send(encode_reply(Refused("frozen", "no")))
     poll.turn()
-    assert isinstance(got[0], Refused)
     assert code(got[0]) == "frozen"
 
 
@@ -153,7 +155,7 @@ def test_after_a_restart_a_question_goes_to_the_new_keeper(
     assert peer.recv(99) == b"after"
     peer.send(reply(2))
     poll.turn()
-    assert got == [{"serial": "1"}, {"serial": "2"}]
+    assert got == [numbered(1), numbered(2)]
     fresh.close()
 
 
@@ -171,7 +173,7 @@ def test_more_questions_than_may_be_out_wait_for_their_turn(
     assert peer.recv(99) == b"two"
     peer.send(reply(2))
     poll.turn()
-    assert got == [{"serial": "1"}, {"serial": "2"}]
+    assert got == [numbered(1), numbered(2)]
 
 
 def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
@@ -197,4 +199,4 @@ def test_an_answer_that_nobody_asked_for_ends_the_connection(lane: Lane, keeper:
     poll.turn()
     peer.send(reply(99))
     poll.turn()
-    assert (got, poll.callbacks) == ([{"serial": "1"}], {})
+    assert (got, poll.callbacks) == ([numbered(1)], {})

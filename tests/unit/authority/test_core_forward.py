@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from signer.authority.core import Core, Reply
+from signer.authority.core import Answer, Core
 from signer.authority.vault_certificates import Forward
 from signer.errors import Disobedient, Refused, SignerError, Unavailable
 from signer.model import BACKDATE, Entry, Event, Returned
 from signer.protocol.commands import Freeze, ShowHead, Sign, Unfreeze
+from signer.protocol.replies import Reply
 from signer.ssh.publickey import fingerprint_of
 from tests.parts import builders
 from tests.parts.builders import NOW, MemoryStore
@@ -52,7 +53,7 @@ class Bench(builders.Bench):
     def finish(self, *results: tuple[Forward, Returned | SignerError]) -> list[Any]:
         """The replies, in order."""
         replies = dict(self.core.finish(results))
-        return [replies[index] for index in range(len(results))]
+        return [builders.fields_of(replies[index]) for index in range(len(results))]
 
     def finish_one(self, forward: Forward, result: Returned | SignerError) -> Any:
         return self.finish((forward, result))[0]
@@ -353,7 +354,7 @@ class VaultEpisode(Episode):
             if isinstance(reply, Forward):
                 self.out.append(reply)
             else:
-                assert not (isinstance(commands[index], Sign) and isinstance(reply, dict)), "released by itself"
+                assert not (isinstance(commands[index], Sign) and isinstance(reply, Reply)), "released by itself"
                 self.count(type(commands[index]).__name__, reply)
                 self.check_reply(commands[index], reply)
         assert answered == set(range(len(commands))), "a command got no reply"
@@ -374,13 +375,13 @@ class VaultEpisode(Episode):
         answered = set()
         for index, reply in self.core.finish(results):
             answered.add(index)
-            assert not (index in spoiled and isinstance(reply, dict)), "a bad certificate was released"
+            assert not (index in spoiled and isinstance(reply, Reply)), "a bad certificate was released"
             self.count("Released", reply)
             self.check_reply(back[index].command, reply)
         assert answered == set(range(len(back))), "a grant got no reply"
         self.faults[:] = [fault for fault in self.faults if not isinstance(fault, Disobedient)]
 
-    def count(self, name: str, reply: Reply) -> None:
+    def count(self, name: str, reply: Answer) -> None:
         self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
 
     def result(self, forward: Forward) -> tuple[Returned | SignerError, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,13 @@ def inputs_of(file: CutoverFile) -> dict[str, Any]:
 
 
 @pytest.fixture
-def acting(file: CutoverFile) -> CutoverActions:
+def acting(file: CutoverFile) -> Iterator[CutoverActions]:
     evidence = Evidence.create(file.evidence_dir, "cutover", 1_800_000_000)
     evidence.write_json("plan.json", {"inputs": inputs_of(file)})
-    acting = CutoverActions(file, ApiClient(file.signer.address, file.signer.token_file))
-    acting.begin(Run(Journal(file.evidence_dir, evidence.run), evidence, "", Ledger()))
-    return acting
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        acting = CutoverActions(file, api)
+        acting.begin(Run(Journal(file.evidence_dir, evidence.run), evidence, "", Ledger()))
+        yield acting
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from signer.api_client import ApiClient
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.decommission import actions
 from signer.migration.decommission.actions import RemovalActions, RemovalFailed
@@ -23,6 +22,7 @@ from tests.parts.cutover_file import GOOD, REMOVAL
 from tests.parts.removal import CLEAR, READY
 from tests.parts.runs import Ledger
 
+NO_SERVICE: Any = None  # nothing here asks the service
 FULL = replace(READY, blockers=[Blocker("secrets_left", "secrets are left: 1 in late/", "move them")])
 
 
@@ -60,7 +60,7 @@ def acting_on(file: CutoverFile, *begun: str, removed_by: str = "") -> RemovalAc
     journal = Journal(file.evidence_dir, evidence.run)
     for step in begun:
         journal.write("step.began", step=step)
-    acting = RemovalActions(file, ApiClient(file.signer.address, file.signer.token_file), removed_by)
+    acting = RemovalActions(file, NO_SERVICE, removed_by)
     acting.begin(Run(journal, evidence, "", Ledger()))
     return acting
 
@@ -118,7 +118,7 @@ def test_the_version_of_the_vault_that_was_removed_is_kept_whenever_the_run_ends
     run = first._run
     assert run.versions == {"vault": CLEAR.version}
     run.versions = {}
-    RemovalActions(file, first._api).begin(run)  # resumed, with Vault gone
+    RemovalActions(file, NO_SERVICE).begin(run)  # resumed, with Vault gone
     assert run.versions == {"vault": CLEAR.version}
 
 

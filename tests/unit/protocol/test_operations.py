@@ -165,7 +165,7 @@ def test_a_page_of_long_reasons_fits_in_a_reply() -> None:
         bench.ask(record(reason="\U0001f511" * 500))
     page, seen = listed(bench, limit=200), 0
     while True:
-        assert len(json.dumps(page)) < MAX_REPLY
+        assert len(json.dumps(page, ensure_ascii=False).encode()) < MAX_REPLY
         seen += len(page["operations"])
         if page["before"] is None:
             break
