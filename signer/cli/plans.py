@@ -13,8 +13,9 @@ from typing import Final
 from signer.api_client import ApiClient
 from signer.cli import output, runs
 from signer.errors import ApprovalRefused, BadFile, SignerError
+from signer.files import read_owned
 from signer.migration.approval import Approval, ask_approval, whoever
-from signer.migration.config import CutoverFile, read_owned
+from signer.migration.config import CutoverFile
 from signer.migration.journal import note_attempt
 from signer.migration.plan import Operation, Plan, read_plan
 from signer.units import timestamp
