@@ -237,3 +237,14 @@ def test_unit_tests_with_the_mark_reach_unix_sockets_only() -> None:
     socket.socket(socket.AF_UNIX).close()
     with pytest.raises(SocketBlockedError):
         socket.socket()
+
+
+def test_tests_import_nothing_from_other_tests() -> None:
+    """What several tests need is in tests/parts, where a change of it is seen as one."""
+    shared = [
+        f"{name}:{node.lineno}"
+        for name, text in _sources("tests")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("tests.unit", "tests.system"))
+    ]
+    assert not shared, f"move what they import to tests/parts: {shared}"
