@@ -48,7 +48,10 @@ class Readiness:
 
 
 class ApiClient:
-    """The service at `address`, for the bearer of the token in `token_file`; `BadSettings` if either cannot be."""
+    """The service at `address`, for the bearer of the token in `token_file`; `BadSettings` if either cannot be.
+
+    For use in a `with` statement: each client has a thread, which ends with the block.
+    """
 
     def __init__(self, address: str, token_file: Path, *, setting: str = "signer") -> None:
         self._setting = setting  # a table of cutover.toml, as hints name it

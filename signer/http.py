@@ -51,7 +51,13 @@ class Watch:
         self._lock = threading.Lock()
         self._running: set[_Call] = set()
         self._stop = threading.Event()
-        threading.Thread(target=self._look, name="http-watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._look, name="http-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """True until `close`."""
+        return self._thread.is_alive()
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -75,11 +81,12 @@ class Watch:
                         call.end()
 
     def close(self) -> None:
-        """Ends every call that runs, and the watching."""
+        """Ends every call that runs, and the watching thread."""
         self._stop.set()
         with self._lock:
             for call in self._running:
                 call.end()
+        self._thread.join()
 
 
 def _note(connection: Any) -> None:

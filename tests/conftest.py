@@ -6,6 +6,7 @@ test: start your own (`start_sshd`, `OpenBao(tmp_path)`) for that.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,6 +50,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     pytest_socket.enable_socket()
+
+
+@pytest.fixture(autouse=True)
+def no_watch_left() -> Iterator[None]:
+    """Each `ApiClient` and `VaultAdmin` has a thread: a test fails whose clients are not closed at its end."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name == "http-watch" and thread not in before]
+    assert not left, "a client is not closed: use it in a with statement"
 
 
 @pytest.fixture(scope="session")

@@ -327,7 +327,9 @@ def _bare(identifier: str) -> str:
 
 def _not_understood(what: str) -> ComposeFailed:
     return ComposeFailed(
-        "compose_not_understood", f"what {what} prints has a form that is new here", "compare its version with README"
+        "compose_not_understood",
+        f"what {what} prints has a form that is new here",
+        "compare its version with runbooks/preflight.md",
     )
 
 

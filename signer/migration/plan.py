@@ -149,7 +149,7 @@ def read_plan(text: str, operation: Operation) -> Plan:
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BadFile(
-            "plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE"
+            "plan_unreadable", "the plan file is not a plan", f"make one: signer {operation} plan --config FILE"
         ) from None
     if not is_ours:
         raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")

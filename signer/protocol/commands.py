@@ -2,7 +2,8 @@
 
 A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, and after a newline the body of a sign
 request as the caller sent it. Who writes messages is not trusted: everything is checked here, and a message that does
-not fit raises `BadRequest` without having touched anything.
+not fit raises `BadRequest` without having touched anything. The caller is authenticated from the line alone; the body
+of a caller without a good token is never decoded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from signer.errors import BadRequest
-from signer.model import BACKENDS, Ask, Caller, Filter
+from signer.errors import BadRequest, NotAuthenticated
+from signer.model import BACKENDS, Caller, Filter, SignRequest
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -29,12 +30,21 @@ _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
+class Unauthenticated:
+    """Refuse a caller without a good token: `role` is that of a sign or explain request, empty for others."""
+
+    caller: Caller
+    role: str
+    fault: NotAuthenticated
+
+
+@dataclass(frozen=True, slots=True)
 class Sign:
     """Issue a certificate. `ask` is the fault if the body's fields do not fit: told only to a known caller."""
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
@@ -44,7 +54,7 @@ class Explain:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +146,24 @@ class ShowCaller:
 
 
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Sign | Explain | Freeze | Unfreeze | Record | Query
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | Record | Query
 
 
-def read_command(header: dict[str, Any], body: bytes) -> Command:
-    """The command a message stands for; raises `BadRequest`."""
+def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
+    """The command a message stands for; raises `BadRequest`.
+
+    `authenticate` raises `NotAuthenticated`; then nothing but the caller and the role are read.
+    """
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    return reader(header, body, _read_caller(header))
+    caller = _read_caller(header)
+    try:
+        authenticate(caller)
+    except NotAuthenticated as fault:
+        role = _text(header, "role") if reader in (_read_sign, _read_explain) else ""
+        return Unauthenticated(caller, role, fault)
+    return reader(header, body, caller)
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
@@ -226,7 +245,7 @@ def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return Sign(caller, role, _read_native(role, body))
 
 
-def _read_native(role: str, body: bytes) -> Ask | BadRequest:
+def _read_native(role: str, body: bytes) -> SignRequest | BadRequest:
     fields = decode_body(body)
     try:
         return read_native_sign(role, fields)

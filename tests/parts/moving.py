@@ -91,6 +91,12 @@ class PlayedApi:
     def __init__(self, platform: PlayedPlatform) -> None:
         self._platform = platform
 
+    def __enter__(self) -> PlayedApi:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing is open."""
+
     def ready(self) -> Readiness:
         return self._platform.ready()
 
@@ -169,12 +175,12 @@ def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     mode = {"sealed": "local", "local": "local", "down": "", "killed": ""}.get(case, "vault")
     platform = PlayedPlatform(case, mode)
     for name, value in {
-        "open_run": partial(open_run, clock=_clock(folder)),
-        "ApiClient": lambda _address, _token_file: PlayedApi(platform),
-        "read_world": platform.world,
-        "LiveHands": lambda file, kept: PlayedHands(file, kept, platform),
+        "migration.run.open_run": partial(open_run, clock=_clock(folder)),
+        "api_client.ApiClient": lambda _address, _token_file: PlayedApi(platform),
+        "migration.cutover.preconditions.read_world": platform.world,
+        "migration.cutover.actions.LiveHands": lambda file, kept, _api: PlayedHands(file, kept, platform),
     }.items():
-        environ.setattr(f"signer.cli.cutover.{name}", value)
+        environ.setattr(f"signer.{name}", value)
     if case == "killed":
         _leave_open(folder, PlayedApi(platform))
 

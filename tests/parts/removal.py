@@ -101,14 +101,16 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         return {"config": {"path": str(path), "digest": file.digest}, "policy": policy, "operator": "operator"}
 
     for name, value in {
-        "ApiClient": PlayedApi,
-        "read_standing": lambda _file, _api: found,
-        "read_inputs": inputs,
-        "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
-        "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
-        "LiveRemoval": PlayedHands,
+        "api_client.ApiClient": PlayedApi,
+        "migration.decommission.survey.read_standing": lambda _file, _api: found,
+        "migration.decommission.survey.read_inputs": inputs,
+        "migration.decommission.survey.read_ledger": lambda _api: replace(
+            ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")
+        ),
+        "migration.decommission.actions.vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
+        "migration.decommission.actions.LiveRemoval": PlayedHands,
     }.items():
-        environ.setattr(f"signer.cli.decommission.{name}", value)
+        environ.setattr(f"signer.{name}", value)
 
 
 class PlayedApi:
@@ -137,7 +139,7 @@ class PlayedApi:
 class PlayedHands(Recording):
     """Hands that say what the real ones would do; a command that removes data is run."""
 
-    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
+    def __init__(self, file: CutoverFile, kept: Run, _api: object, removed_by: str = "") -> None:
         super().__init__(would_run(file))
         self._kept = kept
         self._removed_by = removed_by

@@ -7,7 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,29 +49,29 @@ class Pause(threading.Thread):
 
     def run(self) -> None:
         last = time.monotonic()
-        while not self._ended.wait(_LOOK_EVERY):
-            with suppress(SignerError):
-                if self._api.ready(within=1).ready:
-                    now = time.monotonic()
-                    self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+        with closing(self._api):
+            while not self._ended.wait(_LOOK_EVERY):
+                with suppress(SignerError):
+                    if self._api.ready(within=1).ready:
+                        now = time.monotonic()
+                        self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
 
     def stop(self) -> float:
         """Seconds, to a tenth; a pause that has not ended is not counted."""
         self._ended.wait(2 * _LOOK_EVERY)  # one more look, at what is ready by now
         self._ended.set()
         self.join(2)
-        self._api.close()
         return round(max(self._longest, 0.0), 1)
 
 
 class LiveHands:
     """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`."""
 
-    def __init__(self, file: CutoverFile, kept: Run) -> None:
+    def __init__(self, file: CutoverFile, kept: Run, api: ApiClient) -> None:
         self._file = file
         self._kept = kept
         self._compose = Compose(file.compose)
-        self._api = ApiClient(file.signer.address, file.signer.token_file)
+        self._api = api
         self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
         self._pause: Pause | None = None
         kept.evidence.guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
@@ -113,8 +113,7 @@ class LiveHands:
     def parity(self) -> Observation:
         """Roles, then real certificates of Vault and of the local CA, which signs them in a trial of its own."""
         file, token = self._file, self._file.signer.token_file
-        with trial(file.compose) as tried, self._vault() as vault:
-            api = ApiClient(tried.address, token)
+        with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
             report = check_parity(
                 self._policy,
                 vault,
@@ -145,8 +144,10 @@ class LiveHands:
         with self._vault() as vault:
             vault.check_ready()
             vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
-        with trial(self._file.compose, with_overlay=False, mode="vault") as tried:
-            api = ApiClient(tried.address, self._file.signer.token_file)
+        with (
+            trial(self._file.compose, with_overlay=False, mode="vault") as tried,
+            ApiClient(tried.address, self._file.signer.token_file) as api,
+        ):
             body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
             made = api.sign(role, body)
             self._kept.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
@@ -172,11 +173,14 @@ class LiveHands:
 
     def up(self, *, with_overlay: bool) -> Observation:
         """Compose up; what it said is kept. From here on the pause of the service is measured, until `ready`."""
-        if self._pause is not None:
-            self._pause.stop()
+        self._end_pause()
         self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
         self._pause.start()
-        done = self._compose.up(with_overlay)
+        try:
+            done = self._compose.up(with_overlay)
+        except SignerError:
+            self._end_pause()  # the service is started by the next `up`, if at all
+            raise
         return Observation(
             f"compose took {done.seconds:.1f} s",
             {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said},
@@ -193,11 +197,15 @@ class LiveHands:
         try:
             found = self._api.wait_ready(backend, ca, READY_WITHIN)
         finally:
-            pause = self._pause.stop() if self._pause is not None else None
-            self._pause = None
+            pause = self._end_pause()
         facts = {"policy": found.policy, "pause_seconds": pause}
         measured = "" if pause is None else f", no answer for {pause:.1f} s"
         return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}{measured}", facts)
+
+    def _end_pause(self) -> float | None:
+        """Seconds without an answer, or None where no pause is measured."""
+        pause, self._pause = self._pause, None
+        return None if pause is None else pause.stop()
 
     def smoke(self, backend: Backend) -> Observation:
         """A real login to every target with a certificate of that backend."""

@@ -54,7 +54,8 @@ def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> W
         roles = {name: _role(vault, file.vault.mount, name) for name in file.vault.roles}
         vault_ca = vault.ca_public_key(file.vault.mount).fingerprint
     try:
-        ready = ApiClient(file.signer.address, file.signer.token_file).ready()
+        with ApiClient(file.signer.address, file.signer.token_file) as api:
+            ready = api.ready()
     except Unavailable:
         if not may_be_down:
             raise

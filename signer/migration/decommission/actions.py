@@ -60,13 +60,13 @@ class LiveRemoval:
     `removed_by` says by whose word the data was removed by hand; then nothing is run for it.
     """
 
-    def __init__(self, file: CutoverFile, kept: Run, removed_by: str = "") -> None:
+    def __init__(self, file: CutoverFile, kept: Run, api: ApiClient, removed_by: str = "") -> None:
         self._file = file
         self._wanted: DecommissionFacts = decommission_of(file)
         self._kept = kept
         self._removed_by = removed_by
         self._begun = frozenset(kept.journal.past.begun)  # by a run that was cut off
-        self._api = ApiClient(file.signer.address, file.signer.token_file)
+        self._api = api
         self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
         guard = kept.evidence.guard
         guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))

@@ -208,10 +208,9 @@ def was_killed(platform: Platform) -> None:
     platform.wait_for_mode("vault")
     file = load_cutover_file(platform.config)
     plan = read_plan((platform.folder / platform.plan()).read_text(), "cutover")
-    recorder = ApiClient(file.signer.address, file.signer.token_file)
     with (
+        ApiClient(file.signer.address, file.signer.token_file) as recorder,
         alone(file.evidence_dir, file.compose.base),
-        recorder,
         open_run(file.evidence_dir, "cutover", plan, None, recorder) as run,
     ):
         for step in BEFORE_UP:

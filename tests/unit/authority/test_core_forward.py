@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from signer.authority.core import Core, Reply
-from signer.authority.vault_certificates import Forward
-from signer.errors import Disobedient, Refused, SignerError, Unavailable
+from signer.authority.core import Answer, Core
+from signer.authority.vault_certificates import PendingSignature
+from signer.errors import CertificateMismatch, Refused, SignerError, Unavailable
 from signer.model import BACKDATE, Entry, Event, Returned
 from signer.protocol.commands import Freeze, ShowHead, Sign, Unfreeze
+from signer.protocol.replies import Reply
 from signer.ssh.publickey import fingerprint_of
 from tests.parts import builders
 from tests.parts.builders import NOW, MemoryStore
@@ -43,22 +44,22 @@ class Bench(builders.Bench):
         self.core.begin({})
         return self.core
 
-    def send(self, who: str = "deploy-agent", **changes: Any) -> Forward:
+    def send(self, who: str = "deploy-agent", **changes: Any) -> PendingSignature:
         """The grant that one sign request gives out."""
         forward = self.sign(who, **changes)
-        assert isinstance(forward, Forward), forward
+        assert isinstance(forward, PendingSignature), forward
         return forward
 
-    def finish(self, *results: tuple[Forward, Returned | SignerError]) -> list[Any]:
+    def finish(self, *results: tuple[PendingSignature, Returned | SignerError]) -> list[Any]:
         """The replies, in order."""
         replies = dict(self.core.finish(results))
-        return [replies[index] for index in range(len(results))]
+        return [builders.fields_of(replies[index]) for index in range(len(results))]
 
-    def finish_one(self, forward: Forward, result: Returned | SignerError) -> Any:
+    def finish_one(self, forward: PendingSignature, result: Returned | SignerError) -> Any:
         return self.finish((forward, result))[0]
 
 
-def made(forward: Forward, **changes: Any) -> Returned:
+def made(forward: PendingSignature, **changes: Any) -> Returned:
     """What Vault makes of it."""
     return Returned(CA.certify(CA.fields(forward.grant, forward.asked_at, **changes)), CA.blob)
 
@@ -99,7 +100,7 @@ def test_a_certificate_outside_its_grant_is_refused_recorded_and_told_to_the_log
     (body,) = bench.store.bodies("request.refused")
     assert (body["code"], body["role"], body["address"]) == ("vault_outside_grant", "llmops", "192.0.2.7")
     assert bench.store.entries[-1].actor == "deploy-agent"
-    assert [type(fault) for fault in bench.faults] == [Disobedient]
+    assert [type(fault) for fault in bench.faults] == [CertificateMismatch]
     assert "certificate.issued" not in bench.store.kinds()
 
 
@@ -196,8 +197,8 @@ def test_a_serial_that_comes_twice_is_refused() -> None:
 def test_what_is_out_counts_towards_the_limits() -> None:
     bench = Bench(policy=LIMITED)
     one, two = bench.ask(builders.sign(), builders.sign())
-    assert isinstance(one, Forward)
-    assert isinstance(two, Forward)
+    assert isinstance(one, PendingSignature)
+    assert isinstance(two, PendingSignature)
     assert code(bench.sign()) == "rate_limited"
 
 
@@ -238,7 +239,7 @@ def test_a_state_read_while_results_are_checked_does_not_count_what_failed_befor
 @pytest.mark.parametrize(
     "fails", [lambda forward: DOWN, lambda forward: made(forward, cert_type=2)], ids=["down", "outside"]
 )
-def test_a_grant_that_fails_is_taken_back(fails: Callable[[Forward], Any]) -> None:
+def test_a_grant_that_fails_is_taken_back(fails: Callable[[PendingSignature], Any]) -> None:
     bench = Bench(policy=LIMITED)
     for _ in range(20):
         forward = bench.send()
@@ -324,7 +325,7 @@ class VaultEpisode(Episode):
     """A core whose grants Vault signs, sooner, later or wrongly."""
 
     def __init__(self, seed: str, store: Any) -> None:
-        self.out: list[Forward] = []
+        self.out: list[PendingSignature] = []
         super().__init__(seed, store)
         self.watcher = VaultWatcher(BY_DIGEST)
 
@@ -350,10 +351,10 @@ class VaultEpisode(Episode):
         answered = set()
         for index, reply in self.core.run(commands):
             answered.add(index)
-            if isinstance(reply, Forward):
+            if isinstance(reply, PendingSignature):
                 self.out.append(reply)
             else:
-                assert not (isinstance(commands[index], Sign) and isinstance(reply, dict)), "released by itself"
+                assert not (isinstance(commands[index], Sign) and isinstance(reply, Reply)), "released by itself"
                 self.count(type(commands[index]).__name__, reply)
                 self.check_reply(commands[index], reply)
         assert answered == set(range(len(commands))), "a command got no reply"
@@ -365,7 +366,7 @@ class VaultEpisode(Episode):
         self.out = [forward for forward in self.out if forward not in back]
         self.rng.shuffle(back)
         spoiled: set[int] = set()
-        results: list[tuple[Forward, Returned | SignerError]] = []
+        results: list[tuple[PendingSignature, Returned | SignerError]] = []
         for index, forward in enumerate(back):
             result, is_good = self.result(forward)
             results.append((forward, result))
@@ -374,16 +375,16 @@ class VaultEpisode(Episode):
         answered = set()
         for index, reply in self.core.finish(results):
             answered.add(index)
-            assert not (index in spoiled and isinstance(reply, dict)), "a bad certificate was released"
+            assert not (index in spoiled and isinstance(reply, Reply)), "a bad certificate was released"
             self.count("Released", reply)
             self.check_reply(back[index].command, reply)
         assert answered == set(range(len(back))), "a grant got no reply"
-        self.faults[:] = [fault for fault in self.faults if not isinstance(fault, Disobedient)]
+        self.faults[:] = [fault for fault in self.faults if not isinstance(fault, CertificateMismatch)]
 
-    def count(self, name: str, reply: Reply) -> None:
+    def count(self, name: str, reply: Answer) -> None:
         self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
 
-    def result(self, forward: Forward) -> tuple[Returned | SignerError, bool]:
+    def result(self, forward: PendingSignature) -> tuple[Returned | SignerError, bool]:
         roll = self.rng.random()
         if roll < 0.1:
             return DOWN, False

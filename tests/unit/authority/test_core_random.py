@@ -33,6 +33,7 @@ from signer.protocol.commands import (
     Sign,
     Unfreeze,
 )
+from signer.protocol.replies import Reply
 from signer.ssh.certificate import decode_certificate, encode_unsigned
 from tests.parts import builders
 from tests.parts.builders import MemoryStore, PretendKey
@@ -242,9 +243,9 @@ class Episode:
     def check_reply(self, command: Command, reply: object) -> None:
         """At the moment when the caller gets it."""
         self.watcher.look(self.store.entries_after(self.watcher.seen))
-        if isinstance(command, Sign) and isinstance(reply, dict):
+        if isinstance(command, Sign) and isinstance(reply, Reply):
             self.check_released(builders.certificate_of(reply))
-        elif isinstance(command, Freeze) and isinstance(reply, dict):
+        elif isinstance(command, Freeze) and isinstance(reply, Reply):
             assert self.watcher.counts["freeze.set"], "a freeze was confirmed that no event records"
         elif isinstance(command, Unfreeze) and getattr(reply, "code", "") == "not_frozen":
             lifted_later = self.watcher.counts["freeze.set"]
@@ -331,7 +332,7 @@ def test_the_watcher_sees_a_broken_promise() -> None:
     """The check is checked: events that no honest core writes are told apart."""
     episode = Episode("watcher", Memory())
     reply = dict(episode.core.run([builders.sign("operator")]))[0]
-    assert isinstance(reply, dict)
+    assert isinstance(reply, Reply)
     body = episode.store.bodies("certificate.issued")[0]
     early = {"valid_after": body["valid_after"] - 200, "valid_before": body["valid_before"] - 200}
     for change, sentence in (

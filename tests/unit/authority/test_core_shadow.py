@@ -18,12 +18,13 @@ from signer.authority import shadow
 from signer.authority.core import Core
 from signer.authority.limits import Differences
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import Forward
+from signer.authority.vault_certificates import PendingSignature
 from signer.ca.key import load_ca_key
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event, PublicKey, Returned
 from signer.protocol.commands import Freeze
+from signer.protocol.replies import Reply
 from signer.service.reload import Reloader
 from signer.settings import load_settings
 from signer.ssh.certificate import CertificateFields, decode_certificate
@@ -180,16 +181,16 @@ def test_no_serial_of_ours_is_used_up(tmp_path: Path) -> None:
     core.begin({})
     for _ in range(3):
         ((_, forward),) = core.run([builders.sign()])
-        assert isinstance(forward, Forward)
+        assert isinstance(forward, PendingSignature)
         ((_, reply),) = core.finish([(forward, made(forward))])
-        assert isinstance(reply, dict)
+        assert isinstance(reply, Reply)
     assert ledger.last_serial() == 0
     core.end()
     local = Core(key=PretendKey(), **given)
     local.begin({})
     ((_, first),) = local.run([builders.sign()])
-    assert isinstance(first, dict)
-    assert first["serial"] == "1"
+    assert isinstance(first, Reply)
+    assert builders.fields_of(first)["serial"] == "1"
     assert not faults
     ledger.close()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from signer.api_client import Readiness
+from signer.api_client import ApiClient, Readiness
 from signer.errors import Drift, Unavailable
 from signer.migration.compose import Compose
 from signer.migration.config import CutoverFile, parse_cutover_file
@@ -80,10 +81,11 @@ class NoLedger:
 
 
 @pytest.fixture
-def hands(file: CutoverFile) -> LiveHands:
+def hands(file: CutoverFile) -> Iterator[LiveHands]:
     evidence = Evidence.create(file.evidence_dir, "cutover", 1_800_000_000)
     evidence.write_json("plan.json", {"inputs": inputs_of(file)})
-    return LiveHands(file, Run(Journal(file.evidence_dir, evidence.run), evidence, "", NoLedger()))
+    with ApiClient(file.signer.address, file.signer.token_file) as api:
+        yield LiveHands(file, Run(Journal(file.evidence_dir, evidence.run), evidence, "", NoLedger()), api)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -22,6 +22,7 @@ from tests.parts.removal import CHECKS, CLEAR, LEDGER
 from tests.unit.migration.test_config import GOOD, REMOVAL
 
 STANDING = Standing(CLEAR, LEDGER, CHECKS, [])
+NO_SERVICE: Any = None  # nothing here asks the service
 FULL = replace(STANDING, blockers=[Blocker("secrets_left", "secrets are left: 1 in late/", "move them")])
 
 
@@ -69,7 +70,7 @@ def hands(file: CutoverFile, *begun: str, removed_by: str = "") -> LiveRemoval:
     journal = Journal(file.evidence_dir, evidence.run)
     for step in begun:
         journal.write("step.began", step=step)
-    return LiveRemoval(file, Run(journal, evidence, "", NoLedger()), removed_by)
+    return LiveRemoval(file, Run(journal, evidence, "", NoLedger()), NO_SERVICE, removed_by)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +126,9 @@ def test_the_version_of_the_vault_that_was_removed_is_kept_whenever_the_run_ends
     assert first._kept.versions == {"vault": CLEAR.version}
     kept = first._kept
     kept.versions = {}
-    assert LiveRemoval(file, kept)._kept.versions == {"vault": CLEAR.version}  # taken up again, with Vault gone
+    assert LiveRemoval(file, kept, NO_SERVICE)._kept.versions == {
+        "vault": CLEAR.version
+    }  # taken up again, with Vault gone
 
 
 def test_steps_that_destroy_are_known_by_their_names_where_the_plan_is_lost(file: CutoverFile) -> None:

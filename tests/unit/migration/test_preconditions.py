@@ -48,6 +48,12 @@ class Service:
     def __init__(self) -> None:
         self.says: Readiness | None = None
 
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing is open."""
+
     def ready(self) -> Readiness:
         if self.says is None:
             raise Unavailable("service_down", "nobody answers", "start it")

@@ -46,10 +46,10 @@ RUNBOOK = "runbooks/ledger.md"
 def tree(tmp_path: Path) -> Path:
     """A copy of all that is looked at, and of all that documents may name."""
     root = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns("__pycache__", "data")
+    ignored = shutil.ignore_patterns("__pycache__")
     for name in ("overlays", "runbooks", "scripts", "signer", "tests", ".ci"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    for name in (CONTAINERFILE, README):
+    for name in (CONTAINERFILE, README, "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):
         shutil.copyfile(ROOT / name, root / name)
     return root
 
@@ -184,7 +184,7 @@ FAULTS: dict[str, tuple[str, str, str, str, str]] = {
         "repository_verbs", f"{RUNBOOK} shows signer ledger dump",
     ),
     "a verb in README": (
-        README, "`signer policy check` tells", "`signer policies check` tells",
+        README, "`signer policy check` lists", "`signer policies check` lists",
         "repository_verbs", f"{README} shows signer policies check",
     ),
     "a verb of the client": (

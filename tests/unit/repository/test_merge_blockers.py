@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 RUNBOOKS = sorted((ROOT / "runbooks").glob("**/*.md"))
 
 
-@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_runbook_ends_vault_outside_the_gated_section(path: Path) -> None:
     assert ungated_endings(path.read_text()) == []
 

@@ -21,7 +21,7 @@ LOCKS = ROOT / "scripts" / "requirements"
 
 TOP_LEVEL = {
     "pyproject.toml", "signer", "overlays", "scripts", "runbooks", "tests", "Containerfile",
-    "README.md", "SECURITY.md", "CHANGELOG.md", ".ci", ".gitignore", ".git",
+    "README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore", ".git",
 }  # fmt: skip
 
 FUNCTION_LINES = 60

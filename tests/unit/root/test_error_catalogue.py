@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[2] / "data" / "error_statuses.txt"
 
 def raised_codes() -> set[str]:
     """The codes of all errors, blockers and findings, read from the syntax trees."""
-    # A class of its own may take the sentence first (`Usage`); a sentence has blanks, a code has none.
+    # A class of its own may take the sentence first (`UsageError`); a sentence has blanks, a code has none.
     return {
         text
         for _, argument in called_with(error_classes() | {"__init__", "Blocker", "Problem"})
