@@ -123,11 +123,7 @@ class Keeper:
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
-        if core.shadow is not None:
-            self.metrics.shadow_compared = core.shadow.compared
-            self.metrics.shadow_differences = core.shadow.differences
-            self.metrics.shadow_faults = core.shadow.faults
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -225,9 +221,9 @@ class Keeper:
     def _count(self, item: _Waiting, reply: Answer) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
-            self.metrics.refusals[reply.code] += 1
+            self.metrics.count_refusal(reply.code)
         elif isinstance(item.command, Sign):
-            self.metrics.signatures[item.command.role] += 1
+            self.metrics.count_signature(item.command.role)
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -299,7 +295,7 @@ class Keeper:
                 return
             reply = encode_reply(direct)
         except SignerError as error:
-            self.metrics.refusals[error.code] += 1
+            self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
         except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
             self._lines.fault("internal error: a message could not be read", error)
