@@ -35,6 +35,7 @@ from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
 from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
+from signer.toml import Duration
 from tests.parts.source import PACKAGE, TREES, called_with, texts
 
 
@@ -124,7 +125,7 @@ def classes(annotation: Any) -> Iterator[type]:
 
 def type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """A type of the models in words."""
-    if any(getattr(part, "func", None) is tables._duration for part in metadata):
+    if annotation == Duration or Duration.__metadata__[0] in metadata:
         return "duration"
     if annotation in SIMPLE:
         return SIMPLE[annotation]

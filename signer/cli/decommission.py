@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,19 +22,20 @@ from signer.cli.arguments import (
 )
 from signer.cli.parser import verb
 from signer.errors import SignerError
+from signer.model import RunOutcome
 from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
     from signer.migration.config import CutoverFile
-    from signer.migration.decommission.survey import Standing
-    from signer.migration.journal import Past
-    from signer.migration.plan import Plan
+    from signer.migration.decommission.survey import RemovalReadiness
+    from signer.migration.journal import RunState
+    from signer.migration.plan import Plan, Step
 
-_ENDED: Final[Mapping[str, str]] = {
-    "applied": "Vault is removed: the local CA signs, logins work",
-    "failed": "Vault is not removed; nothing was changed",
-    "stopped": "Vault is not removed to the end; apply the same plan again",
+_ENDED: Final[Mapping[RunOutcome, str]] = {
+    RunOutcome.APPLIED: "Vault is removed: the local CA signs, logins work",
+    RunOutcome.FAILED: "Vault is not removed; nothing was changed",
+    RunOutcome.STOPPED: "Vault is not removed to the end; apply the same plan again",
 }
 _STATES: Final[Mapping[str, str]] = {
     "active": "up and unsealed",
@@ -54,15 +56,17 @@ def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: b
     from signer.api_client import ApiClient
     from signer.cli.plans import present_plan
     from signer.migration.config import load_cutover_file
-    from signer.migration.decommission.survey import read_standing
+    from signer.migration.decommission.actions import RemovalActions
+    from signer.migration.decommission.steps import removal_steps
+    from signer.migration.decommission.survey import read_readiness
 
     path = config.absolute()
     file = load_cutover_file(path)
     with ApiClient(file.signer.address, file.signer.token_file) as api:
-        found = read_standing(file, api)
+        found = read_readiness(file, api)
         if found.blockers:
             _refuse(found, as_json=as_json)
-        plan = _plan(file, path, api, found)
+        plan = _plan(file, path, api, removal_steps(file, RemovalActions(file, api)), found)
     first = next(step for step in plan.steps if step["effect"] == "DESTROYS")
     warning = (
         f"From step {first['number']} on there is no undo and no rollback: Vault can never sign again.",
@@ -73,22 +77,29 @@ def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: b
     return 0
 
 
-def _plan(file: CutoverFile, path: Path, api: ApiClient, found: Standing | None, planned: Plan | None = None) -> Plan:
+def _plan(
+    file: CutoverFile,
+    path: Path,
+    api: ApiClient,
+    steps: Sequence[Step],
+    found: RemovalReadiness | None,
+    planned: Plan | None = None,
+) -> Plan:
     """The plan for the present state; `found` is None for a run that has destroyed something, when Vault may be gone.
 
     Such a run must be finished: a policy that has changed since does not prevent that.
     """
-    from signer.migration.decommission.actions import would_run
     from signer.migration.decommission.steps import make_plan
     from signer.migration.decommission.survey import read_inputs, state_of
 
     inputs = read_inputs(file, path, api)
     if found is None and planned is not None:
-        inputs["policy"]["digest"] = planned.inputs["policy"]["digest"]
-    return make_plan(file, would_run(file), inputs, {} if found is None else state_of(found))
+        policy = {**inputs.policy, "digest": planned.inputs["policy"]["digest"]}
+        inputs = replace(inputs, policy=policy)
+    return make_plan(file, steps, inputs, None if found is None else state_of(found))
 
 
-def _refuse(found: Standing, *, as_json: bool) -> None:
+def _refuse(found: RemovalReadiness, *, as_json: bool) -> None:
     """Shows what was found and each blocker; raises `Blocked`."""
     from signer.migration.decommission.survey import blocked
 
@@ -106,7 +117,7 @@ def _refuse(found: Standing, *, as_json: bool) -> None:
     raise refused
 
 
-def _facts(found: Standing) -> list[tuple[str, str]]:
+def _facts(found: RemovalReadiness) -> list[tuple[str, str]]:
     inventory, ledger = found.inventory, found.ledger
     roles = [f"{role.name} of {engine.mount}" for engine in inventory.ssh for role in engine.roles]
     cutover, signed = ledger.cutover, ledger.vault_signed
@@ -160,10 +171,10 @@ def decommission_apply(
     from signer.cli.runs import StepReporter, show_end
     from signer.migration.config import load_cutover_file
     from signer.migration.cutover.preconditions import NotPossible
-    from signer.migration.decommission.actions import LiveRemoval
+    from signer.migration.decommission.actions import RemovalActions
     from signer.migration.decommission.steps import removal_steps
-    from signer.migration.decommission.survey import read_standing
-    from signer.migration.journal import alone
+    from signer.migration.decommission.survey import read_readiness
+    from signer.migration.journal import platform_lock
     from signer.migration.plan import check_drift
     from signer.migration.run import destroyed_by, open_run, unfinished
 
@@ -173,26 +184,29 @@ def decommission_apply(
     with ApiClient(file.signer.address, file.signer.token_file) as api:
         approval = check_approval(planned, approve, file, api)
         began = time.monotonic()
-        with alone(file.evidence_dir, file.compose.base):
-            past = next((past for past in unfinished(file.evidence_dir) if past.plan == planned.digest), None)
+        with platform_lock(file.evidence_dir, file.compose.base):
+            state = next((run for run in unfinished(file.evidence_dir) if run.plan == planned.digest), None)
             removed_by = approval.who if data_is_removed else ""
-            if removed_by and (past is None or past.failed != "remove-data"):
+            if removed_by and (state is None or state.failed != "remove-data"):
                 raise NotPossible(
                     "data_removal_not_failed",
                     "no run of this plan failed at removing the data, so there is nothing to confirm",
                     "apply the plan without --data-is-removed",
                 )
             found = None
-            if past is None or not destroyed_by(file.evidence_dir, past):
-                found = read_standing(file, api)
+            if state is None or not destroyed_by(file.evidence_dir, state):
+                found = read_readiness(file, api)
                 if found.blockers:
                     _refuse(found, as_json=as_json)
             # the plan's own path, as --config may name a new place of the same file
-            check_drift(planned, _plan(file, planned_path, api, found, planned), with_state=found is not None)
+            actions = RemovalActions(file, api, removed_by)
+            steps = removal_steps(file, actions)
+            check_drift(planned, _plan(file, planned_path, api, steps, found, planned), with_state=found is not None)
             with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-                ended = run.carry_out(removal_steps(file, LiveRemoval(file, run, api, removed_by)), StepReporter())
-                where, sealed = run.evidence.folder, run.journal.past.evidence
-    return show_end(ended, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
+                actions.begin(run)
+                result = run.carry_out(steps, StepReporter())
+                where, sealed = run.evidence.folder, run.journal.state.evidence
+    return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
 
 
 @verb("decommission status", examples=["signer decommission status --config cutover.toml"])
@@ -209,7 +223,7 @@ def decommission_status(config: Path, as_json: bool) -> int:
 
     file = load_cutover_file(config.absolute())
     wanted = decommission_of(file)
-    known = [past for past in runs(file.evidence_dir) if past.operation == "decommission"]
+    known = [run for run in runs(file.evidence_dir) if run.operation == "decommission"]
     state = vault_state(file)
     soak: int | None = None
     mode, code = "", ""
@@ -224,7 +238,7 @@ def decommission_status(config: Path, as_json: bool) -> int:
     following = _next(file, known, state, soak, code)
     if as_json:
         now = {"vault": state, "mode": mode or None, "code": code or None, "soak_left": soak}
-        output.show_json({"now": now, "runs": [run_as_json(past) for past in known], "next": following})
+        output.show_json({"now": now, "runs": [run_as_json(run) for run in known], "next": following})
         return 0
     output.show(f"vault    {_STATES.get(state, f'state unknown: {state}')}")
     output.show(f"service  {f'mode {plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
@@ -242,10 +256,10 @@ def _soak(left: int | None) -> str:
     return f"{render_duration(left)} left" if left else "over"
 
 
-def _next(file: CutoverFile, known: list[Past], state: str, soak: int | None, code: str) -> str:
+def _next(file: CutoverFile, known: list[RunState], state: str, soak: int | None, code: str) -> str:
     from signer.migration.run import destroyed_by
 
-    interrupted = next((past for past in known if not past.is_over), None)
+    interrupted = next((run for run in known if not run.is_over), None)
     if interrupted is not None:
         last = next(reversed(interrupted.begun), "its first step")
         again = f"{interrupted.run} was interrupted at {last}: apply its plan again"
@@ -254,7 +268,7 @@ def _next(file: CutoverFile, known: list[Past], state: str, soak: int | None, co
         if destroyed_by(file.evidence_dir, interrupted):
             return f"{again}; there is no other way to finish"
         return f"{again}, or signer cutover rollback --config FILE --reason …"
-    if any(past.outcome == "applied" for past in known):
+    if any(run.outcome is RunOutcome.APPLIED for run in known):
         gone = "nothing: Vault is removed"
         return gone if state == "gone" else f"something listens at {plain(file.vault.address)} again: check what"
     if code:

@@ -15,8 +15,9 @@ from signer.api_client import ApiClient
 from signer.cli import output
 from signer.cli.runs import show_plan
 from signer.errors import ApprovalRefused, BadFile, SignerError
-from signer.migration.approval import Approval, ask_approval, whoever
-from signer.migration.config import CutoverFile, read_owned
+from signer.files import read_owned
+from signer.migration.approval import Approval, ask_approval, current_operator
+from signer.migration.config import CutoverFile
 from signer.migration.journal import note_attempt
 from signer.migration.plan import Operation, Plan, read_plan
 from signer.units import plain, timestamp
@@ -101,7 +102,7 @@ def check_approval(plan: Plan, given: str | None, file: CutoverFile, recorder: A
     try:
         return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
     except ApprovalRefused as refused:
-        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
+        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": current_operator()}
         try:
             note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
         except SignerError as error:

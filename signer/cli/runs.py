@@ -11,20 +11,21 @@ from typing import Any, Final
 
 from signer.cli import output
 from signer.errors import SignerError
-from signer.migration.journal import Past
+from signer.migration.journal import RunState
 from signer.migration.plan import Observation, Plan, Step
-from signer.migration.runner import APPLIED, FAILED, ROLLBACK_FAILED, ROLLED_BACK, STOPPED, Ended
+from signer.migration.runner import RunResult
+from signer.model import RunOutcome
 from signer.units import plain, timestamp
 
 _WIDTH: Final = 36  # characters of a step's title
 _SAW: Final = 60
 _OUTCOMES: Final = {
-    APPLIED: "done",
-    ROLLED_BACK: "rolled back: the platform is as it was",
-    FAILED: "failed, nothing was changed",
-    STOPPED: "stopped after the point of no return",
-    "rollback_failed": "rolling back failed: see runbooks/rollback.md",
-    "": "not finished",
+    RunOutcome.APPLIED: "done",
+    RunOutcome.ROLLED_BACK: "rolled back: the platform is as it was",
+    RunOutcome.FAILED: "failed, nothing was changed",
+    RunOutcome.STOPPED: "stopped after the point of no return",
+    RunOutcome.ROLLBACK_FAILED: "rolling back failed: see runbooks/rollback.md",
+    None: "not finished",
 }
 
 
@@ -86,54 +87,57 @@ class StepReporter:
         output.note_bare(f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip())
 
 
-def show_runs(past: Sequence[Past]) -> None:
+def show_runs(runs: Sequence[RunState]) -> None:
     """A table of runs, oldest first."""
     rows = [("RUN", "OUTCOME", "STEPS", "EVIDENCE")]
-    for run in past:
+    for run in runs:
         last = next(reversed(run.begun), "")
         at = run.failed or (last if not run.is_over else "")
-        count = len(run.done) + (run.outcome == APPLIED)  # the seal is the last, and is not among its own evidence
+        count = len(run.done) + (run.outcome is RunOutcome.APPLIED)  # the seal writes no step.done
         where = f"{count} done" + (f", at {at}" if at else "")
         sealed = f"{run.evidence[:19]}…" if run.evidence else "-"
-        rows.append((run.run, _OUTCOMES.get(run.outcome, run.outcome), where, sealed))
+        rows.append((run.run, _OUTCOMES[run.outcome], where, sealed))
     output.show_table(rows)
 
 
-def run_as_json(past: Past) -> dict[str, Any]:
+def run_as_json(run: RunState) -> dict[str, Any]:
     """The same facts of one run."""
     return {
-        "run": past.run,
-        "operation": past.operation,
-        "outcome": past.outcome or None,
-        "plan": past.plan,
-        "reason": past.reason or None,
-        "began": timestamp(past.began_ms // 1000),
-        "ended": timestamp(past.ended_ms // 1000) if past.ended_ms else None,
-        "done": list(past.done),
-        "begun": [name for name in past.begun if name not in past.done],
-        "failed": past.failed or None,
-        "rolling_back": past.is_rolling_back and not past.is_over,
-        "evidence": past.evidence or None,
+        "run": run.run,
+        "operation": run.operation,
+        "outcome": run.outcome,
+        "plan": run.plan,
+        "reason": run.reason or None,
+        "began": timestamp(run.began_ms // 1000),
+        "ended": timestamp(run.ended_ms // 1000) if run.ended_ms else None,
+        "done": list(run.done),
+        "begun": [name for name in run.begun if name not in run.done],
+        "failed": run.failed or None,
+        "rolling_back": run.is_rolling_back and not run.is_over,
+        "evidence": run.evidence or None,
     }
 
 
-def show_end(ended: Ended, run: str, evidence: str, seconds: float, as_json: bool, sentences: Mapping[str, str]) -> int:
+def show_end(
+    result: RunResult, run: str, evidence: str, seconds: float, as_json: bool, sentences: Mapping[RunOutcome, str]
+) -> int:
     """Shows the outcome of a run in the operation's own `sentences`; returns the exit status."""
     if as_json:
-        facts: dict[str, Any] = {"run": run, "outcome": ended.outcome, "evidence": evidence or None}
+        facts: dict[str, Any] = {"run": run, "outcome": result.outcome, "evidence": evidence or None}
         facts["seconds"] = round(seconds, 1)
-        for name, error in (("error", ended.error), ("also", ended.also)):
+        for name, error in (("error", result.error), ("also", result.also)):
             if error is not None:
                 facts[name] = output.error_facts(error)
         output.show_json(facts)
-    if ended.error is not None:
-        hint = "follow runbooks/rollback.md, section 5" if ended.outcome == ROLLBACK_FAILED else ended.error.hint
-        output.report_error(SignerError(ended.error.code, sentences[ended.outcome], hint))
+    if result.error is not None:
+        is_stuck = result.outcome is RunOutcome.ROLLBACK_FAILED
+        hint = "follow runbooks/rollback.md, section 5" if is_stuck else result.error.hint
+        output.report_error(SignerError(result.error.code, sentences[result.outcome], hint))
     elif not as_json:
-        output.show(f"{sentences[ended.outcome]}, in {seconds:.1f} s")
-    if ended.also is not None:
-        output.warn(ended.also.text + (f" ({ended.also.hint})" if ended.also.hint else ""))
+        output.show(f"{sentences[result.outcome]}, in {seconds:.1f} s")
+    if result.also is not None:
+        output.warn(result.also.text + (f" ({result.also.hint})" if result.also.hint else ""))
     where = f"evidence: {run}" + (f" ({evidence[:19]}…)" if evidence else ", not sealed")
     if not as_json:
         output.show(plain(where))
-    return 0 if ended.outcome == APPLIED and ended.error is None else 1
+    return 0 if result.outcome is RunOutcome.APPLIED and result.error is None else 1

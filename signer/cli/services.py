@@ -31,9 +31,9 @@ def serve() -> int:
 # `signer serve` passes the CA key file through this descriptor at SIGHUP; it has no other use.
 @click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
 def keeper(key_channel: int | None) -> int:
-    """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. SIGHUP reloads the
-    policy and the key file. The API is started separately:
-    gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'"""
+    """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
+    separately: gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'. SIGHUP reloads the
+    policy and the key file."""
     settings = _start()
     from signer.service.startup import run_keeper
 

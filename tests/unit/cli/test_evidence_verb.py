@@ -10,8 +10,8 @@ import pytest
 
 from signer.errors import Unavailable
 from tests.parts.command import run
+from tests.parts.cutover_file import GOOD
 from tests.parts.evidence import sealed_run
-from tests.unit.migration.test_config import GOOD
 
 
 class Service:

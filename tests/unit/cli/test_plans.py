@@ -14,7 +14,7 @@ from signer.cli.plans import check_approval, load_plan, write_plan
 from signer.errors import ApprovalRefused, BadFile, Unavailable
 from signer.migration.config import CutoverFile, load_cutover_file, parse_cutover_file
 from signer.migration.plan import Plan
-from tests.unit.migration.test_config import GOOD
+from tests.parts.cutover_file import GOOD
 
 STEP = {"number": 1, "name": "up", "title": "up", "effect": "CHANGES", "undo": "", "reads": [], "would": []}
 

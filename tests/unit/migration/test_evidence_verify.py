@@ -1,4 +1,4 @@
-"""Whatever is done to sealed evidence is found, whoever made the directory is not trusted, and the ledger decides."""
+"""Every change to sealed evidence is found, whoever made the directory, and the ledger decides."""
 
 from __future__ import annotations
 
@@ -300,4 +300,4 @@ def test_every_finding_is_documented() -> None:
     source = Path(verify.__file__).read_text()
     page = (ROOT / "runbooks/reference/evidence.md").read_text()
     told = re.findall(r"^\| `(evidence_\w+)` \| ", page, re.MULTILINE)
-    assert sorted(told) == sorted(set(re.findall(r'Problem\(\s*"(evidence_\w+)"', source)))
+    assert sorted(told) == sorted(set(re.findall(r'Defect\(\s*"(evidence_\w+)"', source)))

@@ -17,7 +17,7 @@ from signer.policy.decide import Policy
 from signer.ssh.publickey import USER_KEY_KINDS, parse_public_key
 from signer.vault.role import DEFAULTS, MountTtls
 from tests.parts.parity_sides import issue, native_body
-from tests.unit.vault.test_parity_roles import OURS, VAULTS
+from tests.parts.roles import OURS, VAULTS
 
 WIDE = replace(
     OURS,
