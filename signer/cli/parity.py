@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from signer.api_client import ApiClient
 from signer.cli import output
 from signer.migration.config import CutoverFile, load_cutover_file
-from signer.migration.import_vault import Imported, import_vault, write_new
+from signer.migration.import_vault import Imported, import_vault, write_policy
 from signer.migration.parity import ParityReport, RoleParity, SignLocally, check_parity
 from signer.migration.trial import trial
 from signer.policy.file import load_policy
@@ -30,7 +30,7 @@ def policy_import_vault(arguments: Namespace, _settings: Callable[[], Settings])
         vault.check_ready()
         made = import_vault(vault, arguments.mount, tuple(arguments.role or ()), arguments.fingerprint)
     if arguments.out:
-        write_new(Path(arguments.out), made.policy)
+        write_policy(Path(arguments.out), made.policy)
     if arguments.json:
         output.show_json({**made.as_json(), "out": arguments.out})
     elif not arguments.out:

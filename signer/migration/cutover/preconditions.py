@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, Drift, NotAuthenticated, SignerError, Unavailable
-from signer.files import read_secret_word
+from signer.files import read_bounded, read_secret_word
 from signer.migration.compose import Compose
 from signer.migration.config import KEY_VARIABLE, CutoverFile
 from signer.migration.cutover.steps import SAMPLES
@@ -204,11 +202,7 @@ def _files(file: CutoverFile) -> dict[str, Path]:
 def _file(path: Path) -> dict[str, str]:
     """A file's path and digest; raises `NotPossible` if it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(22, "it is no regular file")
-            content = opened.read(_MOST + 1)
+        content = read_bounded(path, _MOST, follow_links=True)
         if len(content) > _MOST:
             raise OSError(27, f"it is larger than {_MOST} bytes")
     except OSError as error:
