@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, Literal
 
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
@@ -17,6 +18,16 @@ TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
 _TOKEN_LIKE: Final = re.compile(TOKEN_PREFIX + "[0-9A-Za-z]{12,}")
 
 IdentityKind = Literal["human", "agent", "workload"]
+
+
+class RunOutcome(StrEnum):
+    """How a run of a cutover, rollback or decommission ended; journals, evidence and ledger contain these words."""
+
+    APPLIED = "applied"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"  # before anything was changed
+    STOPPED = "stopped"  # after a step that has no undo; the run can be resumed
+    ROLLBACK_FAILED = "rollback_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SignRequest:
     """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies."""
 
     role: str

@@ -1,6 +1,6 @@
 """`SIGNER_*` environment variables → `Settings`, all problems at once. Reads the environment it is given, nothing else.
 
-`SETTINGS` is the one list of names, defaults and meanings; README's table is compared with it.
+`SETTINGS` is the one list of names, defaults and meanings; runbooks/reference/settings.md is made from it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class NoSuchCommand(SignerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CommandResult:
     """How a command ended: `status` is that of a shell (128+n for signal n), None if its time was up.
 
     `is_whole` is False if it said more than is kept. `seconds` is how long it took.
@@ -43,7 +43,7 @@ class Ended:
 
 def run(
     argv: Sequence[str], *, environment: Mapping[str, str], within: float, most: int = MAX_OUTPUT, cwd: str = "/"
-) -> Ended:
+) -> CommandResult:
     """Runs a command for at most `within` seconds and `GRACE`; raises `NoSuchCommand`, and no other error for a child.
 
     If we are interrupted (Ctrl-C, an exception of a signal handler) the child is ended, too.
@@ -72,7 +72,7 @@ def run(
         reader.close()
     status = child.returncode if child.returncode >= 0 else 128 - child.returncode
     out, err = (bytes(kept).decode(errors="replace") for kept in reader.kept)
-    return Ended(status if in_time else None, out, err, reader.is_whole, time.monotonic() - started)
+    return CommandResult(status if in_time else None, out, err, reader.is_whole, time.monotonic() - started)
 
 
 def _end(child: subprocess.Popen[bytes], number: int) -> None:

@@ -1,43 +1,65 @@
-"""The WSGI application: sign routes first, Flask behind them. `gunicorn 'signer.api.app:create_app()'`."""
+"""The WSGI application: sign routes first, Flask behind them.
+
+`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it: with gunicorn's own workers a
+slow client holds a thread.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import cast
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final, cast
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from signer.api import native
-from signer.api.sign import ROLE_NAME, SignRoutes, Wsgi
+from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
 from signer.errors import SignerError
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
+from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Settings, load_settings
 
 log = logging.getLogger("signer.api")
 
+_FIELDS: Final = frozenset(
+    f"HTTP_{name}"
+    for name in ("AUTHORIZATION", "X_VAULT_TOKEN", "X_VAULT_NAMESPACE", "X_VAULT_WRAP_TTL", "X_FORWARDED_FOR")
+)
+
 
 def create_app(settings: Settings | None = None) -> SignRoutes:
     """The whole API for `settings` (the environment's by default)."""
     settings = settings or load_settings(os.environ)
-    link = Link(settings.socket)
-    flask = make_flask(link, settings)
-    return SignRoutes(link, settings.mounts, settings.trusted_proxies, cast(Wsgi, flask.wsgi_app))
+    link, lines = KeeperClient(settings.socket), LogLimit(log)
+    behind = _with_known_fields(cast(Wsgi, make_flask(link, settings, lines).wsgi_app))
+    return SignRoutes(link, settings.mounts, settings.trusted_proxies, behind, lines)
 
 
-def make_flask(link: Link, settings: Settings) -> Flask:
+def _with_known_fields(app: Wsgi) -> Wsgi:
+    """`app`, without the header fields that nothing here reads: a framework that parses one parses a stranger's."""
+
+    def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        known = {name: value for name, value in environ.items() if name[:5] != "HTTP_" or name in _FIELDS}
+        return app(known, start_response)
+
+    return call
+
+
+def make_flask(link: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
     """Everything behind the sign routes."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     flask.url_map.merge_slashes = False
     flask.url_map.converters["role"] = _RoleName
     flask.before_request(_refuse_large_body)
-    flask.register_error_handler(Exception, _render_fault)
+    flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
     native.register(flask, link, settings)
     vault.register(flask, link, settings)
     return flask
@@ -55,10 +77,10 @@ def _refuse_large_body() -> None:
         raise body_too_large()
 
 
-def _render_fault(error: Exception) -> Response:
+def _render_fault(lines: LogLimit, error: Exception) -> Response:
     """The one place where whatever ends a request becomes an answer, in the words of whom the path belongs to."""
     if not isinstance(error, SignerError | HTTPException):
-        log.error("%s %s failed, request %s", request.method, request.path, native.request_id(), exc_info=error)
+        lines.fault(f"{request.endpoint or 'a path below /v1/'} failed, request {native.request_id()}", error)
     if not request.path.startswith("/v1/"):
         return native.render_fault(error)
     if not isinstance(error, SignerError):  # vault.py answers whatever is asked below /v1, so this is a fault of ours

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from flask import Flask, Response, g, request
@@ -15,11 +15,12 @@ from werkzeug.exceptions import HTTPException
 from signer.api import openapi
 from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
-from signer.api.schemas import FreezeBody
+from signer.api.schemas import Alive, FreezeBody
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
+from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply, expect
 from signer.protocol.sign_request import body_too_large, decode_body
 from signer.settings import Settings
 
@@ -28,11 +29,11 @@ OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def register(app: Flask, link: Link, settings: Settings) -> None:
+def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
     """Adds the native routes to `app`."""
     description = json.dumps(openapi.document()) + "\n"
 
-    def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> dict[str, Any]:
+    def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply:
         header = message_header(op, request.environ, settings.trusted_proxies, request_id())
         return link.ask({**header, **fields}, body)
 
@@ -43,32 +44,32 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         return _json(ask("explain", {"role": role}, read_body(request.environ)))
 
     def certificates() -> Response:
-        return _page(ask("certificates", _read_query(FILTERS)))
+        return _page(expect(CertificatePage, ask("certificates", _read_query(FILTERS))))
 
     def certificate(serial: str) -> Response:
         return _json(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
 
     def operations() -> Response:
-        return _page(ask("operations", _read_query(OPERATION_FILTERS)))
+        return _page(expect(OperationPage, ask("operations", _read_query(OPERATION_FILTERS))))
 
     def record() -> Response:
         return _json(ask("record", {}, read_body(request.environ)), 201)
 
     def freeze() -> Response:
-        body = _read_model(FreezeBody, read_body(request.environ))
-        return _json(ask("freeze", body.model_dump()), 201)
+        ask("whoami", {})  # the body of a caller without a good token is never decoded
+        return _json(ask("freeze", _read_model(FreezeBody, read_body(request.environ)).model_dump()), 201)
 
     def unfreeze(scope: str) -> Response:
         return _json(ask("unfreeze", {"scope": _word("scope", scope)}))
 
     def ca() -> Response:
-        return _text(link.ask({"op": "ca"})["bundle"], "text/plain; charset=utf-8")
+        return _text(expect(CaKey, link.ask({"op": "ca"})).bundle, "text/plain; charset=utf-8")
 
     def readyz() -> Response:
         health = link.ask({"op": "health"})
-        if not health["ready"]:
-            raise Unavailable(health["code"], health["text"], health["hint"])
-        return _json(health)
+        if isinstance(health, NotReady):
+            raise Unavailable(health.code, health.text, health.hint)
+        return _json(expect(Ready, health))
 
     for method, path, view in (
         ("POST", "/api/sign/<role:role>", sign),  # reached only where `sign.py` does not stand in front
@@ -83,9 +84,9 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
         ("DELETE", "/api/freezes/<scope>", unfreeze),
         ("GET", "/api/ca", ca),
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
-        ("GET", "/healthz", lambda: _json({"status": "ok"})),
+        ("GET", "/healthz", lambda: _json(Alive(status="ok"))),
         ("GET", "/readyz", readyz),
-        ("GET", "/metrics", lambda: _text(link.ask({"op": "metrics"})["text"], CONTENT_TYPE_LATEST)),
+        ("GET", "/metrics", lambda: _text(expect(MetricsText, link.ask({"op": "metrics"})).text, CONTENT_TYPE_LATEST)),
     ):
         app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
 
@@ -126,14 +127,14 @@ def _of_http(error: HTTPException) -> SignerError:
     return BadRequest("request_malformed", "the request cannot be read", "see GET /api/openapi.json")
 
 
-def _json(value: dict[str, Any], status: int = 200) -> Response:
-    return _text(json.dumps(value) + "\n", "application/json", status)
+def _json(value: BaseModel, status: int = 200) -> Response:
+    return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
 
 
-def _page(page: dict[str, Any]) -> Response:
+def _page(page: CertificatePage | OperationPage) -> Response:
     answer = _json(page)
-    if page["before"] is not None:
-        query = urlencode({**request.args.to_dict(), "before": page["before"]})
+    if page.before is not None:
+        query = urlencode({**request.args.to_dict(), "before": page.before})
         answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
     return answer
 

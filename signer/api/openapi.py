@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from signer import __version__
-from signer.api import schemas as answers
+from signer.api import schemas
 from signer.model import BACKENDS
+from signer.protocol import replies
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import SignBody
 
@@ -64,45 +65,45 @@ _OPERATIONS: Final = (
 )
 ROUTES: Final = (
     Route(
-        "POST", "/api/sign/{role}", "Issue a certificate", answers.Certificate, SignBody, 201,
+        "POST", "/api/sign/{role}", "Issue a certificate", replies.Certificate, SignBody, 201,
         (400, 401, 403, 404, 413, 429, 503),
     ),
     Route(
-        "POST", "/api/explain/{role}", "What policy would decide; signs nothing", answers.Explanation, SignBody,
+        "POST", "/api/explain/{role}", "What policy would decide; signs nothing", replies.Explanation, SignBody,
         faults=(400, 401, 403, 404, 413, 503),
     ),
     Route(
         "GET", "/api/certificates", "Certificates, newest first; the next page is also in the header Link",
-        answers.CertificatePage, faults=(400, 401, 403, 503), queries=_LIST,
+        replies.CertificatePage, faults=(400, 401, 403, 503), queries=_LIST,
     ),
     Route(
         "GET", "/api/certificates/{serial}", "One certificate, with all that was recorded of it",
-        answers.CertificateDetails, faults=(400, 401, 404, 503),
+        replies.CertificateDetails, faults=(400, 401, 404, 503),
     ),
-    Route("GET", "/api/ledger/head", "The newest entry of the ledger", answers.Recorded),
+    Route("GET", "/api/ledger/head", "The newest entry of the ledger", replies.Recorded),
     Route(
         "GET", "/api/operations", "What operators did to the platform, newest first; pages as for certificates",
-        answers.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
+        replies.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
     ),
     Route(
         "POST", "/api/operations", "Record what an operator did; the answer tells the entry that holds it",
-        answers.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
+        replies.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
     ),
-    Route("GET", "/api/freezes", "The freezes in force", answers.Freezes, faults=(401, 503)),
+    Route("GET", "/api/freezes", "The freezes in force", replies.Freezes, faults=(401, 503)),
     Route(
-        "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", answers.FreezeState,
-        answers.FreezeBody, 201, (400, 401, 403, 413, 503),
+        "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
+        schemas.FreezeBody, 201, (400, 401, 403, 413, 503),
     ),
     Route(
-        "DELETE", "/api/freezes/{scope}", "Issue again", answers.FreezeState, faults=(400, 401, 403, 404, 503),
+        "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
     ),
     Route(
         "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
         is_open=True,
     ),
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
-    Route("GET", "/healthz", "Does the api's process answer?", answers.Alive, faults=(), is_open=True),
-    Route("GET", "/readyz", "Can certificates be issued?", answers.Ready, faults=(503,), is_open=True),
+    Route("GET", "/healthz", "Does the api's process answer?", schemas.Alive, faults=(), is_open=True),
+    Route("GET", "/readyz", "Can certificates be issued?", replies.Ready, faults=(503,), is_open=True),
     Route("GET", "/metrics", "Figures for Prometheus", "text/plain", faults=(503,), is_open=True),
 )  # fmt: skip
 
@@ -110,11 +111,11 @@ ROUTES: Final = (
 @cache
 def document() -> dict[str, Any]:
     """The whole document."""
-    models: set[type[BaseModel]] = {answers.Problem}
+    models: set[type[BaseModel]] = {schemas.Problem}
     for route in ROUTES:
         models |= {part for part in (route.answer, route.body) if part is not None and not isinstance(part, str)}
     ordered = sorted(models, key=lambda model: model.__name__)
-    _, schemas = models_json_schema([(model, "validation") for model in ordered], ref_template=_SCHEMAS + "{model}")
+    _, definitions = models_json_schema([(model, "validation") for model in ordered], ref_template=_SCHEMAS + "{model}")
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -123,7 +124,7 @@ def document() -> dict[str, Any]:
         "info": {"title": "signer", "version": __version__, "description": "SSH user certificates, by policy."},
         "paths": paths,
         "components": {
-            "schemas": schemas["$defs"],
+            "schemas": definitions["$defs"],
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "vault": {"type": "apiKey", "in": "header", "name": "X-Vault-Token"},
@@ -144,7 +145,7 @@ def _operation(route: Route) -> dict[str, Any]:
         str(route.status): {"description": HTTPStatus(route.status).phrase, "content": content}
     }
     for status in route.faults:
-        problem = _of_model(answers.Problem, "application/problem+json")
+        problem = _of_model(schemas.Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),

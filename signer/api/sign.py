@@ -1,4 +1,4 @@
-"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature (README, Figures).
+"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature.
 
 It frames the body and a few headers for the keeper, and gives everything else to Flask. It decides nothing: each check
 here is made again by the keeper.
@@ -6,7 +6,6 @@ here is made again by the keeper.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,13 +18,15 @@ from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
-from signer.protocol.client import Link, make_message
+from signer.protocol.client import KeeperClient, make_message
+from signer.protocol.log_limit import LogLimit
+from signer.protocol.replies import Reply
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-ROLE_NAME: Final = r"\w(?:[\w.@-]{0,254}\w)?"  # ASCII; a longer one is no role to the keeper either
+ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; a longer one is no role to the keeper either
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 _MORE: Final = re.compile(rb"\nx-vault-(?:namespace|wrap-ttl)", re.IGNORECASE)
@@ -66,14 +67,14 @@ class SignQuestion:
         """What the keeper is asked."""
         return make_message(self.header, self.body)
 
-    def ask(self, link: Link) -> responses.Answer:
+    def ask(self, link: KeeperClient) -> responses.Answer:
         """Asks and waits for the answer."""
         try:
             return self.answer(self.fault or link.ask(self.header, self.body))
         except SignerError as error:
             return self.answer(error)
 
-    def answer(self, outcome: dict[str, Any] | SignerError) -> responses.Answer:
+    def answer(self, outcome: Reply | SignerError) -> responses.Answer:
         """Status, headers and body of an outcome."""
         if isinstance(outcome, SignerError):
             if self.for_vault:
@@ -81,14 +82,17 @@ class SignQuestion:
             return responses.Answer(*render_problem(outcome, self.request_id))
         if self.for_vault:
             return responses.Answer(200, responses.HEADERS, responses.signed(outcome, self.request_id))
-        return responses.Answer(201, _CREATED, json.dumps(outcome).encode() + b"\n")
+        return responses.Answer(201, _CREATED, outcome.as_json() + b"\n")
 
 
 class SignRoutes:
     """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
 
-    def __init__(self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi) -> None:
+    def __init__(
+        self, link: KeeperClient, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi, lines: LogLimit
+    ) -> None:
         self.link = link
+        self.lines = lines  # what `fallback` logs
         self._proxies = proxies
         self._fallback = fallback
         names = "|".join(re.escape(mount) for mount in mounts)

@@ -15,7 +15,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from gunicorn import http, sock
@@ -23,11 +23,12 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from signer.api.connection import Connection, Mailbox, Phase, Watch, freeze_settings
 from signer.api.framing import Arrival
-from signer.api.lane import Lane, Outcome
+from signer.api.lane import AsyncKeeperClient, Outcome
 from signer.api.problems import render_problem
 from signer.api.request import new_request_id
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
 from signer.errors import BadRequest, SignerError, Unavailable
+from signer.protocol.log_limit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
@@ -53,6 +54,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     poller: Any
 
+    @cached_property
+    def lines(self) -> LogLimit:
+        """What is logged of requests."""
+        return LogLimit(self.log)
+
     def init_process(self) -> None:
         """Once, after the fork."""
         self.waiting: dict[Phase, OrderedDict[Connection, None]] = {phase: OrderedDict() for phase in Phase}
@@ -76,7 +82,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.poller.close()
         self.poller = Watch()
         self.routes: SignRoutes = self.wsgi
-        self.lane = Lane(self.routes.link.path, self.poller, self.method_queue.defer)
+        self.lane = AsyncKeeperClient(self.routes.link.path, self.poller, self.method_queue.defer)
         super().run()
         for phase in Phase:
             for connection in list(self.waiting[phase]):
@@ -96,7 +102,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         except BlockingIOError:
             return
         except OSError as error:  # gone again, or descriptors are short: the others go on
-            self.log.warning("a connection was not accepted: %s", error.strerror)
+            self.lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
             self._evict()
             return
         client_sock.setblocking(False)
@@ -147,6 +153,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if now < self.next_look:
             return
         self.next_look = now + CHORES_EVERY
+        self.lines.flush()
+        self.routes.lines.flush()
         for phase in Phase:
             for connection in list(self.waiting[phase]):
                 if connection.deadline > now:
@@ -203,7 +211,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 self.tpool.submit(self._answer, connection)
 
     def _sign(self, connection: Connection) -> None:
-        """Asks the keeper without a thread, which would cost as much as all the rest (README, Figures)."""
+        """Asks the keeper without a thread, which would cost as much as all the rest."""
         try:
             request = next(connection.parser)
             if connection.is_last or not self.alive:
@@ -238,6 +246,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         keep = False
         try:
             keep = self.handle(connection) and not connection.is_last
+            if not connection.sock.answer:  # gunicorn found no request in what framing took for one
+                self.handle_error(None, connection.sock, connection.client, http.errors.NoMoreData())
             keep = keep and not connection.has_leftovers()
             connection.deliver()
         except OSError:
@@ -250,20 +260,24 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """As gunicorn's, with `Connection: close` in the answer when no other request can follow."""
         if conn.is_last:
             req.force_close()
-        return super().handle_request(req, conn)
+        try:
+            return super().handle_request(req, conn)
+        except OSError as error:  # the application's: no socket is behind a mailbox
+            self.handle_error(req, conn.sock, conn.client, error)
+            return False
 
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
         """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""
         request_id = new_request_id()
-        if isinstance(exc, http.errors.ParseException) and not isinstance(exc, _OURS):
-            self.log.info("request %s was refused: %s", request_id, type(exc).__name__)
+        if isinstance(exc, _THEIRS) and not isinstance(exc, _OURS):
+            self.lines.warn(type(exc).__name__, f"request {request_id} was refused: {type(exc).__name__}")
             error: SignerError = _MALFORMED
             if isinstance(exc, http.errors.LimitRequestLine):
                 error = _LINE_TOO_LONG
             elif isinstance(exc, http.errors.LimitRequestHeaders):
                 error = _HEAD_TOO_LARGE
         else:
-            self.log.error("request %s failed", request_id, exc_info=exc)
+            self.lines.fault(f"request {request_id} failed", exc)
             error = Unavailable(
                 "internal_error", "something went wrong here", f"look for {request_id} in the service's log"
             )
@@ -318,6 +332,8 @@ def _connections(wanted: int, threads: int) -> int:
     return max(min(wanted, soft - threads - SPARE_DESCRIPTORS), threads + 1)
 
 
+# What a client's bytes can cause; gunicorn's parser waits for more, or ends, where the C parser sees no request yet.
+_THEIRS: Final = (http.errors.ParseException, http.errors.NoMoreData, StopIteration)
 _OURS: Final = (http.errors.InvalidResponseHeader, http.errors.InvalidResponseHeaderName)
 _TOO_SLOW: Final = BadRequest(
     "request_too_slow", f"the request did not arrive within {ARRIVES_WITHIN:.0f} s", "send it in one go"

@@ -7,28 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from signer.authority.queries import Answer, check_scope, require
+from signer.authority.queries import check_scope, require
 from signer.errors import BadRequest, NotFound, Refused
 from signer.model import Event, Finding, Identity
 from signer.policy.decide import Policy
 from signer.protocol.commands import Freeze, Record, Unfreeze
 from signer.protocol.operations import operation_event
+from signer.protocol.replies import FreezeState
 
 
 def freeze(
     command: Freeze | Unfreeze, identity: Identity, policy: Policy, freezes: dict[str, str]
-) -> tuple[Answer, Event]:
+) -> tuple[FreezeState, Event]:
     """Changes `freezes`; the reply and the record of it. Raises `Refused` or `NotFound`."""
     scope = command.scope
     if isinstance(command, Freeze):
         check_scope(scope, policy)
         freezes[scope] = command.reason
         body: dict[str, object] = {"scope": scope, "reason": command.reason}
-        return {"scope": scope, "frozen": True}, Event("freeze.set", identity.name, body)
+        return FreezeState(scope=scope, frozen=True), Event("freeze.set", identity.name, body)
     if scope not in freezes:
         raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
     del freezes[scope]
-    return {"scope": scope, "frozen": False}, Event("freeze.lifted", identity.name, {"scope": scope})
+    return FreezeState(scope=scope, frozen=False), Event("freeze.lifted", identity.name, {"scope": scope})
 
 
 def refuse_frozen(freezes: Mapping[str, str], identity: str, role: str) -> None:

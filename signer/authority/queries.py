@@ -1,16 +1,15 @@
-"""What may be read, by whom, and in which words: the answers of the core that change nothing.
+"""What may be read, and by whom: the replies of the core that change nothing.
 
-Everything returned is JSON-ready. An identity sees its own certificates; all of them need `may = ["ledger.read"]`.
+An identity sees its own certificates; all of them need `may = ["ledger.read"]`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Protocol
 
 from signer.errors import NotFound, Refused
-from signer.ledger.views import certificate_details, certificate_row, operation_row
+from signer.ledger.views import certificate_details, certificate_row, operation_details, operation_row
 from signer.model import Entry, Filter, Finding, Head, Identity, Issued, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
@@ -26,10 +25,28 @@ from signer.protocol.commands import (
     ShowHead,
     ShowRole,
 )
+from signer.protocol.replies import (
+    CallerDetails,
+    CertificateDetails,
+    CertificatePage,
+    CertificateRow,
+    Explanation,
+    Extensions,
+    FreezeRow,
+    Freezes,
+    OperationDetails,
+    OperationPage,
+    OperationRow,
+    Recorded,
+    Reply,
+    RoleDetails,
+    Roles,
+    Rule,
+)
 from signer.units import timestamp
 
 
-class Shelf(Protocol):
+class LedgerReader(Protocol):
     """What can be read of a ledger."""
 
     def head(self) -> Head: ...
@@ -37,9 +54,6 @@ class Shelf(Protocol):
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
     def freezes(self) -> dict[str, str]: ...
-
-
-Answer = dict[str, object]
 
 
 def require(identity: Identity, right: str) -> None:
@@ -63,7 +77,7 @@ def check_scope(scope: str, policy: Policy) -> None:
         )
 
 
-def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int) -> Answer:
+def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int) -> Reply:
     """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
     match query:
         case ListCertificates():
@@ -73,32 +87,31 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
         case ShowHead():
             require(identity, "ledger.read")
             head = ledger.head()
-            return {"seq": head.seq, "hash": head.hash, "time": timestamp(head.time_ms // 1000)}
+            return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
         case ListOperations():
             require(identity, "ledger.read")
             return _operations(query, ledger)
         case ListFreezes():
-            return {
-                "freezes": [{"scope": scope, "reason": reason} for scope, reason in sorted(ledger.freezes().items())]
-            }
+            rows = sorted(ledger.freezes().items())
+            return Freezes(freezes=[FreezeRow(scope=scope, reason=reason) for scope, reason in rows])
         case ListRoles():
-            return {"roles": sorted(identity.roles)}
+            return Roles(roles=sorted(identity.roles))
         case ShowRole():
             return _role(query.role, identity, policy)
         case ShowCaller():
-            return {
-                "identity": identity.name,
-                "kind": identity.kind,
-                "roles": sorted(identity.roles),
-                "groups": sorted(identity.groups),
-                "may": sorted(identity.may),
-                "expires": timestamp(token.expires),
-                "expires_in": token.expires - now,
-                "accessor": token.sha256[:24],
-            }
+            return CallerDetails(
+                identity=identity.name,
+                kind=identity.kind,
+                roles=sorted(identity.roles),
+                groups=sorted(identity.groups),
+                may=sorted(identity.may),
+                expires=timestamp(token.expires),
+                expires_in=token.expires - now,
+                accessor=token.sha256[:24],
+            )
 
 
-def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) -> Answer:
+def _page(query: ListCertificates, identity: Identity, ledger: LedgerReader, now: int) -> CertificatePage:
     wanted = replace(query.wanted, active_at=now if query.active else None, limit=query.wanted.limit + 1)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
         if wanted.identity is not None:
@@ -107,7 +120,8 @@ def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) 
     found, looked_at = ledger.page(wanted)
     page = _what_fits(found[: query.wanted.limit])
     more = page[-1].seq if len(found) > len(page) else looked_at
-    return {"certificates": [certificate_row(row, now) for row in page], "before": None if more is None else str(more)}
+    rows = [CertificateRow.model_validate(certificate_row(row, now)) for row in page]
+    return CertificatePage(certificates=rows, before=None if more is None else str(more))
 
 
 def _what_fits(found: list[Issued]) -> list[Issued]:
@@ -122,52 +136,56 @@ def _what_fits(found: list[Issued]) -> list[Issued]:
     return page
 
 
-def _operations(query: ListOperations, ledger: Shelf) -> Answer:
+def _operations(query: ListOperations, ledger: LedgerReader) -> OperationPage:
     found = ledger.operations(query.evidence, query.before, query.limit + 1)
     room = MAX_REPLY // 2
-    page: list[dict[str, object]] = []
-    for row in map(operation_row, found[: query.limit]):
-        room -= len(json.dumps(row))
+    page: list[OperationRow] = []
+    for row in (OperationRow.model_validate(operation_row(entry)) for entry in found[: query.limit]):
+        room -= len(row.as_json())
         if page and room < 0:
             break
         page.append(row)
-    more = str(page[-1]["seq"]) if len(found) > len(page) else None
-    return {"operations": page, "before": more}
+    return OperationPage(operations=page, before=str(page[-1].seq) if len(found) > len(page) else None)
 
 
-def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> Answer:
+def recorded_operation(entry: Entry) -> OperationDetails:
+    """An operation as the ledger holds it."""
+    return OperationDetails.model_validate(operation_details(entry))
+
+
+def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int) -> CertificateDetails:
     found = ledger.certificate(serial)
     if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
         raise NotFound(
             "unknown_serial", f"there is no certificate {serial} that you may see", "see GET /api/certificates"
         )
-    return certificate_details(*found, now)
+    return CertificateDetails.model_validate(certificate_details(*found, now))
 
 
-def _role(name: str, identity: Identity, policy: Policy) -> Answer:
+def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
     role = policy.role_for(identity, name)
     if role is None:
         raise NotFound("unknown_role", f"there is no role {name[:64]}", "see the list of roles")
-    return {
-        "name": role.name,
-        "principals": sorted(allowed_principals(role, identity)),
-        "default_principals": sorted(n.replace("{identity}", identity.name) for n in role.default_principals),
-        "default_ttl": role.default_ttl,
-        "max_ttl": role.max_ttl,
-        "key_types": sorted(role.key_types),
-        "rsa_min_bits": role.rsa_min_bits,
-        "extensions": {"allowed": sorted(role.allowed_extensions), "default": list(role.default_extensions)},
-        "critical_options": sorted(role.allowed_critical_options),
-        "force_command": role.force_command,
-        "source_address": list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
-        "verify_required": role.verify_required,
-        "no_touch_required": role.no_touch_required,
-        "allow_key_id": role.allow_key_id,
-        "reason_required": role.reason_required,
-    }
+    return RoleDetails(
+        name=role.name,
+        principals=sorted(allowed_principals(role, identity)),
+        default_principals=sorted(n.replace("{identity}", identity.name) for n in role.default_principals),
+        default_ttl=role.default_ttl,
+        max_ttl=role.max_ttl,
+        key_types=sorted(role.key_types),
+        rsa_min_bits=role.rsa_min_bits,
+        extensions=Extensions(allowed=sorted(role.allowed_extensions), default=list(role.default_extensions)),
+        critical_options=sorted(role.allowed_critical_options),
+        force_command=role.force_command,
+        source_address=list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
+        verify_required=role.verify_required,
+        no_touch_required=role.no_touch_required,
+        allow_key_id=role.allow_key_id,
+        reason_required=role.reason_required,
+    )
 
 
-def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
     """An explanation for an identity that has proven itself and may ask for the role."""
     known: list[tuple[Finding, Refused | None]] = [
         (Finding("identity", f"{identity.name}, {identity.kind}", "ok"), None),
@@ -176,15 +194,18 @@ def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refu
     return explanation(identity.name, role.name, [*known, *findings])
 
 
-def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Answer:
+def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
     """Granted or not, every rule, and the first refusal with its hint."""
     refusal = next((refused for _, refused in findings if refused is not None), None)
-    result: Answer = {
-        "identity": identity,
-        "role": role,
-        "granted": refusal is None,
-        "rules": [{"rule": rule.rule, "outcome": rule.outcome, "detail": rule.detail} for rule, _ in findings],
-    }
-    if refusal is not None:
-        result |= {"code": refusal.code, "text": refusal.text, "hint": refusal.hint}
-    return result
+    rules = [Rule(rule=found.rule, outcome=found.outcome, detail=found.detail) for found, _ in findings]
+    if refusal is None:
+        return Explanation(identity=identity, role=role, granted=True, rules=rules)
+    return Explanation(
+        identity=identity,
+        role=role,
+        granted=False,
+        rules=rules,
+        code=refusal.code,
+        text=refusal.text,
+        hint=refusal.hint,
+    )

@@ -1,119 +1,189 @@
-"""What a verb of the `signer` command is, and how its arguments are read. The verbs are in `catalogue.py`."""
+"""What verbs take: the types of their arguments with one sentence for each error, the options that they share, and
+the settings of the environment."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 from signer.units import parse_duration
 
+if TYPE_CHECKING:
+    from signer.settings import Settings
+
+KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
 SHORTEST_TOKEN: Final = 60  # seconds
-LONGEST_PAUSE: Final = 86_400  # seconds
 LONGEST_TOKEN: Final = 3_650 * 86_400
+LONGEST_PAUSE: Final = 86_400
+MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
+MAX_SERIAL: Final = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One argument as argparse takes it."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
+def quoted(word: str, length: int = 40) -> str:
+    """A word of the command line as errors show it: in double quotes, escaped, cut off at `length` characters."""
+    return json.dumps(word[:length])
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One thing that `signer` does. `words` is what is typed, `module` and `function` do it; empty for the services."""
+class Checked(click.ParamType[Any]):
+    """A value that `read` makes of a word; the text of its `ValueError` is what is wrong with the word."""
 
-    words: str
-    group: str
-    summary: str
-    about: str
-    examples: tuple[str, ...]
-    arguments: tuple[Argument, ...] = ()
-    module: str = ""
-    function: str = ""
-    lists_settings: bool = False
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
 
-
-def argument(*names: str, **how: Any) -> Argument:
-    return Argument(names, how)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # a default
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-def whole(low: int, high: int) -> Any:
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or len(text) > 20 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text[:40]!a} is no whole number from {low} to {high}")
-        return int(text)
+class File(Checked):
+    """The path of a file, which a shell completes; whether the file exists is the verb's business."""
 
-    return read
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
-def reason(text: str) -> str:
-    """As the ledger takes it: told before anything is changed, not when it is to be recorded."""
+class OneOf(click.Choice[str]):
+    """One of a few words."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return f"{quoted(str(value))} is not one of {', '.join(self.choices)}"
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _read_path(word: str) -> Path:
+    if not word:
+        raise ValueError("the name of a file must not be empty")
+    return Path(word)
+
+
+def _is_whole(word: str, low: int, high: int) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= 20 and low <= int(word) <= high
+
+
+def whole(low: int, high: int) -> Checked:
+    """A whole number from `low` to `high`."""
+
+    def read(word: str) -> int:
+        if not _is_whole(word, low, high):
+            raise ValueError(f"{quoted(word)} is not a whole number from {low} to {high}")
+        return int(word)
+
+    return Checked("integer", read)
+
+
+def _read_serial(word: str) -> int:
+    if not _is_whole(word, 0, MAX_SERIAL):
+        raise ValueError(f"{quoted(word)} is not a serial number")
+    return int(word)
+
+
+def _read_reason(word: str) -> str:
+    """A reason that the ledger accepts: it is checked before anything is changed."""
     from signer.model import MAX_REASON
 
-    if not text.strip() or len(text) > MAX_REASON or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"must be one line of at most {MAX_REASON} printable characters")
-    return text
+    if not word.strip() or len(word) > MAX_REASON or not word.isprintable():
+        raise ValueError(f"must be one line of at most {MAX_REASON} printable characters")
+    return word
 
 
-def duration(text: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def token_life(text: str) -> int:
-    seconds = duration(text)
+def _read_token_life(word: str) -> int:
+    seconds = parse_duration(word)
     if not SHORTEST_TOKEN <= seconds <= LONGEST_TOKEN:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1m and 3650d")
+        raise ValueError(f"{quoted(word)} is not between 1m and 3650d")
     return seconds
 
 
-def identity(text: str) -> str:
+def _read_pause(word: str) -> int:
+    seconds = parse_duration(word)
+    if not 1 <= seconds <= LONGEST_PAUSE:
+        raise ValueError(f"{quoted(word)} is not between 1s and {LONGEST_PAUSE}s")
+    return seconds
+
+
+def _read_identity(word: str) -> str:
     from signer.policy.file import IDENTITY_NAME, RESERVED_NAMES
 
-    if IDENTITY_NAME.fullmatch(text) is None:
-        sentence = "cannot be an identity: lower case letters, digits and . _ @ - inside, 64 at most"
-        raise argparse.ArgumentTypeError(f"{text[:64]!a} {sentence}")
-    if text in RESERVED_NAMES:
-        raise argparse.ArgumentTypeError(f"{text} is the ledger's own word for an actor: take another name")
-    return text
+    if IDENTITY_NAME.fullmatch(word) is None:
+        sentence = "is not a valid identity: lower case letters, digits, and . _ @ - inside, at most 64"
+        raise ValueError(f"{quoted(word, 64)} {sentence}")
+    if word in RESERVED_NAMES:
+        raise ValueError(f"{quoted(word)} is reserved: the ledger uses it as an actor")
+    return word
 
 
-def address(text: str) -> str:
+def _read_address(word: str) -> str:
     import ipaddress
 
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.ip_address(word))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:60]!a} is no IP address") from None
+        raise ValueError(f"{quoted(word, 60)} is not an IP address") from None
 
 
-def fingerprint(text: str) -> str:
-    if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text[:60]!a} is no fingerprint such as SHA256:… with 43 characters")
-    return text
+def _read_fingerprint(word: str) -> str:
+    if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", word) is None:
+        raise ValueError(f"{quoted(word, 60)} is not a fingerprint: SHA256:… with 43 characters")
+    return word
 
 
-def head(text: str) -> tuple[int, str]:
-    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})(?:\s.*)?", text.strip(), re.ASCII)
+def _read_head(word: str) -> tuple[int, str]:
+    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})(?:\s.*)?", word.strip(), re.ASCII)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text[:40]!a} is no SEQ:HASH as `signer ledger head` prints it")
+        raise ValueError(f"{quoted(word)} is not SEQ:HASH as `signer ledger head` prints it")
     return int(match[1]), match[2]
 
 
-def pause(text: str) -> int:
-    seconds = duration(text)
-    if not 1 <= seconds <= LONGEST_PAUSE:
-        raise argparse.ArgumentTypeError(f"{text[:40]!a} is not between 1s and {LONGEST_PAUSE}s")
-    return int(seconds)
+FILE: Final = File("file", _read_path)
+SERIAL: Final = Checked("serial", _read_serial)
+DURATION: Final = Checked("duration", parse_duration)  # seconds
+TOKEN_LIFE: Final = Checked("duration", _read_token_life)
+PAUSE: Final = Checked("duration", _read_pause)
+REASON: Final = Checked("text", _read_reason)
+IDENTITY: Final = Checked("identity", _read_identity)
+ADDRESS: Final = Checked("address", _read_address)
+FINGERPRINT: Final = Checked("fingerprint", _read_fingerprint)
+HEAD: Final = Checked("head", _read_head)  # (seq, hash)
 
 
-KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
-MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
-MAX_SERIAL: Final = 2**64 - 1
-JSON: Final = argument("--json", action="store_true", help="the same facts as JSON on stdout")
+# --- shared options ---------------------------------------------------------------------------------------------
+
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="print the same facts as JSON on stdout")
+config_option: Final = click.option(
+    "--config", type=FILE, metavar="FILE", required=True, help="cutover.toml of the platform"
+)
+approve_option: Final = click.option(
+    "--approve", metavar="PHRASE", help="the approval phrase; without it, `signer` asks on the terminal"
+)
+plan_argument: Final = click.argument("plan", type=FILE, metavar="PLAN", help="a plan file that `plan --out` wrote")
+out_option: Final = click.option("--out", type=FILE, metavar="PLAN", help="write the plan to this file, for `apply`")
+commands_option: Final = click.option("--commands", is_flag=True, help="also show the commands that would be run")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def read_settings() -> Settings:
+    """The settings of the environment; warns about each name that is not a setting. Raises `BadSettings`."""
+    import os
+
+    from signer.cli import output
+    from signer.settings import load_settings
+
+    settings = load_settings(os.environ)
+    for warning in settings.warnings:
+        output.warn(warning)
+    return settings

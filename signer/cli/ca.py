@@ -1,27 +1,27 @@
-"""The verbs that make and bring the CA key: `signer ca new`, `signer ca render`. They show public facts only."""
+"""The verbs that create and render the CA key: `signer ca new`, `signer ca render`. They show public facts only."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from signer.ca.infisical import fetch_secret, load_source
-from signer.ca.key import KeyMaterial
-from signer.ca.render import Rendered, create, render
+import click
+
 from signer.cli import output
+from signer.cli.arguments import FILE, KEY_KINDS, PAUSE, OneOf, json_option
+from signer.cli.parser import verb
 from signer.errors import SignerError, Unavailable
 from signer.hardening import forbid_dumps
 from signer.units import plain
 
 if TYPE_CHECKING:
-    from signer.settings import Settings
+    from signer.ca.render import Rendered
 
-_SAYS = {
+_SENTENCES = {
     "written": "written, the keeper takes it at its next start or SIGHUP",
     "unchanged": "unchanged",
     "agrees": "agrees with Infisical",
@@ -30,12 +30,20 @@ _SAYS = {
 }
 
 
-def ca_new(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """A new CA key into a file that must not exist."""
+@verb("ca new", examples=["signer ca new --out /dev/shm/ca", "signer ca new --out /dev/shm/ca --kind ecdsa256 --json"])
+@click.option("--out", type=FILE, metavar="FILE", required=True, help="a file that does not exist")
+@click.option("--kind", type=OneOf(KEY_KINDS), default="ed25519", help="default ed25519")
+@json_option
+def ca_new(out: Path, kind: str, as_json: bool) -> int:
+    """Writes the key, 0400, and shows its public line, its fingerprint and how to bring it into use by hand.
+    Nothing of the private half is shown, and nothing is written to Infisical."""
+    from signer.ca.key import KeyMaterial
+    from signer.ca.render import create
+
     forbid_dumps()
-    target = Path(arguments.out).absolute()
-    key = create(target, lambda: KeyMaterial.generate(arguments.kind))
-    if arguments.json:
+    target = out.absolute()
+    key = create(target, lambda: KeyMaterial.generate(kind))
+    if as_json:
         output.show_json({"file": str(target), "fingerprint": key.fingerprint, "public_key": key.public_line})
         return 0
     output.show(f"public key   {key.public_line}")
@@ -47,30 +55,44 @@ def ca_new(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
         "  2  on every host, a line of TrustedUserCAKeys: the public key above",
         f"  3  into Infisical, as the secret of INFISICAL_SECRET_NAME: the whole content of {plain(target)}",
         f"  4  signer ca render --to /run/signer-ca/ca   with SIGNER_CA_FINGERPRINT={key.fingerprint}",
-        "  5  when that says written or unchanged:  shred -u " + plain(target),
+        "  5  when that reports written or unchanged:  shred -u " + plain(target),
     ):
         output.show(line)
     return 0
 
 
-def ca_render(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """The CA key from Infisical to a file, once or again and again."""
+@verb(
+    "ca render",
+    examples=["signer ca render --to /run/signer-ca/ca", "signer ca render --to /run/signer-ca/ca --check --json"],
+)
+@click.option("--to", type=FILE, metavar="FILE", required=True, help="an absolute path, on a memory file system")
+@click.option("--check", is_flag=True, help="write nothing, report whether file and Infisical agree")
+@click.option("--watch", type=PAUSE, metavar="60s", help="render again at this interval")
+@click.option("--allow-disk", is_flag=True, help="accept a target that survives a reboot")
+@json_option
+def ca_render(to: Path, check: bool, watch: int | None, allow_disk: bool, as_json: bool) -> int:
+    """Fetches the key, checks it against SIGNER_CA_FINGERPRINT and puts it in place in one step, 0400. The same
+    key is left as it is. --check writes nothing; exit status 1 if file and Infisical differ. --watch runs
+    until SIGTERM and renders again on a change; it sends no signal to the keeper."""
+    from signer.ca.infisical import fetch_secret, load_source
+    from signer.ca.key import KeyMaterial
+    from signer.ca.render import render
+
     forbid_dumps()
-    target = Path(arguments.to)
     source = load_source(os.environ)
 
     def once() -> Rendered:
         return render(
             lambda: KeyMaterial.repair(fetch_secret(source).value, source.fingerprint),
-            target,
-            check=arguments.check,
-            allow_disk=arguments.allow_disk,
+            to,
+            check=check,
+            allow_disk=allow_disk,
         )
 
-    if arguments.watch is not None:
-        return _watch(once, arguments)
+    if watch is not None:
+        return _watch(once, to, watch, as_json=as_json)
     rendered = once()
-    _tell(rendered, arguments)
+    _show(rendered, to, as_json=as_json)
     return 1 if rendered.result in ("differs", "missing") else 0
 
 
@@ -78,24 +100,24 @@ class _Stopped(BaseException):
     """SIGTERM came. Raised wherever the program is, but not between the system calls of a write."""
 
 
-def _watch(once: Callable[[], Rendered], arguments: Namespace) -> int:
-    """Renders until SIGTERM; a fault is told and tried again. It signals nobody: who reads the file decides when."""
-    told: Rendered | None = None
+def _watch(once: Callable[[], Rendered], target: Path, pause: int, *, as_json: bool) -> int:
+    """Renders every `pause` seconds until SIGTERM; reports an error and tries again. Sends no signal to the keeper."""
+    shown: Rendered | None = None
     try:
         signal.signal(signal.SIGTERM, _stop)
         while True:
             try:
                 rendered = once()
             except SignerError as error:
-                _tell_fault(error, arguments)
-                told = None
+                _report_error(error, as_json=as_json)
+                shown = None
             else:
-                news = rendered.result == "written" or rendered != told
-                if rendered.result != "unchanged" and news:
-                    _tell(rendered, arguments)
-                told = rendered
+                is_new = rendered.result == "written" or rendered != shown
+                if rendered.result != "unchanged" and is_new:
+                    _show(rendered, target, as_json=as_json, on_one_line=True)
+                shown = rendered
             output.flush()
-            time.sleep(arguments.watch)
+            time.sleep(pause)
     except _Stopped:
         return 0
 
@@ -105,22 +127,19 @@ def _stop(_number: int, _frame: object) -> None:
     raise _Stopped
 
 
-def _tell_fault(error: SignerError, arguments: Namespace) -> None:
-    output.say_error(error)
+def _report_error(error: SignerError, *, as_json: bool) -> None:
+    output.report_error(error)
     if not isinstance(error, Unavailable):
-        output.warn("this will not pass by itself; trying again all the same")
-    if arguments.json:
-        output.show_json(
-            {"error": {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}}, on_one_line=True
-        )
+        output.warn("this error does not go away by itself; trying again all the same")
+    if as_json:
+        output.show_error_json(error, on_one_line=True)
 
 
-def _tell(rendered: Rendered, arguments: Namespace) -> None:
-    target = Path(arguments.to)
-    if arguments.json:
+def _show(rendered: Rendered, target: Path, *, as_json: bool, on_one_line: bool = False) -> None:
+    if as_json:
         facts: dict[str, object] = {"result": rendered.result, "file": str(target)}
         facts |= {"fingerprint": rendered.fingerprint, "kind": rendered.kind, "differs_in": list(rendered.differs_in)}
-        output.show_json(facts, on_one_line=arguments.watch is not None)
+        output.show_json(facts, on_one_line=on_one_line)
     else:
-        says = _SAYS[rendered.result].format(", ".join(rendered.differs_in))
-        output.show(f"{plain(target)}: {says} ({rendered.kind} {rendered.fingerprint})")
+        sentence = _SENTENCES[rendered.result].format(", ".join(rendered.differs_in))
+        output.show(f"{plain(target)}: {sentence} ({rendered.kind} {rendered.fingerprint})")

@@ -1,43 +1,44 @@
-"""`signer check`, `signer ca inspect`, `signer ca bundle`: what a start would meet, a key file is, hosts must trust.
-
-They only read.
-"""
+"""`signer check`, `signer ca inspect`, `signer ca bundle`: verbs that check and show what a start depends on. They only
+read."""
 
 from __future__ import annotations
 
 import os
 import time
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from signer.ca.bundle import render_bundle, trusted_keys
-from signer.ca.key import MIN_RSA_BITS, examine_ca_key, load_ca_key
+import click
+
 from signer.cli import output
-from signer.cli.catalogue import VERBS
-from signer.cli.keys import load_public_key
+from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.parser import verb
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
-from signer.policy.file import load_policy
-from signer.service.check_repository import check_repository, is_checkout
-from signer.service.checks import Check, check_start, key_checks
-from signer.settings import Settings
-from signer.ssh.publickey import CA_KEY_KINDS, render_public_key
 from signer.units import plain
 
-ABOVE_PACKAGE: Final = Path(__file__).parents[2]
-_LOGIN_VERBS: Final = frozenset({"safe-session ssh", "safe-session exec"})
+if TYPE_CHECKING:
+    from signer.service.checks import Check
+    from signer.settings import Settings
+
 _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
-def check(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """One line for each check, and whether it would start; in a checkout, whether its files fit the program, too."""
+@verb(
+    "check",
+    examples=["signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"],
+    lists_settings=True,
+)
+@json_option
+def check(as_json: bool) -> int:
+    """Checks everything a start depends on, changes nothing, and shows `ok`, `warn` or `FAIL` for each check.
+    Run it as the user that starts the service. Exit status 1 if a check failed."""
+    from signer.service.checks import check_start
+
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
-    if is_checkout(ABOVE_PACKAGE):
-        checks += check_repository(ABOVE_PACKAGE, {f"signer {verb.words}" for verb in VERBS} | _LOGIN_VERBS)
-    if arguments.json:
+    if as_json:
         output.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
     else:
         _show(checks)
@@ -45,14 +46,18 @@ def check(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
     return 1 if _count(checks, "fail") else 0
 
 
-def ca_inspect(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Public facts and checks of one key file."""
-    path = Path(arguments.file)
-    if path.suffix == ".pub":
-        facts, checks = _inspect_public(path)
+@verb("ca inspect", examples=["signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json"])
+@click.argument("file", type=FILE, metavar="FILE", help="a CA key file, or its .pub")
+@json_option
+def ca_inspect(file: Path, as_json: bool) -> int:
+    """Shows kind, size, fingerprint and public line of a key, and nothing of the private half. For a private
+    key file it also shows what the keeper would find wrong with owner, mode, links, content and pin.
+    A file whose name ends in .pub is read as a public key. Exit status 1 if a check failed."""
+    if file.suffix == ".pub":
+        facts, checks = _inspect_public(file)
     else:
-        facts, checks = _inspect_private(path, settings())
-    if arguments.json:
+        facts, checks = _inspect_private(file, read_settings())
+    if as_json:
         output.show_json({**facts, "usable": not _count(checks, "fail"), **_summary(checks)})
     else:
         output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
@@ -62,21 +67,31 @@ def ca_inspect(arguments: Namespace, settings: Callable[[], Settings]) -> int:
     return 1 if _count(checks, "fail") else 0
 
 
-def ca_bundle(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Every CA line that hosts must trust."""
-    told = settings()
-    if told.asks_vault:
+@verb(
+    "ca bundle", examples=["signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'"]
+)
+@json_option
+def ca_bundle(as_json: bool) -> int:
+    """Prints the current, next and retired CA keys for TrustedUserCAKeys, as `GET /api/ca` of the running service
+    does, from the policy file. The key file is read only if the policy does not contain `ca.public_key`."""
+    from signer.ca.bundle import render_bundle, trusted_keys
+    from signer.ca.key import load_ca_key
+    from signer.policy.file import load_policy
+    from signer.ssh.publickey import render_public_key
+
+    settings = read_settings()
+    if settings.asks_vault:
         raise BadSettings(
             "bundle_incomplete",
-            f"in mode {told.mode} hosts must trust Vault's key, too, which only the running service knows",
+            f"in mode {settings.mode} hosts must trust Vault's key, too, which only the running service knows",
             "ask the service: GET /api/ca",
         )
-    policy = load_policy(told.policy_file)
+    policy = load_policy(settings.policy_file)
     in_use = None
     if policy.ca.public is None:
         forbid_dumps()
-        in_use = load_ca_key(told.ca_key_file, told.ca_key_owner, *policy.ca.may_sign).public
-    if arguments.json:
+        in_use = load_ca_key(settings.ca_key_file, settings.ca_key_owner, *policy.ca.may_sign).public
+    if as_json:
         keys = [
             {"is": what, "fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
             for what, key in trusted_keys(policy.ca, in_use)
@@ -88,11 +103,15 @@ def ca_bundle(arguments: Namespace, settings: Callable[[], Settings]) -> int:
 
 
 def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object], list[Check]]:
+    from signer.ca.key import examine_ca_key
+    from signer.policy.file import load_policy
+    from signer.service.checks import key_checks
+
     forbid_dumps()
     try:
         pins = load_policy(settings.policy_file).ca.may_sign
     except BadFile as error:
-        output.warn(f"the pin is not looked at: {error.text}")
+        output.warn(f"the pin is not checked: {error.text}")
         pins = ()
     key, found = examine_ca_key(path, settings.ca_key_owner, *pins)
     if found[0][1] is not None and found[0][1].code == "ca_key_missing":  # whose words are about the setting
@@ -104,6 +123,11 @@ def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object],
 
 
 def _inspect_public(path: Path) -> tuple[dict[str, object], list[Check]]:
+    from signer.ca.key import MIN_RSA_BITS
+    from signer.cli.keys import load_public_key
+    from signer.service.checks import Check
+    from signer.ssh.publickey import CA_KEY_KINDS
+
     key = load_public_key(path)
     facts = {"file": str(path), "holds": "a public key", **_facts(key.kind, key.bits, key.fingerprint, key.blob)}
     if key.kind not in CA_KEY_KINDS:
@@ -116,6 +140,8 @@ def _inspect_public(path: Path) -> tuple[dict[str, object], list[Check]]:
 
 
 def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, object]:
+    from signer.ssh.publickey import render_public_key
+
     return {"kind": kind, "bits": bits, "fingerprint": fingerprint, "public_key": render_public_key(kind, blob)}
 
 

@@ -1,35 +1,36 @@
-"""`signer error`: what an error code means and what to do about it, from the error catalogue. It reads nothing else."""
+"""`signer error`: the meaning of an error code and what to do about it, from the error catalogue."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import click
 
 from signer.cli import output
-from signer.cli.parser import Usage
+from signer.cli.arguments import json_option, quoted
+from signer.cli.parser import verb
+from signer.cli.usage import UsageError
 from signer.error_catalogue import CATALOGUE, ErrorEntry, find_entry, nearest_codes
 
-if TYPE_CHECKING:
-    from signer.settings import Settings
 
-
-def error(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """One code, or a line for each code if none is given."""
-    if arguments.code is None:
-        _list_codes(as_json=arguments.json)
+@verb("error", examples=["signer error frozen", "signer error --json | jq -r '.errors[].code'"])
+@click.argument("code", metavar="CODE", required=False, help="an error code, such as frozen; default: all")
+@json_option
+def error(code: str | None, as_json: bool) -> int:
+    """Codes are in the JSON of errors, in the ledger and in metrics. Without CODE, lists all codes, one line
+    each: code, HTTP status (- if it is never sent over HTTP), meaning."""
+    if code is None:
+        _list_codes(as_json=as_json)
     else:
-        _explain_code(arguments.code, as_json=arguments.json)
+        _explain_code(code, as_json=as_json)
     return 0
 
 
 def _explain_code(code: str, *, as_json: bool) -> None:
-    """Raises `Usage` for a code that the catalogue does not have."""
+    """Raises `UsageError` for a code that the catalogue does not have."""
     entry = find_entry(code)
     if entry is None:
         near = nearest_codes(code)
         hint = f"did you mean {', '.join(near)}" if near else "see `signer error`"
-        raise Usage(f'"{code[:60]}" is not an error code', hint)
+        raise UsageError(f"{quoted(code, 60)} is not an error code", hint)
     if as_json:
         output.show_json(_as_json(entry))
         return

@@ -1,34 +1,45 @@
-"""`signer evidence verify`: is what a run left behind as it was sealed, and does the ledger hold its digest?
-
-It only reads.
-"""
+"""`signer evidence verify`: compares the evidence of a run with its seal and with the ledger. It only reads."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from signer.api_client import ApiClient
+import click
+
 from signer.cli import output
+from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.parser import verb
 from signer.errors import LedgerBroken
-from signer.ledger.chain import entry_hash
-from signer.ledger.reader import LedgerReader
-from signer.ledger.views import operation_row
-from signer.migration.config import load_cutover_file
-from signer.migration.evidence.verify import FindInLedger, Verdict, check_evidence
 from signer.model import Entry
-from signer.settings import Settings
 from signer.units import plain
 
+if TYPE_CHECKING:
+    from signer.ledger.reader import LedgerReader
+    from signer.migration.evidence.verify import FindInLedger, Verdict
 
-def evidence_verify(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """One line for each problem; exit status 0 if the evidence is intact and recorded."""
-    with _ledger(arguments.config, settings) as find:
-        verdict = check_evidence(Path(arguments.directory), find)
-    if arguments.json:
+
+@verb(
+    "evidence verify",
+    examples=[
+        "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
+        "signer evidence verify . --config cutover.toml --json",
+    ],
+)
+@click.argument("directory", type=FILE, metavar="DIR", help="the directory of one run")
+@click.option("--config", type=FILE, metavar="FILE", help="cutover.toml of the platform, to ask its service")
+@json_option
+def evidence_verify(directory: Path, config: Path | None, as_json: bool) -> int:
+    """Compares every file with SHA256SUMS, compares plan, approvals and outcome with each other, and looks up the
+    digest in the ledger: in the running service that cutover.toml names, or without --config in the ledger
+    file in SIGNER_DATA_DIR. Exit status 1 if a check failed; a warning is not a failure."""
+    from signer.migration.evidence.verify import check_evidence
+
+    with _ledger(config) as find:
+        verdict = check_evidence(directory, find)
+    if as_json:
         output.show_json(_as_json(verdict))
     else:
         _show(verdict)
@@ -36,19 +47,26 @@ def evidence_verify(arguments: Namespace, settings: Callable[[], Settings]) -> i
 
 
 @contextmanager
-def _ledger(config: str | None, settings: Callable[[], Settings]) -> Iterator[FindInLedger]:
-    """How to ask the ledger for a digest: the service that cutover.toml names, or the file of SIGNER_DATA_DIR."""
+def _ledger(config: Path | None) -> Iterator[FindInLedger]:
+    """Looks up a digest in the ledger of the service that cutover.toml names, or in the file in SIGNER_DATA_DIR."""
     if config is not None:
-        told = load_cutover_file(Path(config)).signer
-        with ApiClient(told.address, told.token_file) as client:
+        from signer.api_client import ApiClient
+        from signer.migration.config import load_cutover_file
+
+        service = load_cutover_file(config).signer
+        with ApiClient(service.address, service.token_file) as client:
             yield lambda digest: next(iter(client.operations(digest)), None)
     else:
-        with closing(LedgerReader(settings().data_dir)) as reader:
+        from signer.ledger.reader import LedgerReader
+
+        with closing(LedgerReader(read_settings().data_dir)) as reader:
             yield lambda digest: _recorded(reader, digest)
 
 
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
-    """The newest event with that digest, if its own hash fits; `signer ledger verify` follows the whole chain."""
+    """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
+    from signer.ledger.views import operation_row
+
     for entry in reader.operations(digest, None, 1):
         if _hash(entry) != entry.hash:
             break
@@ -61,12 +79,14 @@ def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     raise LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {entry.seq}: it is not as it was written",
-        "run `signer ledger verify`, which says where",
+        "run `signer ledger verify`, which shows where",
         {"seq": entry.seq},
     )
 
 
 def _hash(entry: Entry) -> str:
+    from signer.ledger.chain import entry_hash
+
     return entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev)
 
 
@@ -87,7 +107,7 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
 
 
 def _show(verdict: Verdict) -> None:
-    """The problems, failures first, and then what it comes to."""
+    """The problems, failures first, and the verdict."""
     ordered = sorted(verdict.problems, key=lambda one: one.is_warning)
     output.show_table([("warn" if one.is_warning else "FAIL", one.code, one.text) for one in ordered])
     failed = sum(not one.is_warning for one in ordered)
@@ -98,6 +118,6 @@ def _show(verdict: Verdict) -> None:
     output.show(f"intact and recorded: {plain(word)}, {output.count(verdict.files, 'file')}")
     rows = [("digest", verdict.digest)]
     if verdict.recorded is not None:
-        told = verdict.recorded
-        rows.append(("ledger", f"event {told.get('seq')}, {told.get('time')}, by {told.get('actor')}"))
+        event = verdict.recorded
+        rows.append(("ledger", f"event {event.get('seq')}, {event.get('time')}, by {event.get('actor')}"))
     output.show_table(rows)

@@ -12,7 +12,7 @@ from signer.ssh.publickey import MAX_TEXT, parse_public_key
 def load_public_key(path: Path) -> PublicKey:
     """The key in the first line of a `.pub` file.
 
-    Raises `BadPublicKey` for what is no key, and `BadFile` for what cannot be read or is a private key.
+    Raises `BadPublicKey` if it is not a valid key, and `BadFile` if it cannot be read or is a private key.
     """
     try:
         with path.open("rb") as file:

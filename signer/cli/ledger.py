@@ -1,4 +1,4 @@
-"""`signer certs` and `signer ledger`: what the ledger in SIGNER_DATA_DIR holds. All but `rebuild` only read."""
+"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. All but `rebuild` only read."""
 
 from __future__ import annotations
 
@@ -6,39 +6,43 @@ import json
 import os
 import sys
 import time
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 from signer.cli import output
+from signer.cli.arguments import HEAD, MAX_SEQ, SERIAL, OneOf, json_option, read_settings, whole
+from signer.cli.parser import verb
 from signer.errors import LedgerBroken, NotFound, Unavailable
-from signer.ledger import audit
-from signer.ledger.reader import FILE_NAME, LedgerReader, broken_at, storage_errors
-from signer.ledger.store import DERIVED, Ledger
-from signer.ledger.views import certificate_details, certificate_row
 from signer.model import Entry, Filter, Head
-from signer.settings import Settings
 from signer.units import plain, timestamp
 
+if TYPE_CHECKING:
+    from signer.ledger.reader import LedgerReader
+
+MAX_PAGE: Final = 1_000
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 
 
 @contextmanager
-def _reading(settings: Settings, *, as_it_is_now: bool = True) -> Iterator[LedgerReader]:
-    """The ledger as it is now, however much a keeper writes meanwhile; `verify` sees to that itself, in threads."""
-    reader = LedgerReader(settings.data_dir)
+def _reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
+    """The ledger, in one transaction so that all reads see the same state. `verify` opens its own, in threads."""
+    from signer.ledger.reader import LedgerReader
+
+    reader = LedgerReader(read_settings().data_dir)
     try:
-        if as_it_is_now:
+        if in_one_transaction:
             reader.query("BEGIN")
         yield reader
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise LedgerBroken(
             "ledger_broken",
             "the ledger holds a row that no signer wrote",
-            "run `signer ledger verify`, which says where",
+            "run `signer ledger verify`, which shows where",
         ) from None
     finally:
         reader.close()
@@ -47,32 +51,38 @@ def _reading(settings: Settings, *, as_it_is_now: bool = True) -> Iterator[Ledge
 # --- certs ------------------------------------------------------------------------------------------------------
 
 
-def certs_list(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """A page of certificates, newest first."""
+@verb(
+    "certs list",
+    examples=["signer certs list --active", "signer certs list --identity deploy-agent --limit 200 --json"],
+)
+@click.option("--identity", metavar="NAME", help="issued to this identity")
+@click.option("--role", metavar="NAME", help="of this role")
+@click.option("--principal", metavar="NAME", help="valid for this principal")
+@click.option("--fingerprint", metavar="SHA256:…", help="for this public key")
+@click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
+@click.option("--active", is_flag=True, help="released and not yet expired")
+@click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
+@click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
+@json_option
+def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> int:
+    """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC."""
+    from signer.ledger.views import certificate_row
+
     now = int(time.time())
-    wanted = Filter(
-        identity=arguments.identity,
-        role=arguments.role,
-        principal=arguments.principal,
-        fingerprint=arguments.fingerprint,
-        backend=arguments.backend,
-        active_at=now if arguments.active else None,
-        before=arguments.before,
-        limit=arguments.limit,
-    )
-    with _reading(settings()) as reader:
-        found = reader.certificates(replace(wanted, limit=wanted.limit + 1))  # one more tells whether there are more
-        rows = [certificate_row(row, now) for row in found[: wanted.limit]]
-        more = str(found[wanted.limit - 1].seq) if len(found) > wanted.limit else None
-    if arguments.json:
+    wanted = Filter(active_at=now if active else None, limit=limit, **filters)
+    with _reading() as reader:
+        found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
+        rows = [certificate_row(row, now) for row in found[:limit]]
+        more = str(found[limit - 1].seq) if len(found) > limit else None
+    if as_json:
         output.show_json({"certificates": rows, "before": more})
         return 0
     if rows:
         output.show_table([_TITLES, *(_columns(row) for row in rows)])
     else:
-        output.say("no certificate fits")
+        output.note("no matching certificates")
     if more is not None:
-        output.say(f"there are older ones: add --before {more}")
+        output.note(f"more results: add `--before {more}`")
     return 0
 
 
@@ -90,16 +100,19 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def certs_show(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Everything that was recorded of one certificate."""
-    with _reading(settings()) as reader:
-        found = reader.certificate(arguments.serial)
+@verb("certs show", examples=["signer certs show 4711"])
+@click.argument("serial", type=SERIAL, metavar="SERIAL", help="as `certs list` shows it")
+@json_option
+def certs_show(serial: int, as_json: bool) -> int:
+    """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
+    from signer.ledger.views import certificate_details
+
+    with _reading() as reader:
+        found = reader.certificate(serial)
         if found is None:
-            raise NotFound(
-                "unknown_serial", f"the ledger has no certificate {arguments.serial}", "see `signer certs list`"
-            )
+            raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")
         details = certificate_details(*found, int(time.time()))
-    if arguments.json:
+    if as_json:
         output.show_json(details)
     else:
         output.show_table([(name.replace("_", " "), _readable(value)) for name, value in _flat(details)])
@@ -127,25 +140,37 @@ def _readable(value: object) -> str:
 # --- ledger -----------------------------------------------------------------------------------------------------
 
 
-def ledger_verify(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Whether the whole ledger is what was put into it."""
-    saved = Head(arguments.head[0], arguments.head[1], 0) if arguments.head else None
-    with _reading(settings(), as_it_is_now=False) as reader, output.Progress("verify") as progress:
-        head = audit.verify(reader, progress, saved)
+@verb(
+    "ledger verify",
+    examples=["signer ledger verify", 'signer ledger verify --head "$(cat head-of-last-week)"'],
+)
+@click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
+@json_option
+def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
+    """Follows the hash chain from the first event to the last and compares the tables with the events.
+    A saved head also finds a tail that was cut off. Exit status 1 if the ledger is broken."""
+    from signer.ledger import audit
+
+    saved = Head(*head, 0) if head else None
+    with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
+        newest = audit.verify(reader, progress, saved)
     compared = ", and goes on from the saved head" if saved else ""
-    if arguments.json:
-        output.show_json({"intact": True, "events": head.seq, "head": _head_facts(head)})
+    if as_json:
+        output.show_json({"intact": True, "events": newest.seq, "head": _head_facts(newest)})
     else:
-        output.show(f"intact: {output.count(head.seq, 'event')}, each with its hash and in its place{compared}")
-        output.show(f"head    {_head_line(head)}")
+        output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
+        output.show(f"head    {_head_line(newest)}")
     return 0
 
 
-def ledger_head(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """The newest event, unverified."""
-    with _reading(settings()) as reader:
+@verb("ledger head", examples=["signer ledger head > head-of-this-week"])
+@json_option
+def ledger_head(as_json: bool) -> int:
+    """Keep the line where the keeper cannot write. `signer ledger verify --head` compares the ledger with it.
+    The event is not verified."""
+    with _reading() as reader:
         head = reader.head()
-    if arguments.json:
+    if as_json:
         output.show_json(_head_facts(head))
     else:
         output.show(_head_line(head))
@@ -161,12 +186,25 @@ def _head_line(head: Head) -> str:
     return plain(f"{head.seq}:{head.hash} {at}")
 
 
-def ledger_export(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Every event as one line of JSON."""
+@verb(
+    "ledger export",
+    examples=["signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"],
+)
+@click.option("--from", "first", type=whole(1, MAX_SEQ), metavar="SEQ", default=1, help="default 1")
+@json_option
+def ledger_export(first: int, as_json: bool) -> int:  # noqa: ARG001 - the output is JSON either way
+    """Writes {actor, body, hash, kind, prev, seq, time} for each event, unverified, with or without --json.
+
+    The lines can be verified without this program: `hash` is the hex SHA-256 of the RFC 8785 canonical
+    JSON (UTF-8) of {actor, body, kind, prev, seq, time}, that is of the line without its `hash`; `prev`
+    is the `hash` of the line before, 64 zeros in line 1; `seq` counts from 1; `time` is milliseconds
+    since 1970 UTC."""
+    from signer.ledger import audit
+
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None when closed
-    with _reading(settings()) as reader, output.Progress("export", hidden=on_terminal) as progress:
+    with _reading() as reader, output.Progress("export", hidden=on_terminal) as progress:
         total = reader.head().seq
-        for entry in audit.export(reader, arguments.first):
+        for entry in audit.export(reader, first):
             output.show_json(_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
                 progress(entry.seq, total)
@@ -174,10 +212,12 @@ def ledger_export(arguments: Namespace, settings: Callable[[], Settings]) -> int
 
 
 def _line(entry: Entry) -> dict[str, object]:
-    """An event as it is exported; raises `LedgerBroken` for a body that is no JSON, instead of breaking the line."""
+    """An event as it is exported; raises `LedgerBroken` for a body that is not JSON, instead of breaking the line."""
     try:
         body = json.loads(entry.body)
     except (ValueError, RecursionError):
+        from signer.ledger.reader import broken_at
+
         raise broken_at(entry.seq, "its body is no JSON") from None
     return {
         "actor": entry.actor,
@@ -190,10 +230,17 @@ def _line(entry: Entry) -> dict[str, object]:
     }
 
 
-def ledger_rebuild(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """The tables anew, from the events."""
-    data_dir = settings().data_dir
-    LedgerReader(data_dir).connection()  # says so if there is none; opening it for writing would make one
+@verb("ledger rebuild", examples=["signer ledger rebuild"])
+@json_option
+def ledger_rebuild(as_json: bool) -> int:
+    """Takes the write lock, checks the chain on the way, and replaces the tables in one transaction: after any
+    failure they are as they were. Events are never changed. Refused while a keeper runs."""
+    from signer.ledger import audit
+    from signer.ledger.reader import FILE_NAME, LedgerReader
+    from signer.ledger.store import DERIVED, Ledger
+
+    data_dir = read_settings().data_dir
+    LedgerReader(data_dir).connection()  # raises if there is no ledger; opening it for writing would create one
     _act_as_owner(data_dir / FILE_NAME)
     try:
         ledger = Ledger(data_dir)
@@ -211,7 +258,7 @@ def ledger_rebuild(arguments: Namespace, settings: Callable[[], Settings]) -> in
     finally:
         ledger.close()
     made = dict(zip(DERIVED, counted, strict=True))
-    if arguments.json:
+    if as_json:
         output.show_json({"events": events, "tables": made})
     else:
         listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
@@ -220,7 +267,9 @@ def ledger_rebuild(arguments: Namespace, settings: Callable[[], Settings]) -> in
 
 
 def _act_as_owner(path: Path) -> None:
-    """Root gives itself up for the ledger's owner, so that no file comes to be that the keeper cannot write."""
+    """Root becomes the owner of the ledger, so that no file is created that the keeper cannot write."""
+    from signer.ledger.reader import storage_errors
+
     with storage_errors():
         facts = path.stat()
         if os.geteuid() == 0 and facts.st_uid != 0:

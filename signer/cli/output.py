@@ -69,52 +69,57 @@ def flush() -> None:
 
 
 def abandon_stdout() -> None:
-    """Nobody reads stdout any more: what Python still holds of it goes nowhere, so that its end is quiet."""
+    """Nothing reads stdout any more: discards what Python still buffers for it, so that the exit is quiet."""
     with suppress(OSError, ValueError):  # a stdout without descriptor has nothing that could complain
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _output_failed(error: OSError) -> Unavailable:
     return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", "make room where it goes")
 
 
-def say(text: str) -> None:
-    """One line on stderr; a stderr that nobody reads is no reason to fail."""
+def note(text: str) -> None:
+    """One line on stderr; a stderr that nothing reads is not an error."""
     with suppress(OSError, ValueError):
         print(f"signer: {plain(text)}", file=sys.stderr, flush=True)
 
 
-def say_bare(text: str) -> None:
-    """A line on stderr without `signer:`, for what belongs to the line before it."""
+def note_bare(text: str) -> None:
+    """A line on stderr without `signer:`, which belongs to the line before it."""
     with suppress(OSError, ValueError):
         print(plain(text), file=sys.stderr, flush=True)
 
 
-def say_over(text: str) -> None:
-    """A line on a terminal's stderr that the next one writes over; an empty one takes it away."""
+def note_over(text: str) -> None:
+    """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
     with suppress(OSError, ValueError):
         print(f"\r{plain(text)}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    say(f"warning: {text}")
+    note(f"warning: {text}")
 
 
-def say_error(error: SignerError) -> None:
+def report_error(error: SignerError) -> None:
     """The error, its problems if it lists any, and its hint."""
-    say(f"error: {error.text}")
+    note(f"error: {error.text}")
     if isinstance(error, BadFile):
         for problem in error.problems:
-            say_bare(f"  {problem}")
+            note_bare(f"  {problem}")
     if error.hint:
-        say(f"hint: {error.hint}")
+        note(f"hint: {error.hint}")
 
 
-def show_error_json(error: SignerError) -> None:
-    """The same facts on stdout, for who asked for JSON."""
-    show_json({"error": {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}})
+def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
+    """The same facts on stdout, for a caller that asked for JSON."""
+    show_json({"error": error_facts(error)}, on_one_line=on_one_line)
+
+
+def error_facts(error: SignerError) -> dict[str, object]:
+    """An error as JSON shows it."""
+    return {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -2,62 +2,104 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from signer.api_client import ApiClient
+import click
+
 from signer.cli import output
-from signer.migration.config import CutoverFile, load_cutover_file
-from signer.migration.import_vault import Imported, import_vault, write_policy
-from signer.migration.parity import ParityReport, RoleParity, SignLocally, check_parity
-from signer.migration.trial import trial
-from signer.policy.file import load_policy
+from signer.cli.arguments import FILE, FINGERPRINT, config_option, json_option, whole
+from signer.cli.parser import verb
 from signer.units import plain
-from signer.vault.admin import VaultAdmin
-from signer.vault.parity import Difference
 
 if TYPE_CHECKING:
-    from signer.settings import Settings
+    from signer.api_client import ApiClient
+    from signer.migration.config import CutoverFile
+    from signer.migration.import_vault import Imported
+    from signer.migration.parity import ParityReport, RoleParity, SignLocally
+    from signer.vault.parity import Difference
 
 
-def policy_import_vault(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """Writes the policy that equals Vault's roles, or shows it."""
-    ca_file = Path(arguments.ca_file) if arguments.ca_file else None
-    with VaultAdmin(arguments.address, Path(arguments.token_file), ca_file) as vault:
+@verb(
+    "policy import-vault",
+    examples=[
+        "signer policy import-vault --address https://vault.example:8200 --token-file ~/.vault --mount ssh",
+        "signer policy import-vault --address http://127.0.0.1:8200 --token-file t --mount ssh --out policy.toml",
+    ],
+)
+@click.option("--address", metavar="URL", required=True, help="the address of Vault or OpenBao")
+@click.option("--token-file", type=FILE, metavar="FILE", required=True, help="its token, readable by the owner only")
+@click.option("--mount", metavar="NAME", required=True, help="the mount of its SSH engine")
+@click.option("--ca-file", type=FILE, metavar="FILE", help="CA certificates for its TLS")
+@click.option("--role", "roles", multiple=True, metavar="NAME", help="repeat for more; default: all")
+@click.option("--fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="of the local CA key, to pin it")
+@click.option("--out", type=FILE, metavar="FILE", help="a file that does not exist; default: stdout")
+@json_option
+def policy_import_vault(
+    *,
+    address: str,
+    token_file: Path,
+    mount: str,
+    ca_file: Path | None,
+    roles: tuple[str, ...],
+    fingerprint: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Reads the roles and writes a policy.toml that grants the same; a comment marks each place where it grants
+    less, and what cannot be carried over is listed. Fill in the identities and the CA key's pin. The token
+    needs read and list on MOUNT/roles, and read on MOUNT/config/ca and sys/mounts/MOUNT/tune."""
+    from signer.migration.import_vault import import_vault, write_policy
+    from signer.vault.admin import VaultAdmin
+
+    with VaultAdmin(address, token_file, ca_file) as vault:
         vault.check_ready()
-        made = import_vault(vault, arguments.mount, tuple(arguments.role or ()), arguments.fingerprint)
-    if arguments.out:
-        write_policy(Path(arguments.out), made.policy)
-    if arguments.json:
-        output.show_json({**made.as_json(), "out": arguments.out})
-    elif not arguments.out:
-        for line in made.policy.splitlines():
+        imported = import_vault(vault, mount, roles, fingerprint)
+    if out:
+        write_policy(out, imported.policy)
+    if as_json:
+        output.show_json({**imported.as_json(), "out": str(out) if out else None})
+    elif not out:
+        for line in imported.policy.splitlines():
             output.show(plain(line))
-    _say_import(made, arguments.out)
+    _note_import(imported, out)
     return 0
 
 
-def _say_import(made: Imported, out: str | None) -> None:
+def _note_import(made: Imported, out: Path | None) -> None:
     for role in made.roles:
         for text in role.not_carried():
             output.warn(f"{role.name}: not carried over: {text}")
     carried = sum(role.is_carried for role in made.roles)
     where = f" in {out}" if out else ""
-    output.say(f"{carried} of {output.count(len(made.roles), 'role')}{where}; fill in what the comments ask for")
+    output.note(f"{carried} of {output.count(len(made.roles), 'role')}{where}; fill in what the comments ask for")
 
 
-def cutover_parity(arguments: Namespace, _settings: Callable[[], Settings]) -> int:
-    """Compares Vault with the local CA, and says where they differ; 1 if the local CA would give something else."""
-    file = load_cutover_file(Path(arguments.config))
+@verb(
+    "cutover parity",
+    examples=["signer cutover parity --config cutover.toml", "signer cutover parity --config cutover.toml --json"],
+)
+@config_option
+@click.option("--samples", type=whole(1, 1000), metavar="N", default=20, help="number of requests; default 20")
+@json_option
+def cutover_parity(config: Path, samples: int, as_json: bool) -> int:
+    """Compares role with role, then sends the same requests to both, for throw-away keys, and compares the
+    certificates field by field. A wider grant or other principals are an error, a stricter grant is a note.
+    If the running service is not in mode local yet, a trial service signs. Exit status 1 if there is an error."""
+    from signer.migration.config import load_cutover_file
+    from signer.migration.parity import check_parity
+    from signer.policy.file import load_policy
+    from signer.vault.admin import VaultAdmin
+
+    file = load_cutover_file(config)
     policy = load_policy(file.signer.policy_file)
     with VaultAdmin(file.vault.address, file.vault.token_file, file.vault.ca_file) as vault:
         vault.check_ready()
         with local_side(file) as (sign, who):
-            report = check_parity(policy, vault, file.vault.mount, sign, file.vault.roles, arguments.samples)
-    if arguments.json:
+            report = check_parity(policy, vault, file.vault.mount, sign, file.vault.roles, samples)
+    if as_json:
         output.show_json({**report.as_json(), "signed_locally_by": who})
     else:
         _show_report(report, who)
@@ -66,7 +108,11 @@ def cutover_parity(arguments: Namespace, _settings: Callable[[], Settings]) -> i
 
 @contextmanager
 def local_side(file: CutoverFile) -> Iterator[tuple[SignLocally, str]]:
-    """How to have the local CA sign, and who does: the running service in mode `local`, else one on trial beside it."""
+    """A function that has the local CA sign, and the name of its service: the running one in mode `local`, else one on
+    trial beside it."""
+    from signer.api_client import ApiClient
+    from signer.migration.trial import trial
+
     with ApiClient(file.signer.address, file.signer.token_file) as running:
         if running.ready().mode == "local":
             yield _signing(running), "the running service"

@@ -1,155 +1,302 @@
-"""The words after `signer`: which verb, with which arguments, or which help; and what is wrong with them.
+"""The words after `signer`, read by click: the verb and its values, or the help that is asked for. Prints nothing.
 
-What verbs there are is in `cli/catalogue.py`. Only the verb that is asked for gets a parser. No printing here.
+This module adds what click lacks: a verb is imported when it is asked for, help has our layout, errors have our voice.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import re
-from collections.abc import Sequence
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Any, Final
 
-from signer.cli.catalogue import VERBS, Verb
-from signer.errors import SignerError
+import click
 
+from signer.cli.arguments import quoted
+from signer.cli.catalogue import VERBS, Entry, find, next_words, starting_with
+from signer.cli.usage import HELP_FLAGS, UsageError, answer, render_group_help, render_help
+
+PROGRAM: Final = "signer"
 _WIDTH: Final = 96
-
-
-class Usage(SignerError):
-    """The command line cannot be understood; nothing was done."""
-
-    def __init__(self, text: str, hint: str = "see `signer --help`") -> None:
-        super().__init__("usage", text, hint)
+_NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """What was asked for is help."""
+    """A command line that asks for help; `text` is that help."""
 
     text: str
 
 
-_BY_WORDS: Final = {tuple(verb.words.split()): verb for verb in VERBS}
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command line that asks for a verb, with its values."""
+
+    verb: Verb
+    context: click.Context
+
+    def run(self) -> int:
+        """Runs the verb; returns its exit status."""
+        with self.context:
+            status: int = self.verb.invoke(self.context)
+        return status
+
+    @property
+    def wants_json(self) -> bool:
+        return bool(self.context.params.get("as_json"))
 
 
-def read_words(words: Sequence[str]) -> tuple[Verb, argparse.Namespace] | Help:
-    """The words after `signer`; raises `Usage`."""
+# --- verbs ------------------------------------------------------------------------------------------------------
+
+
+class Verb(click.Command):
+    """One verb of `signer`. The docstring of its function is its help; its short help is in the table of verbs."""
+
+    def __init__(
+        self,
+        *values: Any,
+        words: str,
+        examples: Sequence[str],
+        is_service: bool = False,
+        lists_settings: bool = False,
+        **attributes: Any,
+    ) -> None:
+        super().__init__(*values, **attributes)
+        # `parse_args` reports unknown flags and extra arguments in our words; `-1` is a value.
+        self.context_settings = {
+            "help_option_names": HELP_FLAGS,
+            "allow_extra_args": True,
+            "ignore_unknown_options": True,
+        }
+        self.words = words
+        self.examples = tuple(examples)
+        self.is_service = is_service
+        self.lists_settings = lists_settings
+
+    @property
+    def flags(self) -> dict[str, click.Option]:
+        """The options by each of their names, without `--help`."""
+        return {name: param for param in self.params if isinstance(param, click.Option) for name in param.opts}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads the words into `ctx.params`; raises `UsageError`."""
+        if ctx.resilient_parsing:  # completion of a line that is not finished
+            return super().parse_args(ctx, args)
+        self._check_flags(_before_dashes(args))
+        try:
+            left = super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise self._usage_error(_sentence(self, ctx, error)) from None
+        if left:
+            raise self._usage_error(f"unexpected argument {quoted(left[0], 60)}")
+        return left
+
+    def _usage_error(self, text: str) -> UsageError:
+        return UsageError(text, f"see `signer {self.words} --help`")
+
+    def _check_flags(self, words: Sequence[str]) -> None:
+        """Every word that looks like a flag must be one, and a flag is never the value of another one."""
+        flags = self.flags
+        for place, word in enumerate(words):
+            if not _looks_like_flag(word):
+                continue
+            name = word.split("=", 1)[0]
+            if name not in flags:
+                raise UsageError(f"signer {self.words} has no flag {name[:60]}", self._nearest_flag(name))
+            following = words[place + 1] if place + 1 < len(words) else None
+            lacks_value = "=" not in word and (following is None or following.split("=", 1)[0] in flags)
+            if lacks_value and not flags[name].is_flag:
+                raise self._usage_error(f"{name} needs a value")
+
+    def _nearest_flag(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, list(self.flags), 1)
+        return f"did you mean {near[0]}" if near else f"see `signer {self.words} --help`"
+
+    def get_help(self, ctx: click.Context) -> str:
+        return self.render_help()
+
+    def render_help(self) -> str:
+        """The output of `signer VERB --help`."""
+        summary = next(entry.summary for entry in VERBS if entry.words == self.words)
+        formatter = click.HelpFormatter(width=_WIDTH)
+        formatter.write(f"{self._render_usage()}\n\n{summary[0].upper()}{summary[1:]}\n\n{self.text}\n")
+        arguments, options = self.help_rows()
+        for title, rows in (("arguments", arguments), ("options", options)):
+            if rows:
+                formatter.write(f"\n{title}:\n")
+                formatter.indent()
+                formatter.write_dl(rows)
+                formatter.dedent()
+        formatter.write(f"\nexample{'s' if len(self.examples) > 1 else ''}:\n")
+        formatter.write("".join(f"  {line}\n" for line in self.examples))
+        if self.lists_settings:
+            formatter.write(_render_settings())
+        return formatter.getvalue().rstrip("\n")
+
+    @property
+    def text(self) -> str:
+        """The paragraphs of the help: the docstring of the verb's function."""
+        return inspect.cleandoc(self.help or "")
+
+    def help_rows(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(name, help) of each argument, and (flags with their value, help) of each option that is not hidden."""
+        arguments = [(_name(param), param.help or "") for param in self.params if isinstance(param, click.Argument)]
+        options = [
+            (f"{', '.join(param.opts)}{_value(param)}", param.help or "")
+            for param in self.params
+            if isinstance(param, click.Option) and not param.hidden
+        ]
+        return arguments, [(", ".join(HELP_FLAGS), "show this help and exit"), *options]
+
+    def _render_usage(self) -> str:
+        """`usage: signer VERB`, each option, each argument; optional ones in brackets. A line breaks between them."""
+        pieces = ["[-h]"]
+        for kind in (click.Option, click.Argument):
+            for param in self.params:
+                if isinstance(param, kind) and not getattr(param, "hidden", False):
+                    piece = f"{_name(param)}{_value(param)}".replace(" ", _NO_BREAK)
+                    pieces.append(piece if param.required else f"[{piece}]")
+        start = f"usage: {PROGRAM} {self.words} "
+        lines = textwrap.wrap(" ".join(pieces), _WIDTH - len(start), break_on_hyphens=False)
+        return (start + f"\n{' ' * len(start)}".join(lines)).replace(_NO_BREAK, " ")
+
+
+def verb(words: str, *, examples: Sequence[str], **attributes: Any) -> Callable[[Callable[..., int]], Verb]:
+    """The decorator of a verb's function, above the `click.option` and `click.argument` that it takes.
+
+    The function returns the exit status.
+    """
+    return click.command(words.rsplit(maxsplit=1)[-1], cls=Verb, words=words, examples=examples, **attributes)
+
+
+def load(entry: Entry) -> Verb:
+    """Imports the module of a verb."""
+    found: Verb = getattr(importlib.import_module(f"signer.cli.{entry.module}"), entry.function)
+    return found
+
+
+def load_all() -> Iterator[tuple[Entry, Verb]]:
+    """Every verb in the order of the table, for documents that are made from it: `Entry.words`, `.section` and
+    `.summary`; `Verb.text`, `.examples`, `.help_rows()` and `.render_help()`."""
+    return ((entry, load(entry)) for entry in VERBS)
+
+
+def _name(param: click.Parameter) -> str:
+    return param.human_readable_name if isinstance(param, click.Argument) else param.opts[-1]
+
+
+def _value(param: click.Parameter) -> str:
+    """What stands after the name of an option that takes a value: a blank and the value's name."""
+    if not isinstance(param, click.Option) or param.is_flag:
+        return ""
+    return f" {param.metavar or '|'.join(map(str, getattr(param.type, 'choices', ())))}"
+
+
+def _sentence(verb: Verb, ctx: click.Context, error: click.UsageError) -> str:
+    if isinstance(error, click.MissingParameter):  # click has read all values that are given by now
+        return f"missing: {', '.join(_name(one) for one in verb.params if one.required and one.name not in ctx.params)}"
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        return f"{_name(error.param)}: {error.message}"
+    if isinstance(error, click.BadOptionUsage):  # `_check_flags` has found the ones without a value
+        return f"{error.option_name} takes no value"
+    return error.format_message()
+
+
+def _looks_like_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-" and not word[1:].isdecimal()
+
+
+def _before_dashes(words: Sequence[str]) -> Sequence[str]:
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _render_settings() -> str:
+    from signer.settings import SETTINGS
+
+    rows = (f"  {name:<24}{meaning}{f' ({default})' if default else ''}\n" for name, default, meaning in SETTINGS)
+    return "\nsettings, from the environment (default):\n" + "".join(rows)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+class Group(click.Group):
+    """The verbs that begin with the same words; `Group(())` is `signer` itself. A verb is imported when needed."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(
+            words[-1] if words else PROGRAM, no_args_is_help=False, context_settings={"help_option_names": HELP_FLAGS}
+        )
+        self.words = tuple(words)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(next_words(self.words))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Verb | Group | None:
+        words = (*self.words, cmd_name)
+        entry = find(words)
+        if entry is not None:
+            return load(entry)
+        return Group(words) if starting_with(words) else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """As click does it, from the table instead of every verb's module."""
+        from click.shell_completion import CompletionItem
+
+        items = [CompletionItem(name, help=text) for name, text in next_words(self.words).items()]
+        found = [item for item in items if item.value.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def get_help(self, ctx: click.Context) -> str:
+        return render_group_help(self.words) if self.words else render_help()
+
+
+ROOT: Final = Group(())
+
+
+def read_words(words: Sequence[str]) -> Call | Help:
+    """Reads the words after `signer`; raises `UsageError`."""
     if not words:
-        raise Usage("no verb given", "see `signer --help`, or begin with `signer check`")
+        raise UsageError("no verb given", "see `signer --help`, or begin with `signer check`")
+    if (text := answer(words)) is not None:
+        return Help(text)
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    if words[0] in ("-h", "--help"):
-        return Help(render_help())
-    if words[0] == "--version":
-        from signer import __version__
-
-        return Help(f"signer {__version__}")
-    if words[0].startswith("-"):
-        raise Usage(f"{words[0][:60]} stands before any verb", "write the verb first: `signer VERB --flag`")
-    for length in (2, 1):
-        verb = _BY_WORDS.get(tuple(words[:length]))
-        if verb is not None:
-            return _read_arguments(verb, list(words[length:]))
-    return _read_group(words)
-
-
-def _read_group(words: Sequence[str]) -> Help:
-    """Help for the first word of several verbs, such as `policy`; raises `Usage` for anything else."""
-    first, second = words[0], words[1] if len(words) > 1 else ""
-    group = [verb for verb in VERBS if verb.words.split()[0] == first]
-    if group and second in ("-h", "--help"):
-        rows = "\n".join(f"  {'signer ' + verb.words:<28}{verb.summary}" for verb in group)
-        return Help(f"{rows}\n\nEach takes --help.")
-    if group and (not second or second.startswith("-")):
-        raise Usage(f"{first} needs a second word", f"write one of {', '.join('signer ' + v.words for v in group)}")
-    asked = f"{first} {second}" if group else first
-    known = [verb.words for verb in VERBS]
-    near = difflib.get_close_matches(asked, known, 1) or difflib.get_close_matches(f"{first} {second}", known, 1)
-    near = near or [verb.words for verb in VERBS if first in verb.words.split()][:1]
-    raise Usage(f"there is no verb {asked[:60]}", f"did you mean `signer {near[0]}`" if near else "see `signer --help`")
+    context, left = ROOT.make_context(PROGRAM, []), list(words)
+    group = ROOT
+    while True:
+        name = left[0] if left else ""
+        if name in HELP_FLAGS:
+            return Help(group.get_help(context))
+        command = group.get_command(context, name)
+        if command is None:
+            raise _no_such_verb(group.words, left)
+        left = left[1:]
+        if isinstance(command, Verb):
+            break
+        group, context = command, command.make_context(name, [], parent=context)
+    if not set(HELP_FLAGS).isdisjoint(_before_dashes(left)):
+        return Help(command.render_help())
+    return Call(command, command.make_context(name, left, parent=context))
 
 
-def _read_arguments(verb: Verb, words: list[str]) -> tuple[Verb, argparse.Namespace] | Help:
-    parser = _parser(verb)
-    own = words[: words.index("--")] if "--" in words else words
-    if "-h" in own or "--help" in own:
-        return Help(parser.format_help().rstrip("\n"))
-    flags = [name for argument in verb.arguments for name in argument.names if name.startswith("-")]
-    for word in own:
-        name = word.split("=", 1)[0]
-        if word.startswith("-") and word != "-" and name not in flags and not word[1:].isdecimal():
-            near = difflib.get_close_matches(name, flags, 1)
-            hint = f"did you mean {near[0]}" if near else f"see `signer {verb.words} --help`"
-            raise Usage(f"signer {verb.words} has no flag {name[:60]}", hint)
-    arguments, left = parser.parse_known_args(words)
-    if left:
-        raise Usage(f"{left[0][:60]} is one word too many", f"see `signer {verb.words} --help`")
-    return verb, arguments
+def _no_such_verb(group: Sequence[str], left: Sequence[str]) -> UsageError:
+    """The error for words that are not a verb: `group` is what is known of them, `left` the rest."""
+    name = left[0] if left else ""
+    if not group and name.startswith("-"):
+        return UsageError(f"unexpected option {quoted(name, 60)}", "options go after the verb: `signer VERB --flag`")
+    if group and (not name or name.startswith("-")):
+        names = ", ".join(f"signer {entry.words}" for entry in starting_with(group))
+        return UsageError(f"{' '.join(group)} needs a second word", f"write one of {names}")
+    from difflib import get_close_matches
 
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in our voice."""
-
-    def error(self, message: str) -> NoReturn:
-        for pattern, sentence in _SENTENCES:
-            message = re.sub(pattern, sentence, message, flags=re.DOTALL)
-        raise Usage(message, f"see `{self.prog} --help`")
-
-
-_SENTENCES: Final = (
-    (r"^argument (?:[^ :]+/)?([^ :]+): ", r"\1: "),
-    (r": expected one argument$", r" needs a value"),
-    (r": ignored explicit argument .*$", r" takes no value"),
-    (r"^the following arguments are required: (.*)$", r"missing: \1"),
-)
-
-
-def _parser(verb: Verb) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"signer {verb.words}",
-        description=f"{verb.summary[0].upper()}{verb.summary[1:]}\n\n{verb.about}",
-        epilog=_epilog(verb),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_WIDTH),
-        allow_abbrev=False,
-    )
-    for argument in verb.arguments:
-        parser.add_argument(*argument.names, **argument.how)
-    return parser
-
-
-def _epilog(verb: Verb) -> str:
-    text = "\n".join([f"example{'s' if len(verb.examples) > 1 else ''}:", *(f"  {line}" for line in verb.examples)])
-    if verb.lists_settings:
-        from signer.settings import SETTINGS
-
-        rows = [f"  {name:<24}{meaning}{f' ({default})' if default else ''}" for name, default, meaning in SETTINGS]
-        text += "\n\nsettings, from the environment (default):\n" + "\n".join(rows)
-    return text
-
-
-def render_help() -> str:
-    """What `signer --help` says."""
-    lines = ["signer: an SSH user-certificate authority for one platform", "", "usage: signer VERB [arguments]"]
-    group = ""
-    for verb in VERBS:
-        if verb.group != group:
-            group = verb.group
-            lines += ["", f"{group}:"]
-        lines.append(f"  {verb.words:<20}{verb.summary}")
-    return "\n".join([*lines, "", _CLOSING])
-
-
-_CLOSING: Final = """\
-Every verb takes --help; all but serve and keeper take --json. Settings come from SIGNER_*
-environment variables: `signer serve --help` lists them, `signer check` looks at them.
-
-examples:
-  signer token new deploy-agent --expires 90d      a credential, and its line for policy.toml
-  signer policy explain llmops --as deploy-agent   what it could get, rule by rule
-  signer certs list --active                       what is out there now
-  signer ledger verify                             nothing was changed since
-
-exit status: 0 done, 1 refused or failed, 2 wrong use, 3 not approved, 4 not the planned world"""
+    asked = " ".join([*group, name])
+    known = [entry.words for entry in VERBS]
+    near = get_close_matches(asked, known, 1) or get_close_matches(" ".join([*group, *left[:2]]), known, 1)
+    near = near or [words for words in known if name in words.split()][:1]
+    hint = f"did you mean `signer {near[0]}`" if near else "see `signer --help`"
+    return UsageError(f"there is no verb {quoted(asked, 60)}", hint)

@@ -1,4 +1,4 @@
-"""What the verbs share that apply plans: the plan file, the phrase, and the record of an attempt without it."""
+"""What the verbs that make and apply plans share: the plan file, the approval phrase, and the record of a refusal."""
 
 from __future__ import annotations
 
@@ -6,25 +6,53 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Final
 
 from signer.api_client import ApiClient
-from signer.cli import output, runs
+from signer.cli import output
+from signer.cli.runs import show_plan
 from signer.errors import ApprovalRefused, BadFile, SignerError
 from signer.files import read_owned, write_atomically
-from signer.migration.approval import Approval, ask_approval, whoever
+from signer.migration.approval import Approval, ask_approval, current_operator
 from signer.migration.config import CutoverFile
 from signer.migration.journal import note_attempt
 from signer.migration.plan import Operation, Plan, read_plan
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
 
 
+def present_plan(
+    plan: Plan,
+    *,
+    facts: Sequence[tuple[str, str]],
+    config: Path,
+    out: Path | None,
+    commands: bool,
+    as_json: bool,
+    remarks: Sequence[str] = (),
+) -> None:
+    """Writes the plan file if `out` is given, and shows the plan, `remarks`, and the command that applies it."""
+    if out is not None:
+        write_plan(out, plan)
+    if as_json:
+        output.show_json(plan.as_json())
+        return
+    show_plan(plan, facts=facts, commands=commands)
+    for line in remarks:
+        output.show(line)
+    output.show("Nothing has been changed. To apply exactly this:")
+    name = plain(out or "plan.json")
+    if out is None:
+        output.show(f"  signer {plan.operation} plan --config {plain(config)} --out {name}")
+    output.show(f"  signer {plan.operation} apply {name} --approve <phrase of the runbook, section 4>")
+
+
 def write_plan(path: Path, plan: Plan) -> None:
-    """The plan file, 0600, whole or not at all; raises `BadFile`. No link that somebody laid in its way is followed."""
+    """Writes the plan file, 0600, completely or not at all; raises `BadFile`. Follows no symbolic link."""
     content = json.dumps(plan.as_json(), indent=2).encode() + b"\n"
     try:
         write_atomically(path, content, 0o600, temporary=f".{path.name}.{os.getpid()}.new")
@@ -34,7 +62,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
-    """A plan file of ours, and the configuration it was made of; raises `BadFile`."""
+    """The plan of a plan file and the path of its configuration; raises `BadFile`."""
     try:
         raw = read_owned(path, MAX_PLAN, "the plan file")
     except OSError as error:
@@ -47,28 +75,31 @@ def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:
     config = plan.inputs.get("config")
     where = config.get("path") if isinstance(config, dict) else None
     if not isinstance(where, str) or not where.startswith("/"):
-        raise BadFile("plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE")
+        raise BadFile(
+            "plan_unreadable", "the plan file is not a plan", f"make one: signer {operation} plan --config FILE"
+        )
     return plan, Path(where)
 
 
-def approve(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
-    """The approval of this plan; a refused one is kept beside the journals and in the ledger, never what was typed.
+def check_approval(plan: Plan, given: str | None, file: CutoverFile, recorder: ApiClient) -> Approval:
+    """The approval of this plan; raises `ApprovalRefused`.
 
-    Where it cannot be kept it is refused all the same. Raises `ApprovalRefused`.
+    A refusal is recorded beside the journals and in the ledger, without the text that was typed; if it cannot be
+    recorded, that is a warning.
     """
     is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     try:
         return ask_approval(plan, given, (lambda: _ask(plan)) if is_terminal else None, int(time.time()))
     except ApprovalRefused as refused:
-        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": whoever()}
+        facts = {"code": refused.code, "operation": plan.operation, "plan": plan.digest, "who": current_operator()}
         try:
             note_attempt(file.evidence_dir, {"at": timestamp(int(time.time())), **facts})
         except SignerError as error:
-            output.warn(f"this attempt is not kept: {error.text}")
+            output.warn(f"this attempt is not recorded: {error.text}")
         try:
             recorder.record(plan.operation, "approval_refused", plan.digest, "", refused.code)
         except SignerError as error:
-            output.warn(f"the ledger does not hold this attempt: {error.text}")
+            output.warn(f"this attempt is not recorded in the ledger: {error.text}")
         raise
 
 
@@ -77,7 +108,7 @@ def _ask(plan: Plan) -> str:
         (word, ", ".join(f"{name} {value}" for name, value in state.items() if value and isinstance(value, str)))
         for word, state in (("now", plan.now), ("then", plan.then))
     ]
-    with redirect_stdout(sys.stderr):  # it is part of the question, which a person must see; stdout has the result
-        runs.show_plan(plan, facts=[*facts, ("plan", plan.digest)], commands=False)
-    output.say(f"to approve {plan.digest}, type the phrase of the runbook")
+    with redirect_stdout(sys.stderr):  # it is part of the question; stdout is for the result
+        show_plan(plan, facts=[*facts, ("plan", plan.digest)], commands=False)
+    output.note(f"to approve {plan.digest}, type the phrase of the runbook")
     return sys.stdin.readline().strip()

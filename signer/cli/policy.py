@@ -1,39 +1,45 @@
-"""`signer policy check|explain` and `signer token new`: policy.toml and what goes into it. Nothing is written."""
+"""`signer policy check|explain` and `signer token new`: policy.toml and its contents. Nothing is written."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from signer.authority.queries import explanation
+import click
+
 from signer.cli import output
-from signer.cli.keys import load_public_key
+from signer.cli.arguments import ADDRESS, DURATION, FILE, IDENTITY, TOKEN_LIFE, json_option, read_settings
+from signer.cli.parser import verb
 from signer.errors import BadFile, BadPublicKey, Refused, SignerError
-from signer.model import Ask, Finding, Identity, PublicKey, Role, Usage
-from signer.policy.decide import Policy, explain
-from signer.policy.file import load_policy
-from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
-from signer.settings import Settings
+from signer.model import Finding, Identity, PublicKey, Role, SignRequest, Usage
 from signer.units import plain, render_duration, timestamp
 
+if TYPE_CHECKING:
+    from signer.policy.decide import Policy
+    from signer.protocol.replies import Explanation
+
 _DAY: Final = 86_400
-NOT_LOOKED_AT: Final = ("limits", "freezes")  # only the running keeper knows them
+NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 
 
-def policy_check(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """What a policy file holds, or everything that is wrong with it."""
-    path = Path(arguments.file) if arguments.file else settings().policy_file
+@verb("policy check", examples=["signer policy check", "signer policy check policy.toml --json"])
+@click.argument("file", type=FILE, metavar="FILE", required=False, help="default: SIGNER_POLICY_FILE")
+@json_option
+def policy_check(file: Path | None, as_json: bool) -> int:
+    """Reads the policy file as the keeper would. Exit status 1 if it has a problem."""
+    from signer.policy.file import load_policy
+
+    path = file or read_settings().policy_file
     try:
         policy = load_policy(path)
     except BadFile as error:
         if error.code != "policy_refused":
             raise
-        _show_problems(path, error, as_json=arguments.json)
+        _show_problems(path, error, as_json=as_json)
         return 1
     facts: dict[str, object] = {
         "roles": sorted(policy.roles),
@@ -44,7 +50,7 @@ def policy_check(arguments: Namespace, settings: Callable[[], Settings]) -> int:
         "ca_retired": [key.fingerprint for key in policy.ca.retired],
         "sha256": policy.digest,
     }
-    if arguments.json:
+    if as_json:
         output.show_json({"file": str(path), "good": True, "problems": [], **facts})
     else:
         output.show(f"{plain(path)}: good")
@@ -69,28 +75,59 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
         output.show(f"  {plain(problem)}")
 
 
-def policy_explain(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """Every rule that was looked at for one request, and whether it would be granted."""
-    policy = load_policy(settings().policy_file)
-    ask = Ask(
-        role=arguments.role,
+@verb(
+    "policy explain",
+    examples=[
+        "signer policy explain llmops --as deploy-agent",
+        "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
+    ],
+)
+@click.argument("role", metavar="ROLE", help="the requested role")
+@click.option("--as", "identity", metavar="IDENTITY", required=True, help="the identity that requests it")
+@click.option("--key", type=FILE, metavar="FILE", help="the public key to be certified, such as id.pub")
+@click.option("--ttl", type=DURATION, metavar="TTL", help="such as 15m or 1h30m; default: the role's")
+@click.option("--principal", "principals", multiple=True, metavar="NAME", help="repeat for more; default: the role's")
+@click.option("--extension", "extensions", multiple=True, metavar="NAME", help="repeat for more; default: the role's")
+@click.option("--reason", metavar="REASON", help="the reason, for roles that require one")
+@click.option("--address", type=ADDRESS, metavar="IP", help="the address that the request comes from")
+@json_option
+def policy_explain(
+    *,
+    role: str,
+    identity: str,
+    key: Path | None,
+    ttl: int | None,
+    principals: tuple[str, ...],
+    extensions: tuple[str, ...],
+    reason: str | None,
+    address: str | None,
+    as_json: bool,
+) -> int:
+    """Applies every rule of the policy file, also those after one that refuses; signs and records nothing.
+    Limits and freezes are known only to the running keeper and are not checked. Exit status 1 if refused."""
+    from signer.policy.file import load_policy
+
+    policy = load_policy(read_settings().policy_file)
+    ask = SignRequest(
+        role=role,
         public_key="",
-        principals=tuple(arguments.principal) if arguments.principal else None,
-        ttl=arguments.ttl,
-        extensions=tuple((name, "") for name in arguments.extension or ()),
-        reason=arguments.reason,
+        principals=principals or None,
+        ttl=ttl,
+        extensions=tuple((name, "") for name in extensions),
+        reason=reason,
     )
-    key = _read_key(Path(arguments.key)) if arguments.key else None
-    answer = _explain(policy, arguments.identity, ask, key, arguments.address, int(time.time()))
-    if arguments.json:
-        output.show_json({**answer, "not_looked_at": list(NOT_LOOKED_AT)})
+    found = _explain(policy, identity, ask, _read_key(key) if key else None, address, int(time.time()))
+    if as_json:
+        output.show_json({**found.model_dump(exclude_unset=True), "not_looked_at": list(NOT_CHECKED)})
     else:
-        _show_explanation(answer)
-    return 0 if answer["granted"] else 1
+        _show_explanation(found)
+    return 0 if found.granted else 1
 
 
 def _read_key(path: Path) -> PublicKey | BadPublicKey:
-    """The key; one that is malformed is a finding of its own. Raises `BadFile` for a file that cannot be read."""
+    """The key, or what is wrong with it, which is a finding. Raises `BadFile` for a file that cannot be read."""
+    from signer.cli.keys import load_public_key
+
     try:
         return load_public_key(path)
     except BadPublicKey as fault:
@@ -98,9 +135,12 @@ def _read_key(path: Path) -> PublicKey | BadPublicKey:
 
 
 def _explain(
-    policy: Policy, name: str, ask: Ask, key: PublicKey | BadPublicKey | None, address: str | None, now: int
-) -> dict[str, Any]:
-    """As the keeper explains (`queries`), with what precedes the rules: who asks, and may they at all."""
+    policy: Policy, name: str, ask: SignRequest, key: PublicKey | BadPublicKey | None, address: str | None, now: int
+) -> Explanation:
+    """As the keeper explains (`queries`), preceded by the checks of identity and role."""
+    from signer.authority.queries import explanation
+    from signer.policy.decide import explain
+
     identity, role = policy.identities.get(name), policy.roles.get(ask.role)
     first = [_judge("identity", lambda: _see_identity(policy, name, now))]
     first.append(_judge("role", lambda: _see_role(policy, identity, ask.role)))
@@ -124,7 +164,7 @@ def _judge(rule: str, see: Callable[[], str]) -> tuple[Finding, Refused | None]:
 
 
 def _see_identity(policy: Policy, name: str, now: int) -> str:
-    """Who that is and until when they can prove it; raises `Refused`."""
+    """The identity's kind and when its last token expires; raises `Refused`."""
     identity = policy.identities.get(name)
     if identity is None:
         hint = _nearest(name, policy.identities, "add it")
@@ -164,51 +204,59 @@ def _nearest(name: str, known: Mapping[str, object], otherwise: str) -> str:
 
 
 def _span(seconds: int) -> str:
-    """A span as a person says it: its largest unit or two."""
+    """A span in its largest unit or two."""
     if seconds >= 2 * _DAY:
         return f"{seconds // _DAY} days"
     return render_duration(seconds - seconds % 60 if seconds >= 60 else seconds)
 
 
-def _show_explanation(answer: dict[str, Any]) -> None:
-    what = f"{answer['identity']} would get a certificate of role {answer['role']}"
-    if any(rule["rule"] == "key" and rule["outcome"] == "skipped" for rule in answer["rules"]):
+def _show_explanation(found: Explanation) -> None:
+    what = f"{found.identity} would get a certificate of role {found.role}"
+    if any(rule.rule == "key" and rule.outcome == "skipped" for rule in found.rules):
         what += ", for a key that it allows"
-    output.show(plain(f"granted: {what}" if answer["granted"] else f"refused: {answer['text']}"))
+    output.show(plain(f"granted: {what}" if found.granted else f"refused: {found.text}"))
     output.show()
-    output.show_table([(rule["rule"], rule["detail"], rule["outcome"]) for rule in answer["rules"]], "  ")
+    output.show_table([(rule.rule, rule.detail, rule.outcome) for rule in found.rules], "  ")
     output.show()
-    if answer.get("hint"):
-        output.show(plain(f"hint: {answer['hint']}"))
-    output.show(f"not looked at: {' and '.join(NOT_LOOKED_AT)}, which only the running keeper knows")
+    if found.hint:
+        output.show(plain(f"hint: {found.hint}"))
+    output.show(f"not looked at: {' and '.join(NOT_CHECKED)}, which only the running keeper knows")
 
 
-def token_new(arguments: Namespace, settings: Callable[[], Settings]) -> int:
-    """A new token, and what policy.toml needs to know of it."""
-    name, span = arguments.identity, arguments.expires
-    known = _known_tokens(name, settings)
+@verb("token new", examples=["signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --json"])
+@click.argument("identity", type=IDENTITY, metavar="IDENTITY", help="the identity of the token")
+@click.option("--expires", type=TOKEN_LIFE, metavar="TIME", required=True, help="from now, such as 90d")
+@json_option
+def token_new(identity: str, expires: int, as_json: bool) -> int:
+    """Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which contains only
+    the token's SHA-256, goes to stderr; with --json everything is on stdout."""
+    from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
+
+    known = _known_tokens(identity)
     token = render_token(os.urandom(SECRET_BYTES))
-    digest, expires = token_digest(token), timestamp(int(time.time()) + span)
-    entry = f'{{ sha256 = "{digest}", expires = {expires} }}'
+    digest, ends = token_digest(token), timestamp(int(time.time()) + expires)
+    entry = f'{{ sha256 = "{digest}", expires = {ends} }}'
     line = f"tokens = [{entry}]"
-    if arguments.json:
-        output.show_json({"token": token, "sha256": digest, "expires": expires, "policy_line": line})
+    if as_json:
+        output.show_json({"token": token, "sha256": digest, "expires": ends, "policy_line": line})
     else:
         output.show(token)
-    output.say("this token is shown once and stored nowhere; keep it where only its owner can read it")
+    output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
     if known:
-        output.say(f"add to the list identities.{name}.tokens in policy.toml, and send the keeper SIGHUP:")
-        output.say_bare(f"  {entry}")
+        output.note(f"add to the list identities.{identity}.tokens in policy.toml, and send the keeper SIGHUP:")
+        output.note_bare(f"  {entry}")
     else:
-        output.say(f"put into [identities.{name}] in policy.toml, and send the keeper SIGHUP:")
-        output.say_bare(f"  {line}")
+        output.note(f"put into [identities.{identity}] in policy.toml, and send the keeper SIGHUP:")
+        output.note_bare(f"  {line}")
     return 0
 
 
-def _known_tokens(name: str, settings: Callable[[], Settings]) -> int:
-    """How many tokens policy.toml holds for the identity already; what cannot be read is only worth a warning."""
+def _known_tokens(name: str) -> int:
+    """The number of tokens of the identity in policy.toml; a policy that cannot be read is only a warning."""
+    from signer.policy.file import load_policy
+
     try:
-        policy = load_policy(settings().policy_file)
+        policy = load_policy(read_settings().policy_file)
     except SignerError as error:
         output.warn(f"not compared with the policy: {error.text}")
         return 0

@@ -256,7 +256,7 @@ def broken_at(seq: int, what: str) -> LedgerBroken:
     return LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {seq}: {what}",
-        "keep the file as it is, and compare it with a saved head and a backup (runbook: README, Ledger)",
+        "keep the file as it is, and compare it with a saved head and a backup: see runbooks/ledger.md",
         {"seq": seq},
     )
 
@@ -280,7 +280,7 @@ def storage_errors() -> Iterator[None]:
         raise LedgerBroken(
             "ledger_broken",
             f"the ledger's file is damaged: {_short_reason(error)}",
-            "keep the file as it is, and compare it with a backup (README, Ledger)",
+            "keep the file as it is, and compare it with a backup: see runbooks/ledger.md",
         ) from None
 
 

@@ -61,7 +61,7 @@ def ask_approval(plan: Plan, given: str | None, ask: Callable[[], str] | None, n
                 "approval_for_another_operation", f"that phrase does not approve a {plan.operation}", *_where(plan)
             )
         raise ApprovalRefused("approval_wrong", "that is not the approval phrase", *_where(plan))
-    return Approval(plan.operation, plan.digest, whoever(), socket.gethostname(), timestamp(now), way)
+    return Approval(plan.operation, plan.digest, current_operator(), socket.gethostname(), timestamp(now), way)
 
 
 def _is_phrase(typed: str, operation: Operation) -> bool:
@@ -73,7 +73,7 @@ def _where(plan: Plan) -> tuple[str, dict[str, object]]:
     return f"nothing was changed; the phrase is in {_RUNBOOKS[plan.operation]}", {"plan": plan.digest}
 
 
-def whoever() -> str:
+def current_operator() -> str:
     """The person as far as the system can tell: the user of `sudo` where there is one, with the user we run as."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name

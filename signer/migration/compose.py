@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from signer import subprocesses
 from signer.errors import SignerError
-from signer.subprocesses import Ended, NoSuchCommand
+from signer.subprocesses import CommandResult, NoSuchCommand
 
 UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
 ASK_WITHIN: Final = 20.0
@@ -251,7 +251,7 @@ class Compose:
             raise _not_understood(self.facts.engine)
         return value
 
-    def ask(self, argv: Sequence[str], text: str) -> Ended:
+    def ask(self, argv: Sequence[str], text: str) -> CommandResult:
         """What a command says that changes nothing; raises `ComposeFailed` with `text` unless it ends well.
 
         Of one that fails only stderr is kept: half an answer of `inspect` or `config` has values of variables in it.
@@ -267,7 +267,7 @@ class Compose:
             raise _not_understood(Path(argv[0]).name)
         return ended
 
-    def run(self, argv: Sequence[str], within: float = ASK_WITHIN) -> Ended:
+    def run(self, argv: Sequence[str], within: float = ASK_WITHIN) -> CommandResult:
         """Runs a command with the environment of all of them; raises `ComposeFailed` if there is no such command."""
         try:
             return subprocesses.run(argv, environment=self._environment, within=within)
@@ -327,11 +327,13 @@ def _bare(identifier: str) -> str:
 
 def _not_understood(what: str) -> ComposeFailed:
     return ComposeFailed(
-        "compose_not_understood", f"what {what} prints has a form that is new here", "compare its version with README"
+        "compose_not_understood",
+        f"what {what} prints has a form that is new here",
+        "compare its version with runbooks/preflight.md",
     )
 
 
-def shown(ended: Ended) -> str:
+def shown(ended: CommandResult) -> str:
     """What a command said, both streams, for people: bounded, printable, no value of an environment variable.
 
     podman-compose prints commands with `-e NAME=VALUE`; from there on the line is left out.

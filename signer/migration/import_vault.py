@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from signer.errors import BadFile, Disobedient
+from signer.errors import BadFile, CertificateMismatch
 from signer.files import write_new
 from signer.migration.import_role import ImportedRole, comment, import_role, toml_text
 from signer.model import PublicKey
@@ -66,7 +66,7 @@ def import_vault(vault: VaultSide, mount: str, names: Sequence[str] = (), finger
         raise BadFile(
             "nothing_to_import",
             "none of the roles can be carried over" if roles else "the mount has no roles",
-            "write policy.toml by hand, from README's table of its keys",
+            "write policy.toml by hand: see runbooks/reference/policy-file.md",
             tuple(f"{role.name}: {text}" for role in roles for text in role.not_carried()),
         )
     policy = "\n".join([*_head(mount, roles), "", *_ca(vault_ca, fingerprint), *_tables(roles), *_foot(roles)])
@@ -128,20 +128,20 @@ def _key(name: str) -> str:
 def _check(
     policy: str, fetched: Mapping[str, Mapping[str, Any]], roles: Sequence[ImportedRole], ttls: MountTtls | None
 ) -> None:
-    """Raises `Disobedient` unless our own reader takes the filled in text, and no role of it is wider than Vault's."""
+    """Raises `CertificateMismatch` unless our own reader accepts the text and no role of it is wider than Vault's."""
     try:
         # The line end before it keeps a comment, which may hold any words, from being taken for the key.
         filled = policy.replace(f"\nfingerprint = {toml_text(FILL_IN)}", f"\nfingerprint = {toml_text(_TRIAL_PIN)}", 1)
         read = parse_policy((filled + _TRIAL_IDENTITY).encode())
     except BadFile as error:
         text = "the policy that was made of Vault's roles cannot be read back"
-        raise Disobedient("import_not_readable", text, "report this with Vault's roles", error.facts) from None
+        raise CertificateMismatch("import_not_readable", text, "report this with Vault's roles", error.facts) from None
     for name in (role.name for role in roles if role.is_carried):
         wider = errors_in(compare_roles(fetched[name], read.roles[name], ttls))
         for difference in wider:
             if difference.field != "default_user":  # fewer default principals refuse; they give nobody anything
                 text = f"role {name} would give more than Vault's: {difference.field}"
-                raise Disobedient("import_wider", text, "report this with Vault's role")
+                raise CertificateMismatch("import_wider", text, "report this with Vault's role")
 
 
 def write_policy(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How far a run has come, on disk before and after each step, so that whoever comes after a crash can tell and go on.
+"""The progress of a run, on disk before and after each step, so that an interrupted run can be resumed.
 
 One file a run, one JSON object a line, each brought to the disk before the next thing happens. What a crash leaves of a
 last line is cut off. One run at a time, by a lock that ends with its process. Evidence is in `evidence.py`; this is
@@ -21,6 +21,7 @@ from typing import Final
 from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.files import lock, open_or_create, open_unread, sync_directory
 from signer.migration.evidence.store import check_private
+from signer.model import RunOutcome
 
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
@@ -29,8 +30,9 @@ _RUN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover
 
 
 @dataclass(slots=True)
-class Past:
-    """What a journal says. `done` maps the names of steps to the seconds they took; `outcome` is "" until the end."""
+class RunState:
+    """The state of a run, from its journal. `done` maps the names of steps to their seconds, `outcome` is None until
+    the run has ended."""
 
     run: str
     operation: str
@@ -43,14 +45,14 @@ class Past:
     error: str = ""
     undone: dict[str, None] = field(default_factory=dict)
     is_rolling_back: bool = False
-    outcome: str = ""
+    outcome: RunOutcome | None = None
     ended_ms: int = 0
     evidence: str = ""
 
     @property
     def is_over(self) -> bool:
         """True when nothing is left to do."""
-        return self.outcome != ""
+        return self.outcome is not None
 
     def take(self, line: object) -> None:
         """One more line of the journal; raises `ValueError`, `KeyError` or `TypeError` for one of another form."""
@@ -74,12 +76,12 @@ class Past:
             case "undo.done":
                 self.undone[name] = None
             case "run.ended":
-                self.outcome, self.ended_ms = str(line["outcome"]), int(line["at"])
+                self.outcome, self.ended_ms = RunOutcome(line["outcome"]), int(line["at"])
                 self.evidence = str(line.get("evidence", ""))
 
 
 class Journal:
-    """The journal of one run, open for writing; `past` is what it says so far.
+    """The journal of one run, open for writing; `state` is what it says so far.
 
     `make_room` is called once if the disk is full; what it frees is meant for the end of a run. `clean` takes secrets
     out of the summaries that steps give.
@@ -90,7 +92,7 @@ class Journal:
         self.path = folder / FOLDER / f"{run}.jsonl"
         self.make_room: Callable[[], object] = lambda: None
         self.clean: Callable[[str], str] = str
-        self.past = read_journal(self.path) if self.path.exists() else Past(run, _operation(run))
+        self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = open_or_create(self.path)
@@ -114,7 +116,7 @@ class Journal:
                 self._append(text)
             except OSError as again:
                 raise _unwritable(again) from None
-        self.past.take(line)
+        self.state.take(line)
 
     def _append(self, text: bytes) -> None:
         end = os.lseek(self._file, 0, os.SEEK_END)
@@ -141,9 +143,9 @@ def _operation(run: str) -> str:
     return match[3]
 
 
-def _age(past: Past) -> tuple[str, int]:
+def _age(state: RunState) -> tuple[str, int]:
     """Sorts runs as they were made; of those of one second the first one has no number."""
-    match = _RUN.fullmatch(past.run)
+    match = _RUN.fullmatch(state.run)
     return ("", 0) if match is None else (match[1], int(match[2] or 1))
 
 
@@ -155,7 +157,7 @@ def _cut_half_line(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def read_journal(path: Path) -> Past:
+def read_journal(path: Path) -> RunState:
     """What a journal says; raises `Unavailable` or `LedgerBroken`. A last line without its end does not count."""
     try:
         text = path.read_text(errors="replace")
@@ -163,33 +165,33 @@ def read_journal(path: Path) -> Past:
         raise Unavailable(
             "journal_unreadable", f"the journal of a run cannot be read: {error.strerror}", "see its mode and owner"
         ) from None
-    past = Past(path.stem, _operation(path.stem))
+    state = RunState(path.stem, _operation(path.stem))
     lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            past.take(json.loads(line))
+            state.take(json.loads(line))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise LedgerBroken(
                 "journal_broken",
                 f"line {number} of the journal {path.name} is none of ours",
                 "keep the file, see what the platform does now, and go on by the runbook (runbooks/rollback.md)",
             ) from None
-    return past
+    return state
 
 
-def runs(folder: Path) -> list[Past]:
+def runs(folder: Path) -> list[RunState]:
     """All runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
     return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
 
 
 @contextmanager
-def alone(folder: Path, base: Path) -> Iterator[None]:
-    """Nobody else changes this platform meanwhile, not with another evidence directory either; raises `Unavailable`.
+def platform_lock(folder: Path, base: Path) -> Iterator[None]:
+    """Holds the platform against every other process, with any evidence directory; raises `Unavailable`.
 
-    `base` is the compose file that all who work on the platform have in common. Where it is missing the plan says so.
+    `base` is the compose file, which every operation on the platform uses; if it is missing, the plan reports that.
 
-    A journal says what need not be done again, so nobody else may be able to write one: `evidence_dir_not_private`.
+    A journal decides which steps are not repeated, so no other user may write there: `evidence_dir_not_private`.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

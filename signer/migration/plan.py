@@ -1,14 +1,15 @@
-"""What a plan is: steps, and everything they depend on, under one digest. Pure.
+"""A plan: its steps, and everything that they depend on, under one digest. Pure.
 
-A plan is made twice by the same function, once to be printed and once before it is applied; `differences` says, field
-by field, where the world moved in between. Carrying it out is in `apply.py`, remembering how far in `journal.py`.
+The same function makes a plan twice, once to print it and once before it is applied; `differences` names each field
+that has changed in between. `runner.py` carries the steps out, `journal.py` records the progress.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -23,6 +24,14 @@ Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES
 Operation = Literal["cutover", "decommission"]
 
 
+class StepOutcome(StrEnum):
+    """What became of a step, in the evidence."""
+
+    DONE = "done"
+    UNDONE = "undone"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What a step saw or did: one line for people, and facts that are ready for JSON and hold no secret."""
@@ -33,35 +42,47 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step, the same object when it is printed and when it is carried out.
+    """One step: the plan shows its `lines`, a run calls its `action`.
 
-    `act` does it and `verify` proves that it worked; both raise `SignerError` if not. `is_done` says whether it needs
-    to be done at all, which matters when a run is taken up again. `undo` takes it back; None beside the effect
-    `DESTROYS` means that nothing can. `undo_text` says that in words. `reads` names what the step looks at.
+    `action` does the step and `verify` proves that it worked; both raise `SignerError` if not. `lines` are the commands
+    and requests of both, in order. `is_done` is False if the step must be done, which matters when a run is resumed.
+    `undo` takes the step back, with its own `undo_lines`; None beside the effect `DESTROYS` means that nothing can.
+    `undo_text` describes that in words. `reads` names what the step looks at.
     """
 
     name: str
     title: str
     effect: Effect
-    act: Callable[[], Observation]
+    action: Callable[[], Observation]
+    lines: tuple[str, ...] = ()
     verify: Callable[[], Observation] | None = None
     is_done: Callable[[], bool] = lambda: False
     undo: Callable[[], Observation] | None = None
+    undo_lines: tuple[str, ...] = ()
     undo_text: str = ""
     reads: tuple[str, ...] = ()
 
     @property
     def is_irreversible(self) -> bool:
-        """True if it changes something and nothing takes it back."""
+        """True if the step changes something and has no undo."""
         return self.effect in ("CHANGES", "DESTROYS") and self.undo is None
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be done and what that depends on.
+class PlanPart:
+    """The inputs of a plan, or the state before or after it; each operation derives its own, with values for JSON."""
 
-    `inputs` is what must not change between plan and end, `now` the state that the steps themselves change; both are
-    names to values ready for JSON. `steps` are descriptions with the commands that would be run.
+    def as_json(self) -> dict[str, Any]:
+        """The part as the plan contains it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done and what that depends on, as a plan file contains it.
+
+    `inputs` must not change until the run has ended; `now` is the state that the steps themselves change, `then` the
+    state after them. `steps` are descriptions, with the commands that would be run.
     """
 
     operation: Operation
@@ -92,42 +113,21 @@ class Plan:
         return "sha256:" + sha256(canonical_json(self._content()).encode()).hexdigest()
 
 
-def describe(step: Step, number: int, would: tuple[str, ...]) -> dict[str, Any]:
-    """A step as the plan holds it; `would` are the lines that a recording implementation wrote down."""
-    return {
-        "number": number,
-        "name": step.name,
-        "title": step.title,
-        "effect": step.effect,
-        "undo": step.undo_text,
-        "reads": list(step.reads),
-        "would": list(would),
-    }
-
-
-class WouldRun:
-    """Hands that do nothing, to be derived from: each act leaves the lines that would be run, in `would`."""
-
-    def __init__(self, lines: Mapping[str, tuple[str, ...]]) -> None:
-        self._lines = lines
-        self.would: list[str] = []
-
-    def _note(self, name: str) -> Observation:
-        """What an act of that name would run."""
-        self.would += self._lines[name]
-        return Observation("")
-
-
-def describe_all(steps: Sequence[Step], hands: WouldRun) -> tuple[dict[str, Any], ...]:
-    """Every step as the plan holds it, acted out with hands that do nothing."""
-    found = []
-    for number, step in enumerate(steps, 1):
-        hands.would = []
-        step.act()
-        if step.verify is not None:
-            step.verify()
-        found.append(describe(step, number, tuple(hands.would)))
-    return tuple(found)
+def describe(steps: Sequence[Step], *, with_undo: bool = False) -> tuple[dict[str, Any], ...]:
+    """Every step as the plan contains it; `with_undo` adds the commands that its undo would run."""
+    return tuple(
+        {
+            "number": number,
+            "name": step.name,
+            "title": step.title,
+            "effect": step.effect,
+            "undo": step.undo_text,
+            "reads": list(step.reads),
+            "would": list(step.lines),
+            **({"would_undo": list(step.undo_lines)} if with_undo else {}),
+        }
+        for number, step in enumerate(steps, 1)
+    )
 
 
 def read_plan(text: str, operation: Operation) -> Plan:
@@ -149,7 +149,7 @@ def read_plan(text: str, operation: Operation) -> Plan:
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BadFile(
-            "plan_unreadable", "the plan file is no plan", f"make one: signer {operation} plan --config FILE"
+            "plan_unreadable", "the plan file is not a plan", f"make one: signer {operation} plan --config FILE"
         ) from None
     if not is_ours:
         raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")

@@ -20,9 +20,10 @@ from signer.errors import NotFound, SignerError, Unavailable
 from signer.migration.approval import Approval
 from signer.migration.evidence.files import numbered
 from signer.migration.evidence.store import Evidence
-from signer.migration.journal import Journal, Past, runs
-from signer.migration.plan import Observation, Plan, Step
-from signer.migration.runner import Ended, Report, carry_out
+from signer.migration.journal import Journal, RunState, runs
+from signer.migration.plan import Observation, Plan, Step, StepOutcome
+from signer.migration.runner import Reporter, RunResult, carry_out
+from signer.model import RunOutcome
 from signer.subprocesses import NoSuchCommand, run
 
 _DESTROYING: Final = ("disable", "revoke", "remove-data")  # steps of a decommission, for a run whose plan is lost
@@ -55,29 +56,52 @@ class Run:
 
     @property
     def operation(self) -> str:
-        return self.journal.past.operation
+        return self.journal.state.operation
 
-    def carry_out(self, steps: Sequence[Step], report: Report) -> Ended:
+    def carry_out(self, steps: Sequence[Step], reporter: Reporter) -> RunResult:
         """Runs the steps to an end; see `apply.carry_out`."""
-        return carry_out(steps, self.journal, self, report)
+        return carry_out(steps, self.journal, self, reporter)
 
-    def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None:
+    def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None:
         """Keeps what a step saw; of the step that sealed the evidence only the journal can tell."""
         if self.evidence.is_recorded:
             return
         facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
-        name = numbered("steps", number, step.name if what == "done" else f"{step.name}-{what}", "json")
+        name = numbered("steps", number, step.name if what is StepOutcome.DONE else f"{step.name}-{what}", "json")
         self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
 
-    def conclude(self, outcome: str, error: SignerError | None = None) -> Observation:
+    def keep_logs(self, name: str, observe: Callable[[], Observation]) -> Observation:
+        """What `observe` returns of all targets; the log of each one is kept as evidence, also when it fails.
+
+        A full disk must not prevent a rollback from proving itself: `facts["logs_not_kept"]` has the error's code.
+        """
+        try:
+            seen = observe()
+        except SignerError as error:
+            self._write_logs(name, error.facts)
+            raise
+        return Observation(seen.summary, {**seen.facts, **self._write_logs(name, seen.facts)})
+
+    def _write_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
+        targets = facts.get("targets")
+        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
+            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
+            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
+            try:
+                self.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+            except SignerError as error:
+                return {"logs_not_kept": error.code}
+        return {}
+
+    def conclude(self, outcome: RunOutcome, error: SignerError | None = None) -> Observation:
         """Seals the evidence and has the ledger hold its digest; may be called again after a crash."""
-        past = self.journal.past
-        facts: dict[str, object] = {"reason": self.reason, "began": past.began_ms, "error": None}
+        state = self.journal.state
+        facts: dict[str, object] = {"reason": self.reason, "began": state.began_ms, "error": None}
         if error is not None:
-            told = {"code": error.code, "text": error.text, "hint": error.hint, "step": past.failed}
+            told = {"code": error.code, "text": error.text, "hint": error.hint, "step": state.failed}
             facts["error"] = {**told, "facts": error.facts} if error.facts else told
         if not self.evidence.digest:
-            self.evidence.write_json("timings.json", {"steps": past.done, "began_ms": past.began_ms})
+            self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
             self.evidence.write_text("journal.jsonl", self.journal.text())
         digest = self.evidence.seal(outcome, facts)
@@ -85,9 +109,9 @@ class Run:
         return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})
 
 
-def unfinished(folder: Path) -> list[Past]:
+def unfinished(folder: Path) -> list[RunState]:
     """Runs that have not come to their end, oldest first."""
-    return [past for past in runs(folder) if not past.is_over]
+    return [state for state in runs(folder) if not state.is_over]
 
 
 @contextmanager
@@ -103,22 +127,22 @@ def open_run(
 ) -> Iterator[Run]:
     """A new run, or the one of the same plan that was cut off; raises `Unfinished` if another one comes first.
 
-    One that was cut off before it changed anything does not: it is ended as failed. To be used while `journal.alone`
+    One that was cut off before it changed anything does not: it is ended as failed. To be used while `platform_lock`
     holds everybody else off.
     """
     digest = plan.digest if plan is not None else ""
-    past, over = _to_take_up(folder, operation, digest)
+    state, over = _to_take_up(folder, operation, digest)
     for other in over:
-        _close(folder, other, recorder, "failed", "another plan")
-    if past is None:
+        _close(folder, other, recorder, RunOutcome.FAILED, "another plan")
+    if state is None:
         evidence = Evidence.create(folder, operation, clock())
         evidence.reserve_space()
     else:
-        evidence = Evidence.open(folder / past.run)
+        evidence = Evidence.open(folder / state.run)
     journal = Journal(folder, evidence.run, clock)
     journal.make_room, journal.clean = evidence.release_space, evidence.guard.clean
     try:
-        journal.write("run.began" if past is None else "run.resumed", plan=digest, reason=reason)
+        journal.write("run.began" if state is None else "run.resumed", plan=digest, reason=reason)
         if plan is not None:
             evidence.write_json("plan.json", plan.as_json())
         if approval is not None and not evidence.is_recorded:  # else it was cut off between ledger and journal
@@ -129,71 +153,71 @@ def open_run(
         journal.close()
 
 
-def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[Past | None, list[Past]]:
+def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[RunState | None, list[RunState]]:
     """The run to go on with, and those that can be ended for it; raises `Unfinished` for what must be done first."""
-    over: list[Past] = []
-    for past in unfinished(folder):
-        if past.operation == operation and past.plan == plan and not past.is_rolling_back:
-            return past, over
-        if operation == "rollback" and not destroyed_by(folder, past):
+    over: list[RunState] = []
+    for state in unfinished(folder):
+        if state.operation == operation and state.plan == plan and not state.is_rolling_back:
+            return state, over
+        if operation == "rollback" and not destroyed_by(folder, state):
             continue  # the rollback ends it, see `close_others`
-        if past.is_rolling_back:
+        if state.is_rolling_back:
             raise Unfinished(
                 "rollback_unfinished",
-                f"the run {past.run} was cut off while it rolled back",
+                f"the run {state.run} was cut off while it rolled back",
                 f"finish that first: {_BACK}",
             )
-        if _has_changed(folder, past):
+        if _has_changed(folder, state):
             again = (
-                f"apply its plan ({past.plan[:19]}…) again, or, before anything was destroyed: " if past.plan else ""
+                f"apply its plan ({state.plan[:19]}…) again, or, before anything was destroyed: " if state.plan else ""
             )
-            raise Unfinished("run_unfinished", f"the run {past.run} has not come to its end", f"{again}{_BACK}")
-        over.append(past)
+            raise Unfinished("run_unfinished", f"the run {state.run} has not come to its end", f"{again}{_BACK}")
+        over.append(state)
     return None, over
 
 
-def _has_changed(folder: Path, past: Past) -> bool:
+def _has_changed(folder: Path, state: RunState) -> bool:
     """True unless it is certain that the run was cut off before the first step that changes anything."""
-    if not past.begun:
+    if not state.begun:
         return False
-    if past.operation == "rollback":  # which has no plan
-        return "up" in past.begun
+    if state.operation == "rollback":  # which has no plan
+        return "up" in state.begun
     try:
-        steps = (Evidence.open(folder / past.run).read_json("plan.json") or {})["steps"]
-        return any(step["effect"] in ("CHANGES", "DESTROYS") and step["name"] in past.begun for step in steps)
+        steps = (Evidence.open(folder / state.run).read_json("plan.json") or {})["steps"]
+        return any(step["effect"] in ("CHANGES", "DESTROYS") and step["name"] in state.begun for step in steps)
     except (NotFound, KeyError, TypeError):
         return True
 
 
-def destroyed_by(folder: Path, past: Past) -> str:
+def destroyed_by(folder: Path, state: RunState) -> str:
     """The title of a step, begun by that run, that nothing takes back; empty if there is none."""
     try:
-        plan = Evidence.open(folder / past.run).read_json("plan.json") or {}
+        plan = Evidence.open(folder / state.run).read_json("plan.json") or {}
         steps = plan.get("steps", [])
         if steps:
-            return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in past.begun), "")
+            return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in state.begun), "")
     except (NotFound, KeyError, TypeError, AttributeError):
         steps = []  # its evidence was moved away, or it was cut off before its plan was kept: the journal tells
-    known = _DESTROYING if past.operation == "decommission" else ()
-    return next((f"step {name}" for name in known if name in past.begun), "")
+    known = _DESTROYING if state.operation == "decommission" else ()
+    return next((f"step {name}" for name in known if name in state.begun), "")
 
 
-def close_others(folder: Path, recorder: Recorder, outcome: str, by: str) -> list[str]:
+def close_others(folder: Path, recorder: Recorder, outcome: RunOutcome, by: str) -> list[str]:
     """Ends every other run that is open, after a rollback has put the platform back; returns their names."""
-    others = [past for past in unfinished(folder) if past.run != by]
-    return [past.run for past in others if _close(folder, past, recorder, outcome, by)]
+    others = [state for state in unfinished(folder) if state.run != by]
+    return [state.run for state in others if _close(folder, state, recorder, outcome, by)]
 
 
-def _close(folder: Path, past: Past, recorder: Recorder, outcome: str, by: str) -> bool:
+def _close(folder: Path, state: RunState, recorder: Recorder, outcome: RunOutcome, by: str) -> bool:
     """Ends a run that was cut off; False if there is nothing of it but its journal."""
-    journal = Journal(folder, past.run)
+    journal = Journal(folder, state.run)
     try:
         try:
-            evidence = Evidence.open(folder / past.run)
+            evidence = Evidence.open(folder / state.run)
         except NotFound:  # cut off before its first step
-            journal.write("run.ended", outcome="failed", evidence="", by=by)
+            journal.write("run.ended", outcome=RunOutcome.FAILED, evidence="", by=by)
             return False
-        kept = Run(journal, evidence, past.plan, recorder, f"ended by {by}")
+        kept = Run(journal, evidence, state.plan, recorder, f"ended by {by}")
         sealed = kept.conclude(outcome).facts["evidence"]
         journal.write("run.ended", outcome=outcome, evidence=sealed, by=by)
     finally:
@@ -204,14 +228,14 @@ def _close(folder: Path, past: Past, recorder: Recorder, outcome: str, by: str) 
 def catch_up(folder: Path, recorder: Recorder) -> list[str]:
     """Has the ledger hold the evidence of runs that ended while it could not be asked; returns their names."""
     told = []
-    for past in runs(folder):
+    for state in runs(folder):
         try:
-            evidence = Evidence.open(folder / past.run)
+            evidence = Evidence.open(folder / state.run)
         except NotFound:
             continue
-        if past.is_over and evidence.digest and not evidence.is_recorded:
-            _record(past.operation, past.outcome, past.plan, past.reason, evidence, recorder)
-            told.append(past.run)
+        if state.outcome is not None and evidence.digest and not evidence.is_recorded:
+            _record(state.operation, state.outcome, state.plan, state.reason, evidence, recorder)
+            told.append(state.run)
     return told
 
 

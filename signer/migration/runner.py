@@ -17,22 +17,16 @@ from typing import Final, Protocol, TypeVar
 
 from signer.errors import SignerError, Unavailable
 from signer.migration.journal import Journal
-from signer.migration.plan import Observation, Step
+from signer.migration.plan import Observation, Step, StepOutcome
+from signer.model import RunOutcome
 
-APPLIED, ROLLED_BACK, FAILED, STOPPED, ROLLBACK_FAILED = (
-    "applied",
-    "rolled_back",
-    "failed",
-    "stopped",
-    "rollback_failed",
-)
 _CHANGING: Final = ("CHANGES", "DESTROYS")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _T = TypeVar("_T")
 
 
-class Report(Protocol):
-    """Who is told how it goes, as it goes."""
+class Reporter(Protocol):
+    """Shows the progress of a run."""
 
     def began(self, number: int, step: Step) -> None: ...
     def passed(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
@@ -42,23 +36,23 @@ class Report(Protocol):
     def undone(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
 
 
-class Record(Protocol):
-    """Where a run's evidence goes."""
+class EvidenceKeeper(Protocol):
+    """Takes the evidence of a run."""
 
-    def step(self, number: int, step: Step, what: str, seen: Observation, seconds: float) -> None: ...
-    def conclude(self, outcome: str, error: SignerError | None) -> Observation: ...
+    def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None: ...
+    def conclude(self, outcome: RunOutcome, error: SignerError | None) -> Observation: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended; `error` is what made it fail."""
+class RunResult:
+    """How a run ended; `error` made it fail."""
 
-    outcome: str
+    outcome: RunOutcome
     error: SignerError | None = None
-    also: SignerError | None = None  # what made backing out fail as well
+    also: SignerError | None = None  # an error of the rollback, or of recording the end
 
 
-def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
+def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter) -> RunResult:
     """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
 
     1  as long as nothing was changed, all is done from the first step on: what was seen may be old.
@@ -71,52 +65,61 @@ def carry_out(steps: Sequence[Step], journal: Journal, record: Record, report: R
     4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
     """
     *before, seal = enumerate(steps, 1)
-    is_as_left = any(step.effect in _CHANGING and step.name in journal.past.begun for step in steps)
+    is_as_left = any(step.effect in _CHANGING and step.name in journal.state.begun for step in steps)
     with _interruptible():
         for number, step in before:
             began = time.monotonic()
             try:
                 # 1
-                if is_as_left and step.name in journal.past.done and (step.effect != "CHANGES" or _asked(step.is_done)):
-                    report.skipped(number, step)
+                if (
+                    is_as_left
+                    and step.name in journal.state.done
+                    and (step.effect != "CHANGES" or _asked(step.is_done))
+                ):
+                    reporter.skipped(number, step)
                     continue
                 is_as_left = False
                 # 2
-                report.began(number, step)
+                reporter.began(number, step)
                 journal.write("step.began", step=step.name)
                 seen = _done(step)
                 seconds = time.monotonic() - began
-                _asked(lambda: record.step(number, step, "done", seen, seconds))  # noqa: B023 - called at once
+                _asked(lambda: evidence.step(number, step, StepOutcome.DONE, seen, seconds))  # noqa: B023 - called at once
                 journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
-                report.passed(number, step, seen, seconds)
+                reporter.passed(number, step, seen, seconds)
             except SignerError as error:
                 # 3
                 with _undisturbed():
-                    report.failed(number, step, error, time.monotonic() - began)
-                    return _end_by(error, step, steps, journal, record, report)
+                    reporter.failed(number, step, error, time.monotonic() - began)
+                    return _end_by(error, step, steps, journal, evidence, reporter)
         # 4
         with _undisturbed():
-            return _seal(*seal, steps, journal, record, report)
+            return _seal(*seal, steps, journal, evidence, reporter)
 
 
-def _seal(number: int, step: Step, steps: Sequence[Step], journal: Journal, record: Record, report: Report) -> Ended:
+def _seal(
+    number: int, step: Step, steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter
+) -> RunResult:
     """The last step. Once the ledger holds the outcome it is what happened, whatever fails after that."""
     began = time.monotonic()
-    report.began(number, step)
+    reporter.began(number, step)
     try:
         journal.write("step.began", step=step.name)
         seen = _done(step)
     except SignerError as error:
-        report.failed(number, step, error, time.monotonic() - began)
-        return _end_by(error, step, steps, journal, record, report)
-    report.passed(number, step, seen, time.monotonic() - began)
-    evidence = seen.facts.get("evidence", "")
-    return Ended(APPLIED, also=_try(lambda: journal.write("run.ended", outcome=APPLIED, evidence=evidence)))
+        reporter.failed(number, step, error, time.monotonic() - began)
+        return _end_by(error, step, steps, journal, evidence, reporter)
+    reporter.passed(number, step, seen, time.monotonic() - began)
+    digest = seen.facts.get("evidence", "")
+    return RunResult(
+        RunOutcome.APPLIED,
+        also=_try(lambda: journal.write("run.ended", outcome=RunOutcome.APPLIED, evidence=digest)),
+    )
 
 
 def _done(step: Step) -> Observation:
     """Does it, unless a run that was cut off came so far that nothing is left to do; the proof is looked at anyway."""
-    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.act)
+    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.action)
     if step.verify is None:
         return seen
     proof = _asked(step.verify)
@@ -140,49 +143,54 @@ def _asked(act: Callable[[], _T]) -> _T:
 
 
 def _end_by(
-    error: SignerError, failed: Step, steps: Sequence[Step], journal: Journal, record: Record, report: Report
-) -> Ended:
+    error: SignerError,
+    failed: Step,
+    steps: Sequence[Step],
+    journal: Journal,
+    evidence: EvidenceKeeper,
+    reporter: Reporter,
+) -> RunResult:
     """Takes back what can be, and says how the run ended. A disk that is full does not keep it from taking back."""
     also = _try(lambda: journal.write("step.failed", step=failed.name, error=error.code))
-    begun = [(number, step) for number, step in enumerate(steps, 1) if step.name in journal.past.begun]
+    begun = [(number, step) for number, step in enumerate(steps, 1) if step.name in journal.state.begun]
     if any(step.is_irreversible for _, step in begun):
-        return Ended(STOPPED, error, also)
-    outcome = FAILED
+        return RunResult(RunOutcome.STOPPED, error, also)
+    outcome = RunOutcome.FAILED
     for number, step in reversed(begun):
         if step.undo is None:
             continue
-        if outcome == FAILED:
-            outcome = ROLLED_BACK
-            report.backing_out()
+        if outcome == RunOutcome.FAILED:
+            outcome = RunOutcome.ROLLED_BACK
+            reporter.backing_out()
             also = also or _try(lambda: journal.write("rollback.began"))
-        if fault := _try(lambda: _undo(number, step, journal, record, report)):  # noqa: B023 - called at once
-            outcome, also = ROLLBACK_FAILED, fault
-    fault = _try(lambda: _conclude(outcome, error, journal, record))
-    return Ended(outcome, error, also or fault)
+        if fault := _try(lambda: _undo(number, step, journal, evidence, reporter)):  # noqa: B023 - called at once
+            outcome, also = RunOutcome.ROLLBACK_FAILED, fault
+    fault = _try(lambda: _conclude(outcome, error, journal, evidence))
+    return RunResult(outcome, error, also or fault)
 
 
-def _undo(number: int, step: Step, journal: Journal, record: Record, report: Report) -> None:
+def _undo(number: int, step: Step, journal: Journal, evidence: EvidenceKeeper, reporter: Reporter) -> None:
     assert step.undo is not None, "asked for by the caller"  # noqa: S101
     began = time.monotonic()
     try:
         seen = _asked(step.undo)
     except SignerError as fault:
-        report.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
+        reporter.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
         raise
     seconds = time.monotonic() - began
-    report.undone(number, step, seen, seconds)  # the platform is as it was; what follows only remembers it
-    _try(lambda: record.step(number, step, "undone", seen, seconds))
+    reporter.undone(number, step, seen, seconds)  # the platform is as it was; what follows only remembers it
+    _try(lambda: evidence.step(number, step, StepOutcome.UNDONE, seen, seconds))
     _try(lambda: journal.write("undo.done", step=step.name, summary=seen.summary))
 
 
-def _conclude(outcome: str, error: SignerError, journal: Journal, record: Record) -> None:
+def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidence: EvidenceKeeper) -> None:
     fault: SignerError | None = None
-    evidence: object = ""
+    digest: object = ""
     try:
-        evidence = _asked(lambda: record.conclude(outcome, error)).facts.get("evidence", "")
+        digest = _asked(lambda: evidence.conclude(outcome, error)).facts.get("evidence", "")
     except SignerError as unwritten:
         fault = unwritten
-    journal.write("run.ended", outcome=outcome, evidence=evidence)
+    journal.write("run.ended", outcome=outcome, evidence=digest)
     if fault is not None:
         raise fault
 

@@ -1,7 +1,7 @@
-"""Does it work for those who log in? Real logins through `safe-session`, as people and agents make them.
+"""Smoke tests: real logins through `safe-session`, as people and agents make them.
 
 Each function makes one observation and raises `SignerError` if it is not what it must be; `facts["log"]` of either is
-what was said, for the evidence: no token, no key. `on_each` makes them on all hosts at once.
+the output of the login, for the evidence, without token or key. `on_each` observes all hosts at once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import BadFormat, BadPublicKey, SignerError
-from signer.migration.config import Target
+from signer.migration.config import CutoverFile, SignerFacts, Target
 from signer.migration.plan import Observation
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.ssh.publickey import fingerprint_of, parse_public_key
-from signer.subprocesses import Ended, run
+from signer.subprocesses import CommandResult, run
 
 CONNECT_WITHIN: Final = 5  # seconds
 LOGIN_WITHIN: Final = 15.0  # seconds for all of one login
@@ -39,34 +38,46 @@ _PASSED_ON: Final = ("PATH", "HOME")
 # The base point of Ed25519: a key that is in order, and to which nobody has the other half.
 _NOBODYS_KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFhmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZm"
 
-Record = Callable[[int], Mapping[str, Any]]
+FindCertificate = Callable[[int], Mapping[str, Any]]
 
 
 class SmokeFailed(SignerError):
     """A login, or what must be seen of it, is not as it must be; `facts` are for the evidence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """As whom to log in: the service's address, the file with the token, the role to ask for."""
+def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerprint: str) -> Observation:
+    """A real login to every target at once, each checked as by `smoke_login`; raises `SmokeFailed`."""
+    seen = on_each(
+        file.smoke,
+        lambda target: smoke_login(target, file.signer, find, backend=backend, ca_fingerprint=ca_fingerprint),
+    )
+    count = len(file.smoke)
+    return Observation(f"logins work on {count} of {count}", seen.facts)
 
-    address: str
-    token_file: Path
-    role: str
+
+def login_lines(file: CutoverFile) -> tuple[str, ...]:
+    """A login to each target as a person would type it, for a plan."""
+    return tuple(f"safe-session ssh -p {target.port} {target.user}@{target.host}" for target in file.smoke)
 
 
 def smoke_login(
-    target: Target, caller: Caller, record: Record, *, backend: str, ca_fingerprint: str, within: float = LOGIN_WITHIN
+    target: Target,
+    signer: SignerFacts,
+    find: FindCertificate,
+    *,
+    backend: str,
+    ca_fingerprint: str,
+    within: float = LOGIN_WITHIN,
 ) -> Observation:
-    """Logs in, runs `true`, and looks at the certificate that did it.
+    """Logs in with a certificate of the service at `signer`, runs `true`, and checks the certificate.
 
     1  the login ends with status 0                                             smoke_login_failed
     2  the certificate, as the agent held it, is signed by `ca_fingerprint`     smoke_wrong_ca
-    3  it is in the ledger (`record` fetches it), byte for byte                 smoke_not_recorded
+    3  it is in the ledger (`find` returns its record), byte for byte            smoke_not_recorded
     4  the ledger says that `backend` signed it                                 smoke_wrong_backend
     """
     # 1
-    ended = _safe_session(target, caller, "true", within)
+    ended = _safe_session(target, signer, "true", within)
     said = _told(target, ended)
     issued = _certificate(ended.out)
     if ended.status != 0 or issued is None:
@@ -84,7 +95,7 @@ def smoke_login(
         )
     # 3
     try:
-        found = record(fields.serial)
+        found = find(fields.serial)
     except SignerError as error:
         raise SmokeFailed(
             "smoke_not_recorded",
@@ -147,7 +158,7 @@ def smoke_refusal(
 
 
 def read_trusted_cas(
-    target: Target, caller: Caller, ca_fingerprint: str, *, within: float = LOGIN_WITHIN
+    target: Target, signer: SignerFacts, ca_fingerprint: str, *, within: float = LOGIN_WITHIN
 ) -> Observation:
     """Whether the host trusts the CA, as far as that can be read over a login of today.
 
@@ -157,7 +168,7 @@ def read_trusted_cas(
     place = target.trusted_ca_file
     if place is None:
         return Observation(f"{target.name}: cannot be read beforehand", {"target": target.name, "trusted": None})
-    ended = _safe_session(target, caller, f"head -c {MAX_CA_FILE} -- {shlex.quote(place)}", within)
+    ended = _safe_session(target, signer, f"head -c {MAX_CA_FILE} -- {shlex.quote(place)}", within)
     said = _told(target, ended)
     if ended.status == _NO_LOGIN or _certificate(ended.out) is None:
         raise _login_failed(target, ended, "", said)
@@ -231,15 +242,15 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
     return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where, command]
 
 
-def _safe_session(target: Target, caller: Caller, command: str, within: float) -> Ended:
+def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:
     environment = {
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         "SHELL": "/bin/sh",  # runs LocalCommand
         "PYTHONPATH": _PACKAGES,
-        "SAFE_SESSION_ADDR": caller.address,
-        "SAFE_SESSION_TOKEN_FILE": str(caller.token_file),
+        "SAFE_SESSION_ADDR": signer.address,
+        "SAFE_SESSION_TOKEN_FILE": str(signer.token_file),
     }
-    return run(login_line(target, caller.role, command), environment=environment, within=within, most=2 * MAX_CA_FILE)
+    return run(login_line(target, signer.role, command), environment=environment, within=within, most=2 * MAX_CA_FILE)
 
 
 def _certificate(out: str) -> tuple[CertificateFields, bytes] | None:
@@ -254,7 +265,7 @@ def _certificate(out: str) -> tuple[CertificateFields, bytes] | None:
     return fields, unsigned
 
 
-def _told(target: Target, ended: Ended) -> dict[str, object]:
+def _told(target: Target, ended: CommandResult) -> dict[str, object]:
     """What is kept of a login, whether it worked or not."""
     serial = _SERIAL.search(ended.err)
     return {
@@ -267,7 +278,7 @@ def _told(target: Target, ended: Ended) -> dict[str, object]:
     }
 
 
-def _login_failed(target: Target, ended: Ended, ca_fingerprint: str, said: Mapping[str, object]) -> SmokeFailed:
+def _login_failed(target: Target, ended: CommandResult, ca_fingerprint: str, said: Mapping[str, object]) -> SmokeFailed:
     last = _last_line(ended)
     hint = f"try it by hand: safe-session ssh -p {target.port} {target.user}@{target.host}"
     if ended.status is None:
@@ -280,7 +291,7 @@ def _login_failed(target: Target, ended: Ended, ca_fingerprint: str, said: Mappi
     return SmokeFailed("smoke_login_failed", f"{target.name}: {text}", hint, dict(said))
 
 
-def _last_line(ended: Ended) -> str:
+def _last_line(ended: CommandResult) -> str:
     """The line that says why: safe-session's own error, or else the last one that is no hint."""
     lines = [line for line in _lines(ended.err) if not line.startswith("safe-session: hint:")]
     ours = [line for line in lines if line.startswith("safe-session: error:")]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.migration.compose import ASK_WITHIN, PROJECT_LABEL, Compose, ComposeFailed, ContainerState, Facts, shown
-from signer.subprocesses import Ended
+from signer.subprocesses import CommandResult
 
 LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
 KEEPER: Final = "signer-keeper"  # the user in the image who may read the ledger; root without its powers may not
@@ -152,7 +152,7 @@ def remove_trial(apart: Compose) -> None:
     apart.wait_for_leftovers(time.monotonic() + ASK_WITHIN)
     engine, label = apart.facts.engine, f"label={PROJECT_LABEL}={apart.facts.project}"
     is_podman = Path(engine).name == "podman"
-    done: list[Ended] = []
+    done: list[CommandResult] = []
     if found := apart.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", label)):
         done.append(apart.run((engine, "rm", "--force", *_at_once(apart), *found)))
     if is_podman:  # podman-compose makes a pod, which has no label

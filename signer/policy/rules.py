@@ -1,5 +1,5 @@
 """The rules of a decision, one function each, in the order in which Vault's clients expect faults to be told
-(`../shared/contract/vault-ssh.md` section 3).
+(`runbooks/develop/vault-contract.md`, section 3).
 
 A rule looks at a `Case`, fills in the part of the certificate that it decides, and returns what it saw; or it raises
 `Refused` with its code. A new rule is a function here and a line in `RULES`. Pure.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import Refused
-from signer.model import MAX_REASON, Ask, Identity, PublicKey, Role, Usage
+from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, Usage
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import render_duration
 
@@ -36,7 +36,7 @@ class Case:
 
     identity: Identity
     role: Role
-    ask: Ask
+    ask: SignRequest
     key: PublicKey | None
     address: str | None
     usage: Usage

@@ -11,28 +11,15 @@ import socket
 import struct
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from signer.errors import (
-    BadPublicKey,
-    BadRequest,
-    LedgerBroken,
-    NotAuthenticated,
-    NotFound,
-    Refused,
-    SignerError,
-    Unavailable,
-)
 from signer.protocol.commands import MAX_REPLY
+from signer.protocol.replies import Reply, decode_reply, keeper_gone
 
 TIMEOUT: Final = 10.0  # seconds for one reply
-_KINDS: Final[dict[str, type[SignerError]]] = {
-    kind.__name__: kind
-    for kind in (BadPublicKey, BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, Unavailable)
-}
 
 
-class Link:
+class KeeperClient:
     """A way to the keeper that listens on `path`; safe to share between threads."""
 
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
@@ -42,7 +29,7 @@ class Link:
         self._patience = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000))
         self._local = threading.local()
 
-    def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
+    def ask(self, header: dict[str, object], body: bytes = b"") -> Reply:
         """The keeper's reply; raises the `SignerError` that it sent, or `Unavailable`."""
         connection = self._send(make_message(header, body))
         room: bytearray = self._local.room
@@ -53,7 +40,7 @@ class Link:
         if not size:
             self._drop()
             raise keeper_gone()
-        return read_reply(bytes(memoryview(room)[:size]))
+        return decode_reply(bytes(memoryview(room)[:size]))
 
     def _send(self, message: bytes) -> socket.socket:
         """Sends on this thread's connection; on a new one if the keeper had closed the old one before this message."""
@@ -84,27 +71,6 @@ class Link:
             connection.close()
 
 
-def read_error(fields: dict[str, Any]) -> SignerError:
-    """The error that the keeper sent, in its branch of the tree."""
-    kind = _KINDS.get(fields["kind"], SignerError)
-    return kind(fields["code"], fields["text"], fields["hint"], fields["facts"])
-
-
 def make_message(header: dict[str, object], body: bytes) -> bytes:
     """What the keeper reads: a line of JSON, then the body."""
     return json.dumps(header).encode() + b"\n" + body
-
-
-def read_reply(raw: bytes) -> dict[str, Any]:
-    """What the keeper answered, none for nothing; raises the `SignerError` that it sent, or `Unavailable`."""
-    if not raw:
-        raise keeper_gone()
-    answer: dict[str, dict[str, Any]] = json.loads(raw)
-    if "error" in answer:
-        raise read_error(answer["error"])
-    return answer["reply"]
-
-
-def keeper_gone() -> Unavailable:
-    """The error of a keeper that is not there, or did not answer."""
-    return Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")

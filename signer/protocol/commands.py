@@ -2,7 +2,8 @@
 
 A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, and after a newline the body of a sign
 request as the caller sent it. Who writes messages is not trusted: everything is checked here, and a message that does
-not fit raises `BadRequest` without having touched anything.
+not fit raises `BadRequest` without having touched anything. The caller is authenticated from the line alone; the body
+of a caller without a good token is never decoded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from signer.errors import BadRequest
-from signer.model import BACKENDS, Ask, Caller, Filter
+from signer.errors import BadRequest, NotAuthenticated
+from signer.model import BACKENDS, Caller, Filter, SignRequest
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -24,7 +25,17 @@ MAX_HEADER: Final = 16 * 1024  # bytes
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
 MAX_PAGE: Final = 200
+MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthenticated:
+    """Refuse a caller without a good token: `role` is that of a sign or explain request, empty for others."""
+
+    caller: Caller
+    role: str
+    fault: NotAuthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Sign:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
@@ -43,7 +54,7 @@ class Explain:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +146,24 @@ class ShowCaller:
 
 
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Sign | Explain | Freeze | Unfreeze | Record | Query
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | Record | Query
 
 
-def read_command(header: dict[str, Any], body: bytes) -> Command:
-    """The command a message stands for; raises `BadRequest`."""
+def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
+    """The command a message stands for; raises `BadRequest`.
+
+    `authenticate` raises `NotAuthenticated`; then nothing but the caller and the role are read.
+    """
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    return reader(header, body, _read_caller(header))
+    caller = _read_caller(header)
+    try:
+        authenticate(caller)
+    except NotAuthenticated as fault:
+        role = _text(header, "role") if reader in (_read_sign, _read_explain) else ""
+        return Unauthenticated(caller, role, fault)
+    return reader(header, body, caller)
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
@@ -173,22 +193,26 @@ def _read_caller(header: dict[str, Any]) -> Caller:
     if not isinstance(request_id, str) or _REQUEST_ID.fullmatch(request_id) is None:
         raise _bad_message("request_id")
     if address is not None:
-        address = _read_address(address) if isinstance(address, str) and len(address) < 64 else ""
-        if not address:
+        address = normalize_address(address) if isinstance(address, str) else None
+        if address is None:
             raise _bad_message("address")
     return Caller(token or None, address, request_id)
 
 
+def normalize_address(text: str) -> str | None:
+    """An IP address in its usual form, an IPv4-mapped IPv6 address as IPv4; None for anything else."""
+    return _normalize_short(text) if len(text) < MAX_ADDRESS else None  # the cache must not keep long texts of callers
+
+
 @lru_cache(maxsize=1024)
-def _read_address(text: str) -> str:
-    """An IP address in its usual form, an IPv4 one in IPv6 clothes as IPv4; "" for anything else."""
+def _normalize_short(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return ""
+        return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return ""
+        if address.scope_id is not None:  # a zone names a network card of the sender: a certificate cannot pin it
+            return None
         return str(address.ipv4_mapped or address)
     return str(address)
 
@@ -221,7 +245,7 @@ def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return Sign(caller, role, _read_native(role, body))
 
 
-def _read_native(role: str, body: bytes) -> Ask | BadRequest:
+def _read_native(role: str, body: bytes) -> SignRequest | BadRequest:
     fields = decode_body(body)
     try:
         return read_native_sign(role, fields)

@@ -1,7 +1,7 @@
-"""Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
+"""Bodies of sign requests to an `SignRequest`: JSON, Vault's field coercions, our native body.
 
-Follows `../shared/contract/vault-ssh.md` sections 1 and 3 ("Input coercion", "Exact errors") word for word where both
-servers have the fault; `facts["vault"]` of an error holds Vault's own sentence. Pure.
+Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
+an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
 """
 
 from __future__ import annotations
@@ -14,17 +14,12 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import Ask
+from signer.model import SignRequest
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import (
-    CUT_OFF,
-    NO_JSON,
-    TOO_COMPLEX,
-    TOO_DEEP,
-    find_fault,
     has_too_many_strings,
     is_float64,
-    not_an_object,
+    is_too_deep,
     unverified_text,
     well_formed,
 )
@@ -35,10 +30,14 @@ MAX_TTL_SECONDS: Final = 2**31
 MAX_VALUES: Final = 8  # in one body, of which the first counts
 MAX_NESTING: Final = 32  # levels of lists and objects in a map
 _BLANK: Final = " \t\r\n"
-_FORM: Final = re.compile(
-    r"\s*application/x-www-form-urlencoded\s*(?:;\s*[\w.+-]+=(?:[\w.+-]+|\"[^\"]*\")\s*)*;?\s*",
-    re.ASCII | re.IGNORECASE,
-)
+_BLANKS: Final = re.compile(f"[{_BLANK}]*")
+_FORM: Final = "application/x-www-form-urlencoded"
+_SPACE: Final = " \t\n\v\f\r"
+_PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # never steps back
+_MALFORMED: Final = "the body is not valid JSON"
+_NOT_AN_OBJECT: Final = "the body is not a JSON object"
+_TOO_DEEP: Final = "exceeded max depth"
+_TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
 _GO_BLANK: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -57,47 +56,68 @@ def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
     """
     if len(body) > MAX_BODY:
         raise body_too_large()
-    text = unverified_text(body).lstrip(_BLANK)
-    if text[:1] not in ("{", "[") and _FORM.fullmatch(content_type):  # curl -d says form whatever it sends
-        return _read_form(text)
+    text = unverified_text(body).strip(_BLANK)
+    if text[:1] not in ("{", "[") and is_form(content_type):  # curl -d says form whatever it sends
+        return _read_form(unverified_text(body).lstrip(_BLANK))
     if not text:
         return {}
-    try:
-        value, end = _DECODER.raw_decode(text)
-    except json.JSONDecodeError:
-        raise _bad_json(find_fault(text) or CUT_OFF) from None
-    except RecursionError:
-        fault = find_fault(text)
-        raise _bad_json(TOO_DEEP if fault in (None, NO_JSON) else str(fault)) from None
-    if has_too_many_strings(text):
-        raise _bad_json(TOO_COMPLEX)
-    _check_rest(text, end)
+    value = _first_value(text)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _bad_json(not_an_object(value))
+        raise _bad_json(_NOT_AN_OBJECT)
     return value
 
 
-def _check_rest(text: str, at: int) -> None:
-    """Vault takes a body's first value, and what follows has to be JSON, but may be cut off; raises `BadRequest`."""
+def _first_value(text: str) -> object:
+    """The first value of a text that Vault accepts; raises `BadRequest`.
+
+    What follows the first value has to be JSON, but may end early, between two tokens. Only there does Python's decoder
+    report a fault at the end of the text, because it reports a token that is cut off at its beginning.
+    """
+    if is_too_deep(text):
+        raise _bad_json(_TOO_COMPLEX if has_too_many_strings(text) else _TOO_DEEP)
+    values: list[object] = []
+    at = 0
     try:
-        for _ in range(MAX_VALUES):
-            while text[at : at + 1] in tuple(_BLANK):
-                at += 1
-            if at == len(text):
-                return
-            _, at = _DECODER.raw_decode(text, at)
-    except (json.JSONDecodeError, RecursionError):
-        if (fault := find_fault(text)) is not None:
-            raise _bad_json(fault) from None
-        return
-    raise _bad_json(NO_JSON)
+        while at < len(text) and len(values) <= MAX_VALUES:
+            value, end = _DECODER.raw_decode(text, at)
+            values.append(value)
+            at = _after_blanks(text, end)
+    except json.JSONDecodeError as fault:
+        if values and has_too_many_strings(text):
+            raise _bad_json(_TOO_COMPLEX) from None
+        if not values or fault.pos != len(text):
+            raise _bad_json(_MALFORMED) from None
+    except RecursionError:
+        raise _bad_json(_TOO_DEEP) from None
+    if has_too_many_strings(text):
+        raise _bad_json(_TOO_COMPLEX)
+    if len(values) > MAX_VALUES:
+        raise _bad_json(_MALFORMED)
+    return values[0]
+
+
+def _after_blanks(text: str, at: int) -> int:
+    blanks = _BLANKS.match(text, at)
+    return blanks.end() if blanks else at
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a Content-Type is that of a form, parameters and all (RFC 9110, section 8.3.1)."""
+    media_type, _, _ = content_type.partition(";")
+    if media_type.strip(_SPACE).lower() != _FORM:
+        return False
+    at = len(media_type)
+    while parameter := _PARAMETER.match(content_type, at):
+        at = parameter.end()
+    return content_type[at:].strip(_SPACE) in ("", ";")
 
 
 def _read_form(text: str) -> dict[str, Any]:
     """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
     fields: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
     for pair in text.split("&"):
         if not pair:
             continue
@@ -106,8 +126,11 @@ def _read_form(text: str) -> dict[str, Any]:
                 "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
             )
         name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
-        fields[name] = f"{fields[name]},{value}" if name in fields else value
-    return fields
+        if name not in fields:
+            fields[name] = value
+        else:
+            repeated.setdefault(name, [fields[name]]).append(value)
+    return fields | {name: ",".join(values) for name, values in repeated.items()}
 
 
 def body_too_large() -> BadRequest:
@@ -120,13 +143,13 @@ def body_too_large() -> BadRequest:
     )
 
 
-def _reject_constant(name: str) -> object:
-    raise json.JSONDecodeError("no JSON", name, 0)
+def _reject_constant(_name: str) -> object:
+    raise _bad_json(_MALFORMED)
 
 
 def _read_number(text: str) -> Number:
     if not is_float64(text):
-        raise json.JSONDecodeError("too large", text, 0)
+        raise _bad_json(_MALFORMED)
     return Number(text)
 
 
@@ -135,10 +158,10 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _bad_json(sentence: str) -> BadRequest:
-    return BadRequest(
-        "json_malformed", f"the body is not a JSON object: {sentence}", "send a JSON object", {"vault": sentence}
-    )
+def _bad_json(problem: str) -> BadRequest:
+    vault = problem if problem is _TOO_COMPLEX else f"failed to decode JSON input: {problem}"
+    text = problem if problem.startswith("the body") else f"the body cannot be read: {problem}"
+    return BadRequest("json_malformed", text, "send a JSON object", {"vault": vault})
 
 
 # --- Vault's shape ---------------------------------------------------------------------------------------------------
@@ -157,13 +180,13 @@ _SIGN_FIELDS: Final = frozenset(
 )
 
 
-def read_vault_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """Vault's `sign/<role>` body, coerced as Vault does; raises `BadRequest` for a field of the wrong type.
 
     `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), which is ours on purpose.
     """
     principals = _vault_text(fields, "valid_principals")
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=_vault_text(fields, "public_key"),
         principals=_split(principals) if principals else None,
@@ -196,7 +219,7 @@ def _field_fault(field: str, problem: str) -> BadRequest:
     return BadRequest(
         "field_malformed",
         f"field {field}: {problem}",
-        "see the field's type in README, Vault clients",
+        "see the field's type in runbooks/develop/vault-contract.md, section 1",
         {"vault": f'Field validation failed: error converting input for field "{field}": {problem}'},
     )
 
@@ -228,7 +251,7 @@ def _vault_map(fields: dict[str, Any], field: str) -> tuple[tuple[str, str], ...
 def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -> None:
     """An object, or a list of such in lists: the later ones win. `where` is the place in the lists."""
     if where.count("[") > MAX_NESTING:
-        raise _bad_json(TOO_DEEP)
+        raise _bad_json(_TOO_DEEP)
     if isinstance(value, list):
         for index, part in enumerate(value):
             _merge_maps(field, part, f"{where}[{index}]", merged)
@@ -241,7 +264,7 @@ def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -
 def _go_text(value: object, level: int = 0) -> str:
     """A map's value as Go's `%v` prints it; raises `BadRequest` for one that nobody means."""
     if level > MAX_NESTING:
-        raise _bad_json(TOO_DEEP)
+        raise _bad_json(_TOO_DEEP)
     if value is None:
         return "<nil>"
     if isinstance(value, bool):
@@ -275,15 +298,15 @@ class SignBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     public_key: Annotated[str, Field(description="the line of an OpenSSH .pub file")] = ""
-    principals: Annotated[list[str] | None, Field(description="exact names")] = None
+    principals: Annotated[list[str] | None, Field(fail_fast=True, description="exact names")] = None
     ttl: Annotated[str | int | None, Field(description='"15m" or seconds')] = None
     key_id: Annotated[str | None, Field(description="only if the role lets the caller choose it")] = None
     critical_options: dict[str, str] | None = None
-    extensions: Annotated[list[str] | None, Field(description="added to the role's defaults")] = None
+    extensions: Annotated[list[str] | None, Field(fail_fast=True, description="added to the role's defaults")] = None
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
 
 
-def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """The native body; unlike Vault's, an unknown or mistyped field is refused. Raises `BadRequest`."""
     numbers = {name: _whole_number(value) for name, value in fields.items()}
     try:
@@ -296,7 +319,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
             f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             "see /api/openapi.json",
         ) from None
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
         principals=None if body.principals is None else tuple(map(well_formed, body.principals)),

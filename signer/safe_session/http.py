@@ -117,23 +117,23 @@ def _wrap(link: _socket.socket, host: str, deadline: float) -> ssl.SSLSocket:
 def _read_all(link: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
     """Up to the announced length, or the end; never more than the bound."""
     raw = bytearray()
-    while len(raw) <= _LARGEST_ANSWER:
+    seen, length = 0, _LARGEST_ANSWER + 1  # no end of the head begins in the bytes that were seen
+    while len(raw) < length:
         link.settimeout(_left(deadline))
         piece = link.recv(16384)
         if not piece:
             break
         raw += piece
-        length = _announced(raw)
-        if length is not None and len(raw) >= length:
-            break
+        if seen >= 0:  # the head is looked at once: an answer may come byte by byte
+            end = raw.find(b"\r\n\r\n", seen)
+            seen = max(len(raw) - 3, 0)
+            if end >= 0:
+                seen, length = -1, min(_announced(raw, end) or length, length)
     return bytes(raw)
 
 
-def _announced(raw: bytearray) -> int | None:
-    """How long head and body will be together, once the head is there and says so."""
-    end = raw.find(b"\r\n\r\n")
-    if end < 0:
-        return None
+def _announced(raw: bytearray, end: int) -> int | None:
+    """How long head and body will be together, if the head that ends at `end` says so."""
     for line in raw[:end].lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             number = line[15:].strip()

@@ -8,7 +8,6 @@ command may do depends on the credential inside it.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import resource
 import selectors
@@ -23,14 +22,25 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from signer.authority.core import Core, Reply
-from signer.authority.vault_certificates import Forward
+from signer.authority.core import Answer, Core
+from signer.authority.vault_certificates import PendingSignature
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.model import Grant, PublicKey, Returned
+from signer.model import Caller, Grant, PublicKey, Returned
 from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.protocol.log_limit import LogLimit
+from signer.protocol.replies import (
+    CaKey,
+    Certificate,
+    CertificateWithWarnings,
+    MetricsText,
+    NotReady,
+    Ready,
+    Reply,
+    encode_reply,
+)
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
-from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
+from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
@@ -93,28 +103,27 @@ class Keeper:
         listener: socket.socket,
         reload: Callable[[], Reloaded],
         most_when_slow: int = MAX_OUTSTANDING,
+        *,
+        lines: LogLimit | None = None,
     ) -> None:
         self._core = core
         self._authority = authority
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
-        self._most_when_slow = most_when_slow  # see `Forwarding`
+        self._most_when_slow = most_when_slow  # see `SigningPool`
+        self._lines = lines or LogLimit(log)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
-        self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
+        self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
         self._room = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
-        if core.shadow is not None:
-            self.metrics.shadow_compared = core.shadow.compared
-            self.metrics.shadow_differences = core.shadow.differences
-            self.metrics.shadow_faults = core.shadow.faults
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -124,7 +133,7 @@ class Keeper:
         for end in (wake, woken):
             end.setblocking(False)
         if self._authority.sign is not None:
-            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
+            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -140,8 +149,9 @@ class Keeper:
                 self._note(self._reload())
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
+                self._lines.flush()
                 ticked = time.monotonic()
-        self._end_forwarding()
+        self._end_signing_pool()
         self._core.end()
 
     def _note(self, reloaded: Reloaded) -> None:
@@ -157,7 +167,7 @@ class Keeper:
         """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
         waiting: list[_Waiting] = []
         somebody_knocks = False
-        is_waiting_for_vault = self._forwarding is not None and not self._forwarding.is_idle()
+        is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
         for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
             if key.fileobj is self._listener:
                 somebody_knocks = True
@@ -172,48 +182,48 @@ class Keeper:
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            if isinstance(reply, Forward):
+            if isinstance(reply, PendingSignature):
                 self._send_out(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
 
-    def _reply(self, item: _Waiting, reply: Reply) -> None:
-        self._send(item.peer, render_reply(item.command, reply))
+    def _reply(self, item: _Waiting, reply: Answer) -> None:
+        self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _send_out(self, item: _Waiting, forward: Forward) -> None:
+    def _send_out(self, item: _Waiting, forward: PendingSignature) -> None:
         """Gives a grant to Vault's threads; if they have enough to do, it fails here and now."""
-        assert self._forwarding is not None, "only a core without a key forwards"  # noqa: S101
+        assert self._pool is not None, "only a core without a key forwards"  # noqa: S101
         try:
-            self._forwarding.submit((item, forward), forward.grant)
+            self._pool.submit((item, forward), forward.grant)
         except Unavailable as busy:
             self._come_back([((item, forward), busy)])
 
     def _finish(self) -> None:
         """Answers what came back from Vault, or is overdue."""
-        if self._forwarding is not None and (results := self._forwarding.collect()):
+        if self._pool is not None and (results := self._pool.collect()):
             self._come_back(results)
 
-    def _end_forwarding(self) -> None:
+    def _end_signing_pool(self) -> None:
         """Gives Vault a moment to finish what is out, then gives it up."""
-        if self._forwarding is not None:
+        if self._pool is not None:
             deadline = time.monotonic() + VAULT_FINISHES_WITHIN
-            while not self._forwarding.is_idle() and time.monotonic() < deadline:
+            while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._finish()
-            self._come_back(self._forwarding.close())
+            self._come_back(self._pool.close())
 
-    def _come_back(self, results: list[tuple[tuple[_Waiting, Forward], Returned | SignerError]]) -> None:
+    def _come_back(self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]) -> None:
         for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
             self._reply(results[index][0][0], reply)
 
-    def _count(self, item: _Waiting, reply: Reply) -> None:
+    def _count(self, item: _Waiting, reply: Answer) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
-            self.metrics.refusals[reply.code] += 1
+            self.metrics.count_refusal(reply.code)
         elif isinstance(item.command, Sign):
-            self.metrics.signatures[item.command.role] += 1
+            self.metrics.count_signature(item.command.role)
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -225,7 +235,7 @@ class Keeper:
                 return
             except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    log.warning("a connection was not accepted: %s", error.strerror)
+                    self._lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
                 elif not self._drop_longest_silent():
                     time.sleep(0.05)  # nothing of ours can be freed, and the knocking would not let us rest
                 return
@@ -281,21 +291,25 @@ class Keeper:
             header, body = split_message(message)
             direct = self._direct(header)
             if direct is None:
-                waiting.append(_Waiting(peer, read_command(header, body)))
+                waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
                 return
-            reply = json.dumps({"reply": direct}).encode()
+            reply = encode_reply(direct)
         except SignerError as error:
-            self.metrics.refusals[error.code] += 1
-            reply = render_error(error)
-        except Exception:  # a message that finds a fault of ours costs its sender the answer, nobody else
-            log.exception("a message could not be read")
-            reply = render_error(Unavailable("internal_error", "something went wrong here", "look at the log"))
+            self.metrics.count_refusal(error.code)
+            reply = encode_reply(error)
+        except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
+            self._lines.fault("internal error: a message could not be read", error)
+            reply = encode_reply(Unavailable("internal_error", "something went wrong here", "look at the log"))
         self._send(peer, reply)
+
+    def _authenticate(self, caller: Caller) -> None:
+        """Raises `NotAuthenticated`; before a body is decoded. The core does it again, at the time of its batch."""
+        self._core.policy.authenticate(caller.token, int(time.time()))
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
         """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
         if len(reply) > MAX_REPLY:
-            reply = render_error(
+            reply = encode_reply(
                 Unavailable("reply_too_large", "the answer is too large for one message", "ask for less")
             )
         try:
@@ -306,22 +320,22 @@ class Keeper:
 
     # --- what needs no credential -------------------------------------------------------------------------------
 
-    def _direct(self, header: dict[str, Any]) -> dict[str, object] | None:
+    def _direct(self, header: dict[str, Any]) -> Reply | None:
         match header.get("op"):
             case "health":
                 return self._health()
             case "metrics":
-                return {"text": self.metrics.render()}
+                return MetricsText(text=self.metrics.render())
             case "ca":
                 key, shadow = self._authority.public_key(), self._core.shadow
-                return {
-                    "fingerprint": key.fingerprint,
-                    "public_key": render_public_key(key.kind, key.blob),
-                    "bundle": render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
-                }
+                return CaKey(
+                    fingerprint=key.fingerprint,
+                    public_key=render_public_key(key.kind, key.blob),
+                    bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
+                )
         return None
 
-    def _health(self) -> dict[str, object]:
+    def _health(self) -> Ready | NotReady:
         """Ready means: state read, clock right, and a write reached the disk within the last second."""
         try:
             if time.monotonic() - self._probed >= 1:
@@ -336,15 +350,13 @@ class Keeper:
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
-            return {"ready": False, "code": failure.code, "text": failure.text, "hint": failure.hint}
-        shadow = self._core.shadow
-        return {
-            "ready": True,
-            "ca_fingerprint": fingerprint,
-            **({"local_ca_fingerprint": shadow.key.fingerprint} if shadow is not None else {}),
-            "policy": self._core.policy.digest,
-            "mode": self._authority.mode,
-        }
+            return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
+        ready = Ready(
+            ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
+        )
+        if (shadow := self._core.shadow) is None:
+            return ready
+        return ready.model_copy(update={"local_ca_fingerprint": shadow.key.fingerprint})
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()
@@ -360,25 +372,8 @@ def _wake(end: socket.socket) -> None:
         end.send(b"\0")
 
 
-def render_reply(command: Command, reply: Reply) -> bytes:
-    """A reply as a message."""
-    if isinstance(reply, SignerError):
-        return render_error(reply)
-    if isinstance(command, Sign) and command.warnings:
-        reply = {**reply, "warnings": list(command.warnings)}
-    return json.dumps({"reply": reply}).encode()
-
-
-def render_error(error: SignerError) -> bytes:
-    """An error as a message; `kind` is its branch of the tree, from which an edge takes its status."""
-    return json.dumps(
-        {
-            "error": {
-                "kind": type(error).__name__,
-                "code": error.code,
-                "text": error.text,
-                "hint": error.hint,
-                "facts": dict(error.facts),
-            }
-        }
-    ).encode()
+def render_answer(command: Command, answer: Answer) -> bytes:
+    """An answer as a message."""
+    if isinstance(command, Sign) and command.warnings and isinstance(answer, Certificate):
+        answer = CertificateWithWarnings(certificate=answer, warnings=list(command.warnings))
+    return encode_reply(answer)

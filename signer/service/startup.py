@@ -11,6 +11,7 @@ import socket
 import stat
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import CaKeys, PublicKey
 from signer.policy.file import load_policy
+from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Authority, Keeper
 from signer.service.key_channel import adopt_channel
 from signer.service.metrics import TimedLedger
@@ -123,9 +125,11 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
     key = _load_key(settings, policy.ca) if settings.has_ca_key else None
+    lines = LogLimit(log)
+    report = partial(lines.fault, "internal error")
     shadow = None
     if key is not None and settings.asks_vault:
-        shadow, key = Shadow(key.public, _report), None  # it has signed its test and signs no more
+        shadow, key = Shadow(key.public, report), None  # it has signed its test and signs no more
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
@@ -140,7 +144,7 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
         ledger=ledger,
         clock=time.time,
         random=os.urandom,
-        report=_report,
+        report=report,
         shadow=shadow,
     )
     compared: dict[str, object] = {"compared_with": shadow.key.fingerprint} if shadow is not None else {}
@@ -151,13 +155,9 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
     reloader = Reloader(core, settings, channel, local.take if local is not None else lambda _key: None)
-    Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1).serve()
+    Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1, lines=lines).serve()
     ledger.close()
     os.close(claim)
-
-
-def _report(error: Exception) -> None:
-    log.error("a fault of ours", exc_info=error)
 
 
 def check_run_dir(run_dir: Path) -> None:

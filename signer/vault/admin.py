@@ -19,7 +19,7 @@ from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.http import MAX_BODY, Watch, new_session
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
-from signer.vault.errors import Told, malformed, mapped, read_token, role_missing, sealed
+from signer.vault.errors import VaultContext, malformed, read_token, role_missing, sealed, translate_errors
 from signer.vault.role import MountTtls
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
@@ -39,7 +39,7 @@ class VaultAdmin:
             raise BadSettings(
                 "vault_ca_file_unreadable", "Vault's CA file cannot be read", "name a file that you may read"
             )
-        read_token(token_file, _told("", ""))
+        read_token(token_file, _context("", ""))
         self._watch = Watch()
         self._clients: dict[int, Any] = {}  # by the size of the largest answer they take
 
@@ -102,20 +102,20 @@ class VaultAdmin:
         return self._run("GET", path, within, most, act)
 
     def _run(self, method: str, path: str, within: float, most: int, act: Callable[[Any], _T]) -> _T:
-        told = _told(f"{method} {path[:_SHOWN]}", f"{_CAPABILITIES.get(method, 'update')} on {path[:_SHOWN]}")
+        context = _context(f"{method} {path[:_SHOWN]}", f"{_CAPABILITIES.get(method, 'update')} on {path[:_SHOWN]}")
         if any(part in (".", "..") for part in path.split("/")):
-            raise malformed(told)  # Vault has no such names, and HTTP would ask for another path
-        client = self._client(most, told)
+            raise malformed(context)  # Vault has no such names, and HTTP would ask for another path
+        client = self._client(most, context)
         with self._watch.within(within):
-            return mapped(lambda: act(client), told)
+            return translate_errors(lambda: act(client), context)
 
-    def _client(self, most: int, told: Told) -> Any:
+    def _client(self, most: int, context: VaultContext) -> Any:
         client = self._clients.get(most)
         if client is None:
             session = new_session(self._ca_file, most)
             client = hvac.Client(url=self._address, token="", session=session, allow_redirects=False)
             self._clients[most] = client
-        client.token = read_token(self._token_file, told)
+        client.token = read_token(self._token_file, context)
         return client
 
     # --- the SSH engine ----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class VaultAdmin:
         answer = self.find("LIST", f"{mount}/roles")
         names = _data(answer).get("keys", []) if answer is not None else []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise malformed(_told("", ""))
+            raise malformed(_context("", ""))
         return tuple(sorted(names))
 
     def role(self, mount: str, name: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class VaultAdmin:
             return None
         default, most = data.get("default_lease_ttl"), data.get("max_lease_ttl")
         if not isinstance(default, int) or not isinstance(most, int):
-            raise malformed(_told("", ""))
+            raise malformed(_context("", ""))
         return MountTtls(default, most)
 
     def ca_public_key(self, mount: str) -> PublicKey:
@@ -159,13 +159,13 @@ class VaultAdmin:
         try:
             return parse_public_key(str(_data(self.call("GET", f"{mount}/config/ca"))["public_key"]))
         except (KeyError, BadFormat):
-            raise malformed(_told("", "")) from None
+            raise malformed(_context("", "")) from None
 
     def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
         """The certificate's line for a body of the sign endpoint; a refusal of Vault's is `vault_refused`."""
         line = _data(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
         if not isinstance(line, str):
-            raise malformed(_told("", ""))
+            raise malformed(_context("", ""))
         return line.strip()
 
 
@@ -189,7 +189,7 @@ def _quoted(path: str) -> str:
 def _data(answer: Mapping[str, Any]) -> dict[str, Any]:
     data = answer.get("data")
     if not isinstance(data, dict):
-        raise malformed(_told("", ""))
+        raise malformed(_context("", ""))
     return data
 
 
@@ -201,5 +201,7 @@ def _errors(answer: Any) -> object:
     return body.get("errors") if isinstance(body, dict) else None
 
 
-def _told(act: str, right: str) -> Told:
-    return Told("Vault's address", "Vault's token file", "Vault's CA file", "the name of the mount", act, right, "you")
+def _context(act: str, right: str) -> VaultContext:
+    return VaultContext(
+        "Vault's address", "Vault's token file", "Vault's CA file", "the name of the mount", act, right, "you"
+    )

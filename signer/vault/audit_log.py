@@ -27,11 +27,10 @@ MAX_FILES: Final = 1000
 MAX_CLIENTS: Final = 100  # that are told apart
 WITHIN: Final = 300.0  # seconds
 MAX_NAME: Final = 80  # an HMAC of 76 characters is whole
-_SIGNS: Final = re.compile(r"(?P<mount>.+/)(?:sign|issue)/(?P<role>[^/]+)")
-_LOGS_IN: Final = re.compile(r"auth/(?P<mount>.+)/(?:login|callback|oidc/callback)(?:/.*)?")
-_FETCHES: Final = re.compile(r"(?P<mount>.+?/)(?P<what>public_key|config/ca|issuer/.+|creds/.+|verify)")
-_RENEWS: Final = re.compile(r"auth/token/renew(?:-self|-accessor)?(?:/.*)?|sys/(?:leases/)?renew(?:/.*)?")
-_LOOKS_AROUND: Final = re.compile(r"auth/token/accessors/?|.+/roles/[^/]+")
+_RENEWALS: Final = (
+    ["auth", "token", "renew"], ["auth", "token", "renew-self"], ["auth", "token", "renew-accessor"],
+    ["sys", "renew"], ["sys", "leases", "renew"],
+)  # fmt: skip
 _WORTH_READING: Final = (
     b"/sign/", b"/issue/", b"/login", b"/callback",
     b"/public_key", b"/config/ca", b"/issuer/", b"/creds/", b"/verify", b"/renew", b"/token/accessors", b"/roles/",
@@ -118,21 +117,22 @@ class _Reading:
         path = request.get("path")
         if not isinstance(path, str):
             return
-        signs = _SIGNS.fullmatch(path)
-        logs_in = _LOGS_IN.fullmatch(path)
-        fetches = _FETCHES.fullmatch(path)
-        if signs is not None and not path.startswith(("auth/", "sys/")):
+        parts = path.split("/")
+        signs = _mount_above(parts, "sign", "issue")
+        logs_in = _login_mount(parts)
+        fetches = _fetch(parts)
+        if signs and not path.startswith(("auth/", "sys/")):
             if entry.get("type") == "response" and not _failed(entry):
-                key = signs["mount"][:MAX_NAME], signs["role"][:MAX_NAME]
+                key = f"{signs}/"[:MAX_NAME], parts[-1][:MAX_NAME]
                 self.signed[key] = max(self.signed.get(key, 0), at)
-            self._note_client(entry, f"sign at {signs['mount'][:MAX_NAME]}", at)
-        elif logs_in is not None:
-            self._note_client(entry, f"login at auth/{logs_in['mount'][:MAX_NAME]}/", at)
-        elif _RENEWS.fullmatch(path) is not None:
+            self._note_client(entry, f"sign at {f'{signs}/'[:MAX_NAME]}", at)
+        elif logs_in:
+            self._note_client(entry, f"login at auth/{logs_in[:MAX_NAME]}/", at)
+        elif any(parts[: len(known)] == known for known in _RENEWALS):
             self._note_client(entry, "renewal of a token or a lease", at)
         elif fetches is not None and request.get("mount_type", "ssh") == "ssh":
-            self._note_client(entry, f"{fetches['what'].split('/')[0]} of {fetches['mount'][:MAX_NAME]}", at, True)
-        elif _LOOKS_AROUND.fullmatch(path) is not None and entry.get("type") == "response" and not _failed(entry):
+            self._note_client(entry, f"{fetches[1]} of {f'{fetches[0]}/'[:MAX_NAME]}", at, True)
+        elif _looks_around(parts) and entry.get("type") == "response" and not _failed(entry):
             accessor = _object(entry, "auth").get("accessor")
             if isinstance(accessor, str) and accessor and len(self.onlookers) < MAX_CLIENTS:
                 self.onlookers.add(accessor[:MAX_NAME])
@@ -233,6 +233,43 @@ def _unreadable(error: Exception) -> Unavailable:
     reason = getattr(error, "strerror", None) or "it is damaged"
     return Unavailable(
         "audit_log_unreadable", f"Vault's audit log cannot be read: {reason}", "name one that you may read in audit_log"
+    )
+
+
+# Paths by their parts, and by no expression: a path is whatever somebody asked Vault for.
+
+
+def _mount_above(parts: list[str], *names: str) -> str:
+    """The mount of `<mount>/<name>/<something>`, empty for every other path."""
+    return "/".join(parts[:-2]) if len(parts) > 2 and parts[-2] in names and parts[-1] else ""
+
+
+def _login_mount(parts: list[str]) -> str:
+    """The mount of `auth/<mount>/login` or `auth/<mount>/callback`, whatever follows; empty for every other path."""
+    if parts[0] != "auth":
+        return ""
+    at = next((at for at in range(len(parts) - 1, 1, -1) if parts[at] in ("login", "callback")), 0)
+    return "/".join(parts[1:at])
+
+
+def _fetch(parts: list[str]) -> tuple[str, str] | None:
+    """The mount and the first word of a path below which the CA's key, or a password, is read."""
+    for at in range(1, len(parts)):
+        word, *rest = parts[at : at + 3]
+        is_last = at == len(parts) - 1
+        is_fetch = (
+            (is_last and word in ("public_key", "verify"))
+            or (word in ("issuer", "creds") and (len(rest) > 1 or rest not in ([], [""])))
+            or (word == "config" and rest == ["ca"])
+        )
+        if is_fetch and (at > 1 or parts[0]):
+            return "/".join(parts[:at]), word
+    return None
+
+
+def _looks_around(parts: list[str]) -> bool:
+    return parts in (["auth", "token", "accessors"], ["auth", "token", "accessors", ""]) or bool(
+        _mount_above(parts, "roles")
     )
 
 

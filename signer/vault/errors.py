@@ -1,6 +1,6 @@
-"""Vault's faults, and those of the way to it, as codes of ours; and the token in its file.
+"""Translates errors of Vault, and of the connection to it, to error codes; reads the token file.
 
-Whoever calls Vault (`signing.py`, `admin.py`) lets `mapped` run the call. No text of Vault's goes further than here.
+Every call of Vault (`signing.py`, `admin.py`) runs in `translate_errors`. No text of Vault's is passed on from here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the operator set to tell us of Vault, as hints name it; and what the token must be allowed to do."""
+class VaultContext:
+    """The names of the settings for Vault, as hints show them, and what the token must be allowed to do."""
 
     address: str = "SIGNER_VAULT_ADDR"
     token_file: str = "SIGNER_VAULT_TOKEN_FILE"  # noqa: S105 - the name of a setting
@@ -34,25 +34,25 @@ class Told:
     reader: str = "the keeper's user"
 
 
-BY_SETTINGS: Final = Told()
+BY_SETTINGS: Final = VaultContext()
 
 
-def mapped(act: Callable[[], _T], told: Told = BY_SETTINGS) -> _T:
-    """What one call returns; every fault of Vault's or the way's is raised as one of ours."""
+def translate_errors(act: Callable[[], _T], context: VaultContext = BY_SETTINGS) -> _T:
+    """What one call returns; every error of Vault or of the connection is raised as a `SignerError`."""
     try:
         return act()
     except requests.exceptions.Timeout:
         raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
     except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):
-        raise malformed(told) from None
+        raise malformed(context) from None
     except requests.exceptions.SSLError:
         raise Unavailable(
             "vault_not_trusted",
             "nobody we trust vouches for Vault's TLS certificate",
-            f"check {told.ca_file}, and the name in {told.address}",
+            f"check {context.ca_file}, and the name in {context.address}",
         ) from None
     except requests.exceptions.RequestException:
-        raise Unavailable("vault_down", "Vault cannot be reached", f"start Vault, or check {told.address}") from None
+        raise Unavailable("vault_down", "Vault cannot be reached", f"start Vault, or check {context.address}") from None
     except (said.VaultDown, said.VaultNotInitialized) as error:
         if not says(error, _SEALED):  # 503 is also what a proxy says that does not reach it
             raise _failed() from None
@@ -60,28 +60,28 @@ def mapped(act: Callable[[], _T], told: Told = BY_SETTINGS) -> _T:
     except (said.Forbidden, said.Unauthorized):
         raise Unavailable(
             "vault_forbidden",
-            f"Vault does not let our token {told.act}",
-            f"put a token with {told.right} into {told.token_file}",
+            f"Vault does not let our token {context.act}",
+            f"put a token with {context.right} into {context.token_file}",
         ) from None
     except said.InvalidPath:
-        raise Unavailable("vault_mount_missing", "Vault has no such mount", f"check {told.mount}") from None
+        raise Unavailable("vault_mount_missing", "Vault has no such mount", f"check {context.mount}") from None
     except said.InvalidRequest as error:
-        raise _refusal(error, told) from None
+        raise _refusal(error, context) from None
     except said.RateLimitExceeded:
         raise Unavailable("vault_rate_limited", "Vault says that it is asked too often", "try again") from None
     except said.VaultError:
         raise _failed() from None
     except (ValueError, TypeError, AttributeError, RecursionError):  # hvac trips over JSON of another form
-        raise malformed(told) from None
+        raise malformed(context) from None
 
 
-def _refusal(error: said.InvalidRequest, told: Told) -> SignerError:
+def _refusal(error: said.InvalidRequest, context: VaultContext) -> SignerError:
     if says(error, "unknown role"):
         return role_missing()
     if any(says(error, words) for words in _NO_CA):
         return ca_unknown()
-    if told is not BY_SETTINGS:
-        return SignerError("vault_refused", f"Vault refuses to {told.act}", "see Vault's audit log for its reason")
+    if context is not BY_SETTINGS:
+        return SignerError("vault_refused", f"Vault refuses to {context.act}", "see Vault's audit log for its reason")
     return SignerError(
         "vault_refused", "Vault refuses what policy.toml grants", "bring Vault's role and policy.toml together"
     )
@@ -107,12 +107,12 @@ def ca_unknown() -> Unavailable:
     return Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "give its mount a CA key, and start it")
 
 
-def malformed(told: Told = BY_SETTINGS) -> Unavailable:
+def malformed(context: VaultContext = BY_SETTINGS) -> Unavailable:
     """The error for an answer that is not what Vault answers there."""
     return Unavailable(
         "vault_answer_malformed",
-        "Vault's answer is not one of its sign path" if told is BY_SETTINGS else "Vault's answer is not understood",
-        f"check {told.address}",
+        "Vault's answer is not one of its sign path" if context is BY_SETTINGS else "Vault's answer is not understood",
+        f"check {context.address}",
     )
 
 
@@ -120,6 +120,6 @@ def _failed() -> Unavailable:
     return Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log")
 
 
-def read_token(path: Path, told: Told = BY_SETTINGS) -> str:
+def read_token(path: Path, context: VaultContext = BY_SETTINGS) -> str:
     """The token in a regular file that only its owner may read; raises `BadSettings`."""
-    return read_secret_word(path, told.token_file, is_vaults=True, reader=told.reader)
+    return read_secret_word(path, context.token_file, is_vaults=True, reader=context.reader)

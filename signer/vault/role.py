@@ -1,7 +1,7 @@
 """A role of Vault's SSH engine as Vault means it: its 27 fields, typed, with what their values stand for. Pure.
 
-The meaning is `../shared/contract/vault-ssh.md` section 4: an empty list of critical options is any, one of extensions
-is none, sizes of keys are exact, lists are not trimmed. Used to compare (`parity.py`) and to import (`ops`).
+The meaning is `runbooks/develop/vault-contract.md`, section 4: an empty list of critical options is any, one of
+extensions is none, sizes of keys are exact, lists are not trimmed. Used to compare (`parity.py`) and to import (`ops`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from signer.http import Watch, new_session
 from signer.model import Grant, PublicKey, Returned
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import parse_public_key, render_public_key
-from signer.vault.errors import ca_unknown, malformed, mapped, read_token
+from signer.vault.errors import ca_unknown, malformed, read_token, translate_errors
 
 log = logging.getLogger("signer.vault")
 
@@ -174,11 +174,11 @@ class VaultClient:
         """That part of one call's answer; it is made once more if Vault takes the file's token and not ours."""
         used = self._token
         try:
-            answer = mapped(lambda: act(self._client()))
+            answer = translate_errors(lambda: act(self._client()))
         except SignerError as error:
             if error.code != "vault_forbidden" or not (self._take_new_token() or self._token != used):
                 raise
-            answer = mapped(lambda: act(self._client()))
+            answer = translate_errors(lambda: act(self._client()))
         found = answer.get(part) if isinstance(answer, dict) else None
         if not isinstance(found, dict):
             raise malformed()

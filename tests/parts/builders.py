@@ -23,7 +23,6 @@ from signer.errors import NotFound, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.reader import Recent
 from signer.model import (
-    Ask,
     Caller,
     Entry,
     Event,
@@ -35,12 +34,14 @@ from signer.model import (
     Limits,
     PublicKey,
     Role,
+    SignRequest,
     Usage,
 )
 from signer.policy.decide import Policy
 from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest
 from signer.protocol.commands import Sign
+from signer.protocol.replies import Reply
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
 
@@ -131,8 +132,8 @@ def identity(**changes: Any) -> Identity:
     return Identity(**{**good, **changes})
 
 
-def ask(**changes: Any) -> Ask:
-    return Ask(**{"role": "llmops", "public_key": public_line(), **changes})
+def ask(**changes: Any) -> SignRequest:
+    return SignRequest(**{"role": "llmops", "public_key": public_line(), **changes})
 
 
 def grant(**changes: Any) -> Grant:
@@ -363,7 +364,7 @@ class Bench:
     def ask(self, *commands: Any) -> list[Any]:
         """The replies to one batch, in the order of its commands."""
         replies = dict(self.core.run(commands))
-        return [replies[index] for index in range(len(commands))]
+        return [fields_of(replies[index]) for index in range(len(commands))]
 
     def sign(self, who: str = "deploy-agent", **changes: Any) -> Any:
         """The reply to one sign request."""
@@ -376,13 +377,19 @@ def caller(who: str | None = "deploy-agent", address: str | None = "192.0.2.7", 
 
 
 def sign(who: str = "deploy-agent", **changes: Any) -> Sign:
-    """A sign request; `changes` are to its `Ask`."""
+    """A sign request; `changes` are to its `SignRequest`."""
     asked = ask(**changes)
     return Sign(caller(who), asked.role, asked)
 
 
+def fields_of(reply: object) -> Any:
+    """A reply as the JSON that a client of the native API reads; anything else as it is."""
+    return json.loads(reply.as_json()) if isinstance(reply, Reply) else reply
+
+
 def certificate_of(reply: object) -> bytes:
     """The certificate's bytes in a reply that has one."""
+    reply = fields_of(reply)
     assert isinstance(reply, dict), reply
     return base64.b64decode(str(reply["certificate"]).split()[1])
 

@@ -26,7 +26,8 @@ API: Final = "safe-session-api"
 KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
 KEEPER_ID, API_ID = 8221, 8222  # as the Containerfile has them
 
-# For hosts without CAP_SYS_RESOURCE and with cgroup v1, see README; on others it changes nothing that is tested.
+# For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
+# that is tested.
 _CONTAINERS_CONF: Final = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=2048:2048"]

@@ -57,10 +57,12 @@ _FACTS: Final[dict[str, dict[str, Any]]] = {
 def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") -> Plan:
     """The plan of that run."""
     would = {"compose": ("podman-compose -p safe-session -f base -f overlay up -d",)}
-    steps = [
-        describe(Step(name, told, effect, _never, undo_text=undo), number, would.get(name, ()))  # type: ignore[arg-type]
-        for number, (name, told, effect, undo, _, _) in enumerate((*_STEPS, _SEAL), 1)
-    ]
+    steps = describe(
+        [
+            Step(name, told, effect, _never, would.get(name, ()), undo_text=undo)  # type: ignore[arg-type]
+            for name, told, effect, undo, _, _ in (*_STEPS, _SEAL)
+        ]
+    )
     return Plan(
         operation="cutover",
         title=title,
@@ -74,7 +76,7 @@ def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") 
         },
         now={"mode": "vault", "ca": VAULTS, "principals": ["llmops"], "address": "http://127.0.0.1:8222"},
         then={"mode": "local", "ca": OURS, "principals": ["llmops"]},
-        steps=tuple(steps),
+        steps=steps,
     )
 
 

@@ -75,11 +75,15 @@ class LyingWorker:
 
 
 def read_reply(connection: socket.socket) -> Any:
+    """`{"reply": …}` or `{"error": …}`; None if the keeper hangs up instead."""
     try:
         reply = connection.recv(MOST_READ)
     except ConnectionError:
         return None
-    return json.loads(reply) if reply else None
+    if not reply:
+        return None
+    shape, _, fields = reply.partition(b"\n")
+    return {"error" if shape == b"Error" else "reply": json.loads(fields)}
 
 
 class Noise:

@@ -1,4 +1,4 @@
-"""A cutover with all its parts played: Vault, host, service and ledger, and hands that only say so, for transcripts."""
+"""A cutover with all its parts played: Vault, host, service and ledger, and actions without effect, for transcripts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,23 @@ import pytest
 from signer.api_client import Readiness
 from signer.errors import SignerError, Unavailable
 from signer.migration.config import CutoverFile
-from signer.migration.cutover.preconditions import World, would_run
-from signer.migration.cutover.steps import Backend, Recording
-from signer.migration.journal import alone
+from signer.migration.cutover.actions import Backend
+from signer.migration.cutover.preconditions import (
+    ComposeInputs,
+    ConfigInputs,
+    CutoverInputs,
+    FileDigest,
+    PolicyInputs,
+    Preconditions,
+    ServiceState,
+    TargetInputs,
+    VaultInputs,
+)
+from signer.migration.journal import platform_lock
 from signer.migration.plan import Observation, read_plan
 from signer.migration.run import Run, open_run
 from signer.migration.smoke import SmokeFailed
+from signer.model import RunOutcome
 from signer.policy.file import parse_policy
 from signer.vault.role import DEFAULTS
 from tests.parts.removal import CONFIG
@@ -51,8 +62,8 @@ class PlayedPlatform:
     mode: str
     recorded: list[dict[str, Any]] = field(default_factory=list)
 
-    def world(self, file: CutoverFile, path: Path, *, may_be_down: bool = False) -> World:
-        """What `read_world` finds."""
+    def preconditions(self, file: CutoverFile, path: Path, *, may_be_down: bool = False) -> Preconditions:
+        """What `read_preconditions` finds."""
         policy = parse_policy(_POLICY.encode())
         ready = self.ready(may_be_down)
         role = {
@@ -63,14 +74,18 @@ class PlayedPlatform:
             "ttl": 900,
             "max_ttl": 60 if self.case == "narrow" else 1800,
         }
-        inputs: dict[str, Any] = {
-            "config": {"path": str(path), "digest": file.digest},
-            "policy": {"digest": policy.digest, "ca": OUR_CA},
-            "operator": "operator",
-            "vault": {"address": file.vault.address, "ca": VAULTS_CA, "roles": {"llmops": role}},
-        }
-        now = {"mode": ready.mode, "ca": ready.ca_fingerprint, "policy": policy.digest, "ready": ready.ready}
-        return World(inputs, now, policy)
+        compose, digest = file.compose, FileDigest("/played", "0" * 64)
+        inputs = CutoverInputs(
+            config=ConfigInputs(str(path), file.digest),
+            files={"base": digest, "overlay": digest},
+            compose=ComposeInputs(compose.command, compose.engine, compose.project, compose.service, {}, {}, "a" * 64),
+            policy=PolicyInputs(policy.digest, OUR_CA, {"llmops": ("llmops",)}),
+            operator="operator",
+            vault=VaultInputs(file.vault.address, file.vault.mount, VAULTS_CA, {"llmops": role}),
+            targets={"edge1": TargetInputs("llmops@edge1.example:22", digest, "")},
+        )
+        now = ServiceState(ready.mode, ready.ca_fingerprint, policy.digest, ready.ready)
+        return Preconditions(inputs, now, policy)
 
     def ready(self, may_be_down: bool = False) -> Readiness:
         """What /readyz says."""
@@ -111,13 +126,14 @@ class PlayedApi:
         return [one for one in self._platform.recorded if one["evidence"] == evidence]
 
 
-class PlayedHands(Recording):
-    """Hands that say what the real ones saw on a platform of podman's."""
+class PlayedActions:
+    """Actions that report what the real ones observed on a platform of podman's."""
 
-    def __init__(self, file: CutoverFile, kept: Run, platform: PlayedPlatform) -> None:
-        super().__init__(would_run(file))
-        self._kept = kept
+    def __init__(self, platform: PlayedPlatform) -> None:
         self._platform = platform
+
+    def begin(self, run: Run) -> None:
+        self._run = run
 
     def preflight(self) -> Observation:
         return Observation("ready: 30 ok")
@@ -133,7 +149,7 @@ class PlayedHands(Recording):
             raise Unavailable("vault_sealed", "Vault is sealed", "unseal Vault")
         return Observation("Vault signs for role llmops")
 
-    def remember(self) -> Observation:
+    def record_state(self) -> Observation:
         now = f"mode {self._platform.mode}" if self._platform.mode else "not ready: service_down"
         return Observation(f"{now}, container 4ad29a7ce1ad")
 
@@ -163,8 +179,8 @@ class PlayedHands(Recording):
     def refuse(self) -> Observation:
         return Observation("refused for root")
 
-    def seal(self, outcome: str) -> Observation:
-        return self._kept.conclude(outcome)
+    def seal(self) -> Observation:
+        return self._run.conclude(RunOutcome.APPLIED)
 
 
 def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
@@ -175,12 +191,12 @@ def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     mode = {"sealed": "local", "local": "local", "down": "", "killed": ""}.get(case, "vault")
     platform = PlayedPlatform(case, mode)
     for name, value in {
-        "open_run": partial(open_run, clock=_clock(folder)),
-        "ApiClient": lambda _address, _token_file: PlayedApi(platform),
-        "read_world": platform.world,
-        "LiveHands": lambda file, kept, _api: PlayedHands(file, kept, platform),
+        "migration.run.open_run": partial(open_run, clock=_clock(folder)),
+        "api_client.ApiClient": lambda _address, _token_file: PlayedApi(platform),
+        "migration.cutover.preconditions.read_preconditions": platform.preconditions,
+        "migration.cutover.actions.CutoverActions": lambda _file, _api: PlayedActions(platform),
     }.items():
-        environ.setattr(f"signer.cli.cutover.{name}", value)
+        environ.setattr(f"signer.{name}", value)
     if case == "killed":
         _leave_open(folder, PlayedApi(platform))
 
@@ -193,7 +209,7 @@ def _clock(folder: Path) -> Callable[[], float]:
 def _leave_open(folder: Path, api: PlayedApi) -> None:
     plan = read_plan((folder / "plan.json").read_text(), "cutover")
     with (
-        alone(folder / "evidence", folder / "evidence"),
+        platform_lock(folder / "evidence", folder / "evidence"),
         open_run(folder / "evidence", "cutover", plan, None, api, clock=_clock(folder)) as run,
     ):
         for step in ("preflight", "parity", "trust", "remember"):

@@ -276,8 +276,7 @@ def seen(answer: Answer) -> dict[str, Any]:
     assert answer.body.endswith(b"\n")
     body = answer.json()
     if set(body) == {"errors"}:
-        # Vault lists the names of a refused map in Go's random order.
-        return {**view, "errors": [re.sub(r"\[.*\]", _sorted_words, text, flags=re.DOTALL) for text in body["errors"]]}
+        return {**view, "errors": [_seen_error(text) for text in body["errors"]]}
     view["keys"] = list(body)
     data = body.get("data")
     if isinstance(data, dict) and "signed_key" in data:
@@ -289,6 +288,22 @@ def seen(answer: Answer) -> dict[str, Any]:
         data = None
     rest = {name: value for name, value in body.items() if name not in ("request_id", "data")}
     return {**view, **rest, "data": _without_names(data)}
+
+
+# What of a sentence is the same in both servers, where Go tells the place of a fault in JSON or in a duration.
+BEGINNINGS = (
+    "failed to decode JSON input: ",
+    'Field validation failed: error converting input for field "ttl": ',
+    "error parsing X-Vault-Wrap-TTL header: ",
+)
+
+
+def _seen_error(text: str) -> str:
+    """A sentence without the end that is a listed difference; a list of a map's names, which Go shuffles, in order."""
+    for beginning in BEGINNINGS:
+        if text.startswith(beginning):
+            return beginning
+    return re.sub(r"\[.*\]", _sorted_words, text, flags=re.DOTALL)
 
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -1,7 +1,7 @@
 """Where we answer otherwise than Vault and OpenBao, on purpose: the one list of it.
 
-README's section "Differences from Vault" is this table; each row has a test named after it in
-tests/system/vault/test_parity_differences.py. Sentences are Markdown, as they stand in README.
+The table "Differences from Vault" in runbooks/reference/vault-compatibility.md is this one; each row has a test named
+after it in tests/system/vault/test_parity_differences.py. Sentences are Markdown, as they stand there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Difference:
     ours: str
 
     def row(self) -> str:
-        """As a line of README's table."""
+        """As a line of that table."""
         return f"| {self.input} | {self.vault} | {self.ours} |"
 
 
@@ -166,9 +166,21 @@ DIFFERENCES = (
         "413, 400",
     ),
     _row(
-        "deep_and_hidden_faults_of_json",
-        "JSON nested over 32 levels in a map or some hundred elsewhere, a fault after 512 tokens, more than 8 values",
-        "read, or told exactly",
-        "400 without the exact place",
+        "deep_json_is_refused",
+        "JSON nested over 32 levels in a map or 900 elsewhere, more than 8 values in a body",
+        "read",
+        "400",
+    ),
+    _row(
+        "faults_of_json_and_durations_have_one_sentence",
+        "malformed JSON, a duration that cannot be read",
+        "400 with the sentence of Go's decoder, which quotes the fault",
+        "400 with one sentence for each kind of fault",
+    ),
+    _row(
+        "the_body_of_a_stranger_is_not_decoded",
+        "a malformed body without a good token",
+        "400",
+        "403; nothing is decoded before the token is known",
     ),
 )

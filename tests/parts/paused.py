@@ -101,9 +101,9 @@ class Paused:
 
 
 def _stop_in(where: str) -> None:
+    from signer.ca import infisical
     from signer.ca.infisical import Secret, Source
     from signer.ca.key import KeyMaterial
-    from signer.cli import ca as verbs_ca
 
     fork, generate = os.fork, KeyMaterial.generate
 
@@ -124,7 +124,7 @@ def _stop_in(where: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         return key
 
-    vars(verbs_ca)["fetch_secret"] = fetch
+    vars(infisical)["fetch_secret"] = fetch
     if where == "writer":
         os.fork = stopping_fork
     if where == "maker":

@@ -1,4 +1,4 @@
-"""Vault's removal with all its parts played: what was found there, and hands that do nothing, for transcripts."""
+"""Vault's removal with all its parts played: what was found there, and steps that do nothing, for transcripts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, Final
 import pytest
 
 from signer.migration.config import KEY_VARIABLE, CutoverFile
-from signer.migration.decommission.actions import LiveRemoval, would_run
+from signer.migration.cutover.preconditions import ConfigInputs
+from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.blockers import Checks, LedgerFacts, RecordedCutover, Terms, blockers
-from signer.migration.decommission.steps import Recording
-from signer.migration.decommission.survey import Standing, decommission_of
-from signer.migration.plan import Observation
+from signer.migration.decommission.steps import removal_steps
+from signer.migration.decommission.survey import RemovalInputs, RemovalReadiness
+from signer.migration.plan import Observation, Step
 from signer.migration.run import Run
 from signer.vault.audit_log import AuditFacts, Signature
 from signer.vault.inventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
@@ -51,6 +52,7 @@ AUDIT: Final = AuditFacts(
     CUT_OVER - HOUR, NOW - 10, 900, 2, (Signature("ssh/", "llmops", CUT_OVER - 60),), ()
 )  # fmt: skip
 CHECKS: Final = Checks((), AUDIT, None, None, None)
+READY: Final = RemovalReadiness(CLEAR, LEDGER, CHECKS, [])
 TERMS: Final = Terms(72 * HOUR, "ssh", has_snapshot_file=False)
 
 CONFIG: Final = f"""\
@@ -84,6 +86,21 @@ stop_command = ["systemctl", "disable", "--now", "vault"]
 """
 
 
+def removal_inputs(file: CutoverFile, path: Path) -> RemovalInputs:
+    """What the plan of a removal depends on."""
+    return RemovalInputs(
+        config=ConfigInputs(str(path), file.digest),
+        cutover={"event": 50, "evidence": "sha256:e"},
+        operator="operator",
+        policy={"digest": "b" * 64, "ca": "SHA256:local"},
+        snapshot={"from": "raft API"},
+        soak=72 * HOUR,
+        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        vault={"address": file.vault.address, "mount": file.vault.mount, "audit_log": ""},
+        commands={"stop": ("systemctl", "stop", "vault"), "remove_data": ()},
+    )
+
+
 def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     """Writes cutover.toml, and has `signer decommission` find a Vault that is `clear` or `full`, or `gone`;
     with `data` one whose data is to be removed by a command that cannot end well, and that is gone by then."""
@@ -94,21 +111,20 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         kv = KvEntries("archive/", 2, ("old/deep/er/secret",))
         mounts = (Mount("archive/", "kv", 2), *CLEAR.mounts)
         inventory = replace(CLEAR, mounts=mounts, kv=(kv,), unread=(Unread("team/", "vault_forbidden"),))
-    found = Standing(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, TERMS, NOW))
-
-    def inputs(file: CutoverFile, path: Path, _api: object) -> dict[str, Any]:
-        policy = {"digest": "b" * 64, "ca": "SHA256:local"}
-        return {"config": {"path": str(path), "digest": file.digest}, "policy": policy, "operator": "operator"}
+    found = RemovalReadiness(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, TERMS, NOW))
 
     for name, value in {
-        "ApiClient": PlayedApi,
-        "read_standing": lambda _file, _api: found,
-        "read_inputs": inputs,
-        "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
-        "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
-        "LiveRemoval": PlayedHands,
+        "api_client.ApiClient": PlayedApi,
+        "migration.decommission.survey.read_readiness": lambda _file, _api: found,
+        "migration.decommission.survey.read_inputs": lambda file, path, _api: removal_inputs(file, path),
+        "migration.decommission.survey.read_ledger": lambda _api: replace(
+            ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")
+        ),
+        "migration.decommission.actions.vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
+        "migration.decommission.actions.RemovalActions": PlayedRemoval,
+        "migration.decommission.steps.removal_steps": played_steps,
     }.items():
-        environ.setattr(f"signer.cli.decommission.{name}", value)
+        environ.setattr(f"signer.{name}", value)
 
 
 class PlayedApi:
@@ -134,24 +150,22 @@ class PlayedApi:
         return iter([one for one in self.recorded if one["evidence"] == evidence])
 
 
-class PlayedHands(Recording):
-    """Hands that say what the real ones would do; a command that removes data is run."""
+class PlayedRemoval(RemovalActions):
+    """Actions of a run whose tokens nobody looks for."""
 
-    def __init__(self, file: CutoverFile, kept: Run, _api: object, removed_by: str = "") -> None:
-        super().__init__(would_run(file))
-        self._kept = kept
-        self._removed_by = removed_by
-        self._wanted = decommission_of(file)
+    def begin(self, run: Run) -> None:
+        self._run = run
 
-    _command = LiveRemoval._command
 
-    def remove_data(self) -> Observation:
-        """The one act that is really tried."""
-        return LiveRemoval.remove_data(self)  # type: ignore[arg-type]
+def played_steps(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    """The steps of a removal that do nothing but report their own lines; a command that removes data is run."""
+    return tuple(
+        step if step.name in ("remove-data", "seal") else report_lines(step) for step in removal_steps(file, actions)
+    )
 
-    def _note(self, name: str) -> Observation:
-        super()._note(name)
-        return Observation(self._lines[name][0])
 
-    def seal(self, outcome: str) -> Observation:
-        return self._kept.conclude(outcome)
+def report_lines(step: Step) -> Step:
+    """The step with an action, and a proof if it has one, that only report the first and the last of its lines."""
+    first, last = Observation(step.lines[0]), Observation(step.lines[-1])
+    verify = None if step.verify is None else lambda: last
+    return replace(step, action=lambda: first, verify=verify, is_done=lambda: False)

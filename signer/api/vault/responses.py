@@ -1,6 +1,7 @@
-"""Vault's words: its envelope, its error sentences, its statuses. Pure; `../shared/contract/vault-ssh.md` is the law.
+"""Vault's words: its envelope, its error sentences, its statuses. Pure.
 
-The one place that turns our errors into what a Vault client expects. Sentences of ours stand where Vault has none.
+The one place that turns our errors into what a Vault client expects; `runbooks/develop/vault-contract.md` is the law.
+Sentences of ours stand where Vault has none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from signer.api.problems import RETRY_AFTER, status_of
 from signer.errors import SignerError
 from signer.model import BACKDATE
+from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
 _ALWAYS: Final = (
     ("Cache-Control", "no-store"),
@@ -54,14 +56,19 @@ def envelope(data: Mapping[str, Any] | None, request_id: str, warnings: list[str
     ).encode("utf-8", "replace")
 
 
-def signed(reply: Mapping[str, Any], request_id: str) -> bytes:
+def signed(reply: Reply, request_id: str) -> bytes:
     """The answer of sign/<role>."""
+    warnings = None
+    if isinstance(reply, CertificateWithWarnings):
+        warnings = reply.warnings
+        reply = reply.certificate
+    made = expect(Certificate, reply)
     data = {
-        "issuer_id": issuer_id(reply["ca_fingerprint"]),
-        "serial_number": f"{int(reply['serial']):x}",
-        "signed_key": reply["certificate"] + "\n",
+        "issuer_id": issuer_id(made.ca_fingerprint),
+        "serial_number": f"{int(made.serial):x}",
+        "signed_key": made.certificate + "\n",
     }
-    return envelope(data, request_id, reply.get("warnings"))
+    return envelope(data, request_id, warnings)
 
 
 @lru_cache(maxsize=8)
@@ -205,7 +212,10 @@ def redirect(location: str) -> Answer:
 
 def help_text(path: str) -> Answer:
     """`?help=1`, what `bao path-help` shows."""
-    sentence = f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml, see its README"
+    sentence = (
+        f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml,"
+        " see runbooks/reference/vault-compatibility.md"
+    )
     return Answer(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
 
 
@@ -228,17 +238,16 @@ def render_error(error: SignerError) -> Answer:
 # --- What policy says, as Vault shows a role -------------------------------------------------------------------------
 
 
-def role_fields(role: Mapping[str, Any], ca_line: str) -> dict[str, Any]:
+def role_fields(role: RoleDetails, ca_line: str) -> dict[str, Any]:
     """The 27 fields of a CA role, derived from the keeper's answer and the CA's public line (contract, section 4)."""
     options: dict[str, str] = {}
-    if role["force_command"] is not None:
-        options["force-command"] = role["force_command"]
-    if role["source_address"] is not None:
-        source = role["source_address"]
+    if role.force_command is not None:
+        options["force-command"] = role.force_command
+    if (source := role.source_address) is not None:
         options["source-address"] = source if isinstance(source, str) else ",".join(source)
-    if role["verify_required"]:
+    if role.verify_required:
         options["verify-required"] = ""
-    extensions = [*role["extensions"]["default"], *(["no-touch-required"] if role["no_touch_required"] else [])]
+    extensions = [*role.extensions.default, *(["no-touch-required"] if role.no_touch_required else [])]
     return {
         "algorithm_signer": "rsa-sha2-512" if ca_line.startswith("ssh-rsa ") else "default",
         "allow_bare_domains": False,
@@ -247,26 +256,26 @@ def role_fields(role: Mapping[str, Any], ca_line: str) -> dict[str, Any]:
         "allow_host_certificates": False,
         "allow_subdomains": False,
         "allow_user_certificates": True,
-        "allow_user_key_ids": role["allow_key_id"],
+        "allow_user_key_ids": role.allow_key_id,
         "allow_wildcards_in_identity_templates": False,
-        "allowed_critical_options": ",".join(role["critical_options"]),
+        "allowed_critical_options": ",".join(role.critical_options),
         "allowed_domains": "",
         "allowed_domains_template": False,
-        "allowed_extensions": ",".join(role["extensions"]["allowed"]),
+        "allowed_extensions": ",".join(role.extensions.allowed),
         "allowed_user_key_lengths": dict(
-            sorted(("rsa", [role["rsa_min_bits"]]) if kind == "ssh-rsa" else (kind, [0]) for kind in role["key_types"])
+            sorted(("rsa", [role.rsa_min_bits]) if kind == "ssh-rsa" else (kind, [0]) for kind in role.key_types)
         ),
-        "allowed_users": ",".join(role["principals"]),
+        "allowed_users": ",".join(role.principals),
         "allowed_users_template": False,
         "default_critical_options": dict(sorted(options.items())),
         "default_extensions": dict.fromkeys(sorted(extensions), ""),
         "default_extensions_template": False,
-        "default_user": ",".join(role["default_principals"]),
+        "default_user": ",".join(role.default_principals),
         "default_user_template": False,
         "issuer_ref": "default",
         "key_id_format": "{{token_display_name}}:{{role_name}}",
         "key_type": "ca",
-        "max_ttl": role["max_ttl"],
+        "max_ttl": role.max_ttl,
         "not_before_duration": BACKDATE,
-        "ttl": role["default_ttl"],
+        "ttl": role.default_ttl,
     }

@@ -1,7 +1,7 @@
 """Vault's shape in Flask: everything below `/v1/` besides plain signing, which is in `sign.py`.
 
 Vault routes by its own rules (any verb, LIST and its spellings, mounts with slashes in their names), so one function
-looks at every request below `/v1/` before Flask does. `../shared/contract/vault-ssh.md` is the law; the order of the
+looks at every request below `/v1/` before Flask does. `runbooks/develop/vault-contract.md` is the law; the order of the
 checks is part of it.
 """
 
@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 from flask import Flask, Response, request
@@ -20,14 +20,15 @@ from signer.api.request import message_header, new_request_id
 from signer.api.sign import SignQuestion, read_body
 from signer.api.vault import responses, system
 from signer.api.vault.responses import REFUSALS, Answer
-from signer.errors import BadRequest, NotFound, SignerError
-from signer.protocol.client import Link
+from signer.errors import BadRequest, SignerError
+from signer.protocol.client import KeeperClient
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import unverified_text, well_formed
+from signer.protocol.replies import CaKey, CallerDetails, Reply, RoleDetails, Roles, expect
 from signer.protocol.sign_request import decode_body
 from signer.settings import Settings
 
-NAME: Final = r"\w(?:[\w.@-]*\w)?"
+NAME: Final = r"(?![.@-])[\w.@-]++(?<![.@-])"
 _OPERATIONS: Final = {
     "GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete", "PATCH": "patch",
     "HEAD": "header", "OPTIONS": "options",
@@ -48,6 +49,7 @@ class Asked:
     query: Mapping[str, list[str]]
     body: bytes
     request_id: str
+    caller: CallerDetails | SignerError | None = None  # who asks, once the keeper was asked
 
     def first(self, name: str) -> str | None:
         """The first value of a query parameter."""
@@ -60,10 +62,11 @@ class Asked:
         )
 
 
+_Shape = TypeVar("_Shape", bound=Reply)
 Handler = Callable[["VaultShape", Asked, str], Answer]
 
 
-def register(app: Flask, link: Link, settings: Settings) -> None:
+def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
     """Answers everything below `/v1/` that reaches `app`."""
     shape = VaultShape(link, settings)
 
@@ -83,7 +86,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
 class VaultShape:
     """The mounts of one service, and what can be asked of them."""
 
-    def __init__(self, link: Link, settings: Settings) -> None:
+    def __init__(self, link: KeeperClient, settings: Settings) -> None:
         self._link = link
         self._settings = settings
         self._mounts = sorted(settings.mounts, key=len, reverse=True)
@@ -117,16 +120,19 @@ class VaultShape:
         return None
 
     def _read(self, environ: Mapping[str, Any], path: str) -> Asked | Answer:
-        """The request's form is looked at before its sender, in Vault's order; raises `BadRequest`."""
+        """The request's form is looked at before its sender, in Vault's order; raises `BadRequest`.
+
+        Only the body is not: that of a caller without a good token is never decoded.
+        """
         operation = _OPERATIONS[environ["REQUEST_METHOD"]]
         query = parse_qs(str(environ.get("QUERY_STRING", "")), keep_blank_values=True, errors="surrogateescape")
-        body = b""
         if operation == "patch" and (refusal := _refuse_media_type(str(environ.get("CONTENT_TYPE") or ""))):
             return refusal
-        if operation in ("update", "patch"):
-            body = read_body(environ)
-            decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
-        asked = Asked(environ, operation, path, query, body, new_request_id())
+        asked = Asked(environ, operation, path, query, b"", new_request_id())
+        if operation in ("update", "patch") and (body := read_body(environ)):
+            asked = replace(asked, body=body, caller=self._find_caller(asked))
+            if not isinstance(asked.caller, SignerError):
+                decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
         if operation == "read" and "list" in query:
             word = asked.first("list")
             if word not in _TRUE | _FALSE:
@@ -160,7 +166,7 @@ class VaultShape:
         ca = self._ca()
         if match[1] is not None:
             self._check_issuer(match[1], ca)
-        return responses.text(ca["public_key"] + "\n")
+        return responses.text(ca.public_key + "\n")
 
     def _mounted(self, asked: Asked, rest: str) -> Answer:
         if asked.operation == "update" and (match := re.fullmatch(f"sign/({NAME})", rest, re.ASCII)):
@@ -180,50 +186,61 @@ class VaultShape:
 
     # --- reads --------------------------------------------------------------------------------------------------
 
-    def _whoami(self, asked: Asked) -> dict[str, Any]:
+    def _whoami(self, asked: Asked) -> CallerDetails:
         """Who asks; raises `NotAuthenticated` unless the keeper knows the token."""
-        return self._ask("whoami", asked)
+        caller = self._find_caller(asked) if asked.caller is None else asked.caller
+        if isinstance(caller, SignerError):
+            raise caller
+        return caller
 
-    def _ask(self, op: str, asked: Asked, **fields: object) -> dict[str, Any]:
+    def _find_caller(self, asked: Asked) -> CallerDetails | SignerError:
+        try:
+            return self._ask(CallerDetails, "whoami", asked)
+        except SignerError as error:
+            return error
+
+    def _ask(self, shape: type[_Shape], op: str, asked: Asked, **fields: object) -> _Shape:
         header = message_header(op, asked.environ, self._settings.trusted_proxies, asked.request_id)
-        return self._link.ask({**header, **fields})
+        return expect(shape, self._link.ask({**header, **fields}))
 
-    def _ca(self) -> dict[str, Any]:
-        return self._link.ask({"op": "ca"})
+    def _ca(self) -> CaKey:
+        return expect(CaKey, self._link.ask({"op": "ca"}))
 
     @staticmethod
-    def _check_issuer(ref: str, ca: Mapping[str, Any]) -> None:
+    def _check_issuer(ref: str, ca: CaKey) -> None:
         """Raises `BadRequest` for any name but the only issuer's."""
-        if ref not in ("default", responses.issuer_id(ca["fingerprint"])):
+        if ref not in ("default", responses.issuer_id(ca.fingerprint)):
             sentence = f"unable to find issuer for reference: {ref}"
             raise BadRequest("issuer_unknown", sentence, "say default", {"vault": sentence})
 
     def list_roles(self, asked: Asked, _name: str) -> Answer:
-        names = _page(asked, self._ask("roles", asked)["roles"])
+        names = _page(asked, self._ask(Roles, "roles", asked).roles)
         info = {name: {"issuer_ref": "default", "key_type": "ca"} for name in names}
         return _list(asked, names, info)
 
     def read_role(self, asked: Asked, name: str) -> Answer:
         try:
-            role = self._ask("role", asked, role=name)
-        except NotFound:
-            return responses.failure(404)
-        return asked.granted(responses.role_fields(role, self._ca()["public_key"]))
+            role = self._ask(RoleDetails, "role", asked, role=name)
+        except SignerError as error:
+            if error.code == "unknown_role":
+                return responses.failure(404)
+            raise
+        return asked.granted(responses.role_fields(role, self._ca().public_key))
 
     def read_ca(self, asked: Asked, ref: str) -> Answer:
         ca = self._ca()
         if ref:
             self._check_issuer(ref, ca)
-        data = {"issuer_id": responses.issuer_id(ca["fingerprint"]), **_issuer(ca)}
+        data = {"issuer_id": responses.issuer_id(ca.fingerprint), **_issuer(ca)}
         return asked.granted(data)
 
     def list_issuers(self, asked: Asked, _name: str) -> Answer:
         ca = self._ca()
-        names = _page(asked, [responses.issuer_id(ca["fingerprint"])])
+        names = _page(asked, [responses.issuer_id(ca.fingerprint)])
         return _list(asked, names, {name: {"is_default": True, **_issuer(ca)} for name in names})
 
     def read_default_issuer(self, asked: Asked, _name: str) -> Answer:
-        return asked.granted({"default": responses.issuer_id(self._ca()["fingerprint"])})
+        return asked.granted({"default": responses.issuer_id(self._ca().fingerprint)})
 
     def refuse_roles(self, _asked: Asked, _name: str) -> Answer:
         return responses.failure(405, REFUSALS["roles"])
@@ -260,8 +277,8 @@ def _looks_public(rest: str) -> bool:
     return len(parts) == 3 and parts[0] == "issuer" and parts[2] == "public_key"
 
 
-def _issuer(ca: Mapping[str, Any]) -> dict[str, str]:
-    return {"issuer_name": "", "public_key": ca["public_key"] + "\n"}
+def _issuer(ca: CaKey) -> dict[str, str]:
+    return {"issuer_name": "", "public_key": ca.public_key + "\n"}
 
 
 def _page(asked: Asked, names: list[str]) -> list[str]:

@@ -15,12 +15,13 @@ from signer.api.request import read_token
 from signer.api.vault import responses
 from signer.api.vault.responses import HEADERS, REFUSALS, Answer
 from signer.errors import SignerError
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
+from signer.protocol.replies import CallerDetails, Ready
 
 UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader", "sys/init"})
 
 
-def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
+def answer(environ: Mapping[str, Any], path: str, link: KeeperClient) -> Answer:
     """The paths of `UNAUTHENTICATED`; monitors and `bao status` ask them."""
     method = environ["REQUEST_METHOD"]
     if path == "sys/health" and str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
@@ -65,16 +66,16 @@ def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
     )
 
 
-def _look(link: Link) -> tuple[bool, dict[str, str]]:
+def _look(link: KeeperClient) -> tuple[bool, dict[str, str]]:
     """Whether the keeper could sign now, and the name of what it signs for."""
+    cluster = {"cluster_name": "signer"}
     try:
         health = link.ask({"op": "health"})
     except SignerError:
-        health = {"ready": False}
-    cluster = {"cluster_name": "signer"}
-    if health["ready"]:
-        cluster["cluster_id"] = responses.issuer_id(health["ca_fingerprint"])
-    return bool(health["ready"]), cluster
+        return False, cluster
+    if not isinstance(health, Ready):
+        return False, cluster
+    return True, {**cluster, "cluster_id": responses.issuer_id(health.ca_fingerprint)}
 
 
 def _plain(body: Mapping[str, object], status: int = 200) -> Answer:
@@ -85,7 +86,7 @@ def route(
     path: str,
     operation: str,
     mounts: tuple[str, ...],
-    whoami: Mapping[str, Any],
+    whoami: CallerDetails,
     environ: Mapping[str, Any],
     request_id: str,
 ) -> Answer:
@@ -103,25 +104,25 @@ def route(
     return responses.no_handler(path)
 
 
-def _token(whoami: Mapping[str, Any], token: str) -> dict[str, Any]:
+def _token(whoami: CallerDetails, token: str) -> dict[str, Any]:
     """What is known of a token, in Vault's words; its roles stand for its policies, 0 for what was not recorded."""
     return {
-        "accessor": whoami["accessor"],
+        "accessor": whoami.accessor,
         "creation_time": 0,
         "creation_ttl": 0,
-        "display_name": whoami["identity"],
+        "display_name": whoami.identity,
         "entity_id": "",
-        "expire_time": whoami["expires"],
+        "expire_time": whoami.expires,
         "explicit_max_ttl": 0,
         "id": token,
         "issue_time": None,
-        "meta": {"kind": whoami["kind"]},
+        "meta": {"kind": whoami.kind},
         "num_uses": 0,
         "orphan": True,
         "path": "auth/token/create",
-        "policies": whoami["roles"],
+        "policies": whoami.roles,
         "renewable": False,
-        "ttl": whoami["expires_in"],
+        "ttl": whoami.expires_in,
         "type": "service",
     }
 

@@ -1,4 +1,4 @@
-"""The hands that really do it: what `steps.py` names, done with compose, Vault, service and `safe-session`."""
+"""The actions of a cutover and a rollback, done with compose, Vault, the service and `safe-session`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import json
 import shlex
 import threading
 import time
-from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.migration.compose import Compose, ContainerState
-from signer.migration.config import CutoverFile, Target
+from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
-from signer.migration.cutover.steps import READY_WITHIN, SAMPLES, Backend
-from signer.migration.evidence.files import numbered
-from signer.migration.parity import check_parity
+from signer.migration.parity import SAMPLES, check_parity
 from signer.migration.plan import Observation
 from signer.migration.run import Run
 from signer.migration.samples import throwaway_key
-from signer.migration.smoke import Caller, on_each, read_trusted_cas, smoke_login, smoke_refusal
+from signer.migration.smoke import on_each, read_trusted_cas, smoke, smoke_refusal
 from signer.migration.trial import trial
+from signer.model import RunOutcome
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.subprocesses import run
 from signer.vault.admin import VaultAdmin
 
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
+READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
 _LOOK_EVERY: Final = 0.05  # seconds between two looks of `Pause`
+Backend = Literal["vault", "local"]
 
 
 class StepFailed(SignerError):
-    """What a step saw is not as it must be; `facts` are kept as evidence."""
+    """What a step observed is not as it must be; `facts` are kept as evidence."""
 
 
 class Pause(threading.Thread):
@@ -64,25 +64,34 @@ class Pause(threading.Thread):
         return round(max(self._longest, 0.0), 1)
 
 
-class LiveHands:
-    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`."""
+class CutoverActions:
+    """What the steps of a cutover or a rollback do to the platform of `file`, whose service answers to `api`.
 
-    def __init__(self, file: CutoverFile, kept: Run, api: ApiClient) -> None:
+    A plan only needs the object; before its first action a run has to `begin`. Each action raises `SignerError` when
+    it cannot be done, or when what it observes is not right.
+    """
+
+    _run: Run
+
+    def __init__(self, file: CutoverFile, api: ApiClient) -> None:
         self._file = file
-        self._kept = kept
-        self._compose = Compose(file.compose)
         self._api = api
-        self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
+        self._compose = Compose(file.compose)
         self._pause: Pause | None = None
-        kept.evidence.guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
-        kept.evidence.guard.never(read_secret_word(file.vault.token_file, "vault.token_file", is_vaults=True))
+
+    def begin(self, run: Run) -> None:
+        """Keeps what the actions observe as evidence of `run`, without the tokens that they use."""
+        self._run = run
+        guard = run.evidence.guard
+        guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
+        guard.never(read_secret_word(self._file.vault.token_file, "vault.token_file", is_vaults=True))
 
     @property
     def _policy(self) -> Policy:
         return load_policy(self._file.signer.policy_file)
 
     def preflight(self) -> Observation:
-        """The host's own script; raises `StepFailed` unless it says ready."""
+        """The host's own script; raises `StepFailed` unless it reports ready."""
         environment = {
             **self._compose.unmarked_environment,
             **preflight_environment(self._file, self._policy.ca.fingerprint),
@@ -98,7 +107,7 @@ class LiveHands:
                 f"run it by hand: {shlex.join(preflight_line(self._file))}",
                 {"said": ended.err[-2000:]},
             ) from None
-        self._kept.evidence.write_json("preflight.json", told)
+        self._run.evidence.write_json("preflight.json", told)
         if ended.status != 0 or told.get("ready") is not True:
             bad = [check for check in checks if check.get("status") == "FAIL"]
             first = bad[0] if bad else {}
@@ -122,8 +131,8 @@ class LiveHands:
                 file.vault.roles,
                 SAMPLES,
             )
-            self._kept.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
-        self._kept.evidence.write_json("parity.json", report.as_json())
+            self._run.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
+        self._run.evidence.write_json("parity.json", report.as_json())
         if not report.is_parity:
             raise BadFile(
                 "parity_differs",
@@ -136,7 +145,10 @@ class LiveHands:
     def trust(self) -> Observation:
         """What the hosts' own files say of the new CA, read over a login of today."""
         pin = self._policy.ca.fingerprint
-        return self._each("trust", lambda target: read_trusted_cas(target, self._caller, pin))
+        return self._run.keep_logs(
+            "trust",
+            lambda: on_each(self._file.smoke, lambda target: read_trusted_cas(target, self._file.signer, pin)),
+        )
 
     def vault_signs(self) -> Observation:
         """Would Vault sign, asked with our token and by the service as it would run: for keys that nobody has."""
@@ -150,15 +162,15 @@ class LiveHands:
         ):
             body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
             made = api.sign(role, body)
-            self._kept.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
+            self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
 
-    def remember(self) -> Observation:
-        """What runs now, so that somebody who has only the evidence could put it back.
+    def record_state(self) -> Observation:
+        """Records what runs now, so that the evidence alone is enough to restore it.
 
-        The last look before anything is changed, so files that a plan depends on are held against it once more.
+        It is the last step before a change, so the files that a plan depends on are compared with it once more.
         """
-        plan = self._kept.evidence.read_json("plan.json")  # a rollback has none
+        plan = self._run.evidence.read_json("plan.json")  # a rollback has none
         if plan is not None:
             check_files(self._file, plan["inputs"])
         found = self._compose.running()
@@ -167,7 +179,7 @@ class LiveHands:
         except Unavailable as error:  # nothing answers after a run that was cut off; a rollback mends just that
             ready = Readiness(False, code=error.code)
         facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
-        self._kept.versions = {**self._compose.versions(), "vault": self._vault_version()}
+        self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}
         now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
         return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
 
@@ -210,43 +222,19 @@ class LiveHands:
     def smoke(self, backend: Backend) -> Observation:
         """A real login to every target with a certificate of that backend."""
         ca = self._policy.ca.fingerprint if backend == "local" else self._api.ready().ca_fingerprint
-        seen = self._each(
+        return self._run.keep_logs(
             f"smoke-{backend}",
-            lambda target: smoke_login(target, self._caller, self._api.certificate, backend=backend, ca_fingerprint=ca),
+            lambda: smoke(self._file, self._api.certificate, backend=backend, ca_fingerprint=ca),
         )
-        count = len(self._file.smoke)
-        return Observation(f"logins work on {count} of {count}", seen.facts)
 
     def refuse(self) -> Observation:
         """A principal outside the policy gets no certificate."""
         allowed = {name for role in self._policy.roles.values() for name in role.principals}
         return smoke_refusal(self._api.sign, self._file.signer.role, allowed)
 
-    def seal(self, outcome: str) -> Observation:
-        """Ends the evidence and has the ledger hold its digest."""
-        return self._kept.conclude(outcome)
-
-    def _each(self, name: str, observe: Callable[[Target], Observation]) -> Observation:
-        """The same on every target at once; each one's log is kept, whether it worked or not."""
-        try:
-            seen = on_each(self._file.smoke, observe)
-        except SignerError as error:
-            self._keep_logs(name, error.facts)
-            raise
-        not_kept = self._keep_logs(name, seen.facts)
-        return Observation(seen.summary, {**seen.facts, **not_kept})
-
-    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
-        """A full disk must not keep a rollback from its proof; that the step itself is kept is seen to elsewhere."""
-        targets = facts.get("targets")
-        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
-            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
-            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
-            try:
-                self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
-            except SignerError as error:
-                return {"logs_not_kept": error.code}
-        return {}
+    def seal(self) -> Observation:
+        """Seals the evidence and records its digest in the ledger."""
+        return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:
         vault = self._file.vault

@@ -1,11 +1,11 @@
-"""What a cutover depends on, as it is now: read, never changed. A plan's digest covers its words and values."""
+"""What a cutover depends on, as it is now: read, never changed. The digest of a plan covers its names and values."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +15,7 @@ from signer.errors import BadFile, Drift, NotAuthenticated, SignerError, Unavail
 from signer.files import read_bounded, read_secret_word
 from signer.migration.compose import Compose
 from signer.migration.config import KEY_VARIABLE, CutoverFile
-from signer.migration.cutover.steps import SAMPLES
-from signer.migration.plan import differences
-from signer.migration.trial import trial_lines
+from signer.migration.plan import PlanPart, differences
 from signer.model import Identity
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
@@ -28,22 +26,110 @@ _MOST: Final = 4 * 1024 * 1024  # bytes of a file that a plan depends on
 
 
 class NotPossible(SignerError):
-    """There is nothing to plan: `code` says why."""
+    """A cutover cannot be planned; `code` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """`inputs` must not change until the end, `now` is what the steps change."""
+class FileDigest:
+    """A file and the hex SHA-256 of its content."""
 
-    inputs: Mapping[str, Any]
-    now: Mapping[str, Any]
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigInputs:
+    """cutover.toml."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeInputs:
+    """How compose is called, what it makes of its files (a digest without and with the overlay), and the image."""
+
+    command: tuple[str, ...]
+    engine: str
+    project: str
+    service: str
+    environment: Mapping[str, str]
+    merged: Mapping[str, str]
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """policy.toml: its digest, the CA that it pins, and the principals of each role."""
+
+    digest: str
+    ca: str
+    roles: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class VaultInputs:
+    """Vault's SSH mount: its CA, and each role as Vault returns it (None if it does not exist)."""
+
+    address: str
+    mount: str
+    ca: str
+    roles: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInputs:
+    """A host to log in to."""
+
+    login: str
+    known_hosts: FileDigest
+    trusted_ca_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverInputs(PlanPart):
+    """Everything that must not change until the end of a cutover."""
+
+    config: ConfigInputs
+    files: Mapping[str, FileDigest]
+    compose: ComposeInputs
+    policy: PolicyInputs
+    operator: str
+    vault: VaultInputs
+    targets: Mapping[str, TargetInputs]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState(PlanPart):
+    """The service as its /readyz describes it, before a cutover."""
+
+    mode: str
+    ca: str
+    policy: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverGoal(PlanPart):
+    """The service after a cutover."""
+
+    mode: str
+    ca: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preconditions:
+    """`inputs` must not change until the end, the steps change `now`."""
+
+    inputs: CutoverInputs
+    now: ServiceState
     policy: Policy
 
 
-def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> World:
-    """Reads all of it; raises `SignerError` for what cannot be read or makes a cutover impossible.
+def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> Preconditions:
+    """Reads all of them; raises `SignerError` for what cannot be read or makes a cutover impossible.
 
-    `may_be_down`: a run that was cut off in the middle may have left no service that answers.
+    `may_be_down`: an interrupted run may have left a service that does not answer.
     """
     policy = load_policy(file.signer.policy_file)
     operator = check_operator(file, policy)
@@ -58,39 +144,38 @@ def read_world(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> W
         if not may_be_down:
             raise
         ready = Readiness(False)
-    inputs = {
-        "config": {"path": str(path), "digest": file.digest},
-        "files": {name: _file(found) for name, found in _files(file).items()},
-        "compose": {
-            "command": list(file.compose.command),
-            "engine": file.compose.engine,
-            "project": file.compose.project,
-            "service": file.compose.service,
-            "environment": dict(file.compose.environment),
-            "merged": {
+    inputs = CutoverInputs(
+        config=ConfigInputs(str(path), file.digest),
+        files={name: _file(found) for name, found in _files(file).items()},
+        compose=ComposeInputs(
+            command=file.compose.command,
+            engine=file.compose.engine,
+            project=file.compose.project,
+            service=file.compose.service,
+            environment=dict(file.compose.environment),
+            merged={
                 "base": compose.config_digest(with_overlay=False),
                 "with overlay": compose.config_digest(with_overlay=True),
             },
-            "image": compose.image_id(with_overlay=True),
-        },
-        "policy": {
-            "digest": policy.digest,
-            "ca": policy.ca.fingerprint,
-            "roles": {name: list(role.principals) for name, role in sorted(policy.roles.items())},
-        },
-        "operator": operator.name,
-        "vault": {"address": file.vault.address, "mount": file.vault.mount, "ca": vault_ca, "roles": roles},
-        "targets": {
-            target.name: {
-                "login": f"{target.user}@{target.host}:{target.port}",
-                "known_hosts": _file(target.known_hosts),
-                "trusted_ca_file": target.trusted_ca_file or "",
-            }
+            image=compose.image_id(with_overlay=True),
+        ),
+        policy=PolicyInputs(
+            digest=policy.digest,
+            ca=policy.ca.fingerprint,
+            roles={name: role.principals for name, role in sorted(policy.roles.items())},
+        ),
+        operator=operator.name,
+        vault=VaultInputs(file.vault.address, file.vault.mount, vault_ca, roles),
+        targets={
+            target.name: TargetInputs(
+                login=f"{target.user}@{target.host}:{target.port}",
+                known_hosts=_file(target.known_hosts),
+                trusted_ca_file=target.trusted_ca_file or "",
+            )
             for target in file.smoke
         },
-    }
-    now = {"mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy, "ready": ready.ready}
-    return World(inputs, now, policy)
+    )
+    return Preconditions(inputs, ServiceState(ready.mode, ready.ca_fingerprint, ready.policy, ready.ready), policy)
 
 
 def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
@@ -103,14 +188,14 @@ def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
         return None
 
 
-def check_movable(world: World) -> None:
-    """Raises `NotPossible` unless the service runs in a mode from which one can move to the local CA."""
-    now = world.now
-    if not now["ready"]:
+def check_movable(found: Preconditions) -> None:
+    """Raises `NotPossible` unless the service is in a mode from which it can move to the local CA."""
+    now = found.now
+    if not now.ready:
         raise NotPossible("service_not_ready", "the service is not ready now", "mend that first: see its /readyz")
-    if now["mode"] == "local":
+    if now.mode == "local":
         raise NotPossible("already_local", "the service is in mode local already", "see `signer cutover status`")
-    if now["policy"] != world.inputs["policy"]["digest"]:
+    if now.policy != found.inputs.policy.digest:
         raise NotPossible(
             "policy_not_in_force",
             "the service has another policy than signer.policy_file",
@@ -118,11 +203,11 @@ def check_movable(world: World) -> None:
         )
 
 
-def check_roles(file: CutoverFile, world: World) -> str:
+def check_roles(file: CutoverFile, found: Preconditions) -> str:
     """Raises `BadFile` where a role of ours gives more than Vault's; returns a line about the principals."""
     problems, lines = [], []
     for name in file.vault.roles:
-        role, vaults = world.policy.roles.get(name), world.inputs["vault"]["roles"][name]
+        role, vaults = found.policy.roles.get(name), found.inputs.vault.roles[name]
         if role is None:
             problems.append(f"role {name}: policy.toml has no such role, so nobody who has it today could log in")
             continue
@@ -176,7 +261,7 @@ def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
     Looked at again right before anything is changed: comparing roles and certificates takes its time.
     """
     found = {
-        "files": {name: _file(path) for name, path in _files(file).items()},
+        "files": {name: asdict(_file(path)) for name, path in _files(file).items()},
         "compose": {"merged": {"with overlay": Compose(file.compose).config_digest(with_overlay=True)}},
     }
     merged = planned["compose"]["merged"]["with overlay"]
@@ -199,8 +284,8 @@ def _files(file: CutoverFile) -> dict[str, Path]:
     }
 
 
-def _file(path: Path) -> dict[str, str]:
-    """A file's path and digest; raises `NotPossible` if it cannot be read."""
+def _file(path: Path) -> FileDigest:
+    """A file's digest; raises `NotPossible` if it cannot be read."""
     try:
         content = read_bounded(path, _MOST, follow_links=True)
         if len(content) > _MOST:
@@ -209,7 +294,7 @@ def _file(path: Path) -> dict[str, str]:
         raise NotPossible(
             "file_unreadable", f"{path} cannot be read: {error.strerror}", "mend cutover.toml, or the file"
         ) from None
-    return {"path": str(path), "sha256": sha256(content).hexdigest()}
+    return FileDigest(str(path), sha256(content).hexdigest())
 
 
 def plain(value: object) -> Any:
@@ -221,36 +306,6 @@ def plain(value: object) -> Any:
     if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 1 << 53):
         return str(value)
     return value
-
-
-def would_run(file: CutoverFile) -> dict[str, tuple[str, ...]]:
-    """The lines that each act of `Hands` would run, for the plan."""
-    compose = Compose(file.compose)
-    vault = f"{file.vault.address}/v1/{file.vault.mount}"
-    signer = file.signer.address
-    logins = tuple(f"safe-session ssh -p {t.port} {t.user}@{t.host}" for t in file.smoke)
-    return {
-        "preflight": (shlex.join(preflight_line(file)),),
-        "parity": (
-            *(f"GET {vault}/roles/{role}" for role in file.vault.roles),
-            *(shlex.join(line) for line in trial_lines(file.compose)),
-            f"up to {SAMPLES} x POST {vault}/sign/… and the same to the trial; nobody receives them",
-        ),
-        "trust": tuple(
-            f"{line} cat {t.trusted_ca_file}" if t.trusted_ca_file else f"{t.name}: cannot be read beforehand"
-            for line, t in zip(logins, file.smoke, strict=True)
-        ),
-        "vault_signs": (f"POST {vault}/sign/{file.signer.role} and the same to a trial; nobody receives them",),
-        "remember": (f"{file.compose.engine} inspect the container of {file.compose.service}",),
-        "up with overlay": (shlex.join(compose.up_line(with_overlay=True)),),
-        "up": (shlex.join(compose.up_line(with_overlay=False)),),
-        "ready local": (f"GET {signer}/readyz until it is ready in mode local",),
-        "ready vault": (f"GET {signer}/readyz until it is ready in mode vault",),
-        "smoke local": logins,
-        "smoke vault": logins,
-        "refuse": (f"POST {signer}/api/sign/{file.signer.role} with a principal outside the policy: must be refused",),
-        "seal": (f"SHA256SUMS below {file.evidence_dir}", f"POST {signer}/api/operations with its digest"),
-    }
 
 
 def preflight_line(file: CutoverFile) -> list[str]:

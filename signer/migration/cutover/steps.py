@@ -1,173 +1,197 @@
-"""The steps from Vault to the local CA and back, and the plan that tells them.
+"""The steps from Vault to the local CA and back, and the plan that shows them.
 
-`cutover_steps` and `rollback_steps` are the two lists; each step acts through `Hands`. Applied, these are `LiveHands`
-(`live.py`); while a plan is made they are `Recording`, which writes down what would be run. Same steps, same order.
+Each step carries its action and the lines that it would run: the objects that a plan shows are the ones that a run
+carries out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal, Protocol
+import shlex
+from collections.abc import Sequence
 
+from signer.migration.compose import Compose
 from signer.migration.config import CutoverFile
-from signer.migration.plan import Observation, Plan, Step, WouldRun, describe_all
-
-SAMPLES: Final = 20
-READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
-Backend = Literal["vault", "local"]
-
-
-class Hands(Protocol):
-    """What the steps need done. Each raises `SignerError` when it cannot, or when what it sees is not right."""
-
-    def preflight(self) -> Observation: ...
-    def parity(self) -> Observation: ...
-    def trust(self) -> Observation: ...
-    def vault_signs(self) -> Observation: ...
-    def remember(self) -> Observation: ...
-    def up(self, *, with_overlay: bool) -> Observation: ...
-    def is_up(self, *, with_overlay: bool) -> bool: ...
-    def ready(self, backend: Backend) -> Observation: ...
-    def smoke(self, backend: Backend) -> Observation: ...
-    def refuse(self) -> Observation: ...
-    def seal(self, outcome: str) -> Observation: ...
+from signer.migration.cutover.actions import CutoverActions
+from signer.migration.cutover.preconditions import CutoverGoal, Preconditions, preflight_line
+from signer.migration.parity import SAMPLES
+from signer.migration.plan import Observation, Plan, Step, describe
+from signer.migration.smoke import login_lines
+from signer.migration.trial import trial_lines
 
 
-def cutover_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
-    """From Vault to the local CA. From step 5 on a failure brings the base without overlay back by itself."""
-    targets = ", ".join(target.name for target in file.smoke)
+def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """From Vault to the local CA. If step 5 or a later one fails, the run goes back to the base without the overlay."""
+    return (*_checks(file, actions), *_move(file, actions), _seal(file, actions))
+
+
+def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """What must hold before anything is changed."""
     trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
-
-    def back() -> Observation:
-        return _both(hands.up(with_overlay=False), hands.ready("vault"), hands.smoke("vault"))
-
+    vault = f"{file.vault.address}/v1/{file.vault.mount}"
     return (
         Step(
             "preflight",
             "preflight on this host",
             "reads",
-            hands.preflight,
+            actions.preflight,
+            lines=(shlex.join(preflight_line(file)),),
             reads=("key file", "compose files", "container", "sshd"),
         ),
         Step(
             "parity",
             f"compare roles and {SAMPLES} certificates",
             "reads, signs",
-            hands.parity,
+            actions.parity,
+            lines=(
+                *(f"GET {vault}/roles/{role}" for role in file.vault.roles),
+                *(shlex.join(line) for line in trial_lines(file.compose)),
+                f"up to {SAMPLES} x POST {vault}/sign/… and the same to the trial; nobody receives them",
+            ),
             reads=("Vault's roles", "policy.toml"),
         ),
-        Step("trust", f"{trust} trust the new CA", "logs in", hands.trust, reads=("trusted_ca_file",)),
-        Step("remember", "remember the present state", "writes evidence", hands.remember, reads=("container",)),
+        Step(
+            "trust",
+            f"{trust} trust the new CA",
+            "logs in",
+            actions.trust,
+            lines=tuple(
+                f"{line} cat {t.trusted_ca_file}" if t.trusted_ca_file else f"{t.name}: cannot be read beforehand"
+                for line, t in zip(login_lines(file), file.smoke, strict=True)
+            ),
+            reads=("trusted_ca_file",),
+        ),
+        _record_state(file, actions),
+    )
+
+
+def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """The change and its proof."""
+    sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
+
+    def back() -> Observation:
+        return _joined(actions.up(with_overlay=False), actions.ready("vault"), actions.smoke("vault"))
+
+    return (
         Step(
             "up",
             "compose up with the overlay",
             "CHANGES",
-            lambda: hands.up(with_overlay=True),
-            is_done=lambda: hands.is_up(with_overlay=True),
+            lambda: actions.up(with_overlay=True),
+            lines=(_up_line(file, with_overlay=True),),
+            is_done=lambda: actions.is_up(with_overlay=True),
             undo=back,
+            undo_lines=(_up_line(file, with_overlay=False), _ready_line(file, "vault"), *login_lines(file)),
             undo_text="undone by compose up without it, then logins through Vault",
             reads=("base", "overlay"),
         ),
-        Step("ready", "ready, mode local, pinned CA", "reads", lambda: hands.ready("local"), reads=("/readyz",)),
+        Step(
+            "ready",
+            "ready, mode local, pinned CA",
+            "reads",
+            lambda: actions.ready("local"),
+            lines=(_ready_line(file, "local"),),
+            reads=("/readyz",),
+        ),
         Step(
             "smoke",
-            f"log in to {targets}",
+            f"log in to {_targets(file)}",
             "logs in",
-            lambda: hands.smoke("local"),
-            verify=hands.refuse,
+            lambda: actions.smoke("local"),
+            lines=(*login_lines(file), f"{sign} with a principal outside the policy: must be refused"),
+            verify=actions.refuse,
             reads=("sshd", "ledger"),
         ),
-        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
     )
 
 
-def rollback_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
-    """From the local CA back to Vault, by hand. Nothing is changed unless Vault signs."""
-    targets = ", ".join(target.name for target in file.smoke)
+def rollback_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
+    """From the local CA back to Vault, on the operator's command. Nothing is changed unless Vault signs."""
+    sign = f"POST {file.vault.address}/v1/{file.vault.mount}/sign/{file.signer.role}"
     return (
-        Step("vault", "does Vault sign", "reads, signs", hands.vault_signs, reads=("Vault",)),
-        Step("remember", "remember the present state", "writes evidence", hands.remember, reads=("container",)),
+        Step(
+            "vault",
+            "does Vault sign",
+            "reads, signs",
+            actions.vault_signs,
+            lines=(f"{sign} and the same to a trial; nobody receives them",),
+            reads=("Vault",),
+        ),
+        _record_state(file, actions),
         Step(
             "up",
             "compose up without the overlay",
             "CHANGES",
-            lambda: hands.up(with_overlay=False),
-            is_done=lambda: hands.is_up(with_overlay=False),
+            lambda: actions.up(with_overlay=False),
+            lines=(_up_line(file, with_overlay=False),),
+            is_done=lambda: actions.is_up(with_overlay=False),
             reads=("base",),
         ),
-        Step("ready", "ready, mode vault", "reads", lambda: hands.ready("vault"), reads=("/readyz",)),
-        Step("smoke", f"log in to {targets}", "logs in", lambda: hands.smoke("vault"), reads=("sshd", "ledger")),
-        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
+        Step(
+            "ready",
+            "ready, mode vault",
+            "reads",
+            lambda: actions.ready("vault"),
+            lines=(_ready_line(file, "vault"),),
+            reads=("/readyz",),
+        ),
+        Step(
+            "smoke",
+            f"log in to {_targets(file)}",
+            "logs in",
+            lambda: actions.smoke("vault"),
+            lines=login_lines(file),
+            reads=("sshd", "ledger"),
+        ),
+        _seal(file, actions),
     )
 
 
-def _both(*seen: Observation) -> Observation:
+def _record_state(file: CutoverFile, actions: CutoverActions) -> Step:
+    return Step(
+        "remember",
+        "remember the present state",
+        "writes evidence",
+        actions.record_state,
+        lines=(f"{file.compose.engine} inspect the container of {file.compose.service}",),
+        reads=("container",),
+    )
+
+
+def _seal(file: CutoverFile, actions: CutoverActions) -> Step:
+    return Step(
+        "seal",
+        "seal the evidence",
+        "writes evidence",
+        actions.seal,
+        lines=(f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
+        reads=("evidence",),
+    )
+
+
+def _targets(file: CutoverFile) -> str:
+    return ", ".join(target.name for target in file.smoke)
+
+
+def _up_line(file: CutoverFile, *, with_overlay: bool) -> str:
+    return shlex.join(Compose(file.compose).up_line(with_overlay))
+
+
+def _ready_line(file: CutoverFile, mode: str) -> str:
+    return f"GET {file.signer.address}/readyz until it is ready in mode {mode}"
+
+
+def _joined(*seen: Observation) -> Observation:
     facts = {name: value for one in seen for name, value in one.facts.items()}
     return Observation("; ".join(one.summary for one in seen if one.summary), facts)
 
 
-class Recording(WouldRun):
-    """Hands of a cutover that do nothing."""
-
-    def preflight(self) -> Observation:
-        return self._note("preflight")
-
-    def parity(self) -> Observation:
-        return self._note("parity")
-
-    def trust(self) -> Observation:
-        return self._note("trust")
-
-    def vault_signs(self) -> Observation:
-        return self._note("vault_signs")
-
-    def remember(self) -> Observation:
-        return self._note("remember")
-
-    def up(self, *, with_overlay: bool) -> Observation:
-        return self._note("up with overlay" if with_overlay else "up")
-
-    def is_up(self, *, with_overlay: bool) -> bool:
-        del with_overlay
-        return False
-
-    def ready(self, backend: Backend) -> Observation:
-        return self._note(f"ready {backend}")
-
-    def smoke(self, backend: Backend) -> Observation:
-        return self._note(f"smoke {backend}")
-
-    def refuse(self) -> Observation:
-        return self._note("refuse")
-
-    def seal(self, outcome: str) -> Observation:
-        del outcome
-        return self._note("seal")
-
-
-def describe_steps(steps: tuple[Step, ...], recording: Recording) -> tuple[Mapping[str, Any], ...]:
-    """Every step as the plan holds it, with what its undo would run."""
-    described = describe_all(steps, recording)
-    return tuple({**told, "would_undo": _undo_of(step, recording)} for told, step in zip(described, steps, strict=True))
-
-
-def _undo_of(step: Step, recording: Recording) -> list[str]:
-    recording.would = []
-    if step.undo is not None:
-        step.undo()
-    return recording.would
-
-
-def make_plan(
-    file: CutoverFile, lines: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any], now: Mapping[str, Any]
-) -> Plan:
-    """The plan of a cutover. Pure: the world was read before."""
-    recording = Recording(lines)
+def make_plan(file: CutoverFile, steps: Sequence[Step], found: Preconditions) -> Plan:
+    """The plan of a cutover. Pure: the preconditions have been read before."""
     return Plan(
         operation="cutover",
         title=f"Cutover of {file.compose.service} from Vault to the local CA",
-        inputs=inputs,
-        now=now,
-        then={"mode": "local", "ca": inputs["policy"]["ca"]},
-        steps=describe_steps(cutover_steps(file, recording), recording),
+        inputs=found.inputs.as_json(),
+        now=found.now.as_json(),
+        then=CutoverGoal("local", found.inputs.policy.ca).as_json(),
+        steps=describe(steps, with_undo=True),
     )

@@ -1,4 +1,4 @@
-"""The hands that really remove Vault: what `steps.py` names, done with Vault, the host's commands and logins."""
+"""The actions that remove Vault, done with Vault, the host's commands and logins."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from signer.migration.decommission.snapshot import (
     copy_snapshot,
     store_snapshot,
 )
-from signer.migration.decommission.survey import blocked, decommission_of, read_standing
-from signer.migration.evidence.files import numbered
+from signer.migration.decommission.survey import blocked, decommission_of, read_readiness
 from signer.migration.plan import Observation
 from signer.migration.run import Run
 from signer.migration.samples import throwaway_key
-from signer.migration.smoke import Caller, on_each, smoke_login
+from signer.migration.smoke import smoke
+from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.subprocesses import run
 from signer.vault.admin import VaultAdmin
@@ -51,44 +51,50 @@ _PASSED_ON: Final = (
 
 
 class RemovalFailed(SignerError):
-    """What a step saw is not as it must be; `facts` are kept as evidence."""
+    """What a step observed is not as it must be; `facts` are kept as evidence."""
 
 
-class LiveRemoval:
-    """Acts on the platform of `file`, and keeps what it sees as evidence of `kept`.
+class RemovalActions:
+    """What the steps of a decommission do to the platform of `file`, whose service answers to `api`.
 
-    `removed_by` says by whose word the data was removed by hand; then nothing is run for it.
+    A plan only needs the object; before its first action a run has to `begin`. Each action raises `SignerError` when
+    it cannot be done, or when what it observes is not right. `removed_by` is the operator who confirms that the data
+    was removed by hand; then no command is run for it.
     """
 
-    def __init__(self, file: CutoverFile, kept: Run, api: ApiClient, removed_by: str = "") -> None:
+    _run: Run
+
+    def __init__(self, file: CutoverFile, api: ApiClient, removed_by: str = "") -> None:
         self._file = file
         self._wanted: DecommissionFacts = decommission_of(file)
-        self._kept = kept
-        self._removed_by = removed_by
-        self._begun = frozenset(kept.journal.past.begun)  # by a run that was cut off
         self._api = api
-        self._caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
-        guard = kept.evidence.guard
-        guard.never(read_secret_word(file.signer.token_file, "signer.token_file"))
-        for path in (self._wanted.admin_token_file, file.vault.token_file):
+        self._removed_by = removed_by
+
+    def begin(self, run: Run) -> None:
+        """Keeps what the actions observe as evidence of `run`, without the tokens that they use."""
+        self._run = run
+        self._begun = frozenset(run.journal.state.begun)  # steps that an interrupted process of this run has begun
+        guard = run.evidence.guard
+        guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
+        for path in (self._wanted.admin_token_file, self._file.vault.token_file):
             try:
                 guard.never(read_secret_word(path, "vault.token_file", is_vaults=True))
             except BadSettings:
-                continue  # once Vault is sealed nobody needs it, and its file may be gone
-        self._keep_version(kept.evidence.read_json("inventory.json") or {})
+                continue  # after Vault is sealed nothing needs the token, and its file may be gone
+        self._keep_version(run.evidence.read_json("inventory.json") or {})
 
     def _keep_version(self, inventory: Mapping[str, Any]) -> None:
-        """Of the Vault that is removed: nobody can ask it any more when the evidence is sealed."""
+        """Keeps Vault's version, which cannot be asked for any more when the evidence is sealed."""
         if version := inventory.get("version"):
-            self._kept.versions = {"vault": str(version)}
+            self._run.versions = {"vault": str(version)}
 
     # --- before ------------------------------------------------------------------------------------------------------
 
     def inventory(self) -> Observation:
         """Everything once more; raises `Blocked`."""
-        found = read_standing(self._file, self._api)
+        found = read_readiness(self._file, self._api)
         told = found.inventory.as_json()
-        self._kept.evidence.write_json("inventory.json", told)
+        self._run.evidence.write_json("inventory.json", told)
         self._keep_version(told)
         if found.blockers:
             raise blocked(found.blockers)
@@ -97,7 +103,7 @@ class LiveRemoval:
 
     @property
     def _snapshot_path(self) -> Path:
-        return self._file.evidence_dir / FOLDER / f"{self._kept.evidence.run}.snap"
+        return self._file.evidence_dir / FOLDER / f"{self._run.evidence.run}.snap"
 
     def snapshot(self) -> Observation:
         """Vault's own snapshot, or a copy of the operator's; stored beside the evidence, which holds its checksum."""
@@ -126,36 +132,19 @@ class LiveRemoval:
 
     def _told(self, found: Snapshot, path: Path) -> Observation:
         facts = {**found.as_json(), "path": str(path)}
-        self._kept.evidence.write_json("snapshot.json", facts)
+        self._run.evidence.write_json("snapshot.json", facts)
         return Observation(f"{found.size:,} bytes, {facts['inner_checksums']}", facts)
 
     def smoke(self, when: str) -> Observation:
         """A real login to every target with a certificate of the local CA."""
         pin = load_policy(self._file.signer.policy_file).ca.fingerprint
-        try:
-            seen = on_each(
-                self._file.smoke,
-                lambda target: smoke_login(
-                    target, self._caller, self._api.certificate, backend="local", ca_fingerprint=pin
-                ),
-            )
-        except SignerError as error:
-            self._keep_logs(when, error.facts)
-            raise
-        self._keep_logs(when, seen.facts)
-        count = len(self._file.smoke)
-        return Observation(f"logins work on {count} of {count}", seen.facts)
-
-    def _keep_logs(self, name: str, facts: Mapping[str, object]) -> None:
-        targets = facts.get("targets")
-        for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
-            lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
-            text = "\n".join([*lines, "", str(fact.get("log", ""))]) + "\n"
-            self._kept.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
+        return self._run.keep_logs(
+            when, lambda: smoke(self._file, self._api.certificate, backend="local", ca_fingerprint=pin)
+        )
 
     def still_clear(self) -> Observation:
         """What came in the way since the inventory; raises `Blocked`."""
-        if blocking := read_standing(self._file, self._api).blockers:
+        if blocking := read_readiness(self._file, self._api).blockers:
             raise blocked(blocking)
         return Observation("still nothing in the way")
 
@@ -286,9 +275,9 @@ class LiveRemoval:
             )
         return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
 
-    def seal(self, outcome: str) -> Observation:
-        """Ends the evidence and has the ledger hold its digest."""
-        return self._kept.conclude(outcome)
+    def seal(self) -> Observation:
+        """Seals the evidence and records its digest in the ledger."""
+        return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:
         return VaultAdmin(self._file.vault.address, self._wanted.admin_token_file, self._file.vault.ca_file)
@@ -359,27 +348,3 @@ def _errno_of(place: tuple[socket.AddressFamily, Any]) -> int:
     except OSError as error:
         return error.errno or errno.ETIMEDOUT
     return 0
-
-
-def would_run(file: CutoverFile) -> dict[str, tuple[str, ...]]:
-    """The lines that each act would run, for the plan."""
-    wanted, vault = decommission_of(file), f"{file.vault.address}/v1"
-    taken = (
-        f"GET {vault}/{SNAPSHOT}"
-        if wanted.snapshot_file is None
-        else f"copy {wanted.snapshot_file}, its checksum compared"
-    )
-    return {
-        "inventory": (f"GET and LIST below {vault}, of KV entries names only", "every blocker looked for again"),
-        "snapshot": (taken, f"to {file.evidence_dir / FOLDER}, 0600; every sum in it compared"),
-        "smoke": tuple(f"safe-session ssh -p {t.port} {t.user}@{t.host}" for t in file.smoke),
-        "still_clear": ("every blocker looked for once more",),
-        "disable": (f"DELETE {vault}/sys/mounts/{file.vault.mount}",),
-        "signs_no_more": tuple(f"POST {vault}/{file.vault.mount}/sign/{role}: must fail" for role in file.vault.roles),
-        "revoke": (f"POST {vault}/auth/token/revoke-accessor for every accessor but our own",),
-        "seal_vault": (f"PUT {vault}/sys/seal",),
-        "stop": (shlex.join(wanted.stop_command),),
-        "gone": (f"connect to {file.vault.address}: must be refused, {LOOKS} times in a row",),
-        "remove_data": (shlex.join(wanted.remove_data_command),),
-        "seal": (f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
-    }

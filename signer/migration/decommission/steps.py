@@ -1,190 +1,183 @@
-"""The steps that remove Vault, and the plan that tells them. From "disable the SSH mount" on nothing leads back.
+"""The steps that remove Vault, and the plan that shows them. From "disable the SSH mount" on there is no way back.
 
-`removal_steps` is the list; each step acts through `Hands`. Applied, these are `LiveRemoval` (`removal.py`); while a
-plan is made they are `Recording`, which writes down what would be run. Same steps, same order. A step that was done by
-a run that was cut off says so itself (`is_done`), and once Vault is sealed or gone no step asks it for anything.
+Each step carries its action and the lines that it would run. A step that an interrupted run has done reports that
+itself (`is_done`), and once Vault is sealed or gone no step asks it for anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+import shlex
+from collections.abc import Sequence
+from typing import Final
 
 from signer.migration.config import CutoverFile
-from signer.migration.plan import Observation, Plan, Step, WouldRun, describe_all
+from signer.migration.decommission.actions import LOOKS, RemovalActions
+from signer.migration.decommission.snapshot import FOLDER
+from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState, decommission_of
+from signer.migration.plan import Plan, Step, describe
+from signer.migration.smoke import login_lines
+from signer.vault.inventory import SNAPSHOT
 
 NO_WAY_BACK: Final = "there is no undo"
 BEYOND: Final = "no way back since the SSH mount was disabled"
 
 
-class Hands(Protocol):
-    """What the steps need done. Each raises `SignerError` when it cannot, or when what it sees is not right."""
-
-    def inventory(self) -> Observation: ...
-    def snapshot(self) -> Observation: ...
-    def has_snapshot(self) -> bool: ...
-    def smoke(self, when: str) -> Observation: ...
-    def still_clear(self) -> Observation: ...
-    def disable(self) -> Observation: ...
-    def is_disabled(self) -> bool: ...
-    def signs_no_more(self) -> Observation: ...
-    def revoke(self) -> Observation: ...
-    def is_revoked(self) -> bool: ...
-    def seal_vault(self) -> Observation: ...
-    def is_sealed(self) -> bool: ...
-    def stop(self) -> Observation: ...
-    def has_stopped(self) -> bool: ...
-    def gone(self) -> Observation: ...
-    def remove_data(self) -> Observation: ...
-    def seal(self, outcome: str) -> Observation: ...
-
-
-def removal_steps(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
-    """All of it, in order. Removing the data is there only if the configuration has a command for it."""
-    remove_data = (
-        Step("remove-data", "remove Vault's data", "DESTROYS", hands.remove_data, undo_text=NO_WAY_BACK),
-    )  # fmt: skip
+def removal_steps(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    """All steps, in order. The data is removed only if the configuration has a command for it."""
+    command = decommission_of(file).remove_data_command
+    remove_data = Step(
+        "remove-data",
+        "remove Vault's data",
+        "DESTROYS",
+        actions.remove_data,
+        lines=(shlex.join(command),),
+        undo_text=NO_WAY_BACK,
+    )
+    seal = Step(
+        "seal",
+        "seal the evidence",
+        "writes evidence",
+        actions.seal,
+        lines=(f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
+        reads=("evidence",),
+    )
     return (
-        *_steps_with_a_way_back(file, hands),
-        *_steps_beyond(file, hands),
-        *(remove_data if file.decommission is not None and file.decommission.remove_data_command else ()),
-        Step("seal", "seal the evidence", "writes evidence", lambda: hands.seal("applied"), reads=("evidence",)),
+        *_steps_with_a_way_back(file, actions),
+        *_end_of_signing(file, actions),
+        *_end_of_vault(file, actions),
+        *([remove_data] if command else []),
+        seal,
     )
 
 
-def _steps_with_a_way_back(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
-    targets = ", ".join(target.name for target in file.smoke)
+def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    wanted, vault = decommission_of(file), f"{file.vault.address}/v1"
+    taken = (
+        f"GET {vault}/{SNAPSHOT}"
+        if wanted.snapshot_file is None
+        else f"copy {wanted.snapshot_file}, its checksum compared"
+    )
     return (
-        Step("inventory", "inventory again, nothing in the way", "reads", hands.inventory, reads=("Vault", "ledger")),
+        Step(
+            "inventory",
+            "inventory again, nothing in the way",
+            "reads",
+            actions.inventory,
+            lines=(f"GET and LIST below {vault}, of KV entries names only", "every blocker looked for again"),
+            reads=("Vault", "ledger"),
+        ),
         Step(
             "snapshot",
             "snapshot, opened, every sum compared",
             "writes evidence",
-            hands.snapshot,
-            is_done=hands.has_snapshot,
+            actions.snapshot,
+            lines=(taken, f"to {file.evidence_dir / FOLDER}, 0600; every sum in it compared"),
+            is_done=actions.has_snapshot,
             reads=("Vault's storage",),
         ),
         Step(
             "smoke",
-            f"log in to {targets}",
+            f"log in to {_targets(file)}",
             "logs in",
-            lambda: hands.smoke("before"),
-            verify=hands.still_clear,  # a snapshot may take its time
+            lambda: actions.smoke("before"),
+            lines=(*login_lines(file), "every blocker looked for once more"),
+            verify=actions.still_clear,  # a snapshot may take its time
             reads=("sshd", "ledger", "Vault"),
         ),
     )
 
 
-def _steps_beyond(file: CutoverFile, hands: Hands) -> tuple[Step, ...]:
-    """From the first of these on nothing leads back."""
-    targets = ", ".join(target.name for target in file.smoke)
-    mount = file.vault.mount
+def _end_of_signing(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    """From the first of these on there is no way back."""
+    vault, mount = f"{file.vault.address}/v1", file.vault.mount
     return (
         Step(
             "disable",
             f"disable the SSH mount {mount}",
             "DESTROYS",
-            hands.disable,
-            is_done=hands.is_disabled,
+            actions.disable,
+            lines=(f"DELETE {vault}/sys/mounts/{mount}",),
+            is_done=actions.is_disabled,
             undo_text=f"{NO_WAY_BACK} from here on: Vault's CA key is gone with its mount",
         ),
         Step(
             "prove",
             "Vault signs no more, logins work",
             "logs in",
-            hands.signs_no_more,
-            verify=lambda: hands.smoke("without-vault"),
+            actions.signs_no_more,
+            lines=(
+                *(f"POST {vault}/{mount}/sign/{role}: must fail" for role in file.vault.roles),
+                *login_lines(file),
+            ),
+            verify=lambda: actions.smoke("without-vault"),
             reads=("Vault", "sshd", "ledger"),
         ),
         Step(
             "revoke",
             "revoke every token but our own",
             "DESTROYS",
-            hands.revoke,
-            is_done=hands.is_revoked,
+            actions.revoke,
+            lines=(f"POST {vault}/auth/token/revoke-accessor for every accessor but our own",),
+            is_done=actions.is_revoked,
             undo_text=NO_WAY_BACK,
         ),
-        Step("seal-vault", "seal Vault", "CHANGES", hands.seal_vault, is_done=hands.is_sealed, undo_text=BEYOND),
-        Step("stop", "stop Vault", "CHANGES", hands.stop, is_done=hands.has_stopped, undo_text=BEYOND),
-        Step("gone", "its address refuses connections", "reads", hands.gone, reads=("Vault's address",)),
+    )
+
+
+def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
+    return (
+        Step(
+            "seal-vault",
+            "seal Vault",
+            "CHANGES",
+            actions.seal_vault,
+            lines=(f"PUT {file.vault.address}/v1/sys/seal",),
+            is_done=actions.is_sealed,
+            undo_text=BEYOND,
+        ),
+        Step(
+            "stop",
+            "stop Vault",
+            "CHANGES",
+            actions.stop,
+            lines=(shlex.join(decommission_of(file).stop_command),),
+            is_done=actions.has_stopped,
+            undo_text=BEYOND,
+        ),
+        Step(
+            "gone",
+            "its address refuses connections",
+            "reads",
+            actions.gone,
+            lines=(f"connect to {file.vault.address}: must be refused, {LOOKS} times in a row",),
+            reads=("Vault's address",),
+        ),
         Step(
             "smoke-again",
-            f"log in to {targets} again",
+            f"log in to {_targets(file)} again",
             "logs in",
-            lambda: hands.smoke("after"),
+            lambda: actions.smoke("after"),
+            lines=login_lines(file),
             reads=("sshd", "ledger"),
         ),
     )
 
 
-class Recording(WouldRun):
-    """Hands of a removal that do nothing."""
-
-    def inventory(self) -> Observation:
-        return self._note("inventory")
-
-    def snapshot(self) -> Observation:
-        return self._note("snapshot")
-
-    def has_snapshot(self) -> bool:
-        return False
-
-    def smoke(self, when: str) -> Observation:
-        del when
-        return self._note("smoke")
-
-    def still_clear(self) -> Observation:
-        return self._note("still_clear")
-
-    def disable(self) -> Observation:
-        return self._note("disable")
-
-    def is_disabled(self) -> bool:
-        return False
-
-    def signs_no_more(self) -> Observation:
-        return self._note("signs_no_more")
-
-    def revoke(self) -> Observation:
-        return self._note("revoke")
-
-    def is_revoked(self) -> bool:
-        return False
-
-    def seal_vault(self) -> Observation:
-        return self._note("seal_vault")
-
-    def is_sealed(self) -> bool:
-        return False
-
-    def stop(self) -> Observation:
-        return self._note("stop")
-
-    def has_stopped(self) -> bool:
-        return False
-
-    def gone(self) -> Observation:
-        return self._note("gone")
-
-    def remove_data(self) -> Observation:
-        return self._note("remove_data")
-
-    def seal(self, outcome: str) -> Observation:
-        del outcome
-        return self._note("seal")
+def _targets(file: CutoverFile) -> str:
+    return ", ".join(target.name for target in file.smoke)
 
 
-def make_plan(
-    file: CutoverFile, lines: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any], now: Mapping[str, Any]
-) -> Plan:
-    """The plan of a decommission. Pure: the world was read before, and nothing stood in the way."""
-    recording = Recording(lines)
-    removed = file.decommission is not None and bool(file.decommission.remove_data_command)
+def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: RemovalInputs, now: RemovalState | None) -> Plan:
+    """The plan of a decommission. Pure: everything has been read before, and there was no blocker.
+
+    `now` is None for a run that is resumed after it has destroyed something.
+    """
+    removed = bool(decommission_of(file).remove_data_command)
     return Plan(
         operation="decommission",
         title=f"Removal of Vault at {file.vault.address}",
-        inputs=inputs,
-        now=now,
-        then={"vault": "gone", "data": "removed" if removed else "kept, sealed"},
-        steps=describe_all(removal_steps(file, recording), recording),
+        inputs=inputs.as_json(),
+        now={} if now is None else now.as_json(),
+        then=RemovalGoal("gone", "removed" if removed else "kept, sealed").as_json(),
+        steps=describe(steps),
     )

@@ -1,4 +1,4 @@
-"""How things stand before Vault is removed: reads all that `inventory.blockers` judges. Changes nothing."""
+"""What `blockers.py` judges before Vault is removed, read from Vault, ledger, evidence and hosts. Changes nothing."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from typing import Any, Final
 from signer.api_client import ApiClient
 from signer.errors import BadFormat, SignerError
 from signer.migration.config import CutoverFile, DecommissionFacts
-from signer.migration.cutover.preconditions import check_operator, plain
+from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plain
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
 from signer.migration.decommission.snapshot import check_snapshot
 from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
-from signer.migration.smoke import Caller, on_each, smoke_login
+from signer.migration.plan import PlanPart
+from signer.migration.smoke import smoke
+from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.vault.admin import VaultAdmin
 from signer.vault.audit_log import AuditFacts, read_audit_log
 from signer.vault.inventory import Inventory, read_inventory
 
 _TAKES_BACK: Final = {
-    ("rollback", "applied"), ("rollback", "stopped"), ("rollback", "rollback_failed"),
-    ("cutover", "rolled_back"), ("cutover", "rollback_failed"), ("cutover", "stopped"),
-}  # fmt: skip
+    *(("rollback", outcome) for outcome in (RunOutcome.APPLIED, RunOutcome.STOPPED, RunOutcome.ROLLBACK_FAILED)),
+    *(("cutover", outcome) for outcome in (RunOutcome.ROLLED_BACK, RunOutcome.ROLLBACK_FAILED, RunOutcome.STOPPED)),
+}
 
 
 class Blocked(SignerError):
-    """Something stands in the way of removing Vault; `facts["blockers"]` has each with what to do."""
+    """Vault cannot be removed now; `facts["blockers"]` has each reason with what to do."""
 
 
 def blocked(found: list[Blocker]) -> Blocked:
@@ -47,8 +49,8 @@ def blocked(found: list[Blocker]) -> Blocked:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What was found, and what of it stands in the way."""
+class RemovalReadiness:
+    """What was found, and the blockers among it."""
 
     inventory: Inventory
     ledger: LedgerFacts
@@ -67,7 +69,7 @@ def decommission_of(file: CutoverFile) -> DecommissionFacts:
     return file.decommission
 
 
-def read_standing(file: CutoverFile, api: ApiClient) -> Standing:
+def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
     """Reads Vault, ledger, evidence, audit log and snapshot file, and logs in to every target.
 
     Raises `SignerError` if Vault or the service does not answer at all; any other trouble is a blocker.
@@ -81,7 +83,7 @@ def read_standing(file: CutoverFile, api: ApiClient) -> Standing:
         ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
     checks = _check(file, wanted, api, inventory, ledger.cutover)
     terms = Terms(wanted.soak, file.vault.mount, wanted.snapshot_file is not None)
-    return Standing(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
+    return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
 
 
 def read_ledger(api: ApiClient) -> LedgerFacts:
@@ -90,7 +92,7 @@ def read_ledger(api: ApiClient) -> LedgerFacts:
     cutover, taken_back = None, 0
     for row in api.operations():  # newest first
         what = _word(row, "operation"), _word(row, "outcome")
-        if what == ("cutover", "applied"):
+        if what == ("cutover", RunOutcome.APPLIED):
             cutover = RecordedCutover(_number(row, "seq"), _seconds(row, "time"), _word(row, "evidence"))
             break
         if what in _TAKES_BACK:
@@ -179,18 +181,48 @@ def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory) -> SignerEr
 def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
     try:
         pin = load_policy(file.signer.policy_file).ca.fingerprint
-        caller = Caller(file.signer.address, file.signer.token_file, file.signer.role)
-        on_each(
-            file.smoke,
-            lambda target: smoke_login(target, caller, api.certificate, backend="local", ca_fingerprint=pin),
-        )
+        smoke(file, api.certificate, backend="local", ca_fingerprint=pin)
     except SignerError as error:
         return error
     return None
 
 
-def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]:
-    """What must not change until the end; nothing of it comes from Vault, which is gone by then."""
+# --- parts of the plan -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalInputs(PlanPart):
+    """Everything that must not change until the end; none of it comes from Vault, which is gone by then."""
+
+    config: ConfigInputs
+    cutover: Mapping[str, int | str]
+    operator: str
+    policy: Mapping[str, str]
+    snapshot: Mapping[str, str]
+    soak: int
+    targets: Mapping[str, str]
+    vault: Mapping[str, str]
+    commands: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalState(PlanPart):
+    """The service's mode and Vault's inventory before the removal."""
+
+    mode: str
+    vault: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalGoal(PlanPart):
+    """Vault and its data after the removal."""
+
+    vault: str
+    data: str
+
+
+def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
+    """The inputs of a plan; raises `SignerError`."""
     wanted = decommission_of(file)
     policy = load_policy(file.signer.policy_file)
     operator = check_operator(file, policy)
@@ -198,25 +230,25 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]
     taken: dict[str, str] = {"from": "raft API"}
     if wanted.snapshot_file is not None:
         taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
-    return {
-        "config": {"path": str(path), "digest": file.digest},
-        "cutover": {} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
-        "operator": operator.name,
-        "policy": {"digest": policy.digest, "ca": policy.ca.fingerprint},
-        "snapshot": taken,
-        "soak": wanted.soak,
-        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        "vault": {"address": file.vault.address, "mount": file.vault.mount, "audit_log": str(wanted.audit_log or "")},
-        "commands": {"stop": list(wanted.stop_command), "remove_data": list(wanted.remove_data_command)},
-    }
+    return RemovalInputs(
+        config=ConfigInputs(str(path), file.digest),
+        cutover={} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
+        operator=operator.name,
+        policy={"digest": policy.digest, "ca": policy.ca.fingerprint},
+        snapshot=taken,
+        soak=wanted.soak,
+        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        vault={"address": file.vault.address, "mount": file.vault.mount, "audit_log": str(wanted.audit_log or "")},
+        commands={"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
+    )
 
 
-def state_of(found: Standing) -> dict[str, Any]:
-    """What was found, without what changes by itself: tokens and leases come and go, by using them, too."""
-    told = found.inventory.as_json()
+def state_of(found: RemovalReadiness) -> RemovalState:
+    """The state without what changes by itself: tokens and leases come and go, also by using them."""
+    inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread"):
-        del told[name]
-    return {"mode": found.ledger.mode, "vault": plain(told)}
+        del inventory[name]
+    return RemovalState(found.ledger.mode, plain(inventory))
 
 
 # --- the service's answers -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ _NAME: Final = re.compile(f"{_WORD}(?:/{_WORD})?", re.ASCII)
 _LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII)
 
 
-class Strange(Exception):
+class UnexpectedFile(Exception):
     """`name` is not a file of ours; `what` says why, to go on with the sentence. It never leaves `ops`."""
 
     def __init__(self, name: str, what: str) -> None:
@@ -49,15 +49,15 @@ def numbered(folder: str, number: int, name: str, suffix: str) -> str:
 
 
 def found_in(folder: Path) -> list[str]:
-    """Names of all files, sorted as bytes; raises `Strange` for anything else, `OSError`."""
+    """Names of all files, sorted as bytes; raises `UnexpectedFile` for anything else, `OSError`."""
     found: list[str] = []
     for name, facts in entries(folder):
         if len(found) >= MAX_FILES:
-            raise Strange(name, f"is one file more than {MAX_FILES}")
+            raise UnexpectedFile(name, f"is one file more than {MAX_FILES}")
         if stat.S_ISREG(facts.st_mode):
             found.append(name)
         elif not stat.S_ISDIR(facts.st_mode) or "/" in name:
-            raise Strange(name, f"is {kind_of(facts)}")
+            raise UnexpectedFile(name, f"is {kind_of(facts)}")
     return sorted(found)
 
 
@@ -83,7 +83,7 @@ def kind_of(facts: os.stat_result) -> str:
 
 
 def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
-    """The content of one file of at most `limit` bytes; raises `OSError` or `Strange`."""
+    """The content of one file of at most `limit` bytes; raises `OSError` or `UnexpectedFile`."""
     return b"".join(read_pieces(folder, name, limit))
 
 
@@ -93,17 +93,17 @@ def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
         descriptor = open_unread(folder / name)
     except OSError as error:
         if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a link
-            raise Strange(name, "is a link") from None
+            raise UnexpectedFile(name, "is a link") from None
         raise
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise Strange(name, f"is {kind_of(facts)}")
+            raise UnexpectedFile(name, f"is {kind_of(facts)}")
         left = facts.st_size if limit is None else limit
         while piece := os.read(descriptor, _CHUNK):
             left -= len(piece)
             if left < 0:
-                raise Strange(name, f"has over {limit:,} bytes" if limit is not None else "grows meanwhile")
+                raise UnexpectedFile(name, f"has over {limit:,} bytes" if limit is not None else "grows meanwhile")
             yield piece
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What one run leaves behind for whoever asks later: a directory of files, their sums, and one digest over them.
+"""The evidence of one run: a directory of files, their sums, and one digest over them.
 
     plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
     versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
@@ -27,7 +27,7 @@ from signer.migration.evidence.files import (
     OUTCOME,
     PAGE,
     SUMS,
-    Strange,
+    UnexpectedFile,
     digest_of,
     found_in,
     is_name,
@@ -109,7 +109,7 @@ class Evidence:
             return json.loads(read_bounded(self.folder, name, JSON_LIMIT))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError, Strange):
+        except (OSError, ValueError, RecursionError, UnexpectedFile):
             raise SignerError(
                 "evidence_damaged",
                 f"{name} of the run cannot be read back",
@@ -141,7 +141,7 @@ class Evidence:
     def _holds(self, name: str, content: bytes) -> bool:
         try:
             return read_bounded(self.folder, name, len(content)) == content
-        except (OSError, Strange):
+        except (OSError, UnexpectedFile):
             return False
 
     def _write(self, name: str, content: bytes, mode: int) -> None:
@@ -187,7 +187,7 @@ class Evidence:
         """`sha256:` and the hash of SHA256SUMS; empty as long as the run is not sealed."""
         try:
             return digest_of(read_bounded(self.folder, SUMS, JSON_LIMIT))
-        except (OSError, Strange):
+        except (OSError, UnexpectedFile):
             return ""
 
     @property
@@ -255,7 +255,7 @@ class Evidence:
                 for name in found_in(self.folder)
                 if name not in (SUMS, LEDGER)
             }
-        except Strange as error:
+        except UnexpectedFile as error:
             raise SignerError(
                 "evidence_damaged", f"{error.name} in the run {error.what}", "move it away, then seal again"
             ) from None
@@ -271,7 +271,7 @@ class Evidence:
             (self.folder / SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{SUMS}")
             sync_directory(self.folder / SUPERSEDED)
             sync_directory(self.folder)
-        except Strange as error:
+        except UnexpectedFile as error:
             raise SignerError("evidence_damaged", f"{error.name} in the run {error.what}", "move it away") from None
         except OSError as error:
             raise _unwritable(error) from None

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from signer.ca import infisical
-from signer.cli import ca as verbs_ca
 from signer.errors import SignerError
 from tests.parts import missing, ports
 from tests.parts.command import Ran, run
@@ -221,7 +220,7 @@ def test_each_fault_has_its_code_and_leaves_the_old_file(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     if code == "infisical_slow":
-        monkeypatch.setattr(verbs_ca, "fetch_secret", partial(infisical.fetch_secret, timeout=1.5))
+        monkeypatch.setattr(infisical, "fetch_secret", partial(infisical.fetch_secret, timeout=1.5))
     target.write_text("the old key")
     target.chmod(0o400)
     before = state(target)
@@ -267,7 +266,7 @@ def test_an_sdk_that_hangs_before_it_asks_anything_is_given_up(
 ) -> None:
     (tmp_path / "infisical_client.py").write_text("import time; time.sleep(300)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    monkeypatch.setattr(verbs_ca, "fetch_secret", partial(infisical.fetch_secret, timeout=1.5))
+    monkeypatch.setattr(infisical, "fetch_secret", partial(infisical.fetch_secret, timeout=1.5))
     check_fault(run("ca", "render", "--to", str(target), "--json"), "infisical_slow")
 
 

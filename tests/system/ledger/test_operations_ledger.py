@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from signer.api import schemas
 from signer.api_client import ApiClient
 from signer.errors import BadRequest, NotAuthenticated, NotFound, Refused, Unavailable
 from signer.ledger.audit import verify
 from signer.ledger.reader import FILE_NAME, LedgerReader
 from signer.policy.tokens import render_token
+from signer.protocol import replies
 from tests.parts.keys import Key, KeyRing
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import Service, StartService
@@ -58,7 +58,7 @@ def test_what_was_recorded_outlives_a_kill_right_after_the_reply(service: Servic
 def test_the_reply_is_what_the_models_say_and_what_a_list_tells(service: Service, client: ApiClient) -> None:
     first = service.ask("POST", "/api/operations", {"operation": "cutover", "outcome": "applied"}, identity="operator")
     assert first.status == 201
-    told = schemas.OperationDetails.model_validate_json(first.body)
+    told = replies.OperationDetails.model_validate_json(first.body)
     assert (told.plan, told.evidence, told.reason, told.address) == ("", "", "", "127.0.0.1")
     second = client.record("rollback", "rolled_back", PLAN, EVIDENCE, "logins failed")
     rows = client.operations()
@@ -67,7 +67,7 @@ def test_the_reply_is_what_the_models_say_and_what_a_list_tells(service: Service
     assert client.operations(EVIDENCE) == rows[:1]
     assert client.operations(PLAN) == []
     page = service.ask("GET", "/api/operations?limit=1", identity="operator")
-    schemas.OperationPage.model_validate_json(page.body)
+    replies.OperationPage.model_validate_json(page.body)
     follow = page.headers["link"].partition("<")[2].partition(">")[0]
     assert service.ask("GET", follow, identity="operator").json() == {"operations": rows[1:], "before": None}
 

@@ -21,7 +21,7 @@ import pytest
 
 from signer.api_client import ApiClient
 from signer.migration.config import load_cutover_file
-from signer.migration.journal import alone
+from signer.migration.journal import platform_lock
 from signer.migration.plan import read_plan
 from signer.migration.run import open_run
 from tests.parts import missing
@@ -210,7 +210,7 @@ def was_killed(platform: Platform) -> None:
     plan = read_plan((platform.folder / platform.plan()).read_text(), "cutover")
     with (
         ApiClient(file.signer.address, file.signer.token_file) as recorder,
-        alone(file.evidence_dir, file.compose.base),
+        platform_lock(file.evidence_dir, file.compose.base),
         open_run(file.evidence_dir, "cutover", plan, None, recorder) as run,
     ):
         for step in BEFORE_UP:

@@ -53,7 +53,7 @@ def killing(self, event, **facts):
     if is_it:
         os.kill(os.getpid(), 9)
 Journal.write = killing
-from signer.cli import main
+from signer.cli.main import main
 sys.exit(main(sys.argv[4:]))
 """
 KILLS: Final = (("after", "step.began"), ("before", "step.done"))
@@ -284,7 +284,7 @@ def test_a_run_that_is_killed_around_every_step_comes_to_its_end_with_the_same_p
             assert ended.returncode == -signal.SIGKILL, f"{kill} {step}: {ended.stderr}"
         if step in ("snapshot", "disable", "seal-vault", "gone"):
             status = platform.signer("decommission", "status", "--config", str(platform.config), "--json")
-            assert f"was cut off at {step}" in json.loads(status.stdout)["next"]
+            assert f"was interrupted at {step}" in json.loads(status.stdout)["next"]
     done = platform.apply()
     assert done.returncode == 0, done.stderr
     assert vault_state(load_cutover_file(platform.config)) == "gone"

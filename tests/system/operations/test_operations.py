@@ -26,6 +26,7 @@ from signer.ledger.store import Ledger as RealLedger
 from signer.model import Filter
 from signer.policy.file import load_policy
 from signer.protocol.commands import Sign, read_command, split_message
+from signer.protocol.replies import Certificate
 from tests.parts import missing, ports
 from tests.parts.keys import KeyRing
 from tests.parts.lying_worker import LyingWorker
@@ -351,13 +352,13 @@ def test_a_clock_that_jumps_back_stops_signing_until_it_is_right(tmp_path: Path,
     def sign() -> str:
         header = {"op": "sign", "role": "llmops", "token": service.tokens["ci"], "request_id": "a", "address": None}
         message = json.dumps(header).encode() + b"\n" + json.dumps({"public_key": line}).encode()
-        command = read_command(*split_message(message))
+        command = read_command(*split_message(message), lambda _caller: None)
         assert isinstance(command, Sign)
         ((_, reply),) = core.run([command])
         if isinstance(reply, SignerError):
             return reply.code
-        assert isinstance(reply, dict)
-        return str(reply["serial"])
+        assert isinstance(reply, Certificate)
+        return reply.serial
 
     assert sign() == "1"
     now[0] -= 59

@@ -1,9 +1,11 @@
-"""README's ten lines for Vault clients, taken from its text and run as they stand."""
+"""README's lines for clients that sign, taken from its text and run as they stand."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.parts import missing
+from tests.parts.documents import section
 from tests.parts.keys import KeyRing, ssh_keygen
 from tests.parts.service import Service, StartService
 
 ROOT = Path(__file__).parents[3]
-SECTION = (ROOT / "README.md").read_text().partition("### Sign with hvac and with bao\n")[2].partition("\n### ")[0]
+SECTION = section("Log in and sign", (ROOT / "README.md").read_text())
 
 
 def snippet(language: str) -> str:
@@ -29,7 +32,7 @@ def folder(tmp_path: Path, keyring: KeyRing) -> Path:
     return tmp_path
 
 
-def run(service: Service, folder: Path, *command: str) -> None:
+def run(service: Service, folder: Path, *command: str) -> str:
     environ = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(folder),
@@ -38,6 +41,7 @@ def run(service: Service, folder: Path, *command: str) -> None:
     }
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def check_certificate(folder: Path) -> None:
@@ -54,6 +58,14 @@ def test_hvac_signs_as_readme_says(start_service: StartService, folder: Path) ->
 @missing.needs_bao
 def test_bao_signs_as_readme_says(start_service: StartService, folder: Path) -> None:
     run(start_service(), folder, "bash", "-euo", "pipefail", "-c", snippet("sh"))
+    check_certificate(folder)
+
+
+def test_curl_signs_as_readme_says(start_service: StartService, folder: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is missing")
+    printed = run(start_service(), folder, "bash", "-euo", "pipefail", "-c", snippet("bash"))
+    (folder / "id_ed25519-cert.pub").write_text(json.loads(printed)["certificate"])
     check_certificate(folder)
 
 

@@ -80,7 +80,9 @@ def test_exposure_is_at_most_2(name: str) -> None:
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     for name in NAMES:
         text = (UNITS / name).read_text().replace("/opt/signer/.venv/bin/python", sys.executable)
-        (tmp_path / name).write_text(text.replace("file:/opt/signer/README.md", "https://example.invalid/"))
+        (tmp_path / name).write_text(
+            text.replace("file:/opt/signer/runbooks/install/systemd.md", "https://example.invalid/")
+        )
     done = subprocess.run(
         ["systemd-analyze", "verify", *(str(tmp_path / name) for name in NAMES)], capture_output=True, text=True
     )

@@ -12,9 +12,9 @@ import pytest
 
 from signer.api_client import ApiClient
 from signer.errors import SignerError
-from signer.migration.config import Target
+from signer.migration.config import SignerFacts, Target
 from signer.migration.plan import Observation
-from signer.migration.smoke import Caller, SmokeFailed, on_each, read_trusted_cas, smoke_login, smoke_refusal
+from signer.migration.smoke import SmokeFailed, on_each, read_trusted_cas, smoke_login, smoke_refusal
 from tests.parts import missing
 from tests.parts.keys import KeyRing
 from tests.parts.service import Service, StartService
@@ -30,7 +30,7 @@ class Place:
     service: Service
     sshd: Sshd
     target: Target
-    caller: Caller
+    signer: SignerFacts
     api: ApiClient
 
     @property
@@ -39,7 +39,7 @@ class Place:
 
     def login(self, target: Target | None = None, backend: str = "local", ca: str = "") -> Observation:
         record: Callable[[int], Mapping[str, object]] = self.api.certificate
-        return smoke_login(target or self.target, self.caller, record, backend=backend, ca_fingerprint=ca or self.ca)
+        return smoke_login(target or self.target, self.signer, record, backend=backend, ca_fingerprint=ca or self.ca)
 
 
 @pytest.fixture
@@ -49,7 +49,11 @@ def place(start_service: StartService, start_sshd: StartSshd, keyring: KeyRing, 
     token_file = service.token_file("operator")
     with ApiClient(service.address, token_file) as api:
         yield Place(
-            service, sshd, target_of(sshd, keyring, tmp_path), Caller(service.address, token_file, "llmops"), api
+            service,
+            sshd,
+            target_of(sshd, keyring, tmp_path),
+            SignerFacts(service.address, token_file, tmp_path / "unused", "llmops"),
+            api,
         )
 
 
@@ -112,14 +116,14 @@ def test_a_host_that_never_answers_is_given_up(place: Place) -> None:
         target = replace(place.target, port=silent.getsockname()[1])
         error = failed(
             lambda: smoke_login(
-                target, place.caller, place.api.certificate, backend="local", ca_fingerprint=place.ca, within=2
+                target, place.signer, place.api.certificate, backend="local", ca_fingerprint=place.ca, within=2
             )
         )
     assert error.text == "one: no login within 2 s"
 
 
 def test_a_service_that_refuses_is_told_in_its_words(place: Place) -> None:
-    caller = replace(place.caller, role="nothing")
+    caller = replace(place.signer, role="nothing")
     error = failed(lambda: smoke_login(place.target, caller, place.api.certificate, backend="local", ca_fingerprint=""))
     assert error.code == "smoke_login_failed"
     assert "nothing" in error.text
@@ -136,7 +140,7 @@ def test_another_ca_another_backend_and_a_record_that_is_missing(place: Place, k
     for record in (nothing, lambda _serial: first, lambda _serial: {}):
         error = failed(
             lambda record=record: smoke_login(  # type: ignore[misc]
-                place.target, place.caller, record, backend="local", ca_fingerprint=place.ca
+                place.target, place.signer, record, backend="local", ca_fingerprint=place.ca
             )
         )
         assert error.code == "smoke_not_recorded"
@@ -157,18 +161,18 @@ def test_what_a_host_prints_is_not_taken_for_the_certificate(
 
 def test_the_hosts_ca_file_is_read_over_a_login(place: Place, keyring: KeyRing) -> None:
     next_ca = keyring("ed25519", "other")
-    error = failed(lambda: read_trusted_cas(place.target, place.caller, next_ca.fingerprint))
+    error = failed(lambda: read_trusted_cas(place.target, place.signer, next_ca.fingerprint))
     assert error.code == "ca_not_trusted"
     assert error.text == f"one: {place.target.trusted_ca_file} lacks {next_ca.fingerprint}"
     place.sshd.trust(["# two of them", "", place.service.ca.public_line, "no key", next_ca.public_line])
-    seen = read_trusted_cas(place.target, place.caller, next_ca.fingerprint)
+    seen = read_trusted_cas(place.target, place.signer, next_ca.fingerprint)
     assert seen.facts["found"] == [place.ca, next_ca.fingerprint]
     assert seen.facts["trusted"] is True
 
 
 @pytest.mark.parametrize("file", [None, "/no/such file; echo x", "/root"])
 def test_where_it_cannot_be_read_that_is_an_observation(place: Place, file: str | None) -> None:
-    seen = read_trusted_cas(replace(place.target, trusted_ca_file=file), place.caller, place.ca)
+    seen = read_trusted_cas(replace(place.target, trusted_ca_file=file), place.signer, place.ca)
     assert seen.facts["trusted"] is None
     assert seen.summary.startswith("one: cannot be read beforehand")
 

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from signer.api import schemas
+from signer.protocol import replies
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 from tests.parts.service import STANDARD_POLICY, Answer, Service, StartService
@@ -44,27 +45,27 @@ def metric(service: Service, name: str, **labels: str) -> float:
 def test_real_answers_are_what_the_models_say(service: Service, keyring: KeyRing) -> None:
     line = keyring("ed25519", "user").public_line
     issued = service.sign(line, identity="operator")
-    schemas.Certificate.model_validate_json(issued.body)
+    replies.Certificate.model_validate_json(issued.body)
     serial = issued.json()["serial"]
 
     def ask(method: str, path: str, body: object = None) -> bytes:
         return service.ask(method, path, body, identity="operator").body
 
-    schemas.CertificatePage.model_validate_json(ask("GET", "/api/certificates?active=true"))
-    schemas.CertificateDetails.model_validate_json(ask("GET", f"/api/certificates/{serial}"))
-    schemas.Recorded.model_validate_json(ask("GET", "/api/ledger/head"))
-    granted = schemas.Explanation.model_validate_json(ask("POST", "/api/explain/llmops", {"public_key": line}))
-    refused = schemas.Explanation.model_validate_json(ask("POST", "/api/explain/llmops", {"ttl": "2h"}))
+    replies.CertificatePage.model_validate_json(ask("GET", "/api/certificates?active=true"))
+    replies.CertificateDetails.model_validate_json(ask("GET", f"/api/certificates/{serial}"))
+    replies.Recorded.model_validate_json(ask("GET", "/api/ledger/head"))
+    granted = replies.Explanation.model_validate_json(ask("POST", "/api/explain/llmops", {"public_key": line}))
+    refused = replies.Explanation.model_validate_json(ask("POST", "/api/explain/llmops", {"ttl": "2h"}))
     assert (granted.granted, refused.granted, refused.code) == (True, False, "ttl_above_max")
-    frozen = schemas.FreezeState.model_validate_json(
+    frozen = replies.FreezeState.model_validate_json(
         ask("POST", "/api/freezes", {"scope": "identity:ci", "reason": "drill"})
     )
     assert frozen.frozen
-    listed = schemas.Freezes.model_validate_json(ask("GET", "/api/freezes"))
+    listed = replies.Freezes.model_validate_json(ask("GET", "/api/freezes"))
     assert [(row.scope, row.reason) for row in listed.freezes] == [("identity:ci", "drill")]
-    schemas.FreezeState.model_validate_json(ask("DELETE", "/api/freezes/identity:ci"))
+    replies.FreezeState.model_validate_json(ask("DELETE", "/api/freezes/identity:ci"))
     schemas.Alive.model_validate_json(ask("GET", "/healthz"))
-    schemas.Ready.model_validate_json(ask("GET", "/readyz"))
+    replies.Ready.model_validate_json(ask("GET", "/readyz"))
     schemas.Problem.model_validate_json(ask("GET", "/api/certificates/999"))
     schemas.Problem.model_validate_json(service.sign(line, identity="stranger").body)
 

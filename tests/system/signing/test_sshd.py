@@ -20,6 +20,7 @@ from signer.ledger.store import Ledger
 from signer.model import Caller
 from signer.policy.file import load_policy
 from signer.protocol.commands import Sign
+from signer.protocol.replies import Certificate
 from signer.protocol.sign_request import read_native_sign
 from tests.parts import missing, ports
 from tests.parts.keys import KINDS, Key, KeyRing
@@ -153,9 +154,9 @@ def test_one_that_is_not_yet_valid_is_refused(service: Service, sshd: Sshd, user
     ask = read_native_sign("llmops", {"public_key": user.public_line})
     ((_, reply),) = core.run([Sign(caller, "llmops", ask)])
     ledger.close()
-    assert isinstance(reply, dict)
+    assert isinstance(reply, Certificate)
     cert = tmp_path / "early-cert.pub"
-    cert.write_text(f"{reply['certificate']}\n")
+    cert.write_text(f"{reply.certificate}\n")
     assert sshd.login(identity=user.private, certificate=cert).status == 255
     assert "Certificate invalid: not yet valid" in sshd.log()
 

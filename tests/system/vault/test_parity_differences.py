@@ -366,18 +366,47 @@ def _nested(levels: int) -> object:
     "body, said",
     [
         (b'{"public_key":"@KEY@","junk":' + b"[" * 5000 + b"]" * 5000 + b"}", "exceeded max depth"),
-        (b'{"public_key":"@KEY@"}' + b" 1" * 9, "it is no JSON"),
+        (b'{"public_key":"@KEY@"}' + b" 1" * 9, "the body is not valid JSON"),
         (b'{"public_key":"@KEY@","extensions":' + b"[" * 40 + b"]" * 40 + b"}", "exceeded max depth"),
     ],
     ids=["5000 lists", "10 values", "40 lists in a map"],
 )
-def test_difference_deep_and_hidden_faults_of_json(pair: Pair, body: bytes, said: str) -> None:
+def test_difference_deep_json_is_refused(pair: Pair, body: bytes, said: str) -> None:
     case = parity.raw("deep", body)
     assert _sentence(pair, case) == f"failed to decode JSON input: {said}"
 
 
-def test_difference_deep_and_hidden_faults_of_json_without_their_place(pair: Pair) -> None:
-    theirs, ours = pair.both(parity.raw("hidden", "[" + "1," * 600 + "x]"))
-    assert "invalid character 'x'" in theirs.json()["errors"][0]
-    assert ours.json() == {"errors": ["failed to decode JSON input: it is no JSON"]}
+@pytest.mark.parametrize(
+    "case, theirs_says, ours_says",
+    [
+        (
+            parity.raw("hidden", "[" + "1," * 600 + "x]"),
+            "failed to decode JSON input: invalid character 'x'",
+            "failed to decode JSON input: the body is not valid JSON",
+        ),
+        (
+            parity.raw("a list", "[]"),
+            "failed to decode JSON input: json: cannot unmarshal array",
+            "failed to decode JSON input: the body is not a JSON object",
+        ),
+        (
+            sign("no duration", ttl="1w"),
+            'Field validation failed: error converting input for field "ttl": time: unknown unit "w"',
+            'Field validation failed: error converting input for field "ttl": not a duration such as 90, 15m or 1h30m',
+        ),
+    ],
+    ids=str,
+)
+def test_difference_faults_of_json_and_durations_have_one_sentence(
+    pair: Pair, case: Case, theirs_says: str, ours_says: str
+) -> None:
+    theirs, ours = pair.both(case)
+    assert theirs.json()["errors"][0].startswith(theirs_says)
+    assert ours.json() == {"errors": [ours_says]}
     assert theirs.status == ours.status == 400
+
+
+@pytest.mark.parametrize("token", ["none", "bad"])
+@pytest.mark.parametrize("path", ["@/sign/llmops", "@/nope", "nomount/x"])
+def test_difference_the_body_of_a_stranger_is_not_decoded(pair: Pair, path: str, token: str) -> None:
+    assert _statuses(pair, Case("malformed", path, body=b"{bad", token=token)) == (400, 403)

@@ -91,7 +91,6 @@ SPELLINGS = (
 FAULTS = (
     post("@/sign/llmops/"), post("@/sign/llmops/", token="none"), post("@/sign/llmops/", b"{bad"),
     post("@/sign/llmops/x"), post("@/sign/llmops/x", b"{bad"), post("@/nope", b"{bad"), post("nomount/x", b"{bad"),
-    post("nomount/x", b"{bad", token="none"), post("@/sign/llmops", b"{bad", token="none"),
     post("sys/health", b"{bad"), post("@/sign/llmops", b"{}", token="none"),
     post("@/sign/llmops", b'{"ttl":"abc"}', token="bad"), post("@/public_key"), post("@/public_key", b"{bad"),
     post("@/public_key", token="none"), post("@/roles"), post("@/issuers"), post("@/issuers/import/x!"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from signer.api import schemas
+from signer.protocol import replies
 from tests.parts import missing
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
@@ -23,7 +23,7 @@ from tests.parts.openbao import OpenBao
 from tests.parts.rotation import API_USER, KEEPER_USER, why_not_two_users
 from tests.parts.service import STANDARD_POLICY, Service
 from tests.parts.sshd import StartSshd
-from tests.system.vault.test_vault_mode import RIGHTS, no_secret_in, recorded, write_token
+from tests.parts.vault_mode import RIGHTS, no_secret_in, recorded, write_token
 
 # Roles of policy.toml that say the same, and what each is in Vault.
 ROLES: dict[str, dict[str, object]] = {
@@ -100,7 +100,7 @@ def test_vaults_certificate_logs_in_and_each_difference_of_its_roles_is_told(
     service, token = start_shadow()
     bundle = service.ask("GET", "/api/ca").body.decode().splitlines()
     ready = service.ask("GET", "/readyz")
-    schemas.Ready.model_validate_json(ready.body)
+    replies.Ready.model_validate_json(ready.body)
     assert ready.json()["mode"] == "shadow"
     assert [line.split()[-1] for line in bundle] == [ready.json()[f"{whose}ca_fingerprint"] for whose in ("", "local_")]
     assert [line.split()[-2] for line in bundle] == ["vault", "current"]

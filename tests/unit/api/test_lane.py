@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 
 from signer.api import lane as lane_module
-from signer.api.lane import Lane, Outcome
+from signer.api.lane import AsyncKeeperClient, Outcome
 from signer.errors import Refused, SignerError, Unavailable
+from signer.protocol.replies import MetricsText, Reply, encode_reply
 
 pytestmark = pytest.mark.unix_socket
 
@@ -68,14 +68,18 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 
 @pytest.fixture
-def lane(tmp_path: Path, poll: Poll) -> Iterator[Lane]:
-    made = Lane(tmp_path / "k", poll, lambda done, outcome: done(outcome))
+def lane(tmp_path: Path, poll: Poll) -> Iterator[AsyncKeeperClient]:
+    made = AsyncKeeperClient(tmp_path / "k", poll, lambda done, outcome: done(outcome))
     yield made
     made.close()
 
 
 def reply(number: int) -> bytes:
-    return json.dumps({"reply": {"serial": str(number)}}).encode()
+    return encode_reply(numbered(number))
+
+
+def numbered(number: int) -> Reply:
+    return MetricsText(text=str(number))
 
 
 def code(outcome: Outcome) -> str:
@@ -83,7 +87,9 @@ def code(outcome: Outcome) -> str:
     return outcome.code
 
 
-def test_questions_are_out_together_and_answered_in_any_order(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_questions_are_out_together_and_answered_in_any_order(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: dict[str, Outcome] = {}
     lane.ask(b"first", lambda outcome: got.update(first=outcome))
     lane.ask(b"second", lambda outcome: got.update(second=outcome))
@@ -91,13 +97,15 @@ def test_questions_are_out_together_and_answered_in_any_order(lane: Lane, keeper
     assert (first.recv(99), second.recv(99)) == (b"first", b"second")
     second.send(reply(2))
     poll.turn()
-    assert got == {"second": {"serial": "2"}}
+    assert got == {"second": numbered(2)}
     first.send(reply(1))
     poll.turn()
-    assert got == {"second": {"serial": "2"}, "first": {"serial": "1"}}
+    assert got == {"second": numbered(2), "first": numbered(1)}
 
 
-def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_a_connection_that_was_answered_serves_the_next_question(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: list[Outcome] = []
     lane.ask(b"one", got.append)
     peer = keeper.accept()
@@ -107,17 +115,15 @@ def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, kee
     assert [peer.recv(99), peer.recv(99)] == [b"one", b"two"]
 
 
-def test_the_keepers_refusal_is_the_outcome(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_the_keepers_refusal_is_the_outcome(lane: AsyncKeeperClient, keeper: Keeper, poll: Poll) -> None:
     got: list[Outcome] = []
     lane.ask(b"may I", got.append)
-    error = {"kind": "Refused", "code": "frozen", "text": "no", "hint": "", "facts": {}}
-    keeper.accept().send(json.dumps({"error": error}).encode())
+    keeper.accept().send(encode_reply(Refused("frozen", "no")))
     poll.turn()
-    assert isinstance(got[0], Refused)
     assert code(got[0]) == "frozen"
 
 
-def test_without_a_keeper_the_outcome_is_there_at_once(lane: Lane) -> None:
+def test_without_a_keeper_the_outcome_is_there_at_once(lane: AsyncKeeperClient) -> None:
     got: list[Outcome] = []
     lane.ask(b"anybody", got.append)
     assert isinstance(got[0], Unavailable)
@@ -125,7 +131,7 @@ def test_without_a_keeper_the_outcome_is_there_at_once(lane: Lane) -> None:
 
 
 def test_a_keeper_that_dies_with_a_question_answers_it_with_its_death_and_is_not_asked_again(
-    lane: Lane, keeper: Keeper, poll: Poll
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
 ) -> None:
     got: list[Outcome] = []
     lane.ask(b"sign", got.append)
@@ -139,7 +145,7 @@ def test_a_keeper_that_dies_with_a_question_answers_it_with_its_death_and_is_not
 
 
 def test_after_a_restart_a_question_goes_to_the_new_keeper(
-    tmp_path: Path, lane: Lane, keeper: Keeper, poll: Poll
+    tmp_path: Path, lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
 ) -> None:
     got: list[Outcome] = []
     lane.ask(b"before", got.append)
@@ -153,12 +159,12 @@ def test_after_a_restart_a_question_goes_to_the_new_keeper(
     assert peer.recv(99) == b"after"
     peer.send(reply(2))
     poll.turn()
-    assert got == [{"serial": "1"}, {"serial": "2"}]
+    assert got == [numbered(1), numbered(2)]
     fresh.close()
 
 
 def test_more_questions_than_may_be_out_wait_for_their_turn(
-    lane: Lane, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST", 1)
     got: list[Outcome] = []
@@ -171,11 +177,11 @@ def test_more_questions_than_may_be_out_wait_for_their_turn(
     assert peer.recv(99) == b"two"
     peer.send(reply(2))
     poll.turn()
-    assert got == [{"serial": "1"}, {"serial": "2"}]
+    assert got == [numbered(1), numbered(2)]
 
 
 def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
-    lane: Lane, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST", 1)
     monkeypatch.setattr(lane_module, "TIMEOUT", 0.0)
@@ -189,7 +195,9 @@ def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
     assert keeper.accept().recv(99) == b"waits"
 
 
-def test_an_answer_that_nobody_asked_for_ends_the_connection(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_an_answer_that_nobody_asked_for_ends_the_connection(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: list[Outcome] = []
     lane.ask(b"one", got.append)
     peer = keeper.accept()
@@ -197,4 +205,4 @@ def test_an_answer_that_nobody_asked_for_ends_the_connection(lane: Lane, keeper:
     poll.turn()
     peer.send(reply(99))
     poll.turn()
-    assert (got, poll.callbacks) == ([{"serial": "1"}], {})
+    assert (got, poll.callbacks) == ([numbered(1)], {})

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask import Flask
@@ -17,52 +16,72 @@ from werkzeug.test import TestResponse
 from signer.api.app import make_flask
 from signer.api.vault import responses
 from signer.errors import BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
+from signer.protocol.replies import CaKey, CallerDetails, Certificate, Extensions, Ready, Reply, RoleDetails, Roles
 from signer.settings import load_settings
 
-ROLE = {
-    "name": "llmops",
-    "principals": ["a", "b"],
-    "default_principals": ["a"],
-    "default_ttl": 900,
-    "max_ttl": 1800,
-    "key_types": ["ssh-rsa", "sk-ssh-ed25519@openssh.com"],
-    "rsa_min_bits": 3072,
-    "extensions": {"allowed": ["permit-pty"], "default": ["permit-pty"]},
-    "critical_options": ["source-address"],
-    "force_command": "ls",
-    "source_address": ["10.0.0.0/8", "192.0.2.0/24"],
-    "verify_required": True,
-    "no_touch_required": True,
-    "allow_key_id": True,
-    "reason_required": False,
-}
+ROLE = RoleDetails(
+    name="llmops",
+    principals=["a", "b"],
+    default_principals=["a"],
+    default_ttl=900,
+    max_ttl=1800,
+    key_types=["ssh-rsa", "sk-ssh-ed25519@openssh.com"],
+    rsa_min_bits=3072,
+    extensions=Extensions(allowed=["permit-pty"], default=["permit-pty"]),
+    critical_options=["source-address"],
+    force_command="ls",
+    source_address=["10.0.0.0/8", "192.0.2.0/24"],
+    verify_required=True,
+    no_touch_required=True,
+    allow_key_id=True,
+    reason_required=False,
+)
 SETTINGS = replace(load_settings({}), mounts=("ssh", "team/ssh", "team"))
 
 
-class Keeper(Link):
+class Keeper(KeeperClient):
     """Answers from a table, and remembers what it was asked. An error in the table is raised."""
 
     def __init__(self, **answers: object) -> None:
         super().__init__(Path("/nowhere"))
         self.asked: list[tuple[dict[str, object], bytes]] = []
         self.answers: dict[str, object] = {
-            "whoami": {"identity": "me", "kind": "human", "roles": ["llmops"], "expires": "x", "expires_in": 1}
-            | {"accessor": "abc"},
-            "roles": {"roles": ["llmops", "web"]},
+            "whoami": CallerDetails(
+                identity="me",
+                kind="human",
+                roles=["llmops"],
+                groups=[],
+                may=[],
+                expires="x",
+                expires_in=1,
+                accessor="abc",
+            ),
+            "roles": Roles(roles=["llmops", "web"]),
             "role": ROLE,
-            "ca": {"fingerprint": "SHA256:x", "public_key": "ssh-ed25519 AAAA"},
-            "health": {"ready": True, "ca_fingerprint": "SHA256:x"},
-            "sign": {"ca_fingerprint": "SHA256:x", "serial": "255", "certificate": "c"},
+            "ca": CaKey(fingerprint="SHA256:x", public_key="ssh-ed25519 AAAA", bundle=""),
+            "health": Ready(ready=True, ca_fingerprint="SHA256:x", policy="", mode="local"),
+            "sign": Certificate(
+                certificate="c",
+                serial="255",
+                key_id="",
+                identity="",
+                role="",
+                principals=[],
+                valid_after="",
+                valid_before="",
+                expires_in=1,
+                ca_fingerprint="SHA256:x",
+            ),
             **answers,
         }
 
-    def ask(self, header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
+    def ask(self, header: dict[str, object], body: bytes = b"") -> Reply:
         self.asked.append((header, body))
         answer = self.answers[str(header["op"])]
         if isinstance(answer, Exception):
             raise answer
-        assert isinstance(answer, dict)
+        assert isinstance(answer, Reply)
         return answer
 
 
@@ -168,10 +187,17 @@ def test_a_path_that_cannot_be_printed_is_a_bare_400() -> None:
     assert (answer.status_code, answer.data) == (400, b"")
 
 
-def test_broken_json_is_told_before_anybody_looks_at_the_token() -> None:
-    answer = _ask(Keeper(whoami=NotAuthenticated("token_unknown", "no")), "POST", "/v1/ssh/roles/x", b"{bad")
+def test_broken_json_is_told_to_a_caller_with_a_good_token() -> None:
+    answer = _ask(Keeper(), "POST", "/v1/ssh/roles/x", b"{bad")
     assert answer.status_code == 400
     assert json.loads(answer.data)["errors"][0].startswith("failed to decode JSON input: ")
+
+
+def test_a_body_of_a_caller_without_a_good_token_is_not_decoded() -> None:
+    for path, status in (("/v1/ssh/roles/x", 403), ("/v1/nomount/x", 403), ("/v1/ssh/public_key", 405)):
+        keeper = Keeper(whoami=NotAuthenticated("token_unknown", "no"))
+        assert _ask(keeper, "POST", path, b"{bad").status_code == status
+        assert [header["op"] for header, _ in keeper.asked] == ["whoami"]
 
 
 # --- who is asked what -----------------------------------------------------------------------------------------------
@@ -259,7 +285,7 @@ def test_a_role_shows_what_policy_pins() -> None:
     assert fields["default_extensions"] == {"no-touch-required": "", "permit-pty": ""}
     assert fields["allowed_user_key_lengths"] == {"rsa": [3072], "sk-ssh-ed25519@openssh.com": [0]}
     assert fields["algorithm_signer"] == "rsa-sha2-512"
-    bound = responses.role_fields({**ROLE, "source_address": "caller"}, "ssh-ed25519 AAAA")
+    bound = responses.role_fields(ROLE.model_copy(update={"source_address": "caller"}), "ssh-ed25519 AAAA")
     assert bound["default_critical_options"]["source-address"] == "caller"
 
 

@@ -30,7 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         plan = Plan(operation, "a title", config, {}, {}, ())
         (tmp_path / f"{operation}.json").write_text(json.dumps(plan.as_json()))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("signer.cli.decommission.vault_state", lambda _file: "gone")  # connects to no port
+    monkeypatch.setattr(
+        "signer.migration.decommission.actions.vault_state", lambda _file: "gone"
+    )  # connects to no port
     return tmp_path
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from signer.cli import evidence as verbs_evidence
 from signer.errors import Unavailable
 from tests.parts.command import run
+from tests.parts.cutover_file import GOOD
 from tests.parts.evidence import sealed_run
-from tests.unit.migration.test_config import GOOD
 
 
 class Service:
@@ -46,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.keep_ledger_answer(row)
     (tmp_path / "cutover.toml").write_text(GOOD)
     monkeypatch.setattr(Service, "rows", (row,))
-    monkeypatch.setattr(verbs_evidence, "ApiClient", Service)
+    monkeypatch.setattr("signer.api_client.ApiClient", Service)
     monkeypatch.chdir(tmp_path)
     return made.folder
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from signer.cli.plans import approve, load_plan, write_plan
+from signer.cli.plans import check_approval, load_plan, write_plan
 from signer.errors import ApprovalRefused, BadFile, Unavailable
 from signer.migration.config import CutoverFile, load_cutover_file, parse_cutover_file
 from signer.migration.plan import Plan
-from tests.unit.migration.test_config import GOOD
+from tests.parts.cutover_file import GOOD
 
 STEP = {"number": 1, "name": "up", "title": "up", "effect": "CHANGES", "undo": "", "reads": [], "would": []}
 
@@ -104,7 +104,7 @@ def test_what_another_user_wrote_is_not_carried_out(tmp_path: Path, monkeypatch:
 def test_a_refused_approval_is_kept_without_what_was_typed(tmp_path: Path) -> None:
     ledger = Ledger()
     with pytest.raises(ApprovalRefused):
-        approve(a_plan(), "my-password", a_file(tmp_path), ledger)  # type: ignore[arg-type]
+        check_approval(a_plan(), "my-password", a_file(tmp_path), ledger)  # type: ignore[arg-type]
     kept = (tmp_path / "journal" / "attempts.jsonl").read_text()
     assert json.loads(kept)["code"] == "approval_wrong"
     assert ledger.held == [("cutover", "approval_refused", a_plan().digest, "", "approval_wrong")]
@@ -116,10 +116,10 @@ def test_where_it_cannot_be_kept_it_is_refused_all_the_same(tmp_path: Path, caps
     ledger = Ledger()
     ledger.is_down = True
     with pytest.raises(ApprovalRefused):
-        approve(a_plan(), "wrong", a_file(tmp_path), ledger)  # type: ignore[arg-type]
+        check_approval(a_plan(), "wrong", a_file(tmp_path), ledger)  # type: ignore[arg-type]
     said = capsys.readouterr().err
-    assert "warning: this attempt is not kept" in said
-    assert "warning: the ledger does not hold this attempt" in said
+    assert "warning: this attempt is not recorded: " in said
+    assert "warning: this attempt is not recorded in the ledger" in said
 
 
 def test_the_plan_of_the_question_is_not_mixed_with_the_result(
@@ -134,7 +134,7 @@ def test_the_plan_of_the_question_is_not_mixed_with_the_result(
     said = Terminal()
     monkeypatch.setattr(sys, "stdin", Terminal("m04-vault-runtime-cutover-approved\n"))
     monkeypatch.setattr(sys, "stderr", said)
-    approval = approve(a_plan(), None, a_file(tmp_path), Ledger())  # type: ignore[arg-type]
+    approval = check_approval(a_plan(), None, a_file(tmp_path), Ledger())  # type: ignore[arg-type]
     assert (approval.way, approval.plan) == ("terminal", a_plan().digest)
     assert a_plan().digest in said.getvalue()
     assert "a title" in said.getvalue()

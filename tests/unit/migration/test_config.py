@@ -8,43 +8,7 @@ import pytest
 
 from signer.errors import BadFile
 from signer.migration.config import KEY_VARIABLE, load_cutover_file, parse_cutover_file
-
-GOOD = f"""
-evidence_dir = "/var/lib/safe-session/evidence"
-
-[compose]
-command  = ["podman-compose"]
-engine   = "podman"
-project  = "safe-session"
-base     = "/opt/signer/overlays/safe-session.yaml"
-overlay  = "/opt/signer/overlays/safe-session-local-ca.yaml"
-environment = {{ {KEY_VARIABLE} = "/run/safe-session/ca" }}
-
-[preflight]
-script = "/opt/signer/scripts/cutover/safe-session-local-ca-preflight.sh"
-
-[signer]
-address     = "http://127.0.0.1:8222"
-token_file  = "/root/token"
-policy_file = "/etc/safe-session/policy/policy.toml"
-role        = "llmops"
-
-[vault]
-address    = "http://127.0.0.1:8200"
-token_file = "/root/vault-token"
-roles      = ["llmops"]
-
-[[smoke]]
-name = "rs2000"
-host = "rs2000.example"
-user = "llmops"
-known_hosts = "/root/.ssh/known_hosts"
-"""
-REMOVAL = """
-[decommission]
-admin_token_file = "/root/admin"
-stop_command = ["systemctl", "stop", "vault"]
-"""
+from tests.parts.cutover_file import GOOD, REMOVAL
 
 
 def problems_of(text: str) -> tuple[str, ...]:

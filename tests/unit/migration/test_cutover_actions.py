@@ -1,4 +1,4 @@
-"""The hands of a cutover at the last look before the change, and what they take for done."""
+"""The actions of a cutover: the last look before the change, what counts as done, and logs on a full disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from signer.errors import Drift, Unavailable
 from signer.migration.compose import Compose
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.cutover import actions
-from signer.migration.cutover.actions import LiveHands
+from signer.migration.cutover.actions import CutoverActions
 from signer.migration.cutover.preconditions import check_files
 from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal
 from signer.migration.run import Run
+from tests.parts.cutover_file import GOOD
 from tests.parts.fake_compose import FakePlatform, inspected
-from tests.unit.migration.test_config import GOOD
+from tests.parts.runs import Ledger
 
 FILES = {
     "base": "base.yaml",
@@ -70,31 +71,23 @@ def inputs_of(file: CutoverFile) -> dict[str, Any]:
     return {"files": files, "compose": {"merged": merged}}
 
 
-class NoLedger:
-    def record(
-        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
-    ) -> dict[str, Any]:
-        return {}
-
-    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
-        return []
-
-
 @pytest.fixture
-def hands(file: CutoverFile) -> Iterator[LiveHands]:
+def acting(file: CutoverFile) -> Iterator[CutoverActions]:
     evidence = Evidence.create(file.evidence_dir, "cutover", 1_800_000_000)
     evidence.write_json("plan.json", {"inputs": inputs_of(file)})
     with ApiClient(file.signer.address, file.signer.token_file) as api:
-        yield LiveHands(file, Run(Journal(file.evidence_dir, evidence.run), evidence, "", NoLedger()), api)
+        acting = CutoverActions(file, api)
+        acting.begin(Run(Journal(file.evidence_dir, evidence.run), evidence, "", Ledger()))
+        yield acting
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_edited_while_the_cutover_is_checked_stops_it(
-    platform: FakePlatform, hands: LiveHands, name: str
+    platform: FakePlatform, acting: CutoverActions, name: str
 ) -> None:
     (platform.folder / FILES[name]).write_text("command: [/bin/evil]\n")
     with pytest.raises(Drift) as drifted:
-        hands.remember()
+        acting.record_state()
     assert any(f"inputs.files.{name}.sha256" in line for line in drifted.value.problems)
 
 
@@ -113,10 +106,10 @@ def test_what_compose_makes_of_the_same_files_is_held_against_the_plan_too(
     "mode, is_local, is_vault", [("local", True, False), ("vault", False, True), ("shadow", False, False)]
 )
 def test_a_service_in_shadow_mode_is_neither_cut_over_nor_rolled_back(
-    platform: FakePlatform, hands: LiveHands, mode: str, is_local: bool, is_vault: bool
+    platform: FakePlatform, acting: CutoverActions, mode: str, is_local: bool, is_vault: bool
 ) -> None:
     platform.engine(inspect=inspected(mode=mode))
-    assert (hands.is_up(with_overlay=True), hands.is_up(with_overlay=False)) == (is_local, is_vault)
+    assert (acting.is_up(with_overlay=True), acting.is_up(with_overlay=False)) == (is_local, is_vault)
 
 
 # --- the pause that clients see ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from signer.migration.evidence.files import found_in, numbered
 from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
 from tests.parts.evidence import BEGAN, fill, sealed_run
-from tests.unit.migration.test_redact import SECRETS
+from tests.parts.marked_secrets import SECRETS
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whatever is done to sealed evidence is found, whoever made the directory is not trusted, and the ledger decides."""
+"""Every change to sealed evidence is found, whoever made the directory, and the ledger decides."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def edited_plan() -> dict[str, Any]:
     "name, value, told",
     [
         ("plan.json", edited_plan(), "the plan file is not as it was written"),
-        ("plan.json", {"operation": "cutover"}, "the plan file is no plan"),
+        ("plan.json", {"operation": "cutover"}, "the plan file is not a plan"),
         ("plan.json", {**plan().as_json(), "operation": "decommission"}, "a plan for another operation"),
         ("plan.json", plan("of something else").as_json(), "approves another plan"),
         ("approvals.json", [{"operation": "decommission", "plan": plan().digest}], "approves another plan"),
@@ -296,8 +296,8 @@ def test_a_strange_owner_is_warned_about(run: Evidence, ledger: Recorded, monkey
     assert (codes(verdict), verdict.is_good) == (["evidence_owner"], True)
 
 
-def test_every_finding_is_told_in_readme() -> None:
+def test_every_finding_is_documented() -> None:
     source = Path(verify.__file__).read_text()
-    readme = (ROOT / "README.md").read_text()
-    told = re.findall(r"^\| `(evidence_\w+)` \| ", readme.split("\n## Evidence\n")[1].split("\n## ")[0], re.MULTILINE)
-    assert sorted(told) == sorted(set(re.findall(r'Problem\(\s*"(evidence_\w+)"', source)))
+    page = (ROOT / "runbooks/reference/evidence.md").read_text()
+    told = re.findall(r"^\| `(evidence_\w+)` \| ", page, re.MULTILINE)
+    assert sorted(told) == sorted(set(re.findall(r'Defect\(\s*"(evidence_\w+)"', source)))

@@ -19,7 +19,7 @@ from signer.policy.file import parse_policy
 from signer.units import plain
 from signer.vault.parity import compare_roles, errors_in
 from signer.vault.role import DEFAULTS, MountTtls
-from tests.unit.vault.test_parity_roles import VAULTS
+from tests.parts.roles import VAULTS
 
 PIN = "SHA256:" + "B" * 43
 MOUNT = MountTtls()

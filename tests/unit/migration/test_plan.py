@@ -15,9 +15,11 @@ from signer.errors import BadFile, Drift
 from signer.ledger.chain import canonical_json
 from signer.migration.plan import Observation, Plan, Step, check_drift, describe, differences, read_plan
 
-STEPS = (
-    describe(Step("look", "look", "reads", lambda: Observation("")), 1, ("cat file",)),
-    describe(Step("up", "compose up", "CHANGES", lambda: Observation(""), undo_text="undone by down"), 2, ("up",)),
+STEPS = describe(
+    (
+        Step("look", "look", "reads", lambda: Observation(""), lines=("cat file",)),
+        Step("up", "compose up", "CHANGES", lambda: Observation(""), lines=("up",), undo_text="undone by down"),
+    )
 )
 PLAN = Plan(
     "cutover",

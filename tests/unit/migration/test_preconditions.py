@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from signer.api_client import Readiness
 from signer.errors import SignerError, Unavailable
 from signer.migration.config import CutoverFile, parse_cutover_file
-from signer.migration.cutover.preconditions import check_movable, read_world
+from signer.migration.cutover.preconditions import check_movable, read_preconditions
 from signer.vault.role import DEFAULTS
 from tests.parts.builders import POLICY, policy_text, public_key, token
-from tests.unit.migration.test_config import GOOD
+from tests.parts.cutover_file import GOOD
 
 
 class Vault:
@@ -83,17 +82,17 @@ def a_file(folder: Path, policy: str = POLICY, identity: str = "operator") -> Cu
 
 def test_a_plan_needs_a_service_that_answers(service: Service, tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as refused:
-        read_world(a_file(tmp_path), tmp_path / "cutover.toml")
+        read_preconditions(a_file(tmp_path), tmp_path / "cutover.toml")
     assert refused.value.code == "service_down"
     assert service.says is None
 
 
 def test_a_run_that_was_cut_off_may_have_left_none(service: Service, tmp_path: Path) -> None:
     file = a_file(tmp_path)
-    down = read_world(file, tmp_path / "cutover.toml", may_be_down=True)
+    down = read_preconditions(file, tmp_path / "cutover.toml", may_be_down=True)
     service.says = Readiness(True, "vault", "SHA256:x", "d")
-    assert down.inputs == read_world(file, tmp_path / "cutover.toml").inputs
-    assert down.now["ready"] is False
+    assert down.inputs == read_preconditions(file, tmp_path / "cutover.toml").inputs
+    assert down.now.ready is False
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_the_operator_must_be_able_to_prove_and_to_record_it(
     service.says = Readiness(True, "vault", "SHA256:x", "d")
     policy = POLICY.replace('"approve", "freeze"', '"approve"').replace(*change)
     with pytest.raises(SignerError) as refused:
-        read_world(a_file(tmp_path, policy, identity), tmp_path / "cutover.toml")
+        read_preconditions(a_file(tmp_path, policy, identity), tmp_path / "cutover.toml")
     assert refused.value.code == code
 
 
@@ -128,9 +127,9 @@ def test_one_moves_from_a_service_that_is_ready_with_that_policy(
     service: Service, tmp_path: Path, says: Readiness, code: str
 ) -> None:
     service.says = says
-    world: Any = read_world(a_file(tmp_path), tmp_path / "cutover.toml")
+    found = read_preconditions(a_file(tmp_path), tmp_path / "cutover.toml")
     with pytest.raises(SignerError) as refused:
-        check_movable(world)
+        check_movable(found)
     assert refused.value.code == code
 
 
@@ -138,8 +137,8 @@ def test_from_mode_vault_and_from_mode_shadow_alike(service: Service, tmp_path: 
     file = a_file(tmp_path)
     for mode in ("vault", "shadow"):
         service.says = Readiness(True, mode, "SHA256:x", "")
-        digest = read_world(file, tmp_path / "cutover.toml").inputs["policy"]["digest"]
+        digest = read_preconditions(file, tmp_path / "cutover.toml").inputs.policy.digest
         service.says = Readiness(True, mode, "SHA256:x", digest)
-        world = read_world(file, tmp_path / "cutover.toml")
-        check_movable(world)
-        assert world.now["mode"] == mode
+        found = read_preconditions(file, tmp_path / "cutover.toml")
+        check_movable(found)
+        assert found.now.mode == mode

@@ -13,26 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.migration.evidence.redact import REMOVED, SHORTEST, Guard
-from signer.policy.tokens import render_token
-
-KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\nMARKERMARKER\n-----END OPENSSH PRIVATE KEY-----"
-SECRETS = {
-    "our token": render_token(bytes(range(32))),
-    "our token, mistyped": render_token(bytes(range(32)))[:-3],
-    "Vault's service token": "hvs.CAESIJmarkerMARKERmarker_-0123456789",
-    "Vault's batch token": "hvb.AAAAAQJmarkerMARKERmarker_-0123456789",
-    "Vault's recovery token": "hvr.CAESIJmarkerMARKERmarker_-0123456789",
-    "OpenBao's service token": "s.MARKERmarkerMARKERmarker",
-    "OpenBao's service token of a namespace": "s.MARKERmarkerMARKERmarker.ns1ab",
-    "OpenBao's batch token": "b.AAAAAQJmarkerMARKERmarker_-0123456789",
-    "OpenSSH's private key": KEY,
-    "a private key in PEM": "-----BEGIN RSA PRIVATE KEY-----\nMIIMARKER\n-----END RSA PRIVATE KEY-----",
-    "an encrypted one": "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIMARKER\n-----END ENCRYPTED PRIVATE KEY-----",
-    "a private key that was cut off": "-----BEGIN PRIVATE KEY-----\nMIIMARKER",
-    "a private key without its armour": "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAMARKER",
-    "PuTTY's private key": "PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1\nMARKER",
-    "a JSON web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJNQVJLRVIifQ.c2lnbmF0dXJl",
-}
+from tests.parts.marked_secrets import KEY, SECRETS
 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)

@@ -6,55 +6,23 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import pytest
 
-from signer.errors import SignerError, Unavailable
+from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.migration.approval import Approval
 from signer.migration.compose import ComposeFailed
 from signer.migration.journal import runs
 from signer.migration.plan import Effect, Observation, Plan, Step, describe
 from signer.migration.run import Run, Unfinished, catch_up, close_others, destroyed_by, open_run, unfinished
-from signer.migration.runner import Ended
+from signer.migration.runner import RunResult
+from signer.model import RunOutcome
+from signer.protocol.operations import OutcomeName
+from tests.parts.runs import Ledger, SilentReporter
 
 NOW = 1_800_000_000.0
 APPROVAL = Approval("cutover", "sha256:x", "ops", "here", "2027-01-15T08:00:00Z", "--approve")
-
-
-class Ledger:
-    """Holds what is recorded; `is_down` and `loses_answers` as a service may."""
-
-    def __init__(self) -> None:
-        self.held: list[dict[str, Any]] = []
-        self.is_down = False
-        self.loses_answers = False
-
-    def record(
-        self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
-    ) -> dict[str, Any]:
-        self._meet()
-        entry = {"seq": len(self.held) + 1, "hash": "ab" * 32, "time": "2027-01-15T08:00:00Z", "operation": operation}
-        self.held.append({**entry, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason})
-        if self.loses_answers:
-            self.loses_answers = False
-            raise Unavailable("service_closed", "closed without an answer", "look")
-        return self.held[-1]
-
-    def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
-        self._meet()
-        return [entry for entry in self.held if evidence in (None, entry["evidence"])]
-
-    def _meet(self) -> None:
-        if self.is_down:
-            raise Unavailable("service_down", "nobody answers", "start it")
-
-
-class Silent:
-    """Hears everything and says nothing."""
-
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_args, **_rest: None
 
 
 class Killed(BaseException):
@@ -72,20 +40,19 @@ def ledger() -> Ledger:
 
 
 def a_plan(title: str = "a title", steps: tuple[tuple[str, Effect], ...] = (("up", "CHANGES"),)) -> Plan:
-    told = tuple(
-        describe(Step(name, name, effect, lambda: Observation("")), number, ())
-        for number, (name, effect) in enumerate(steps, 1)
-    )
+    told = describe([Step(name, name, effect, lambda: Observation("")) for name, effect in steps])
     return Plan("cutover", title, {"config": {"path": "/c"}}, {"mode": "vault"}, {"mode": "local"}, told)
 
 
-def carry_out(run: Run, up: Callable[[], Observation] = lambda: Observation("up"), effect: Effect = "CHANGES") -> Ended:
+def carry_out(
+    run: Run, up: Callable[[], Observation] = lambda: Observation("up"), effect: Effect = "CHANGES"
+) -> RunResult:
     undo = (lambda: Observation("down")) if effect == "CHANGES" else None
     steps = (
         Step("up", "up", effect, up, undo=undo),
-        Step("seal", "seal", "writes evidence", lambda: run.conclude("applied")),
+        Step("seal", "seal", "writes evidence", lambda: run.conclude(RunOutcome.APPLIED)),
     )
-    return run.carry_out(steps, Silent())
+    return run.carry_out(steps, SilentReporter())
 
 
 def cut_off(folder: Path, ledger: Ledger, plan: Plan, effect: Effect = "CHANGES") -> str:
@@ -106,12 +73,12 @@ def fail() -> Observation:
 def test_a_run_leaves_sealed_evidence_whose_digest_the_ledger_holds(folder: Path, ledger: Ledger) -> None:
     plan = a_plan()
     with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=lambda: NOW) as run:
-        assert carry_out(run) == Ended("applied")
+        assert carry_out(run) == RunResult(RunOutcome.APPLIED)
     (entry,) = ledger.held
     assert (entry["operation"], entry["outcome"], entry["plan"]) == ("cutover", "applied", plan.digest)
-    (past,) = runs(folder)
-    assert (past.outcome, past.evidence) == ("applied", entry["evidence"])
-    kept = folder / past.run
+    (state,) = runs(folder)
+    assert (state.outcome, state.evidence) == ("applied", entry["evidence"])
+    kept = folder / state.run
     assert json.loads((kept / "ledger.json").read_text())["evidence"] == entry["evidence"]
     assert json.loads((kept / "approvals.json").read_text())[0]["who"] == "ops"
     assert json.loads((kept / "plan.json").read_text())["digest"] == plan.digest
@@ -165,7 +132,7 @@ def test_a_run_that_ended_is_not_taken_up_again(folder: Path, ledger: Ledger) ->
     for clock in (lambda: NOW, lambda: NOW + 60):
         with open_run(folder, "cutover", plan, APPROVAL, ledger, clock=clock) as run:
             assert carry_out(run).outcome == "applied"
-    assert len({past.run for past in runs(folder)}) == 2
+    assert len({state.run for state in runs(folder)}) == 2
 
 
 def test_a_rollback_that_was_cut_off_comes_first(folder: Path, ledger: Ledger) -> None:
@@ -186,7 +153,7 @@ def test_a_rollback_by_hand_ends_what_was_cut_off(folder: Path, ledger: Ledger) 
     with open_run(folder, "rollback", None, None, ledger, reason="no time", clock=lambda: NOW + 60) as run:
         assert carry_out(run).outcome == "applied"
         by = run.evidence.run
-    assert close_others(folder, ledger, "rolled_back", by) == [name]
+    assert close_others(folder, ledger, RunOutcome.ROLLED_BACK, by) == [name]
     assert unfinished(folder) == []
     assert [entry["outcome"] for entry in ledger.held] == ["applied", "rolled_back"]
     assert ledger.held[0]["reason"] == "no time"
@@ -194,8 +161,8 @@ def test_a_rollback_by_hand_ends_what_was_cut_off(folder: Path, ledger: Ledger) 
 
 def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger) -> None:
     name = cut_off(folder, ledger, a_plan(steps=(("up", "DESTROYS"),)), "DESTROYS")
-    (past,) = unfinished(folder)
-    assert (past.run, destroyed_by(folder, past)) == (name, "up")
+    (state,) = unfinished(folder)
+    assert (state.run, destroyed_by(folder, state)) == (name, "up")
     with (
         pytest.raises(Unfinished) as refused,
         open_run(folder, "rollback", None, None, ledger, reason="no", clock=lambda: NOW),
@@ -207,7 +174,7 @@ def test_nothing_leads_back_from_what_was_destroyed(folder: Path, ledger: Ledger
 def test_an_answer_that_was_lost_is_looked_for_and_nothing_is_recorded_twice(folder: Path, ledger: Ledger) -> None:
     with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
         ledger.loses_answers = True
-        assert carry_out(run) == Ended("applied")  # it is on record, so nothing is rolled back
+        assert carry_out(run) == RunResult(RunOutcome.APPLIED)  # it is on record, so nothing is rolled back
     assert [entry["outcome"] for entry in ledger.held] == ["applied"]
     assert runs(folder)[0].evidence == ledger.held[0]["evidence"]
 
@@ -223,7 +190,7 @@ def test_a_run_that_was_cut_off_before_it_changed_anything_makes_way(
             run.journal.write("step.began", step=step)
     with open_run(folder, "cutover", a_plan("another"), APPROVAL, ledger, clock=lambda: NOW + 60) as run:
         assert carry_out(run).outcome == "applied"
-    assert [past.outcome for past in runs(folder)] == ["failed", "applied"]
+    assert [state.outcome for state in runs(folder)] == ["failed", "applied"]
     assert [entry["outcome"] for entry in ledger.held] == ["failed", "applied"]
 
 
@@ -277,4 +244,60 @@ def test_a_run_that_was_cut_off_before_its_plan_was_kept_is_ended_by_a_rollback(
     with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
         (run.evidence.folder / "plan.json").unlink()
     assert destroyed_by(folder, unfinished(folder)[0]) == ""
-    assert close_others(folder, ledger, "rolled_back", "another") == [run.evidence.run]
+    assert close_others(folder, ledger, RunOutcome.ROLLED_BACK, "another") == [run.evidence.run]
+
+
+# --- logs of logins --------------------------------------------------------------------------------------------------
+
+LOGINS: dict[str, object] = {
+    "targets": {"edge1": {"status": 0, "log": "a line of edge1"}, "edge2": {"status": 255, "log": "no line"}}
+}
+
+
+def fail_to_log_in() -> Observation:
+    raise SignerError("smoke_login_failed", "edge2: no login", "try it by hand", LOGINS)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_log_of_each_login_is_kept_whether_it_works_or_not(folder: Path, ledger: Ledger, works: bool) -> None:
+    with open_run(folder, "decommission", None, None, ledger, clock=lambda: NOW) as run:
+        if works:
+            assert run.keep_logs("after", lambda: Observation("2 of 2", LOGINS)) == Observation("2 of 2", LOGINS)
+        else:
+            with pytest.raises(SignerError, match="no login"):
+                run.keep_logs("after", fail_to_log_in)
+    kept = run.evidence.folder / "smoke"
+    assert sorted(path.name for path in kept.iterdir()) == ["01-edge1-after.log", "02-edge2-after.log"]
+    assert (kept / "02-edge2-after.log").read_text() == "status: 255\n\nno line\n"
+
+
+@pytest.mark.parametrize("operation", ["cutover", "rollback", "decommission"])
+def test_a_full_disk_does_not_keep_an_operation_from_the_proof_of_its_logins(
+    folder: Path, ledger: Ledger, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_name: str, _text: str) -> None:
+        raise Unavailable("evidence_unwritable", "no space left on device", "free some")
+
+    with open_run(folder, operation, None, None, ledger, clock=lambda: NOW) as run:
+        monkeypatch.setattr(run.evidence, "write_text", full)
+        seen = run.keep_logs("after", lambda: Observation("2 of 2", LOGINS))
+        assert seen == Observation("2 of 2", {**LOGINS, "logs_not_kept": "evidence_unwritable"})
+        with pytest.raises(SignerError) as failed:
+            run.keep_logs("after", fail_to_log_in)
+        assert failed.value.code == "smoke_login_failed"
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_outcome_of_a_run_is_one_that_the_ledger_takes() -> None:
+    assert {*get_args(OutcomeName)} == {*RunOutcome, "approval_refused"}
+
+
+def test_a_journal_with_an_unknown_outcome_is_broken(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        pass
+    journal = run.journal.path
+    journal.write_text(journal.read_text() + '{"at": 1, "event": "run.ended", "outcome": "somehow"}\n')
+    with pytest.raises(LedgerBroken, match="line 2 of the journal"):
+        runs(folder)

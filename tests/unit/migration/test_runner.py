@@ -13,9 +13,10 @@ import pytest
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.migration import journal as journals
-from signer.migration.journal import Journal, alone, note_attempt, read_journal, runs
+from signer.migration.journal import Journal, note_attempt, platform_lock, read_journal, runs
 from signer.migration.plan import Effect, Observation, Step
-from signer.migration.runner import APPLIED, FAILED, ROLLBACK_FAILED, ROLLED_BACK, STOPPED, Ended, carry_out
+from signer.migration.runner import RunResult, carry_out
+from signer.model import RunOutcome
 
 RUN = "2026-11-22T14-05-02Z-cutover"
 
@@ -126,16 +127,16 @@ def kept() -> Kept:
     return Kept()
 
 
-def apply(world: World, kept: Kept, steps: list[Step] | None = None) -> Ended:
+def apply(world: World, kept: Kept, steps: list[Step] | None = None) -> RunResult:
     journal = Journal(world.folder, RUN)
-    journal.write("run.resumed" if journal.past.began_ms else "run.began", plan="sha256:00")
+    journal.write("run.resumed" if journal.state.began_ms else "run.began", plan="sha256:00")
     try:
         return carry_out(steps or world.steps(), journal, kept, kept)
     finally:
         journal.close()
 
 
-def past(world: World) -> journals.Past:
+def state(world: World) -> journals.RunState:
     return read_journal(world.folder / "journal" / f"{RUN}.jsonl")
 
 
@@ -143,15 +144,15 @@ def past(world: World) -> journals.Past:
 
 
 def test_all_steps_are_done_in_order_and_the_run_is_over(world: World, kept: Kept) -> None:
-    assert apply(world, kept) == Ended(APPLIED)
+    assert apply(world, kept) == RunResult(RunOutcome.APPLIED)
     assert world.done == ["look", "first", "second", "prove"]
-    assert (past(world).outcome, past(world).evidence) == (APPLIED, "sha256:ab")
+    assert (state(world).outcome, state(world).evidence) == (RunOutcome.APPLIED, "sha256:ab")
 
 
 def test_a_line_is_on_the_disk_before_a_step_acts(world: World, kept: Kept) -> None:
     seen: list[set[str]] = []
     steps = world.steps()
-    steps[1] = replace(steps[1], act=lambda: after(lambda: seen.append(set(past(world).begun))))
+    steps[1] = replace(steps[1], action=lambda: after(lambda: seen.append(set(state(world).begun))))
     apply(world, kept, steps)
     assert "first" in seen[0]
 
@@ -163,7 +164,7 @@ def test_a_step_whose_proof_fails_has_failed(world: World, kept: Kept) -> None:
         raise SignerError("not_proved", "it did not", "look")
 
     steps[1] = replace(steps[1], verify=prove)
-    assert apply(world, kept, steps).outcome == ROLLED_BACK
+    assert apply(world, kept, steps).outcome == RunOutcome.ROLLED_BACK
     assert "undo first" in world.done
 
 
@@ -172,7 +173,7 @@ def test_what_is_done_already_is_not_done_again_but_proved(world: World, kept: K
     proved: list[str] = []
     steps = world.steps()
     steps[1] = replace(steps[1], verify=lambda: after(lambda: proved.append("first")))
-    assert apply(world, kept, steps).outcome == APPLIED
+    assert apply(world, kept, steps).outcome == RunOutcome.APPLIED
     assert "first" not in world.done
     assert proved == ["first"]
 
@@ -183,48 +184,48 @@ def test_what_is_done_already_is_not_done_again_but_proved(world: World, kept: K
 def test_a_failure_before_anything_changed_ends_the_run_and_undoes_nothing(world: World, kept: Kept) -> None:
     world.fails = {"look"}
     ended = apply(world, kept)
-    assert (ended.outcome, ended.error and ended.error.code) == (FAILED, "step_failed")
+    assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.FAILED, "step_failed")
     assert world.done == []
-    assert kept.concluded == [FAILED]
+    assert kept.concluded == [RunOutcome.FAILED]
 
 
 def test_a_failure_after_a_change_undoes_what_has_begun_last_first(world: World, kept: Kept) -> None:
     world.fails = {"prove"}
-    assert apply(world, kept).outcome == ROLLED_BACK
+    assert apply(world, kept).outcome == RunOutcome.ROLLED_BACK
     assert world.done == ["look", "first", "second", "undo second", "undo first"]
-    assert (kept.concluded, past(world).outcome) == ([ROLLED_BACK], ROLLED_BACK)
+    assert (kept.concluded, state(world).outcome) == ([RunOutcome.ROLLED_BACK], RunOutcome.ROLLED_BACK)
 
 
 def test_a_change_that_failed_half_way_is_undone_too(world: World, kept: Kept) -> None:
     world.fails = {"first"}
-    assert apply(world, kept).outcome == ROLLED_BACK
+    assert apply(world, kept).outcome == RunOutcome.ROLLED_BACK
     assert world.done == ["look", "undo first"]
 
 
 def test_one_undo_that_fails_does_not_keep_the_others_from_it(world: World, kept: Kept) -> None:
     world.fails = {"prove", "undo second"}
     ended = apply(world, kept)
-    assert (ended.outcome, ended.also and ended.also.code) == (ROLLBACK_FAILED, "undo_failed")
+    assert (ended.outcome, ended.also and ended.also.code) == (RunOutcome.ROLLBACK_FAILED, "undo_failed")
     assert "undo first" in world.done
 
 
 def test_after_a_step_that_nothing_takes_back_the_run_stays_open_and_goes_on_later(world: World, kept: Kept) -> None:
     world.fails = {"prove"}
-    assert apply(world, kept, world.steps(destroys=True)).outcome == STOPPED
-    assert not past(world).is_over
+    assert apply(world, kept, world.steps(destroys=True)).outcome == RunOutcome.STOPPED
+    assert not state(world).is_over
     assert "undo first" not in world.done
     world.fails = set()
-    assert apply(world, kept, world.steps(destroys=True)).outcome == APPLIED
+    assert apply(world, kept, world.steps(destroys=True)).outcome == RunOutcome.APPLIED
     assert world.done.count("second") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_a_lost_terminal_roll_back(world: World, kept: Kept, number: signal.Signals) -> None:
     steps = world.steps()
-    steps[3] = replace(steps[3], act=lambda: after(lambda: os.kill(os.getpid(), number)))
+    steps[3] = replace(steps[3], action=lambda: after(lambda: os.kill(os.getpid(), number)))
     before = signal.getsignal(number)
     ended = apply(world, kept, steps)
-    assert (ended.outcome, ended.error and ended.error.code) == (ROLLED_BACK, "interrupted")
+    assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.ROLLED_BACK, "interrupted")
     assert signal.getsignal(number) is before
 
 
@@ -234,7 +235,7 @@ def test_nothing_interrupts_rolling_back(world: World, kept: Kept) -> None:
     undo = steps[2].undo
     assert undo is not None
     steps[2] = replace(steps[2], undo=lambda: after(lambda: os.kill(os.getpid(), signal.SIGTERM), undo))
-    assert apply(world, kept, steps).outcome == ROLLED_BACK
+    assert apply(world, kept, steps).outcome == RunOutcome.ROLLED_BACK
     assert world.done[-2:] == ["undo second", "undo first"]
 
 
@@ -247,11 +248,11 @@ def test_evidence_that_cannot_be_written_rolls_back_and_the_rollback_does_not_wa
         kept.is_full = True
         return Observation("full now")
 
-    steps[3] = replace(steps[3], act=fill)
+    steps[3] = replace(steps[3], action=fill)
     ended = apply(world, kept, steps)
-    assert (ended.outcome, ended.also and ended.also.code) == (ROLLED_BACK, "evidence_unwritable")
+    assert (ended.outcome, ended.also and ended.also.code) == (RunOutcome.ROLLED_BACK, "evidence_unwritable")
     assert world.on == {"look"}
-    assert past(world).outcome == ROLLED_BACK
+    assert state(world).outcome == RunOutcome.ROLLED_BACK
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------
@@ -265,9 +266,9 @@ def test_a_run_that_was_killed_goes_on_to_its_end(world: World, kept: Kept, mome
     world.dies = moment
     with pytest.raises(Killed):
         apply(world, kept, world.steps(destroys))
-    assert not past(world).is_over
+    assert not state(world).is_over
     world.dies = ""
-    assert apply(world, kept, world.steps(destroys)) == Ended(APPLIED)
+    assert apply(world, kept, world.steps(destroys)) == RunResult(RunOutcome.APPLIED)
     assert world.on == {"look", "first", "second", "prove"}
     assert (world.done.count("first"), world.done.count("second")) == (1, 1)
 
@@ -279,9 +280,9 @@ def test_what_was_seen_before_a_crash_is_looked_at_again_as_long_as_nothing_was_
     world.dies = "after ask"
     with pytest.raises(Killed):
         apply(world, kept, steps)
-    assert list(past(world).done) == ["look"]
+    assert list(state(world).done) == ["look"]
     world.dies = ""
-    assert apply(world, kept, steps).outcome == APPLIED
+    assert apply(world, kept, steps).outcome == RunOutcome.APPLIED
     assert world.done == ["look", "ask", "look", "ask", "first", "second", "prove"]
 
 
@@ -290,7 +291,7 @@ def test_once_something_was_changed_what_is_done_is_left_alone(world: World, kep
     with pytest.raises(Killed):
         apply(world, kept)
     world.dies = ""
-    assert apply(world, kept).outcome == APPLIED
+    assert apply(world, kept).outcome == RunOutcome.APPLIED
     assert world.done == ["look", "first", "second", "prove"]
     assert "1 skipped look" in kept.said
 
@@ -309,9 +310,9 @@ def test_a_run_that_was_killed_before_its_last_line_ends_as_it_was_sealed(
         patched.setattr(Journal, "write", die)
         with pytest.raises(Killed):
             apply(world, kept)
-    assert not past(world).is_over
-    assert apply(world, kept).outcome == APPLIED
-    assert past(world).evidence == "sha256:ab"
+    assert not state(world).is_over
+    assert apply(world, kept).outcome == RunOutcome.APPLIED
+    assert state(world).evidence == "sha256:ab"
     assert kept.said.count("5 ok seal") == 2  # sealing again is for `Evidence` to understand
 
 
@@ -320,7 +321,7 @@ def test_a_change_that_somebody_took_back_meanwhile_is_made_again(world: World, 
     with pytest.raises(Killed):
         apply(world, kept)
     world.dies, world.on = "", {"look", "second"}
-    assert apply(world, kept).outcome == APPLIED
+    assert apply(world, kept).outcome == RunOutcome.APPLIED
     assert world.done.count("first") == 2
 
 
@@ -332,33 +333,33 @@ def test_after_a_change_that_is_made_again_its_proofs_are_made_again_too(world: 
     journal.write("step.done", step="prove", seconds=0)
     journal.close()
     world.dies, world.on = "", {"look", "second", "prove"}
-    assert apply(world, kept).outcome == APPLIED
+    assert apply(world, kept).outcome == RunOutcome.APPLIED
     assert (world.done.count("look"), world.done.count("first"), world.done.count("prove")) == (1, 2, 2)
 
 
 def test_a_change_without_a_way_back_is_made_again_where_somebody_took_it_back(world: World, kept: Kept) -> None:
     steps = [replace(step, undo=None) for step in world.steps()]
     world.fails = {"prove"}
-    assert apply(world, kept, steps).outcome == STOPPED
+    assert apply(world, kept, steps).outcome == RunOutcome.STOPPED
     world.fails, world.on = set(), {"look", "first"}
-    assert apply(world, kept, steps).outcome == APPLIED
+    assert apply(world, kept, steps).outcome == RunOutcome.APPLIED
     assert (world.done.count("first"), world.done.count("second")) == (1, 2)
 
 
-@pytest.mark.parametrize("part", ["act", "verify", "is_done"])
+@pytest.mark.parametrize("part", ["action", "verify", "is_done"])
 def test_a_fault_of_ours_backs_out_like_any_failure(world: World, kept: Kept, part: str) -> None:
     def break_down() -> Observation:
         raise KeyError("hidden")
 
     steps = world.steps()
-    if part == "act":
-        steps[3] = replace(steps[3], act=break_down)
+    if part == "action":
+        steps[3] = replace(steps[3], action=break_down)
     elif part == "verify":
         steps[3] = replace(steps[3], verify=break_down)
     else:
         steps[2] = replace(steps[2], is_done=lambda: bool(break_down()))
     ended = apply(world, kept, steps)
-    assert (ended.outcome, ended.error and ended.error.code) == (ROLLED_BACK, "fault_of_ours")
+    assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.ROLLED_BACK, "fault_of_ours")
     assert ended.error is not None
     assert "KeyError in test_runner.py:" in ended.error.text
     assert "hidden" not in ended.error.text
@@ -373,9 +374,9 @@ def test_a_fault_of_ours_in_an_undo_does_not_keep_the_others_from_it(world: Worl
     steps[2] = replace(steps[2], undo=break_down)
     world.fails = {"prove"}
     ended = apply(world, kept, steps)
-    assert (ended.outcome, ended.also and ended.also.code) == (ROLLBACK_FAILED, "fault_of_ours")
+    assert (ended.outcome, ended.also and ended.also.code) == (RunOutcome.ROLLBACK_FAILED, "fault_of_ours")
     assert "undo first" in world.done
-    assert past(world).outcome == ROLLBACK_FAILED
+    assert state(world).outcome == RunOutcome.ROLLBACK_FAILED
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -386,7 +387,7 @@ def test_half_a_last_line_does_not_count_and_is_cut_off(world: World, kept: Kept
     path = world.folder / "journal" / f"{RUN}.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"at": 17, "eve')
-    assert past(world).outcome == APPLIED
+    assert state(world).outcome == RunOutcome.APPLIED
     Journal(world.folder, RUN).close()
     assert path.read_bytes() == whole
 
@@ -397,7 +398,7 @@ def test_a_line_of_somebody_else_is_told_and_not_guessed_at(world: World, kept: 
     path = world.folder / "journal" / f"{RUN}.jsonl"
     path.write_text(line + "\n" + path.read_text())
     with pytest.raises(LedgerBroken) as told:
-        past(world)
+        state(world)
     assert told.value.code == "journal_broken"
 
 
@@ -436,23 +437,31 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.touch()
     for other in (tmp_path / "evidence", tmp_path / "another"):  # one platform may have two directories
-        with alone(tmp_path / "evidence", base), pytest.raises(Unavailable) as refused, alone(other, base):
+        with (
+            platform_lock(tmp_path / "evidence", base),
+            pytest.raises(Unavailable) as refused,
+            platform_lock(other, base),
+        ):
             pass
         assert refused.value.code == "run_in_progress"
-    with alone(tmp_path / "evidence", base):
+    with platform_lock(tmp_path / "evidence", base):
         pass
 
 
 def test_a_missing_compose_file_is_for_the_plan_to_tell(tmp_path: Path) -> None:
     missing = tmp_path / "base.yaml"
-    with alone(tmp_path / "evidence", missing), pytest.raises(Unavailable), alone(tmp_path / "evidence", missing):
+    with (
+        platform_lock(tmp_path / "evidence", missing),
+        pytest.raises(Unavailable),
+        platform_lock(tmp_path / "evidence", missing),
+    ):
         pass
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720])
 def test_where_others_could_plant_a_journal_nothing_is_begun(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(SignerError) as refused, alone(tmp_path, tmp_path):
+    with pytest.raises(SignerError) as refused, platform_lock(tmp_path, tmp_path):
         pass
     tmp_path.chmod(0o700)
     assert refused.value.code == "evidence_dir_not_private"

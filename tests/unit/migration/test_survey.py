@@ -13,11 +13,11 @@ import pytest
 from signer.api_client import Readiness
 from signer.errors import SignerError
 from signer.migration.config import CutoverFile, parse_cutover_file
-from signer.migration.decommission.actions import would_run
+from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.blockers import Blocker, RecordedCutover
-from signer.migration.decommission.steps import make_plan
+from signer.migration.decommission.steps import make_plan, removal_steps
 from signer.migration.decommission.survey import (
-    Standing,
+    RemovalReadiness,
     _evidence_faults,
     _local_since,
     blocked,
@@ -26,9 +26,9 @@ from signer.migration.decommission.survey import (
     state_of,
 )
 from signer.migration.evidence.store import Evidence
+from tests.parts.cutover_file import GOOD, REMOVAL
 from tests.parts.evidence import sealed_run
-from tests.parts.removal import CHECKS, CLEAR, LEDGER
-from tests.unit.migration.test_config import GOOD, REMOVAL
+from tests.parts.removal import CHECKS, CLEAR, LEDGER, READY, removal_inputs
 
 FILE = parse_cutover_file((GOOD + REMOVAL).encode())
 ROW = {"plan": "", "evidence": "sha256:e", "reason": "", "hash": "h", "actor": "operator"}
@@ -174,9 +174,8 @@ def test_a_journal_that_does_not_tell_that_second_is_none(tmp_path: Path, text: 
 
 
 def planned(file: CutoverFile = FILE) -> Any:
-    inputs = {"config": {"path": "/c", "digest": file.digest}}
-    found = Standing(CLEAR, LEDGER, CHECKS, [])
-    return make_plan(file, would_run(file), inputs, state_of(found))
+    steps = removal_steps(file, RemovalActions(file, Api()))  # type: ignore[arg-type]
+    return make_plan(file, steps, removal_inputs(file, Path("/c")), state_of(READY))
 
 
 def test_everything_before_the_ssh_mount_leads_back_and_nothing_after_it() -> None:
@@ -201,9 +200,9 @@ def test_data_are_removed_last_and_only_if_the_configuration_says_how() -> None:
 
 def test_tokens_and_leases_that_come_and_go_are_no_drift() -> None:
     busy = replace(CLEAR, tokens=9, leases=99, at=CLEAR.at + 5)
-    assert state_of(Standing(busy, LEDGER, CHECKS, [])) == state_of(Standing(CLEAR, LEDGER, CHECKS, []))
+    assert state_of(RemovalReadiness(busy, LEDGER, CHECKS, [])) == state_of(READY)
     more = replace(CLEAR, policies=("default", "new", "root"))
-    assert state_of(Standing(more, LEDGER, CHECKS, [])) != state_of(Standing(CLEAR, LEDGER, CHECKS, []))
+    assert state_of(RemovalReadiness(more, LEDGER, CHECKS, [])) != state_of(READY)
 
 
 def test_without_its_table_nothing_is_removed() -> None:

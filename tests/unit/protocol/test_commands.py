@@ -14,6 +14,7 @@ from signer.model import Caller, Filter
 from signer.protocol.commands import (
     MAX_HEADER,
     MAX_PAGE,
+    Command,
     Explain,
     Freeze,
     ListCertificates,
@@ -39,9 +40,14 @@ def header(**changes: Any) -> dict[str, Any]:
     return {**HEADER, **changes}
 
 
+def read_known(drawn: dict[str, Any], body: bytes) -> Command:
+    """The command of a caller whose token is good."""
+    return read_command(drawn, body, lambda _caller: None)
+
+
 def code_of(changes: dict[str, Any], body: bytes = b"") -> str:
     with pytest.raises(BadRequest) as caught:
-        read_command(header(**changes), body)
+        read_known(header(**changes), body)
     return caught.value.code
 
 
@@ -58,26 +64,26 @@ def test_each_operation_is_its_command() -> None:
         ({"op": "certificate", "serial": 7}, ShowCertificate(caller, 7)),
         ({"op": "certificates"}, ListCertificates(caller, Filter(limit=50), active=False)),
     ):
-        assert read_command(header(**changes), b"") == command
+        assert read_known(header(**changes), b"") == command
 
 
 def test_a_sign_request_carries_the_callers_body_in_either_shape() -> None:
     line = builders.public_line()
-    native = read_command(header(op="sign", role="llmops"), json.dumps({"public_key": line, "ttl": "5m"}).encode())
+    native = read_known(header(op="sign", role="llmops"), json.dumps({"public_key": line, "ttl": "5m"}).encode())
     assert isinstance(native, Sign)
     assert native.ask == builders.ask(ttl=300)
     fields = {"public_key": line, "valid_principals": "llmops,backup", "ttl": 300, "strange": 1}
-    vault = read_command(header(op="sign", role="llmops", shape="vault"), json.dumps(fields).encode())
+    vault = read_known(header(op="sign", role="llmops", shape="vault"), json.dumps(fields).encode())
     assert isinstance(vault, Sign)
     assert vault.ask == builders.ask(ttl=300, principals=("llmops", "backup"))
     assert vault.warnings == ("Endpoint ignored these unrecognized parameters: [strange]",)
 
 
 def test_a_fault_in_a_field_is_kept_for_a_caller_who_is_known() -> None:
-    command = read_command(header(op="sign", role="llmops"), b'{"ttl": []}')
+    command = read_known(header(op="sign", role="llmops"), b'{"ttl": []}')
     assert isinstance(command, Sign)
     assert isinstance(command.ask, BadRequest)
-    explain = read_command(header(op="explain", role="llmops"), b'{"colour": 1}')
+    explain = read_known(header(op="explain", role="llmops"), b'{"colour": 1}')
     assert isinstance(explain, Explain)
     assert isinstance(explain.ask, BadRequest)
 
@@ -133,7 +139,7 @@ def test_a_number_out_of_range_is_refused(changes: dict[str, Any]) -> None:
 
 def test_no_token_and_an_empty_one_are_the_same() -> None:
     for token in (None, ""):
-        assert read_command(header(token=token), b"").caller.token is None
+        assert read_known(header(token=token), b"").caller.token is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_no_token_and_an_empty_one_are_the_same() -> None:
     ],
 )
 def test_an_address_has_one_form(sent: str | None, read: str | None) -> None:
-    assert read_command(header(address=sent), b"").caller.address == read
+    assert read_known(header(address=sent), b"").caller.address == read
 
 
 def test_a_message_is_a_line_and_a_body() -> None:
@@ -180,7 +186,7 @@ def test_a_header_that_is_no_object_is_refused(line: bytes) -> None:
 @example(b"{\x00}\x00")
 def test_no_bytes_raise_anything_but_bad_request(message: bytes) -> None:
     try:
-        read_command(*split_message(message))
+        read_known(*split_message(message))
     except BadRequest:
         return
     pytest.fail("bytes without a request id are no command")
@@ -204,7 +210,7 @@ HEADERS = st.fixed_dictionaries(
 @given(HEADERS, st.binary(max_size=200))
 def test_no_header_raises_anything_but_bad_request(drawn: dict[str, Any], body: bytes) -> None:
     try:
-        command = read_command(drawn, body)
+        command = read_known(drawn, body)
     except BadRequest:
         return
     assert command.caller.request_id == drawn["request_id"]

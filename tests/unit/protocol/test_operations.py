@@ -67,7 +67,7 @@ def test_a_body_is_read_as_it_is() -> None:
 def test_anything_else_is_refused_and_named(changes: dict[str, object]) -> None:
     sent = json.dumps({"operation": "cutover", "outcome": "applied", **changes}).encode()
     header = {"op": "record", "token": "t", "address": None, "request_id": "r-1"}
-    command = read_command(header, sent)
+    command = read_command(header, sent, lambda _caller: None)
     assert isinstance(command, Record)
     assert isinstance(command.operation, BadRequest)
     assert command.operation.code == "field_malformed"
@@ -165,7 +165,7 @@ def test_a_page_of_long_reasons_fits_in_a_reply() -> None:
         bench.ask(record(reason="\U0001f511" * 500))
     page, seen = listed(bench, limit=200), 0
     while True:
-        assert len(json.dumps(page)) < MAX_REPLY
+        assert len(json.dumps(page, ensure_ascii=False).encode()) < MAX_REPLY
         seen += len(page["operations"])
         if page["before"] is None:
             break

@@ -1,4 +1,4 @@
-"""README's section on containers and units, compared with the compose files, the Containerfile and the units."""
+"""The pages on containers and units, compared with the compose files, the Containerfile and the units."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-SECTION = re.search(r"^### Container and systemd\n(.*?)^#+ ", (ROOT / "README.md").read_text(), re.M | re.S)
-TEXT = SECTION[1] if SECTION else ""
+TEXT = "".join((ROOT / "runbooks" / "install" / f"{name}.md").read_text() for name in ("container", "systemd"))
 FILES = sorted((ROOT / "overlays").glob("*.yaml"))
 OVERLAYS = "".join(path.read_text() for path in FILES)
 

@@ -1,6 +1,7 @@
-"""What README.md, SECURITY.md and CHANGELOG.md say is so: names, tables and examples are compared with the code.
+"""What the documents say is so: generated blocks, tables and examples are as the code has them, names and links exist.
 
-A new module, setting, policy key, verb, route, event kind or metric fails here until README has its line.
+A new module, setting, policy key, verb, route, error code, event kind or metric fails here until `scripts/docs` was run
+and its cells were filled in.
 """
 
 from __future__ import annotations
@@ -8,233 +9,168 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import pytest
-from pydantic import BaseModel
 
-from signer import __version__, model, settings
-from signer.api.openapi import ROUTES
+from scripts.documents import pages
+from scripts.documents.facts import FACTS, Fact, Table
+from signer import __version__
 from signer.api.vault import routes as vault
 from signer.api.vault import system
-from signer.authority import core
-from signer.ca import key as cakey
-from signer.cli.catalogue import VERBS
-from signer.cli.parser import render_help
-from signer.policy import file as policyfile
-from signer.policy import rules
-from signer.policy import tables as policytables
-from signer.protocol import commands, sign_request
-from signer.safe_session import settings as login_settings
-from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
-from signer.service import metrics
-from signer.ssh import publickey
-from signer.ssh.certificate import MAX_PRINCIPALS
+from signer.policy import file as policy_file
+from signer.policy import tables
+from tests.parts.documents import (
+    ROOT,
+    anchors,
+    blocks,
+    document,
+    links,
+    names,
+    read_documents,
+    reference,
+    rows,
+    section,
+)
 from tests.parts.parity_differences import DIFFERENCES
-from tests.parts.source import PACKAGE, TREES, called_with, texts
+from tests.parts.source import PACKAGE, TREES, texts
 
-ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
-# The error catalogue and its verb are documented in runbooks/reference.
-NOT_IN_README = {"signer/error_catalogue.py", "signer/cli/error.py", "error"}
-DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "SECURITY.md", "CHANGELOG.md")}
+DOCUMENTS = read_documents()
+README, SECURITY = DOCUMENTS["README.md"], DOCUMENTS["SECURITY.md"]
 
 
-# --- reading README --------------------------------------------------------------------------------------------------
+# --- generated blocks ------------------------------------------------------------------------------------------------
 
 
-def section(title: str, text: str = README) -> str:
-    """What stands under a heading, with the smaller headings below it."""
-    match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,6}} |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert match is not None, f"there is no heading {title!r}"
-    level = len(match[1])
-    whole = re.search(
-        rf"^#{{{level}}} {re.escape(title)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.MULTILINE | re.DOTALL
-    )
-    assert whole is not None
-    return whole[1]
+def test_generated_blocks_are_what_the_code_says() -> None:
+    wrong = list(pages.differences(pages.read_pages()))
+    assert not wrong, "run scripts/docs, and fill in empty cells: " + "\n".join(wrong)
 
 
-def rows(text: str, header: str) -> list[list[str]]:
-    """The cells of the table whose first header cell is `header`."""
-    tables = [table for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE) if cells(table)[0][0] == header]
-    assert tables, f"there is no table that begins with {header!r}"
-    return [row for table in tables for row in cells(table)[2:]]
-
-
-def cells(table: str) -> list[list[str]]:
-    lines = table.strip().split("\n")
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
-
-
-def names(found: list[list[str]], column: int = 0) -> list[str]:
-    """Every word in backquotes of a column."""
-    return [name for row in found for name in re.findall(r"`([^`]+)`", row[column])]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def check_same(told: list[str], real: set[str], what: str) -> None:
-    twice = {name for name in told if told.count(name) > 1}
-    assert not twice, f"README names these {what} twice: {sorted(twice)}"
-    assert not real - set(told), f"README does not tell these {what}: {sorted(real - set(told))}"
-    assert not set(told) - real, f"README tells {what} that there are not: {sorted(set(told) - real)}"
-
-
-# --- the tables ------------------------------------------------------------------------------------------------------
-
-
-def test_every_module_has_a_line() -> None:
-    told = names(rows(section("Reading order"), "room"), 1)
-    check_same(told, {str(path.relative_to(ROOT)) for path in TREES} - NOT_IN_README, "modules")
-
-
-def test_every_module_stands_in_its_room() -> None:
-    room = ""
-    for row in rows(section("Reading order"), "room"):
-        room = row[0] or room
-        _, *rooms, _ = row[1].strip("`").split("/")
-        assert (rooms[0] if rooms else "root") == room, row
-
-
-def test_settings_are_those_of_the_code() -> None:
-    told = [(row[0].strip("`"), row[1].strip("`"), row[2]) for row in rows(section("Settings"), "setting")]
-    assert told[: len(settings.SETTINGS)] == list(settings.SETTINGS)
-
-
-def test_client_settings_are_those_of_the_code() -> None:
-    table = [row for row in rows(section("Settings"), "setting") if row[0].startswith("`SAFE_SESSION_")]
-    source = "".join(path.read_text() for path in TREES if path.is_relative_to(PACKAGE / "safe_session"))
-    check_same(names(table), set(re.findall(r"SAFE_SESSION_[A-Z_]*[A-Z]", source)), "settings of safe-session")
-    assert dict(zip(names(table), (row[1].strip("`") for row in table), strict=True))["SAFE_SESSION_ADDR"] == (
-        login_settings.DEFAULT_ADDR
-    )
-
-
-def policy_keys(model: type[BaseModel], place: str) -> Iterator[str]:
-    """Dotted names of all keys that a table of decide.toml may have."""
-    for name, info in model.model_fields.items():
-        here = f"{place}.{info.alias or name}"
-        inner = [kind for kind in _classes(info.annotation) if issubclass(kind, BaseModel)]
-        if name == "tokens":
-            inner = [policytables.RawToken]
-        if inner:
-            yield from (key for kind in inner for key in policy_keys(kind, here))
-        else:
-            yield here
-
-
-def _classes(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _classes(part)
-
-
-def test_policy_keys_are_those_of_the_code() -> None:
-    real = {
-        *policy_keys(policytables.RawCa, "ca"),
-        *policy_keys(policytables.RawRole, "roles.NAME"),
-        *policy_keys(policytables.RawIdentity, "identities.NAME"),
+def test_every_part_of_the_reference_is_generated() -> None:
+    assert FACTS.keys() >= {
+        "settings",
+        "policy keys",
+        "commands",
+        "routes",
+        "event kinds",
+        "metrics",
+        "limits",
+        "modules",
     }
-    check_same(names(rows(section("Policy file"), "key")), real, "policy keys")
 
 
-def test_policy_example_is_a_policy() -> None:
-    (example,) = blocks(section("Policy file"), "toml")
-    read = policyfile.parse_policy(example.encode())
+PAGE = """\
+# Words
+
+<!-- generated: words -->
+| word | meaning |
+|---|---|
+| `a` | first |
+<!-- end -->
+
+By hand.
+"""
+
+
+def words(*found: str) -> Mapping[str, Fact]:
+    return {"words": lambda: Table(("word", "meaning"), [(f"`{word}`",) for word in found], by_hand=1)}
+
+
+def test_a_page_as_the_code_has_it_is_left_alone() -> None:
+    assert list(pages.differences({"page.md": PAGE}, words("a"))) == []
+    assert pages.render(PAGE, words("a")) == PAGE
+
+
+def test_a_new_fact_is_named_with_page_and_line_and_its_cell_is_asked_for() -> None:
+    facts = words("a", "b")
+    assert list(pages.differences({"page.md": PAGE}, facts)) == [
+        "page.md:7: the page has '<!-- end -->', the code says '| `b` | |'"
+    ]
+    written = pages.render(PAGE, facts)
+    assert "| `a` | first |\n| `b` | |\n" in written
+    assert written.endswith("\n\nBy hand.\n")
+    assert list(pages.differences({"page.md": written}, facts)) == ["page.md: the row of `b` has an empty cell"]
+
+
+def test_a_fact_that_is_gone_loses_its_row() -> None:
+    assert "first" not in pages.render(PAGE, words("b"))
+
+
+@pytest.mark.parametrize(
+    "found, sentence",
+    [
+        ({"page.md": "# Words\n"}, "the block 'words' is on no page"),
+        ({"a.md": PAGE, "b.md": PAGE}, "the block 'words' is on a.md and b.md"),
+        ({"page.md": PAGE + PAGE.replace(": words", ": word")}, "page.md: no fact is called 'word'"),
+        ({"page.md": PAGE + "<!-- generated: words -->\n"}, "page.md: a generated block has no <!-- end -->"),
+    ],
+    ids=["missing", "twice", "unknown", "without end"],
+)
+def test_a_block_that_is_out_of_place_is_named(found: dict[str, str], sentence: str) -> None:
+    assert sentence in list(pages.differences(found, words("a")))
+
+
+def test_check_ends_with_1_and_another_word_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "read_pages", lambda: {"page.md": PAGE})
+    assert pages.main(["--check"]) == 1
+    assert pages.main(["--write"]) == 2
+
+
+# --- README ----------------------------------------------------------------------------------------------------------
+
+
+def test_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 260
+
+
+def test_readme_names_the_scripts_to_begin_with() -> None:
+    shown = re.findall(r"^ {4}(scripts/\S+)", section("Try it", README), re.MULTILINE)
+    assert shown == ["scripts/quickstart", "scripts/rehearse-cutover", "scripts/test"]
+
+
+def test_readme_links_to_every_runbook_that_its_table_of_tasks_needs() -> None:
+    for row in rows(section("Operate", README), "task"):
+        assert list(links(row[2])), row
+
+
+def test_the_page_of_all_runbooks_links_to_each() -> None:
+    linked = {file for file, _ in links(DOCUMENTS["runbooks/README.md"])}
+    real = {name.removeprefix("runbooks/") for name in DOCUMENTS if name.startswith("runbooks/")} - {"README.md"}
+    assert not real - linked
+
+
+# --- policy.toml -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "runbooks/reference/policy-file.md", "runbooks/install/first-policy.md"])
+def test_policy_example_is_a_policy(name: str) -> None:
+    (example,) = blocks(DOCUMENTS[name], "toml")
+    read = policy_file.parse_policy(example.encode())
     assert set(read.roles) == set(tomllib.loads(example)["roles"])
 
 
 def test_policy_defaults_and_rights_are_those_of_the_code() -> None:
-    text = {row[0].strip("`"): row for row in rows(section("Policy file"), "key")}
-    role = policytables.RawRole.model_fields
-    assert text["roles.NAME.rsa_min_bits"][1] == f"`{role['rsa_min_bits'].default}`"
+    text = {row[0].strip("`"): row for row in rows(reference("policy-file"), "key")}
+    role = tables.RawRole.model_fields
+    assert text["roles.NAME.rsa_min_bits"][2] == f"`{role['rsa_min_bits'].default}`"
     for flag in ("verify_required", "no_touch_required", "allow_key_id", "reason_required"):
-        assert text[f"roles.NAME.{flag}"][1] == f"`{str(role[flag].default).lower()}`"
-    for right in policyfile._MAY:
-        assert f"`{right}`" in text["identities.NAME.may"][2]
+        assert text[f"roles.NAME.{flag}"][2] == f"`{str(role[flag].default).lower()}`"
+    for right in policy_file._MAY:
+        assert f"`{right}`" in text["identities.NAME.may"][3]
 
 
-def test_limits_are_those_of_the_code() -> None:
-    told = dict(rows(section("Limits"), "what"))
-    real = {
-        "body of a request": f"{sign_request.MAX_BODY // 1024} KiB",
-        "public key in a request": f"{publickey.MAX_TEXT // 1024} KiB",
-        "policy file": f"{policyfile.MAX_POLICY_BYTES // 1024**2} MiB",
-        "name of a role": f"{policyfile.MAX_ROLE_NAME} characters",
-        "CA key file": f"{cakey.MAX_KEY_FILE // 1024} KiB",
-        "lifetime of a certificate": f"{policyfile.DEFAULT_CEILING // 3600} hour unless",
-        "principals in a certificate": f"{MAX_PRINCIPALS}, each",
-        "key id": f"{rules.MAX_KEY_ID} bytes",
-        "reason": f"{model.MAX_REASON} printable",
-        "page of certificates": f"{commands.MAX_PAGE}",
-        "certificates are back-dated by": f"{model.BACKDATE} seconds",
-        "clock behind the ledger's newest event": f"{core.CLOCK_TOLERANCE} seconds",
-        "workers and threads of the api": f"{settings.MAX_WORKERS} and {settings.MAX_THREADS}",
-    }
-    assert told.keys() == real.keys()
-    for what, start in real.items():
-        assert told[what].startswith(start), what
-    assert f"{policyfile.CEILING // 3600} hours whatever" in told["lifetime of a certificate"]
-
-
-def test_help_of_safe_session_is_what_it_prints() -> None:
-    assert f"$ safe-session --help\n{SAFE_SESSION_HELP}" in blocks(section("Commands"), "text")
-
-
-def test_verbs_of_signer_are_those_of_the_code() -> None:
-    table = rows(section("Commands"), "command")
-    verbs = [verb for verb in VERBS if verb.words not in NOT_IN_README]
-    assert [(row[0].strip("`"), row[1]) for row in table] == [(f"signer {verb.words}", verb.summary) for verb in verbs]
-    shown = re.sub(r"\nHelp:\n.*\n\n", "\n", render_help())
-    assert f"$ signer --help\n{shown}\n" in blocks(section("Commands"), "text")
-
-
-# --- events, metrics -------------------------------------------------------------------------------------------------
-
-
-def test_event_kinds_are_those_of_the_code() -> None:
-    real = {text for _, argument in called_with({"Event"}) for text in texts(argument)}
-    check_same(names(rows(section("Ledger"), "event")), real, "event kinds")
-
-
-def test_metrics_are_those_of_the_code() -> None:
-    gauges = {
-        text
-        for node in ast.walk(TREES[PACKAGE / "service" / "keeper.py"])
-        if isinstance(node, ast.Dict)
-        for key in node.keys
-        if key is not None
-        for text in texts(key)
-        if text.startswith("signer_")
-    }
-    facts = dict.fromkeys(gauges, ("", 0.0))
-    rendered = metrics.Metrics(lambda: facts, lambda: ["llmops"], metrics.Histogram([1.0])).render()
-    check_same(names(rows(section("Metrics"), "metric")), set(re.findall(r"^# TYPE (\S+)", rendered, re.M)), "metrics")
-
-
-# --- routes ----------------------------------------------------------------------------------------------------------
-
-
-def test_routes_are_those_of_the_code() -> None:
-    table = rows(section("HTTP"), "route")
-    told = [(row[0].strip("`"), row[2]) for row in table if "/v1/" not in row[0]]
-    assert told == [(f"{route.method} {route.path}", route.text) for route in ROUTES]
-    assert [row[1] for row in table if "/v1/" not in row[0]] == ["no" if route.is_open else "yes" for route in ROUTES]
+# --- Vault's routes --------------------------------------------------------------------------------------------------
 
 
 def test_vault_routes_are_those_of_the_code() -> None:
-    told = [name.split(" ")[-1] for name in names(rows(section("HTTP"), "route")) if "/v1/" in name]
+    table = rows(section("Routes", reference("vault-compatibility")), "route")
+    told = [name.split(" ")[-1] for name in names(table) if "/v1/" in name]
     mounted = [path.removeprefix("/v1/ssh/") for path in told if path.startswith("/v1/ssh/")]
     patterns = [pattern for pattern, _ in vault._ROUTES]
     examples = {path: path.replace("<role>", "llmops").replace("<ref>", "default") for path in mounted}
     for pattern in patterns:
-        assert any(pattern.fullmatch(example) for example in examples.values()), f"README does not tell {pattern}"
+        assert any(pattern.fullmatch(example) for example in examples.values()), f"{pattern} is not documented"
     for path, example in examples.items():
         assert any(pattern.fullmatch(example) for pattern in patterns), f"there is no {path}"
     outside = {path.removeprefix("/v1/") for path in told if not path.startswith("/v1/ssh/")}
@@ -244,11 +180,12 @@ def test_vault_routes_are_those_of_the_code() -> None:
 
 
 def test_differences_from_vault_are_those_that_are_shown() -> None:
-    told = [row for row in section("Differences from Vault").splitlines() if row.startswith("|")][2:]
+    page = section("Differences from Vault", reference("vault-compatibility"))
+    told = [row for row in page.splitlines() if row.startswith("|")][2:]
     assert told == [difference.row() for difference in DIFFERENCES]
 
 
-# --- the rest --------------------------------------------------------------------------------------------------------
+# --- what documents and the program name -----------------------------------------------------------------------------
 
 
 def test_benches_are_named_with_the_figures() -> None:
@@ -257,21 +194,67 @@ def test_benches_are_named_with_the_figures() -> None:
         for path in (ROOT / "scripts" / "bench").glob("*")
         if path.is_file() and not path.suffix and path.stat().st_mode & 0o100
     }
-    check_same(re.findall(r"^ {4}(scripts/bench/\w+)", section("Figures"), re.MULTILINE), real, "benches")
+    told = re.findall(r"^ {4}(scripts/bench/\w+)", document("runbooks/develop/benchmarks.md"), re.MULTILINE)
+    assert sorted(told) == sorted(real)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_files_that_documents_name_exist(name: str) -> None:
     wrong = [
         path
-        for path in re.findall(r"`((?:signer|tests|scripts|runbooks)/[\w./-]+)`", DOCUMENTS[name])
+        for path in re.findall(r"`((?:signer|tests|scripts|runbooks|overlays)/[\w./-]+)`", DOCUMENTS[name])
         if not (ROOT / path).exists()
     ]
     assert not wrong, f"{name} names what is not there: {wrong}"
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_of_documents_lead_somewhere(name: str) -> None:
+    for file, anchor in links(DOCUMENTS[name]):
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), f"{name} links to {file}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{name} links to {file}#{anchor}"
+
+
+def named_documents(text: str) -> Iterator[tuple[str, str]]:
+    """(document, section) that a sentence names; a section is what follows in quotes, or `section N`."""
+    page = r"\b((?:runbooks/[\w/-]+|README|SECURITY|CHANGELOG|CONTRIBUTING)\.md)"
+    for name, anchor, quoted, number in re.findall(
+        rf'{page}`?(?:#([\w-]+))?(?:,\s(?:"([^"]+)"|sections?\s(\d)))?', text
+    ):
+        yield name, anchor or quoted or number
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Every text of the package with its module, docstrings included, and each file that is no Python but is shown."""
+    for path, tree in TREES.items():
+        yield from ((str(path.relative_to(PACKAGE)), text) for node in ast.walk(tree) for text in texts(node))
+    for path in (*PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.css")):
+        yield str(path.relative_to(PACKAGE)), path.read_text()
+
+
+def test_documents_that_the_program_names_exist() -> None:
+    found = [(module, name, part) for module, text in sentences() for name, part in named_documents(text)]
+    assert {"runbooks/rollback.md", "runbooks/vault-decommission.md"} <= {name for _, name, _ in found}
+    for module, name, part in found:
+        assert name in DOCUMENTS, f"signer/{module} names {name}"
+        headings = re.findall(r"^#+ (.+)$", DOCUMENTS[name], re.MULTILINE)
+        assert (
+            not part
+            or part in anchors(DOCUMENTS[name])
+            or any(heading == part or heading.startswith(f"{part}. ") for heading in headings)
+        ), f"signer/{module} names {name}, {part}"
+
+
+def test_a_document_is_named_by_its_path() -> None:
+    """Somebody who reads a hint has to find the page: no `README, Ledger`, and nothing outside the repository."""
+    pattern = r"README(?!\.md)|\.\./\w+/[\w/]+\.md|shared/"
+    assert [(module, text) for module, text in sentences() if re.search(pattern, text)] == []
+
+
 def test_every_promise_is_told_with_its_tests() -> None:
-    table = rows(section("Promises", DOCUMENTS["SECURITY.md"]), "promise")
+    table = rows(section("Promises", SECURITY), "promise")
     assert [row[0][0] for row in table] == ["1", "2", "3", "4", "5", "6", "7"]
     for row in table[:5]:
         assert re.search(r"`tests/[\w/]+\.py[`:]", row[1]), row
@@ -286,3 +269,9 @@ def test_tests_that_documents_name_exist() -> None:
 def test_the_changelog_leads_with_what_is_not_released() -> None:
     headings = re.findall(r"^## \[?([^\]\n]+)", DOCUMENTS["CHANGELOG.md"], re.MULTILINE)
     assert headings[0] == f"Unreleased: {__version__}"
+
+
+def test_the_licence_is_the_one_that_the_package_names() -> None:
+    project = tomllib.loads(document("pyproject.toml"))["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert "Apache License\n                           Version 2.0, January 2004" in document("LICENSE")

@@ -1,4 +1,4 @@
-"""The runbooks of the move say what the program takes: keys of cutover.toml, codes, command lines, phrases."""
+"""The documents say what the program takes: keys of cutover.toml, codes, command lines, phrases."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from signer.migration import config as cutoverfile
 from signer.migration.approval import PHRASES
 from signer.migration.config import parse_cutover_file
 from signer.migration.plan import Operation
+from tests.parts.documents import blocks, read_documents
 
 ROOT = Path(__file__).parents[3]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "runbooks").glob("*.md"))}
@@ -26,14 +27,10 @@ CUTOVER, REMOVAL = PAGES["safe-session-local-ca-cutover.md"], PAGES["vault-decom
 GATES: dict[Operation, str] = {"cutover": CUTOVER, "decommission": REMOVAL}
 
 
-def toml_blocks(page: str) -> list[str]:
-    return re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-
-
 def whole_file() -> str:
     """cutover.toml as the two pages show it."""
-    (file,) = [text for text in toml_blocks(CUTOVER) if text.startswith("evidence_dir")]
-    (table,) = [text for text in toml_blocks(REMOVAL) if text.startswith("[decommission]")]
+    (file,) = [text for text in blocks(CUTOVER, "toml") if text.startswith("evidence_dir")]
+    (table,) = [text for text in blocks(REMOVAL, "toml") if text.startswith("[decommission]")]
     return file + table
 
 
@@ -84,17 +81,23 @@ def test_a_phrase_stands_in_section_4_of_its_page_and_never_opens_the_other(oper
     assert all(phrase not in page for other, phrase in PHRASES.items() if other != operation)
 
 
+# What stands for the output of another command: a fingerprint, or a head of the ledger.
+CAPTURED = {False: f"SHA256:{'A' * 43}", True: f"1:{'0' * 64}"}
+
+
 def command_lines() -> Iterator[tuple[str, str]]:
-    """(page, command line) of each `signer …` that a page shows in a block, up to a pipe and the like."""
-    for name, page in PAGES.items():
-        for line in re.findall(r"^(?:\$ | {4})(signer .*)$", page, re.MULTILINE):
-            plain = re.sub(r'"\$\(.*?\)"', f"SHA256:{'A' * 43}", line)
-            yield name, re.split(r" (?:\||>|&&) |;", plain)[0]
+    """(document, command line) of each `signer …` that one shows to be typed, up to a pipe and the like."""
+    for name, page in read_documents().items():
+        if name == "runbooks/reference/commands.md":  # made from the help, which has tests of its own
+            continue
+        for line in re.findall(r"^(?:\$ | {4}| {7})(?:\w+=\S+ )?(signer [a-z].*)$", page, re.MULTILINE):
+            plain = re.sub(r'"\$\(.*?\)"|"\$HEAD"', lambda found: CAPTURED[found[0] == '"$HEAD"'], line)
+            yield name, re.split(r" (?:\||>|&&) |;", plain.replace("SEQ:HASH", CAPTURED[True]))[0]
 
 
 @pytest.mark.parametrize("page, line", sorted(set(command_lines())))
 def test_a_command_line_of_a_page_is_understood(page: str, line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     try:
         found = read_words(words[1:])
     except SignerError as error:

@@ -31,10 +31,10 @@ GOLDEN = Path(__file__).parents[2] / "data" / "error_statuses.txt"
 
 def raised_codes() -> set[str]:
     """The codes of all errors, blockers and findings, read from the syntax trees."""
-    # A class of its own may take the sentence first (`Usage`); a sentence has blanks, a code has none.
+    # A class of its own may take the sentence first (`UsageError`); a sentence has blanks, a code has none.
     return {
         text
-        for _, argument in called_with(error_classes() | {"__init__", "Blocker", "Faults", "Problem"})
+        for _, argument in called_with(error_classes() | {"__init__", "Blocker", "Defect", "Faults"})
         for text in texts(argument)
         if re.fullmatch(r"[a-z0-9_]+…?", text)
     }

@@ -10,42 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Unavailable
-from signer.model import Approval, Limits, Role
+from signer.model import Approval, Limits
 from signer.vault.parity import WITHOUT_EFFECT, Difference, compare_roles, errors_in
 from signer.vault.role import DEFAULTS, MountTtls, read_vault_role
-
-VAULTS: dict[str, Any] = {
-    **DEFAULTS,
-    "allow_user_certificates": True,
-    "allowed_users": "llmops",
-    "default_user": "llmops",
-    "ttl": 900,
-    "max_ttl": 1800,
-    "allowed_extensions": "permit-pty",
-    "default_extensions": {"permit-pty": ""},
-    "allowed_critical_options": "none-at-all",
-    "allowed_user_key_lengths": {"ed25519": [0], "rsa": [3072]},
-}
-OURS = Role(
-    name="llmops",
-    principals=("llmops",),
-    default_principals=("llmops",),
-    default_ttl=900,
-    max_ttl=1800,
-    key_types=frozenset({"ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ssh-rsa"}),
-    rsa_min_bits=3072,
-    allowed_extensions=frozenset({"permit-pty"}),
-    default_extensions=("permit-pty",),
-    allowed_critical_options=frozenset(),
-    force_command=None,
-    source_address=None,
-    verify_required=False,
-    no_touch_required=False,
-    allow_key_id=False,
-    reason_required=False,
-    approval=None,
-    limits=Limits(),
-)
+from tests.parts.roles import OURS, VAULTS
 
 
 def told(found: list[Difference], severity: str) -> list[str]:

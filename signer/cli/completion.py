@@ -1,0 +1,56 @@
+"""`signer completion`: the script that teaches a shell the verbs, flags and values of `signer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import OneOf, json_option
+from signer.cli.parser import PROGRAM, ROOT, verb
+from signer.cli.usage import COMPLETION_VARIABLE, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import ShellComplete
+
+SHELLS: Final = ("bash", "zsh", "fish")
+
+
+@verb(
+    "completion",
+    examples=[
+        "source <(signer completion bash)",
+        "signer completion zsh > ~/.zfunc/_signer",
+        "signer completion fish > ~/.config/fish/completions/signer.fish",
+    ],
+)
+@click.argument("shell", type=OneOf(SHELLS), metavar="SHELL", help="bash, zsh or fish")
+@json_option
+def completion(shell: str, as_json: bool) -> int:
+    """Load the script in the shell's start-up file. For zsh, the directory of the file must be in `fpath` before
+    `compinit` runs."""
+    script = _side_of(shell).source()
+    if as_json:
+        output.show_json({"shell": shell, "script": script})
+    else:
+        output.show(script.rstrip("\n"))
+    return 0
+
+
+def complete(instruction: str) -> int:
+    """Prints the completions that a script asks for with `SHELL_complete`; returns the exit status."""
+    shell = instruction.removesuffix("_complete")
+    try:
+        answer = _side_of(shell).complete()
+    except (KeyError, ValueError):  # not one of our shells, or its COMP_WORDS and COMP_CWORD are missing or not valid
+        raise UsageError(f"{COMPLETION_VARIABLE} is for the completion script only", "unset it") from None
+    output.show(answer)
+    return 0
+
+
+def _side_of(shell: str) -> ShellComplete:
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
+
+    classes = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+    return classes[shell](ROOT, {}, PROGRAM, COMPLETION_VARIABLE)

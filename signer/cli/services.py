@@ -1,0 +1,48 @@
+"""`signer serve` and `signer keeper`: the verbs that run until they are stopped. They log to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from signer.cli.arguments import whole
+from signer.cli.parser import verb
+
+if TYPE_CHECKING:
+    from signer.settings import Settings
+
+
+@verb("serve", examples=["signer serve"], is_service=True, lists_settings=True)
+def serve() -> int:
+    """Checks the settings, starts the keeper and the API, each under its own user when started as root, and
+    restarts either when it exits. SIGHUP reloads the policy and the key file."""
+    settings = _start()
+    from signer.service.launcher import run_service
+
+    run_service(settings)
+    return 0
+
+
+@verb("keeper", examples=["signer keeper"], is_service=True, lists_settings=True)
+# `signer serve` passes the CA key file through this descriptor at SIGHUP; it has no other use.
+@click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
+def keeper(key_channel: int | None) -> int:
+    """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
+    separately: gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'. SIGHUP reloads the
+    policy and the key file."""
+    settings = _start()
+    from signer.service.startup import run_keeper
+
+    run_keeper(settings, key_channel)
+    return 0
+
+
+def _start() -> Settings:
+    from signer.settings import load_settings
+
+    logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
+    return load_settings(os.environ)

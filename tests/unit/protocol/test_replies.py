@@ -1,0 +1,117 @@
+"""What crosses the keeper's socket backwards: every shape comes back as it was, and nothing else is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from signer.errors import Refused, SignerError
+from signer.protocol import replies
+from signer.protocol.replies import (
+    Certificate,
+    CertificateWithWarnings,
+    Explanation,
+    FreezeState,
+    Ready,
+    Reply,
+    decode_reply,
+    encode_reply,
+    expect,
+)
+
+CERTIFICATE = Certificate(
+    certificate="ssh-ed25519-cert-v01@openssh.com AAAA",
+    serial="18446744073709551615",
+    key_id="ci:llmops",
+    identity="ci",
+    role="llmops",
+    principals=["llmops", "ü\u2028"],
+    valid_after="2026-11-22T14:02:11Z",
+    valid_before="2026-11-22T14:17:11Z",
+    expires_in=900,
+    ca_fingerprint="SHA256:x",
+)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        CERTIFICATE,
+        CertificateWithWarnings(certificate=CERTIFICATE, warnings=["a\nb"]),
+        Explanation(identity="ci", role="llmops", granted=True, rules=[]),
+        FreezeState(scope="all", frozen=False),
+        Ready(ready=True, ca_fingerprint="f", policy="p", mode="local"),
+    ],
+    ids=lambda reply: type(reply).__name__,
+)
+def test_a_reply_comes_back_as_it_was(reply: Reply) -> None:
+    message = encode_reply(reply)
+    assert decode_reply(message) == reply
+    assert encode_reply(decode_reply(message)) == message
+
+
+def test_a_field_that_was_not_set_is_left_out() -> None:
+    assert set(json.loads(Explanation(identity="ci", role="r", granted=True, rules=[]).as_json())) == {
+        "identity",
+        "role",
+        "granted",
+        "rules",
+    }
+
+
+def test_an_error_comes_back_with_its_code_and_facts() -> None:
+    with pytest.raises(SignerError) as caught:
+        decode_reply(encode_reply(Refused("frozen", "all is frozen", "ask", {"role": "llmops", "n": [1, None]})))
+    error = caught.value
+    assert (error.code, error.text, error.hint) == ("frozen", "all is frozen", "ask")
+    assert error.facts == {"role": "llmops", "n": [1, None]}
+
+
+def test_no_answer_is_a_keeper_that_is_gone() -> None:
+    with pytest.raises(SignerError) as caught:
+        decode_reply(b"")
+    assert caught.value.code == "keeper_gone"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"reply": {}}',
+        b"Reply\n{}",
+        b'object\n{"scope":"all","frozen":true}',
+        b"FreezeState\n",
+        b'FreezeState\n{"scope":"all"}',
+        b'FreezeState\n{"scope":"all","frozen":1}',
+        b'FreezeState\n{"scope":"all","frozen":true,"more":1}',
+        b'FreezeState\n{"scope":"all","frozen":true} {}',
+        b"Freezes\n[]",
+        b'Error\n{"code":"frozen"}',
+        b'freezestate\n{"scope":"all","frozen":true}',
+    ],
+)
+def test_an_unknown_shape_and_fields_that_do_not_fit_are_refused(message: bytes) -> None:
+    with pytest.raises(SignerError) as caught:
+        decode_reply(message)
+    assert caught.value.code == "reply_malformed"
+
+
+def test_a_reply_of_another_shape_than_the_expected_one_is_refused() -> None:
+    assert expect(Certificate, CERTIFICATE) is CERTIFICATE
+    with pytest.raises(SignerError) as caught:
+        expect(Ready, CERTIFICATE)
+    assert caught.value.code == "reply_malformed"
+
+
+def test_a_reply_cannot_be_changed_or_made_with_the_wrong_types() -> None:
+    with pytest.raises(ValidationError):
+        CERTIFICATE.serial = "1"
+    with pytest.raises(ValidationError):
+        FreezeState(scope="all", frozen="yes")  # type: ignore[arg-type]
+
+
+def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
+    shapes = {value for value in vars(replies).values() if isinstance(value, type) and issubclass(value, Reply)}
+    parts = {replies.Rule, replies.CertificateRow, replies.OperationRow, replies.FreezeRow, replies.Extensions}
+    assert set(replies._SHAPES.values()) == shapes - parts - {Reply}
