@@ -181,7 +181,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
 def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
     """A role as Vault tells it, None if there is none: one that was removed meanwhile is a difference like others."""
     try:
-        return plain(vault.role(mount, name))
+        return plan_value(vault.role(mount, name))
     except SignerError as error:
         if error.code != "vault_role_missing":
             raise
@@ -297,12 +297,12 @@ def _file(path: Path) -> FileDigest:
     return FileDigest(str(path), sha256(content).hexdigest())
 
 
-def plain(value: object) -> Any:
+def plan_value(value: object) -> Any:
     """A value of Vault's as a plan can hold it: RFC 8785 with ASCII keys and no fractions."""
     if isinstance(value, Mapping):
-        return {ascii(str(key))[1:-1]: plain(item) for key, item in value.items()}
+        return {ascii(str(key))[1:-1]: plan_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plan_value(item) for item in value]
     if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 1 << 53):
         return str(value)
     return value

@@ -36,7 +36,7 @@ from signer.migration.evidence.files import (
 )
 from signer.migration.evidence.page import render_page
 from signer.migration.evidence.redact import REMOVED, Guard
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 RESERVE: Final = 4 << 20  # bytes: enough for outcome, page, sums and journal of a large run
 SUPERSEDED: Final = "superseded"
@@ -101,7 +101,7 @@ class Evidence:
             cleaned = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
         else:
             cleaned = self.guard.clean(text)
-        self._collect(name, _printable(cleaned).encode())
+        self._collect(name, plain(cleaned, keep="\n\t").encode())
 
     def read_json(self, name: str) -> Any:
         """A file of JSON as it was written, None if there is none; raises `SignerError` if it is damaged."""
@@ -288,7 +288,7 @@ class Evidence:
             page = render_page(self.run, files)
         except Exception as error:  # noqa: BLE001 - see above; its kind is told and its text is not, which may hold anything
             page = f"<!DOCTYPE html><title>evidence</title><p>No page could be made: {type(error).__name__}</p>\n"
-        return _printable(self.guard.clean(page))
+        return plain(self.guard.clean(page), keep="\n\t")
 
 
 def _run_name(operation: str, now: float, again: int) -> str:
@@ -302,16 +302,6 @@ def _run_name(operation: str, now: float, again: int) -> str:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
-
-
-def _printable(text: str) -> str:
-    """What could steer a terminal, or is no text at all, as an escape."""
-    lines = text.split("\n")
-    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
-
-
-def _escaped(line: str) -> str:
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
 
 
 def check_private(parent: Path) -> None:
