@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from signer import subprocesses
 from signer.errors import SignerError
 from signer.subprocesses import CommandResult, NoSuchCommand
+from signer.units import plain
 
 UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
 ASK_WITHIN: Final = 20.0
@@ -340,8 +341,7 @@ def shown(ended: CommandResult) -> str:
     """
     lines = []
     for line in f"{ended.out}\n{ended.err}".splitlines():
-        plain = "".join(letter if letter.isprintable() else " " for letter in line).rstrip()
-        cut = _VALUE.sub(" …", plain)
+        cut = _VALUE.sub(" …", plain(line, instead=" ").rstrip())
         if cut:
             lines.append(cut[:1000])
     text = "\n".join(lines)

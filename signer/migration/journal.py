@@ -8,7 +8,6 @@ what the program itself remembers.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
-from signer.migration.evidence.files import sync_folder
+from signer.files import lock, open_or_create, open_unread, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 
@@ -96,9 +95,9 @@ class Journal:
         self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._file = open_or_create(self.path)
             _cut_half_line(self._file)
-            sync_folder(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise _unwritable(error) from None
 
@@ -197,22 +196,16 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        held = [open_or_create(folder / _LOCK)]
     except OSError as error:
         raise _unwritable(error) from None
-    held = [descriptor]
     try:
         with suppress(OSError):
-            held.append(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        for descriptor in held:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        for descriptor in held:
-            os.close(descriptor)
-        raise Unavailable(
-            "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
-        ) from None
-    try:
+            held.append(open_unread(base, follow_links=True))
+        if not all(lock(descriptor) for descriptor in held):
+            raise Unavailable(
+                "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
+            )
         yield
     finally:
         for descriptor in held:
@@ -224,7 +217,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
     try:
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_or_create(path, append=True)
         try:
             os.write(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
             os.fsync(descriptor)

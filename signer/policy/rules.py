@@ -16,7 +16,7 @@ from typing import Final
 from signer.errors import Refused
 from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, Usage
 from signer.ssh.certificate import MAX_PRINCIPALS
-from signer.units import render_duration
+from signer.units import plain, render_duration
 
 MAX_KEY_ID: Final = 256  # bytes; it is logged by every host at each login
 
@@ -323,4 +323,4 @@ def _list_options(options: Mapping[str, str]) -> str:
 
 def _show(name: str) -> str:
     """A caller's word in a sentence: shortened, and without what could steer a terminal."""
-    return name[:64] if name.isprintable() and name else repr(name[:64])
+    return plain(name[:64]) or "''"

@@ -11,17 +11,16 @@ import errno
 import gzip
 import json
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, BinaryIO, Final
 
 from signer.errors import SignerError
-from signer.migration.evidence.files import sync_folder
+from signer.files import open_regular, sync_directory, write_new
 
 FOLDER: Final = "snapshots"
 MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; a larger one is the operator's to make
@@ -94,10 +93,10 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
-        _write(part, pieces)
+        write_new(part, _limited(pieces), 0o600)
         found = check_snapshot(part, expected, must_be_raft=must_be_raft)
         os.link(part, target)
-        sync_folder(target.parent)
+        sync_directory(target.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise SignerError(
@@ -111,32 +110,24 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
     return found
 
 
-def _write(path: Path, pieces: Iterator[bytes]) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        size = 0
-        for piece in pieces:
-            size += len(piece)
-            if size > MAX_FILE:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _limited(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces; raises `OSError` once they are too large together."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_FILE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        yield piece
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        facts = os.fstat(descriptor)
-        file = os.fdopen(descriptor, "rb")
+        file = open_regular(path, follow_links=True)
     except OSError as error:
         raise _unreadable(error.strerror or "it cannot be opened") from None
     with file:
-        if not stat.S_ISREG(facts.st_mode):
-            raise _unreadable("it is no regular file")
-        if facts.st_size > MAX_FILE:
+        if os.fstat(file.fileno()).st_size > MAX_FILE:
             raise _unreadable("it is too large")
         yield file
 
@@ -145,7 +136,7 @@ def _unreadable(why: str) -> BadSnapshot:
     return BadSnapshot("snapshot_unreadable", f"the snapshot cannot be read: {why}", "name a file that you may read")
 
 
-def _digest(file: IO[bytes]) -> tuple[str, int]:
+def _digest(file: BinaryIO) -> tuple[str, int]:
     digest, size = sha256(), 0
     try:
         while piece := file.read(_PIECE):
@@ -159,7 +150,7 @@ def _digest(file: IO[bytes]) -> tuple[str, int]:
 # --- what is inside --------------------------------------------------------------------------------------------------
 
 
-def _read_archive(file: IO[bytes]) -> int:
+def _read_archive(file: BinaryIO) -> int:
     """The raft index of a snapshot that is whole; raises `BadSnapshot`."""
     small: dict[str, bytes] = {}
     sums: dict[str, str] = {}
