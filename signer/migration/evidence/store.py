@@ -3,9 +3,9 @@
     plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
     versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
 
-Every byte goes through `_write`, and every text before that through the guard (`secretguard.py`). `SHA256SUMS` is
+Every byte goes through `_write`, and every text before that through the guard (`redact.py`). `SHA256SUMS` is
 written last and sums every file but itself and `ledger.json`, which holds the ledger's answer to its digest. Checking
-is in `evidence_check.py`, the page in `evidence_page.py`.
+is in `verify.py`, the page in `page.py`.
 """
 
 from __future__ import annotations
