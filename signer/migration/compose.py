@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from signer import subprocesses
 from signer.errors import SignerError
+from signer.migration.config import ComposeFacts
 from signer.subprocesses import CommandResult, NoSuchCommand
 
 UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
@@ -37,25 +38,6 @@ _PASSED_ON: Final = (
 )  # fmt: skip
 _VALUE: Final = re.compile(r"\s(?:-e|--env)[ =].*", re.DOTALL)
 _IMAGE: Final = re.compile(r"\s+image: *['\"]?([^\s'\"]+)['\"]? *")
-
-
-class Facts(Protocol):
-    """Which compose project, and how it is started; `ComposeFacts` of cutover.toml."""
-
-    @property
-    def command(self) -> tuple[str, ...]: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def project(self) -> str: ...
-    @property
-    def base(self) -> Path: ...
-    @property
-    def overlay(self) -> Path: ...
-    @property
-    def service(self) -> str: ...
-    @property
-    def environment(self) -> Mapping[str, str]: ...
 
 
 class ComposeFailed(SignerError):
@@ -96,7 +78,7 @@ class Done:
 class Compose:
     """One service of one compose project. Not for several threads at once, but for `running`."""
 
-    def __init__(self, facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, facts: ComposeFacts, environ: Mapping[str, str] = os.environ) -> None:
         """`environ` is what PATH, HOME and the engine's own settings are taken from; nothing else of it is."""
         self.facts = facts
         passed = {name: environ[name] for name in _PASSED_ON if name in environ}
