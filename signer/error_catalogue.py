@@ -229,6 +229,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Policy file": (
         _local("no_token", "`policy explain`: the identity has no token, so it cannot request anything",
                "`signer token new`"),
+        _local("policy_file_writable", "users other than root and the reader may write policy.toml",
+               "check its content, then `chown root` and `chmod go-w` it"),
         _local("policy_pins_another_key", "the reloaded policy neither pins the loaded CA key nor names it as next",
                "pin the loaded key, or deploy the pinned key as well"),
         _local("policy_refused", "policy.toml has problems; all are listed by line", "fix them: `signer policy check`"),

@@ -82,5 +82,5 @@ class BadKeyFile(SignerError):
     """The CA key file is not as it must be; `code` names the check that failed."""
 
 
-class Disobedient(SignerError):
+class CertificateMismatch(SignerError):
     """A certificate about to be signed differs from its grant: a fault of ours, never of the caller."""

@@ -1,47 +1,102 @@
-"""A token in a file of its owner's, for Vault or for our own service: one careful way to read it."""
+"""Opening, reading, locking and writing files with care, for every module but `safe-session`.
+
+No link is followed unless the caller says so, no pipe or device is waited for, and what is checked is the open file,
+never the path. Functions raise `OSError`, to which each caller gives its own code; those that raise a `SignerError`
+say so. Only `ca/key.py` writes the bytes of a key, to descriptors from here.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from signer.errors import BadSettings
+from signer.errors import BadFile, BadSettings
 
 MAX_TOKEN: Final = 4096  # bytes
 
+# --- reading ----------------------------------------------------------------------------------------------------------
 
-def open_unread(path: Path) -> int:
-    """The file, opened but not read: through no link, and without waiting at a pipe. Raises `OSError`."""
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+
+def open_unread(path: Path, *, follow_links: bool = False) -> int:
+    """A descriptor for reading; without waiting at a pipe, and nothing is checked yet."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
+
+
+def check_regular(facts: os.stat_result) -> None:
+    """Raises `OSError` for a directory, a pipe, a device or a socket."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def open_regular(
+    path: Path, *, check: Callable[[os.stat_result], None] = check_regular, follow_links: bool = False
+) -> BinaryIO:
+    """The file, open for reading, once `check` has taken the status of the open file; raises what `check` raises."""
+    descriptor = open_unread(path, follow_links=follow_links)
+    try:
+        check(os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bounded(
+    path: Path, limit: int, *, check: Callable[[os.stat_result], None] = check_regular, follow_links: bool = False
+) -> bytes:
+    """The content as far as one byte over `limit`, so that the caller can see that a file is too large."""
+    with open_regular(path, check=check, follow_links=follow_links) as file:
+        return file.read(limit + 1)
+
+
+def read_owned(path: Path, limit: int, name: str) -> bytes:
+    """As `read_bounded`, through links, of a file that says which commands are run; also raises `BadFile`.
+
+    It belongs to this user or root, and no other user may write it, but for the members of this user's own group.
+    """
+
+    def check(facts: os.stat_result) -> None:
+        check_regular(facts)
+        groups = (0, os.getegid())  # where each user has a group, that one may well write
+        is_others = facts.st_mode & 0o002 or (facts.st_mode & 0o020 and facts.st_gid not in groups)
+        if facts.st_uid not in (0, os.geteuid()) or is_others:
+            raise BadFile(
+                "file_not_private",
+                f"{name} belongs to another user, or others may write it: its commands could be theirs",
+                "look at it, then chown it and chmod 0600",
+            )
+
+    return read_bounded(path, limit, check=check, follow_links=True)
 
 
 def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reader: str = "you") -> str:
     """The one word in a regular file that only its owner may use, named by `setting`; raises `BadSettings`.
 
-    What is checked is what is read: the open file. Codes begin with `vault_token` or `signer_token`, as `is_vaults`
-    says whose token it is; nothing of the content is told. `reader` is who has to be able to read it.
+    Codes begin with `vault_token` or `signer_token`, as `is_vaults` says whose token it is; no error contains anything
+    of the content. `reader` is who has to be able to read the file.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise BadSettings(
-            "vault_token_unreadable" if is_vaults else "signer_token_unreadable",
-            f"the file of {setting} cannot be opened: {getattr(error, 'strerror', None) or 'its path is malformed'}",
-            f"name a regular file that {reader} may read",
-        ) from None
-    try:
-        facts = os.fstat(descriptor)
+
+    def check(facts: os.stat_result) -> None:
         if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
             raise BadSettings(
                 "vault_token_not_private" if is_vaults else "signer_token_not_private",
                 f"the file of {setting} has mode {stat.S_IMODE(facts.st_mode):04o}",
                 "chmod 0400 it",
             )
-        token = os.read(descriptor, MAX_TOKEN + 1).decode("utf-8", "replace").strip()
-    finally:
-        os.close(descriptor)
+
+    try:
+        token = read_bounded(path, MAX_TOKEN, check=check).decode("utf-8", "replace").strip()
+    except (OSError, ValueError) as error:
+        raise BadSettings(
+            "vault_token_unreadable" if is_vaults else "signer_token_unreadable",
+            f"the file of {setting} cannot be opened: {getattr(error, 'strerror', None) or 'its path is malformed'}",
+            f"name a regular file that {reader} may read",
+        ) from None
     if not token or len(token) > MAX_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise BadSettings(
             "vault_token_malformed" if is_vaults else "signer_token_malformed",
@@ -49,3 +104,100 @@ def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reade
             "put the token into it",
         )
     return token
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def open_or_create(path: Path, *, append: bool = False) -> int:
+    """A descriptor of a file that is kept open, such as a journal or a lock; a new one has mode 0600."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags | (os.O_APPEND if append else 0), 0o600)
+
+
+def write_new(path: Path, content: bytes | Iterator[bytes], mode: int) -> None:
+    """Writes a file that must not exist, whole or not at all, and syncs it; the directory is the caller's to sync.
+
+    The process's umask applies, unless `mode` gives rights to the owner alone.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            if not mode & 0o077:
+                os.fchmod(descriptor, mode)
+            for piece in (content,) if isinstance(content, bytes) else content:
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+            os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes, mode: int, *, temporary: str | None = None) -> None:
+    """Writes the file whole or leaves the old one; file and name are synced when this returns.
+
+    `temporary` names the file beside it that is written first, `.NAME.new` by default. One that is left over from a
+    crash is replaced, so two processes may not use the same name at once.
+    """
+    first = path.with_name(temporary or f".{path.name}.new")
+    first.unlink(missing_ok=True)
+    write_new(first, content, mode)
+    try:
+        first.rename(path)
+        sync_directory(path.parent)
+    except OSError:
+        first.unlink(missing_ok=True)
+        raise
+
+
+# --- directories and locks --------------------------------------------------------------------------------------------
+
+
+def open_directory(path: Path) -> int:
+    """A descriptor of the directory."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def sync_directory(directory: Path | int) -> None:
+    """Syncs the names in a directory to the disk; it is given by path or by descriptor."""
+    if isinstance(directory, int):
+        os.fsync(directory)
+        return
+    descriptor = open_directory(directory)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Takes the exclusive lock on an open file or directory, without waiting; False if another process has it.
+
+    The lock is held until every copy of the descriptor is closed.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def create_unnamed(directory: int, mode: int) -> int:
+    """A descriptor of a new file without a name, which vanishes when it is closed; root owns it if root makes it."""
+    descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory)
+    try:
+        os.fchmod(descriptor, mode)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, 0, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def name_unnamed(directory: int, descriptor: int, name: str) -> None:
+    """Gives a file from `create_unnamed` a name in `directory` that must not exist."""
+    # With a directory's descriptor Python calls linkat(2), which follows; without one link(2), which does not.
+    os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)

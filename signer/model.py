@@ -54,7 +54,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SignRequest:
     """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies."""
 
     role: str

@@ -1,28 +1,164 @@
-"""On which line of a TOML text each key stands, which `tomllib` does not tell.
+"""TOML files that an operator writes: read into typed tables, with every problem and its line. Pure.
 
-Only for texts that `tomllib` has accepted: this is a finder, not a second parser. Pure.
+`parse_toml` is for whole files, `Table` is the base of their tables. `tomllib` does not report on which line a key
+stands: `find_places` does, for texts that `tomllib` has accepted.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from signer.errors import BadFile
+from signer.units import parse_duration
 
 _TOKEN: Final = re.compile(
     r"""(?P<string>\"{3}(?:\\.|[^\\])*?\"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
     r"""|(?P<comment>\#[^\n]*)|(?P<mark>[][{}=,.\n])|(?P<bare>[^][{}=,.\n\s"'\#]+)|(?P<blank>[^\S\n]+)""",
     re.DOTALL | re.VERBOSE,
 )
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]  # a key's path, such as ("roles", "llmops")
 
 
-def find_places(text: str) -> dict[Path, int]:
+def parse_toml(raw: bytes, limit: int, faults: Faults) -> dict[str, Any]:
+    """The tables of a file of at most `limit` bytes, whose lines `faults` then knows; raises `BadFile`."""
+    name = faults.name
+    if len(raw) > limit:
+        raise faults.refused(Problem(0, name, f"is larger than {limit} bytes"))
+    try:
+        text = raw.decode()
+        data = tomllib.loads(text)
+        faults.places = find_places(text)
+    except UnicodeDecodeError:
+        raise faults.refused(Problem(0, name, "is not UTF-8")) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a bare ValueError for a very long number
+        match = re.search(r"line (\d+)", str(error))
+        line = int(match.group(1)) if match else 0
+        raise faults.refused(Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])) from None
+    return data
+
+
+# --- tables and what is wrong with them -------------------------------------------------------------------------------
+
+
+def _duration(raw: object) -> int:
+    if not isinstance(raw, str):
+        raise ValueError('a duration is text such as "15m"')  # noqa: TRY004 - pydantic collects ValueError
+    return parse_duration(raw)
+
+
+class Table(BaseModel):
+    """A table as the file has it. Unknown keys are problems; see `Faults.require` for keys that must be there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Duration = Annotated[int, BeforeValidator(_duration)]
+Names = Annotated[list[str], Field(min_length=1)]
+_T = TypeVar("_T", bound=Table)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One fault of the file: its line (0 when it has none), the key's dotted path, a sentence."""
+
+    line: int
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"line {self.line:<4} {self.where:<36} {self.text}"
+
+
+class Faults:
+    """Collects the problems of the file `name`, each with its line; `code` and `hint` are those of the `BadFile`."""
+
+    def __init__(self, code: str, name: str, hint: str) -> None:
+        self.name = name
+        self._code, self._hint = code, hint
+        self.places: dict[Place, int] = {}
+        self.found: list[Problem] = []
+
+    def check(self) -> None:
+        """Raises `BadFile` if there are problems."""
+        if self.found:
+            raise self.refused(*self.found)
+
+    def refused(self, *problems: Problem) -> BadFile:
+        """The error that lists `problems`, in the order of their lines."""
+        text = f"{self.name}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        return BadFile(self._code, text, self._hint, tuple(str(problem) for problem in sorted(problems)))
+
+    def add(self, place: Place, text: str) -> None:
+        known = next((place[:n] for n in range(len(place), 0, -1) if place[:n] in self.places), ())
+        where = ".".join(str(part) for part in place)
+        self.found.append(Problem(self.places.get(known, 0), where, text))
+
+    def table(self, kind: type[_T], place: Place, data: object) -> _T:
+        """The table as its type; every fault of it is noted, and the keys that have one are left unset."""
+        if not isinstance(data, dict):
+            self.add(place, "is not a table")
+            return kind()
+        try:
+            return kind.model_validate(data)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_input=False, include_context=False)
+        sentences: dict[Place, list[str]] = {}
+        for fault in faults:  # a key that may be one of two things has a fault for each of them
+            sentence = _sentence(kind, fault["type"], fault["loc"], fault["msg"])
+            sentences.setdefault(_inside(fault["loc"], data), []).append(sentence)
+        for at, told in sentences.items():
+            self.add(place + at, " or ".join(dict.fromkeys(told)))
+        bad = {fault["loc"][0] for fault in faults}
+        return kind.model_validate({key: value for key, value in data.items() if key not in bad})
+
+    def require(self, place: Place, data: object, *keys: str) -> None:
+        """Notes each of `keys` that the file does not have."""
+        for key in keys:
+            if isinstance(data, dict) and key not in data:
+                self.add((*place, key), "is missing")
+
+
+def _inside(loc: tuple[int | str, ...], data: object) -> Place:
+    """pydantic's location without the parts that name a union's branch instead of a key."""
+    place: list[str | int] = []
+    for part in loc:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif part is not loc[-1] or not isinstance(data, dict):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _sentence(kind: type[Table], fault: str, loc: tuple[int | str, ...], message: str) -> str:
+    if fault == "extra_forbidden":
+        names = [info.alias or name for name, info in kind.model_fields.items()]
+        near = difflib.get_close_matches(str(loc[-1]), names, 1)
+        return "unknown key" + (f", did you mean {near[0]}" if near else "")
+    if fault == "missing":
+        return "is missing"
+    if fault == "too_short":
+        return "is empty, and empty means nobody: name at least one, or leave the key out"
+    return message.removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
+
+
+# --- lines of keys ---------------------------------------------------------------------------------------------------
+
+
+def find_places(text: str) -> dict[Place, int]:
     """Line numbers from 1 for every table, key and array item, by its path, such as `("roles", "llmops")`."""
-    places: dict[Path, int] = {}
-    tables: dict[Path, int] = {}
-    table: Path = ()
+    places: dict[Place, int] = {}
+    tables: dict[Place, int] = {}
+    table: Place = ()
     tokens = _Tokens(text)
     while (token := tokens.peek()) is not None:
         if token == "\n":
@@ -65,7 +201,7 @@ class _Tokens:
             self.next()
 
 
-def _read_key(tokens: _Tokens) -> Path:
+def _read_key(tokens: _Tokens) -> Place:
     parts = [_unquote(tokens.next())]
     while tokens.peek() == ".":
         tokens.next()
@@ -79,7 +215,7 @@ def _unquote(token: str) -> str:
     return token[1:-1] if token[:1] in ("'", '"') else token
 
 
-def _read_header(tokens: _Tokens, places: dict[Path, int], tables: dict[Path, int]) -> Path:
+def _read_header(tokens: _Tokens, places: dict[Place, int], tables: dict[Place, int]) -> Place:
     """The table's path; `tables` counts the tables of each array of tables, and the path goes through the newest."""
     line = tokens.line()
     brackets = 0
@@ -89,7 +225,7 @@ def _read_header(tokens: _Tokens, places: dict[Path, int], tables: dict[Path, in
     key = _read_key(tokens)
     while tokens.peek() == "]":
         tokens.next()
-    path: Path = ()
+    path: Place = ()
     for depth, part in enumerate(key, start=1):
         path = (*path, part)
         places.setdefault(path, line)
@@ -101,7 +237,7 @@ def _read_header(tokens: _Tokens, places: dict[Path, int], tables: dict[Path, in
     return path
 
 
-def _read_pair(tokens: _Tokens, table: Path, places: dict[Path, int]) -> None:
+def _read_pair(tokens: _Tokens, table: Place, places: dict[Place, int]) -> None:
     line = tokens.line()
     path = table + _read_key(tokens)
     for depth in range(len(table) + 1, len(path) + 1):
@@ -110,7 +246,7 @@ def _read_pair(tokens: _Tokens, table: Path, places: dict[Path, int]) -> None:
     _read_value(tokens, path, places)
 
 
-def _read_value(tokens: _Tokens, path: Path, places: dict[Path, int]) -> None:
+def _read_value(tokens: _Tokens, path: Place, places: dict[Place, int]) -> None:
     if tokens.peek() == "[":
         _read_array(tokens, path, places)
     elif tokens.peek() == "{":
@@ -126,7 +262,7 @@ def _read_value(tokens: _Tokens, path: Path, places: dict[Path, int]) -> None:
             tokens.next()
 
 
-def _read_array(tokens: _Tokens, path: Path, places: dict[Path, int]) -> None:
+def _read_array(tokens: _Tokens, path: Place, places: dict[Place, int]) -> None:
     tokens.next()
     index = 0
     tokens.skip_newlines()

@@ -22,6 +22,7 @@ from tests.parts.openbao import OpenBao
 from tests.parts.service import STANDARD_POLICY, Service, StartService
 from tests.parts.sshd import Sshd, StartSshd
 
+LONG_REASON = "takes many minutes: scripts/test --long"
 UNIT = Path(__file__).parent / "unit"
 # With several workers a file's tests stay on one (`--dist loadfile`), so the files that take minutes come first.
 LONG = ("test_cutover_kill", "test_cutover_", "test_container", "test_crash", "test_decommission_parts")
@@ -31,8 +32,19 @@ hypothesis.settings.register_profile("signer", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("signer")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, then all the other real ones; within that everything keeps its place."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, then all the other real ones; within that everything keeps its place.
+
+    Tests marked `long` are skipped without `--long`, and so counted in the last line.
+    """
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason=LONG_REASON))
 
     def rank(item: pytest.Item) -> int:
         long = next((at for at, stem in enumerate(LONG) if item.path.stem.startswith(stem)), len(LONG))

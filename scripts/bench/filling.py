@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.bench.load import new_public_line
-from signer.authority.certificates import issued_event, make_draft
+from signer.authority.certificates import issued_event, prepare_certificate
 from signer.ledger.store import Ledger
 from signer.model import Caller, Event, Grant
 from signer.ssh.publickey import parse_public_key
@@ -75,7 +75,7 @@ def _template(now: int) -> dict[str, object]:
         reason=None,
         address="127.0.0.1",
     )
-    draft = make_draft(grant, 1, os.urandom(32), now, parse_public_key(new_public_line()).blob)
+    draft = prepare_certificate(grant, 1, os.urandom(32), now, parse_public_key(new_public_line()).blob)
     caller = Caller(None, "127.0.0.1", "00000000-0000-4000-8000-000000000000")
     return issued_event(draft, caller, _POLICY_DIGEST, "local", "SHA256:" + "A" * 43).body
 

@@ -13,17 +13,20 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal, get_args, get_origin
 
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from signer import model, settings
 from signer.api.openapi import ROUTES, Query
 from signer.api.schemas import Problem
 from signer.authority import core
+from signer.authority.shadow import Shadow
 from signer.ca import key as ca_key
 from signer.cli.catalogue import VERBS
 from signer.cli.parser import Help, read_words, render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
+from signer.model import PublicKey
 from signer.policy import file as policy_file
 from signer.policy import rules, tables
 from signer.protocol import commands, sign_request
@@ -32,6 +35,7 @@ from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
 from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
+from signer.toml import Duration
 from tests.parts.source import PACKAGE, TREES, called_with, texts
 
 
@@ -121,7 +125,7 @@ def classes(annotation: Any) -> Iterator[type]:
 
 def type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """A type of the models in words."""
-    if any(getattr(part, "func", None) is tables._duration for part in metadata):
+    if annotation == Duration or Duration.__metadata__[0] in metadata:
         return "duration"
     if annotation in SIMPLE:
         return SIMPLE[annotation]
@@ -278,15 +282,16 @@ def metric_families() -> Table:
         if text.startswith("signer_")
     }
     facts = dict.fromkeys(sorted(gauges), ("", 0.0))
-    made = metrics.Metrics(lambda: facts, lambda: ["llmops"], metrics.Histogram([1.0]))
-    made.shadow_compared["llmops"] = made.shadow_faults["llmops"] = made.shadow_differences["llmops", "ttl"] = 1
+    shadow = Shadow(PublicKey("ssh-ed25519", b"", 256, ""), lambda _fault: None)
+    shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
+    made = metrics.Metrics(lambda: facts, lambda: ["llmops"], metrics.commit_histogram(), shadow)
     rows = [
         (
             code(family.name + ("_total" if family.type == "counter" else "")),
             family.type,
             ", ".join(code(label) for label in sorted(family.samples[0].labels) if label != "le"),
         )
-        for family in made.collect()
+        for family in text_string_to_metric_families(made.render())
     ]
     return Table(("metric", "type", "labels", "meaning"), rows, by_hand=1)
 

@@ -1,4 +1,8 @@
-"""The WSGI application: sign routes first, Flask behind them. `gunicorn 'signer.api.app:create_app()'`."""
+"""The WSGI application: sign routes first, Flask behind them.
+
+`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it: with gunicorn's own workers a
+slow client holds a thread.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
 from signer.errors import SignerError
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Settings, load_settings
@@ -33,7 +37,7 @@ _FIELDS: Final = frozenset(
 def create_app(settings: Settings | None = None) -> SignRoutes:
     """The whole API for `settings` (the environment's by default)."""
     settings = settings or load_settings(os.environ)
-    link, lines = Link(settings.socket), LogLimit(log)
+    link, lines = KeeperClient(settings.socket), LogLimit(log)
     behind = _with_known_fields(cast(Wsgi, make_flask(link, settings, lines).wsgi_app))
     return SignRoutes(link, settings.mounts, settings.trusted_proxies, behind, lines)
 
@@ -48,7 +52,7 @@ def _with_known_fields(app: Wsgi) -> Wsgi:
     return call
 
 
-def make_flask(link: Link, settings: Settings, lines: LogLimit | None = None) -> Flask:
+def make_flask(link: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
     """Everything behind the sign routes."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY

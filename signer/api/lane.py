@@ -1,7 +1,7 @@
-"""The api's way to the keeper without a thread: many questions out at once, their answers called back.
+"""The asynchronous client of the keeper: many messages outstanding at once, each reply passed to a callback.
 
-For the worker's main loop, which has the poller. As with `Link`, a question is sent at most once, because an answer
-that was lost may belong to a certificate that was issued.
+For the worker's main loop, which has the poller. As with `KeeperClient`, a message is sent at most once, because a
+lost reply may belong to a certificate that was issued.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Poller(Protocol):
     def unregister(self, fileobj: Any) -> None: ...
 
 
-class Lane:
+class AsyncKeeperClient:
     """Questions to the keeper that listens on `path`. Not for threads."""
 
     def __init__(self, path: Path, poller: Poller, later: Callable[[Done, Outcome], object]) -> None:

@@ -19,7 +19,7 @@ from signer.api.schemas import Alive, FreezeBody
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply, expect
 from signer.protocol.sign_request import body_too_large, decode_body
 from signer.settings import Settings
@@ -29,7 +29,7 @@ OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def register(app: Flask, link: Link, settings: Settings) -> None:
+def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
     """Adds the native routes to `app`."""
     description = json.dumps(openapi.document()) + "\n"
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final
 
+from signer.protocol.commands import normalize_address
 from signer.settings import Network
 
 Environ = Mapping[str, Any]
 MAX_TOKEN: Final = 256  # characters; ours have 53
-MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 UNREADABLE: Final = "?"  # in the place of text that cannot be one, and might not fit into a message
 
 
@@ -35,33 +34,16 @@ def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
     """
     peer = str(environ.get("REMOTE_ADDR", ""))
     if not proxies:
-        return _known(peer)
+        return normalize_address(peer)
     forwarded = [part.strip() for part in str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")]
     hops = [*forwarded, peer] if peer else forwarded
     for hop in reversed(hops):
-        address = _known(hop)
+        address = normalize_address(hop)
         if address is None:
             return None
         if not any(ipaddress.ip_address(address) in network for network in proxies):
             return address
     return None
-
-
-def _known(text: str) -> str | None:
-    return _read_ip(text) if len(text) < MAX_ADDRESS else None  # or long texts of a caller's would stay in memory
-
-
-@lru_cache(maxsize=1024)
-def _read_ip(text: str) -> str | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:  # names a network card of whoever wrote it: no address to pin
-            return None
-        return str(address.ipv4_mapped or address)
-    return str(address)
 
 
 def new_request_id() -> str:

@@ -18,7 +18,7 @@ from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
-from signer.protocol.client import Link, make_message
+from signer.protocol.client import KeeperClient, make_message
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import Reply
 from signer.protocol.sign_request import MAX_BODY, body_too_large
@@ -67,7 +67,7 @@ class SignQuestion:
         """What the keeper is asked."""
         return make_message(self.header, self.body)
 
-    def ask(self, link: Link) -> responses.Answer:
+    def ask(self, link: KeeperClient) -> responses.Answer:
         """Asks and waits for the answer."""
         try:
             return self.answer(self.fault or link.ask(self.header, self.body))
@@ -89,7 +89,7 @@ class SignRoutes:
     """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
 
     def __init__(
-        self, link: Link, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi, lines: LogLimit
+        self, link: KeeperClient, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi, lines: LogLimit
     ) -> None:
         self.link = link
         self.lines = lines  # what `fallback` logs

@@ -23,7 +23,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from signer.api.connection import Connection, Mailbox, Phase, Watch, freeze_settings
 from signer.api.framing import Arrival
-from signer.api.lane import Lane, Outcome
+from signer.api.lane import AsyncKeeperClient, Outcome
 from signer.api.problems import render_problem
 from signer.api.request import new_request_id
 from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
@@ -82,7 +82,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.poller.close()
         self.poller = Watch()
         self.routes: SignRoutes = self.wsgi
-        self.lane = Lane(self.routes.link.path, self.poller, self.method_queue.defer)
+        self.lane = AsyncKeeperClient(self.routes.link.path, self.poller, self.method_queue.defer)
         super().run()
         for phase in Phase:
             for connection in list(self.waiting[phase]):

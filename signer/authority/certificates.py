@@ -1,7 +1,7 @@
 """From a grant to a signed certificate: build the bytes, read them back, compare, record, reply.
 
-A `Draft` is made once, by `make_draft`, and only a draft is ever signed. Nothing here looks at a request: every field
-comes from the grant, the clock, the serial and the nonce that are passed in. Pure.
+`prepare_certificate` makes an `UnsignedCertificate` once, and nothing else is ever signed. Nothing here reads a
+request: every field comes from the grant, the clock, the serial and the nonce that are passed in. Pure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
-from signer.errors import Disobedient
+from signer.errors import CertificateMismatch
 from signer.model import Caller, Event, Grant
 from signer.protocol.replies import Certificate
 from signer.ssh.certificate import (
@@ -36,7 +36,7 @@ class Signing(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class UnsignedCertificate:
     """A certificate that is recorded and not yet signed: made once, by step 7, and signed once, by step 9."""
 
     grant: Grant
@@ -44,8 +44,8 @@ class Draft:
     unsigned: bytes
 
 
-def make_draft(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes) -> Draft:
-    """The certificate of a grant, ready to be signed; raises `Disobedient` if its bytes say anything else."""
+def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes) -> UnsignedCertificate:
+    """The certificate of a grant, ready to be signed; raises `CertificateMismatch` if its bytes say anything else."""
     fields = CertificateFields(
         key_kind=grant.public_key.kind,
         key=grant.public_key.blob,
@@ -61,12 +61,14 @@ def make_draft(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes)
         ca_key=ca_key,
     )
     unsigned = encode_unsigned(fields)
-    check_obeys(decode_unsigned(unsigned), grant, now, serial, nonce, ca_key)
-    return Draft(grant, fields, unsigned)
+    check_matches_grant(decode_unsigned(unsigned), grant, now, serial, nonce, ca_key)
+    return UnsignedCertificate(grant, fields, unsigned)
 
 
-def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes) -> None:
-    """Raises `Disobedient` if a certificate, as read back from its bytes, is not exactly what was granted."""
+def check_matches_grant(
+    fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes
+) -> None:
+    """Raises `CertificateMismatch` if a certificate, as read back from its bytes, is not exactly what was granted."""
     for what, found, granted in (
         ("key type", fields.key_kind, grant.public_key.kind),
         ("public key", fields.key, grant.public_key.blob),
@@ -83,9 +85,9 @@ def check_obeys(fields: CertificateFields, grant: Grant, now: int, serial: int, 
         ("CA key", fields.ca_key, ca_key),
     ):
         if found != granted:
-            raise Disobedient("certificate_differs_from_grant", f"the certificate's {what} is not the grant's")
+            raise CertificateMismatch("certificate_differs_from_grant", f"the certificate's {what} is not the grant's")
     if not fields.principals:
-        raise Disobedient("certificate_differs_from_grant", "the certificate names no principal")
+        raise CertificateMismatch("certificate_differs_from_grant", "the certificate names no principal")
 
 
 class Recordable(Protocol):
@@ -129,7 +131,7 @@ def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: 
     )
 
 
-def certificate_line(draft: Draft, signature: bytes) -> str:
+def certificate_line(draft: UnsignedCertificate, signature: bytes) -> str:
     """The whole certificate as text. `signature` is an SSH signature blob over the draft's bytes."""
     return render_public_key(certificate_kind(draft.fields.key_kind), append_signature(draft.unsigned, signature))
 

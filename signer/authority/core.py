@@ -12,14 +12,21 @@ from typing import Final, Protocol
 
 from signer.authority import freezes as orders
 from signer.authority import queries
-from signer.authority.certificates import Draft, Signing, certificate_line, issued_event, issued_reply, make_draft
-from signer.authority.limits import Holdings, Refusals, refusal_event
+from signer.authority.certificates import (
+    Signing,
+    UnsignedCertificate,
+    certificate_line,
+    issued_event,
+    issued_reply,
+    prepare_certificate,
+)
+from signer.authority.limits import CertificateUsage, Refusals, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import Forward, outside_grant, read_foreign
+from signer.authority.vault_certificates import PendingSignature, outside_grant, read_foreign
 from signer.errors import (
     BadPublicKey,
     BadRequest,
-    Disobedient,
+    CertificateMismatch,
     LedgerBroken,
     NotAuthenticated,
     Refused,
@@ -27,7 +34,7 @@ from signer.errors import (
     Unavailable,
 )
 from signer.ledger.reader import Recent
-from signer.model import Ask, Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, Token
+from signer.model import Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, SignRequest, Token
 from signer.policy.decide import Policy, decide, explain
 from signer.protocol.commands import Command, Explain, Freeze, Query, Record, Sign, Unauthenticated, Unfreeze
 from signer.protocol.replies import Explanation, Reply
@@ -42,7 +49,7 @@ def _internal_error() -> Unavailable:
     return Unavailable("internal_error", "something went wrong here", "look at the service's log")
 
 
-class Store(queries.Shelf, Protocol):
+class Ledger(queries.LedgerReader, Protocol):
     """What the core needs of a ledger."""
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
@@ -56,12 +63,12 @@ class Outcome:
     """What handling one command comes to: events to record first, then the draft to sign or the reply as it is.
 
     `reply` is None where the draft, or the one event as the ledger holds it (`tells_entry`), makes the reply.
-    Where Vault signs, the reply to a grant is a `Forward`: the keeper sends it out and comes back to `finish`.
+    Where Vault signs, the reply to a grant is a `PendingSignature`: the keeper sends it out and comes back to `finish`.
     """
 
-    reply: Answer | Forward | None
+    reply: Answer | PendingSignature | None
     events: tuple[Event, ...] = ()
-    draft: Draft | None = None
+    draft: UnsignedCertificate | None = None
     tells_entry: bool = False
 
 
@@ -70,7 +77,7 @@ class _State:
     """What is true according to the ledger; thrown away after any failed commit and read again."""
 
     head: Head
-    holdings: Holdings
+    certificates: CertificateUsage
     freezes: dict[str, str] = field(default_factory=dict)
 
 
@@ -85,7 +92,7 @@ class Core:
         *,
         policy: Policy,
         key: Signing | None,
-        ledger: Store,
+        ledger: Ledger,
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
@@ -100,13 +107,13 @@ class Core:
         self.shadow = shadow
         self._refusals = Refusals()
         self._state: _State | None = None
-        self._out: set[Forward] = set()  # they count towards limits, and the ledger does not know them
+        self._out: set[PendingSignature] = set()  # they count towards limits, and the ledger does not know them
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer | Forward]]:
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer | PendingSignature]]:
         """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
 
         If the transaction fails, every command that had something to record gets the failure as its reply, and so
@@ -157,7 +164,9 @@ class Core:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
-    def finish(self, results: Sequence[tuple[Forward, Returned | SignerError]]) -> Iterator[tuple[int, Answer]]:
+    def finish(
+        self, results: Sequence[tuple[PendingSignature, Returned | SignerError]]
+    ) -> Iterator[tuple[int, Answer]]:
         """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
         now, serials = self._now(), set[int]()
         outcomes = [self._finished(forward, result, now, serials) for forward, result in results]
@@ -168,7 +177,7 @@ class Core:
             yield index, failure if failure is not None and events else reply
 
     def _finished(
-        self, forward: Forward, result: Returned | SignerError, now: float, serials: set[int]
+        self, forward: PendingSignature, result: Returned | SignerError, now: float, serials: set[int]
     ) -> tuple[Answer, tuple[Event, ...]]:
         """The reply and what must be recorded before it is given; `serials` are those of this batch so far."""
         grant = forward.grant
@@ -182,7 +191,7 @@ class Core:
             if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
                 raise outside_grant("a serial that it used before")
         except SignerError as error:
-            if isinstance(error, Disobedient):
+            if isinstance(error, CertificateMismatch):
                 self._report(error)
             self._out.remove(forward)
             self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
@@ -194,7 +203,7 @@ class Core:
         compared = self.shadow.compare(made, forward, int(now)) if self.shadow else ()
         return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
 
-    def _release(self, draft: Draft, key: Signing) -> Answer:
+    def _release(self, draft: UnsignedCertificate, key: Signing) -> Answer:
         # 9 sign; on failure record that this serial was never released
         try:
             signature = key.sign(draft.unsigned)
@@ -209,7 +218,7 @@ class Core:
 
     def _take_back(self, grant: Grant, issued: int, valid_before: int) -> None:
         if self._state is not None:
-            self._state.holdings.withhold(grant.identity, grant.role, issued, valid_before)
+            self._state.certificates.withhold(grant.identity, grant.role, issued, valid_before)
 
     def _outcome(self, command: Command, now: float) -> Outcome:
         """`handle`, with its refusals as replies and, folded, as events."""
@@ -217,7 +226,7 @@ class Core:
             return self.handle(command, now)
         except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
             return Outcome(refusal, self._refused(command, refusal, now))
-        except Disobedient as fault:
+        except CertificateMismatch as fault:
             self._report(fault)
             return Outcome(fault)
         except SignerError as error:
@@ -276,22 +285,22 @@ class Core:
         # 3
         key = parse_public_key(ask.public_key)
         # 4 and 5
-        usage = state.holdings.usage(identity.name, role.name, int(now))
+        usage = state.certificates.usage(identity.name, role.name, int(now))
         grant = decide(identity, role, ask, key, command.caller.address, usage)
         if self.key is None:
-            state.holdings.add(identity.name, role.name, int(now), int(now) + grant.ttl)
-            forward = Forward(command, grant, int(now), self.policy.digest)
+            state.certificates.add(identity.name, role.name, int(now), int(now) + grant.ttl)
+            forward = PendingSignature(command, grant, int(now), self.policy.digest)
             self._out.add(forward)
             return Outcome(forward)
         # 6 and 7
         self._last_serial += 1
-        draft = make_draft(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
+        draft = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
         # 8
-        state.holdings.add(identity.name, role.name, int(now), draft.fields.valid_before)
+        state.certificates.add(identity.name, role.name, int(now), draft.fields.valid_before)
         event = issued_event(draft, command.caller, self.policy.digest, "local", self.key.fingerprint)
         return Outcome(None, (event,), draft)
 
-    def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, Ask]:
+    def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, SignRequest]:
         """The role asked for, and the ask. Vault's order: not yours, then a field's fault, then no such role."""
         role = self.policy.role_for(identity, command.role)
         if isinstance(command.ask, BadRequest):
@@ -323,7 +332,7 @@ class Core:
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
         rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
-        return _State(self._ledger.head(), Holdings(rows), self._ledger.freezes())
+        return _State(self._ledger.head(), CertificateUsage(rows), self._ledger.freezes())
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -336,7 +345,7 @@ class Core:
                 key = parse_public_key(ask.public_key)
             except BadPublicKey as bad:
                 fault = bad.text
-        usage = state.holdings.usage(identity.name, role.name, int(now))
+        usage = state.certificates.usage(identity.name, role.name, int(now))
         findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
         frozen = orders.explain_freezes(state.freezes, identity.name, role.name)
         return queries.explained(identity, role, [frozen, *findings])

@@ -1,7 +1,7 @@
 """What the core remembers between requests: certificates that count towards limits, and events to fold.
 
-All is bounded and can be thrown away: `Holdings` is read back from the ledger, a `Folding` loses at most a count.
-Pure; the time is passed in, in seconds.
+Everything is bounded and can be discarded: `CertificateUsage` is read again from the ledger, and a `RepeatSuppressor`
+loses at most a count. Pure; the time is passed in, in seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_FOLDED: Final = 1_000  # kinds of event remembered at once; noise beyond sha
 MANY: Final = "many"  # the actor of that line
 
 
-class Holdings:
+class CertificateUsage:
     """Certificates by (identity, role): how many in the last 60 s, how many still valid."""
 
     def __init__(self, recent: Iterable[tuple[str, str, int, int]] = ()) -> None:
@@ -77,7 +77,7 @@ class _Folded:
     kind: tuple[str, ...]
 
 
-class Folding(ABC):
+class RepeatSuppressor(ABC):
     """Tells the first of a kind at once and the rest as a count, so that one loud caller cannot fill the ledger.
 
     What a kind is, for how many seconds it is folded, and the words of its count are a subclass's.
@@ -122,7 +122,7 @@ class Folding(ABC):
         return self.due(2**62)
 
 
-class Refusals(Folding):
+class Refusals(RepeatSuppressor):
     """Refusals, folded by caller, code, role and address."""
 
     others = (MANY, "various", "", "")
@@ -138,7 +138,7 @@ class Refusals(Folding):
         return Event("refusals.repeated", actor, {**body, "count": folded.count, "since": folded.since})
 
 
-class Differences(Folding):
+class Differences(RepeatSuppressor):
     """Differences between Vault's certificates and ours: by role and field whoever asked, errors by value, too."""
 
     window = 3_600  # seconds; where logins are rare, a minute would make an event of each

@@ -46,7 +46,7 @@ from signer.protocol.replies import (
 from signer.units import timestamp
 
 
-class Shelf(Protocol):
+class LedgerReader(Protocol):
     """What can be read of a ledger."""
 
     def head(self) -> Head: ...
@@ -77,7 +77,7 @@ def check_scope(scope: str, policy: Policy) -> None:
         )
 
 
-def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: Shelf, now: int) -> Reply:
+def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int) -> Reply:
     """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
     match query:
         case ListCertificates():
@@ -111,7 +111,7 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
             )
 
 
-def _page(query: ListCertificates, identity: Identity, ledger: Shelf, now: int) -> CertificatePage:
+def _page(query: ListCertificates, identity: Identity, ledger: LedgerReader, now: int) -> CertificatePage:
     wanted = replace(query.wanted, active_at=now if query.active else None, limit=query.wanted.limit + 1)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
         if wanted.identity is not None:
@@ -136,7 +136,7 @@ def _what_fits(found: list[Issued]) -> list[Issued]:
     return page
 
 
-def _operations(query: ListOperations, ledger: Shelf) -> OperationPage:
+def _operations(query: ListOperations, ledger: LedgerReader) -> OperationPage:
     found = ledger.operations(query.evidence, query.before, query.limit + 1)
     room = MAX_REPLY // 2
     page: list[OperationRow] = []
@@ -153,7 +153,7 @@ def recorded_operation(entry: Entry) -> OperationDetails:
     return OperationDetails.model_validate(operation_details(entry))
 
 
-def _certificate(serial: int, identity: Identity, ledger: Shelf, now: int) -> CertificateDetails:
+def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int) -> CertificateDetails:
     found = ledger.certificate(serial)
     if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
         raise NotFound(

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from signer.authority.certificates import Signing, make_draft
+from signer.authority.certificates import Signing, prepare_certificate
 from signer.authority.limits import Differences
-from signer.authority.vault_certificates import ForeignCertificate, Forward
+from signer.authority.vault_certificates import ForeignCertificate, PendingSignature
 from signer.errors import SignerError
 from signer.ledger.chain import canonical_json
 from signer.model import Event, PublicKey
@@ -42,11 +42,11 @@ class Shadow:
         """Compares with another key from now on; only its public half is kept."""
         self.key = parse_public_key(render_public_key(key.kind, key.blob))
 
-    def compare(self, made: ForeignCertificate, forward: Forward, now: int) -> tuple[Event, ...]:
+    def compare(self, made: ForeignCertificate, forward: PendingSignature, now: int) -> tuple[Event, ...]:
         """What to record beside a certificate of Vault's. It never raises: the caller is to get that certificate."""
         role = forward.grant.role
         try:
-            draft = make_draft(forward.grant, 0, bytes(NONCE_BYTES), forward.asked_at, self.key.blob)
+            draft = prepare_certificate(forward.grant, 0, bytes(NONCE_BYTES), forward.asked_at, self.key.blob)
             events = self._note(forward, compare_certificates(draft.fields, made.fields), str(made.fields.serial), now)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a comparison, it decides nothing
             self._report(error)
@@ -55,7 +55,7 @@ class Shadow:
         self.compared[role] += 1
         return events
 
-    def refused(self, forward: Forward, error: SignerError, now: int) -> tuple[Event, ...]:
+    def refused(self, forward: PendingSignature, error: SignerError, now: int) -> tuple[Event, ...]:
         """What to record if Vault gave no certificate; nothing if it was down, or the refusal is our own."""
         if error.code not in REFUSALS:
             return ()
@@ -70,7 +70,7 @@ class Shadow:
         """All of them, for the end."""
         return self._folding.rest()
 
-    def _note(self, forward: Forward, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
+    def _note(self, forward: PendingSignature, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
         grant = forward.grant
         events = [_event(grant.identity, grant.role, difference, serial) for difference in found]
         for event in events:

@@ -10,7 +10,7 @@ import binascii
 from dataclasses import dataclass
 from typing import Final
 
-from signer.errors import BadFormat, Disobedient
+from signer.errors import BadFormat, CertificateMismatch
 from signer.model import Grant, Returned
 from signer.policy.rules import MAX_KEY_ID
 from signer.protocol.commands import Sign
@@ -23,7 +23,7 @@ TOLERANCE: Final = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Forward:
+class PendingSignature:
     """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy.
 
     Two of them are never equal, whatever they hold: each is one signature that is outstanding.
@@ -46,8 +46,8 @@ class ForeignCertificate:
     ca_fingerprint: str
 
 
-def read_foreign(returned: Returned, forward: Forward) -> ForeignCertificate:
-    """The certificate if it is within the grant and really signed by Vault's CA; raises `Disobedient`."""
+def read_foreign(returned: Returned, forward: PendingSignature) -> ForeignCertificate:
+    """The certificate if it is within the grant and really signed by Vault's CA; raises `CertificateMismatch`."""
     grant = forward.grant
     label, _, encoded = returned.line.partition(" ")
     try:
@@ -63,7 +63,7 @@ def read_foreign(returned: Returned, forward: Forward) -> ForeignCertificate:
 
 
 def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key: bytes) -> None:
-    """Raises `Disobedient` for a certificate that gives more than was granted, or restricts less."""
+    """Raises `CertificateMismatch` for a certificate that gives more than was granted, or restricts less."""
     for what, holds in (
         ("CA key", fields.ca_key == ca_key),
         ("public key", fields.key == grant.public_key.blob),
@@ -80,9 +80,9 @@ def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key
             raise outside_grant(what)
 
 
-def outside_grant(what: str) -> Disobedient:
+def outside_grant(what: str) -> CertificateMismatch:
     """The error for a certificate of Vault's that is not passed on because of `what`."""
-    return Disobedient(
+    return CertificateMismatch(
         "vault_outside_grant",
         f"the certificate that Vault made is not what was granted: {what}",
         "bring Vault's role and policy.toml together",

@@ -13,7 +13,6 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE, json_option, read_settings
-from signer.cli.catalogue import VERBS
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from signer.service.checks import Check
     from signer.settings import Settings
 
-ABOVE_PACKAGE: Final = Path(__file__).parents[2]
-_LOGIN_VERBS: Final = frozenset({"safe-session ssh", "safe-session exec"})
 _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
@@ -36,15 +33,11 @@ _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 @json_option
 def check(as_json: bool) -> int:
     """Checks everything a start depends on, changes nothing, and shows `ok`, `warn` or `FAIL` for each check.
-    In a checkout of the repository it also compares overlays, runbooks and preflight with the program.
     Run it as the user that starts the service. Exit status 1 if a check failed."""
-    from signer.service.check_repository import check_repository, is_checkout
     from signer.service.checks import check_start
 
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
-    if is_checkout(ABOVE_PACKAGE):
-        checks += check_repository(ABOVE_PACKAGE, {f"signer {entry.words}" for entry in VERBS} | _LOGIN_VERBS)
     if as_json:
         output.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
     else:

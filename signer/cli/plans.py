@@ -15,8 +15,9 @@ from signer.api_client import ApiClient
 from signer.cli import output
 from signer.cli.runs import show_plan
 from signer.errors import ApprovalRefused, BadFile, SignerError
+from signer.files import read_owned
 from signer.migration.approval import Approval, ask_approval, current_operator
-from signer.migration.config import CutoverFile, read_owned
+from signer.migration.config import CutoverFile
 from signer.migration.journal import note_attempt
 from signer.migration.plan import Operation, Plan, read_plan
 from signer.units import plain, timestamp

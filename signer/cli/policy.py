@@ -15,7 +15,7 @@ from signer.cli import output
 from signer.cli.arguments import ADDRESS, DURATION, FILE, IDENTITY, TOKEN_LIFE, json_option, read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadPublicKey, Refused, SignerError
-from signer.model import Ask, Finding, Identity, PublicKey, Role, Usage
+from signer.model import Finding, Identity, PublicKey, Role, SignRequest, Usage
 from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def policy_explain(
     from signer.policy.file import load_policy
 
     policy = load_policy(read_settings().policy_file)
-    ask = Ask(
+    ask = SignRequest(
         role=role,
         public_key="",
         principals=principals or None,
@@ -135,7 +135,7 @@ def _read_key(path: Path) -> PublicKey | BadPublicKey:
 
 
 def _explain(
-    policy: Policy, name: str, ask: Ask, key: PublicKey | BadPublicKey | None, address: str | None, now: int
+    policy: Policy, name: str, ask: SignRequest, key: PublicKey | BadPublicKey | None, address: str | None, now: int
 ) -> Explanation:
     """As the keeper explains (`queries`), preceded by the checks of identity and role."""
     from signer.authority.queries import explanation

@@ -1,15 +1,12 @@
 """cutover.toml → `CutoverFile`: which platform is moved from Vault to the local CA, and how to reach its parts.
 
 Everything is read, every problem is found, and one problem refuses the whole file. It holds paths of secrets and never
-a secret. Pure but for `load_cutover_file` and `read_owned`, which read files.
+a secret. Pure but for `load_cutover_file`, which reads the file.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,9 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from signer.errors import BadFile
+from signer.files import read_owned
 from signer.migration.evidence.redact import Guard
-from signer.policy.tables import Duration, Faults, Names, Problem, Table
-from signer.toml import find_places
+from signer.toml import Duration, Faults, Names, Table, parse_toml
 
 MAX_BYTES: Final = 256 * 1024
 KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
@@ -190,42 +187,11 @@ def load_cutover_file(path: Path) -> CutoverFile:
     return parse_cutover_file(raw, path.name)
 
 
-def read_owned(path: Path, most: int, name: str) -> bytes:
-    """A file that says what will be run, read as far as one byte over `most`; raises `BadFile` and `OSError`.
-
-    It must be ours or root's, and no other user's to write: who writes it has its commands run by us. What is checked
-    is what is read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(22, "it is no regular file")
-        groups = (0, os.getegid())  # where each user has a group, that one may well write
-        is_others = facts.st_mode & 0o002 or (facts.st_mode & 0o020 and facts.st_gid not in groups)
-        if facts.st_uid not in (0, os.geteuid()) or is_others:
-            raise BadFile(
-                "file_not_private",
-                f"{name} belongs to another user, or others may write it: its commands could be theirs",
-                "look at it, then chown it and chmod 0600",
-            )
-        return file.read(most + 1)
-
-
 def parse_cutover_file(raw: bytes, name: str = "cutover.toml") -> CutoverFile:
     """The file's bytes as its type; raises `BadFile` with every problem found."""
-    if len(raw) > MAX_BYTES:
-        raise _refuse(name, [Problem(0, name, f"is larger than {MAX_BYTES} bytes")])
-    try:
-        text = raw.decode()
-        data = tomllib.loads(text)
-        faults = Faults(find_places(text))
-    except UnicodeDecodeError:
-        raise _refuse(name, [Problem(0, name, "is not UTF-8")]) from None
-    except (ValueError, RecursionError) as error:
-        match = re.search(r"line (\d+)", str(error))
-        line = int(match.group(1)) if match else 0
-        raise _refuse(name, [Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])]) from None
+    hint = "mend them; runbooks/safe-session-local-ca-cutover.md shows a whole file"
+    faults = Faults("cutover_file_refused", name, hint)
+    data = parse_toml(raw, MAX_BYTES, faults)
     reader = _Reader(faults)
     top = faults.table(_Raw, (), data)
     faults.require((), data, "evidence_dir", "compose", "preflight", "signer", "vault", "smoke")
@@ -239,19 +205,8 @@ def parse_cutover_file(raw: bytes, name: str = "cutover.toml") -> CutoverFile:
         smoke=reader.targets(top.smoke),
         decommission=None if top.decommission is None else reader.decommission(top.decommission),
     )
-    if faults.found:
-        raise _refuse(name, sorted(faults.found))
+    faults.check()
     return found
-
-
-def _refuse(name: str, problems: list[Problem]) -> BadFile:
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return BadFile(
-        "cutover_file_refused",
-        f"{name}: {count}",
-        "mend them; runbooks/safe-session-local-ca-cutover.md shows a whole file",
-        tuple(str(problem) for problem in problems),
-    )
 
 
 def _is_address(text: str) -> bool:

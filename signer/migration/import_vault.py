@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from signer.errors import BadFile, Disobedient
+from signer.errors import BadFile, CertificateMismatch
 from signer.migration.import_role import ImportedRole, comment, import_role, toml_text
 from signer.model import PublicKey
 from signer.policy.file import parse_policy
@@ -128,20 +128,20 @@ def _key(name: str) -> str:
 def _check(
     policy: str, fetched: Mapping[str, Mapping[str, Any]], roles: Sequence[ImportedRole], ttls: MountTtls | None
 ) -> None:
-    """Raises `Disobedient` unless our own reader takes the filled in text, and no role of it is wider than Vault's."""
+    """Raises `CertificateMismatch` unless our own reader accepts the text and no role of it is wider than Vault's."""
     try:
         # The line end before it keeps a comment, which may hold any words, from being taken for the key.
         filled = policy.replace(f"\nfingerprint = {toml_text(FILL_IN)}", f"\nfingerprint = {toml_text(_TRIAL_PIN)}", 1)
         read = parse_policy((filled + _TRIAL_IDENTITY).encode())
     except BadFile as error:
         text = "the policy that was made of Vault's roles cannot be read back"
-        raise Disobedient("import_not_readable", text, "report this with Vault's roles", error.facts) from None
+        raise CertificateMismatch("import_not_readable", text, "report this with Vault's roles", error.facts) from None
     for name in (role.name for role in roles if role.is_carried):
         wider = errors_in(compare_roles(fetched[name], read.roles[name], ttls))
         for difference in wider:
             if difference.field != "default_user":  # fewer default principals refuse; they give nobody anything
                 text = f"role {name} would give more than Vault's: {difference.field}"
-                raise Disobedient("import_wider", text, "report this with Vault's role")
+                raise CertificateMismatch("import_wider", text, "report this with Vault's role")
 
 
 def write_new(path: Path, text: str) -> None:

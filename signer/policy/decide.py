@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from signer.errors import BadFile, NotAuthenticated, Refused
-from signer.model import BACKDATE, Ask, CaKeys, Finding, Grant, Identity, PublicKey, Role, Token, Usage
+from signer.model import BACKDATE, CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, Usage
 from signer.policy.rules import RULES, Case, rule_key, rule_name
 from signer.policy.tokens import is_mistyped, token_digest
 
@@ -70,7 +70,9 @@ class Policy:
         return role
 
 
-def decide(identity: Identity, role: Role, ask: Ask, key: PublicKey, address: str | None, usage: Usage) -> Grant:
+def decide(
+    identity: Identity, role: Role, ask: SignRequest, key: PublicKey, address: str | None, usage: Usage
+) -> Grant:
     """The certificate that `identity` may have for `ask`; raises `Refused` with the first rule that says no."""
     case = Case(identity, role, ask, key, address, usage)
     for rule in RULES:
@@ -94,7 +96,7 @@ def decide(identity: Identity, role: Role, ask: Ask, key: PublicKey, address: st
 def explain(  # noqa: PLR0917 - as decide(), with the fault that kept the key from being read
     identity: Identity,
     role: Role,
-    ask: Ask,
+    ask: SignRequest,
     key: PublicKey | None,
     address: str | None,
     usage: Usage,

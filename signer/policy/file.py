@@ -7,11 +7,9 @@ Pure but for `load_policy`, which reads the file.
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -19,13 +17,14 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from signer.errors import BadFile, BadPublicKey
+from signer.files import check_regular, read_bounded
 from signer.model import Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
-from signer.policy.tables import Faults, Place, Problem, RawCa, RawCaKey, RawChoice, RawIdentity, RawRole, RawToken
+from signer.policy.tables import RawCa, RawCaKey, RawChoice, RawIdentity, RawPolicy, RawRole, RawToken
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, parse_public_key
-from signer.toml import find_places
+from signer.toml import Faults, Place, parse_toml
 from signer.units import render_duration
 
 MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
@@ -51,12 +50,7 @@ _MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 def load_policy(path: Path) -> Policy:
     """Reads and validates policy.toml; raises `BadFile` with every problem found."""
     try:
-        # Without O_NONBLOCK a pipe in the file's place would hang the keeper at its next reload.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
-            raw = file.read(MAX_POLICY_BYTES + 1)
+        raw = read_bounded(path, MAX_POLICY_BYTES, check=_check_writers, follow_links=True)
     except OSError as error:
         raise BadFile(
             "policy_unreadable",
@@ -66,45 +60,32 @@ def load_policy(path: Path) -> Policy:
     return parse_policy(raw, path.name)
 
 
+def _check_writers(facts: os.stat_result) -> None:
+    """Whoever can write the policy can give themselves any certificate."""
+    check_regular(facts)
+    if facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
+        raise BadFile(
+            "policy_file_writable",
+            f"other users may write the policy file (owner {facts.st_uid}, mode {stat.S_IMODE(facts.st_mode):04o})",
+            "check its content, then run `chown root` and `chmod go-w` on it",
+        )
+
+
 def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
     """The file's bytes as a `Policy`; raises `BadFile` with every problem found."""
-    if len(raw) > MAX_POLICY_BYTES:
-        raise _refuse(name, [Problem(0, name, f"is larger than {MAX_POLICY_BYTES} bytes")])
-    try:
-        text = raw.decode()
-        data = tomllib.loads(text)
-        faults = Faults(find_places(text))
-    except UnicodeDecodeError:
-        raise _refuse(name, [Problem(0, name, "is not UTF-8")]) from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a bare ValueError for a very long number
-        match = re.search(r"line (\d+)", str(error))
-        line = int(match.group(1)) if match else 0
-        raise _refuse(name, [Problem(line, name, "is not TOML: " + str(error).split(" (at", 1)[0])]) from None
-    for key in data.keys() - {"ca", "roles", "identities"}:
-        near = difflib.get_close_matches(key, ["ca", "roles", "identities"], 1)
-        faults.add((key,), "unknown key" + (f", did you mean {near[0]}" if near else ""))
-    ca = _read_ca(faults, data.get("ca"))
-    roles = dict(_read_roles(faults, data.get("roles")))
-    identities, tokens = _read_identities(faults, data.get("identities"), data.get("roles"))
+    faults = Faults("policy_refused", name, "mend them and run `signer policy check`")
+    top = faults.table(RawPolicy, (), parse_toml(raw, MAX_POLICY_BYTES, faults))
+    ca = _read_ca(faults, top.ca)
+    roles = dict(_read_roles(faults, top.roles))
+    identities, tokens = _read_identities(faults, top.identities, top.roles)
     _check_approvers(faults, roles, identities)
-    if faults.found:
-        raise _refuse(name, sorted(faults.found))
+    faults.check()
     return Policy(
         digest=sha256(raw).hexdigest(),
         ca=ca,
         roles=MappingProxyType(roles),
         identities=MappingProxyType(identities),
         tokens=MappingProxyType(tokens),
-    )
-
-
-def _refuse(name: str, problems: list[Problem]) -> BadFile:
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return BadFile(
-        "policy_refused",
-        f"{name}: {count}",
-        "mend them and run `signer policy check`",
-        tuple(str(problem) for problem in problems),
     )
 
 

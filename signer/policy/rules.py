@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import Refused
-from signer.model import MAX_REASON, Ask, Identity, PublicKey, Role, Usage
+from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, Usage
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import render_duration
 
@@ -36,7 +36,7 @@ class Case:
 
     identity: Identity
     role: Role
-    ask: Ask
+    ask: SignRequest
     key: PublicKey | None
     address: str | None
     usage: Usage

@@ -19,7 +19,7 @@ from signer.protocol.replies import Reply, decode_reply, keeper_gone
 TIMEOUT: Final = 10.0  # seconds for one reply
 
 
-class Link:
+class KeeperClient:
     """A way to the keeper that listens on `path`; safe to share between threads."""
 
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, Ask, Caller, Filter
+from signer.model import BACKENDS, Caller, Filter, SignRequest
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -25,6 +25,7 @@ MAX_HEADER: Final = 16 * 1024  # bytes
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
 MAX_PAGE: Final = 200
+MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
@@ -43,7 +44,7 @@ class Sign:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
@@ -53,7 +54,7 @@ class Explain:
 
     caller: Caller
     role: str
-    ask: Ask | BadRequest
+    ask: SignRequest | BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,22 +193,26 @@ def _read_caller(header: dict[str, Any]) -> Caller:
     if not isinstance(request_id, str) or _REQUEST_ID.fullmatch(request_id) is None:
         raise _bad_message("request_id")
     if address is not None:
-        address = _read_address(address) if isinstance(address, str) and len(address) < 64 else ""
-        if not address:
+        address = normalize_address(address) if isinstance(address, str) else None
+        if address is None:
             raise _bad_message("address")
     return Caller(token or None, address, request_id)
 
 
+def normalize_address(text: str) -> str | None:
+    """An IP address in its usual form, an IPv4-mapped IPv6 address as IPv4; None for anything else."""
+    return _normalize_short(text) if len(text) < MAX_ADDRESS else None  # the cache must not keep long texts of callers
+
+
 @lru_cache(maxsize=1024)
-def _read_address(text: str) -> str:
-    """An IP address in its usual form, an IPv4 one in IPv6 clothes as IPv4; "" for anything else."""
+def _normalize_short(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return ""
+        return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return ""
+        if address.scope_id is not None:  # a zone names a network card of the sender: a certificate cannot pin it
+            return None
         return str(address.ipv4_mapped or address)
     return str(address)
 
@@ -240,7 +245,7 @@ def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return Sign(caller, role, _read_native(role, body))
 
 
-def _read_native(role: str, body: bytes) -> Ask | BadRequest:
+def _read_native(role: str, body: bytes) -> SignRequest | BadRequest:
     fields = decode_body(body)
     try:
         return read_native_sign(role, fields)

@@ -1,4 +1,4 @@
-"""Bodies of sign requests to an `Ask`: JSON, Vault's field coercions, our native body.
+"""Bodies of sign requests to an `SignRequest`: JSON, Vault's field coercions, our native body.
 
 Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
 an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import Ask
+from signer.model import SignRequest
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import (
     has_too_many_strings,
@@ -180,13 +180,13 @@ _SIGN_FIELDS: Final = frozenset(
 )
 
 
-def read_vault_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """Vault's `sign/<role>` body, coerced as Vault does; raises `BadRequest` for a field of the wrong type.
 
     `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), which is ours on purpose.
     """
     principals = _vault_text(fields, "valid_principals")
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=_vault_text(fields, "public_key"),
         principals=_split(principals) if principals else None,
@@ -306,7 +306,7 @@ class SignBody(BaseModel):
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
 
 
-def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
+def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """The native body; unlike Vault's, an unknown or mistyped field is refused. Raises `BadRequest`."""
     numbers = {name: _whole_number(value) for name, value in fields.items()}
     try:
@@ -319,7 +319,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> Ask:
             f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             "see /api/openapi.json",
         ) from None
-    return Ask(
+    return SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
         principals=None if body.principals is None else tuple(map(well_formed, body.principals)),

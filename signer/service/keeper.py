@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 from signer.authority.core import Answer, Core
-from signer.authority.vault_certificates import Forward
+from signer.authority.vault_certificates import PendingSignature
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.model import Caller, Grant, PublicKey, Returned
@@ -40,7 +40,7 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
-from signer.service.signing_pool import MAX_OUTSTANDING, Forwarding
+from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
@@ -111,23 +111,19 @@ class Keeper:
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
-        self._most_when_slow = most_when_slow  # see `Forwarding`
+        self._most_when_slow = most_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
-        self._forwarding: Forwarding[tuple[_Waiting, Forward]] | None = None
+        self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
         self._room = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds)
-        if core.shadow is not None:
-            self.metrics.shadow_compared = core.shadow.compared
-            self.metrics.shadow_differences = core.shadow.differences
-            self.metrics.shadow_faults = core.shadow.faults
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -137,7 +133,7 @@ class Keeper:
         for end in (wake, woken):
             end.setblocking(False)
         if self._authority.sign is not None:
-            self._forwarding = Forwarding(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
+            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -155,7 +151,7 @@ class Keeper:
                 self._core.tick()
                 self._lines.flush()
                 ticked = time.monotonic()
-        self._end_forwarding()
+        self._end_signing_pool()
         self._core.end()
 
     def _note(self, reloaded: Reloaded) -> None:
@@ -171,7 +167,7 @@ class Keeper:
         """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
         waiting: list[_Waiting] = []
         somebody_knocks = False
-        is_waiting_for_vault = self._forwarding is not None and not self._forwarding.is_idle()
+        is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
         for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
             if key.fileobj is self._listener:
                 somebody_knocks = True
@@ -186,7 +182,7 @@ class Keeper:
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            if isinstance(reply, Forward):
+            if isinstance(reply, PendingSignature):
                 self._send_out(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
@@ -196,38 +192,38 @@ class Keeper:
         self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _send_out(self, item: _Waiting, forward: Forward) -> None:
+    def _send_out(self, item: _Waiting, forward: PendingSignature) -> None:
         """Gives a grant to Vault's threads; if they have enough to do, it fails here and now."""
-        assert self._forwarding is not None, "only a core without a key forwards"  # noqa: S101
+        assert self._pool is not None, "only a core without a key forwards"  # noqa: S101
         try:
-            self._forwarding.submit((item, forward), forward.grant)
+            self._pool.submit((item, forward), forward.grant)
         except Unavailable as busy:
             self._come_back([((item, forward), busy)])
 
     def _finish(self) -> None:
         """Answers what came back from Vault, or is overdue."""
-        if self._forwarding is not None and (results := self._forwarding.collect()):
+        if self._pool is not None and (results := self._pool.collect()):
             self._come_back(results)
 
-    def _end_forwarding(self) -> None:
+    def _end_signing_pool(self) -> None:
         """Gives Vault a moment to finish what is out, then gives it up."""
-        if self._forwarding is not None:
+        if self._pool is not None:
             deadline = time.monotonic() + VAULT_FINISHES_WITHIN
-            while not self._forwarding.is_idle() and time.monotonic() < deadline:
+            while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._finish()
-            self._come_back(self._forwarding.close())
+            self._come_back(self._pool.close())
 
-    def _come_back(self, results: list[tuple[tuple[_Waiting, Forward], Returned | SignerError]]) -> None:
+    def _come_back(self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]) -> None:
         for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
             self._reply(results[index][0][0], reply)
 
     def _count(self, item: _Waiting, reply: Answer) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
-            self.metrics.refusals[reply.code] += 1
+            self.metrics.count_refusal(reply.code)
         elif isinstance(item.command, Sign):
-            self.metrics.signatures[item.command.role] += 1
+            self.metrics.count_signature(item.command.role)
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -299,7 +295,7 @@ class Keeper:
                 return
             reply = encode_reply(direct)
         except SignerError as error:
-            self.metrics.refusals[error.code] += 1
+            self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
         except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
             self._lines.fault("internal error: a message could not be read", error)

@@ -24,7 +24,7 @@ _K = TypeVar("_K")
 
 
 @dataclass(slots=True, eq=False)
-class _Errand(Generic[_K]):
+class _Job(Generic[_K]):
     """One grant on its way; `key` is the submitter's own."""
 
     key: _K
@@ -36,7 +36,7 @@ class _Errand(Generic[_K]):
         return now >= self.sent + DEADLINE
 
 
-class Forwarding(Generic[_K]):
+class SigningPool(Generic[_K]):
     """Runs `sign` for grants; `wake` is called, from any thread, when something can be collected.
 
     `most_when_slow` bounds what may wait while answers are slow: each holds a thread of the api, which has other work.
@@ -48,9 +48,9 @@ class Forwarding(Generic[_K]):
         self._sign = sign
         self._wake = wake
         self._most_when_slow = most_when_slow
-        self._todo: queue.SimpleQueue[_Errand[_K] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Errand[_K]] = queue.SimpleQueue()
-        self._out: dict[_Errand[_K], None] = {}  # oldest first
+        self._todo: queue.SimpleQueue[_Job[_K] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Job[_K]] = queue.SimpleQueue()
+        self._out: dict[_Job[_K], None] = {}  # oldest first
         for number in range(THREADS):
             threading.Thread(target=self._work, name=f"forward-{number}", daemon=True).start()
 
@@ -60,7 +60,7 @@ class Forwarding(Generic[_K]):
         is_slow = waiting > 0 and now - next(iter(self._out)).sent >= SLOW_AFTER
         if waiting >= (min(self._most_when_slow, MAX_OUTSTANDING) if is_slow else MAX_OUTSTANDING):
             raise Unavailable("vault_busy", f"{waiting} requests wait for Vault already", "try again")
-        errand = _Errand(key, grant, now)
+        errand = _Job(key, grant, now)
         self._out[errand] = None
         self._todo.put(errand)
 

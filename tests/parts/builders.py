@@ -23,7 +23,6 @@ from signer.errors import NotFound, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.reader import Recent
 from signer.model import (
-    Ask,
     Caller,
     Entry,
     Event,
@@ -35,6 +34,7 @@ from signer.model import (
     Limits,
     PublicKey,
     Role,
+    SignRequest,
     Usage,
 )
 from signer.policy.decide import Policy
@@ -132,8 +132,8 @@ def identity(**changes: Any) -> Identity:
     return Identity(**{**good, **changes})
 
 
-def ask(**changes: Any) -> Ask:
-    return Ask(**{"role": "llmops", "public_key": public_line(), **changes})
+def ask(**changes: Any) -> SignRequest:
+    return SignRequest(**{"role": "llmops", "public_key": public_line(), **changes})
 
 
 def grant(**changes: Any) -> Grant:
@@ -377,7 +377,7 @@ def caller(who: str | None = "deploy-agent", address: str | None = "192.0.2.7", 
 
 
 def sign(who: str = "deploy-agent", **changes: Any) -> Sign:
-    """A sign request; `changes` are to its `Ask`."""
+    """A sign request; `changes` are to its `SignRequest`."""
     asked = ask(**changes)
     return Sign(caller(who), asked.role, asked)
 

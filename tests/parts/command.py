@@ -234,7 +234,6 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("signer.service.checks.file_system_of", lambda _path: "ext4")
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
     folder = tmp_path / "w"
-    monkeypatch.setattr("signer.cli.check.ABOVE_PACKAGE", folder)  # as if installed; the checkout has its own tests
     # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
     monkeypatch.setattr("signer.ca.infisical.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
     folder.mkdir(mode=0o700)

@@ -1,14 +1,19 @@
-"""The documents of this repository as text, and their headings, tables, blocks and links."""
+"""The documents of this repository, and their headings, tables, blocks and links."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 TOP = ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")
 REFERENCE = "runbooks/reference"
+_MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 def read_documents() -> dict[str, str]:
@@ -36,14 +41,22 @@ def section(title: str, text: str) -> str:
 
 def rows(text: str, header: str) -> list[list[str]]:
     """The cells of the tables whose first header cell is `header`."""
-    tables = [table for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE) if cells(table)[0][0] == header]
-    assert tables, f"there is no table that begins with {header!r}"
-    return [row for table in tables for row in cells(table)[2:]]
+    found = [table for table in tables(text) if table[0][0] == header]
+    assert found, f"there is no table that begins with {header!r}"
+    return [row for table in found for row in table[1:]]
 
 
-def cells(table: str) -> list[list[str]]:
-    lines = table.strip().split("\n")
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of each row of each table, the header first, with their marks."""
+    found: list[list[list[str]]] = []
+    for opening, token in pairwise(parse_markdown(text)):
+        if opening.type == "table_open":
+            found.append([])
+        elif opening.type == "tr_open":
+            found[-1].append([])
+        elif opening.type in {"th_open", "td_open"}:
+            found[-1][-1].append(token.content)
+    return found
 
 
 def names(found: list[list[str]], column: int = 0) -> list[str]:
@@ -51,24 +64,28 @@ def names(found: list[list[str]], column: int = 0) -> list[str]:
     return [name for row in found for name in re.findall(r"`([^`]+)`", row[column])]
 
 
+def parse_markdown(text: str) -> list[Token]:
+    """The tokens of a document, as GitHub reads it."""
+    return _MARKDOWN.parse(text)
+
+
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def without_blocks(text: str) -> str:
-    """The text without fenced blocks, in which nothing is a heading or a link."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    """The content of each fenced block of a language."""
+    return [token.content for token in parse_markdown(text) if token.type == "fence" and token.info == language]
 
 
 def anchors(text: str) -> set[str]:
     """What GitHub makes of each heading."""
-    headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
+    tokens = parse_markdown(text)
+    headings = [inline.content for token, inline in pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links(text: str) -> Iterator[tuple[str, str]]:
-    """(file, anchor) of each link inside the repository; either may be empty."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(text)):
-        if not re.match(r"[a-z]+:", target):
-            file, _, anchor = target.partition("#")
-            yield file, anchor
+    """(file, anchor) of each link and image inside the repository; either may be empty."""
+    for token in parse_markdown(text):
+        for part in token.children or ():
+            target = part.attrs.get("href", part.attrs.get("src"))
+            if isinstance(target, str) and not re.match(r"[a-z]+:", target):
+                file, _, anchor = target.partition("#")
+                yield file, anchor

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from signer.authority.certificates import make_draft
+from signer.authority.certificates import prepare_certificate
 from signer.cli import parity as verbs_parity
 from signer.migration.config import CutoverFile
 from signer.migration.parity import SignLocally
@@ -64,7 +64,7 @@ def issue(role: Role, body: dict[str, Any]) -> str:
     """What a server that follows `role` to the letter makes of a native body."""
     ask = read_native_sign(role.name, body)
     grant = decide(WHO, role, ask, parse_public_key(ask.public_key), "192.0.2.1", Usage())
-    draft = make_draft(grant, 7, b"n" * 32, NOW, b"ca")
+    draft = prepare_certificate(grant, 7, b"n" * 32, NOW, b"ca")
     blob = append_signature(draft.unsigned, b"signature")
     return render_public_key(certificate_kind(grant.public_key.kind), blob)
 

@@ -11,13 +11,18 @@ TREES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(PACKAGE
 
 
 def called_with(functions: set[str]) -> Iterator[tuple[str, ast.expr]]:
-    """The first argument of each call of one of these names, with the name."""
+    """The first argument of each call of one of these names in the package, with the name."""
     for tree in TREES.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and node.args:
-                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in functions:
-                    yield name, node.args[0]
+        yield from calls(tree, functions)
+
+
+def calls(tree: ast.AST, functions: set[str]) -> Iterator[tuple[str, ast.expr]]:
+    """The same for one syntax tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name in functions:
+                yield name, node.args[0]
 
 
 def texts(node: ast.AST) -> Iterator[str]:

@@ -21,7 +21,7 @@ from signer.api.sign import SignQuestion, read_body
 from signer.api.vault import responses, system
 from signer.api.vault.responses import REFUSALS, Answer
 from signer.errors import BadRequest, SignerError
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import unverified_text, well_formed
 from signer.protocol.replies import CaKey, CallerDetails, Reply, RoleDetails, Roles, expect
@@ -66,7 +66,7 @@ _Shape = TypeVar("_Shape", bound=Reply)
 Handler = Callable[["VaultShape", Asked, str], Answer]
 
 
-def register(app: Flask, link: Link, settings: Settings) -> None:
+def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
     """Answers everything below `/v1/` that reaches `app`."""
     shape = VaultShape(link, settings)
 
@@ -86,7 +86,7 @@ def register(app: Flask, link: Link, settings: Settings) -> None:
 class VaultShape:
     """The mounts of one service, and what can be asked of them."""
 
-    def __init__(self, link: Link, settings: Settings) -> None:
+    def __init__(self, link: KeeperClient, settings: Settings) -> None:
         self._link = link
         self._settings = settings
         self._mounts = sorted(settings.mounts, key=len, reverse=True)

@@ -15,13 +15,13 @@ from signer.api.request import read_token
 from signer.api.vault import responses
 from signer.api.vault.responses import HEADERS, REFUSALS, Answer
 from signer.errors import SignerError
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CallerDetails, Ready
 
 UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader", "sys/init"})
 
 
-def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
+def answer(environ: Mapping[str, Any], path: str, link: KeeperClient) -> Answer:
     """The paths of `UNAUTHENTICATED`; monitors and `bao status` ask them."""
     method = environ["REQUEST_METHOD"]
     if path == "sys/health" and str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
@@ -66,7 +66,7 @@ def answer(environ: Mapping[str, Any], path: str, link: Link) -> Answer:
     )
 
 
-def _look(link: Link) -> tuple[bool, dict[str, str]]:
+def _look(link: KeeperClient) -> tuple[bool, dict[str, str]]:
     """Whether the keeper could sign now, and the name of what it signs for."""
     cluster = {"cluster_name": "signer"}
     try:

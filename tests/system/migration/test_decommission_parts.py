@@ -53,7 +53,7 @@ def killing(self, event, **facts):
     if is_it:
         os.kill(os.getpid(), 9)
 Journal.write = killing
-from signer.cli import main
+from signer.cli.main import main
 sys.exit(main(sys.argv[4:]))
 """
 KILLS: Final = (("after", "step.began"), ("before", "step.done"))

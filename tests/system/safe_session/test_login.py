@@ -11,7 +11,7 @@ import pytest
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing, make_key, sign_with_ssh_keygen
 from tests.parts.sshd import Sshd, StartSshd
-from tests.system.safe_session.test_login_standin import Client, Signer, Standin, make_client
+from tests.parts.standin import Client, Signer, Standin, make_client
 
 pytestmark = missing.needs_sshd
 

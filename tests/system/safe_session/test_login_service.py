@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.keys import Key, KeyRing
-from tests.system.safe_session.test_login_standin import (
+from tests.parts.standin import (
     TOKEN,
     Asked,
     Client,

@@ -18,7 +18,7 @@ import pytest
 
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing
-from tests.system.safe_session.test_login_standin import TOKEN, Client, Signer, Standin, make_client
+from tests.parts.standin import TOKEN, Client, Signer, Standin, make_client
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from signer.authority.certificates import make_draft
+from signer.authority.certificates import prepare_certificate
 from signer.ca.key import CaKey, load_ca_key
 from signer.model import Grant
 from signer.ssh.certificate import append_signature, decode_certificate
@@ -57,7 +57,7 @@ def issue(keyring: KeyRing, kind: str, ca: CaKey, given: Grant | None = None) ->
     """A certificate as a line; its serial is the kind's place in the list, from 1."""
     nonce = sha256(kind.encode()).digest()
     serial = USER_KINDS.index(kind) + 1
-    draft = make_draft(given or grant_for(keyring, kind), serial, nonce, builders.NOW, ca.blob)
+    draft = prepare_certificate(given or grant_for(keyring, kind), serial, nonce, builders.NOW, ca.blob)
     certificate = append_signature(draft.unsigned, ca.sign(draft.unsigned))
     return render_public_key(certificate_kind(draft.fields.key_kind), certificate)
 

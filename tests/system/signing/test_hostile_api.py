@@ -152,7 +152,7 @@ FORGED: dict[str, object] = {
 
 def test_an_identity_that_the_message_claims_is_not_believed(service: Service, liar: LyingWorker) -> None:
     answer = liar.ask(body(), op="sign", role="llmops", token=service.tokens["stranger"], **FORGED)
-    assert answer["error"]["kind"] == "Refused"
+    assert answer["error"]["code"] == "role_not_granted"
     answer = liar.ask(op="head", token=service.tokens["ci"], **FORGED)
     assert answer["error"]["code"] == "not_permitted"
     answer = liar.ask(op="freeze", scope="all", reason="mine", token=service.tokens["ci"], **FORGED)

@@ -23,7 +23,7 @@ from tests.parts.openbao import OpenBao
 from tests.parts.rotation import API_USER, KEEPER_USER, why_not_two_users
 from tests.parts.service import STANDARD_POLICY, Service
 from tests.parts.sshd import StartSshd
-from tests.system.vault.test_vault_mode import RIGHTS, no_secret_in, recorded, write_token
+from tests.parts.vault_mode import RIGHTS, no_secret_in, recorded, write_token
 
 # Roles of policy.toml that say the same, and what each is in Vault.
 ROLES: dict[str, dict[str, object]] = {

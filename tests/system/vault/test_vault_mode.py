@@ -26,13 +26,8 @@ from tests.parts.lying_worker import LyingWorker, read_reply
 from tests.parts.openbao import OpenBao
 from tests.parts.service import Answer, Service
 from tests.parts.sshd import StartSshd
+from tests.parts.vault_mode import RIGHTS, no_secret_in, recorded, write_token
 
-RIGHTS = """
-path "{mount}/sign/*" {{ capabilities = ["update"] }}
-path "{mount}/config/ca" {{ capabilities = ["read"] }}
-path "auth/token/lookup-self" {{ capabilities = ["read"] }}
-path "auth/token/renew-self" {{ capabilities = ["update"] }}
-"""
 StartInFront = Callable[..., Service]
 
 
@@ -74,13 +69,6 @@ def vault(tmp_path: Path) -> Iterator[OpenBao]:
         yield server
 
 
-def write_token(path: Path, token: str) -> None:
-    fresh = path.with_suffix(".fresh")
-    fresh.touch(0o600)
-    fresh.write_text(token + "\n")
-    fresh.rename(path)
-
-
 def prepare(bao: OpenBao, mount: str = "ssh", *, key_type: str = "", ttl: str = "1h") -> str:
     """A mount with a CA key and the role llmops; the token that may use it."""
     bao.enable_ssh(mount, key_type=key_type)
@@ -101,24 +89,6 @@ def readiness(service: Service) -> str:
 
 def becomes(service: Service, wanted: str) -> None:
     eventually(lambda: readiness(service) == wanted, f"/readyz says {wanted}, not {readiness(service)}")
-
-
-def recorded(service: Service) -> dict[str, dict[str, Any]]:
-    """Every certificate in the ledger, by serial."""
-    listed = service.command("certs", "list", "--limit", "500", "--json")
-    return {row["serial"]: row for row in json.loads(listed.stdout)["certificates"]}
-
-
-def no_secret_in(service: Service, *tokens: str) -> None:
-    events = service.command("ledger", "export").stdout
-    keeper = service.keeper_pid()
-    shown = (
-        Path(f"/proc/{keeper}/cmdline").read_bytes().decode() + Path(f"/proc/{keeper}/environ").read_bytes().decode()
-    )
-    for token in tokens:
-        assert token not in service.log()
-        assert token not in events
-        assert token not in shown
 
 
 # --- with a real OpenBao ---------------------------------------------------------------------------------------------

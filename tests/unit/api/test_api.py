@@ -16,13 +16,13 @@ from werkzeug.test import TestResponse
 from signer.api import native, openapi
 from signer.api.app import make_flask
 from signer.errors import NotAuthenticated, SignerError, Unavailable
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply
 from signer.protocol.sign_request import MAX_BODY
 from signer.settings import load_settings
 
 
-class FakeLink(Link):
+class FakeKeeperClient(KeeperClient):
     """Keeps what it is asked and answers with what a test set."""
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ REPLIES: dict[str, Reply] = {
 
 
 @pytest.fixture
-def link() -> FakeLink:
-    return FakeLink()
+def link() -> FakeKeeperClient:
+    return FakeKeeperClient()
 
 
 @pytest.fixture
-def flask(link: FakeLink) -> Flask:
+def flask(link: FakeKeeperClient) -> Flask:
     return make_flask(link, load_settings({}))
 
 
@@ -77,7 +77,7 @@ def problem(answer: TestResponse, status: int) -> dict[str, Any]:
     return found
 
 
-def asked(link: FakeLink) -> dict[str, Any]:
+def asked(link: FakeKeeperClient) -> dict[str, Any]:
     *before, (header, _) = link.asked
     assert {header["op"] for header, _ in before} <= {"whoami"}
     return {key: value for key, value in header.items() if key not in ("token", "address", "request_id")}
@@ -98,7 +98,7 @@ def asked(link: FakeLink) -> dict[str, Any]:
     ],
 )
 def test_a_route_asks_the_keeper_with_the_callers_credential(
-    client: FlaskClient, link: FakeLink, method: str, path: str, body: bytes | None, expected: dict[str, Any]
+    client: FlaskClient, link: FakeKeeperClient, method: str, path: str, body: bytes | None, expected: dict[str, Any]
 ) -> None:
     answer = client.open(path, method=method, data=body, headers={"X-Vault-Token": "sgn_x"})
     assert answer.status_code in (200, 201)
@@ -108,7 +108,7 @@ def test_a_route_asks_the_keeper_with_the_callers_credential(
     assert sent == (body if "freezes" not in path else b"") or not body
 
 
-def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeLink) -> None:
+def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeKeeperClient) -> None:
     link.reply = CertificatePage(certificates=[], before="41")
     answer = client.get(
         "/api/certificates?identity=ci&role=llmops&principal=llmops&fingerprint=SHA256:a%2Bb"
@@ -132,7 +132,7 @@ def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskC
 
 
 def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
-    client: FlaskClient, link: FakeLink
+    client: FlaskClient, link: FakeKeeperClient
 ) -> None:
     link.reply = OperationPage(operations=[], before="7")
     answer = client.get("/api/operations?evidence=sha256:aa&limit=2&before=9")
@@ -143,7 +143,7 @@ def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
     assert not link.asked
 
 
-def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeLink) -> None:
+def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeKeeperClient) -> None:
     assert "Link" not in client.get("/api/certificates").headers
 
 
@@ -167,7 +167,7 @@ def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeLink) -> Non
     ],
 )
 def test_a_bad_query_is_refused_in_a_clear_sentence(
-    client: FlaskClient, link: FakeLink, query: str, detail: str
+    client: FlaskClient, link: FakeKeeperClient, query: str, detail: str
 ) -> None:
     found = problem(client.get(f"/api/certificates?{query}"), 400)
     assert (found["code"], found["detail"]) == ("query_malformed", detail)
@@ -222,7 +222,7 @@ def test_flasks_own_refusals_are_problems_too(
 
 @pytest.mark.parametrize("method, path", [("POST", "/api/freezes"), ("POST", "/api/explain/a"), ("GET", "/api/ca")])
 def test_a_body_over_the_limit_is_refused_with_the_limit(
-    client: FlaskClient, link: FakeLink, method: str, path: str
+    client: FlaskClient, link: FakeKeeperClient, method: str, path: str
 ) -> None:
     found = problem(client.open(path, method=method, data=b"x" * (MAX_BODY + 1)), 413)
     assert (found["code"], str(MAX_BODY) in found["detail"]) == ("body_too_large", True)
@@ -239,7 +239,7 @@ def test_a_body_over_the_limit_that_does_not_say_its_length_is_refused(flask: Fl
     assert problem(answer, 413)["code"] == "body_too_large"
 
 
-def test_the_keepers_refusal_keeps_its_code_and_gets_its_status(client: FlaskClient, link: FakeLink) -> None:
+def test_the_keepers_refusal_keeps_its_code_and_gets_its_status(client: FlaskClient, link: FakeKeeperClient) -> None:
     link.reply = NotAuthenticated("token_missing", "no token was sent", "send it")
     answer = client.get("/api/freezes")
     found = problem(answer, 401)
@@ -249,20 +249,24 @@ def test_the_keepers_refusal_keeps_its_code_and_gets_its_status(client: FlaskCli
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/metrics", "/api/ca", "/api/ledger/head"])
-def test_without_a_keeper_a_route_says_when_to_come_back(client: FlaskClient, link: FakeLink, path: str) -> None:
+def test_without_a_keeper_a_route_says_when_to_come_back(
+    client: FlaskClient, link: FakeKeeperClient, path: str
+) -> None:
     link.reply = Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")
     answer = client.get(path)
     assert problem(answer, 503)["code"] == "keeper_gone"
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_without_a_keeper_the_process_is_healthy_all_the_same(client: FlaskClient, link: FakeLink) -> None:
+def test_without_a_keeper_the_process_is_healthy_all_the_same(client: FlaskClient, link: FakeKeeperClient) -> None:
     link.reply = Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")
     assert client.get("/healthz").get_json() == {"status": "ok"}
     assert not link.asked
 
 
-def test_a_keeper_that_is_not_ready_fails_readiness_with_its_reason(client: FlaskClient, link: FakeLink) -> None:
+def test_a_keeper_that_is_not_ready_fails_readiness_with_its_reason(
+    client: FlaskClient, link: FakeKeeperClient
+) -> None:
     link.reply = NotReady(ready=False, code="ledger_unavailable", text="the disk is full", hint="make room")
     found = problem(client.get("/readyz"), 503)
     assert (found["code"], found["detail"], found["hint"]) == ("ledger_unavailable", "the disk is full", "make room")
@@ -270,7 +274,7 @@ def test_a_keeper_that_is_not_ready_fails_readiness_with_its_reason(client: Flas
 
 @pytest.mark.parametrize("fault", [KeyError("s3cret"), SignerError("odd_code", "odd"), ValueError("s3cret")])
 def test_a_fault_of_ours_tells_the_caller_a_number_and_the_log_the_rest(
-    client: FlaskClient, link: FakeLink, fault: Exception, caplog: pytest.LogCaptureFixture
+    client: FlaskClient, link: FakeKeeperClient, fault: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     link.reply = fault
     with caplog.at_level(logging.ERROR):
@@ -320,7 +324,7 @@ def test_every_reference_in_openapi_leads_somewhere_and_every_id_is_its_own() ->
     assert len(ids) == len(set(ids)) == len(openapi.ROUTES)
 
 
-def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeLink) -> None:
+def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeKeeperClient) -> None:
     paths = openapi.document()["paths"]
     opened = {path for path, item in paths.items() for operation in item.values() if operation.get("security") == []}
     for path in opened:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from signer.api import lane as lane_module
-from signer.api.lane import Lane, Outcome
+from signer.api.lane import AsyncKeeperClient, Outcome
 from signer.errors import Refused, SignerError, Unavailable
 from signer.protocol.replies import MetricsText, Reply, encode_reply
 
@@ -68,8 +68,8 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 
 @pytest.fixture
-def lane(tmp_path: Path, poll: Poll) -> Iterator[Lane]:
-    made = Lane(tmp_path / "k", poll, lambda done, outcome: done(outcome))
+def lane(tmp_path: Path, poll: Poll) -> Iterator[AsyncKeeperClient]:
+    made = AsyncKeeperClient(tmp_path / "k", poll, lambda done, outcome: done(outcome))
     yield made
     made.close()
 
@@ -87,7 +87,9 @@ def code(outcome: Outcome) -> str:
     return outcome.code
 
 
-def test_questions_are_out_together_and_answered_in_any_order(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_questions_are_out_together_and_answered_in_any_order(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: dict[str, Outcome] = {}
     lane.ask(b"first", lambda outcome: got.update(first=outcome))
     lane.ask(b"second", lambda outcome: got.update(second=outcome))
@@ -101,7 +103,9 @@ def test_questions_are_out_together_and_answered_in_any_order(lane: Lane, keeper
     assert got == {"second": numbered(2), "first": numbered(1)}
 
 
-def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_a_connection_that_was_answered_serves_the_next_question(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: list[Outcome] = []
     lane.ask(b"one", got.append)
     peer = keeper.accept()
@@ -111,7 +115,7 @@ def test_a_connection_that_was_answered_serves_the_next_question(lane: Lane, kee
     assert [peer.recv(99), peer.recv(99)] == [b"one", b"two"]
 
 
-def test_the_keepers_refusal_is_the_outcome(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_the_keepers_refusal_is_the_outcome(lane: AsyncKeeperClient, keeper: Keeper, poll: Poll) -> None:
     got: list[Outcome] = []
     lane.ask(b"may I", got.append)
     keeper.accept().send(encode_reply(Refused("frozen", "no")))
@@ -119,7 +123,7 @@ def test_the_keepers_refusal_is_the_outcome(lane: Lane, keeper: Keeper, poll: Po
     assert code(got[0]) == "frozen"
 
 
-def test_without_a_keeper_the_outcome_is_there_at_once(lane: Lane) -> None:
+def test_without_a_keeper_the_outcome_is_there_at_once(lane: AsyncKeeperClient) -> None:
     got: list[Outcome] = []
     lane.ask(b"anybody", got.append)
     assert isinstance(got[0], Unavailable)
@@ -127,7 +131,7 @@ def test_without_a_keeper_the_outcome_is_there_at_once(lane: Lane) -> None:
 
 
 def test_a_keeper_that_dies_with_a_question_answers_it_with_its_death_and_is_not_asked_again(
-    lane: Lane, keeper: Keeper, poll: Poll
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
 ) -> None:
     got: list[Outcome] = []
     lane.ask(b"sign", got.append)
@@ -141,7 +145,7 @@ def test_a_keeper_that_dies_with_a_question_answers_it_with_its_death_and_is_not
 
 
 def test_after_a_restart_a_question_goes_to_the_new_keeper(
-    tmp_path: Path, lane: Lane, keeper: Keeper, poll: Poll
+    tmp_path: Path, lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
 ) -> None:
     got: list[Outcome] = []
     lane.ask(b"before", got.append)
@@ -160,7 +164,7 @@ def test_after_a_restart_a_question_goes_to_the_new_keeper(
 
 
 def test_more_questions_than_may_be_out_wait_for_their_turn(
-    lane: Lane, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST", 1)
     got: list[Outcome] = []
@@ -177,7 +181,7 @@ def test_more_questions_than_may_be_out_wait_for_their_turn(
 
 
 def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
-    lane: Lane, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST", 1)
     monkeypatch.setattr(lane_module, "TIMEOUT", 0.0)
@@ -191,7 +195,9 @@ def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
     assert keeper.accept().recv(99) == b"waits"
 
 
-def test_an_answer_that_nobody_asked_for_ends_the_connection(lane: Lane, keeper: Keeper, poll: Poll) -> None:
+def test_an_answer_that_nobody_asked_for_ends_the_connection(
+    lane: AsyncKeeperClient, keeper: Keeper, poll: Poll
+) -> None:
     got: list[Outcome] = []
     lane.ask(b"one", got.append)
     peer = keeper.accept()

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from signer.api import request
 from signer.api.request import MAX_TOKEN, UNREADABLE, message_header, new_request_id, read_address, read_token
+from signer.protocol import commands
 from signer.protocol.commands import MAX_HEADER, split_message
 
 PROXIES = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -62,10 +62,10 @@ def test_the_address_is_the_last_one_that_no_trusted_proxy_has(peer: str, forwar
 
 
 def test_a_text_too_long_for_an_address_is_none_and_is_not_remembered() -> None:
-    request._read_ip.cache_clear()
+    commands._normalize_short.cache_clear()
     forwarded = "fe80::1%" + "x" * 4_096
     assert read_address({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": forwarded}, PROXIES) is None
-    assert request._read_ip.cache_info().currsize == 1  # the proxy's own
+    assert commands._normalize_short.cache_info().currsize == 1  # the proxy's own
 
 
 @pytest.mark.parametrize("peer, address", [("192.0.2.1", "192.0.2.1"), ("", None), ("::ffff:192.0.2.1", "192.0.2.1")])

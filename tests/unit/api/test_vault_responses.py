@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from signer.api.app import make_flask
 from signer.api.vault import responses
 from signer.errors import BadRequest, LedgerBroken, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
-from signer.protocol.client import Link
+from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CaKey, CallerDetails, Certificate, Extensions, Ready, Reply, RoleDetails, Roles
 from signer.settings import load_settings
 
@@ -40,7 +40,7 @@ ROLE = RoleDetails(
 SETTINGS = replace(load_settings({}), mounts=("ssh", "team/ssh", "team"))
 
 
-class Keeper(Link):
+class Keeper(KeeperClient):
     """Answers from a table, and remembers what it was asked. An error in the table is raised."""
 
     def __init__(self, **answers: object) -> None:

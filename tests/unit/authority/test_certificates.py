@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from signer.authority.certificates import check_obeys, make_draft
-from signer.errors import BadFormat, Disobedient
+from signer.authority.certificates import check_matches_grant, prepare_certificate
+from signer.errors import BadFormat, CertificateMismatch
 from signer.model import Grant
 from signer.ssh.certificate import CertificateFields, decode_certificate, decode_unsigned, encode_unsigned
 from tests.parts import builders
@@ -21,15 +21,15 @@ CA = PretendKey()
 
 
 def unsigned_of(given: Grant) -> bytes:
-    return make_draft(given, SERIAL, NONCE, NOW, CA.blob).unsigned
+    return prepare_certificate(given, SERIAL, NONCE, NOW, CA.blob).unsigned
 
 
 def obeys(fields: CertificateFields, given: Grant | None = None) -> None:
-    check_obeys(fields, given or grant(), NOW, SERIAL, NONCE, CA.blob)
+    check_matches_grant(fields, given or grant(), NOW, SERIAL, NONCE, CA.blob)
 
 
 def test_a_draft_says_what_was_granted_and_when() -> None:
-    draft = make_draft(grant(), SERIAL, NONCE, NOW, CA.blob)
+    draft = prepare_certificate(grant(), SERIAL, NONCE, NOW, CA.blob)
     assert decode_unsigned(draft.unsigned) == draft.fields
     assert (draft.fields.valid_after, draft.fields.valid_before) == (NOW - 30, NOW + 900)
     assert draft.fields.cert_type == 1
@@ -51,7 +51,7 @@ def test_any_changed_byte_is_noticed(kind: str) -> None:
                 fields = decode_unsigned(bytes(other))
             except BadFormat:
                 continue
-            with pytest.raises(Disobedient):
+            with pytest.raises(CertificateMismatch):
                 obeys(fields, given)
 
 
@@ -86,24 +86,24 @@ def test_any_changed_byte_is_noticed(kind: str) -> None:
 def test_each_changed_field_is_noticed(change: dict[str, Any]) -> None:
     fields = decode_unsigned(unsigned_of(grant()))
     obeys(fields)
-    with pytest.raises(Disobedient):
+    with pytest.raises(CertificateMismatch):
         obeys(replace(fields, **change))
 
 
 def test_a_grant_without_principals_is_never_drafted() -> None:
-    with pytest.raises(Disobedient, match="no principal"):
-        make_draft(grant(principals=()), SERIAL, NONCE, NOW, CA.blob)
+    with pytest.raises(CertificateMismatch, match="no principal"):
+        prepare_certificate(grant(principals=()), SERIAL, NONCE, NOW, CA.blob)
 
 
 def test_a_grant_whose_options_are_not_sorted_is_never_drafted() -> None:
     with pytest.raises(BadFormat):
-        make_draft(grant(extensions=("permit-pty", "permit-X11-forwarding")), SERIAL, NONCE, NOW, CA.blob)
+        prepare_certificate(grant(extensions=("permit-pty", "permit-X11-forwarding")), SERIAL, NONCE, NOW, CA.blob)
 
 
 @pytest.mark.parametrize("nonce", [b"", b"\0" * 31, b"\0" * 33])
 def test_a_nonce_has_32_bytes(nonce: bytes) -> None:
-    with pytest.raises(Disobedient, match="nonce"):
-        make_draft(grant(), SERIAL, nonce, NOW, CA.blob)
+    with pytest.raises(CertificateMismatch, match="nonce"):
+        prepare_certificate(grant(), SERIAL, nonce, NOW, CA.blob)
 
 
 def test_the_record_tells_the_exact_bytes_and_everything_a_host_will_log() -> None:

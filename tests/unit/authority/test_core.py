@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signer.errors import BadRequest, Disobedient, SignerError, Unavailable
+from signer.errors import BadRequest, CertificateMismatch, SignerError, Unavailable
 from signer.model import Event
 from signer.protocol.commands import Explain, Freeze, ShowCaller, ShowHead, Sign, Unfreeze
 from signer.ssh.certificate import decode_certificate
@@ -124,12 +124,12 @@ def test_a_draft_that_is_not_the_grant_is_never_signed_and_told_to_the_log(monke
     bench = Bench()
 
     def disobey(*_: object) -> None:
-        raise Disobedient("certificate_differs_from_grant", "the certificate's serial is not the grant's")
+        raise CertificateMismatch("certificate_differs_from_grant", "the certificate's serial is not the grant's")
 
-    monkeypatch.setattr("signer.authority.certificates.check_obeys", disobey)
+    monkeypatch.setattr("signer.authority.certificates.check_matches_grant", disobey)
     assert code_of(bench.sign()) == "certificate_differs_from_grant"
     assert bench.key.signed == []
-    assert [type(fault) for fault in bench.faults] == [Disobedient]
+    assert [type(fault) for fault in bench.faults] == [CertificateMismatch]
     monkeypatch.undo()
     assert serial_of(bench.sign()) == 2
 

@@ -11,62 +11,17 @@ from typing import Any
 
 import pytest
 
-from signer.authority.core import Answer, Core
-from signer.authority.vault_certificates import Forward
-from signer.errors import Disobedient, Refused, SignerError, Unavailable
-from signer.model import BACKDATE, Entry, Event, Returned
-from signer.protocol.commands import Freeze, ShowHead, Sign, Unfreeze
-from signer.protocol.replies import Reply
+from signer.authority.vault_certificates import PendingSignature
+from signer.errors import CertificateMismatch, Refused
+from signer.model import Event
+from signer.protocol.commands import Freeze, ShowHead, Unfreeze
 from signer.ssh.publickey import fingerprint_of
 from tests.parts import builders
 from tests.parts.builders import NOW, MemoryStore
-from tests.parts.fake_vault import ForeignCa
-from tests.parts.watcher import Watcher
-from tests.unit.authority.test_core_random import BY_DIGEST, POLICIES, Episode, Memory
+from tests.parts.episodes import BY_DIGEST, POLICIES, Memory
+from tests.parts.vault_episodes import CA, DOWN, Bench, VaultEpisode, VaultWatcher, code, made
 
-CA = ForeignCa()
-DOWN = Unavailable("vault_down", "Vault cannot be reached", "start Vault")
 LIMITED = builders.policy(builders.POLICY, builders.role_lines("limits = { per_minute = 2, live = 2 }"))
-
-
-class Bench(builders.Bench):
-    """A core without a key."""
-
-    def restart(self) -> Core:
-        self.core = Core(
-            policy=self.policy,
-            key=None,
-            ledger=self.store,
-            clock=lambda: self.now,
-            random=os.urandom,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
-
-    def send(self, who: str = "deploy-agent", **changes: Any) -> Forward:
-        """The grant that one sign request gives out."""
-        forward = self.sign(who, **changes)
-        assert isinstance(forward, Forward), forward
-        return forward
-
-    def finish(self, *results: tuple[Forward, Returned | SignerError]) -> list[Any]:
-        """The replies, in order."""
-        replies = dict(self.core.finish(results))
-        return [builders.fields_of(replies[index]) for index in range(len(results))]
-
-    def finish_one(self, forward: Forward, result: Returned | SignerError) -> Any:
-        return self.finish((forward, result))[0]
-
-
-def made(forward: Forward, **changes: Any) -> Returned:
-    """What Vault makes of it."""
-    return Returned(CA.certify(CA.fields(forward.grant, forward.asked_at, **changes)), CA.blob)
-
-
-def code(reply: object) -> str:
-    assert isinstance(reply, SignerError), reply
-    return reply.code
 
 
 def test_a_grant_goes_out_unrecorded_and_comes_back_recorded() -> None:
@@ -100,7 +55,7 @@ def test_a_certificate_outside_its_grant_is_refused_recorded_and_told_to_the_log
     (body,) = bench.store.bodies("request.refused")
     assert (body["code"], body["role"], body["address"]) == ("vault_outside_grant", "llmops", "192.0.2.7")
     assert bench.store.entries[-1].actor == "deploy-agent"
-    assert [type(fault) for fault in bench.faults] == [Disobedient]
+    assert [type(fault) for fault in bench.faults] == [CertificateMismatch]
     assert "certificate.issued" not in bench.store.kinds()
 
 
@@ -197,8 +152,8 @@ def test_a_serial_that_comes_twice_is_refused() -> None:
 def test_what_is_out_counts_towards_the_limits() -> None:
     bench = Bench(policy=LIMITED)
     one, two = bench.ask(builders.sign(), builders.sign())
-    assert isinstance(one, Forward)
-    assert isinstance(two, Forward)
+    assert isinstance(one, PendingSignature)
+    assert isinstance(two, PendingSignature)
     assert code(bench.sign()) == "rate_limited"
 
 
@@ -239,7 +194,7 @@ def test_a_state_read_while_results_are_checked_does_not_count_what_failed_befor
 @pytest.mark.parametrize(
     "fails", [lambda forward: DOWN, lambda forward: made(forward, cert_type=2)], ids=["down", "outside"]
 )
-def test_a_grant_that_fails_is_taken_back(fails: Callable[[Forward], Any]) -> None:
+def test_a_grant_that_fails_is_taken_back(fails: Callable[[PendingSignature], Any]) -> None:
     bench = Bench(policy=LIMITED)
     for _ in range(20):
         forward = bench.send()
@@ -287,115 +242,6 @@ def test_after_a_restart_the_serials_of_both_backends_are_kept_apart() -> None:
 # --- the same promises, after each of many random steps -------------------------------------------------------------
 
 STEPS = 30_000  # commands
-SPOILED: tuple[dict[str, Any], ...] = (
-    {"principals": ("root",)},
-    {"principals": ()},
-    {"cert_type": 2},
-    {"valid_before": 2**40},
-    {"valid_after": 0},
-    {"key": builders.public_key(name="mallory").blob},
-    {"extensions": (("permit-agent-forwarding", ""),)},
-    {"critical_options": (("force-command", "/bin/sh"),)},
-    {"key_id": "a\nb"},
-    {"ca_key": ForeignCa(name="mallory").blob},
-)
-
-
-class VaultWatcher(Watcher):
-    """What differs: serials are Vault's, and what was granted first may be recorded last."""
-
-    def _issued(self, entry: Entry, body: dict[str, Any]) -> None:
-        serial, asked_at = int(body["serial"]), body["valid_after"] + BACKDATE
-        assert serial not in self.issued, "a serial comes twice"
-        assert body["backend"] == "vault"
-        frozen = {"all", f"role:{body['role']}", f"identity:{body['identity']}"} & self.frozen.keys()
-        assert not frozen, f"released although {frozen} is frozen"
-        policy = self.policies[body["policy"]]
-        self._within_policy(body, policy, asked_at)
-        held = self.held[body["identity"], body["role"]]
-        held.append((serial, asked_at, body["valid_before"]))
-        limits = policy.roles[body["role"]].limits
-        for _, at, _ in held:
-            if limits.per_minute is not None and asked_at <= at:
-                assert sum(at - 60 < other <= at for _, other, _ in held) <= limits.per_minute, "too many in a minute"
-        self.issued[serial] = body
-
-
-class VaultEpisode(Episode):
-    """A core whose grants Vault signs, sooner, later or wrongly."""
-
-    def __init__(self, seed: str, store: Any) -> None:
-        self.out: list[Forward] = []
-        super().__init__(seed, store)
-        self.watcher = VaultWatcher(BY_DIGEST)
-
-    def start(self) -> Core:
-        self.out.clear()  # a keeper that ended knows nothing of what it had sent
-        self.core = Core(
-            policy=self.rng.choice(POLICIES),
-            key=None,
-            ledger=self.store,
-            clock=self.clock,
-            random=self.rng.randbytes,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
-
-    def swap_policy(self) -> None:
-        self.core.use_policy(self.rng.choice(POLICIES))
-
-    def batch(self) -> None:
-        commands = [self.command() for _ in range(self.rng.choice((1, 1, 2, 3, 5, 8)))]
-        self.commands += len(commands)
-        answered = set()
-        for index, reply in self.core.run(commands):
-            answered.add(index)
-            if isinstance(reply, Forward):
-                self.out.append(reply)
-            else:
-                assert not (isinstance(commands[index], Sign) and isinstance(reply, Reply)), "released by itself"
-                self.count(type(commands[index]).__name__, reply)
-                self.check_reply(commands[index], reply)
-        assert answered == set(range(len(commands))), "a command got no reply"
-        if self.rng.random() < 0.8:
-            self.come_back()
-
-    def come_back(self) -> None:
-        back = [forward for forward in self.out if self.rng.random() < 0.7]
-        self.out = [forward for forward in self.out if forward not in back]
-        self.rng.shuffle(back)
-        spoiled: set[int] = set()
-        results: list[tuple[Forward, Returned | SignerError]] = []
-        for index, forward in enumerate(back):
-            result, is_good = self.result(forward)
-            results.append((forward, result))
-            if not is_good:
-                spoiled.add(index)
-        answered = set()
-        for index, reply in self.core.finish(results):
-            answered.add(index)
-            assert not (index in spoiled and isinstance(reply, Reply)), "a bad certificate was released"
-            self.count("Released", reply)
-            self.check_reply(back[index].command, reply)
-        assert answered == set(range(len(back))), "a grant got no reply"
-        self.faults[:] = [fault for fault in self.faults if not isinstance(fault, Disobedient)]
-
-    def count(self, name: str, reply: Answer) -> None:
-        self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
-
-    def result(self, forward: Forward) -> tuple[Returned | SignerError, bool]:
-        roll = self.rng.random()
-        if roll < 0.1:
-            return DOWN, False
-        if roll < 0.2:
-            change = self.rng.choice(SPOILED)
-            if change.get("critical_options") == forward.grant.critical_options:
-                return DOWN, False
-            return made(forward, **change), False
-        if roll < 0.23 and self.watcher.issued:
-            return made(forward, serial=self.rng.choice(list(self.watcher.issued))), False
-        return made(forward, serial=self.rng.randrange(2**64)), True
 
 
 @pytest.mark.slow

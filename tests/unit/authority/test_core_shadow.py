@@ -18,7 +18,7 @@ from signer.authority import shadow
 from signer.authority.core import Core
 from signer.authority.limits import Differences
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import Forward
+from signer.authority.vault_certificates import PendingSignature
 from signer.ca.key import load_ca_key
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
@@ -29,12 +29,11 @@ from signer.service.reload import Reloader
 from signer.settings import load_settings
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.vault.parity import Difference, compare_certificates
-from tests.parts import builders
+from tests.parts import builders, vault_episodes
 from tests.parts.builders import NOW, MemoryStore, PretendKey
+from tests.parts.episodes import POLICIES, Memory
 from tests.parts.keys import KeyRing
-from tests.unit.authority import test_core_forward
-from tests.unit.authority.test_core_forward import CA, DOWN, VaultEpisode, code, made
-from tests.unit.authority.test_core_random import POLICIES, Memory
+from tests.parts.vault_episodes import CA, DOWN, VaultEpisode, code, made
 
 HOUR = Differences.window
 OURS = builders.public_key("ssh-ed25519", "ca")  # the public half of what PretendKey signs with
@@ -54,7 +53,7 @@ class Batches(MemoryStore):
 
 
 @dataclass
-class Bench(test_core_forward.Bench):
+class Bench(vault_episodes.Bench):
     """A core without a key, and a shadow."""
 
     store: Batches = field(default_factory=Batches)
@@ -88,7 +87,7 @@ KEY_ID = {"key_id": "deploy-agent:llmops"}  # as ours, so that the test's own di
 
 
 def test_the_caller_gets_what_it_gets_in_mode_vault_and_the_same_is_recorded() -> None:
-    beside, alone = Bench(), test_core_forward.Bench()
+    beside, alone = Bench(), vault_episodes.Bench()
     forwards = beside.send(), alone.send()
     result = made(forwards[0], serial=7, extensions=())
     assert beside.finish_one(forwards[0], result) == alone.finish_one(forwards[1], result)
@@ -181,7 +180,7 @@ def test_no_serial_of_ours_is_used_up(tmp_path: Path) -> None:
     core.begin({})
     for _ in range(3):
         ((_, forward),) = core.run([builders.sign()])
-        assert isinstance(forward, Forward)
+        assert isinstance(forward, PendingSignature)
         ((_, reply),) = core.finish([(forward, made(forward))])
         assert isinstance(reply, Reply)
     assert ledger.last_serial() == 0

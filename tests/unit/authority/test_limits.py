@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.limits import MAX_FOLDED, WINDOW, Holdings, Refusals
+from signer.authority.limits import MAX_FOLDED, WINDOW, CertificateUsage, Refusals
 from signer.model import Event, Usage
 
 
@@ -14,7 +14,7 @@ def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "
 
 
 def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
-    held = Holdings([("a", "r", 100, 400)])
+    held = CertificateUsage([("a", "r", 100, 400)])
     assert held.usage("a", "r", 100) == Usage(1, 1)
     assert held.usage("a", "r", 159) == Usage(1, 1)
     assert held.usage("a", "r", 160) == Usage(0, 1)
@@ -23,12 +23,12 @@ def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
 
 
 def test_others_certificates_do_not_count() -> None:
-    held = Holdings([("a", "r", 100, 400)])
+    held = CertificateUsage([("a", "r", 100, 400)])
     assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == Usage()
 
 
 def test_a_certificate_that_was_never_signed_is_not_live() -> None:
-    held = Holdings([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
+    held = CertificateUsage([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
     held.withhold("a", "r", 100, 300)
     assert held.usage("a", "r", 100) == Usage(2, 2)
     assert held.usage("a", "r", 200) == Usage(0, 1)
@@ -37,7 +37,7 @@ def test_a_certificate_that_was_never_signed_is_not_live() -> None:
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=40), st.integers(0, 700))
 def test_usage_is_what_counting_by_hand_gives(rows: list[tuple[int, int]], now: int) -> None:
     issued = sorted((at, at + ttl) for at, ttl in rows if at <= now)
-    held = Holdings(("a", "r", at, end) for at, end in issued)
+    held = CertificateUsage(("a", "r", at, end) for at, end in issued)
     expected = Usage(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
     assert held.usage("a", "r", now) == expected
 

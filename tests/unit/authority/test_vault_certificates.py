@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.vault_certificates import TOLERANCE, ForeignCertificate, Forward, read_foreign
-from signer.errors import Disobedient
+from signer.authority.vault_certificates import TOLERANCE, ForeignCertificate, PendingSignature, read_foreign
+from signer.errors import CertificateMismatch
 from signer.model import Grant, Returned
 from signer.ssh.publickey import fingerprint_of
 from signer.ssh.wire import string
@@ -23,8 +23,8 @@ GRANT = builders.grant(principals=("backup", "llmops"), extensions=("permit-port
 OPTIONS = GRANT.critical_options
 
 
-def forward(grant: Grant = GRANT) -> Forward:
-    return Forward(builders.sign(), grant, NOW, "0" * 64)
+def forward(grant: Grant = GRANT) -> PendingSignature:
+    return PendingSignature(builders.sign(), grant, NOW, "0" * 64)
 
 
 def returned(grant: Grant = GRANT, ca: ForeignCa = CA, **changes: Any) -> Returned:
@@ -35,9 +35,9 @@ def read(**changes: Any) -> ForeignCertificate:
     return read_foreign(returned(**changes), forward())
 
 
-def fault(answer: Returned, asked: Forward | None = None) -> str:
+def fault(answer: Returned, asked: PendingSignature | None = None) -> str:
     """What is wrong with it, in the words of the error."""
-    with pytest.raises(Disobedient) as caught:
+    with pytest.raises(CertificateMismatch) as caught:
         read_foreign(answer, asked or forward())
     assert caught.value.code == "vault_outside_grant"
     return caught.value.text.partition(": ")[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signer.errors import BadFormat, Disobedient, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
+from signer.errors import BadFormat, CertificateMismatch, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.migration.parity import ParityReport, check_parity
 from signer.migration.samples import make_samples, throwaway_key
 from signer.model import CaKeys, Limits, Role
@@ -149,7 +149,7 @@ def test_what_ours_refuses_and_vault_grants_is_an_error_for_the_plain_request_on
 
 
 def test_what_vault_refuses_and_ours_grants_is_an_error() -> None:
-    report = check(OURS, FakeVault(OURS, VAULTS, Disobedient("vault_refused", "no")))
+    report = check(OURS, FakeVault(OURS, VAULTS, CertificateMismatch("vault_refused", "no")))
     told = [(found.ours, found.vaults, found.why) for found in report.errors]
     assert told == [("granted", "refused: vault_refused", "ours grants what Vault refuses")] * 20
 
@@ -158,7 +158,7 @@ def test_nothing_is_shown_by_a_plain_request_that_both_refuse() -> None:
     def refuse(_: str, __: dict[str, Any]) -> str:
         raise Refused("frozen", "no")
 
-    report = check(OURS, FakeVault(OURS, VAULTS, Disobedient("vault_refused", "no")), refuse)
+    report = check(OURS, FakeVault(OURS, VAULTS, CertificateMismatch("vault_refused", "no")), refuse)
     assert [found.severity for found in report.errors] == ["error"] * len(report.errors)
     assert not report.is_parity
 

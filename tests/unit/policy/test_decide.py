@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Refused
-from signer.model import Approval, Ask, Grant, Limits, Role, Usage
+from signer.model import Approval, Grant, Limits, Role, SignRequest, Usage
 from signer.policy.decide import decide, explain
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals, rule_name
 from tests.parts import builders
@@ -19,13 +19,13 @@ from tests.parts.builders import NO_USAGE, ask, identity, public_key, role
 ADDRESS = "192.0.2.7"
 
 
-def grant(asked: Ask | None = None, allowed: Role | None = None, **more: Any) -> Grant:
+def grant(asked: SignRequest | None = None, allowed: Role | None = None, **more: Any) -> Grant:
     made = {"key": public_key(), "address": ADDRESS, "usage": NO_USAGE, **more}
     return decide(more.pop("who", None) or identity(), allowed or role(), asked or ask(), made["key"],
                   made["address"], made["usage"])  # fmt: skip
 
 
-def refusal(asked: Ask | None = None, allowed: Role | None = None, **more: Any) -> Refused:
+def refusal(asked: SignRequest | None = None, allowed: Role | None = None, **more: Any) -> Refused:
     with pytest.raises(Refused) as caught:
         grant(asked, allowed, **more)
     assert caught.value.text
@@ -276,7 +276,7 @@ NAMES = st.sampled_from(["llmops", "backup", "{identity}", "deploy-agent", "root
 FLAGS = st.sampled_from(["permit-pty", "permit-port-forwarding", "permit-user-rc", "no-touch-required", "x"])
 OPTIONS = st.sampled_from(["force-command", "source-address", "verify-required", "x"])
 ASKS = st.builds(
-    Ask,
+    SignRequest,
     role=st.just("llmops"),
     public_key=st.just(""),
     principals=st.none() | st.lists(NAMES, max_size=4).map(tuple),
@@ -313,7 +313,7 @@ USAGES = st.builds(Usage, st.integers(0, 4), st.integers(0, 4))
 
 @given(ASKS, ROLES, KEYS, ADDRESSES, USAGES)
 def test_deciding_and_explaining_agree_and_explaining_names_every_rule(
-    asked: Ask, allowed: Role, key: Any, address: str | None, usage: Usage
+    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: Usage
 ) -> None:
     explained = list(explain(identity(), allowed, asked, key, address, usage))
     assert [finding.rule for finding, _ in explained] == [rule_name(rule) for rule in RULES]
@@ -331,7 +331,7 @@ def test_deciding_and_explaining_agree_and_explaining_names_every_rule(
 
 @given(ASKS, ROLES, KEYS, ADDRESSES, USAGES)
 def test_no_request_gets_more_than_its_role_allows_or_less_than_it_pins(
-    asked: Ask, allowed: Role, key: Any, address: str | None, usage: Usage
+    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: Usage
 ) -> None:
     try:
         made = decide(identity(), allowed, asked, key, address, usage)

@@ -311,6 +311,45 @@ def test_a_file_is_read_from_disk_and_one_that_cannot_be_is_refused(tmp_path: Pa
         assert str(tmp_path) not in caught.value.text
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o664, 0o666])
+def test_a_policy_that_group_or_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(policy_text())
+    path.chmod(mode)
+    with pytest.raises(BadFile) as caught:
+        load_policy(path)
+    assert caught.value.code == "policy_file_writable"
+    assert f"{mode:04o}" in caught.value.text
+    path.chmod(mode & ~0o022 | 0o044)
+    assert load_policy(path) == parse_policy(policy_text().encode())
+
+
+def test_a_policy_belongs_to_root_or_to_the_user_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(policy_text())
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    if owner == 0:
+        assert load_policy(path) == parse_policy(policy_text().encode())  # root's, read by the keeper's user
+        os.chown(path, 4712, -1)
+    with pytest.raises(BadFile) as caught:
+        load_policy(path)
+    assert caught.value.code == "policy_file_writable"
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid)
+    assert load_policy(path) == parse_policy(policy_text().encode())
+
+
+def test_a_policy_is_read_through_a_link(tmp_path: Path) -> None:
+    """Kubernetes mounts files as links; the file that is opened is the one that is checked."""
+    (tmp_path / "real.toml").write_text(policy_text())
+    (tmp_path / "policy.toml").symlink_to("real.toml")
+    assert load_policy(tmp_path / "policy.toml") == parse_policy(policy_text().encode())
+    (tmp_path / "real.toml").chmod(0o666)
+    with pytest.raises(BadFile) as caught:
+        load_policy(tmp_path / "policy.toml")
+    assert caught.value.code == "policy_file_writable"
+
+
 @pytest.mark.timeout(20)
 def test_a_pipe_in_place_of_the_file_does_not_hang(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"

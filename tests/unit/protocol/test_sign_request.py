@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signer.errors import BadRequest
-from signer.model import Ask
+from signer.model import SignRequest
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import MAX_DEPTH, has_too_many_strings, is_too_deep
 from signer.protocol.sign_request import (
@@ -32,7 +32,7 @@ PLAIN = st.recursive(
 BROKEN = st.text(alphabet='{}[]:,"\\ \n01.eE-+truefalsn\u00e9\x00u') | st.text()
 
 
-def _vault(**fields: Any) -> Ask:
+def _vault(**fields: Any) -> SignRequest:
     return read_vault_sign("llmops", decode_body(json.dumps(fields).encode()))
 
 
@@ -137,14 +137,14 @@ def test_a_form_is_a_form_by_type_and_look() -> None:
 
 
 def test_nothing_said_is_nothing_asked() -> None:
-    assert _vault() == Ask(role="llmops", public_key="")
+    assert _vault() == SignRequest(role="llmops", public_key="")
 
 
 def test_what_hvac_always_sends_is_nothing_asked() -> None:
     asked = _vault(
         public_key="k", ttl="", valid_principals="", key_id="", cert_type="user", critical_options=None, extensions=None
     )
-    assert asked == Ask(role="llmops", public_key="k")
+    assert asked == SignRequest(role="llmops", public_key="k")
 
 
 def test_every_field_is_coerced_as_vault_does() -> None:
@@ -158,7 +158,7 @@ def test_every_field_is_coerced_as_vault_does() -> None:
         extensions={"z": {"b": 2, "a": [True, None]}},
         reason="because",
     )
-    assert asked == Ask(
+    assert asked == SignRequest(
         role="llmops",
         public_key="k",
         principals=("a", "b", "c"),
@@ -239,7 +239,7 @@ def test_a_long_duration_is_cut_to_what_a_certificate_could_ever_live(text: str)
 
 def test_the_native_body_is_strict() -> None:
     body = b'{"public_key":"k","principals":["a"],"ttl":"15m","extensions":["permit-pty"],"reason":"r"}'
-    assert read_native_sign("llmops", decode_body(body)) == Ask(
+    assert read_native_sign("llmops", decode_body(body)) == SignRequest(
         role="llmops",
         public_key="k",
         principals=("a",),

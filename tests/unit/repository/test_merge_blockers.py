@@ -7,24 +7,22 @@ The other two merge blockers are tested where they need a real part: no writable
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from signer.service.runbooks import GATE, shown_commands, ungated_endings
+from tests.parts.documents import read_documents
+from tests.parts.shown import GATE, shown_commands, ungated_endings
 
-ROOT = Path(__file__).parents[3]
-RUNBOOKS = sorted((ROOT / "runbooks").glob("**/*.md"))
+RUNBOOKS = {name: text for name, text in read_documents().items() if name.startswith("runbooks/")}
 
 
-@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_runbook_ends_vault_outside_the_gated_section(path: Path) -> None:
-    assert ungated_endings(path.read_text()) == []
+@pytest.mark.parametrize("name", RUNBOOKS)
+def test_no_runbook_ends_vault_outside_the_gated_section(name: str) -> None:
+    assert ungated_endings(RUNBOOKS[name]) == []
 
 
 def test_the_runbooks_are_looked_at() -> None:
     assert RUNBOOKS
-    assert all(list(shown_commands(path.read_text())) for path in RUNBOOKS)
+    assert all(list(shown_commands(text)) for text in RUNBOOKS.values())
 
 
 @pytest.mark.parametrize(
@@ -53,8 +51,26 @@ def test_the_runbooks_are_looked_at() -> None:
         "# Switch\n\nThen `{}`.\n",
         "# Clean up: " + GATE + "\n\n    true\n\n# Later\n\n    {}\n",
         "# Later\n\n    {}\n\nThis needs `" + GATE + "`.\n",
+        "# Later\n\nNot `{}`: this needs `" + GATE + "`.\n",
+        "# Switch\n\nFirst `\n{}`.\n",
+        "1. Switch:\n\n   ```sh\n   {}\n   ```\n",
+        "> # Switch with `{}`\n",
+        "| step | command |\n|---|---|\n| 1 | `{}` |\n",
+        "<pre>\n{}\n</pre>\n",
     ],
-    ids=["indented", "fenced", "inline", "after the section", "before the phrase"],
+    ids=[
+        "indented",
+        "fenced",
+        "inline",
+        "after the section",
+        "before the phrase",
+        "inline before the phrase",
+        "over a line's end",
+        "in a list",
+        "in a heading",
+        "in a table",
+        "in HTML",
+    ],
 )
 def test_a_command_that_ends_vault_is_found(command: str, form: str) -> None:
     assert ungated_endings(form.format(command)) == [command]

@@ -202,6 +202,29 @@ def test_commands_exist() -> None:
         assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body), target
 
 
+def test_each_pattern_of_package_data_matches_a_file() -> None:
+    patterns = _project()["tool"]["setuptools"]["package-data"]
+    idle = [
+        f"{package}: {pattern}"
+        for package, listed in patterns.items()
+        for pattern in listed
+        if not any(path.is_file() for path in ROOT.joinpath(*package.split(".")).glob(pattern))
+    ]
+    assert not idle, f"pyproject.toml ships what does not exist: {idle}"
+
+
+def test_each_gunicorn_command_for_the_api_names_its_worker_class() -> None:
+    application, worker = "signer.api.app:create_app()", "signer.api.worker.PatientWorker"
+    commands = []  # file, and the line that starts the command with the five that may continue it
+    for path in [ROOT / "README.md", *_files("signer", "scripts", "runbooks")]:
+        lines = path.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines):
+            if application in line and "gunicorn" in line.partition(application)[0]:
+                commands.append((path.relative_to(ROOT), "\n".join(lines[number : number + 6])))
+    assert len(commands) >= 3
+    assert [path for path, command in commands if worker not in command] == []
+
+
 def test_unit_tests_reach_for_no_network() -> None:
     with pytest.raises(SocketBlockedError):
         socket.socket()
@@ -214,3 +237,14 @@ def test_unit_tests_with_the_mark_reach_unix_sockets_only() -> None:
     socket.socket(socket.AF_UNIX).close()
     with pytest.raises(SocketBlockedError):
         socket.socket()
+
+
+def test_tests_import_nothing_from_other_tests() -> None:
+    """What several tests need is in tests/parts, where a change of it is seen as one."""
+    shared = [
+        f"{name}:{node.lineno}"
+        for name, text in _sources("tests")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("tests.unit", "tests.system"))
+    ]
+    assert not shared, f"move what they import to tests/parts: {shared}"

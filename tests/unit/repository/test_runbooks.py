@@ -19,7 +19,7 @@ from signer.migration import config as cutoverfile
 from signer.migration.approval import PHRASES
 from signer.migration.config import parse_cutover_file
 from signer.migration.plan import Operation
-from tests.parts.documents import read_documents
+from tests.parts.documents import blocks, read_documents
 
 ROOT = Path(__file__).parents[3]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "runbooks").glob("*.md"))}
@@ -27,14 +27,10 @@ CUTOVER, REMOVAL = PAGES["safe-session-local-ca-cutover.md"], PAGES["vault-decom
 GATES: dict[Operation, str] = {"cutover": CUTOVER, "decommission": REMOVAL}
 
 
-def toml_blocks(page: str) -> list[str]:
-    return re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-
-
 def whole_file() -> str:
     """cutover.toml as the two pages show it."""
-    (file,) = [text for text in toml_blocks(CUTOVER) if text.startswith("evidence_dir")]
-    (table,) = [text for text in toml_blocks(REMOVAL) if text.startswith("[decommission]")]
+    (file,) = [text for text in blocks(CUTOVER, "toml") if text.startswith("evidence_dir")]
+    (table,) = [text for text in blocks(REMOVAL, "toml") if text.startswith("[decommission]")]
     return file + table
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
 from signer.ledger.reader import FILE_NAME
 from signer.model import Event
-from signer.service.metrics import SECONDS, Histogram, Metrics, TimedLedger
+from signer.service.metrics import Metrics, TimedLedger, commit_histogram
+from tests.parts.builders import public_key
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -27,8 +29,8 @@ KEEPERS = (
 ERRORS = {"Refused", "NotAuthenticated", "BadRequest", "BadPublicKey", "NotFound", "Unavailable", "LedgerBroken"}
 
 
-def make_metrics(*roles: str) -> Metrics:
-    return Metrics(lambda: {"signer_key_age_seconds": ("since", 3.0)}, lambda: roles, Histogram(SECONDS))
+def make_metrics(*roles: str, shadow: Shadow | None = None) -> Metrics:
+    return Metrics(lambda: {"signer_key_age_seconds": ("since", 3.0)}, lambda: roles, commit_histogram(), shadow)
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -51,9 +53,10 @@ def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> 
 
 def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
     metrics = make_metrics("llmops")
-    metrics.signatures["llmops"] += 2
-    metrics.signatures["gone"] += 1
-    metrics.refusals["frozen"] += 3
+    for role in ("llmops", "llmops", "gone"):
+        metrics.count_signature(role)
+    for _ in range(3):
+        metrics.count_refusal("frozen")
     found = samples(metrics)
     assert found["signer_signatures_total{role=llmops}"] == 2
     assert found["signer_signatures_total{role=gone}"] == 1
@@ -63,10 +66,11 @@ def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
 def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
     metrics = make_metrics("llmops")
     assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
-    metrics.shadow_compared["llmops"] += 3
-    metrics.shadow_differences["llmops", "key_id"] += 2
-    metrics.shadow_faults["llmops"] += 1
-    found = samples(metrics)
+    shadow = Shadow(public_key("ssh-ed25519", "ca"), lambda _fault: None)
+    shadow.compared["llmops"] += 3
+    shadow.differences["llmops", "key_id"] += 2
+    shadow.faults["llmops"] += 1
+    found = samples(make_metrics("llmops", shadow=shadow))
     assert found["signer_shadow_compared_total{role=llmops}"] == 3
     assert found["signer_shadow_differences_total{field=key_id,role=llmops}"] == 2
     assert found["signer_shadow_faults_total{role=llmops}"] == 1
@@ -83,16 +87,13 @@ def test_the_refusals_of_the_catalogue_contain_every_code_that_the_keepers_modul
 
 
 def test_a_histogram_counts_a_value_in_its_own_bucket_and_all_above() -> None:
-    histogram = Histogram((1, 10))
-    for value in (0.5, 1, 2, 100):
-        histogram.observe(value)
-    family = histogram.family("signer_batch_commands", "text")
-    buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
-    assert buckets == {"1": 2, "10": 3, "+Inf": 4}
-    assert {s.name: s.value for s in family.samples if s.name.endswith(("_sum", "_count"))} == {
-        "signer_batch_commands_sum": 103.5,
-        "signer_batch_commands_count": 4,
-    }
+    metrics = make_metrics()
+    for value in (0.5, 1, 2, 1000):
+        metrics.batch.observe(value)
+    found = samples(metrics)
+    buckets = [found[f"signer_batch_commands_bucket{{le={bound}}}"] for bound in ("1.0", "2.0", "256.0", "+Inf")]
+    assert buckets == [2, 3, 3, 4]
+    assert (found["signer_batch_commands_sum"], found["signer_batch_commands_count"]) == (1003.5, 4)
 
 
 def test_names_follow_prometheus_conventions() -> None:
@@ -110,5 +111,5 @@ def test_every_commit_is_timed_one_that_fails_too(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(Unavailable):
         ledger.commit([Event("keeper.stopped", "keeper", {})], 1_800_000_000_000)
-    family = ledger.commit_seconds.family("signer_ledger_commit_seconds", "text")
-    assert next(s.value for s in family.samples if s.name.endswith("_count")) == 2
+    metrics = Metrics(dict, tuple, ledger.commit_seconds)
+    assert samples(metrics)["signer_ledger_commit_seconds_count"] == 2

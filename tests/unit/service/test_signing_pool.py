@@ -14,7 +14,7 @@ import pytest
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, Returned
 from signer.service import signing_pool
-from signer.service.signing_pool import MAX_OUTSTANDING, THREADS, Forwarding
+from signer.service.signing_pool import MAX_OUTSTANDING, THREADS, SigningPool
 from tests.parts import builders
 from tests.parts.eventually import eventually
 
@@ -63,12 +63,12 @@ def vault() -> Iterator[Vault]:
     made.may_go_on.set()
 
 
-def start(vault: Vault, **options: int) -> tuple[Forwarding[int], threading.Event]:
+def start(vault: Vault, **options: int) -> tuple[SigningPool[int], threading.Event]:
     woken = threading.Event()
-    return Forwarding[int](vault.sign, woken.set, **options), woken
+    return SigningPool[int](vault.sign, woken.set, **options), woken
 
 
-def all_of(pool: Forwarding[int], count: int) -> dict[int, Returned | SignerError]:
+def all_of(pool: SigningPool[int], count: int) -> dict[int, Returned | SignerError]:
     found: dict[int, Returned | SignerError] = {}
 
     def look() -> bool:
@@ -213,13 +213,13 @@ def test_closing_ends_the_threads(vault: Vault) -> None:
 def test_threads_that_hang_do_not_keep_the_process() -> None:
     program = """
 import threading
-from signer.service.signing_pool import Forwarding
+from signer.service.signing_pool import SigningPool
 from tests.parts import builders
 started = threading.Event()
 def sign(grant):
     started.set()
     threading.Event().wait()
-pool = Forwarding(sign, lambda: None)
+pool = SigningPool(sign, lambda: None)
 pool.submit(1, builders.grant())
 assert started.wait(30)
 print([error.code for _, error in pool.close()])
