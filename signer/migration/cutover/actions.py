@@ -160,7 +160,7 @@ class CutoverActions:
             trial(self._file.compose, with_overlay=False, mode="vault") as tried,
             ApiClient(tried.address, self._file.signer.token_file) as api,
         ):
-            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
+            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "check that Vault can sign"}
             made = api.sign(role, body)
             self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
