@@ -122,7 +122,7 @@ class Compose:
             raise ComposeFailed(
                 "compose_failed",
                 f"compose ended with status {ended.status}",
-                "it says why; mend that, then try again",
+                "see the output above, fix it, and retry",
                 shown(ended),
             )
         found = self.running()
@@ -244,7 +244,7 @@ class Compose:
             text = f"{Path(argv[0]).name} did not answer within {ASK_WITHIN:g} s"
             raise ComposeFailed("compose_slow", text, "see what holds it, then try again", said)
         if ended.status != 0:
-            raise ComposeFailed("compose_failed", text, "it says why; mend that, then try again", said)
+            raise ComposeFailed("compose_failed", text, "see the output above, fix it, and retry", said)
         if not ended.is_whole:
             raise _not_understood(Path(argv[0]).name)
         return ended
@@ -254,7 +254,7 @@ class Compose:
         try:
             return subprocesses.run(argv, environment=self._environment, within=within)
         except NoSuchCommand as error:
-            raise ComposeFailed("compose_missing", error.text, "mend [compose] in cutover.toml, or PATH") from None
+            raise ComposeFailed("compose_missing", error.text, "fix [compose] in cutover.toml, or PATH") from None
 
     @property
     def unmarked_environment(self) -> dict[str, str]:
@@ -265,7 +265,7 @@ class Compose:
         """Waits for commands on this project that outlived the process which began them.
 
         They do not stop when we are killed, and two of them at once would undo each other. After a while they are no
-        longer waited for: what hangs is no reason not to mend.
+        longer waited for: a command that hangs must not prevent a repair.
         """
         deadline = min(deadline, time.monotonic() + _LEFTOVERS_END_WITHIN)
         while time.monotonic() < deadline and any(_marked(f"{_MARK}={self.facts.project}", self.facts.engine)):

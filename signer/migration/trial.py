@@ -93,7 +93,7 @@ def trial(
             raise ComposeFailed(
                 "trial_failed",
                 "compose could not make a container for the trial",
-                "it says why; mend that, then try again",
+                "see the output above, fix it, and retry",
                 shown(ended),
             )
         _check_apart(apart, found)

@@ -176,7 +176,7 @@ class CutoverActions:
         found = self._compose.running()
         try:
             ready = self._api.ready()
-        except Unavailable as error:  # nothing answers after a run that was cut off; a rollback mends just that
+        except Unavailable as error:  # an interrupted run may have left no service; a rollback fixes exactly that
             ready = Readiness(False, code=error.code)
         facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}

@@ -90,7 +90,7 @@ def copy_snapshot(source: Path, target: Path, expected: str, *, must_be_raft: bo
 
 
 def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raft: bool) -> Snapshot:
-    """Under another name until it is checked; what a run that was cut off left of one is replaced."""
+    """Under another name until it is checked; what an interrupted run left there is replaced."""
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

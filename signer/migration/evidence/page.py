@@ -43,7 +43,7 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
     ),
     ("decommission", RunOutcome.FAILED): "A step failed before anything was changed: Vault is as it was.",
     ("decommission", RunOutcome.STOPPED): (
-        "A step failed after the point of no return. It stays as it is until it is taken up again."
+        "A step failed after the point of no return. It stays as it is until it is resumed."
     ),
 }
 _CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths, and what else has no place to break

@@ -71,7 +71,7 @@ class Evidence:
 
     @classmethod
     def open(cls, folder: Path, guard: Guard | None = None) -> Self:
-        """The directory of a run that is taken up again; raises `NotFound`."""
+        """The directory of a run that is resumed; raises `NotFound`."""
         if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
             raise NotFound("evidence_missing", f"there is no run {folder.name}", "see the evidence directory")
         return cls(folder, guard)
@@ -347,5 +347,5 @@ def _unwritable(error: OSError) -> Unavailable:
     return Unavailable(
         "evidence_unwritable",
         f"the evidence cannot be written: {error.strerror or 'input or output failed'}",
-        "free space in the evidence directory, or mend its owner",
+        "free space in the evidence directory, or fix its owner",
     )
