@@ -128,7 +128,7 @@ def _done(step: Step) -> Observation:
 
 
 def _asked(act: Callable[[], _T]) -> _T:
-    """What it returns. An unexpected exception becomes a `SignerError`, so that the run rolls back and does not crash."""
+    """What it returns. An unexpected exception becomes a `SignerError`, which rolls the run back."""
     try:
         return act()
     except SignerError:
