@@ -1,8 +1,8 @@
 """The progress of a run, on disk before and after each step, so that an interrupted run can be resumed.
 
-One file a run, one JSON object a line, each brought to the disk before the next thing happens. What a crash leaves of a
-last line is cut off. One run at a time, by a lock that ends with its process. Evidence is in `evidence.py`; this is
-what the program itself remembers.
+One file per run, one JSON object per line, each on the disk before the next action. What a crash leaves of a
+last line is removed. One run at a time, by a lock that ends with its process. The evidence is in `evidence/store.py`;
+the journal is what the program itself reads again.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _cut_half_line(descriptor: int) -> None:
 
 
 def read_journal(path: Path) -> RunState:
-    """What a journal says; raises `Unavailable` or `LedgerBroken`. A last line without its end does not count."""
+    """The state of a run, from its journal; raises `Unavailable` or `LedgerBroken`. Half a last line is ignored."""
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
@@ -180,7 +180,7 @@ def read_journal(path: Path) -> RunState:
 
 
 def runs(folder: Path) -> list[RunState]:
-    """All runs, oldest first; raises as `read_journal`."""
+    """The states of all runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
     return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
 
@@ -231,5 +231,5 @@ def _unwritable(error: OSError) -> SignerError:
     return Unavailable(
         "journal_unwritable",
         f"the evidence directory cannot be written: {error.strerror}",
-        "free space there, or mend its owner; nothing is changed that is not written down first",
+        "free space there, or fix its owner; nothing is changed that is not written down first",
     )

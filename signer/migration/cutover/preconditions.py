@@ -192,7 +192,7 @@ def check_movable(found: Preconditions) -> None:
     """Raises `NotPossible` unless the service is in a mode from which it can move to the local CA."""
     now = found.now
     if not now.ready:
-        raise NotPossible("service_not_ready", "the service is not ready now", "mend that first: see its /readyz")
+        raise NotPossible("service_not_ready", "the service is not ready now", "fix that first: see its /readyz")
     if now.mode == "local":
         raise NotPossible("already_local", "the service is in mode local already", "see `signer cutover status`")
     if now.policy != found.inputs.policy.digest:
@@ -292,7 +292,7 @@ def _file(path: Path) -> FileDigest:
             raise OSError(27, f"it is larger than {_MOST} bytes")
     except OSError as error:
         raise NotPossible(
-            "file_unreadable", f"{path} cannot be read: {error.strerror}", "mend cutover.toml, or the file"
+            "file_unreadable", f"{path} cannot be read: {error.strerror}", "fix cutover.toml, or the file"
         ) from None
     return FileDigest(str(path), sha256(content).hexdigest())
 

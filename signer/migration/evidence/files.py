@@ -29,7 +29,7 @@ _LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII
 
 
 class UnexpectedFile(Exception):
-    """`name` is not a file of ours; `what` says why, to go on with the sentence. It never leaves `ops`."""
+    """`name` is not a file of a run; `what` continues the sentence with the reason. It never leaves this package."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)

@@ -3,9 +3,9 @@
     plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
     versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
 
-Every byte goes through `_write`, and every text before that through the guard (`secretguard.py`). `SHA256SUMS` is
+Every byte goes through `_write`, and every text before that through the guard (`redact.py`). `SHA256SUMS` is
 written last and sums every file but itself and `ledger.json`, which holds the ledger's answer to its digest. Checking
-is in `evidence_check.py`, the page in `evidence_page.py`.
+is in `verify.py`, the page in `page.py`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Evidence:
 
     @classmethod
     def open(cls, folder: Path, guard: Guard | None = None) -> Self:
-        """The directory of a run that is taken up again; raises `NotFound`."""
+        """The directory of a run that is resumed; raises `NotFound`."""
         if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
             raise NotFound("evidence_missing", f"there is no run {folder.name}", "see the evidence directory")
         return cls(folder, guard)
@@ -319,5 +319,5 @@ def _unwritable(error: OSError) -> Unavailable:
     return Unavailable(
         "evidence_unwritable",
         f"the evidence cannot be written: {error.strerror or 'input or output failed'}",
-        "free space in the evidence directory, or mend its owner",
+        "free space in the evidence directory, or fix its owner",
     )
