@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from signer.authority.core import Answer, Core
+from signer.authority.core import Core, ReplyOrError
 from signer.authority.vault_certificates import PendingSignature
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
@@ -188,7 +188,7 @@ class Keeper:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
 
-    def _reply(self, item: _Waiting, reply: Answer) -> None:
+    def _reply(self, item: _Waiting, reply: ReplyOrError) -> None:
         self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
@@ -218,7 +218,7 @@ class Keeper:
         for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
             self._reply(results[index][0][0], reply)
 
-    def _count(self, item: _Waiting, reply: Answer) -> None:
+    def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
@@ -372,7 +372,7 @@ def _wake(end: socket.socket) -> None:
         end.send(b"\0")
 
 
-def render_answer(command: Command, answer: Answer) -> bytes:
+def render_answer(command: Command, answer: ReplyOrError) -> bytes:
     """An answer as a message."""
     if isinstance(command, Sign) and command.warnings and isinstance(answer, Certificate):
         answer = CertificateWithWarnings(certificate=answer, warnings=list(command.warnings))
