@@ -86,7 +86,7 @@ ROUTES: Final = (
         replies.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
     ),
     Route(
-        "POST", "/api/operations", "Record what an operator did; the answer tells the entry that holds it",
+        "POST", "/api/operations", "Record what an operator did; the reply is the entry that holds it",
         replies.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
     ),
     Route("GET", "/api/freezes", "The freezes in force", replies.Freezes, faults=(401, 503)),

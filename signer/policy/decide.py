@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from signer.errors import BadFile, NotAuthenticated, Refused
-from signer.model import BACKDATE, CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, Usage
+from signer.model import BACKDATE, CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, UsageCounts
 from signer.policy.rules import RULES, Case, rule_key, rule_name
 from signer.policy.tokens import is_mistyped, token_digest
 
@@ -71,7 +71,7 @@ class Policy:
 
 
 def decide(
-    identity: Identity, role: Role, ask: SignRequest, key: PublicKey, address: str | None, usage: Usage
+    identity: Identity, role: Role, ask: SignRequest, key: PublicKey, address: str | None, usage: UsageCounts
 ) -> Grant:
     """The certificate that `identity` may have for `ask`; raises `Refused` with the first rule that says no."""
     case = Case(identity, role, ask, key, address, usage)
@@ -99,7 +99,7 @@ def explain(  # noqa: PLR0917 - as decide(), with the fault that kept the key fr
     ask: SignRequest,
     key: PublicKey | None,
     address: str | None,
-    usage: Usage,
+    usage: UsageCounts,
     key_fault: str = "no key was given",
 ) -> Iterator[tuple[Finding, Refused | None]]:
     """Every rule with what it saw, in order, whether or not an earlier one refused."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import Refused
-from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, Usage
+from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import plain, render_duration
 
@@ -39,7 +39,7 @@ class Case:
     ask: SignRequest
     key: PublicKey | None
     address: str | None
-    usage: Usage
+    usage: UsageCounts
     key_id: str = ""
     principals: tuple[str, ...] = ()
     ttl: int = 0

@@ -75,7 +75,7 @@ class Unfreeze:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordOperation:
     """Hold what an operator did to the platform. `operation` is the fault if the body does not fit, as in `Sign`."""
 
     caller: Caller
@@ -146,7 +146,7 @@ class ShowCaller:
 
 
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | Record | Query
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Query
 
 
 def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
@@ -284,9 +284,9 @@ def _read_backend(backend: str | None) -> str | None:
 def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     fields = decode_body(body)
     try:
-        return Record(caller, read_operation(fields))
+        return RecordOperation(caller, read_operation(fields))
     except BadRequest as fault:
-        return Record(caller, fault)
+        return RecordOperation(caller, fault)
 
 
 def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.limits import MAX_FOLDED, WINDOW, CertificateUsage, Refusals
-from signer.model import Event, Usage
+from signer.authority.limits import MAX_KINDS, WINDOW, CertificateUsage, Refusals
+from signer.model import Event, UsageCounts
 
 
 def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "x") -> Event:
@@ -15,30 +15,30 @@ def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "
 
 def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
     held = CertificateUsage([("a", "r", 100, 400)])
-    assert held.usage("a", "r", 100) == Usage(1, 1)
-    assert held.usage("a", "r", 159) == Usage(1, 1)
-    assert held.usage("a", "r", 160) == Usage(0, 1)
-    assert held.usage("a", "r", 399) == Usage(0, 1)
-    assert held.usage("a", "r", 400) == Usage(0, 0)
+    assert held.usage("a", "r", 100) == UsageCounts(1, 1)
+    assert held.usage("a", "r", 159) == UsageCounts(1, 1)
+    assert held.usage("a", "r", 160) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 399) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 400) == UsageCounts(0, 0)
 
 
 def test_others_certificates_do_not_count() -> None:
     held = CertificateUsage([("a", "r", 100, 400)])
-    assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == Usage()
+    assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == UsageCounts()
 
 
 def test_a_certificate_that_was_never_signed_is_not_live() -> None:
     held = CertificateUsage([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
     held.withhold("a", "r", 100, 300)
-    assert held.usage("a", "r", 100) == Usage(2, 2)
-    assert held.usage("a", "r", 200) == Usage(0, 1)
+    assert held.usage("a", "r", 100) == UsageCounts(2, 2)
+    assert held.usage("a", "r", 200) == UsageCounts(0, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=40), st.integers(0, 700))
 def test_usage_is_what_counting_by_hand_gives(rows: list[tuple[int, int]], now: int) -> None:
     issued = sorted((at, at + ttl) for at, ttl in rows if at <= now)
     held = CertificateUsage(("a", "r", at, end) for at, end in issued)
-    expected = Usage(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
+    expected = UsageCounts(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
     assert held.usage("a", "r", now) == expected
 
 
@@ -68,9 +68,9 @@ def test_counts_are_due_when_their_minute_is_over_and_only_once() -> None:
 
 def test_more_kinds_than_can_be_remembered_share_one_line() -> None:
     folding = Refusals()
-    told = [event for number in range(MAX_FOLDED + 500) for event in folding.note(refusal(actor=f"a{number}"), 100)]
-    assert len(told) == MAX_FOLDED + 1
-    (shared,) = folding.rest()
+    told = [event for number in range(MAX_KINDS + 500) for event in folding.note(refusal(actor=f"a{number}"), 100)]
+    assert len(told) == MAX_KINDS + 1
+    (shared,) = folding.flush()
     assert (shared.actor, shared.body["code"], shared.body["count"]) == ("many", "various", 499)
 
 
@@ -80,6 +80,6 @@ def test_no_refusal_is_lost(noted: list[tuple[str, int]]) -> None:
     told = [
         event for actor, at in sorted(noted, key=lambda item: item[1]) for event in folding.note(refusal(actor), at)
     ]
-    told += folding.rest()
+    told += folding.flush()
     counted = sum(1 if event.kind == "request.refused" else int(str(event.body["count"])) for event in told)
     assert counted == len(noted)
