@@ -572,7 +572,7 @@ def worker(caplog: pytest.LogCaptureFixture) -> Iterator[PatientWorker]:
     made.log.addHandler(caplog.handler)
     made.cfg = freeze_settings(Config())
     made.wsgi = made.routes = _no_keeper()
-    made.tpool = made.method_queue = made.poller = made.lane = _Loop()  # type: ignore[assignment]
+    made.tpool = made.method_queue = made.poller = made.keeper = _Loop()  # type: ignore[assignment]
     made.waiting = {phase: OrderedDict() for phase in Phase}
     made.seconds = dict.fromkeys(Phase, 60.0)
     made.alive, made.nr, made.nr_conns, made.max_requests = True, 0, 0, 10**9
