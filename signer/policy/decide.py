@@ -71,10 +71,10 @@ class Policy:
 
 
 def decide(
-    identity: Identity, role: Role, ask: SignRequest, key: PublicKey, address: str | None, usage: UsageCounts
+    identity: Identity, role: Role, request: SignRequest, key: PublicKey, address: str | None, usage: UsageCounts
 ) -> Grant:
     """The certificate that `identity` may have for `ask`; raises `Refused` with the first rule that says no."""
-    case = Case(identity, role, ask, key, address, usage)
+    case = Case(identity, role, request, key, address, usage)
     for rule in RULES:
         rule(case)
     return Grant(
@@ -88,7 +88,7 @@ def decide(
         backdate=BACKDATE,
         critical_options=tuple(sorted(case.critical_options.items())),
         extensions=case.extensions,
-        reason=ask.reason or None,
+        reason=request.reason or None,
         address=address,
     )
 
@@ -96,14 +96,14 @@ def decide(
 def explain(  # noqa: PLR0917 - as decide(), with the fault that kept the key from being read
     identity: Identity,
     role: Role,
-    ask: SignRequest,
+    request: SignRequest,
     key: PublicKey | None,
     address: str | None,
     usage: UsageCounts,
     key_fault: str = "no key was given",
 ) -> Iterator[tuple[Finding, Refused | None]]:
     """Every rule with what it saw, in order, whether or not an earlier one refused."""
-    case = Case(identity, role, ask, key, address, usage)
+    case = Case(identity, role, request, key, address, usage)
     for rule in RULES:
         name = rule_name(rule)
         if key is None and rule is rule_key:

@@ -36,7 +36,7 @@ class Case:
 
     identity: Identity
     role: Role
-    ask: SignRequest
+    request: SignRequest
     key: PublicKey | None
     address: str | None
     usage: UsageCounts
@@ -77,7 +77,7 @@ def rule_key(case: Case) -> str:
 
 
 def _rule_key_id(case: Case) -> str:
-    asked = case.ask.key_id
+    asked = case.request.key_id
     if asked is None:
         case.key_id = f"{case.identity.name}:{case.role.name}"
         return f"{case.key_id} (ours)"
@@ -98,15 +98,15 @@ def _rule_key_id(case: Case) -> str:
 
 
 def _rule_certificate_type(case: Case) -> str:
-    if case.ask.cert_type == "user":
+    if case.request.cert_type == "user":
         return "user"
-    if case.ask.cert_type == "host":
+    if case.request.cert_type == "host":
         raise Refused("cert_type_not_allowed", "host certificates are not issued here", "ask for cert_type user")
     raise Refused("cert_type_unknown", "cert_type must be user", "leave cert_type out")
 
 
 def _rule_principals(case: Case) -> str:
-    asked = case.ask.principals
+    asked = case.request.principals
     if asked is None:
         case.principals = tuple(sorted(set(_fill(case.role.default_principals, case.identity))))
     else:
@@ -136,7 +136,7 @@ def _rule_principals(case: Case) -> str:
 
 
 def _rule_ttl(case: Case) -> str:
-    asked, role = case.ask.ttl, case.role
+    asked, role = case.request.ttl, case.role
     case.ttl = role.default_ttl if asked is None else asked
     if case.ttl > role.max_ttl:
         raise Refused(
@@ -160,7 +160,7 @@ def _rule_ttl(case: Case) -> str:
 
 def _rule_critical_options(case: Case) -> str:
     role, options = case.role, case.critical_options
-    asked = dict(case.ask.critical_options)
+    asked = dict(case.request.critical_options)
     outside = sorted(set(asked) - role.allowed_critical_options)
     if outside:
         raise Refused(
@@ -198,7 +198,7 @@ def _rule_source_address(case: Case) -> str:
 
 
 def _rule_extensions(case: Case) -> str:
-    role, asked = case.role, dict(case.ask.extensions)
+    role, asked = case.role, dict(case.request.extensions)
     outside = sorted(set(asked) - role.allowed_extensions)
     if outside:
         raise Refused(
@@ -226,7 +226,7 @@ def _rule_extensions(case: Case) -> str:
 
 
 def _rule_reason(case: Case) -> str:
-    reason = case.ask.reason
+    reason = case.request.reason
     if not reason:
         if case.role.reason_required:
             raise Refused("reason_missing", f"role {case.role.name} wants a reason", "say why with --reason or reason")

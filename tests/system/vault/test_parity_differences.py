@@ -343,7 +343,7 @@ def test_difference_the_seal_says_whether_the_keeper_signs(start_service: StartS
     assert service.ask("GET", "/v1/sys/seal-status").json()["sealed"] is True
     refused = service.ask("POST", "/v1/ssh/sign/llmops", {}, identity=IDENTITY)
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-    assert refused.json() == {"errors": ["the keeper does not answer; try again in a second"]}
+    assert refused.json() == {"errors": ["the keeper does not answer; retry in a second"]}
 
 
 def test_difference_head_is_405_for_everybody(pair: Pair) -> None:
