@@ -19,7 +19,7 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.limits import CertificateUsage, Refusals, refusal_event
+from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, refusal_event
 from signer.authority.shadow import Shadow
 from signer.authority.vault_certificates import PendingSignature, outside_grant, read_vault_certificate
 from signer.errors import (
@@ -240,7 +240,7 @@ class Core:
         try:
             actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
-            actor = "unauthenticated"
+            actor = UNAUTHENTICATED
         role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
         return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
