@@ -1,1 +1,1 @@
-"""HTTP to commands and back: no key, no policy, no state, nothing decided."""
+"""Translates HTTP requests to keeper commands and back; holds no key, policy or state and decides nothing."""

@@ -1,7 +1,7 @@
-"""The WSGI application: sign routes first, Flask behind them.
+"""The WSGI application: the sign routes in front, Flask behind them.
 
-`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it: with gunicorn's own workers a
-slow client holds a thread.
+`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it; with gunicorn's own workers a
+slow client occupies a thread.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _FIELDS: Final = frozenset(
 
 
 def create_app(settings: Settings | None = None) -> SignRoutes:
-    """The whole API for `settings` (the environment's by default)."""
+    """The whole API for `settings`; default: the settings in the environment."""
     settings = settings or load_settings(os.environ)
-    link, lines = KeeperClient(settings.socket), LogLimit(log)
-    behind = _with_known_fields(cast(Wsgi, make_flask(link, settings, lines).wsgi_app))
-    return SignRoutes(link, settings.mounts, settings.trusted_proxies, behind, lines)
+    keeper, lines = KeeperClient(settings.socket), LogLimit(log)
+    behind = _with_known_fields(cast(Wsgi, make_flask(keeper, settings, lines).wsgi_app))
+    return SignRoutes(keeper, settings.mounts, settings.trusted_proxies, behind, lines)
 
 
 def _with_known_fields(app: Wsgi) -> Wsgi:
-    """`app`, without the header fields that nothing here reads: a framework that parses one parses a stranger's."""
+    """`app` behind a filter that drops header fields which nothing here reads, so that no framework parses them."""
 
     def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         known = {name: value for name, value in environ.items() if name[:5] != "HTTP_" or name in _FIELDS}
@@ -52,39 +52,39 @@ def _with_known_fields(app: Wsgi) -> Wsgi:
     return call
 
 
-def make_flask(link: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
-    """Everything behind the sign routes."""
+def make_flask(keeper: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
+    """The Flask application: every route but signing."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     flask.url_map.merge_slashes = False
     flask.url_map.converters["role"] = _RoleName
     flask.before_request(_refuse_large_body)
     flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
-    native.register(flask, link, settings)
-    vault.register(flask, link, settings)
+    native.register(flask, keeper, settings)
+    vault.register(flask, keeper, settings)
     return flask
 
 
 class _RoleName(BaseConverter):
-    """A role in a path, as `sign.py` has it."""
+    """A role name in a path, with the pattern of `sign.py`."""
 
     regex = f"(?a:{ROLE_NAME})"
 
 
 def _refuse_large_body() -> None:
-    """Also where no route reads one."""
+    """Refuses a large body, also on routes that read none."""
     if (request.content_length or 0) > MAX_BODY:
         raise body_too_large()
 
 
 def _render_fault(lines: LogLimit, error: Exception) -> Response:
-    """The one place where whatever ends a request becomes an answer, in the words of whom the path belongs to."""
+    """The response for any exception: in Vault's format below /v1/, otherwise a problem of the native API."""
     if not isinstance(error, SignerError | HTTPException):
         lines.fault(f"{request.endpoint or 'a path below /v1/'} failed, request {native.request_id()}", error)
     if not request.path.startswith("/v1/"):
         return native.render_fault(error)
-    if not isinstance(error, SignerError):  # vault.py answers whatever is asked below /v1, so this is a fault of ours
-        sentence = f"something went wrong here; look for {native.request_id()} in the service's log"
+    if not isinstance(error, SignerError):  # vault/routes.py handles every path below /v1/, so this is a bug
+        sentence = f"internal error; look for {native.request_id()} in the service's log"
         return Response(responses.errors(sentence), 500, list(responses.HEADERS))
     status, headers, body = responses.render_error(error)
     return Response(body, status, headers)

@@ -1,6 +1,6 @@
-"""One client of the API, as the worker's main loop keeps it: bytes in, bytes out, never a wait.
+"""A client connection and the selector of the worker's main loop; nothing here blocks.
 
-Also the one selector that this needs. Used by `worker.py` only, which has the rules; what is here has the mechanism.
+This module has the mechanism, `worker.py` the rules.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from gunicorn import http
 from signer.api.framing import Framing
 
 _READ: Final = 64 * 1024
-_ENOUGH: Final = 4 * _READ  # more than any request; what follows is read when this much is answered
-_PATIENCE: Final = 16  # times `_ENOUGH` bytes, dropped in one go
+_ENOUGH: Final = 4 * _READ  # more than any request; further bytes are read after the response
+_MAX_DISCARDS: Final = 16  # times `_ENOUGH` bytes, dropped in one call
 _EDGES: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Phase(Enum):
-    """What a connection is waiting for."""
+    """The event that a connection waits for."""
 
     ARRIVING = "a whole request"
     IDLE = "the next request"
-    BUSY = "its answer, which a thread makes"
-    LEAVING = "the client to take its answer"
-    LINGERING = "the client to read a last answer"
+    BUSY = "the response from a thread or the keeper"
+    LEAVING = "the client to read the response"
+    LINGERING = "the client to read the last response"
 
 
 def freeze_settings(cfg: Any) -> SimpleNamespace:
-    """gunicorn's settings as plain attributes: its parser reads twenty for each request, each by a search."""
+    """gunicorn's settings as plain attributes, because its parser looks up twenty of them for each request."""
     settings = SimpleNamespace(**{name: getattr(cfg, name) for name in cfg.settings})
     settings.is_ssl = cfg.is_ssl
     settings.forwarded_allow_networks = cfg.forwarded_allow_networks
@@ -44,37 +44,37 @@ def freeze_settings(cfg: Any) -> SimpleNamespace:
 
 
 class Mailbox:
-    """What gunicorn takes for the client's socket: one request to read, and a place for the answer."""
+    """Stands in for the client's socket in gunicorn: contains one request and collects the response."""
 
     def __init__(self) -> None:
         self.request = b""
-        self.answer = bytearray()
+        self.response = bytearray()
 
     def recv(self, size: int) -> bytes:
-        """The next bytes of the request; empty when the request is over, which never blocks."""
+        """The next bytes of the request; empty at its end. Never blocks."""
         data, self.request = self.request[:size], self.request[size:]
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Keeps what the client is to get."""
-        self.answer += data
+        """Appends to the response."""
+        self.response += data
 
     def send(self, data: bytes) -> int:
-        """gunicorn sends only its `100 Continue` this way, which the main loop has done when it was due."""
+        """Ignores `data`: gunicorn sends only `100 Continue` this way, and the main loop has already sent it."""
         return len(data)
 
     def setblocking(self, flag: bool) -> None:
-        """Nothing here blocks."""
+        """Does nothing: a mailbox never blocks."""
 
     def gettimeout(self) -> float:
-        """Nothing here blocks. There is no `settimeout`, so that gunicorn knows it for no real socket."""
+        """0: a mailbox never blocks. It has no `settimeout`, so that gunicorn does not treat it as a real socket."""
         return 0.0
 
 
 class Connection:
-    """One client. The main loop owns it, except while a thread answers (`Phase.BUSY`)."""
+    """One client. The main loop owns it, except while a thread handles its request (`Phase.BUSY`)."""
 
-    initialized = data_ready = True  # gunicorn's `handle` asks; both stay as they are
+    initialized = data_ready = True  # constants that gunicorn's `handle` reads
     is_http2 = False
 
     def __init__(self, cfg: Any, client_sock: socket.socket, client: Any, server: Any) -> None:
@@ -90,15 +90,15 @@ class Connection:
         self.deadline = 0.0
         self.is_shaken = not isinstance(client_sock, ssl.SSLSocket)
         self.is_readable = True
-        self.has_ended = False  # the client sends no more
-        self.is_last = False  # no request may follow the one in hand
-        self.told_to_continue = False
+        self.has_ended = False  # the client will send nothing more
+        self.is_last = False  # no request may follow the current one
+        self.has_sent_continue = False
 
     def init(self) -> None:
-        """Everything was done in the constructor."""
+        """Does nothing: the constructor has done everything."""
 
     def gather(self) -> None:
-        """Reads all that has come, without blocking. Sets `has_ended` at the client's end, or any fault of it."""
+        """Reads all available bytes without blocking. Sets `has_ended` at the end of the stream or on an error."""
         self.is_readable = False
         try:
             if not self.is_shaken:
@@ -111,7 +111,7 @@ class Connection:
                     self.has_ended = True
                     return
                 if len(data) < _READ and not isinstance(self.channel, ssl.SSLSocket):
-                    return  # a short read has emptied the socket; TLS may hold more than it gave
+                    return  # a short read has emptied the socket; TLS may have buffered more
                 if len(self.inbox) > _ENOUGH:
                     self.is_readable = True
                     return
@@ -121,8 +121,8 @@ class Connection:
             self.has_ended = True
 
     def discard(self) -> bool:
-        """Reads what has come and drops it; False when the client has ended, or sends on as if nothing was said."""
-        for _ in range(_PATIENCE):
+        """Reads and drops the available bytes; False if the client has ended or sends without end."""
+        for _ in range(_MAX_DISCARDS):
             self.gather()
             self.inbox.clear()
             if not self.is_readable:
@@ -130,35 +130,35 @@ class Connection:
         return False
 
     def take_request(self) -> None:
-        """Moves the request that has arrived from the inbox to where gunicorn reads it."""
+        """Moves the complete request from the inbox to the mailbox, where gunicorn reads it."""
         self.sock.request = self.framing.take(self.inbox)
         self.framing = Framing()
-        self.told_to_continue = False
+        self.has_sent_continue = False
 
     def has_leftovers(self) -> bool:
-        """Bytes that the parser left over mean that it and our framing disagree: nothing after them is trusted."""
+        """True if the parser left bytes: it and `framing.py` disagree, so the connection must end."""
         return bool(self.sock.request or self.parser.unreader.take_buffered())
 
     def deliver(self) -> bool:
-        """Sends what the client takes now; True when nothing is left. A fault of the connection raises `OSError`."""
-        answer = self.sock.answer
+        """Sends as much as the client takes now; True when nothing is left. Raises `OSError`."""
+        response = self.sock.response
         try:
-            while answer:
-                del answer[: self.channel.send(answer)]
+            while response:
+                del response[: self.channel.send(response)]
         except _NOT_NOW:
             return False
         return True
 
     def close(self) -> None:
-        """At once: lingering is a phase, not a wait."""
+        """Closes the socket without waiting; see `Phase.LINGERING`."""
         with contextlib.suppress(OSError):
             self.channel.close()
 
 
-class Watch:
-    """What gunicorn's main loop takes for a selector: listeners as usual, clients edge-triggered.
+class EventPoller:
+    """Replaces gunicorn's selector: level-triggered for listeners, edge-triggered for clients.
 
-    A client is registered once, not twice for each request: at thousands of requests a second that is felt.
+    A client is registered once instead of twice for each request, which matters at thousands of requests a second.
     """
 
     def __init__(self) -> None:
@@ -167,37 +167,37 @@ class Watch:
         self._objects: dict[int, Any] = {}
 
     def register(self, fileobj: Any, _events: int, callback: Callable[[Any], None]) -> None:
-        """Level-triggered, for what gunicorn registers itself."""
+        """Registers a descriptor level-triggered; gunicorn calls this for its own."""
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         self._epoll.register(number, select.EPOLLIN)
         self._callbacks[number], self._objects[number] = callback, fileobj
 
     def unregister(self, fileobj: Any) -> None:
-        """The reverse."""
+        """Reverses `register`."""
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         self._epoll.unregister(number)
         del self._callbacks[number], self._objects[number]
 
     def follow(self, connection: Connection, callback: Callable[[Any], None]) -> None:
-        """Reports each change of a client's socket until `forget`."""
+        """Calls back for each change of a client's socket until `forget`."""
         self._callbacks[connection.descriptor], self._objects[connection.descriptor] = callback, connection
         self._epoll.register(connection.descriptor, _EDGES)
 
     def expect_room(self, connection: Connection) -> None:
-        """Reports, too, when the client has taken some of its answer."""
+        """Also calls back when the client has read some of the response."""
         self._epoll.modify(connection.descriptor, _EDGES | select.EPOLLOUT)
 
     def forget(self, connection: Connection) -> None:
-        """Before its socket is closed."""
+        """Removes a client; call it before its socket is closed."""
         del self._callbacks[connection.descriptor], self._objects[connection.descriptor]
         self._epoll.unregister(connection.descriptor)
 
     def dispatch(self, timeout: float) -> None:
-        """Waits for events and calls back."""
+        """Waits for events, at most `timeout` seconds, and calls back."""
         for number, _ in self._epoll.poll(timeout):
             if number in self._callbacks:  # an earlier callback may have closed it
                 self._callbacks[number](self._objects[number])
 
     def close(self) -> None:
-        """Gives back the descriptor."""
+        """Closes the epoll descriptor."""
         self._epoll.close()

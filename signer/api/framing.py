@@ -1,7 +1,7 @@
-"""Where one HTTP/1.1 request ends in bytes that arrive piece by piece (RFC 9112, sections 2 and 6). Pure.
+"""Finds the end of an HTTP/1.1 request in bytes that arrive in pieces (RFC 9112, sections 2 and 6). Pure.
 
-It parses nothing for anybody: gunicorn's parser does, from exactly the bytes that this module counted. Chunks are
-joined here, so that only one kind of body exists behind it.
+Only gunicorn parses the request, from exactly the bytes that this module delimits. Chunks are joined here, so that
+gunicorn sees only bodies with a Content-Length.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
 
 class Arrival(Enum):
-    """How much of a request is there."""
+    """How much of a request has arrived."""
 
     PART = "part"  # wait for more
     WHOLE = "whole"
-    OVERSIZED = "oversized"  # its body is over the limit and need not have come: answer, then close
-    BROKEN = "broken"  # not framed as HTTP/1.1 is: refuse, then close
+    OVERSIZED = "oversized"  # the body is over the limit and may be incomplete: respond, then close
+    BROKEN = "broken"  # not valid HTTP/1.1 framing: refuse, then close
     HEAD_TOO_LARGE = "head_too_large"
 
 
 @dataclass(slots=True)
 class Framing:
-    """Remembers how far it has looked, so that a request sent byte by byte costs no more than one sent at once."""
+    """Tracks the position reached, so that a request sent byte by byte costs no more than one sent at once."""
 
-    expects_continue: bool = False  # the client waits for a word before it sends the body
-    _at: int = 0  # what is before it is done with
-    _seen: int = 0  # no end of the line or section that begins at `_at` is before it
+    expects_continue: bool = False  # the client waits for `100 Continue` before it sends the body
+    _at: int = 0  # everything before it is processed
+    _seen: int = 0  # the line or section that begins at `_at` does not end before it
     _head: int = 0  # length of the head, 0 while unknown
     _end: int = 0  # length of the request
-    _chunked: tuple[int, int] | None = None  # where the field is that says so, with the line end before it
-    _data_end: int = 0  # of the chunk that begins at `_at`, 0 where a chunk's line is to come
-    _in_trailers: bool = False  # all chunks are there
+    _chunked: tuple[int, int] | None = None  # position of the Transfer-Encoding field and the line end before it
+    _data_end: int = 0  # of the chunk that begins at `_at`; 0 if a chunk's line comes next
+    _in_trailers: bool = False  # all chunks have arrived
     _body: bytearray = field(default_factory=bytearray)  # of chunks so far
 
     def look(self, inbox: bytearray) -> Arrival:
-        """What `inbox`, which only grows, holds by now."""
+        """The state of the request in `inbox`, to which bytes are only ever appended."""
         if not self._head:
             found = self._find(inbox, _END_OF_HEAD)
             if (found if found >= 0 else len(inbox)) > MAX_HEAD:
@@ -64,7 +64,7 @@ class Framing:
     def take(self, inbox: bytearray) -> bytes:
         """Removes the request from `inbox` and returns it; chunks come out as one body with a Content-Length.
 
-        Of an oversized request only the head is returned; it says a length over the limit, which its reader refuses.
+        Of an oversized request only the head is returned, with a length over the limit, which its reader refuses.
         """
         request = bytes(inbox[: self._end])
         del inbox[: self._end]
@@ -76,13 +76,13 @@ class Framing:
         return request[:start] + b"\r\nContent-Length: %d" % length + request[end : self._head] + body
 
     def _find(self, inbox: bytearray, end: bytes) -> int:
-        """Where the line or section that begins at `_at` ends, -1 while it has not come."""
+        """Position of the end of the line or section that begins at `_at`; -1 if it has not arrived."""
         found = inbox.find(end, max(self._at, self._seen - len(end) + 1))
         self._seen = len(inbox) if found < 0 else 0
         return found
 
     def _read_fields(self, inbox: bytearray) -> Arrival | None:
-        """Finds out how the body is framed; the verdict if there is one already."""
+        """Reads the framing of the body from the fields; returns a result if it is already known."""
         request_line, *fields = bytes(inbox[: self._head - len(_END_OF_HEAD)]).split(b"\r\n")
         length = b""
         at = len(request_line)
@@ -96,7 +96,7 @@ class Framing:
             if name == b"expect":
                 self.expects_continue = value.lower() == b"100-continue"
             elif length or self._chunked is not None:
-                return Arrival.BROKEN  # said twice, or both ways: nobody can be sure where the request ends
+                return Arrival.BROKEN  # given twice or both ways: the end of the request is ambiguous
             elif name == b"content-length" and value.isdigit():
                 length = value
             elif name == b"transfer-encoding" and value.lower() == b"chunked":
@@ -111,7 +111,7 @@ class Framing:
         return None
 
     def _follow_chunks(self, inbox: bytearray) -> Arrival:
-        """Takes every chunk that is there whole, and waits for the end of the trailers (section 7.1)."""
+        """Consumes every complete chunk and finds the end of the trailers (section 7.1)."""
         while len(inbox) <= MAX_REQUEST:
             if self._in_trailers:
                 end = self._find(inbox, _END_OF_HEAD)
@@ -145,7 +145,7 @@ class Framing:
 
 
 def _read_chunk_size(line: bytes) -> int | None:
-    """The size at the beginning of a chunk's line, whose extensions are ignored; None if there is none."""
+    """The size in a chunk's line, ignoring extensions; None if it is not valid."""
     digits, _, comment = line.partition(b";")
     digits = digits.rstrip(b" \t")
     if b"\r" in comment or b"\n" in comment or not 0 < len(digits) <= _MAX_HEX_DIGITS or not _HEX.issuperset(digits):

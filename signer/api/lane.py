@@ -1,6 +1,6 @@
-"""The asynchronous client of the keeper: many messages outstanding at once, each reply passed to a callback.
+"""The asynchronous keeper client: sends many commands at once and passes each reply to a callback.
 
-For the worker's main loop, which has the poller. As with `KeeperClient`, a message is sent at most once, because a
+The worker's main loop uses it with its poller. As with `KeeperClient`, a message is sent at most once, because a
 lost reply may belong to a certificate that was issued.
 """
 
@@ -18,37 +18,39 @@ from signer.protocol.client import TIMEOUT
 from signer.protocol.commands import MAX_REPLY
 from signer.protocol.replies import Reply, decode_reply, keeper_gone
 
-MOST: Final = 64  # questions out at once; more would only wait in the keeper instead of here
+MOST: Final = 64  # commands in flight; more would only wait in the keeper instead of here
 Outcome = Reply | SignerError
 Done = Callable[[Outcome], None]
 
 
 class Poller(Protocol):
-    """What the lane needs of the main loop's selector."""
+    """The part of the main loop's selector that the client uses."""
 
     def register(self, fileobj: Any, _events: int, callback: Callable[[Any], None]) -> None: ...
     def unregister(self, fileobj: Any) -> None: ...
 
 
 class AsyncKeeperClient:
-    """Questions to the keeper that listens on `path`. Not for threads."""
+    """Sends commands to the keeper that listens on `path`. Not thread-safe."""
 
     def __init__(self, path: Path, poller: Poller, later: Callable[[Done, Outcome], object]) -> None:
         self._path = str(path)
         self._poller = poller
-        self._later = later  # calls back from the main loop: what fails at once must not answer from within `ask`
+        self._later = (
+            later  # calls back from the main loop, so that an immediate error is not reported from within `ask`
+        )
         self._free: list[socket.socket] = []
-        self._out: OrderedDict[socket.socket, tuple[Done, float]] = OrderedDict()  # the oldest first
+        self._out: OrderedDict[socket.socket, tuple[Done, float]] = OrderedDict()  # oldest first
         self._queue: deque[tuple[bytes, Done, float]] = deque()
         self._room = memoryview(bytearray(MAX_REPLY))
 
     def ask(self, message: bytes, done: Done) -> None:
-        """Sends a message; `done` gets the keeper's reply or the error, later."""
+        """Sends a message; the main loop later calls `done` with the keeper's reply or the error."""
         self._queue.append((message, done, time.monotonic() + TIMEOUT))
         self._send_waiting()
 
     def expire(self) -> None:
-        """Gives up on what has waited too long, and tries again what found the keeper's door crowded."""
+        """Fails messages that have waited too long and retries those for which the keeper had no room."""
         now = time.monotonic()
         while self._out and (oldest := next(iter(self._out.items())))[1][1] <= now:
             self._drop(oldest[0])
@@ -62,7 +64,7 @@ class AsyncKeeperClient:
             message, done, due = self._queue[0]
             try:
                 connection = self._send(message)
-            except BlockingIOError:  # as many knock as fit before the door; `expire` comes back to it
+            except BlockingIOError:  # the keeper's backlog is full; `expire` retries
                 return
             except OSError:
                 self._queue.popleft()
@@ -78,9 +80,9 @@ class AsyncKeeperClient:
             connection.close()
 
     def _send(self, message: bytes) -> socket.socket:
-        """The connection that took the message: one that is free, or a new one if the keeper had closed those.
+        """Sends the message on a free connection, or on a new one if the keeper closed those; returns the connection.
 
-        Raises `OSError`, as `BlockingIOError` when the keeper has no room for another connection yet.
+        Raises `OSError`; `BlockingIOError` if the keeper has no room for another connection yet.
         """
         while self._free:
             connection = self._free.pop()
@@ -108,7 +110,7 @@ class AsyncKeeperClient:
         except OSError:
             size = 0
         asked = self._out.pop(connection, None)
-        if not size or asked is None:  # the keeper ended it, or said something that nobody asked for
+        if not size or asked is None:  # the keeper closed it or sent an unexpected message
             self._drop(connection)
         else:
             self._free.append(connection)

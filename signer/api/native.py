@@ -1,4 +1,4 @@
-"""The native API in Flask: JSON in and out, problems as RFC 9457. Signing itself is in `sign.py`."""
+"""The native API in Flask: JSON bodies, RFC 9457 problems. Signing is in `sign.py`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
+def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     """Adds the native routes to `app`."""
     description = json.dumps(openapi.document()) + "\n"
 
     def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply:
         header = message_header(op, request.environ, settings.trusted_proxies, request_id())
-        return link.ask({**header, **fields}, body)
+        return keeper.ask({**header, **fields}, body)
 
     def sign(role: str) -> Response:
         return _json(ask("sign", {"role": role}, read_body(request.environ)), 201)
@@ -56,23 +56,23 @@ def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
         return _json(ask("record", {}, read_body(request.environ)), 201)
 
     def freeze() -> Response:
-        ask("whoami", {})  # the body of a caller without a good token is never decoded
+        ask("whoami", {})  # without a valid token the body is never decoded
         return _json(ask("freeze", _read_model(FreezeBody, read_body(request.environ)).model_dump()), 201)
 
     def unfreeze(scope: str) -> Response:
         return _json(ask("unfreeze", {"scope": _word("scope", scope)}))
 
     def ca() -> Response:
-        return _text(expect(CaKey, link.ask({"op": "ca"})).bundle, "text/plain; charset=utf-8")
+        return _text(expect(CaKey, keeper.ask({"op": "ca"})).bundle, "text/plain; charset=utf-8")
 
     def readyz() -> Response:
-        health = link.ask({"op": "health"})
+        health = keeper.ask({"op": "health"})
         if isinstance(health, NotReady):
             raise Unavailable(health.code, health.text, health.hint)
         return _json(expect(Ready, health))
 
     for method, path, view in (
-        ("POST", "/api/sign/<role:role>", sign),  # reached only where `sign.py` does not stand in front
+        ("POST", "/api/sign/<role:role>", sign),  # reached only without `sign.py` in front
         ("POST", "/api/explain/<role:role>", explain),
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
@@ -86,13 +86,13 @@ def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
         ("GET", "/healthz", lambda: _json(Alive(status="ok"))),
         ("GET", "/readyz", readyz),
-        ("GET", "/metrics", lambda: _text(expect(MetricsText, link.ask({"op": "metrics"})).text, CONTENT_TYPE_LATEST)),
+        ("GET", "/metrics", lambda: _metrics(keeper)),
     ):
         app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
 
 
 def render_fault(error: Exception) -> Response:
-    """Whatever ended a request outside `/v1/` as a problem; an error that is not in our tree tells nothing."""
+    """The problem for an exception outside `/v1/`; an error that is not a `SignerError` reveals no details."""
     headers: list[tuple[str, str]] = []
     if isinstance(error, HTTPException) and error.code is not None:
         headers = [(name, value) for name, value in error.get_headers() if name in ("Allow", "Location")]
@@ -100,15 +100,13 @@ def render_fault(error: Exception) -> Response:
     elif isinstance(error, SignerError):
         problem = error
     else:
-        problem = Unavailable(
-            "internal_error", "something went wrong here", f"look for {request_id()} in the service's log"
-        )
-    status, ours, body = render_problem(problem, request_id())
-    return Response(body, status, [*ours, *headers])
+        problem = Unavailable("internal_error", "internal error", f"look for {request_id()} in the service's log")
+    status, problem_headers, body = render_problem(problem, request_id())
+    return Response(body, status, [*problem_headers, *headers])
 
 
 def request_id() -> str:
-    """The number of the request in hand, the same each time it is asked for."""
+    """The id of the current request; the same on each call."""
     if "request_id" not in g:
         g.request_id = new_request_id()
     return str(g.request_id)
@@ -117,14 +115,18 @@ def request_id() -> str:
 def _of_http(error: HTTPException) -> SignerError:
     match error.code:
         case 404:
-            return NotFound("unknown_route", "there is nothing at this path", "see GET /api/openapi.json")
+            return NotFound("unknown_route", "no such path", "see GET /api/openapi.json")
         case 405:
             return BadRequest(
-                "method_not_allowed", f"{request.method} is not for this path", "see GET /api/openapi.json"
+                "method_not_allowed", f"{request.method} is not allowed for this path", "see GET /api/openapi.json"
             )
         case 413:
             return body_too_large()
     return BadRequest("request_malformed", "the request cannot be read", "see GET /api/openapi.json")
+
+
+def _metrics(keeper: KeeperClient) -> Response:
+    return _text(expect(MetricsText, keeper.ask({"op": "metrics"})).text, CONTENT_TYPE_LATEST)
 
 
 def _json(value: BaseModel, status: int = 200) -> Response:
@@ -143,42 +145,42 @@ def _text(text: str, content_type: str, status: int = 200) -> Response:
     return Response(text, status, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
 
-# --- what callers send -----------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
 def _read_query(known: tuple[str, ...]) -> dict[str, object]:
-    """The filters of a list; an unknown or repeated one is refused, because without it the answer would be another."""
+    """The filters of a list; raises `BadRequest` for an unknown or repeated one: to ignore it would change the list."""
     fields: dict[str, object] = {}
     for name, values in request.args.lists():
         if name not in known:
-            raise _bad_query(f"there is no parameter {name[:64]!a}", f"use {', '.join(known)}")
+            raise _bad_query(f"unknown parameter {name[:64]!a}", f"use {', '.join(known)}")
         if len(values) > 1:
             raise _bad_query(f"{name} is given more than once", f"give {name} once")
         value = values[0]
         if name == "active":
             if value not in ("true", "false"):
-                raise _bad_query("active must be true or false", "mend active")
+                raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
         elif name in ("before", "limit"):
             fields[name] = _whole(name, value)
         else:
             fields[name] = _word(name, value)
     if fields.get("backend", BACKENDS[0]) not in BACKENDS:
-        raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "mend backend")
+        raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
     if fields.get("limit") == 0:
-        raise _bad_query("limit must be at least 1", "mend limit")
+        raise _bad_query("limit must be at least 1", "correct limit")
     return fields
 
 
 def _word(name: str, value: str) -> str:
     if not 0 < len(value) <= 256 or not value.isprintable():
-        raise _bad_query(f"{name} must have 1 to 256 printable characters", f"mend {name}")
+        raise _bad_query(f"{name} must have 1 to 256 printable characters", f"correct {name}")
     return value
 
 
 def _whole(name: str, value: str, most: int = 2**63 - 1) -> int:
     if not value.isascii() or not value.isdigit() or len(value) > 20 or int(value) > most:
-        raise _bad_query(f"{name} must be a whole number", f"mend {name}")
+        raise _bad_query(f"{name} must be a whole number", f"correct {name}")
     return int(value)
 
 
@@ -187,7 +189,7 @@ def _bad_query(text: str, hint: str) -> BadRequest:
 
 
 def _read_model(model: type[_Model], body: bytes) -> _Model:
-    """A body as a model; raises `BadRequest` that names the first wrong field."""
+    """A body as a model; raises `BadRequest` with the first invalid field."""
     try:
         return model.model_validate(decode_body(body))
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""/api/openapi.json: OpenAPI 3.1 of the native API, made from the models. `ROUTES` is the one list of what there is.
+"""/api/openapi.json: OpenAPI 3.1 of the native API, generated from the models. `ROUTES` lists every route.
 
-A test compares it with Flask's own map of routes, both ways, and real answers with the models named here.
+A test compares it with Flask's map of routes in both directions, and real responses with the models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `answer` is a model, or the content type of a text."""
+    """One method of one path. `answer` is a model or the content type of a text."""
 
     method: str
     path: str
@@ -49,19 +49,19 @@ class Route:
 
 _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256}
 _LIST: Final = (
-    Query("identity", "issued to this identity; another one's need the right ledger.read", _WORD),
+    Query("identity", "issued to this identity; another identity requires the right ledger.read", _WORD),
     Query("role", "issued for this role", _WORD),
-    Query("principal", "that name this principal", _WORD),
+    Query("principal", "with this principal", _WORD),
     Query("fingerprint", "of the public key, SHA256:…", _WORD),
-    Query("backend", "signed by the CA key here, or by Vault", {"type": "string", "enum": list(BACKENDS)}),
-    Query("active", "true: only those valid now", {"type": "boolean", "default": False}),
-    Query("before", "the `before` of the page above", {"type": "integer", "minimum": 0}),
-    Query("limit", "certificates on one page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    Query("backend", "signed by signer's CA key or by Vault", {"type": "string", "enum": list(BACKENDS)}),
+    Query("active", "true: only certificates valid now", {"type": "boolean", "default": False}),
+    Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
+    Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
-    Query("before", "the `before` of the page above", {"type": "integer", "minimum": 0}),
-    Query("limit", "operations on one page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
+    Query("limit", "operations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
 ROUTES: Final = (
     Route(
@@ -69,24 +69,24 @@ ROUTES: Final = (
         (400, 401, 403, 404, 413, 429, 503),
     ),
     Route(
-        "POST", "/api/explain/{role}", "What policy would decide; signs nothing", replies.Explanation, SignBody,
+        "POST", "/api/explain/{role}", "Show the policy decision; signs nothing", replies.Explanation, SignBody,
         faults=(400, 401, 403, 404, 413, 503),
     ),
     Route(
-        "GET", "/api/certificates", "Certificates, newest first; the next page is also in the header Link",
+        "GET", "/api/certificates", "List certificates, newest first; the header Link names the next page",
         replies.CertificatePage, faults=(400, 401, 403, 503), queries=_LIST,
     ),
     Route(
-        "GET", "/api/certificates/{serial}", "One certificate, with all that was recorded of it",
+        "GET", "/api/certificates/{serial}", "Show one certificate with its ledger entries",
         replies.CertificateDetails, faults=(400, 401, 404, 503),
     ),
     Route("GET", "/api/ledger/head", "The newest entry of the ledger", replies.Recorded),
     Route(
-        "GET", "/api/operations", "What operators did to the platform, newest first; pages as for certificates",
+        "GET", "/api/operations", "List operations on the platform, newest first; pages as for certificates",
         replies.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
     ),
     Route(
-        "POST", "/api/operations", "Record what an operator did; the reply is the entry that holds it",
+        "POST", "/api/operations", "Record an operation; returns its ledger entry",
         replies.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
     ),
     Route("GET", "/api/freezes", "The freezes in force", replies.Freezes, faults=(401, 503)),
@@ -102,9 +102,9 @@ ROUTES: Final = (
         is_open=True,
     ),
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
-    Route("GET", "/healthz", "Does the api's process answer?", schemas.Alive, faults=(), is_open=True),
-    Route("GET", "/readyz", "Can certificates be issued?", replies.Ready, faults=(503,), is_open=True),
-    Route("GET", "/metrics", "Figures for Prometheus", "text/plain", faults=(503,), is_open=True),
+    Route("GET", "/healthz", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
+    Route("GET", "/readyz", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True),
+    Route("GET", "/metrics", "Metrics for Prometheus", "text/plain", faults=(503,), is_open=True),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from signer.error_catalogue import CATALOGUE
 from signer.errors import SignerError
 
 CONTENT_TYPE: Final = "application/problem+json"
-RETRY_AFTER: Final = "1"  # seconds; the launcher has a dead keeper back within two
+RETRY_AFTER: Final = "1"  # seconds; the launcher restarts a dead keeper within two
 
 
 def status_of(error: SignerError) -> HTTPStatus:

@@ -1,4 +1,4 @@
-"""What an HTTP request says of its sender: token, address, and the number we give the request. Pure."""
+"""Reads the token and the address of an HTTP request's sender, and generates request ids. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from signer.protocol.commands import normalize_address
 from signer.settings import Network
 
 Environ = Mapping[str, Any]
-MAX_TOKEN: Final = 256  # characters; ours have 53
-UNREADABLE: Final = "?"  # in the place of text that cannot be one, and might not fit into a message
+MAX_TOKEN: Final = 256  # characters; a token has 53
+UNREADABLE: Final = "?"  # replaces text that cannot be a token and might not fit into a message
 
 
 def read_token(environ: Environ) -> str | None:
-    """The token of `X-Vault-Token`, else of `Authorization: Bearer` (the word is case-sensitive, as Vault has it)."""
+    """The token of `X-Vault-Token`, else of `Authorization: Bearer` (case-sensitive, as in Vault)."""
     token = str(environ.get("HTTP_X_VAULT_TOKEN", ""))
     authorization = str(environ.get("HTTP_AUTHORIZATION", ""))
     if not token and authorization.startswith("Bearer "):
@@ -27,10 +27,10 @@ def read_token(environ: Environ) -> str | None:
 
 
 def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
-    """The caller's IP address: the peer's, or the last one in X-Forwarded-For that no trusted proxy has.
+    """The caller's IP address: the peer's, or the last one in X-Forwarded-For that is not a trusted proxy's.
 
-    None when it is not known: a unix socket, or a proxy that does not say. A wrong entry ends the search, because
-    what stands before it was written by somebody we do not know.
+    None if it is unknown: a unix socket, or a proxy without the header. An invalid entry ends the search, because
+    the entries before it come from an untrusted sender.
     """
     peer = str(environ.get("REMOTE_ADDR", ""))
     if not proxies:
@@ -47,12 +47,12 @@ def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
 
 
 def new_request_id() -> str:
-    """A random number for one request; it is in the answer, in the log and in the ledger."""
+    """A random id for one request; the response, the log and the ledger contain it."""
     return str(uuid.uuid4())
 
 
 def message_header(op: str, environ: Environ, proxies: tuple[Network, ...], request_id: str) -> dict[str, object]:
-    """What every command to the keeper says of its sender."""
+    """The fields that every keeper command has about its sender."""
     return {
         "op": op,
         "token": read_token(environ),

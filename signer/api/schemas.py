@@ -1,6 +1,6 @@
-"""The bodies of the native API that are not a reply of the keeper's; those are in `protocol/replies.py`.
+"""The bodies of the native API except the keeper's replies, which are in `protocol/replies.py`.
 
-/api/openapi.json is made from both. Only the bodies that callers send are validated here.
+/api/openapi.json is generated from both. Only request bodies are validated here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class Problem(_Strict):
-    """RFC 9457. `code` is stable, `hint` the next action, `request_id` is in the ledger and the log, too."""
+    """RFC 9457. `code` is stable, `hint` the next action, the ledger and the log contain `request_id`."""
 
     type: Literal["about:blank"]
     title: str
@@ -29,13 +29,13 @@ class Problem(_Strict):
 
 
 class FreezeBody(_Strict):
-    """What to freeze, and why."""
+    """The scope to freeze and the reason."""
 
     scope: Annotated[_Text, Field(description="all, identity:NAME or role:NAME")]
     reason: Annotated[str, Field(min_length=1, max_length=500, description="one line for the ledger")]
 
 
 class Alive(_Strict):
-    """The api's process answers."""
+    """The API process responds."""
 
     status: Literal["ok"]

@@ -1,7 +1,7 @@
-"""The sign routes as one bare WSGI callable in front of Flask, which costs more than a signature.
+"""The sign routes as a plain WSGI callable in front of Flask, because Flask costs more time than a signature.
 
-It frames the body and a few headers for the keeper, and gives everything else to Flask. It decides nothing: each check
-here is made again by the keeper.
+It sends the body and a few headers to the keeper and passes every other request to Flask. It decides nothing: the
+keeper repeats each check.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from signer.settings import Network
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; a longer one is no role to the keeper either
+ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; the keeper refuses longer names too
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 _MORE: Final = re.compile(rb"\nx-vault-(?:namespace|wrap-ttl)", re.IGNORECASE)
 
 
-class SignQuestion:
-    """One sign request, framed for the keeper, and how its outcome is told to the client.
+class SignCall:
+    """One sign request: its message to the keeper and the HTTP response for the outcome.
 
-    `fault` is what is wrong with it already. The body is read from `environ` unless it is given.
+    `error` is set if the body cannot be read. The body is read from `environ` unless it is given.
     """
 
-    __slots__ = ("body", "fault", "for_vault", "header", "request_id")
+    __slots__ = ("body", "error", "for_vault", "header", "request_id")
 
     def __init__(
         self,
@@ -56,43 +56,48 @@ class SignQuestion:
         if for_vault:
             self.header |= {"shape": "vault", "content_type": environ.get("CONTENT_TYPE", "")}
         self.body = body or b""
-        self.fault: SignerError | None = None
+        self.error: SignerError | None = None
         if body is None:
             try:
                 self.body = read_body(environ)
             except SignerError as error:
-                self.fault = error
+                self.error = error
 
     def message(self) -> bytes:
-        """What the keeper is asked."""
+        """The message to the keeper."""
         return make_message(self.header, self.body)
 
-    def ask(self, link: KeeperClient) -> responses.Answer:
-        """Asks and waits for the answer."""
+    def run(self, keeper: KeeperClient) -> responses.HttpResponse:
+        """Sends the command to the keeper and waits for the response."""
         try:
-            return self.answer(self.fault or link.ask(self.header, self.body))
+            return self.response(self.error or keeper.ask(self.header, self.body))
         except SignerError as error:
-            return self.answer(error)
+            return self.response(error)
 
-    def answer(self, outcome: Reply | SignerError) -> responses.Answer:
-        """Status, headers and body of an outcome."""
+    def response(self, outcome: Reply | SignerError) -> responses.HttpResponse:
+        """The HTTP response for the keeper's reply or an error."""
         if isinstance(outcome, SignerError):
             if self.for_vault:
                 return responses.render_error(outcome)
-            return responses.Answer(*render_problem(outcome, self.request_id))
+            return responses.HttpResponse(*render_problem(outcome, self.request_id))
         if self.for_vault:
-            return responses.Answer(200, responses.HEADERS, responses.signed(outcome, self.request_id))
-        return responses.Answer(201, _CREATED, outcome.as_json() + b"\n")
+            return responses.HttpResponse(200, responses.HEADERS, responses.signed(outcome, self.request_id))
+        return responses.HttpResponse(201, _CREATED, outcome.as_json() + b"\n")
 
 
 class SignRoutes:
-    """`/v1/<mount>/sign/<role>` and `/api/sign/<role>`; all else goes to `fallback`."""
+    """Handles `/v1/<mount>/sign/<role>` and `/api/sign/<role>`; passes every other request to `fallback`."""
 
     def __init__(
-        self, link: KeeperClient, mounts: tuple[str, ...], proxies: tuple[Network, ...], fallback: Wsgi, lines: LogLimit
+        self,
+        keeper: KeeperClient,
+        mounts: tuple[str, ...],
+        proxies: tuple[Network, ...],
+        fallback: Wsgi,
+        lines: LogLimit,
     ) -> None:
-        self.link = link
-        self.lines = lines  # what `fallback` logs
+        self.keeper = keeper
+        self.lines = lines  # log lines of `fallback`
         self._proxies = proxies
         self._fallback = fallback
         names = "|".join(re.escape(mount) for mount in mounts)
@@ -104,40 +109,40 @@ class SignRoutes:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """WSGI (PEP 3333)."""
-        question = self.question(environ)
-        if question is None:
+        call = self.sign_call(environ)
+        if call is None:
             return self._fallback(environ, start_response)
-        return (begin_answer(question.ask(self.link), start_response),)
+        return (begin_response(call.run(self.keeper), start_response),)
 
-    def question(self, environ: dict[str, Any]) -> SignQuestion | None:
-        """The sign request that this is; None for everything else."""
+    def sign_call(self, environ: dict[str, Any]) -> SignCall | None:
+        """The sign call in a request; None for every other request."""
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _wants_more(environ):
-            return SignQuestion(environ, self._proxies, match[1], for_vault=True)
+        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _has_vault_extras(environ):
+            return SignCall(environ, self._proxies, match[1], for_vault=True)
         if method == "POST" and (match := self._native.fullmatch(path)):
-            return SignQuestion(environ, self._proxies, match[1], for_vault=False)
+            return SignCall(environ, self._proxies, match[1], for_vault=False)
         return None
 
-    def begins_like_one(self, request: bytes) -> bool:
-        """Whether the bytes of a request begin as those do for which `question` has one."""
+    def is_sign_request(self, request: bytes) -> bool:
+        """True if `sign_call` will accept this request, judged by its first line and header names."""
         return self._first_line.match(request) is not None and _MORE.search(request) is None
 
 
-def begin_answer(answer: responses.Answer, start_response: StartResponse) -> bytes:
-    """Starts the response; returns its body."""
-    status, headers, body = answer
+def begin_response(response: responses.HttpResponse, start_response: StartResponse) -> bytes:
+    """Starts the WSGI response; returns its body."""
+    status, headers, body = response
     start_response(_STATUS_LINES[status], [*headers, ("Content-Length", str(len(body)))])
     return body
 
 
 def read_environ(request: Any, client: Any) -> dict[str, Any]:
-    """What `SignQuestion` reads of gunicorn's parsed request, as PEP 3333 has it.
+    """The part of the WSGI environ (PEP 3333) that `SignCall` reads, from gunicorn's parsed request.
 
-    gunicorn makes thirty more entries, and an object for the answer: a quarter of the api's CPU time for a signature.
+    gunicorn's own adds thirty entries and a response object: a quarter of the API's CPU time for a signature.
     """
     environ: dict[str, Any] = {
         "REQUEST_METHOD": request.method,
-        "PATH_INFO": request.path,  # `begins_like_one` lets no % through
+        "PATH_INFO": request.path,  # `is_sign_request` accepts no %
         "REMOTE_ADDR": client[0] if isinstance(client, tuple) else str(client),
         "wsgi.input": request.body,
     }
@@ -150,9 +155,9 @@ def read_environ(request: Any, client: Any) -> dict[str, Any]:
     return environ
 
 
-def render_answer(answer: responses.Answer, version: tuple[int, int], keep: bool) -> bytes:
-    """The whole HTTP answer, with the fields that gunicorn gives to every other one."""
-    status, headers, body = answer
+def render_response(response: responses.HttpResponse, version: tuple[int, int], keep: bool) -> bytes:
+    """The whole HTTP response as bytes, with the header fields that gunicorn adds to others."""
+    status, headers, body = response
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
     head = (
         f"HTTP/{version[0]}.{version[1]} {_STATUS_LINES[status]}\r\nServer: gunicorn\r\n"
@@ -167,13 +172,13 @@ def _http_date(now: int) -> str:
     return formatdate(now, usegmt=True)
 
 
-def _wants_more(environ: dict[str, Any]) -> bool:
-    """A namespace or response wrapping, which Flask's side answers."""
+def _has_vault_extras(environ: dict[str, Any]) -> bool:
+    """True if the request has a namespace or response wrapping, which Flask's side handles."""
     return "HTTP_X_VAULT_NAMESPACE" in environ or "HTTP_X_VAULT_WRAP_TTL" in environ
 
 
 def read_body(environ: Mapping[str, Any]) -> bytes:
-    """The request's body; raises `BadRequest` as soon as it is known to be over the limit."""
+    """The request's body; raises `BadRequest` if it is over the limit, before reading it where possible."""
     length = environ.get("CONTENT_LENGTH") or ""
     if length.isdecimal() and int(length) > MAX_BODY:
         raise body_too_large()

@@ -1,9 +1,9 @@
-"""gunicorn's threaded worker, made patient: a thread is given to whole requests only, and never waits for a client.
+"""gunicorn's threaded worker with a main loop that reads and writes: a thread never waits for a client.
 
-gunicorn 27's own gives a new connection to a thread at once, and a client that sends or reads slowly keeps that
-thread; as many half-open clients as there are threads stop everybody. Here the main loop gathers requests and
-delivers answers without blocking, for TCP, unix sockets and TLS alike; a thread sees bytes that are already there.
-Deadlines end what takes too long, and at the limit of connections the longest waiting one makes room.
+gunicorn 27's own worker gives each new connection to a thread, and a slow client occupies that thread; as many slow
+clients as threads block all others. Here the main loop reads requests and sends responses without blocking, for TCP,
+unix sockets and TLS; a thread gets only complete requests. Deadlines end slow connections, and at the limit of
+connections the one that has waited longest is closed.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from typing import Any, Final
 from gunicorn import http, sock
 from gunicorn.workers.gthread import ThreadWorker
 
-from signer.api.connection import Connection, Mailbox, Phase, Watch, freeze_settings
+from signer.api.connection import Connection, EventPoller, Mailbox, Phase, freeze_settings
 from signer.api.framing import Arrival
 from signer.api.lane import AsyncKeeperClient, Outcome
 from signer.api.problems import render_problem
 from signer.api.request import new_request_id
-from signer.api.sign import SignQuestion, SignRoutes, read_environ, render_answer
+from signer.api.sign import SignCall, SignRoutes, read_environ, render_response
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.protocol.log_limit import LogLimit
 
 ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connection's start) to its last
-TAKEN_WITHIN: Final = 10.0  # seconds for a client to take an answer
-LINGERS: Final = 1.0  # seconds in which a refused client may still be sending, so that it can read the refusal
-STOPPING_KEEPS: Final = 0.3  # seconds that a stopping worker keeps idle connections: a request may be on its way
-CHORES_EVERY: Final = 0.1  # seconds from one look at the deadlines to the next; rounds of the loop may be many more
-SPARE_DESCRIPTORS: Final = 64  # besides clients and the threads' connections to the keeper
-SEND_BUFFER: Final = 128 * 1024  # bytes for most answers whole; the kernel would keep megabytes for a slow reader
+TAKEN_WITHIN: Final = 10.0  # seconds for a client to read a response
+LINGERS: Final = 1.0  # seconds in which a refused client may still send, so that it can read the refusal
+STOPPING_KEEPS: Final = 0.3  # seconds that a stopping worker keeps idle connections, for requests in transit
+CHORES_EVERY: Final = 0.1  # seconds between two checks of the deadlines; the loop runs more often
+SPARE_DESCRIPTORS: Final = 64  # in addition to clients and connections to the keeper
+SEND_BUFFER: Final = 128 * 1024  # bytes; fits most responses, where the kernel would buffer megabytes for a slow reader
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def refusal(error: SignerError, request_id: str = "") -> bytes:
-    """An answer of ours where no application sees the request: a problem, with Vault's list of errors beside it."""
+def render_refusal(error: SignerError, request_id: str = "") -> bytes:
+    """The response for a request that no application sees: a problem that also has Vault's list of errors."""
     status, headers, body = render_problem(error, request_id or new_request_id())
     body = json.dumps(json.loads(body) | {"errors": [error.text]}).encode() + b"\n"
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Connection: close", f"Content-Length: {len(body)}"]
@@ -50,17 +50,17 @@ def refusal(error: SignerError, request_id: str = "") -> bytes:
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
-    """See the module's text. Counting, accepting, stopping and the HTTP parser are gunicorn's."""
+    """See the module's docstring. Counting, accepting, stopping and the HTTP parser are gunicorn's."""
 
     poller: Any
 
     @cached_property
     def lines(self) -> LogLimit:
-        """What is logged of requests."""
+        """The rate-limited log of requests."""
         return LogLimit(self.log)
 
     def init_process(self) -> None:
-        """Once, after the fork."""
+        """Initialises the worker; called once, after the fork."""
         self.waiting: dict[Phase, OrderedDict[Connection, None]] = {phase: OrderedDict() for phase in Phase}
         self.server_names: dict[Any, Any] = {}
         self.settings = freeze_settings(self.cfg)
@@ -78,30 +78,30 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         super().init_process()
 
     def run(self) -> None:
-        """gunicorn's loop, on our way of watching."""
+        """Runs gunicorn's loop with `EventPoller`."""
         self.poller.close()
-        self.poller = Watch()
+        self.poller = EventPoller()
         self.routes: SignRoutes = self.wsgi
-        self.lane = AsyncKeeperClient(self.routes.link.path, self.poller, self.method_queue.defer)
+        self.keeper = AsyncKeeperClient(self.routes.keeper.path, self.poller, self.method_queue.defer)
         super().run()
         for phase in Phase:
             for connection in list(self.waiting[phase]):
                 connection.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """One round of the loop."""
+        """Runs one round of the loop."""
         self.poller.dispatch(timeout if self.alive else min(timeout, STOPPING_KEEPS / 3))
-        self.lane.expire()
+        self.keeper.expire()
 
-    # --- connections come and go --------------------------------------------------------------------------------
+    # --- connections --------------------------------------------------------------------------------------------
 
     def accept(self, listener: Any) -> None:
-        """Takes a new connection, at the limit in the place of the one that has waited longest."""
+        """Accepts a connection; at the limit, closes the one that has waited longest."""
         try:
             client_sock, client = listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # gone again, or descriptors are short: the others go on
+        except OSError as error:  # already closed, or out of descriptors
             self.lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
             self._evict()
             return
@@ -110,7 +110,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if self.tls is not None:
             try:
                 client_sock = self.tls.wrap_socket(client_sock, server_side=True, do_handshake_on_connect=False)
-            except OSError:  # reset before it began
+            except OSError:  # already reset
                 client_sock.close()
                 return
         if listener not in self.server_names:
@@ -123,7 +123,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._evict()
 
     def _evict(self) -> None:
-        """Ends the longest waiting connection of the more crowded kind: idle ones, or those half there."""
+        """Closes the connection that has waited longest among the idle or the arriving ones, whichever are more."""
         crowd = max((self.waiting[Phase.ARRIVING], self.waiting[Phase.IDLE]), key=len)
         if crowd:
             self._end(next(iter(crowd)))
@@ -141,14 +141,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
 
     def notify(self) -> None:
-        """Tells the arbiter that we live: not in each round, because it is a system call."""
+        """Sends the heartbeat to the arbiter; not in each round, because it is a system call."""
         now = time.monotonic()
         if now >= self.next_sign_of_life:
             self.next_sign_of_life = now + CHORES_EVERY
             super().notify()
 
     def murder_pending(self) -> None:
-        """Ends what has waited too long; each phase is in the order of its deadlines."""
+        """Ends connections past their deadline; each phase is sorted by deadline."""
         now = time.monotonic()
         if now < self.next_look:
             return
@@ -165,11 +165,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                     self._end(connection)
 
     def _cap_keepalive(self, _deadline: float) -> None:
-        """The worker is stopping: idle connections go soon."""
+        """Shortens the deadline of idle connections, because the worker is stopping."""
         for connection in self.waiting[Phase.IDLE]:
             connection.deadline = min(connection.deadline, time.monotonic() + STOPPING_KEEPS)
 
-    # --- requests come, answers go ------------------------------------------------------------------------------
+    # --- requests and responses ---------------------------------------------------------------------------------
 
     def _on_event(self, connection: Connection) -> None:
         match connection.phase:
@@ -186,16 +186,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                     self._end(connection)
 
     def _look(self, connection: Connection) -> None:
-        """Hands a whole request to a thread, waits for the rest of one, or sees that there will be none."""
+        """Handles a complete request, waits for the rest of one, or ends the connection."""
         arrival = connection.framing.look(connection.inbox) if connection.inbox else Arrival.PART
         if arrival is Arrival.PART:
             if connection.has_ended:
                 self._end(connection)
             elif connection.inbox and connection.phase is Phase.IDLE:
                 self._await(connection, Phase.ARRIVING)
-            if connection.framing.expects_continue and not connection.told_to_continue:
-                connection.told_to_continue = True
-                with contextlib.suppress(OSError):  # the client is gone, or waits for nothing: its deadline knows
+            if connection.framing.expects_continue and not connection.has_sent_continue:
+                connection.has_sent_continue = True
+                with contextlib.suppress(OSError):  # the client is gone; its deadline ends the connection
                     connection.channel.send(_CONTINUE)
         elif arrival is Arrival.HEAD_TOO_LARGE:
             self._refuse(connection, _HEAD_TOO_LARGE)
@@ -205,71 +205,71 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             connection.is_last = arrival is not Arrival.WHOLE
             connection.take_request()
             self._await(connection, Phase.BUSY)
-            if self.routes.begins_like_one(connection.sock.request):
+            if self.routes.is_sign_request(connection.sock.request):
                 self._sign(connection)
             else:
                 self.tpool.submit(self._answer, connection)
 
     def _sign(self, connection: Connection) -> None:
-        """Asks the keeper without a thread, which would cost as much as all the rest."""
+        """Sends a sign request to the keeper without a thread, which would cost as much as everything else."""
         try:
             request = next(connection.parser)
             if connection.is_last or not self.alive:
                 request.force_close()
-            question = self.routes.question(read_environ(request, connection.client))
-            if question is None:
-                raise http.errors.InvalidRequestLine(request.path)  # two readings of one line: nobody is served
-        except Exception as error:  # noqa: BLE001 - as gunicorn's `handle`: whatever it is, this client hears of it
+            call = self.routes.sign_call(read_environ(request, connection.client))
+            if call is None:
+                raise http.errors.InvalidRequestLine(request.path)  # the two parsers disagree: refuse
+        except Exception as error:  # noqa: BLE001 - as gunicorn's `handle`: the client gets a response for every error
             self._fail(connection, error)
             return
-        if question.fault is not None:
-            self.method_queue.defer(self._signed, connection, request, question, question.fault)
+        if call.error is not None:
+            self.method_queue.defer(self._signed, connection, request, call, call.error)
         else:
-            self.lane.ask(question.message(), partial(self._signed, connection, request, question))
+            self.keeper.ask(call.message(), partial(self._signed, connection, request, call))
 
-    def _signed(self, connection: Connection, request: Any, question: SignQuestion, outcome: Outcome) -> None:
+    def _signed(self, connection: Connection, request: Any, call: SignCall, outcome: Outcome) -> None:
         try:
             keep = self._keepalive_after(connection, not request.should_close()) and not connection.has_leftovers()
-            connection.sock.sendall(render_answer(question.answer(outcome), request.version, keep))
+            connection.sock.sendall(render_response(call.response(outcome), request.version, keep))
         except Exception as error:  # noqa: BLE001
             self._fail(connection, error)
             return
         self._on_answered(connection, keep)
 
     def _fail(self, connection: Connection, error: Exception) -> None:
-        connection.sock.answer.clear()
+        connection.sock.response.clear()
         self.handle_error(None, connection.sock, connection.client, error)
         self._on_answered(connection, keep=False)
 
     def _answer(self, connection: Connection) -> None:
-        """In a thread: lets gunicorn and the application answer, sends what goes at once, reports back."""
+        """In a thread: lets gunicorn and the application handle the request, sends what the client takes now."""
         keep = False
         try:
             keep = self.handle(connection) and not connection.is_last
-            if not connection.sock.answer:  # gunicorn found no request in what framing took for one
+            if not connection.sock.response:  # gunicorn found no request in the framed bytes
                 self.handle_error(None, connection.sock, connection.client, http.errors.NoMoreData())
             keep = keep and not connection.has_leftovers()
             connection.deliver()
         except OSError:
-            connection.sock.answer.clear()
+            connection.sock.response.clear()
             keep = False
         finally:
             self.method_queue.defer(self._on_answered, connection, keep)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
-        """As gunicorn's, with `Connection: close` in the answer when no other request can follow."""
+        """As in gunicorn, with `Connection: close` in the response if no other request can follow."""
         if conn.is_last:
             req.force_close()
         try:
             return super().handle_request(req, conn)
-        except OSError as error:  # the application's: no socket is behind a mailbox
+        except OSError as error:  # from the application: a mailbox has no socket
             self.handle_error(req, conn.sock, conn.client, error)
             return False
 
     def handle_error(self, _req: Any, client: Mailbox, _addr: Any, exc: BaseException) -> None:
-        """A request that is no HTTP, in our words; gunicorn's would log and echo what the client sent, tokens too."""
+        """Responds to an invalid request. gunicorn's own version logs and echoes the client's bytes, with tokens."""
         request_id = new_request_id()
-        if isinstance(exc, _THEIRS) and not isinstance(exc, _OURS):
+        if isinstance(exc, _CLIENT_ERRORS) and not isinstance(exc, _SERVER_ERRORS):
             self.lines.warn(type(exc).__name__, f"request {request_id} was refused: {type(exc).__name__}")
             error: SignerError = _MALFORMED
             if isinstance(exc, http.errors.LimitRequestLine):
@@ -278,13 +278,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
                 error = _HEAD_TOO_LARGE
         else:
             self.lines.fault(f"request {request_id} failed", exc)
-            error = Unavailable(
-                "internal_error", "something went wrong here", f"look for {request_id} in the service's log"
-            )
-        client.answer[:] = refusal(error, request_id)
+            error = Unavailable("internal_error", "internal error", f"look for {request_id} in the service's log")
+        client.response[:] = render_refusal(error, request_id)
 
     def _refuse(self, connection: Connection, error: SignerError) -> None:
-        connection.sock.sendall(refusal(error))
+        connection.sock.sendall(render_refusal(error))
         connection.is_last = True
         self._leave(connection)
 
@@ -293,7 +291,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._leave(connection)
 
     def _leave(self, connection: Connection) -> None:
-        """Delivers what is left of the answer; then the next request, or the end."""
+        """Sends the rest of the response, then waits for the next request or ends the connection."""
         try:
             done = connection.deliver()
         except OSError:
@@ -312,7 +310,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._look(connection)
 
     def _linger(self, connection: Connection) -> None:
-        """RFC 9112, section 9.6: closing with bytes unread would reset the connection and take our answer with it."""
+        """Lets the client read the response: a close with unread bytes resets the connection (RFC 9112, 9.6)."""
         try:
             connection.channel.shutdown(socket.SHUT_WR)
         except OSError:
@@ -323,7 +321,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
 
 def _connections(wanted: int, threads: int) -> int:
-    """How many clients at once: as configured, or as many as the limit of descriptors allows."""
+    """Maximum number of clients: as configured, or fewer if the descriptor limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + threads + SPARE_DESCRIPTORS
     if soft < needed:
@@ -332,12 +330,12 @@ def _connections(wanted: int, threads: int) -> int:
     return max(min(wanted, soft - threads - SPARE_DESCRIPTORS), threads + 1)
 
 
-# What a client's bytes can cause; gunicorn's parser waits for more, or ends, where the C parser sees no request yet.
-_THEIRS: Final = (http.errors.ParseException, http.errors.NoMoreData, StopIteration)
-_OURS: Final = (http.errors.InvalidResponseHeader, http.errors.InvalidResponseHeaderName)
+# Errors that a client's bytes can cause; the last two when the C parser finds no complete request.
+_CLIENT_ERRORS: Final = (http.errors.ParseException, http.errors.NoMoreData, StopIteration)
+_SERVER_ERRORS: Final = (http.errors.InvalidResponseHeader, http.errors.InvalidResponseHeaderName)
 _TOO_SLOW: Final = BadRequest(
-    "request_too_slow", f"the request did not arrive within {ARRIVES_WITHIN:.0f} s", "send it in one go"
+    "request_too_slow", f"the request did not arrive within {ARRIVES_WITHIN:.0f} s", "send the whole request at once"
 )
 _HEAD_TOO_LARGE: Final = BadRequest("head_too_large", "the request's head is too large", "send fewer or shorter fields")
 _LINE_TOO_LONG: Final = BadRequest("line_too_long", "the request line is too long", "send a shorter path or query")
-_MALFORMED: Final = BadRequest("request_malformed", "the request is not HTTP/1.1 as RFC 9112 has it", "mend the client")
+_MALFORMED: Final = BadRequest("request_malformed", "the request is not valid HTTP/1.1 (RFC 9112)", "fix the client")

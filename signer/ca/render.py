@@ -8,7 +8,6 @@ system calls, and the next run removes it before all else.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import stat
@@ -21,6 +20,7 @@ from typing import Final, Literal
 
 from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable
+from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_unread, sync_directory
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -93,11 +93,11 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
     if os.path.lexists(target):
         raise exists
     key = make()
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = open_directory(target.parent)
     try:
-        _name(folder, _write(folder, key), target.name)
+        name_unnamed(folder, _write(folder, key), target.name)
         try:
-            os.fsync(folder)
+            sync_directory(folder)
         except OSError:
             os.unlink(target.name, dir_fd=folder)
             raise
@@ -179,7 +179,7 @@ def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged
     """`same`, or `missing`, or `differs` with what differs."""
     public = (key.fingerprint, key.kind)
     try:
-        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_unread(target)
     except FileNotFoundError:
         return Rendered("missing", *public)
     except OSError as error:
@@ -211,7 +211,7 @@ def _alone(path: Path) -> Iterator[int]:
     Its lock passes to the writer, so that a renderer that is killed holds others off until its writer is done.
     """
     try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = open_directory(path)
     except OSError as error:
         raise _no_directory(error) from None
     try:
@@ -235,12 +235,9 @@ def _no_directory(error: OSError) -> RefusedTarget:
 
 def _locked(folder: int) -> bool:
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock(folder)
     except OSError as error:
         raise _no_directory(error) from None
-    return True
 
 
 def _temporary(target: Path) -> str:
@@ -288,9 +285,9 @@ def _be_the_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> 
     status = _NO_ERRNO
     try:
         unnamed = _write(folder, key)
-        _name(folder, unnamed, temporary)
+        name_unnamed(folder, unnamed, temporary)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        sync_directory(folder)
         status = 0
     except OSError as error:
         status = error.errno or _NO_ERRNO
@@ -300,14 +297,6 @@ def _be_the_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> 
 
 def _write(folder: int, key: KeyMaterial) -> int:
     """A descriptor of a complete file without a name, 0400 and, for root, root's."""
-    unnamed = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o400, dir_fd=folder)
-    os.fchmod(unnamed, 0o400)
-    if os.geteuid() == 0:
-        os.fchown(unnamed, 0, 0)
+    unnamed = create_unnamed(folder, 0o400)
     key.write(unnamed)
     return unnamed
-
-
-def _name(folder: int, unnamed: int, name: str) -> None:
-    # With a directory's descriptor Python calls linkat(2), which follows; without one link(2), which does not.
-    os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=folder, follow_symlinks=True)

@@ -15,7 +15,7 @@ from typing import Final
 from signer.errors import Refused
 from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.ssh.certificate import MAX_PRINCIPALS
-from signer.units import render_duration
+from signer.units import plain, render_duration
 
 MAX_KEY_ID: Final = 256  # bytes; every host logs it at each login
 
@@ -323,5 +323,5 @@ def _list_options(options: Mapping[str, str]) -> str:
 
 
 def _show(name: str) -> str:
-    """A caller's text for a message: shortened, and escaped if it contains control characters."""
-    return name[:64] if name.isprintable() and name else repr(name[:64])
+    """A caller's text for a message: shortened, with control characters escaped."""
+    return plain(name[:64]) or "''"

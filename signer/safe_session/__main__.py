@@ -1,4 +1,4 @@
-"""`python -m signer.safe_session` is `safe-session`."""
+"""Runs `safe-session` as `python -m signer.safe_session`."""
 
 from __future__ import annotations
 

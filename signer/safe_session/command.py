@@ -1,4 +1,4 @@
-"""Runs the session's command as a terminal user expects: its signals, its exit status, nothing of ours in its way."""
+"""Runs the session's command with the signals and the exit status that a user at a terminal expects."""
 
 # ruff: noqa: PTH112
 # (pathlib costs more to import than everything here)
@@ -14,30 +14,30 @@ TYPE_CHECKING = False  # type checkers know the name; importing it from typing c
 if TYPE_CHECKING:
     from types import FrameType
 
-_FROM_KEYBOARD = (_signal.SIGINT, _signal.SIGQUIT)
-_TO_PASS_ON = (_signal.SIGTERM, _signal.SIGHUP)
+_KEYBOARD_SIGNALS = (_signal.SIGINT, _signal.SIGQUIT)
+_FORWARDED_SIGNALS = (_signal.SIGTERM, _signal.SIGHUP)
 
-# What ssh is told before the user's own words; ssh keeps the first value it hears, so these beat ~/.ssh/config.
+# Options in front of the user's own words; ssh keeps the first value of each, so these override ~/.ssh/config.
 SSH_OPTIONS = (
-    # The session's key is in our agent and in no other, and no file is tried.
+    # Only the private agent holds the session's key; ssh tries no key files.
     ("IdentityAgent", "SSH_AUTH_SOCK"),
     ("IdentityFile", "none"),
-    # `IdentitiesOnly yes` is common in configurations and would keep ssh from asking our agent.
+    # `IdentitiesOnly yes` is common in configurations and would keep ssh from asking the private agent.
     ("IdentitiesOnly", "no"),
     ("PubkeyAuthentication", "yes"),
-    # Keys that the configuration still names are no certificates: never offered, even if ours is refused.
+    # ssh never offers plain keys that the configuration names, even if the server refuses the certificate.
     ("PubkeyAcceptedAlgorithms", "ssh-ed25519-cert-v01@openssh.com"),
-    # No password and no GSSAPI instead of the certificate; keyboard-interactive stays, as it may be a second factor.
+    # No password or GSSAPI instead of the certificate; keyboard-interactive may be a second factor.
     ("PreferredAuthentications", "publickey,keyboard-interactive"),
-    # A shared master is a login that was made with something else, and one that we make would outlive the certificate.
+    # A shared connection may use another credential, and one opened here would outlive the certificate.
     ("ControlPath", "none"),
-    # The private agent stays here unless the user says -A in this very command.
+    # The private agent is not forwarded unless this command has -A.
     ("ForwardAgent", "no"),
 )
 
 
-class Ended(BaseException):
-    """A signal asked us to end before the command was started."""
+class EndedBySignal(BaseException):
+    """A signal arrived before the command was started."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -49,24 +49,24 @@ class NoCommand(SignerError):
 
 
 def end_on_signals() -> None:
-    """Until the command runs, SIGTERM and SIGHUP raise `Ended`; what our parent had us ignore (nohup) stays ignored."""
-    for number in _TO_PASS_ON:
+    """Makes SIGTERM and SIGHUP raise `EndedBySignal` until the command runs, unless they are ignored (nohup)."""
+    for number in _FORWARDED_SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:
             _signal.signal(number, _raise_ended)
 
 
 def _raise_ended(number: int, _frame: FrameType | None) -> None:
-    raise Ended(number)
+    raise EndedBySignal(number)
 
 
 def ssh_command(words: list[str]) -> list[str]:
-    """`words` as the user wrote them, behind our options."""
+    """The ssh command: `SSH_OPTIONS`, then `words` unchanged."""
     return ["ssh", *(part for name, value in SSH_OPTIONS for part in ("-o", f"{name}={value}")), *words]
 
 
 def find_command(name: str) -> str:
-    """The file that `name` stands for, as the shell would find it. Looked up before anything is asked for, so that a
-    typing error costs no certificate. Raises `NoCommand`."""
+    """The path of the command `name`, found as the shell finds it. Called before the request, so that a mistyped name
+    does not cost a certificate. Raises `NoCommand`."""
     if "/" in name:
         return name
     for folder in os.environ.get("PATH", os.defpath).split(":"):
@@ -77,29 +77,30 @@ def find_command(name: str) -> str:
 
 
 def run(path: str, command: list[str], agent_socket: str) -> int:
-    """Runs `command` from the file `path` with the agent, waits, returns its status: 0 to 255, 128+n for signal n.
+    """Runs `command` from the file `path` with the agent and returns its exit status: 0 to 255, 128+n for signal n.
 
-    Ctrl-C and Ctrl-\\ come to both from the terminal: the command decides, we wait. SIGTERM and SIGHUP are passed on.
+    The terminal sends Ctrl-C and Ctrl-\\ to both processes; this one ignores them and waits. SIGTERM and SIGHUP are
+    passed on.
     Raises `NoCommand`.
     """
     environment = {**os.environ, "SSH_AUTH_SOCK": agent_socket}
     environment.pop("SSH_AGENT_PID", None)
-    everyday = (*_FROM_KEYBOARD, *_TO_PASS_ON)
-    heeded = [number for number in everyday if _signal.getsignal(number) != _signal.SIG_IGN]
-    # Held back until there is a child to pass them on to.
-    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, everyday)
+    signals = (*_KEYBOARD_SIGNALS, *_FORWARDED_SIGNALS)
+    handled = [number for number in signals if _signal.getsignal(number) != _signal.SIG_IGN]
+    # Blocked until there is a child to pass them on to.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
     try:
         child = os.posix_spawn(
             path,
             command,
             environment,
             # Python ignores SIGPIPE and SIGXFSZ for itself; `yes | head` must still end.
-            setsigdef=(*heeded, _signal.SIGPIPE, _signal.SIGXFSZ),
+            setsigdef=(*handled, _signal.SIGPIPE, _signal.SIGXFSZ),
             setsigmask=before,
         )
-        for number in heeded:
+        for number in handled:
             _signal.signal(number, _signal.SIG_IGN)
-        for number in set(heeded).intersection(_TO_PASS_ON):
+        for number in set(handled).intersection(_FORWARDED_SIGNALS):
             _signal.signal(number, lambda number, _frame: os.kill(child, number))
     except OSError as error:
         raise NoCommand(
@@ -113,9 +114,9 @@ def run(path: str, command: list[str], agent_socket: str) -> int:
 
 
 def _wait(child: int) -> int:
-    # Not reaped before the handlers are gone: its number cannot be another process's when a late signal is passed on.
+    # Reaped only after the handlers are gone, so that a late signal cannot reach another process with the same pid.
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    for number in _TO_PASS_ON:
+    for number in _FORWARDED_SIGNALS:
         _signal.signal(number, _signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status if status >= 0 else 128 - status

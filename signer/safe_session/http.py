@@ -1,8 +1,8 @@
-"""One HTTP POST over a socket: address in, answer out. Knows nothing of certificates.
+"""One HTTP POST over a socket. Knows nothing of certificates.
 
-Not http.client, which costs 40 ms to import (it pulls ssl and email) where the request itself takes 2: HTTP/1.0 with
+Not http.client, whose import takes 40 ms (it imports ssl and email) where the request takes 2: HTTP/1.0 with
 `Connection: close` needs no chunks, no keep-alive and no state. `ssl` is imported for https only. Proxies in the
-environment are ignored: a token does not go through one unasked.
+environment are ignored, so that no token goes through one by accident.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     import ssl
 
 SECONDS_FOR_ALL = 10.0
-_LARGEST_ANSWER = 64 * 1024
+_MAX_RESPONSE = 64 * 1024
 
 
-class NoAnswer(Unavailable):
-    """Nothing answered, or the connection broke before the answer was whole: the same request may be sent again."""
+class NoResponse(Unavailable):
+    """There was no response, or the connection broke before its end; the same request may be sent again."""
 
 
-class Answer:
-    """`headers` by lower-case name; `body` complete."""
+class HttpResponse:
+    """A complete HTTP response; `headers` by lower-case name."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -36,10 +36,11 @@ class Answer:
         self.body = body
 
 
-def post(address: Address, path: str, token: str, body: bytes) -> Answer:
-    """Sends `body` (JSON) with the bearer `token`, all within `SECONDS_FOR_ALL`.
+def post(address: Address, path: str, token: str, body: bytes) -> HttpResponse:
+    """Sends `body` (JSON) with the bearer `token`; takes at most `SECONDS_FOR_ALL`.
 
-    Raises `NoAnswer` (may be repeated), `Unavailable` (too slow, no such host, TLS), `BadFormat` (not HTTP, too large).
+    Raises `NoResponse` (a retry may help), `Unavailable` (too slow, no such host, TLS) or `BadFormat` (not HTTP, too
+    large).
     """
     deadline = time.monotonic() + SECONDS_FOR_ALL
     host = f"[{address.host}]" if ":" in address.host else address.host
@@ -49,13 +50,13 @@ def post(address: Address, path: str, token: str, body: bytes) -> Answer:
         f"User-Agent: safe-session\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     try:
-        link = _connect(address, deadline)
+        connection = _connect(address, deadline)
         try:
-            link.settimeout(_left(deadline))
-            link.sendall(head.encode("ascii") + body)
-            raw = _read_all(link, deadline)
+            connection.settimeout(_left(deadline))
+            connection.sendall(head.encode("ascii") + body)
+            raw = _read_all(connection, deadline)
         finally:
-            link.close()
+            connection.close()
     except TimeoutError:
         raise Unavailable(
             "service_slow",
@@ -63,8 +64,8 @@ def post(address: Address, path: str, token: str, body: bytes) -> Answer:
             "check SAFE_SESSION_ADDR and the service's /readyz",
         ) from None
     except OSError as error:
-        raise _no_answer(address, error) from None
-    return parse_answer(raw, address.text)
+        raise _connection_error(address, error) from None
+    return parse_response(raw, address.text)
 
 
 def _left(deadline: float) -> float:
@@ -75,12 +76,12 @@ def _left(deadline: float) -> float:
 
 
 def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocket:
-    """Connected, and for https verified. Raises `OSError`, or `Unavailable` if plain http would leave the machine."""
+    """A connected socket, verified for https. Raises `OSError`; `Unavailable` if plain http would leave the machine."""
     if address.scheme == "unix":
-        link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        link.settimeout(_left(deadline))
-        link.connect(address.path)
-        return link
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.settimeout(_left(deadline))
+        connection.connect(address.path)
+        return connection
     failure: OSError = OSError("no address")
     # As bytes: a str would be encoded by `encodings.idna`, which costs 10 ms to import.
     found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
@@ -89,42 +90,42 @@ def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocke
         if address.scheme == "http" and not is_this_machine(number):
             raise Unavailable(
                 "token_in_clear",
-                f"{address.text} is another machine, and plain http would show it and others the token",
+                f"{address.text} is another machine, and plain http would send the token in the clear",
                 "use an https:// address in SAFE_SESSION_ADDR, or a tunnel that ends on this machine",
             )
-        link = _socket.socket(family, kind, protocol)
+        connection = _socket.socket(family, kind, protocol)
         try:
-            link.settimeout(_left(deadline))
-            link.connect(place)
+            connection.settimeout(_left(deadline))
+            connection.connect(place)
         except OSError as error:
-            link.close()
+            connection.close()
             failure = error
             continue
-        return link if address.scheme == "http" else _wrap(link, address.host, deadline)
+        return connection if address.scheme == "http" else _wrap(connection, address.host, deadline)
     raise failure
 
 
-def _wrap(link: _socket.socket, host: str, deadline: float) -> ssl.SSLSocket:
-    """TLS as Python does it by default: verified against SSL_CERT_FILE or the system's authorities, 1.2 or newer."""
+def _wrap(connection: _socket.socket, host: str, deadline: float) -> ssl.SSLSocket:
+    """TLS with Python's defaults: 1.2 or newer, verified against SSL_CERT_FILE or the system's authorities."""
     import socket
     import ssl
 
-    plain = socket.socket(fileno=link.detach())
+    plain = socket.socket(fileno=connection.detach())
     plain.settimeout(_left(deadline))
     return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
 
 
-def _read_all(link: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
-    """Up to the announced length, or the end; never more than the bound."""
+def _read_all(connection: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
+    """Reads to the announced length or the end of the stream; at most `_MAX_RESPONSE` and one read more."""
     raw = bytearray()
-    seen, length = 0, _LARGEST_ANSWER + 1  # no end of the head begins in the bytes that were seen
+    seen, length = 0, _MAX_RESPONSE + 1  # the head does not end in the first `seen` bytes
     while len(raw) < length:
-        link.settimeout(_left(deadline))
-        piece = link.recv(16384)
+        connection.settimeout(_left(deadline))
+        piece = connection.recv(16384)
         if not piece:
             break
         raw += piece
-        if seen >= 0:  # the head is looked at once: an answer may come byte by byte
+        if seen >= 0:  # not after the head is complete: a response may arrive byte by byte
             end = raw.find(b"\r\n\r\n", seen)
             seen = max(len(raw) - 3, 0)
             if end >= 0:
@@ -133,7 +134,7 @@ def _read_all(link: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
 
 
 def _announced(raw: bytearray, end: int) -> int | None:
-    """How long head and body will be together, if the head that ends at `end` says so."""
+    """Length of head and body together by Content-Length, if the head that ends at `end` has one."""
     for line in raw[:end].lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             number = line[15:].strip()
@@ -141,40 +142,42 @@ def _announced(raw: bytearray, end: int) -> int | None:
     return None
 
 
-def parse_answer(raw: bytes, place: str) -> Answer:
-    """Bytes from the wire to status, headers, body (RFC 9112). `place` is named in errors.
+def parse_response(raw: bytes, place: str) -> HttpResponse:
+    """Parses a response (RFC 9112). Errors name `place`.
 
-    Raises `NoAnswer` for no bytes at all, `BadFormat` for anything that is not one whole HTTP answer within the bound.
+    Raises `NoResponse` for no bytes at all, `BadFormat` for anything but one complete response of valid size.
     """
     if not raw:
-        raise NoAnswer("service_closed", f"the signing service at {place} closed without an answer", _CHECK)
+        raise NoResponse(
+            "service_closed", f"the signing service at {place} closed the connection without a response", _CHECK
+        )
     head, gap, body = raw.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     words = lines[0].split(" ", 2)
     status = words[1] if len(words) > 1 else ""
     if not (gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
-        raise not_ours(place, "no HTTP")
+        raise unexpected_response(place, "not HTTP")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-    if len(raw) > _LARGEST_ANSWER:
-        raise not_ours(place, f"more than {_LARGEST_ANSWER // 1024} KiB")
+    if len(raw) > _MAX_RESPONSE:
+        raise unexpected_response(place, f"more than {_MAX_RESPONSE // 1024} KiB")
     if "transfer-encoding" in headers:
-        raise not_ours(place, "chunks, which were not asked for")
+        raise unexpected_response(place, "a chunked body, which the request excludes")
     length = headers.get("content-length", str(len(body)))
     if length != str(len(body)):
-        raise not_ours(place, f"{len(body)} of {length[:8]} bytes")
-    return Answer(int(status), headers, body)
+        raise unexpected_response(place, f"{len(body)} of {length[:8]} bytes")
+    return HttpResponse(int(status), headers, body)
 
 
 _CHECK = "check SAFE_SESSION_ADDR, and that the service runs"
 
 
-def not_ours(place: str, what: str) -> BadFormat:
-    """The error for an answer that no signing service gives; `what` says what came instead."""
-    return BadFormat("not_our_service", f"the answer from {place} is not a signing service's: {what}", _CHECK)
+def unexpected_response(place: str, what: str) -> BadFormat:
+    """The error for a response that does not come from a signing service; `what` describes it."""
+    return BadFormat("not_our_service", f"the response from {place} is not a signing service's: {what}", _CHECK)
 
 
-def _no_answer(address: Address, error: OSError) -> Unavailable:
-    """One sentence for each way a connection fails; only those that pass by themselves are `NoAnswer`."""
+def _connection_error(address: Address, error: OSError) -> Unavailable:
+    """The error for a failed connection; `NoResponse` only if a retry may succeed."""
     if isinstance(error, _socket.gaierror):
         return Unavailable("service_unknown", f"no such host: {address.host}", "check SAFE_SESSION_ADDR")
     if type(error).__module__ == "ssl":
@@ -185,7 +188,7 @@ def _no_answer(address: Address, error: OSError) -> Unavailable:
         return Unavailable("service_forbidden", f"not allowed to connect to {address.text}", "check who may open it")
     if isinstance(error, (ConnectionError, FileNotFoundError)):
         reason = (error.strerror or "connection broken").lower()
-        return NoAnswer("service_down", f"cannot reach the signing service at {address.text}: {reason}", _CHECK)
+        return NoResponse("service_down", f"cannot reach the signing service at {address.text}: {reason}", _CHECK)
     return Unavailable(
         "service_unreachable",
         f"cannot reach the signing service at {address.text}: {(error.strerror or 'no connection').lower()}",

@@ -1,7 +1,7 @@
-"""A new Ed25519 key pair from OpenSSL's libcrypto, through ctypes; the only module here that makes a secret.
+"""Generates an Ed25519 key pair with OpenSSL's libcrypto through ctypes; the only module here that creates a secret.
 
-libcrypto is what the ssh client itself uses: vetted, constant time, already in the page cache. Loading it takes 2 ms,
-importing `cryptography` 38. The seed lives in one ctypes buffer that is wiped; OpenSSL wipes its own copies.
+The ssh client itself uses libcrypto: vetted, constant time, already in the page cache. Loading it takes 2 ms, the
+import of `cryptography` 38. The seed lives in one ctypes buffer that is wiped; OpenSSL wipes its own copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PR_SET_DUMPABLE = 4
 
 
 class NewKey:
-    """`seed` is the private half, 32 bytes, wiped by `wipe`; `public` the other 32."""
+    """An Ed25519 key pair: `seed` holds the 32 private bytes until `wipe`, `public` the 32 public ones."""
 
     __slots__ = ("public", "seed")
 
@@ -26,7 +26,7 @@ class NewKey:
         self.public = public
 
     def blob(self) -> bytes:
-        """The public key as SSH writes it (RFC 8709 section 4)."""
+        """The public key as an SSH blob (RFC 8709 section 4)."""
         return string(b"ssh-ed25519") + string(self.public)
 
     def wipe(self) -> None:
@@ -34,10 +34,10 @@ class NewKey:
 
 
 def make_key(libraries: tuple[str, ...] = _LIBRARIES) -> NewKey:
-    """A fresh pair. Raises `Unavailable` when no libcrypto can be loaded or it cannot make the key.
+    """A new key pair. Raises `Unavailable` if libcrypto cannot be loaded or cannot create the key.
 
-    The seed comes from RAND_priv_bytes, as in EVP_PKEY_keygen, and straight into our buffer: reading it back out of a
-    finished key with EVP_PKEY_get_raw_private_key leaves a copy in freed memory (seen with OpenSSL 3.0).
+    RAND_priv_bytes writes the seed directly into this buffer: to read it back from a finished key with
+    EVP_PKEY_get_raw_private_key leaves a copy in freed memory (seen with OpenSSL 3.0).
     """
     crypto = _load(libraries)
     seed = ctypes.create_string_buffer(32)
@@ -49,7 +49,7 @@ def make_key(libraries: tuple[str, ...] = _LIBRARIES) -> NewKey:
         crypto.EVP_PKEY_free(key)
         if made:
             return NewKey(seed, public.raw)
-    raise Unavailable("no_key", "libcrypto cannot make an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)")
+    raise Unavailable("no_key", "libcrypto cannot generate an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)")
 
 
 def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
@@ -58,7 +58,7 @@ def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
             crypto = ctypes.CDLL(name)
         except OSError:
             continue
-        # Without these ctypes would cut pointers to 32 bits.
+        # Without these, ctypes truncates pointers to 32 bits.
         pointer = ctypes.c_void_p
         crypto.RAND_priv_bytes.argtypes = (pointer, ctypes.c_int)
         crypto.EVP_PKEY_new_raw_private_key.restype = pointer
@@ -68,12 +68,12 @@ def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
         return crypto
     raise Unavailable(
         "no_libcrypto",
-        f"cannot load {' or '.join(libraries)}, which makes the key",
+        f"cannot load {' or '.join(libraries)}, which generates the key",
         "install OpenSSL's library (Debian: apt install libssl3)",
     )
 
 
 def forbid_core_dumps() -> None:
-    """From here on neither a core dump nor another process of this user can read this one's memory.
-    Holds for this process only: what is executed later starts afresh. Best effort, prctl(2)."""
+    """Keeps core dumps and the user's other processes from reading this process's memory. Best effort, prctl(2).
+    Does not extend to programs that this process executes."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The `safe-session` command: one session, from the arguments to the exit status."""
+"""The `safe-session` command: runs one session from the arguments to the exit status."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ import os
 import sys
 
 from signer.errors import SignerError
-from signer.safe_session import output as voice
-from signer.safe_session.arguments import Invocation, Usage, parse_arguments
-from signer.safe_session.command import Ended, end_on_signals, find_command, run, ssh_command
+from signer.safe_session import output
+from signer.safe_session.arguments import Invocation, UsageError, parse_arguments
+from signer.safe_session.command import EndedBySignal, end_on_signals, find_command, run, ssh_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: the command's own (128+n for signal n), 2 for a usage error, 1 if no certificate was had."""
+    """Returns the command's exit status (128+n for signal n), 2 for a usage error, 1 without a certificate."""
     try:
         _occupy_standard_descriptors()
         end_on_signals()
-        asked = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if asked.verb in ("help", "version"):
-            _inform(asked.verb)
+        invocation = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if invocation.verb in ("help", "version"):
+            _inform(invocation.verb)
             return 0
-        return _session(asked)
-    except Usage as error:
-        voice.say_error(error)
+        return _session(invocation)
+    except UsageError as error:
+        output.say_error(error)
         return 2
     except SignerError as error:
-        voice.say_error(error)
+        output.say_error(error)
         return 1
-    except Ended as ended:
+    except EndedBySignal as ended:
         return 128 + ended.number
     except KeyboardInterrupt:
         return 130
 
 
-def _session(asked: Invocation) -> int:
-    """1 check the command and the settings, before anything is started
-    2 start the agent, which gets ready while we
-    3 make the key and
-    4 ask for the certificate
-    5 give both to the agent, for as long as the certificate lives; from here on we hold no key
-    6 run the command
-    7 end the agent, whatever happened
+def _session(invocation: Invocation) -> int:
+    """Runs the session and returns its exit status.
+
+    1  check the command and the settings
+    2  start the agent, which gets ready during steps 3 and 4
+    3  generate the key
+    4  request the certificate
+    5  load both into the agent for the certificate's lifetime and wipe the key
+    6  run the command
+    7  end the agent, also after an error
     """
     # 1
-    command = ssh_command(asked.command) if asked.verb == "ssh" else asked.command
+    command = ssh_command(invocation.command) if invocation.verb == "ssh" else invocation.command
     path = find_command(command[0])
     from signer.safe_session.settings import load_settings
 
-    settings = load_settings(asked.role)
+    settings = load_settings(invocation.role)
     # 2
     from signer.safe_session.agent import PrivateAgent
 
     with PrivateAgent() as agent:
-        # 3 (imported now: the agent starts meanwhile)
+        # 3 (imported here because the agent starts meanwhile)
         from signer.safe_session.keypair import forbid_core_dumps, make_key
-        from signer.safe_session.request import ask
+        from signer.safe_session.request import request_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
         forbid_core_dumps()
         key = make_key()
         try:
             # 4
-            certificate = ask(settings, asked, key)
+            certificate = request_certificate(settings, invocation, key)
             # 5
             message = render_add_ed25519_certificate(
                 certificate.blob,
@@ -77,25 +79,25 @@ def _session(asked: Invocation) -> int:
         finally:
             key.wipe()
         # 6
-        if asked.verbose:
-            voice.say_certificate(settings.role, certificate.serial, certificate.lifetime)
+        if invocation.verbose:
+            output.say_certificate(settings.role, certificate.serial, certificate.lifetime)
         return run(path, command, agent.socket)
-        # 7 is the end of `with`
+        # 7: the end of `with`
 
 
 def _inform(topic: str) -> None:
     if topic == "version":
         from signer import __version__
 
-        voice.show(f"safe-session {__version__}\n")
+        output.show(f"safe-session {__version__}\n")
     else:
         from signer.safe_session.usage import TEXT
 
-        voice.show(TEXT)
+        output.show(TEXT)
 
 
 def _occupy_standard_descriptors() -> None:
-    """If we were started with 0, 1 or 2 closed, a pipe of ours must not become somebody's standard input or output."""
+    """Opens closed descriptors 0, 1 and 2, so that no pipe of this process becomes a standard stream of the command."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What the signing service said: a certificate for our key, or a refusal to pass on. Pure; trusts nothing it reads."""
+"""Reads the signing service's response: a certificate for the session's key, or an error. Pure; trusts no input."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import binascii
 from _json import make_scanner  # the C parser inside `json`; the package around it costs 15 ms for `re`
 
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
-from signer.safe_session.http import Answer, not_ours
+from signer.safe_session.http import HttpResponse, unexpected_response
 from signer.ssh.wire import Reader
 
 CERTIFICATE_TYPE = "ssh-ed25519-cert-v01@openssh.com"
 _USER_CERTIFICATE = 1
-_LONGEST_LIFETIME = 24 * 3600  # the service's own ceiling; an agent is never told more
+_LONGEST_LIFETIME = 24 * 3600  # the service's own limit
 
 
 class Certificate:
-    """`blob` as it goes to the agent, `serial` from its own bytes, `lifetime` in seconds from now."""
+    """A checked certificate: `blob` for the agent, `serial` as read from it, `lifetime` in seconds from now."""
 
     __slots__ = ("blob", "lifetime", "serial")
 
@@ -26,7 +26,7 @@ class Certificate:
 
 
 class _Strict:
-    """The settings that `_json.make_scanner` reads from its argument; those of `json.loads`, without NaN."""
+    """The settings of `json.loads` for `_json.make_scanner`, but without NaN."""
 
     strict = True
     object_hook = None
@@ -40,61 +40,61 @@ class _Strict:
 
 
 def parse_object(text: str) -> dict[str, object]:
-    """A JSON object with nothing but white space around it. Raises `BadFormat` for all else."""
+    """Parses a JSON object with optional white space around it. Raises `BadFormat`."""
     text = text.strip(" \t\r\n")
     try:
         value, end = make_scanner(_Strict)(text, 0)  # type: ignore[arg-type]  # any object with those names will do
     except (ValueError, StopIteration, RecursionError):
-        raise BadFormat("bad_json", "this is no JSON") from None
+        raise BadFormat("bad_json", "the text is not JSON") from None
     if end != len(text) or type(value) is not dict:
-        raise BadFormat("bad_json", "this is no JSON object")
+        raise BadFormat("bad_json", "the text is not a JSON object")
     return value
 
 
-def read_answer(answer: Answer, public: bytes, place: str) -> Certificate:
+def read_certificate(response: HttpResponse, public: bytes, place: str) -> Certificate:
     """The certificate in a 201 for the 32 bytes `public`. `place` is the service's address, for errors.
 
-    Raises what the service refused with (`Refused`, `NotAuthenticated`, `Unavailable`), or `BadFormat` if the answer or
-    the certificate is not what was asked for.
+    Raises the service's error (`Refused`, `NotAuthenticated`, `Unavailable`), or `BadFormat` if the response or the
+    certificate does not match the request.
     """
     try:
-        said = parse_object(answer.body.decode())
+        fields = parse_object(response.body.decode())
     except (BadFormat, UnicodeDecodeError):
-        raise not_ours(place, f"status {answer.status}, and no JSON") from None
-    if answer.status != 201:
-        raise _problem(answer, said, place)
-    words = said.get("certificate")
-    expires_in = said.get("expires_in")
-    if type(words) is not str or type(expires_in) is not int:
-        raise not_ours(place, "no certificate in it")
-    return check_certificate(words, public, expires_in)
+        raise unexpected_response(place, f"status {response.status}, not JSON") from None
+    if response.status != 201:
+        raise _problem(response, fields, place)
+    line = fields.get("certificate")
+    expires_in = fields.get("expires_in")
+    if type(line) is not str or type(expires_in) is not int:
+        raise unexpected_response(place, "no certificate in it")
+    return check_certificate(line, public, expires_in)
 
 
-def _problem(answer: Answer, said: dict[str, object], place: str) -> SignerError:
-    """An RFC 9457 problem as the error to show: the service's own sentence and hint."""
-    detail, hint, code = said.get("detail"), said.get("hint"), said.get("code")
+def _problem(response: HttpResponse, fields: dict[str, object], place: str) -> SignerError:
+    """The error for an RFC 9457 problem, with the service's own sentence and hint."""
+    detail, hint, code = fields.get("detail"), fields.get("hint"), fields.get("code")
     if type(detail) is not str or not detail:
-        return not_ours(place, f"status {answer.status} without a reason")
+        return unexpected_response(place, f"status {response.status} without a reason")
     kind: type[SignerError] = Refused
-    if answer.status == 401:
+    if response.status == 401:
         kind = NotAuthenticated
-    elif answer.status >= 500:
+    elif response.status >= 500:
         kind = Unavailable
     return kind(code if type(code) is str else "refused", detail, hint if type(hint) is str else "")
 
 
-def check_certificate(words: str, public: bytes, expires_in: int) -> Certificate:
-    """Reads `<type> <base64>` as draft-ietf-sshm-cert section 2.1 lays it out, and checks what this side can know:
+def check_certificate(line: str, public: bytes, expires_in: int) -> Certificate:
+    """Reads `<type> <base64>` (draft-ietf-sshm-cert section 2.1) and checks all that a client can check:
 
-    1. it is an Ed25519 certificate, whole, with nothing after it;
-    2. it certifies our key and no other;
-    3. it is for a user, not a host;
-    4. it is not over. Its lifetime counts from the service's clock (`expires_in`), ours may be wrong, but it is never
-       longer than the certificate's own span.
+    1. it is a complete Ed25519 certificate with no data after it;
+    2. it certifies the key `public`;
+    3. it is a user certificate;
+    4. it has not expired. The lifetime is `expires_in`, by the service's clock, because the local clock may be wrong;
+       at most the certificate's own validity period.
 
-    Raises `BadFormat`. The CA's signature is for sshd to check: this side does not know the CA.
+    Raises `BadFormat`. sshd checks the CA's signature: the client does not know the CA.
     """
-    kind, _, encoded = words.strip().partition(" ")
+    kind, _, encoded = line.strip().partition(" ")
     try:
         blob = binascii.a2b_base64(encoded.partition(" ")[0].encode("ascii"), strict_mode=True)
         reader = Reader(blob)
@@ -119,13 +119,13 @@ def check_certificate(words: str, public: bytes, expires_in: int) -> Certificate
         raise _unusable("it is not for a user")
     lifetime = min(expires_in, span, _LONGEST_LIFETIME)
     if lifetime <= 0:
-        raise _unusable("it is over already")
+        raise _unusable("it has expired")
     return Certificate(blob, serial, lifetime)
 
 
 def _unusable(why: str) -> BadFormat:
     return BadFormat(
         "bad_certificate",
-        f"the service sent a certificate that is of no use: {why}",
-        "check SAFE_SESSION_ADDR; if it is right, tell the service's operator",
+        f"the service sent an unusable certificate: {why}",
+        "check SAFE_SESSION_ADDR; if it is correct, report this to the service's operator",
     )

@@ -1,4 +1,4 @@
-"""The three settings of `safe-session`, from the environment and the token file, checked before any work."""
+"""Reads and checks the three settings of `safe-session` from the environment and the token file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_TOKEN_FILE = 4096
 
 
 class Settings:
-    """`token` is a secret: this class shows it in no repr, and it goes nowhere but into the request."""
+    """`token` is a secret: no repr shows it, and only the request contains it."""
 
     __slots__ = ("address", "role", "token")
 
@@ -24,7 +24,7 @@ class Settings:
 
 
 def load_settings(role: str) -> Settings:
-    """From `os.environ`; `role` is that of the command line, if any. Raises `BadSettings`."""
+    """The settings in `os.environ`; `role` from the command line overrides SAFE_SESSION_ROLE. Raises `BadSettings`."""
     address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or DEFAULT_ADDR)
     role = role or os.environ.get("SAFE_SESSION_ROLE", "")
     if not role:
@@ -40,8 +40,8 @@ def load_settings(role: str) -> Settings:
 
 
 def load_token(path: str) -> str:
-    """The one word in the file at `path`. Checked on the open descriptor, so that what is checked is what is read.
-    A link is followed: Kubernetes hands out secrets that way. Raises `BadSettings`, never with content in it.
+    """The token in the file at `path`. The checks use the open descriptor, so that they apply to the file that is read.
+    Follows links, because Kubernetes mounts secrets as links. Raises `BadSettings`, never with the file's content.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -59,20 +59,20 @@ def load_token(path: str) -> str:
         if facts.st_mode & 0o077:
             raise BadSettings(
                 "token_file_mode",
-                f"others can use the token file {path}: its mode is {stat.S_IMODE(facts.st_mode):04o}",
-                f"chmod 0600 {path}, and ask for a new token if others have an account here",
+                f"the token file {path} is accessible to other users (mode {stat.S_IMODE(facts.st_mode):04o})",
+                f"chmod 0600 {path}, and ask for a new token if other users have an account on this host",
             )
         raw = os.read(descriptor, _LARGEST_TOKEN_FILE + 1)
     finally:
         os.close(descriptor)
     if len(raw) > _LARGEST_TOKEN_FILE:
-        raise BadSettings("token_file_size", f"the token file {path} is above {_LARGEST_TOKEN_FILE} bytes")
+        raise BadSettings("token_file_size", f"the token file {path} is larger than {_LARGEST_TOKEN_FILE} bytes")
     words = raw.split()
-    # One printable word: anything else would let the file write further header lines into the request.
+    # One printable word, so that the file cannot add header lines to the request.
     if len(words) != 1 or not all(0x21 <= byte <= 0x7E for byte in words[0]):
         raise BadSettings(
             "token_file_content",
-            f"the token file {path} {'is empty' if not words else 'does not hold exactly one token'}",
-            "it must hold the token and nothing else",
+            f"the token file {path} {'is empty' if not words else 'does not contain exactly one token'}",
+            "the file must contain only the token",
         )
     return words[0].decode("ascii")

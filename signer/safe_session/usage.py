@@ -1,4 +1,4 @@
-"""The text of `safe-session --help`. Imported only when somebody asks for it."""
+"""The text of `safe-session --help`, imported only for that option."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ TEXT = """\
 usage: safe-session [options] ssh [ssh options] host [command]
        safe-session [options] exec -- command [arguments]
 
-Logs in with a certificate that lives for minutes. A new key is made in memory,
-the signing service certifies it, a private ssh-agent holds both while the
-command runs, and nothing is left behind.
+Logs in with a short-lived certificate. Generates a key in memory, has the
+signing service certify it, and holds both in a private ssh-agent while the
+command runs. Leaves nothing behind.
 
 options, before `ssh` or `exec`, or after it but before the remote command or `--`:
-  --role ROLE            what to ask for; default: SAFE_SESSION_ROLE
-  --principal NAME       the name sshd matches, if not the role's default; may be repeated
-  --ttl TIME             how long, as 15m, 1h or 900 (seconds), if not the role's default
-  --reason TEXT          why; some roles demand it
-  -v                     say what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's own)
-  -h, --help             this text
-  --version              the version
+  --role ROLE            role to request; default: SAFE_SESSION_ROLE
+  --principal NAME       principal to request, if not the role's default; may be repeated
+  --ttl TIME             lifetime: 15m, 1h or 900 (seconds), if not the role's default
+  --reason TEXT          reason for the ledger; some roles require it
+  -v                     print what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's option)
+  -h, --help             print this text
+  --version              print the version
 
 settings, from the environment:
   SAFE_SESSION_ADDR        http://127.0.0.1:8222 if unset; https://host[:port] or unix:/path;
                            plain http:// only to this machine
-  SAFE_SESSION_TOKEN_FILE  a file that holds the token and only its owner can read
+  SAFE_SESSION_TOKEN_FILE  a file that contains the token and that only its owner can read
   SAFE_SESSION_ROLE        the role, unless --role is given
 
 exit status: the command's own, 128+n if signal n ended it; 2 for a usage error;
-1 if no certificate was had, and then nothing was run.
+1 if no certificate could be obtained; nothing was run.
 """

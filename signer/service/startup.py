@@ -5,7 +5,6 @@ Each failure has an error code, and a failed start changes nothing.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ from signer.authority.core import Core
 from signer.authority.shadow import Shadow
 from signer.ca.key import CaKey, load_ca_key
 from signer.errors import BadKeyFile, BadSettings, Unavailable
+from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import CaKeys, PublicKey
@@ -93,14 +93,12 @@ def claim_run_dir(run_dir: Path) -> int:
 
     Another keeper may have another ledger: its api must stay connected to it.
     """
-    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    descriptor = open_directory(run_dir)
+    if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(
             "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or set another SIGNER_RUN_DIR"
-        ) from None
+        )
     return descriptor
 
 

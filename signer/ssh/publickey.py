@@ -244,7 +244,7 @@ def _ecdsa_bits(kind: str, reader: Reader) -> int:
 
 
 def _shown(name: str) -> str:
-    """A caller's word, shortened, and without what could steer a terminal."""
+    """A caller's word, shortened, or `?`: `plain` is not imported here, as `safe-session` imports this module."""
     return name[:64] if name.isprintable() else "?"
 
 

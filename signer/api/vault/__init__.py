@@ -1,1 +1,1 @@
-"""Vault's HTTP shape, for clients that already work with Vault."""
+"""The Vault-compatible HTTP API, for existing Vault clients."""

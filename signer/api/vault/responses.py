@@ -1,7 +1,7 @@
-"""Vault's words: its envelope, its error sentences, its statuses. Pure.
+"""Vault-compatible responses: envelope, error sentences and statuses. Pure.
 
-The one place that turns our errors into what a Vault client expects; `runbooks/develop/vault-contract.md` is the law.
-Sentences of ours stand where Vault has none.
+The only place that converts a `SignerError` for a Vault client; `runbooks/develop/vault-contract.md` specifies it.
+Where Vault has no sentence, signer's own is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ALWAYS: Final = (
     ("Strict-Transport-Security", "max-age=31536000; includeSubDomains"),
 )
 HEADERS: Final = (("Content-Type", "application/json"), *_ALWAYS)
-_ISSUERS: Final = uuid.UUID("6f1c0ce7-6a0a-4f4e-9d5e-5d2f5f0c4a11")  # our name space for issuer ids
-# What Vault calls a kind of key: its algorithm, whatever the curve or the hardware.
+_ISSUERS: Final = uuid.UUID("6f1c0ce7-6a0a-4f4e-9d5e-5d2f5f0c4a11")  # name space of issuer ids
+# Vault's name for a key type: the algorithm, regardless of curve and hardware.
 _GO_KEY_TYPES: Final = {
     "ssh-ed25519": "ed25519",
     "sk-ssh-ed25519@openssh.com": "ed25519",
@@ -57,33 +57,33 @@ def envelope(data: Mapping[str, Any] | None, request_id: str, warnings: list[str
 
 
 def signed(reply: Reply, request_id: str) -> bytes:
-    """The answer of sign/<role>."""
+    """The body of sign/<role>."""
     warnings = None
     if isinstance(reply, CertificateWithWarnings):
         warnings = reply.warnings
         reply = reply.certificate
-    made = expect(Certificate, reply)
+    issued = expect(Certificate, reply)
     data = {
-        "issuer_id": issuer_id(made.ca_fingerprint),
-        "serial_number": f"{int(made.serial):x}",
-        "signed_key": made.certificate + "\n",
+        "issuer_id": issuer_id(issued.ca_fingerprint),
+        "serial_number": f"{int(issued.serial):x}",
+        "signed_key": issued.certificate + "\n",
     }
     return envelope(data, request_id, warnings)
 
 
 @lru_cache(maxsize=8)
 def issuer_id(fingerprint: str) -> str:
-    """A CA key's issuer id: the same for the same key, everywhere."""
+    """The issuer id of a CA key, derived from its fingerprint."""
     return str(uuid.uuid5(_ISSUERS, fingerprint))
 
 
 def errors(*sentences: str) -> bytes:
-    """Vault's error body; always a list, because clients join it."""
+    """Vault's error body; `errors` is always a list, because clients join it."""
     return (go_json({"errors": list(sentences)}) + "\n").encode("utf-8", "replace")
 
 
 def wrapped(sentence: str) -> str:
-    """How Go's multierror prints a single error."""
+    """A single error as Go's multierror prints it."""
     return f"1 error occurred:\n\t* {sentence}\n\n"
 
 
@@ -93,7 +93,7 @@ def _key_type(facts: Mapping[str, Any]) -> str:
 
 
 _NOT_A_KEY: Final = "failed to parse public_key as SSH key: "
-# publickey.py's fault → what Go's x/crypto/ssh says. What is not here is a fault to us alone.
+# Fault in publickey.py → sentence of Go's x/crypto/ssh. Go accepts keys with any other fault.
 _KEY_FAULTS: Final = {
     "empty": "ssh: parse error in message type 0",
     "trailing": "ssh: trailing junk in public key",
@@ -122,7 +122,7 @@ _VAULT_SAYS_400: Final = (
 # Where Vault's status differs from that of the native API.
 STATUSES: Final = {**dict.fromkeys(_TOKEN_CODES, 403), **dict.fromkeys(_VAULT_SAYS_400, 400)}
 _Sentence = Callable[[Mapping[str, Any]], str]
-# Vault's sentences. A code that is not here keeps the sentence and the hint of the error.
+# Vault's sentences by code. Other codes keep the error's own sentence and hint.
 _SENTENCES: Final[dict[str, _Sentence]] = {
     **dict.fromkeys(_TOKEN_CODES, lambda _: "permission denied"),
     **dict.fromkeys(("not_permitted", "role_not_granted"), lambda _: wrapped("permission denied")),
@@ -157,15 +157,15 @@ _SENTENCES: Final[dict[str, _Sentence]] = {
 }
 
 
-class Answer(NamedTuple):
-    """One HTTP answer."""
+class HttpResponse(NamedTuple):
+    """One HTTP response."""
 
     status: int
     headers: Sequence[tuple[str, str]]
     body: bytes
 
 
-# What is asked for and deliberately not done; a sentence of ours, with the next action.
+# Sentences for operations that signer does not offer on purpose, with the next action.
 REFUSALS: Final = {
     "roles": "roles are not written over HTTP; change them in policy.toml and reload the service",
     "ca": "the CA key is not changed over HTTP; it is a file, pinned by ca.fingerprint in policy.toml",
@@ -176,51 +176,51 @@ REFUSALS: Final = {
 }
 
 
-def success(data: Mapping[str, Any], request_id: str, unknown: Sequence[str] = ()) -> Answer:
-    """200 with the envelope; `unknown` are the parameters that nobody looked at."""
+def success(data: Mapping[str, Any], request_id: str, unknown: Sequence[str] = ()) -> HttpResponse:
+    """200 with the envelope; `unknown` are the ignored parameters."""
     warnings = [f"Endpoint ignored these unrecognized parameters: [{' '.join(sorted(unknown))}]"] if unknown else None
-    return Answer(200, HEADERS, envelope(data, request_id, warnings))
+    return HttpResponse(200, HEADERS, envelope(data, request_id, warnings))
 
 
-def failure(status: int, *sentences: str) -> Answer:
-    """An error of the edge itself, such as a path that leads nowhere."""
-    return Answer(status, HEADERS, errors(*sentences))
+def failure(status: int, *sentences: str) -> HttpResponse:
+    """An error response with these sentences."""
+    return HttpResponse(status, HEADERS, errors(*sentences))
 
 
-def unsupported_path() -> Answer:
+def unsupported_path() -> HttpResponse:
     return failure(404, wrapped("unsupported path"))
 
 
-def unsupported_operation() -> Answer:
+def unsupported_operation() -> HttpResponse:
     return failure(405, wrapped("unsupported operation"))
 
 
-def no_handler(path: str) -> Answer:
-    """Nothing is mounted there."""
+def no_handler(path: str) -> HttpResponse:
+    """404 for a path at which nothing is mounted."""
     return failure(404, f'no handler for route "{path}". route entry not found.')
 
 
-def text(body: str) -> Answer:
-    """200 without an envelope, for hosts that fetch the CA's line."""
-    return Answer(200, (("Content-Type", "text/plain"), *_ALWAYS), body.encode())
+def text(body: str) -> HttpResponse:
+    """200 as plain text, for hosts that fetch the CA's public key."""
+    return HttpResponse(200, (("Content-Type", "text/plain"), *_ALWAYS), body.encode())
 
 
-def redirect(location: str) -> Answer:
-    """To the same path, cleaned; 307 keeps the method."""
-    return Answer(307, [*HEADERS, ("Location", location)], b"")
+def redirect(location: str) -> HttpResponse:
+    """307 to the normalised path; it keeps the method."""
+    return HttpResponse(307, [*HEADERS, ("Location", location)], b"")
 
 
-def help_text(path: str) -> Answer:
-    """`?help=1`, what `bao path-help` shows."""
+def help_text(path: str) -> HttpResponse:
+    """The response to `?help=1`, which `bao path-help` shows."""
     sentence = (
         f"{path}: this is signer, not Vault; roles and the CA are set in policy.toml,"
         " see runbooks/reference/vault-compatibility.md"
     )
-    return Answer(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
+    return HttpResponse(200, HEADERS, (go_json({"help": sentence, "see_also": None, "openapi": None}) + "\n").encode())
 
 
-def render_error(error: SignerError) -> Answer:
-    """The answer for a Vault client."""
+def render_error(error: SignerError) -> HttpResponse:
+    """The response for a Vault client."""
     status = STATUSES.get(error.code) or status_of(error).value
     sentence = _SENTENCES.get(error.code)
     if sentence is not None:
@@ -229,17 +229,17 @@ def render_error(error: SignerError) -> Answer:
         return failure(status, _malformed_key(error.facts, error.text))
     if "vault" in error.facts:
         return failure(status, str(error.facts["vault"]))
-    answer = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
+    response = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return answer._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
-    return answer
+        return response._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
+    return response
 
 
-# --- What policy says, as Vault shows a role -------------------------------------------------------------------------
+# --- roles -----------------------------------------------------------------------------------------------------------
 
 
 def role_fields(role: RoleDetails, ca_line: str) -> dict[str, Any]:
-    """The 27 fields of a CA role, derived from the keeper's answer and the CA's public line (contract, section 4)."""
+    """The 27 fields of a Vault role, from the keeper's reply and the CA's public key line (contract, section 4)."""
     options: dict[str, str] = {}
     if role.force_command is not None:
         options["force-command"] = role.force_command

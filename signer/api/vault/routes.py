@@ -1,8 +1,8 @@
-"""Vault's shape in Flask: everything below `/v1/` besides plain signing, which is in `sign.py`.
+"""The Vault-compatible API in Flask: all of `/v1/` but plain signing, which is in `sign.py`.
 
-Vault routes by its own rules (any verb, LIST and its spellings, mounts with slashes in their names), so one function
-looks at every request below `/v1/` before Flask does. `runbooks/develop/vault-contract.md` is the law; the order of the
-checks is part of it.
+Vault has its own routing rules (any verb, LIST and its spellings, mounts with slashes in their names), so one function
+handles every request below `/v1/` before Flask routes it. `runbooks/develop/vault-contract.md` specifies the behaviour,
+including the order of the checks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from urllib.parse import parse_qs
 from flask import Flask, Response, request
 
 from signer.api.request import message_header, new_request_id
-from signer.api.sign import SignQuestion, read_body
+from signer.api.sign import SignCall, read_body
 from signer.api.vault import responses, system
-from signer.api.vault.responses import REFUSALS, Answer
+from signer.api.vault.responses import REFUSALS, HttpResponse
 from signer.errors import BadRequest, SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
@@ -40,8 +40,8 @@ _PUBLIC: Final = re.compile(rf"public_key|issuer/({NAME})/public_key", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request as Vault sees it: an operation on `path`, which is what stands behind `/v1/`."""
+class VaultRequest:
+    """One request in Vault's terms: an operation on `path`, the part after `/v1/`."""
 
     environ: Mapping[str, Any]
     operation: str
@@ -49,26 +49,26 @@ class Asked:
     query: Mapping[str, list[str]]
     body: bytes
     request_id: str
-    caller: CallerDetails | SignerError | None = None  # who asks, once the keeper was asked
+    caller: CallerDetails | SignerError | None = None  # None until the keeper has checked the token
 
     def first(self, name: str) -> str | None:
         """The first value of a query parameter."""
         return self.query.get(name, [None])[0]
 
-    def granted(self, data: Mapping[str, Any], *known: str) -> Answer:
-        """200 with `data`; any query parameter but the known ones earns a warning."""
+    def granted(self, data: Mapping[str, Any], *known: str) -> HttpResponse:
+        """200 with `data` and a warning for unknown query parameters."""
         return responses.success(
             data, self.request_id, [well_formed(name) for name in self.query.keys() - {*known, "help"}]
         )
 
 
 _Shape = TypeVar("_Shape", bound=Reply)
-Handler = Callable[["VaultShape", Asked, str], Answer]
+Handler = Callable[["VaultApi", VaultRequest, str], HttpResponse]
 
 
-def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
-    """Answers everything below `/v1/` that reaches `app`."""
-    shape = VaultShape(link, settings)
+def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
+    """Adds the handler for all paths below `/v1/` to `app`."""
+    shape = VaultApi(keeper, settings)
 
     @app.before_request
     def answer_vault() -> Response | None:
@@ -83,172 +83,181 @@ def register(app: Flask, link: KeeperClient, settings: Settings) -> None:
         return Response(answer.body, answer.status, headers)
 
 
-class VaultShape:
-    """The mounts of one service, and what can be asked of them."""
+class VaultApi:
+    """The Vault-compatible API of one service."""
 
-    def __init__(self, link: KeeperClient, settings: Settings) -> None:
-        self._link = link
+    def __init__(self, keeper: KeeperClient, settings: Settings) -> None:
+        self._keeper = keeper
         self._settings = settings
         self._mounts = sorted(settings.mounts, key=len, reverse=True)
 
-    def answer(self, environ: Mapping[str, Any], path: str) -> Answer:
-        """The answer to one request, faults and all."""
+    def answer(self, environ: Mapping[str, Any], path: str) -> HttpResponse:
+        """The response to one request, also for errors."""
         try:
             if (early := self._check_path(environ, path)) is not None:
                 return early
             if path.removeprefix("/v1/") in system.UNAUTHENTICATED:
-                return system.answer(environ, path.removeprefix("/v1/"), self._link)
-            asked = self._read(environ, path.removeprefix("/v1/"))
-            return asked if isinstance(asked, Answer) else self._route(asked)
+                return system.unauthenticated(environ, path.removeprefix("/v1/"), self._keeper)
+            vault_request = self._read(environ, path.removeprefix("/v1/"))
+            return vault_request if isinstance(vault_request, HttpResponse) else self._route(vault_request)
         except SignerError as error:
             return responses.render_error(error)
 
-    # --- before anybody looks at the token ----------------------------------------------------------------------
+    # --- before authentication ----------------------------------------------------------------------------------
 
-    def _check_path(self, environ: Mapping[str, Any], path: str) -> Answer | None:
+    def _check_path(self, environ: Mapping[str, Any], path: str) -> HttpResponse | None:
         raw = str(environ.get("RAW_URI") or path).partition("?")[0]
         clean = posixpath.normpath(raw) + ("/" if raw.endswith("/") else "")
         if clean != raw and raw.startswith("/v1/"):
             query = environ.get("QUERY_STRING")
             return responses.redirect(clean + (f"?{query}" if query else ""))
         if not path.isprintable():
-            return Answer(400, responses.HEADERS, b"")
+            return HttpResponse(400, responses.HEADERS, b"")
         if path == "/v1":
             return responses.failure(404)
         if environ["REQUEST_METHOD"] not in _OPERATIONS:
             return responses.failure(405)
         return None
 
-    def _read(self, environ: Mapping[str, Any], path: str) -> Asked | Answer:
-        """The request's form is looked at before its sender, in Vault's order; raises `BadRequest`.
+    def _read(self, environ: Mapping[str, Any], path: str) -> VaultRequest | HttpResponse:
+        """Checks the request's form before its sender, in Vault's order; raises `BadRequest`.
 
-        Only the body is not: that of a caller without a good token is never decoded.
+        The body is an exception: without a valid token it is never decoded.
         """
         operation = _OPERATIONS[environ["REQUEST_METHOD"]]
         query = parse_qs(str(environ.get("QUERY_STRING", "")), keep_blank_values=True, errors="surrogateescape")
         if operation == "patch" and (refusal := _refuse_media_type(str(environ.get("CONTENT_TYPE") or ""))):
             return refusal
-        asked = Asked(environ, operation, path, query, b"", new_request_id())
+        vault_request = VaultRequest(environ, operation, path, query, b"", new_request_id())
         if operation in ("update", "patch") and (body := read_body(environ)):
-            asked = replace(asked, body=body, caller=self._find_caller(asked))
-            if not isinstance(asked.caller, SignerError):
+            vault_request = replace(vault_request, body=body, caller=self._find_caller(vault_request))
+            if not isinstance(vault_request.caller, SignerError):
                 decode_body(body, "" if operation == "patch" else str(environ.get("CONTENT_TYPE") or ""))
         if operation == "read" and "list" in query:
-            word = asked.first("list")
+            word = vault_request.first("list")
             if word not in _TRUE | _FALSE:
                 return responses.failure(400)
             if word in _TRUE:
                 rest = {name: values for name, values in query.items() if name != "list"}
-                asked = replace(asked, operation="list", query=rest)
-        if asked.operation == "list" and not path.endswith("/"):
-            asked = replace(asked, path=path + "/")
-        return _refuse_wrapping(environ) or _refuse_form(environ, operation, path) or asked
+                vault_request = replace(vault_request, operation="list", query=rest)
+        if vault_request.operation == "list" and not path.endswith("/"):
+            vault_request = replace(vault_request, path=path + "/")
+        return _refuse_wrapping(environ) or _refuse_form(environ, operation, path) or vault_request
 
     # --- routes -------------------------------------------------------------------------------------------------
 
-    def _route(self, asked: Asked) -> Answer:
+    def _route(self, vault_request: VaultRequest) -> HttpResponse:
         for mount in self._mounts:
-            if asked.path == mount or asked.path.startswith(mount + "/"):
-                rest = asked.path[len(mount) + 1 :]
-                return self._public(asked, rest) or self._mounted(asked, rest)
-        whoami = self._whoami(asked)
-        return system.route(asked.path, asked.operation, self._settings.mounts, whoami, asked.environ, asked.request_id)
+            if vault_request.path == mount or vault_request.path.startswith(mount + "/"):
+                rest = vault_request.path[len(mount) + 1 :]
+                return self._public(vault_request, rest) or self._mounted(vault_request, rest)
+        whoami = self._whoami(vault_request)
+        return system.route(
+            vault_request.path,
+            vault_request.operation,
+            self._settings.mounts,
+            whoami,
+            vault_request.environ,
+            vault_request.request_id,
+        )
 
-    def _public(self, asked: Asked, rest: str) -> Answer | None:
-        """What trusts nobody, so that a host can fetch the CA's line; any token is ignored."""
-        if asked.operation == "list":
+    def _public(self, vault_request: VaultRequest, rest: str) -> HttpResponse | None:
+        """The CA's public key, without authentication, so that hosts can fetch it; None for other paths."""
+        if vault_request.operation == "list":
             return None
         match = _PUBLIC.fullmatch(rest)
         if match is None:
             return responses.failure(404, "unsupported path") if _looks_public(rest) else None
-        if asked.operation != "read":
+        if vault_request.operation != "read":
             return responses.failure(405, "unsupported operation")
         ca = self._ca()
         if match[1] is not None:
             self._check_issuer(match[1], ca)
         return responses.text(ca.public_key + "\n")
 
-    def _mounted(self, asked: Asked, rest: str) -> Answer:
-        if asked.operation == "update" and (match := re.fullmatch(f"sign/({NAME})", rest, re.ASCII)):
-            # sign.py gave it to Flask for a namespace or a wrapping header, which turned out to ask for nothing.
+    def _mounted(self, vault_request: VaultRequest, rest: str) -> HttpResponse:
+        if vault_request.operation == "update" and (match := re.fullmatch(f"sign/({NAME})", rest, re.ASCII)):
+            # sign.py passed it to Flask for a namespace or wrapping header that has no effect.
             proxies = self._settings.trusted_proxies
-            return SignQuestion(asked.environ, proxies, match[1], for_vault=True, body=asked.body).ask(self._link)
-        self._whoami(asked)
+            return SignCall(vault_request.environ, proxies, match[1], for_vault=True, body=vault_request.body).run(
+                self._keeper
+            )
+        self._whoami(vault_request)
         for pattern, operations in _ROUTES:
             if (match := pattern.fullmatch(rest)) is None:
                 continue
-            if asked.operation == "read" and asked.first("help"):
+            if vault_request.operation == "read" and vault_request.first("help"):
                 return responses.help_text(rest)
-            if (handler := operations.get(asked.operation)) is None:
+            if (handler := operations.get(vault_request.operation)) is None:
                 return responses.unsupported_operation()
-            return handler(self, asked, match[1] if match.lastindex else "")
+            return handler(self, vault_request, match[1] if match.lastindex else "")
         return responses.unsupported_path()
 
     # --- reads --------------------------------------------------------------------------------------------------
 
-    def _whoami(self, asked: Asked) -> CallerDetails:
-        """Who asks; raises `NotAuthenticated` unless the keeper knows the token."""
-        caller = self._find_caller(asked) if asked.caller is None else asked.caller
+    def _whoami(self, vault_request: VaultRequest) -> CallerDetails:
+        """The caller's details; raises `NotAuthenticated` unless the keeper knows the token."""
+        caller = self._find_caller(vault_request) if vault_request.caller is None else vault_request.caller
         if isinstance(caller, SignerError):
             raise caller
         return caller
 
-    def _find_caller(self, asked: Asked) -> CallerDetails | SignerError:
+    def _find_caller(self, vault_request: VaultRequest) -> CallerDetails | SignerError:
         try:
-            return self._ask(CallerDetails, "whoami", asked)
+            return self._ask(CallerDetails, "whoami", vault_request)
         except SignerError as error:
             return error
 
-    def _ask(self, shape: type[_Shape], op: str, asked: Asked, **fields: object) -> _Shape:
-        header = message_header(op, asked.environ, self._settings.trusted_proxies, asked.request_id)
-        return expect(shape, self._link.ask({**header, **fields}))
+    def _ask(self, shape: type[_Shape], op: str, vault_request: VaultRequest, **fields: object) -> _Shape:
+        header = message_header(op, vault_request.environ, self._settings.trusted_proxies, vault_request.request_id)
+        return expect(shape, self._keeper.ask({**header, **fields}))
 
     def _ca(self) -> CaKey:
-        return expect(CaKey, self._link.ask({"op": "ca"}))
+        return expect(CaKey, self._keeper.ask({"op": "ca"}))
 
     @staticmethod
     def _check_issuer(ref: str, ca: CaKey) -> None:
-        """Raises `BadRequest` for any name but the only issuer's."""
+        """Raises `BadRequest` unless `ref` names the only issuer."""
         if ref not in ("default", responses.issuer_id(ca.fingerprint)):
             sentence = f"unable to find issuer for reference: {ref}"
-            raise BadRequest("issuer_unknown", sentence, "say default", {"vault": sentence})
+            raise BadRequest("issuer_unknown", sentence, "use default", {"vault": sentence})
 
-    def list_roles(self, asked: Asked, _name: str) -> Answer:
-        names = _page(asked, self._ask(Roles, "roles", asked).roles)
+    def list_roles(self, vault_request: VaultRequest, _name: str) -> HttpResponse:
+        names = _page(vault_request, self._ask(Roles, "roles", vault_request).roles)
         info = {name: {"issuer_ref": "default", "key_type": "ca"} for name in names}
-        return _list(asked, names, info)
+        return _list(vault_request, names, info)
 
-    def read_role(self, asked: Asked, name: str) -> Answer:
+    def read_role(self, vault_request: VaultRequest, name: str) -> HttpResponse:
         try:
-            role = self._ask(RoleDetails, "role", asked, role=name)
+            role = self._ask(RoleDetails, "role", vault_request, role=name)
         except SignerError as error:
             if error.code == "unknown_role":
                 return responses.failure(404)
             raise
-        return asked.granted(responses.role_fields(role, self._ca().public_key))
+        return vault_request.granted(responses.role_fields(role, self._ca().public_key))
 
-    def read_ca(self, asked: Asked, ref: str) -> Answer:
+    def read_ca(self, vault_request: VaultRequest, ref: str) -> HttpResponse:
         ca = self._ca()
         if ref:
             self._check_issuer(ref, ca)
         data = {"issuer_id": responses.issuer_id(ca.fingerprint), **_issuer(ca)}
-        return asked.granted(data)
+        return vault_request.granted(data)
 
-    def list_issuers(self, asked: Asked, _name: str) -> Answer:
+    def list_issuers(self, vault_request: VaultRequest, _name: str) -> HttpResponse:
         ca = self._ca()
-        names = _page(asked, [responses.issuer_id(ca.fingerprint)])
-        return _list(asked, names, {name: {"is_default": True, **_issuer(ca)} for name in names})
+        names = _page(vault_request, [responses.issuer_id(ca.fingerprint)])
+        return _list(vault_request, names, {name: {"is_default": True, **_issuer(ca)} for name in names})
 
-    def read_default_issuer(self, asked: Asked, _name: str) -> Answer:
-        return asked.granted({"default": responses.issuer_id(self._ca().fingerprint)})
+    def read_default_issuer(self, vault_request: VaultRequest, _name: str) -> HttpResponse:
+        return vault_request.granted({"default": responses.issuer_id(self._ca().fingerprint)})
 
-    def refuse_roles(self, _asked: Asked, _name: str) -> Answer:
+    def refuse_roles(self, _asked: VaultRequest, _name: str) -> HttpResponse:
         return responses.failure(405, REFUSALS["roles"])
 
-    def refuse_ca(self, _asked: Asked, _name: str) -> Answer:
+    def refuse_ca(self, _asked: VaultRequest, _name: str) -> HttpResponse:
         return responses.failure(405, REFUSALS["ca"])
 
-    def refuse_issue(self, _asked: Asked, _name: str) -> Answer:
+    def refuse_issue(self, _asked: VaultRequest, _name: str) -> HttpResponse:
         return responses.failure(405, REFUSALS["issue"])
 
 
@@ -256,7 +265,7 @@ def _route_table(*rows: tuple[str, dict[str, Handler]]) -> tuple[tuple[re.Patter
     return tuple((re.compile(pattern, re.ASCII), handlers) for pattern, handlers in rows)
 
 
-_V: Final = VaultShape
+_V: Final = VaultApi
 _ROUTES: Final = _route_table(
     ("roles/?", {"list": _V.list_roles}),
     (f"roles/({NAME})", {"read": _V.read_role, "update": _V.refuse_roles, "delete": _V.refuse_roles}),
@@ -272,7 +281,7 @@ _ROUTES: Final = _route_table(
 
 
 def _looks_public(rest: str) -> bool:
-    """Vault opens every path of this form before it looks at the name in it."""
+    """True for paths that Vault serves without authentication before it checks the issuer's name."""
     parts = rest.split("/")
     return len(parts) == 3 and parts[0] == "issuer" and parts[2] == "public_key"
 
@@ -281,26 +290,26 @@ def _issuer(ca: CaKey) -> dict[str, str]:
     return {"issuer_name": "", "public_key": ca.public_key + "\n"}
 
 
-def _page(asked: Asked, names: list[str]) -> list[str]:
-    """`after` and `limit`, as Vault pages its lists; raises `BadRequest`."""
-    after, limit = asked.first("after") or "", asked.first("limit") or "0"
+def _page(vault_request: VaultRequest, names: list[str]) -> list[str]:
+    """Applies `after` and `limit` as Vault does; raises `BadRequest`."""
+    after, limit = vault_request.first("after") or "", vault_request.first("limit") or "0"
     if re.fullmatch(r"[+-]?[0-9]{1,18}", limit) is None:
         sentence = (
             'Field validation failed: error converting input for field "limit":'
             " '' cannot parse value as 'int': strconv.ParseInt: invalid syntax"
         )
-        raise BadRequest("field_malformed", "limit is no number", "leave limit out", {"vault": sentence})
+        raise BadRequest("field_malformed", "limit is not a number", "omit limit", {"vault": sentence})
     names = sorted(name for name in names if name > after)
     return names[: int(limit)] if int(limit) > 0 else names
 
 
-def _list(asked: Asked, names: list[str], info: Mapping[str, object]) -> Answer:
+def _list(vault_request: VaultRequest, names: list[str], info: Mapping[str, object]) -> HttpResponse:
     if not names:
         return responses.failure(404)
-    return asked.granted({"key_info": info, "keys": names}, "after", "limit")
+    return vault_request.granted({"key_info": info, "keys": names}, "after", "limit")
 
 
-def _refuse_media_type(content_type: str) -> Answer | None:
+def _refuse_media_type(content_type: str) -> HttpResponse | None:
     media_type = content_type.partition(";")[0].strip().lower()
     if not media_type:
         return responses.failure(400, "mime: no media type")
@@ -309,18 +318,18 @@ def _refuse_media_type(content_type: str) -> Answer | None:
     return None
 
 
-def _refuse_wrapping(environ: Mapping[str, Any]) -> Answer | None:
+def _refuse_wrapping(environ: Mapping[str, Any]) -> HttpResponse | None:
     text = str(environ.get("HTTP_X_VAULT_WRAP_TTL") or "")
     try:
         wanted = go_nanoseconds(text)
-    except BadDuration as fault:
-        return responses.failure(400, f"error parsing X-Vault-Wrap-TTL header: {fault}")
+    except BadDuration as error:
+        return responses.failure(400, f"error parsing X-Vault-Wrap-TTL header: {error}")
     if wanted < 0:
         return responses.failure(400, "error parsing X-Vault-Wrap-TTL header: requested wrap ttl cannot be negative")
     return responses.failure(400, REFUSALS["wrapping"]) if wanted else None
 
 
-def _refuse_form(environ: Mapping[str, Any], operation: str, path: str) -> Answer | None:
+def _refuse_form(environ: Mapping[str, Any], operation: str, path: str) -> HttpResponse | None:
     parts = path.split("/")
     if ".." in parts or "." in parts:
         return responses.failure(400, "relative paths not supported")
@@ -333,7 +342,7 @@ def _refuse_form(environ: Mapping[str, Any], operation: str, path: str) -> Answe
     return None
 
 
-def _refuse_namespace(environ: Mapping[str, Any]) -> Answer | None:
+def _refuse_namespace(environ: Mapping[str, Any]) -> HttpResponse | None:
     if str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") in ("", "root"):
         return None
     return responses.failure(404, "namespace not found")

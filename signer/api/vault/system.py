@@ -1,6 +1,6 @@
-"""What Vault clients ask of the server itself: health, seal status, leader, mounts, and who a token belongs to.
+"""Vault's system paths: health, seal status, leader, mounts and token lookup.
 
-There is no seal here: "sealed" means that the keeper cannot sign now. Imported by `vault.py` only.
+signer has no seal: "sealed" means that the keeper cannot sign now.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 from signer import __version__
 from signer.api.request import read_token
 from signer.api.vault import responses
-from signer.api.vault.responses import HEADERS, REFUSALS, Answer
+from signer.api.vault.responses import HEADERS, REFUSALS, HttpResponse
 from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CallerDetails, Ready
@@ -21,8 +21,8 @@ from signer.protocol.replies import CallerDetails, Ready
 UNAUTHENTICATED: Final = frozenset({"sys/health", "sys/seal-status", "sys/leader", "sys/init"})
 
 
-def answer(environ: Mapping[str, Any], path: str, link: KeeperClient) -> Answer:
-    """The paths of `UNAUTHENTICATED`; monitors and `bao status` ask them."""
+def unauthenticated(environ: Mapping[str, Any], path: str, keeper: KeeperClient) -> HttpResponse:
+    """The response for a path in `UNAUTHENTICATED`, used by monitors and `bao status`."""
     method = environ["REQUEST_METHOD"]
     if path == "sys/health" and str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
         return responses.failure(400, "operation unavailable in namespaces")
@@ -32,7 +32,7 @@ def answer(environ: Mapping[str, Any], path: str, link: KeeperClient) -> Answer:
         return _plain({"ha_enabled": False})
     if path == "sys/init":
         return _plain({"initialized": True})
-    ready, cluster = _look(link)
+    ready, cluster = _look(keeper)
     if path == "sys/health":
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         return _plain(
@@ -66,11 +66,11 @@ def answer(environ: Mapping[str, Any], path: str, link: KeeperClient) -> Answer:
     )
 
 
-def _look(link: KeeperClient) -> tuple[bool, dict[str, str]]:
-    """Whether the keeper could sign now, and the name of what it signs for."""
+def _look(keeper: KeeperClient) -> tuple[bool, dict[str, str]]:
+    """Whether the keeper can sign now, and Vault's cluster fields."""
     cluster = {"cluster_name": "signer"}
     try:
-        health = link.ask({"op": "health"})
+        health = keeper.ask({"op": "health"})
     except SignerError:
         return False, cluster
     if not isinstance(health, Ready):
@@ -78,8 +78,8 @@ def _look(link: KeeperClient) -> tuple[bool, dict[str, str]]:
     return True, {**cluster, "cluster_id": responses.issuer_id(health.ca_fingerprint)}
 
 
-def _plain(body: Mapping[str, object], status: int = 200) -> Answer:
-    return Answer(status, HEADERS, (responses.go_json(body) + "\n").encode())
+def _plain(body: Mapping[str, object], status: int = 200) -> HttpResponse:
+    return HttpResponse(status, HEADERS, (responses.go_json(body) + "\n").encode())
 
 
 def route(
@@ -89,8 +89,8 @@ def route(
     whoami: CallerDetails,
     environ: Mapping[str, Any],
     request_id: str,
-) -> Answer:
-    """Everything else that is outside the mounts, for a caller who is known."""
+) -> HttpResponse:
+    """The response for every other path outside the mounts; the caller is authenticated."""
     if path == "auth/token/lookup-self" and operation in ("read", "update"):
         return responses.success(_token(whoami, read_token(environ) or ""), request_id)
     if path == "auth/token/lookup-self":
@@ -105,7 +105,7 @@ def route(
 
 
 def _token(whoami: CallerDetails, token: str) -> dict[str, Any]:
-    """What is known of a token, in Vault's words; its roles stand for its policies, 0 for what was not recorded."""
+    """A token in Vault's terms: policies are its roles, unrecorded fields are 0."""
     return {
         "accessor": whoami.accessor,
         "creation_time": 0,
@@ -127,8 +127,8 @@ def _token(whoami: CallerDetails, token: str) -> dict[str, Any]:
     }
 
 
-def _mounts(mounts: tuple[str, ...], request_id: str) -> Answer:
-    """The mounts both at top level and under `data`, as Vault has it for clients of two ages."""
+def _mounts(mounts: tuple[str, ...], request_id: str) -> HttpResponse:
+    """The mounts at top level and under `data`, as Vault returns them for old and new clients."""
     config = {"default_lease_ttl": 0, "force_no_cache": False, "max_lease_ttl": 0}
     table = {
         f"{mount}/": {
@@ -148,4 +148,4 @@ def _mounts(mounts: tuple[str, ...], request_id: str) -> Answer:
         for index, mount in enumerate(sorted(mounts))
     }
     head = responses.go_json(table).removesuffix("}").encode()
-    return Answer(200, HEADERS, head + b"," + responses.envelope(table, request_id).removeprefix(b"{"))
+    return HttpResponse(200, HEADERS, head + b"," + responses.envelope(table, request_id).removeprefix(b"{"))

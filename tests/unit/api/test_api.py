@@ -150,7 +150,7 @@ def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeKeeperClient
 @pytest.mark.parametrize(
     "query, detail",
     [
-        ("identiti=ci", "there is no parameter 'identiti'"),
+        ("identiti=ci", "unknown parameter 'identiti'"),
         ("identity=a&identity=b", "identity is given more than once"),
         ("identity=", "identity must have 1 to 256 printable characters"),
         ("role=a%00b", "role must have 1 to 256 printable characters"),

@@ -49,7 +49,7 @@ from signer.protocol.sign_request import (
     read_vault_sign,
     vault_sign_warnings,
 )
-from signer.safe_session.http import _read_all, parse_answer
+from signer.safe_session.http import _read_all, parse_response
 from signer.safe_session.response import check_certificate, parse_object
 from signer.settings import load_settings
 from signer.ssh.publickey import MAX_TEXT, parse_public_key
@@ -311,7 +311,7 @@ def _answered(text: str) -> None:
     raw = b"HTTP/1.1 201 Created\r\nX: " + _raw(text)
     for whole in (raw, raw.replace(b"X: ", b"Content-Length: 99999\r\n\r\n", 1)):
         with suppress(SignerError):
-            parse_answer(_read_all(_Wire(whole), time.monotonic() + 60), "there")  # type: ignore[arg-type]
+            parse_response(_read_all(_Wire(whole), time.monotonic() + 60), "there")  # type: ignore[arg-type]
 
 
 def _answer_body(text: str) -> None:
@@ -572,7 +572,7 @@ def worker(caplog: pytest.LogCaptureFixture) -> Iterator[PatientWorker]:
     made.log.addHandler(caplog.handler)
     made.cfg = freeze_settings(Config())
     made.wsgi = made.routes = _no_keeper()
-    made.tpool = made.method_queue = made.poller = made.lane = _Loop()  # type: ignore[assignment]
+    made.tpool = made.method_queue = made.poller = made.keeper = _Loop()  # type: ignore[assignment]
     made.waiting = {phase: OrderedDict() for phase in Phase}
     made.seconds = dict.fromkeys(Phase, 60.0)
     made.alive, made.nr, made.nr_conns, made.max_requests = True, 0, 0, 10**9

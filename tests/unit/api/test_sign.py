@@ -9,7 +9,7 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 
 from signer.api.connection import Connection, Mailbox, freeze_settings
-from signer.api.sign import begin_answer, read_environ, render_answer
+from signer.api.sign import begin_response, read_environ, render_response
 from signer.api.vault.responses import failure
 
 
@@ -65,9 +65,9 @@ def test_an_answer_is_written_as_gunicorn_writes_it(version: str, keep: bool, mo
     answer = failure(403, "permission denied")
     box = Mailbox()
     response, _ = wsgi.create(request, box, connection.client, connection.server, connection.cfg)
-    response.write(begin_answer(answer, response.start_response))
+    response.write(begin_response(answer, response.start_response))
     response.close()
-    assert render_answer(answer, request.version, keep) == bytes(box.answer)
+    assert render_response(answer, request.version, keep) == bytes(box.response)
 
 
 def test_settings_that_are_frozen_are_gunicorns() -> None:

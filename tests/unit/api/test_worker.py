@@ -26,7 +26,7 @@ def answer(worker: PatientWorker, exc: Exception) -> tuple[int, dict[str, Any]]:
     mailbox = Mailbox()
     mailbox.sendall(b"half an answer of the application")
     worker.handle_error(None, mailbox, None, exc)
-    head, _, body = bytes(mailbox.answer).partition(b"\r\n\r\n")
+    head, _, body = bytes(mailbox.response).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert {"Connection: close", f"Content-Length: {len(body)}", "Content-Type: application/problem+json"} <= set(lines)
     return int(lines[0].split()[1]), json.loads(body)

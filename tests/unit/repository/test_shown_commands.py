@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from signer.cli.catalogue import VERBS
-from signer.safe_session.arguments import Usage, parse_arguments
+from signer.safe_session.arguments import UsageError, parse_arguments
 from tests.parts.documents import ROOT, read_documents
 from tests.parts.shown import shown_commands
 
@@ -99,5 +99,5 @@ def test_a_file_that_does_not_exist_is_found(name: str, text: str, path: str) ->
 def test_safe_session_has_these_verbs() -> None:
     for verb, words in SAFE_SESSION_VERBS.items():
         assert parse_arguments(words).verb == verb
-    with pytest.raises(Usage):
+    with pytest.raises(UsageError):
         parse_arguments(["login", "host"])

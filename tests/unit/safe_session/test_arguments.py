@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.safe_session.arguments import Usage, check_ttl, parse_arguments
+from signer.safe_session.arguments import UsageError, check_ttl, parse_arguments
 from signer.safe_session.command import SSH_OPTIONS, ssh_command
 
 # words after `safe-session` → what ssh is given, and what we take for ourselves
@@ -95,18 +95,18 @@ def test_exec_takes_ours_before_the_command_only(line: str, passed: str, ours: d
         ("ssh h --role=", "--role has no value"),
         ("ssh h --role a --role b", "--role is given twice"),
         ("--ttl 5m ssh h --ttl 6m", "--ttl is given twice"),
-        ("ssh h --ttl soon", "--ttl soon is no time"),
-        ("ssh h --ttl 0", "--ttl 0 is no time"),
-        ("ssh h --ttl -5m", "--ttl -5m is no time"),
-        ("ssh h --ttl 1d", "--ttl 1d is no time"),
-        ("ssh h --ttl m", "--ttl m is no time"),
+        ("ssh h --ttl soon", "--ttl soon is not a duration"),
+        ("ssh h --ttl 0", "--ttl 0 is not a duration"),
+        ("ssh h --ttl -5m", "--ttl -5m is not a duration"),
+        ("ssh h --ttl 1d", "--ttl 1d is not a duration"),
+        ("ssh h --ttl m", "--ttl m is not a duration"),
         ("exec", "no command given"),
         ("exec --", "no command given"),
         ("exec -x -- true", "unknown option -x"),
     ],
 )
 def test_what_cannot_be_understood_is_a_usage_error(line: str, complaint: str) -> None:
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         parse_arguments(line.split())
     assert caught.value.text == complaint
     assert caught.value.hint
@@ -135,7 +135,7 @@ def test_a_reason_may_hold_anything_in_one_word() -> None:
     st.lists(st.sampled_from(["ssh", "exec", "--", "-", "-p", "-v", "--role", "--role=x", "x", "", "-tp", "--help"]))
 )
 def test_no_words_raise_anything_but_usage_errors(words: list[str]) -> None:
-    with contextlib.suppress(Usage):
+    with contextlib.suppress(UsageError):
         parse_arguments(words)
 
 

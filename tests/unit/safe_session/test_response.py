@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.safe_session import output
 from signer.safe_session.arguments import parse_arguments
-from signer.safe_session.http import Answer, NoAnswer, parse_answer
+from signer.safe_session.http import HttpResponse, NoResponse, parse_response
 from signer.safe_session.keypair import make_key
 from signer.safe_session.request import render_body
-from signer.safe_session.response import CERTIFICATE_TYPE, check_certificate, parse_object, read_answer
+from signer.safe_session.response import CERTIFICATE_TYPE, check_certificate, parse_object, read_certificate
 from signer.ssh.wire import string, uint32, uint64
 
 OURS = bytes(range(32))
@@ -63,8 +63,8 @@ def test_a_certificate_for_our_key_is_taken() -> None:
         (CERTIFICATE_TYPE, "it cannot be read"),
         ("", "it cannot be read"),
         (certificate() + "\u00e9", "it cannot be read"),
-        (certificate(after=1930), "it is over already"),
-        (certificate(after=2000), "it is over already"),
+        (certificate(after=1930), "it has expired"),
+        (certificate(after=2000), "it has expired"),
     ],
 )
 def test_a_certificate_that_is_not_ours_to_use_is_refused(words: str, why: str) -> None:
@@ -96,8 +96,8 @@ def test_no_bytes_for_a_certificate_raise_anything_outside_the_tree(blob: bytes)
         check_certificate(f"{CERTIFICATE_TYPE} {base64.b64encode(blob).decode()}", OURS, 900)
 
 
-def answer(status: int, body: object) -> Answer:
-    return Answer(status, {}, json.dumps(body).encode())
+def answer(status: int, body: object) -> HttpResponse:
+    return HttpResponse(status, {}, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(
@@ -116,21 +116,21 @@ def answer(status: int, body: object) -> Answer:
 )
 def test_a_201_without_a_certificate_is_not_our_service(body: object) -> None:
     with pytest.raises(BadFormat) as caught:
-        read_answer(answer(201, body), OURS, PLACE)
+        read_certificate(answer(201, body), OURS, PLACE)
     assert caught.value.code == "not_our_service"
 
 
 @pytest.mark.parametrize("status", [200, 202, 302])
 def test_only_201_brings_a_certificate(status: int) -> None:
     with pytest.raises(BadFormat):
-        read_answer(answer(status, {"certificate": certificate(), "expires_in": 900}), OURS, PLACE)
+        read_certificate(answer(status, {"certificate": certificate(), "expires_in": 900}), OURS, PLACE)
 
 
 @pytest.mark.parametrize("status,kind", [(400, Refused), (401, NotAuthenticated), (403, Refused), (503, Unavailable)])
 def test_a_refusal_is_the_services_own_sentence_and_hint(status: int, kind: type[SignerError]) -> None:
     said = {"detail": "role llmops does not allow principal root", "hint": "it allows llmops", "code": "c"}
     with pytest.raises(kind) as caught:
-        read_answer(answer(status, said), OURS, PLACE)
+        read_certificate(answer(status, said), OURS, PLACE)
     assert (caught.value.text, caught.value.hint, caught.value.code) == (said["detail"], said["hint"], "c")
 
 
@@ -139,13 +139,13 @@ def test_a_refusal_is_the_services_own_sentence_and_hint(status: int, kind: type
 )
 def test_an_error_without_a_problem_is_not_our_service(body: bytes) -> None:
     with pytest.raises(BadFormat) as caught:
-        read_answer(Answer(502, {}, body), OURS, PLACE)
+        read_certificate(HttpResponse(502, {}, body), OURS, PLACE)
     assert "502" in caught.value.text
     assert "SAFE_SESSION_ADDR" in caught.value.hint
 
 
 def test_one_whole_answer_is_parsed() -> None:
-    parsed = parse_answer(http(b"{}", "503 Busy", "Retry-After: 1", "content-length: 2"), PLACE)
+    parsed = parse_response(http(b"{}", "503 Busy", "Retry-After: 1", "content-length: 2"), PLACE)
     assert (parsed.status, parsed.headers["retry-after"], parsed.body) == (503, "1", b"{}")
 
 
@@ -169,19 +169,19 @@ def test_one_whole_answer_is_parsed() -> None:
 )
 def test_what_is_not_one_whole_http_answer_is_not_our_service(raw: bytes) -> None:
     with pytest.raises(BadFormat) as caught:
-        parse_answer(raw, PLACE)
+        parse_response(raw, PLACE)
     assert caught.value.code == "not_our_service"
 
 
 def test_silence_is_no_answer() -> None:
-    with pytest.raises(NoAnswer):
-        parse_answer(b"", PLACE)
+    with pytest.raises(NoResponse):
+        parse_response(b"", PLACE)
 
 
 @given(st.binary(max_size=200))
 def test_no_answer_raises_anything_outside_the_tree(raw: bytes) -> None:
     with contextlib.suppress(SignerError):
-        read_answer(parse_answer(raw, PLACE), OURS, PLACE)
+        read_certificate(parse_response(raw, PLACE), OURS, PLACE)
 
 
 JSON = st.recursive(

@@ -39,12 +39,12 @@ def test_a_token_file_that_others_can_use_is_refused(token_file: Path, mode: int
 
 
 def test_a_link_to_a_private_file_is_followed_and_the_file_is_judged(token_file: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link"
-    link.symlink_to(token_file)
-    assert load_token(str(link)) == TOKEN
+    connection = tmp_path / "connection"
+    connection.symlink_to(token_file)
+    assert load_token(str(connection)) == TOKEN
     token_file.chmod(0o644)
     with pytest.raises(BadSettings):
-        load_token(str(link))
+        load_token(str(connection))
 
 
 @pytest.mark.parametrize(
