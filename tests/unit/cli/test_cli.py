@@ -299,7 +299,7 @@ def test_an_event_that_no_signer_wrote_stops_a_rebuild_by_name(world: World) -> 
         writer.execute("UPDATE events SET kind = 'certificate.issued', hash = ? WHERE seq = 8", (digest,))
     ran = run("ledger", "rebuild")
     assert ran.status == 1
-    assert "broken at event 8: it is no certificate.issued event" in ran.err
+    assert "broken at event 8: it is not a valid certificate.issued event" in ran.err
 
 
 def test_a_fault_of_ours_is_one_line_with_its_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
