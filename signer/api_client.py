@@ -24,6 +24,7 @@ from signer.address import Address, is_this_machine, parse_address
 from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.http import Watch, new_session
+from signer.units import plain
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
 LOOKS_WITHIN: Final = 3.0  # seconds for one look at /readyz
@@ -237,7 +238,7 @@ class ApiClient:
             return self._not_ours(f"status {status}")
         kind = _KINDS.get(status, BadRequest if 400 <= status < 500 else SignerError)
         token = self._read_token()  # a service that is not ours might tell it back
-        return kind(code, _plain(text, token), _plain(hint, token) if isinstance(hint, str) else "")
+        return kind(code, _without(token, text), _without(token, hint) if isinstance(hint, str) else "")
 
     def _slow(self, within: float) -> Unavailable:
         text = f"the signing service at {self._address.text} did not answer within {within:.0f} seconds"
@@ -297,6 +298,6 @@ def _authorities() -> Path | None:
     return Path(found) if found else None
 
 
-def _plain(text: str, token: str) -> str:
+def _without(token: str, text: str) -> str:
     """Text of the other side's, fit to be shown."""
-    return "".join(c if c.isprintable() else "?" for c in text.replace(token, "…"))[:600]
+    return plain(text.replace(token, "…"), instead="?")[:600]

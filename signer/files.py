@@ -143,11 +143,11 @@ def write_atomically(path: Path, content: bytes, mode: int, *, temporary: str | 
     """
     first = path.with_name(temporary or f".{path.name}.new")
     first.unlink(missing_ok=True)
-    write_new(first, content, mode)
     try:
+        write_new(first, content, mode)
         first.rename(path)
         sync_directory(path.parent)
-    except OSError:
+    except BaseException:
         first.unlink(missing_ok=True)
         raise
 

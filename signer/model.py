@@ -168,7 +168,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class UsageCounts:
     """What an identity already holds of a role: certificates of the last 60 s, and those still valid."""
 
     last_minute: int = 0

@@ -39,6 +39,15 @@ def render_duration(seconds: int) -> str:
     return "".join(parts) or "0s"
 
 
-def plain(text: object) -> str:
-    """`text` as printable text on one line: whatever could steer a terminal or fake a line is shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+def plain(text: object, *, keep: str = "", instead: str | None = None) -> str:
+    """`text` as printable text on one line: what could control a terminal or fake a line is shown as an escape.
+
+    Characters in `keep` stay; the others that cannot be printed become `instead`, if it is given.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() if instead is None else instead
+        for c in shown
+    )

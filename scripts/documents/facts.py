@@ -23,7 +23,8 @@ from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key as ca_key
 from signer.cli.catalogue import VERBS
-from signer.cli.parser import Help, read_words, render_help
+from signer.cli.parser import Help, read_words
+from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
 from signer.model import PublicKey

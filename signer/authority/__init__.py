@@ -1,1 +1,1 @@
-"""Decide, record, release: the core's state machine. Pure; no I/O of its own."""
+"""The core: decides on commands, records events, signs certificates. Pure; no I/O."""

@@ -1,7 +1,7 @@
-"""From a grant to a signed certificate: build the bytes, read them back, compare, record, reply.
+"""Certificates that the local key signs: encoding, verification against the grant, event and reply.
 
-`prepare_certificate` makes an `UnsignedCertificate` once, and nothing else is ever signed. Nothing here reads a
-request: every field comes from the grant, the clock, the serial and the nonce that are passed in. Pure.
+Only an `UnsignedCertificate` from `prepare_certificate` is ever signed. No field comes from a request: all come from
+the grant, the time, the serial and the nonce. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from signer.units import timestamp
 
 
 class Signing(Protocol):
-    """The key that signs: its public facts, and one act."""
+    """A CA key that can sign."""
 
     kind: str
     blob: bytes
@@ -37,7 +37,7 @@ class Signing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnsignedCertificate:
-    """A certificate that is recorded and not yet signed: made once, by step 7, and signed once, by step 9."""
+    """A certificate without its signature; made in step 7 of `Core._sign`, signed in step 9."""
 
     grant: Grant
     fields: CertificateFields
@@ -45,7 +45,7 @@ class UnsignedCertificate:
 
 
 def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes) -> UnsignedCertificate:
-    """The certificate of a grant, ready to be signed; raises `CertificateMismatch` if its bytes say anything else."""
+    """Encodes the certificate of a grant; raises `CertificateMismatch` if its bytes, decoded, differ from the grant."""
     fields = CertificateFields(
         key_kind=grant.public_key.kind,
         key=grant.public_key.blob,
@@ -68,12 +68,12 @@ def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_ke
 def check_matches_grant(
     fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes
 ) -> None:
-    """Raises `CertificateMismatch` if a certificate, as read back from its bytes, is not exactly what was granted."""
+    """Raises `CertificateMismatch` if a decoded certificate differs from its grant."""
     for what, found, granted in (
         ("key type", fields.key_kind, grant.public_key.kind),
         ("public key", fields.key, grant.public_key.blob),
         ("nonce", fields.nonce, nonce),
-        ("nonce's length", len(fields.nonce), NONCE_BYTES),
+        ("nonce length", len(fields.nonce), NONCE_BYTES),
         ("serial", fields.serial, serial),
         ("type", fields.cert_type, USER_CERTIFICATE),
         ("key id", fields.key_id, grant.key_id),
@@ -85,13 +85,15 @@ def check_matches_grant(
         ("CA key", fields.ca_key, ca_key),
     ):
         if found != granted:
-            raise CertificateMismatch("certificate_differs_from_grant", f"the certificate's {what} is not the grant's")
+            raise CertificateMismatch(
+                "certificate_differs_from_grant", f"the certificate differs from its grant: {what}"
+            )
     if not fields.principals:
-        raise CertificateMismatch("certificate_differs_from_grant", "the certificate names no principal")
+        raise CertificateMismatch("certificate_differs_from_grant", "the certificate has no principals")
 
 
 class Recordable(Protocol):
-    """A certificate, ours or another CA's, about which everything is known but the signature."""
+    """A certificate of the local key or of Vault, ready to be recorded."""
 
     @property
     def grant(self) -> Grant: ...
@@ -102,7 +104,7 @@ class Recordable(Protocol):
 
 
 def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: str, ca_fingerprint: str) -> Event:
-    """The record of one certificate: enough to find it on any host, and to tell its exact bytes."""
+    """The event of one certificate; hosts log its key id and serial, and the digest fixes its exact bytes."""
     grant, fields = made.grant, made.fields
     return Event(
         "certificate.issued",
@@ -131,13 +133,15 @@ def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: 
     )
 
 
-def certificate_line(draft: UnsignedCertificate, signature: bytes) -> str:
-    """The whole certificate as text. `signature` is an SSH signature blob over the draft's bytes."""
-    return render_public_key(certificate_kind(draft.fields.key_kind), append_signature(draft.unsigned, signature))
+def certificate_line(certificate: UnsignedCertificate, signature: bytes) -> str:
+    """The line of a -cert.pub file. `signature` is an SSH signature blob over `certificate.unsigned`."""
+    return render_public_key(
+        certificate_kind(certificate.fields.key_kind), append_signature(certificate.unsigned, signature)
+    )
 
 
 def issued_reply(made: Recordable, line: str, ca_fingerprint: str, expires_in: int) -> Certificate:
-    """What the caller gets; the edges translate it. `expires_in` is seconds from now."""
+    """The reply to a sign request. `expires_in` is in seconds from now."""
     grant, fields = made.grant, made.fields
     return Certificate(
         certificate=line,

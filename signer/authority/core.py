@@ -1,7 +1,7 @@
-"""The state machine: a command and the time in; events, a reply and perhaps a draft to sign out.
+"""The core's state machine: commands and the time in; events, replies and certificates to sign out.
 
-No I/O of its own: clock, randomness, ledger and signing are passed in, so a test can drive it through a million steps.
-`run` is the whole life of a batch, `_sign` the one function that matters; read those two first.
+Performs no I/O: clock, randomness, ledger and key are passed in. Read `run` (a batch) and `_sign` (one sign request)
+first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from signer.authority import freezes as orders
-from signer.authority import queries
+from signer.authority import freezes, queries
 from signer.authority.certificates import (
     Signing,
     UnsignedCertificate,
@@ -20,9 +19,9 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.limits import CertificateUsage, Refusals, refusal_event
+from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import PendingSignature, outside_grant, read_foreign
+from signer.authority.vault_certificates import PendingSignature, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
     BadRequest,
@@ -36,21 +35,21 @@ from signer.errors import (
 from signer.ledger.reader import Recent
 from signer.model import Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, SignRequest, Token
 from signer.policy.decide import Policy, decide, explain
-from signer.protocol.commands import Command, Explain, Freeze, Query, Record, Sign, Unauthenticated, Unfreeze
+from signer.protocol.commands import Command, Explain, Freeze, Query, RecordOperation, Sign, Unauthenticated, Unfreeze
 from signer.protocol.replies import Explanation, Reply
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
-CLOCK_TOLERANCE: Final = 60  # seconds that the wall clock may be behind the ledger's newest event
-Answer = Reply | SignerError
+CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
+ReplyOrError = Reply | SignerError
 
 
 def _internal_error() -> Unavailable:
-    return Unavailable("internal_error", "something went wrong here", "look at the service's log")
+    return Unavailable("internal_error", "internal error", "see the service's log")
 
 
 class Ledger(queries.LedgerReader, Protocol):
-    """What the core needs of a ledger."""
+    """The ledger as the core uses it."""
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
     def recent(self, since: int) -> list[Recent]: ...
@@ -59,22 +58,22 @@ class Ledger(queries.LedgerReader, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What handling one command comes to: events to record first, then the draft to sign or the reply as it is.
+class Decision:
+    """The result of one command: events to commit first, then the certificate to sign or the reply to send.
 
-    `reply` is None where the draft, or the one event as the ledger holds it (`tells_entry`), makes the reply.
-    Where Vault signs, the reply to a grant is a `PendingSignature`: the keeper sends it out and comes back to `finish`.
+    `reply` is None if it is made from the certificate, or from the committed event (`replies_with_entry`). If Vault
+    signs, `reply` is a `PendingSignature`: the keeper obtains the signature and calls `finish`.
     """
 
-    reply: Answer | PendingSignature | None
+    reply: ReplyOrError | PendingSignature | None
     events: tuple[Event, ...] = ()
-    draft: UnsignedCertificate | None = None
-    tells_entry: bool = False
+    certificate: UnsignedCertificate | None = None
+    replies_with_entry: bool = False
 
 
 @dataclass(slots=True)
 class _State:
-    """What is true according to the ledger; thrown away after any failed commit and read again."""
+    """State derived from the ledger; discarded after a failed commit and read again."""
 
     head: Head
     certificates: CertificateUsage
@@ -82,9 +81,9 @@ class _State:
 
 
 class Core:
-    """One authority: a policy, a key, a ledger, and what follows from them.
+    """Decides on commands by one policy, records to one ledger and signs with one key.
 
-    Without a key Vault signs its grants, and `shadow` compares what comes back with what our key would have signed.
+    Without a key, Vault signs; `shadow`, if given, compares Vault's certificates with those of the local key.
     """
 
     def __init__(
@@ -103,40 +102,40 @@ class Core:
         self._ledger = ledger
         self._clock = clock
         self._random = random
-        self._report = report  # told of faults that are ours, for the log
+        self._report = report  # logs internal errors
         self.shadow = shadow
         self._refusals = Refusals()
         self._state: _State | None = None
-        self._out: set[PendingSignature] = set()  # they count towards limits, and the ledger does not know them
+        self._pending: set[PendingSignature] = set()  # count towards limits, but are not in the ledger
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer | PendingSignature]]:
-        """Decides every command, records all in one transaction, then signs and yields (index, reply) one by one.
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, ReplyOrError | PendingSignature]]:
+        """Decides all commands, commits their events in one transaction, then signs and yields (index, reply).
 
-        If the transaction fails, every command that had something to record gets the failure as its reply, and so
-        does one that may have been answered by what the others wanted to record.
+        If the transaction fails, each command with an event gets the failure as its reply. So does each `Unfreeze`:
+        its reply may depend on an event of the same batch.
         """
         now = self._now()
-        outcomes = [self._outcome(command, now) for command in commands]
-        key = self.key  # each draft names this one as its CA, and another may come before the last is signed
-        entries = self._commit([event for outcome in outcomes for event in outcome.events], now)
+        decisions = [self._decide(command, now) for command in commands]
+        key = self.key  # the CA in each certificate of the batch; a rotation may come between two replies
+        entries = self._commit([event for decision in decisions for event in decision.events], now)
         failure = entries if isinstance(entries, SignerError) else None
-        for index, outcome in enumerate(outcomes):
-            if failure is not None and (outcome.events or isinstance(commands[index], Unfreeze)):
+        for index, decision in enumerate(decisions):
+            if failure is not None and (decision.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
-            elif outcome.draft is not None and key is not None:
-                yield index, self._release(outcome.draft, key)
-            elif outcome.tells_entry and not isinstance(entries, SignerError):
-                place = sum(len(before.events) for before in outcomes[:index])
+            elif decision.certificate is not None and key is not None:
+                yield index, self._release(decision.certificate, key)
+            elif decision.replies_with_entry and not isinstance(entries, SignerError):
+                place = sum(len(before.events) for before in decisions[:index])
                 yield index, queries.recorded_operation(entries[place])
-            elif outcome.reply is not None:
-                yield index, outcome.reply
+            elif decision.reply is not None:
+                yield index, decision.reply
 
     def _now(self) -> float:
-        """One time for a whole batch. If the clock was set back, what had run out may count again: read it anew."""
+        """The time of a batch, in seconds. If the clock was set back, discards the state: entries may count again."""
         now = self._clock()
         if int(now) < self._latest:
             self._state = None
@@ -144,7 +143,7 @@ class Core:
         return now
 
     def record(self, events: list[Event], now: float | None = None) -> SignerError | None:
-        """Commits events, or says why not; after a failure all state is read from the ledger again."""
+        """Commits events; returns the failure, if any, after which the state is read from the ledger again."""
         entries = self._commit(events, now)
         return entries if isinstance(entries, SignerError) else None
 
@@ -156,7 +155,7 @@ class Core:
         except (Unavailable, LedgerBroken) as failure:
             self._state = None
             return failure
-        except Exception as error:  # noqa: BLE001 - an event that cannot be written must not end the keeper
+        except Exception as error:  # noqa: BLE001 - an event that cannot be encoded must not end the keeper
             self._state = None
             self._report(error)
             return _internal_error()
@@ -166,145 +165,147 @@ class Core:
 
     def finish(
         self, results: Sequence[tuple[PendingSignature, Returned | SignerError]]
-    ) -> Iterator[tuple[int, Answer]]:
-        """What Vault made of grants that `run` gave out: checks and records all, then yields (index, reply)."""
+    ) -> Iterator[tuple[int, ReplyOrError]]:
+        """Checks and records the results of pending signatures in one transaction, then yields (index, reply)."""
         now, serials = self._now(), set[int]()
-        outcomes = [self._finished(forward, result, now, serials) for forward, result in results]
-        failure = self.record([event for _, events in outcomes for event in events], now)
-        for forward, _ in results:  # only now: until it is recorded, a state that is read anew must count it
-            self._out.discard(forward)
-        for index, (reply, events) in enumerate(outcomes):
+        decisions = [self._finished(pending, result, now, serials) for pending, result in results]
+        failure = self.record([event for _, events in decisions for event in events], now)
+        for pending, _ in results:  # only now: a state that is reread before the commit must still count it
+            self._pending.discard(pending)
+        for index, (reply, events) in enumerate(decisions):
             yield index, failure if failure is not None and events else reply
 
     def _finished(
-        self, forward: PendingSignature, result: Returned | SignerError, now: float, serials: set[int]
-    ) -> tuple[Answer, tuple[Event, ...]]:
-        """The reply and what must be recorded before it is given; `serials` are those of this batch so far."""
-        grant = forward.grant
+        self, pending: PendingSignature, result: Returned | SignerError, now: float, serials: set[int]
+    ) -> tuple[ReplyOrError, tuple[Event, ...]]:
+        """The reply, and the events to commit before it is sent; `serials` are those of this batch so far."""
+        grant = pending.grant
         try:
             if isinstance(result, SignerError):
                 raise result
-            made = read_foreign(result, forward)
+            made = read_vault_certificate(result, pending)
             state = self._ready(now)
-            orders.refuse_frozen(state.freezes, grant.identity, grant.role)  # it may be since the grant was made
+            freezes.refuse_frozen(state.freezes, grant.identity, grant.role)  # a freeze may be newer than the grant
             known = self._ledger.certificate(made.fields.serial)
             if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
-                raise outside_grant("a serial that it used before")
+                raise outside_grant("serial already used")
         except SignerError as error:
             if isinstance(error, CertificateMismatch):
                 self._report(error)
-            self._out.remove(forward)
-            self._take_back(grant, forward.asked_at, forward.asked_at + grant.ttl)
-            told = self.shadow.refused(forward, error, int(now)) if self.shadow else ()
-            return error, (*self._refused(forward.command, error, now), *told)
+            self._pending.remove(pending)
+            self._uncount(grant, pending.asked_at, pending.asked_at + grant.ttl)
+            compared = self.shadow.refused(pending, error, int(now)) if self.shadow else ()
+            return error, (*self._refused(pending.command, error, now), *compared)
         serials.add(made.fields.serial)
-        event = issued_event(made, forward.command.caller, forward.policy_digest, "vault", made.ca_fingerprint)
+        event = issued_event(made, pending.command.caller, pending.policy_digest, "vault", made.ca_fingerprint)
         expires_in = max(made.fields.valid_before - int(now), 0)
-        compared = self.shadow.compare(made, forward, int(now)) if self.shadow else ()
+        compared = self.shadow.compare(made, pending, int(now)) if self.shadow else ()
         return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
 
-    def _release(self, draft: UnsignedCertificate, key: Signing) -> Answer:
-        # 9 sign; on failure record that this serial was never released
+    def _release(self, certificate: UnsignedCertificate, key: Signing) -> ReplyOrError:
+        # 9 sign; a failure is recorded, as the serial was never released
+        grant, fields = certificate.grant, certificate.fields
         try:
-            signature = key.sign(draft.unsigned)
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises, the serial must not stay open
+            signature = key.sign(certificate.unsigned)
+        except Exception as error:  # noqa: BLE001 - after any failure the serial must be recorded as withheld
             self._report(error)
-            body: dict[str, object] = {"serial": str(draft.fields.serial), "error": type(error).__name__}
-            self._take_back(draft.grant, draft.fields.valid_after + draft.grant.backdate, draft.fields.valid_before)
-            self.record([Event("certificate.withheld", draft.grant.identity, body)])
-            return Unavailable("signing_failed", "the certificate could not be signed", "look at the service's log")
+            body: dict[str, object] = {"serial": str(fields.serial), "error": type(error).__name__}
+            self._uncount(grant, fields.valid_after + grant.backdate, fields.valid_before)
+            self.record([Event("certificate.withheld", grant.identity, body)])
+            return Unavailable("signing_failed", "the CA key failed to sign", "see the service's log")
         # 10 reply
-        return issued_reply(draft, certificate_line(draft, signature), key.fingerprint, draft.grant.ttl)
+        return issued_reply(certificate, certificate_line(certificate, signature), key.fingerprint, grant.ttl)
 
-    def _take_back(self, grant: Grant, issued: int, valid_before: int) -> None:
+    def _uncount(self, grant: Grant, issued: int, valid_before: int) -> None:
         if self._state is not None:
             self._state.certificates.withhold(grant.identity, grant.role, issued, valid_before)
 
-    def _outcome(self, command: Command, now: float) -> Outcome:
-        """`handle`, with its refusals as replies and, folded, as events."""
+    def _decide(self, command: Command, now: float) -> Decision:
+        """Calls `handle`; turns errors into replies, and refusals also into events (repeats are only counted)."""
         try:
             return self.handle(command, now)
         except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
-            return Outcome(refusal, self._refused(command, refusal, now))
+            return Decision(refusal, self._refused(command, refusal, now))
         except CertificateMismatch as fault:
             self._report(fault)
-            return Outcome(fault)
+            return Decision(fault)
         except SignerError as error:
-            return Outcome(error)
-        except Exception as error:  # noqa: BLE001 - one command's fault must not stop the others in its batch
+            return Decision(error)
+        except Exception as error:  # noqa: BLE001 - a failing command must not stop the others of its batch
             self._report(error)
-            return Outcome(_internal_error())
+            return Decision(_internal_error())
 
     def _refused(self, command: Command, refusal: SignerError, now: float) -> tuple[Event, ...]:
-        """What is recorded of a refusal: nothing if it only adds to a count."""
+        """The events of a refusal; none if it repeats an earlier one."""
         try:
             actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
-            actor = "unauthenticated"
+            actor = UNAUTHENTICATED
         role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
         return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
     # --- one command --------------------------------------------------------------------------------------------
 
-    def handle(self, command: Command, now: float) -> Outcome:
-        """What `command` comes to at `now` (seconds since 1970); raises `SignerError` for every kind of no."""
+    def handle(self, command: Command, now: float) -> Decision:
+        """Decides on `command` at `now` (seconds since 1970); raises `SignerError` if it is refused or fails."""
         if isinstance(command, Sign):
             return self._sign(command, now)
         if isinstance(command, Unauthenticated):
             raise command.fault
         identity, token = self.policy.authenticate(command.caller.token, int(now))
         if isinstance(command, Explain):
-            return Outcome(self._explain(command, identity, now))
+            return Decision(self._explain(command, identity, now))
         if isinstance(command, Freeze | Unfreeze):
             return self._freeze(command, identity, now)
-        if isinstance(command, Record):
-            return Outcome(None, (orders.record(command, identity),), tells_entry=True)
-        return Outcome(self._answer(command, identity, token, now))
+        if isinstance(command, RecordOperation):
+            return Decision(None, (freezes.record(command, identity),), replies_with_entry=True)
+        return Decision(self._answer(command, identity, token, now))
 
-    def _sign(self, command: Sign, now: float) -> Outcome:
-        """A sign request.
+    def _sign(self, command: Sign, now: float) -> Decision:
+        """Decides on a sign request.
 
-        1  authenticate the credential
-        2  refuse if the role is not the caller's, or identity, role or all is frozen, or the clock is behind
-        3  parse and vet the public key
-        4  decide by policy
-        5  a grant that needs a human: not built yet, so policy refuses it
-        6  allot the serial, the validity from our clock
-        7  build the bytes to be signed, read them back, compare them with the grant
-        8  events, which `run` commits with everything else in the batch
-        9  and 10, sign and reply: `_release`, after the commit
+        1   authenticate the caller
+        2   check the role, freezes and the clock
+        3   parse the public key
+        4   decide by policy
+        5   approval by a human: not implemented, so policy refuses the request
+        6   allot the serial; the validity comes from the keeper's clock
+        7   encode the certificate, decode it and compare it with the grant
+        8   the event, which `run` commits with the rest of the batch
+        9   sign   } `_release`, after the commit
+        10  reply  }
 
-        Where Vault signs, 6 to 10 are its signature, then `finish`: compare, record, reply.
+        If Vault signs, its signature and `finish` (compare, record, reply) replace steps 6 to 10.
         """
         # 1
         identity, _ = self.policy.authenticate(command.caller.token, int(now))
         # 2
-        role, ask = self._role(identity, command)
+        role, request = self._role(identity, command)
         state = self._ready(now)
-        orders.refuse_frozen(state.freezes, identity.name, role.name)
+        freezes.refuse_frozen(state.freezes, identity.name, role.name)
         # 3
-        key = parse_public_key(ask.public_key)
+        key = parse_public_key(request.public_key)
         # 4 and 5
         usage = state.certificates.usage(identity.name, role.name, int(now))
-        grant = decide(identity, role, ask, key, command.caller.address, usage)
+        grant = decide(identity, role, request, key, command.caller.address, usage)
         if self.key is None:
             state.certificates.add(identity.name, role.name, int(now), int(now) + grant.ttl)
-            forward = PendingSignature(command, grant, int(now), self.policy.digest)
-            self._out.add(forward)
-            return Outcome(forward)
+            pending = PendingSignature(command, grant, int(now), self.policy.digest)
+            self._pending.add(pending)
+            return Decision(pending)
         # 6 and 7
         self._last_serial += 1
-        draft = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
+        certificate = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
         # 8
-        state.certificates.add(identity.name, role.name, int(now), draft.fields.valid_before)
-        event = issued_event(draft, command.caller, self.policy.digest, "local", self.key.fingerprint)
-        return Outcome(None, (event,), draft)
+        state.certificates.add(identity.name, role.name, int(now), certificate.fields.valid_before)
+        event = issued_event(certificate, command.caller, self.policy.digest, "local", self.key.fingerprint)
+        return Decision(None, (event,), certificate)
 
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, SignRequest]:
-        """The role asked for, and the ask. Vault's order: not yours, then a field's fault, then no such role."""
+        """The role and the request. Errors in Vault's order: role not granted, malformed field, unknown role."""
         role = self.policy.role_for(identity, command.role)
-        if isinstance(command.ask, BadRequest):
-            raise command.ask
+        if isinstance(command.request, BadRequest):
+            raise command.request
         if role is None:
             raise Refused(
                 "unknown_role",
@@ -312,10 +313,10 @@ class Core:
                 f"{identity.name} may ask for {', '.join(sorted(identity.roles)) or 'none'}",
                 {"role": command.role},
             )
-        return role, command.ask
+        return role, command.request
 
     def _ready(self, now: float) -> _State:
-        """The state, read from the ledger if need be; raises `Unavailable` while nothing may be signed."""
+        """The current state; raises `Unavailable` while nothing may be signed."""
         if self._state is None:
             self._state = self._read_state(int(now))
         behind = self._state.head.time_ms // 1000 - int(now)
@@ -323,42 +324,42 @@ class Core:
             raise Unavailable(
                 "clock_behind",
                 f"this host's clock is {behind} s behind the ledger's newest event",
-                "set the clock right; nothing is signed while it is more than 60 s behind",
+                f"correct the clock; nothing is signed while it is more than {CLOCK_TOLERANCE} s behind",
             )
         return self._state
 
     def _read_state(self, now: int) -> _State:
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
-        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._out]
+        rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._pending]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
         return _State(self._ledger.head(), CertificateUsage(rows), self._ledger.freezes())
 
     # --- everything else ----------------------------------------------------------------------------------------
 
     def _explain(self, command: Explain, identity: Identity, now: float) -> Explanation:
-        role, ask = self._role(identity, command)
+        role, request = self._role(identity, command)
         state = self._ready(now)
         key, fault = None, "no key was given"
-        if ask.public_key:
+        if request.public_key:
             try:
-                key = parse_public_key(ask.public_key)
+                key = parse_public_key(request.public_key)
             except BadPublicKey as bad:
                 fault = bad.text
         usage = state.certificates.usage(identity.name, role.name, int(now))
-        findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
-        frozen = orders.explain_freezes(state.freezes, identity.name, role.name)
+        findings = list(explain(identity, role, request, key, command.caller.address, usage, fault))
+        frozen = freezes.explain_freezes(state.freezes, identity.name, role.name)
         return queries.explained(identity, role, [frozen, *findings])
 
-    def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Outcome:
+    def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Decision:
         queries.require(identity, "freeze")
-        reply, event = orders.freeze(command, identity, self.policy, self._ready(now).freezes)
-        return Outcome(reply, (event,))
+        reply, event = freezes.freeze(command, identity, self.policy, self._ready(now).freezes)
+        return Decision(reply, (event,))
 
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
-    # --- what the keeper does between batches -------------------------------------------------------------------
+    # --- calls of the keeper between batches -------------------------------------------------------------------
 
     def begin(self, facts: dict[str, object]) -> SignerError | None:
         """Reads the state and records the start."""
@@ -369,7 +370,7 @@ class Core:
         return self.record([Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
 
     def use_policy(self, policy: Policy) -> SignerError | None:
-        """Takes a new policy from the next command on; raises `BadFile` if it names the key in use nowhere."""
+        """Uses a new policy from the next command on; raises `BadFile` if it does not pin the key in use."""
         if (own := self.own_key) is not None:
             policy.check_key(own.fingerprint)
         changed = policy.digest != self.policy.digest
@@ -377,34 +378,34 @@ class Core:
         return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
 
     def use_key(self, key: Signing) -> SignerError | None:
-        """Signs, or compares, with another key from the next command on, once that is recorded.
+        """Records the new key, then signs or compares with it from the next command on.
 
-        Whether the key may sign at all is checked by whoever read it.
+        The caller has checked that the policy pins the key.
         """
         own = self.own_key
         body: dict[str, object] = {"from": own.fingerprint if own else "", "to": key.fingerprint}
         failure = self.record([Event("ca.rotated", "keeper", body)])
         if failure is None and self.shadow is not None:
-            self.shadow.take(key)
+            self.shadow.use_key(key)
         elif failure is None:
             self.key = key
         return failure
 
     @property
     def own_key(self) -> Signing | PublicKey | None:
-        """Our CA key: it signs, or is compared with; None where Vault signs and nothing is compared."""
+        """The local CA key, which signs or is compared with; None in mode vault."""
         return self.shadow.key if self.shadow is not None else self.key
 
     def check_ready(self) -> None:
-        """Raises `Unavailable` or `LedgerBroken` while nothing could be signed."""
+        """Raises `Unavailable` or `LedgerBroken` if nothing can be signed now."""
         self._ready(self._clock())
 
     def tick(self) -> None:
-        """Records what was counted; the keeper calls it about once a second."""
+        """Records counts of repeats that are due; the keeper calls it about once a second."""
         now = int(self._clock())
         self.record([*self._refusals.due(now), *(self.shadow.due(now) if self.shadow else ())])
 
     def end(self) -> None:
-        """Records what is left and the end."""
-        repeats = self.shadow.rest() if self.shadow else []
-        self.record([*self._refusals.rest(), *repeats, Event("keeper.stopped", "keeper", {})])
+        """Records all counts of repeats and the end."""
+        repeats = self.shadow.flush() if self.shadow else []
+        self.record([*self._refusals.flush(), *repeats, Event("keeper.stopped", "keeper", {})])

@@ -1,6 +1,6 @@
-"""What changes the ledger besides signing: a freeze, its end, and what an operator did to the platform. Pure.
+"""Commands that change the ledger without signing: freeze, unfreeze, and the record of an operation. Pure.
 
-Each needs a right of policy.toml, and is an event that `core.py` commits before anybody is told.
+Each requires a right of policy.toml and becomes one event, which `core.py` commits before the reply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from signer.authority.queries import check_scope, require
 from signer.errors import BadRequest, NotFound, Refused
 from signer.model import Event, Finding, Identity
 from signer.policy.decide import Policy
-from signer.protocol.commands import Freeze, Record, Unfreeze
+from signer.protocol.commands import Freeze, RecordOperation, Unfreeze
 from signer.protocol.operations import operation_event
 from signer.protocol.replies import FreezeState
 
@@ -19,7 +19,7 @@ from signer.protocol.replies import FreezeState
 def freeze(
     command: Freeze | Unfreeze, identity: Identity, policy: Policy, freezes: dict[str, str]
 ) -> tuple[FreezeState, Event]:
-    """Changes `freezes`; the reply and the record of it. Raises `Refused` or `NotFound`."""
+    """Changes `freezes`; returns the reply and the event. Raises `Refused` or `NotFound`."""
     scope = command.scope
     if isinstance(command, Freeze):
         check_scope(scope, policy)
@@ -40,7 +40,7 @@ def refuse_frozen(freezes: Mapping[str, str], identity: str, role: str) -> None:
 
 
 def explain_freezes(freezes: Mapping[str, str], identity: str, role: str) -> tuple[Finding, Refused | None]:
-    """What `refuse_frozen` would say."""
+    """The finding, and the refusal, of `refuse_frozen`."""
     try:
         refuse_frozen(freezes, identity, role)
     except Refused as refusal:
@@ -48,10 +48,10 @@ def explain_freezes(freezes: Mapping[str, str], identity: str, role: str) -> tup
     return Finding("freezes", "none for this identity and role", "ok"), None
 
 
-def record(command: Record, identity: Identity) -> Event:
-    """The record of an operation; raises `Refused` or `BadRequest`.
+def record(command: RecordOperation, identity: Identity) -> Event:
+    """The event of an operation; raises `Refused` or `BadRequest`.
 
-    Neither a freeze nor a clock that is behind stops it: what was done has happened already.
+    Neither a freeze nor a late clock prevents it: the operation has already happened.
     """
     require(identity, "operate")
     if isinstance(command.operation, BadRequest):

@@ -1,28 +1,31 @@
-"""What the core remembers between requests: certificates that count towards limits, and events to fold.
+"""Bounded state between requests: certificates that count towards limits, and counts of repeated events.
 
-Everything is bounded and can be discarded: `CertificateUsage` is read again from the ledger, and a `RepeatSuppressor`
-loses at most a count. Pure; the time is passed in, in seconds.
+All of it can be discarded: `CertificateUsage` is rebuilt from the ledger, and a `RepeatSuppressor` loses only counts.
+Pure; times are in seconds.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
 from signer.errors import SignerError
-from signer.model import Caller, Event, Usage, hide_tokens
+from signer.model import Caller, Event, UsageCounts, hide_tokens
 
-WINDOW: Final = 60  # seconds; of a rate, and of refusals that are told once
-MAX_FOLDED: Final = 1_000  # kinds of event remembered at once; noise beyond shares one line
-MANY: Final = "many"  # the actor of that line
+WINDOW: Final = 60  # seconds; of the rate limit, and of refusals that are recorded once
+MAX_KINDS: Final = 64  # kinds of refusal tracked at once for an identity; the rest share one count
+MAX_STRANGER_KINDS: Final = 32  # the same for all callers without a good token together
+MAX_DIFFERENCE_KINDS: Final = 1_000  # kinds of difference tracked at once
+UNAUTHENTICATED: Final = "unauthenticated"  # the actor of a caller without a good token
+MANY: Final = "many"  # the actor of counts of differences
 
 
 class CertificateUsage:
-    """Certificates by (identity, role): how many in the last 60 s, how many still valid."""
+    """Counts of certificates by (identity, role): issued in the last 60 s, and still valid."""
 
     def __init__(self, recent: Iterable[tuple[str, str, int, int]] = ()) -> None:
         self._issued: dict[tuple[str, str], deque[int]] = {}
@@ -36,20 +39,20 @@ class CertificateUsage:
         self._issued.setdefault(key, deque()).append(issued)
         heappush(self._ends.setdefault(key, []), valid_before)
 
-    def usage(self, identity: str, role: str, now: int) -> Usage:
-        """What counts at `now`."""
+    def usage(self, identity: str, role: str, now: int) -> UsageCounts:
+        """The counts at `now`."""
         key = (identity, role)
         issued, ends = self._issued.get(key), self._ends.get(key)
         if issued is None or ends is None:
-            return Usage()
+            return UsageCounts()
         while issued and issued[0] <= now - WINDOW:
             issued.popleft()
         while ends and ends[0] <= now:
             heappop(ends)
-        return Usage(len(issued), len(ends))
+        return UsageCounts(len(issued), len(ends))
 
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
-        """Takes back a certificate that was counted and never released; nothing if it is not counted any more."""
+        """Uncounts a certificate that was not released; does nothing if it no longer counts."""
         key = (identity, role)
         if issued in self._issued.get(key, ()):
             self._issued[key].remove(issued)
@@ -59,7 +62,7 @@ class CertificateUsage:
 
 
 def refusal_event(refusal: SignerError, actor: str, role: str, caller: Caller) -> Event:
-    """The record of one refusal; a token that stands in the wrong place is not in it."""
+    """The event of one refusal, without any token that a caller sent in the wrong field."""
     body: dict[str, object] = {
         "code": refusal.code,
         "text": hide_tokens(refusal.text),
@@ -71,87 +74,106 @@ def refusal_event(refusal: SignerError, actor: str, role: str, caller: Caller) -
 
 
 @dataclass(slots=True)
-class _Folded:
+class _Repeats:
     since: int
     count: int
     kind: tuple[str, ...]
 
 
 class RepeatSuppressor(ABC):
-    """Tells the first of a kind at once and the rest as a count, so that one loud caller cannot fill the ledger.
+    """Passes the first event of a kind and counts its repeats, so that no caller can fill the ledger.
 
-    What a kind is, for how many seconds it is folded, and the words of its count are a subclass's.
+    A subclass defines the kind of an event, the window in seconds, the event of a count, and the budgets: how many
+    kinds are tracked at once for a group of events before the rest of the group shares one count.
     """
 
     window = WINDOW
-    others: tuple[str, ...] = ()  # the kind of all that are too many to be told apart
 
     def __init__(self) -> None:
-        self._folded: dict[tuple[str, ...], _Folded] = {}
+        self._repeats: dict[tuple[str, ...], _Repeats] = {}
+        self._tracked: Counter[tuple[str, ...]] = Counter()  # kinds of each group, by its shared kind
 
     @abstractmethod
     def kind(self, event: Event) -> tuple[str, ...]:
-        """What an event must have in common with another to be a repetition of it."""
+        """The key that an event shares with its repeats."""
 
     @abstractmethod
-    def repeated(self, folded: _Folded) -> Event:
-        """The record of repetitions."""
+    def budget(self, kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """The kind that the group of `kind` shares once it has more kinds than the number returned."""
+
+    @abstractmethod
+    def repeated(self, repeats: _Repeats) -> Event:
+        """The event that holds a count of repeats."""
 
     def note(self, event: Event, now: int) -> Iterator[Event]:
-        """The event itself if it is the first of its kind within `window`, else nothing; it is counted then."""
+        """Yields the event if it is the first of its kind within `window`; otherwise counts it."""
         kind = self.kind(event)
-        folded = self._folded.get(kind)
-        if folded is None and len(self._folded) >= MAX_FOLDED:
-            kind = self.others
-            folded = self._folded.get(kind)
-        if folded is not None and now < folded.since + self.window:
-            folded.count += 1
+        repeats = self._repeats.get(kind)
+        if repeats is None:
+            shared, most = self.budget(kind)
+            if self._tracked[shared] >= most:
+                kind = shared
+                repeats = self._repeats.get(kind)
+            else:
+                self._tracked[shared] += 1
+        if repeats is not None and now < repeats.since + self.window:
+            repeats.count += 1
             return
-        if folded is not None and folded.count:
-            yield self.repeated(folded)
-        self._folded[kind] = _Folded(now, 0, kind)
+        if repeats is not None and repeats.count:
+            yield self.repeated(repeats)
+        self._repeats[kind] = _Repeats(now, 0, kind)
         yield event
 
     def due(self, now: int) -> list[Event]:
-        """Counts whose time is over; they are forgotten here, so record them."""
-        over = [kind for kind, folded in self._folded.items() if now >= folded.since + self.window]
-        return [self.repeated(folded) for kind in over if (folded := self._folded.pop(kind)).count]
+        """Removes and returns the counts whose window has ended."""
+        over = [kind for kind, repeats in self._repeats.items() if now >= repeats.since + self.window]
+        for kind in over:
+            shared, _ = self.budget(kind)
+            if kind != shared:  # the shared kind is in addition to the budget
+                self._tracked[shared] -= 1
+        return [self.repeated(repeats) for kind in over if (repeats := self._repeats.pop(kind)).count]
 
-    def rest(self) -> list[Event]:
-        """All counts, for the end."""
+    def flush(self) -> list[Event]:
+        """Removes and returns all counts."""
         return self.due(2**62)
 
 
 class Refusals(RepeatSuppressor):
-    """Refusals, folded by caller, code, role and address."""
-
-    others = (MANY, "various", "", "")
+    """Refusals: of an identity by code, role and address; of callers without a good token by code and address."""
 
     def kind(self, event: Event) -> tuple[str, ...]:
-        """Who was refused what, from where."""
-        return event.actor, str(event.body["code"]), str(event.body["role"]), str(event.body["address"])
+        """Actor, code, role and address. The role of a caller without a good token is free text and not part of it."""
+        role = "" if event.actor == UNAUTHENTICATED else str(event.body["role"])
+        return event.actor, str(event.body["code"]), role, str(event.body["address"])
 
-    def repeated(self, folded: _Folded) -> Event:
-        """How often the same refusal came again."""
-        actor, code, role, address = folded.kind
+    def budget(self, kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """One for each identity, and one for all callers without a good token."""
+        return (kind[0], "various", "", ""), MAX_STRANGER_KINDS if kind[0] == UNAUTHENTICATED else MAX_KINDS
+
+    def repeated(self, repeats: _Repeats) -> Event:
+        """The count of one refusal."""
+        actor, code, role, address = repeats.kind
         body: dict[str, object] = {"code": code, "role": role, "address": address}
-        return Event("refusals.repeated", actor, {**body, "count": folded.count, "since": folded.since})
+        return Event("refusals.repeated", actor, {**body, "count": repeats.count, "since": repeats.since})
 
 
 class Differences(RepeatSuppressor):
-    """Differences between Vault's certificates and ours: by role and field whoever asked, errors by value, too."""
+    """Differences between Vault's and local certificates, by role and field; errors also by value."""
 
-    window = 3_600  # seconds; where logins are rare, a minute would make an event of each
-    others = ("", "various", "", "", "")
+    window = 3_600  # seconds; with rare logins, a minute would record each of them
+
+    def budget(self, _kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """One for all."""
+        return ("", "various", "", "", ""), MAX_DIFFERENCE_KINDS
 
     def kind(self, event: Event) -> tuple[str, ...]:
-        """Where it is and how bad; a note's values may differ from login to login, as a key id's do."""
+        """Role, field, severity and, of an error, values: those of a note may vary by login, as key ids do."""
         body = event.body
         values = (str(body["ours"]), str(body["vault"])) if body["severity"] == "error" else ("", "")
         return str(body["role"]), str(body["field"]), str(body["severity"]), *values
 
-    def repeated(self, folded: _Folded) -> Event:
-        """How often the same difference came again."""
-        role, name, severity, *_ = folded.kind
+    def repeated(self, repeats: _Repeats) -> Event:
+        """The count of one difference."""
+        role, name, severity, *_ = repeats.kind
         body: dict[str, object] = {"role": role, "field": name, "severity": severity}
-        return Event("shadow.repeated", MANY, {**body, "count": folded.count, "since": folded.since})
+        return Event("shadow.repeated", MANY, {**body, "count": repeats.count, "since": repeats.since})

@@ -1,6 +1,6 @@
-"""What may be read, and by whom: the replies of the core that change nothing.
+"""Queries: commands that change nothing, and their replies. Pure but for reading the ledger.
 
-An identity sees its own certificates; all of them need `may = ["ledger.read"]`.
+An identity sees its own certificates; the right `ledger.read` shows all of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from signer.units import timestamp
 
 
 class LedgerReader(Protocol):
-    """What can be read of a ledger."""
+    """The read access that queries need."""
 
     def head(self) -> Head: ...
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
@@ -57,7 +57,7 @@ class LedgerReader(Protocol):
 
 
 def require(identity: Identity, right: str) -> None:
-    """Raises `Refused` unless policy lets the identity do it."""
+    """Raises `Refused` if policy does not give the identity the right."""
     if right not in identity.may:
         raise Refused(
             "not_permitted",
@@ -67,18 +67,18 @@ def require(identity: Identity, right: str) -> None:
 
 
 def check_scope(scope: str, policy: Policy) -> None:
-    """Raises `Refused` for a freeze that could never match anything."""
+    """Raises `Refused` if the scope matches nothing in the policy."""
     kind, _, name = scope.partition(":")
     if scope != "all" and name not in {"identity": policy.identities, "role": policy.roles}.get(kind, {}):
         raise Refused(
             "unknown_scope",
-            f"there is nothing called {scope[:80]!a}",
-            "say all, identity:NAME or role:NAME of policy.toml",
+            f"unknown scope {scope[:80]!a}",
+            "use all, identity:NAME or role:NAME, with a name from policy.toml",
         )
 
 
 def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int) -> Reply:
-    """The answer to one query; raises `Refused`, `NotFound` or what the ledger raises."""
+    """The reply to one query; raises `Refused`, `NotFound` or the ledger's errors."""
     match query:
         case ListCertificates():
             return _page(query, identity, ledger, now)
@@ -117,15 +117,15 @@ def _page(query: ListCertificates, identity: Identity, ledger: LedgerReader, now
         if wanted.identity is not None:
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
-    found, looked_at = ledger.page(wanted)
-    page = _what_fits(found[: query.wanted.limit])
-    more = page[-1].seq if len(found) > len(page) else looked_at
+    found, next_before = ledger.page(wanted)
+    page = _fit_reply(found[: query.wanted.limit])
+    more = page[-1].seq if len(found) > len(page) else next_before
     rows = [CertificateRow.model_validate(certificate_row(row, now)) for row in page]
     return CertificatePage(certificates=rows, before=None if more is None else str(more))
 
 
-def _what_fits(found: list[Issued]) -> list[Issued]:
-    """The first of them, at least one, whose names fit in half a reply even if JSON doubles each character."""
+def _fit_reply(found: list[Issued]) -> list[Issued]:
+    """The first rows, at least one, whose text fits in half a reply even if JSON doubles each character."""
     room = MAX_REPLY // 4
     page: list[Issued] = []
     for row in found:
@@ -149,7 +149,7 @@ def _operations(query: ListOperations, ledger: LedgerReader) -> OperationPage:
 
 
 def recorded_operation(entry: Entry) -> OperationDetails:
-    """An operation as the ledger holds it."""
+    """The reply that shows a recorded operation."""
     return OperationDetails.model_validate(operation_details(entry))
 
 
@@ -157,7 +157,9 @@ def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int
     found = ledger.certificate(serial)
     if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
         raise NotFound(
-            "unknown_serial", f"there is no certificate {serial} that you may see", "see GET /api/certificates"
+            "unknown_serial",
+            f"no certificate {serial} is visible to you",
+            "list certificates with GET /api/certificates",
         )
     return CertificateDetails.model_validate(certificate_details(*found, now))
 
@@ -165,7 +167,7 @@ def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int
 def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
     role = policy.role_for(identity, name)
     if role is None:
-        raise NotFound("unknown_role", f"there is no role {name[:64]}", "see the list of roles")
+        raise NotFound("unknown_role", f"there is no role {name[:64]}", "list your roles with GET /api/roles")
     return RoleDetails(
         name=role.name,
         principals=sorted(allowed_principals(role, identity)),
@@ -186,7 +188,7 @@ def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
 
 
 def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
-    """An explanation for an identity that has proven itself and may ask for the role."""
+    """The explanation for an authenticated identity that has the role."""
     known: list[tuple[Finding, Refused | None]] = [
         (Finding("identity", f"{identity.name}, {identity.kind}", "ok"), None),
         (Finding("role", f"{identity.name} may ask for {role.name}", "ok"), None),
@@ -195,7 +197,7 @@ def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refu
 
 
 def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
-    """Granted or not, every rule, and the first refusal with its hint."""
+    """The explanation with every rule, and the first refusal if there is one."""
     refusal = next((refused for _, refused in findings if refused is not None), None)
     rules = [Rule(rule=found.rule, outcome=found.outcome, detail=found.detail) for found, _ in findings]
     if refusal is None:

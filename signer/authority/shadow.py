@@ -1,8 +1,8 @@
-"""Shadow mode: what our CA key would have signed, held against what Vault signed for the same grant. Pure.
+"""Shadow mode: compares Vault's certificates with those that the local CA key would sign for the same grants. Pure.
 
-Vault's certificate is what the caller gets, whatever is found here. Ours is a draft: no serial is allotted to it, no
-key is at hand to sign it, and it goes no further than the comparison. Each difference is counted; the first of its
-kind is recorded with the certificate that showed it, and its repeats as a number (`Differences` in `counts.py`).
+The caller gets Vault's certificate in any case. The local one has no serial, is never signed and is discarded after
+the comparison. Each difference is counted; the first of its kind is recorded with the serial of the certificate, its
+repeats as a count (`Differences` in `limits.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from signer.authority.certificates import Signing, prepare_certificate
 from signer.authority.limits import Differences
-from signer.authority.vault_certificates import ForeignCertificate, PendingSignature
+from signer.authority.vault_certificates import PendingSignature, VaultCertificate
 from signer.errors import SignerError
 from signer.ledger.chain import canonical_json
 from signer.model import Event, PublicKey
@@ -21,14 +21,14 @@ from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key, render_public_key
 from signer.vault.parity import Difference, compare_certificates
 
-# Vault says no, for good, to what policy.toml grants: after a cutover the same request would get a certificate.
+# Vault permanently refuses what policy.toml grants: after a cutover the same request would get a certificate.
 REFUSALS: Final = frozenset({"vault_refused", "vault_outside_grant", "vault_role_missing"})
-REFUSED: Final = "refused"  # the field under which that is told
+REFUSED: Final = "refused"  # the field name of that difference
 MAX_SHOWN: Final = 512  # characters of a value in an event
 
 
 class Shadow:
-    """Compares with `key`, the public half of our CA key; `report` is told of faults that are ours, for the log."""
+    """Compares with `key`, the public half of the local CA key; `report` logs internal errors."""
 
     def __init__(self, key: PublicKey, report: Callable[[Exception], None]) -> None:
         self.key = key
@@ -36,48 +36,52 @@ class Shadow:
         self.compared: Counter[str] = Counter()  # certificates by role
         self.differences: Counter[tuple[str, str]] = Counter()  # by role and field
         self.faults: Counter[str] = Counter()  # comparisons that failed, by role
-        self._folding = Differences()
+        self._repeats = Differences()
 
-    def take(self, key: Signing) -> None:
-        """Compares with another key from now on; only its public half is kept."""
+    def use_key(self, key: Signing) -> None:
+        """Compares with another key from now on; keeps only its public half."""
         self.key = parse_public_key(render_public_key(key.kind, key.blob))
 
-    def compare(self, made: ForeignCertificate, forward: PendingSignature, now: int) -> tuple[Event, ...]:
-        """What to record beside a certificate of Vault's. It never raises: the caller is to get that certificate."""
-        role = forward.grant.role
+    def compare(self, made: VaultCertificate, pending: PendingSignature, now: int) -> tuple[Event, ...]:
+        """The events of one comparison. Never raises: a failed comparison must not withhold the certificate."""
+        role = pending.grant.role
         try:
-            draft = prepare_certificate(forward.grant, 0, bytes(NONCE_BYTES), forward.asked_at, self.key.blob)
-            events = self._note(forward, compare_certificates(draft.fields, made.fields), str(made.fields.serial), now)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a comparison, it decides nothing
+            certificate = prepare_certificate(pending.grant, 0, bytes(NONCE_BYTES), pending.asked_at, self.key.blob)
+            events = self._note(
+                pending, compare_certificates(certificate.fields, made.fields), str(made.fields.serial), now
+            )
+        except Exception as error:  # noqa: BLE001 - a failed comparison is only logged and counted
             self._report(error)
             self.faults[role] += 1
             return ()
         self.compared[role] += 1
         return events
 
-    def refused(self, forward: PendingSignature, error: SignerError, now: int) -> tuple[Event, ...]:
-        """What to record if Vault gave no certificate; nothing if it was down, or the refusal is our own."""
+    def refused(self, pending: PendingSignature, error: SignerError, now: int) -> tuple[Event, ...]:
+        """The events if Vault refused a grant; none if it was unavailable or the refusal is local."""
         if error.code not in REFUSALS:
             return ()
-        told = Difference(REFUSED, "granted", f"{error.code}: {error.text}", "error", error.hint)
-        return self._note(forward, [told], "", now)
+        refusal = Difference(REFUSED, "granted", f"{error.code}: {error.text}", "error", error.hint)
+        return self._note(pending, [refusal], "", now)
 
     def due(self, now: int) -> list[Event]:
-        """Counts of repeats whose time is over."""
-        return self._folding.due(now)
+        """Removes and returns the counts of repeats that are due."""
+        return self._repeats.due(now)
 
-    def rest(self) -> list[Event]:
-        """All of them, for the end."""
-        return self._folding.rest()
+    def flush(self) -> list[Event]:
+        """Removes and returns all counts of repeats."""
+        return self._repeats.flush()
 
-    def _note(self, forward: PendingSignature, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
-        grant = forward.grant
+    def _note(self, pending: PendingSignature, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
+        grant = pending.grant
         events = [_event(grant.identity, grant.role, difference, serial) for difference in found]
         for event in events:
-            canonical_json(event.body).encode()  # what no ledger can hold must fail here, not in the commit
+            canonical_json(
+                event.body
+            ).encode()  # an event that the ledger cannot hold must fail here, not in the commit
         for event in events:
             self.differences[grant.role, str(event.body["field"])] += 1
-        return tuple(told for event in events for told in self._folding.note(event, now))
+        return tuple(first for event in events for first in self._repeats.note(event, now))
 
 
 def _event(identity: str, role: str, difference: Difference, serial: str) -> Event:

@@ -1,7 +1,7 @@
-"""A certificate that Vault signed: read it, hold it against its grant, record it, hand it on. Pure.
+"""Certificates that Vault signed: decoding and verification against the grant. Pure.
 
-Our own certificates are in `drafts.py`; these differ in that the bytes come from somebody else, so every field is
-checked from outside, and what Vault may choose (serial, nonce, key id) is recorded as it chose.
+The bytes come from another CA, so every field is checked; Vault chooses serial, nonce and key id. Certificates of the
+local key are in `certificates.py`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_c
 from signer.ssh.publickey import certificate_kind, fingerprint_of
 from signer.ssh.signature import check_signature
 
-# Seconds by which Vault's clock, and the way there and back, may make its times differ from ours.
+# Seconds by which times may differ, from Vault's clock and the round trip.
 TOLERANCE: Final = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingSignature:
-    """A grant that Vault is to sign: the command it answers, when it was decided (seconds) and by which policy.
+    """A grant that waits for Vault's signature; `asked_at` is the time of the decision, in seconds.
 
-    Two of them are never equal, whatever they hold: each is one signature that is outstanding.
+    Compared by identity: each is one outstanding signature.
     """
 
     command: Sign
@@ -36,8 +36,8 @@ class PendingSignature:
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignCertificate:
-    """A certificate of Vault's that was found to be within its grant."""
+class VaultCertificate:
+    """A certificate of Vault's, verified to be within its grant."""
 
     grant: Grant
     fields: CertificateFields
@@ -46,9 +46,9 @@ class ForeignCertificate:
     ca_fingerprint: str
 
 
-def read_foreign(returned: Returned, forward: PendingSignature) -> ForeignCertificate:
-    """The certificate if it is within the grant and really signed by Vault's CA; raises `CertificateMismatch`."""
-    grant = forward.grant
+def read_vault_certificate(returned: Returned, pending: PendingSignature) -> VaultCertificate:
+    """Verifies grant and signature; raises `CertificateMismatch` if the certificate exceeds the grant."""
+    grant = pending.grant
     label, _, encoded = returned.line.partition(" ")
     try:
         if label != certificate_kind(grant.public_key.kind):
@@ -58,12 +58,12 @@ def read_foreign(returned: Returned, forward: PendingSignature) -> ForeignCertif
         check_signature(returned.ca_key, unsigned, signature)
     except (BadFormat, binascii.Error, UnicodeEncodeError):
         raise outside_grant("form or signature") from None
-    _check_within(fields, grant, forward.asked_at, returned.ca_key)
-    return ForeignCertificate(grant, fields, unsigned, f"{label} {encoded}", fingerprint_of(returned.ca_key))
+    _check_within(fields, grant, pending.asked_at, returned.ca_key)
+    return VaultCertificate(grant, fields, unsigned, f"{label} {encoded}", fingerprint_of(returned.ca_key))
 
 
 def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key: bytes) -> None:
-    """Raises `CertificateMismatch` for a certificate that gives more than was granted, or restricts less."""
+    """Raises `CertificateMismatch` for a certificate that permits more, or restricts less, than its grant."""
     for what, holds in (
         ("CA key", fields.ca_key == ca_key),
         ("public key", fields.key == grant.public_key.blob),
@@ -81,9 +81,9 @@ def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key
 
 
 def outside_grant(what: str) -> CertificateMismatch:
-    """The error for a certificate of Vault's that is not passed on because of `what`."""
+    """The error for a certificate of Vault's whose `what` is outside the grant."""
     return CertificateMismatch(
         "vault_outside_grant",
-        f"the certificate that Vault made is not what was granted: {what}",
-        "bring Vault's role and policy.toml together",
+        f"Vault's certificate is outside the grant: {what}",
+        "align Vault's role with policy.toml",
     )

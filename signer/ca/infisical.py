@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from signer.errors import BadSettings, SignerError, Unavailable
+from signer.files import read_bounded
 from signer.hardening import die_with_parent, forbid_dumps
 from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS
 
@@ -229,16 +230,8 @@ def _error(code: str) -> SignerError:
 
 def _read_client_secret(path: Path) -> str:
     """The file's only line; it must be a regular file with mode 0400 or 0600. Raises `BadSettings`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise BadSettings(
-            "client_secret_unreadable",
-            f"the file of INFISICAL_CLIENT_SECRET_FILE cannot be opened: {error.strerror}",
-            "set it to a regular file that root can read",
-        ) from None
-    try:
-        facts = os.fstat(descriptor)
+
+    def check(facts: os.stat_result) -> None:
         mode = stat.S_IMODE(facts.st_mode)
         if not stat.S_ISREG(facts.st_mode) or mode not in (0o400, 0o600) or facts.st_uid not in (0, os.geteuid()):
             raise BadSettings(
@@ -246,9 +239,15 @@ def _read_client_secret(path: Path) -> str:
                 f"the file of INFISICAL_CLIENT_SECRET_FILE has mode {mode:04o} and owner {facts.st_uid}",
                 "make it a regular file owned by root with mode 0400 or 0600",
             )
-        data = os.read(descriptor, MAX_CLIENT_SECRET + 1)
-    finally:
-        os.close(descriptor)
+
+    try:
+        data = read_bounded(path, MAX_CLIENT_SECRET, check=check)
+    except OSError as error:
+        raise BadSettings(
+            "client_secret_unreadable",
+            f"the file of INFISICAL_CLIENT_SECRET_FILE cannot be opened: {error.strerror}",
+            "set it to a regular file that root can read",
+        ) from None
     secret = data.decode("utf-8", "replace").strip()
     if not secret or len(data) > MAX_CLIENT_SECRET or not secret.isprintable():
         raise BadSettings(

@@ -7,7 +7,6 @@ remains; if both are killed, or the machine stops, one may remain, and the next 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import stat
@@ -20,6 +19,7 @@ from typing import Final, Literal
 
 from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable
+from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_unread, sync_directory
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -92,11 +92,11 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
     if os.path.lexists(target):
         raise exists
     key = make()
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = open_directory(target.parent)
     try:
-        _name(folder, _write(folder, key), target.name)
+        name_unnamed(folder, _write(folder, key), target.name)
         try:
-            os.fsync(folder)
+            sync_directory(folder)
         except OSError:
             os.unlink(target.name, dir_fd=folder)
             raise
@@ -178,7 +178,7 @@ def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged
     """Compares the target with the key: `same`, `missing`, or `differs` with the differences."""
     public = (key.fingerprint, key.kind)
     try:
-        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_unread(target)
     except FileNotFoundError:
         return Rendered("missing", *public)
     except OSError as error:
@@ -210,7 +210,7 @@ def _locked_directory(path: Path) -> Iterator[int]:
     The writer inherits the lock, so that after the death of a renderer others wait for its writer.
     """
     try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = open_directory(path)
     except OSError as error:
         raise _no_directory(error) from None
     try:
@@ -238,12 +238,9 @@ def _no_directory(error: OSError) -> RefusedTarget:
 
 def _locked(folder: int) -> bool:
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock(folder)
     except OSError as error:
         raise _no_directory(error) from None
-    return True
 
 
 def _temporary(target: Path) -> str:
@@ -291,9 +288,9 @@ def _run_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> Non
     status = _NO_ERRNO
     try:
         unnamed = _write(folder, key)
-        _name(folder, unnamed, temporary)
+        name_unnamed(folder, unnamed, temporary)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        sync_directory(folder)
         status = 0
     except OSError as error:
         status = error.errno or _NO_ERRNO
@@ -303,14 +300,6 @@ def _run_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> Non
 
 def _write(folder: int, key: KeyMaterial) -> int:
     """A descriptor of a complete unnamed file with mode 0400, for root owned by root."""
-    unnamed = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o400, dir_fd=folder)
-    os.fchmod(unnamed, 0o400)
-    if os.geteuid() == 0:
-        os.fchown(unnamed, 0, 0)
+    unnamed = create_unnamed(folder, 0o400)
     key.write(unnamed)
     return unnamed
-
-
-def _name(folder: int, unnamed: int, name: str) -> None:
-    # With a directory's descriptor Python calls linkat(2), which follows; without one link(2), which does not.
-    os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=folder, follow_symlinks=True)

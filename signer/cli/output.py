@@ -20,6 +20,7 @@ from signer.units import plain
 
 _BAR: Final = 24  # characters
 _REDRAW: Final = 0.1  # seconds
+_SAID: Final = 20  # lines of what a failed command printed
 
 
 def prepare() -> None:
@@ -103,8 +104,11 @@ def warn(text: str) -> None:
 
 
 def report_error(error: SignerError) -> None:
-    """The error, its problems if it lists any, and its hint."""
+    """The error, its problems if it lists any, the end of what a failed command printed, and the hint."""
     note(f"error: {error.text}")
+    if isinstance(said := error.facts.get("said"), str):
+        for line in said.splitlines()[-_SAID:]:
+            note_bare(f"  {line}")
     if isinstance(error, BadFile):
         for problem in error.problems:
             note_bare(f"  {problem}")

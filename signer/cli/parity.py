@@ -51,14 +51,14 @@ def policy_import_vault(
     """Reads the roles and writes a policy.toml that grants the same; a comment marks each place where it grants
     less, and what cannot be carried over is listed. Fill in the identities and the CA key's pin. The token
     needs read and list on MOUNT/roles, and read on MOUNT/config/ca and sys/mounts/MOUNT/tune."""
-    from signer.migration.import_vault import import_vault, write_new
+    from signer.migration.import_vault import import_vault, write_policy
     from signer.vault.admin import VaultAdmin
 
     with VaultAdmin(address, token_file, ca_file) as vault:
         vault.check_ready()
         imported = import_vault(vault, mount, roles, fingerprint)
     if out:
-        write_new(out, imported.policy)
+        write_policy(out, imported.policy)
     if as_json:
         output.show_json({**imported.as_json(), "out": str(out) if out else None})
     elif not out:

@@ -15,7 +15,7 @@ from signer.api_client import ApiClient
 from signer.cli import output
 from signer.cli.runs import show_plan
 from signer.errors import ApprovalRefused, BadFile, SignerError
-from signer.files import read_owned
+from signer.files import read_owned, write_atomically
 from signer.migration.approval import Approval, ask_approval, current_operator
 from signer.migration.config import CutoverFile
 from signer.migration.journal import note_attempt
@@ -53,20 +53,9 @@ def present_plan(
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Writes the plan file, 0600, completely or not at all; raises `BadFile`. Follows no symbolic link."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    content = json.dumps(plan.as_json(), indent=2).encode() + b"\n"
     try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(json.dumps(plan.as_json(), indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, content, 0o600, temporary=f".{path.name}.{os.getpid()}.new")
     except OSError as error:
         text = f"the plan file cannot be written: {error.strerror}"
         raise BadFile("plan_unwritable", text, "choose another") from None

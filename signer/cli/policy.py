@@ -15,7 +15,7 @@ from signer.cli import output
 from signer.cli.arguments import ADDRESS, DURATION, FILE, IDENTITY, TOKEN_LIFE, json_option, read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadPublicKey, Refused, SignerError
-from signer.model import Finding, Identity, PublicKey, Role, SignRequest, Usage
+from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _explain(
     if identity is not None and role is not None:
         fault = key.text if isinstance(key, BadPublicKey) else "no key was given"
         vetted = key if isinstance(key, PublicKey) else None
-        for finding, refusal in explain(identity, role, ask, vetted, address, Usage(), fault):
+        for finding, refusal in explain(identity, role, ask, vetted, address, UsageCounts(), fault):
             rest.append((_see_limits(role), None) if finding.rule == "limits" else (finding, refusal))
         if isinstance(key, BadPublicKey):
             refusal = Refused(key.code, key.text, key.hint)

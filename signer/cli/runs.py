@@ -132,7 +132,7 @@ def show_end(
     if result.error is not None:
         is_stuck = result.outcome is RunOutcome.ROLLBACK_FAILED
         hint = "follow runbooks/rollback.md, section 5" if is_stuck else result.error.hint
-        output.report_error(SignerError(result.error.code, sentences[result.outcome], hint))
+        output.report_error(SignerError(result.error.code, sentences[result.outcome], hint, result.error.facts))
     elif not as_json:
         output.show(f"{sentences[result.outcome]}, in {seconds:.1f} s")
     if result.also is not None:

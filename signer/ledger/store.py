@@ -7,7 +7,6 @@ process writes, held to it by a lock; whoever may read the file reads it with `l
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, Unavailable
+from signer.files import lock, open_or_create
 from signer.ledger.chain import chain, derived_rows
 from signer.ledger.reader import APPLICATION_ID, VERSION, LedgerReader, storage_errors
 from signer.model import Entry, Event, Head
@@ -172,12 +172,10 @@ class Ledger(LedgerReader):
 def _take_lock(data_dir: Path) -> int:
     """An exclusive lock for as long as the descriptor is open; raises `Unavailable` if another keeper has it."""
     with storage_errors():
-        descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        descriptor = open_or_create(data_dir / LOCK_NAME)
+    if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(
             "ledger_in_use", "another keeper writes this ledger", "stop it, or give this one its own SIGNER_DATA_DIR"
-        ) from None
+        )
     return descriptor

@@ -1,6 +1,6 @@
-"""The two phrases, one for each operation: asked for after the plan was shown, never found in a file or a variable.
+"""The approval phrases of the operations: asked for after the plan was shown, never read from a file or a variable.
 
-What was typed is compared and forgotten: no error, event or file repeats it.
+The typed text is compared and forgotten: no error, event or file repeats it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _where(plan: Plan) -> tuple[str, dict[str, object]]:
 
 
 def current_operator() -> str:
-    """The person as far as the system can tell: the user of `sudo` where there is one, with the user we run as."""
+    """The person as far as the system knows: the user of `sudo` if there is one, with the user of this process."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

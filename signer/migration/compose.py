@@ -16,11 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from signer import subprocesses
 from signer.errors import SignerError
+from signer.migration.config import ComposeFacts
 from signer.subprocesses import CommandResult, NoSuchCommand
+from signer.units import plain
 
 UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
 ASK_WITHIN: Final = 20.0
@@ -37,25 +39,6 @@ _PASSED_ON: Final = (
 )  # fmt: skip
 _VALUE: Final = re.compile(r"\s(?:-e|--env)[ =].*", re.DOTALL)
 _IMAGE: Final = re.compile(r"\s+image: *['\"]?([^\s'\"]+)['\"]? *")
-
-
-class Facts(Protocol):
-    """Which compose project, and how it is started; `ComposeFacts` of cutover.toml."""
-
-    @property
-    def command(self) -> tuple[str, ...]: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def project(self) -> str: ...
-    @property
-    def base(self) -> Path: ...
-    @property
-    def overlay(self) -> Path: ...
-    @property
-    def service(self) -> str: ...
-    @property
-    def environment(self) -> Mapping[str, str]: ...
 
 
 class ComposeFailed(SignerError):
@@ -96,7 +79,7 @@ class Done:
 class Compose:
     """One service of one compose project. Not for several threads at once, but for `running`."""
 
-    def __init__(self, facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, facts: ComposeFacts, environ: Mapping[str, str] = os.environ) -> None:
         """`environ` is what PATH, HOME and the engine's own settings are taken from; nothing else of it is."""
         self.facts = facts
         passed = {name: environ[name] for name in _PASSED_ON if name in environ}
@@ -140,7 +123,7 @@ class Compose:
             raise ComposeFailed(
                 "compose_failed",
                 f"compose ended with status {ended.status}",
-                "it says why; mend that, then try again",
+                "see the output above, fix it, and retry",
                 shown(ended),
             )
         found = self.running()
@@ -262,7 +245,7 @@ class Compose:
             text = f"{Path(argv[0]).name} did not answer within {ASK_WITHIN:g} s"
             raise ComposeFailed("compose_slow", text, "see what holds it, then try again", said)
         if ended.status != 0:
-            raise ComposeFailed("compose_failed", text, "it says why; mend that, then try again", said)
+            raise ComposeFailed("compose_failed", text, "see the output above, fix it, and retry", said)
         if not ended.is_whole:
             raise _not_understood(Path(argv[0]).name)
         return ended
@@ -272,7 +255,7 @@ class Compose:
         try:
             return subprocesses.run(argv, environment=self._environment, within=within)
         except NoSuchCommand as error:
-            raise ComposeFailed("compose_missing", error.text, "mend [compose] in cutover.toml, or PATH") from None
+            raise ComposeFailed("compose_missing", error.text, "fix [compose] in cutover.toml, or PATH") from None
 
     @property
     def unmarked_environment(self) -> dict[str, str]:
@@ -283,7 +266,7 @@ class Compose:
         """Waits for commands on this project that outlived the process which began them.
 
         They do not stop when we are killed, and two of them at once would undo each other. After a while they are no
-        longer waited for: what hangs is no reason not to mend.
+        longer waited for: a command that hangs must not prevent a repair.
         """
         deadline = min(deadline, time.monotonic() + _LEFTOVERS_END_WITHIN)
         while time.monotonic() < deadline and any(_marked(f"{_MARK}={self.facts.project}", self.facts.engine)):
@@ -340,8 +323,7 @@ def shown(ended: CommandResult) -> str:
     """
     lines = []
     for line in f"{ended.out}\n{ended.err}".splitlines():
-        plain = "".join(letter if letter.isprintable() else " " for letter in line).rstrip()
-        cut = _VALUE.sub(" …", plain)
+        cut = _VALUE.sub(" …", plain(line, instead=" ").rstrip())
         if cut:
             lines.append(cut[:1000])
     text = "\n".join(lines)

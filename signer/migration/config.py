@@ -189,7 +189,7 @@ def load_cutover_file(path: Path) -> CutoverFile:
 
 def parse_cutover_file(raw: bytes, name: str = "cutover.toml") -> CutoverFile:
     """The file's bytes as its type; raises `BadFile` with every problem found."""
-    hint = "mend them; runbooks/safe-session-local-ca-cutover.md shows a whole file"
+    hint = "fix them; runbooks/safe-session-local-ca-cutover.md shows a whole file"
     faults = Faults("cutover_file_refused", name, hint)
     data = parse_toml(raw, MAX_BYTES, faults)
     reader = _Reader(faults)

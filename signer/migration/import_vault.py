@@ -6,13 +6,13 @@ Who may ask and which CA key signs are not Vault's roles' to say: the operator f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from signer.errors import BadFile, CertificateMismatch
+from signer.files import write_new
 from signer.migration.import_role import ImportedRole, comment, import_role, toml_text
 from signer.model import PublicKey
 from signer.policy.file import parse_policy
@@ -144,23 +144,12 @@ def _check(
                 raise CertificateMismatch("import_wider", text, "report this with Vault's role")
 
 
-def write_new(path: Path, text: str) -> None:
+def write_policy(path: Path, text: str) -> None:
     """Writes a file that must not exist, whole or not at all; raises `BadFile`."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        write_new(path, text.encode(), 0o644)
     except FileExistsError:
         raise BadFile("target_exists", "the file exists already", "name one that does not") from None
     except OSError as error:
-        raise _unwritable(error) from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise _unwritable(error) from None
-
-
-def _unwritable(error: OSError) -> BadFile:
-    return BadFile("output_failed", f"the result cannot be written: {error.strerror}", "make room where it goes")
+        text = f"the result cannot be written: {error.strerror}"
+        raise BadFile("output_failed", text, "make room where it goes") from None

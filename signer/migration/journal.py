@@ -1,14 +1,13 @@
 """The progress of a run, on disk before and after each step, so that an interrupted run can be resumed.
 
-One file a run, one JSON object a line, each brought to the disk before the next thing happens. What a crash leaves of a
-last line is cut off. One run at a time, by a lock that ends with its process. Evidence is in `evidence.py`; this is
-what the program itself remembers.
+One file per run, one JSON object per line, each on the disk before the next action. What a crash leaves of a
+last line is removed. One run at a time, by a lock that ends with its process. The evidence is in `evidence/store.py`;
+the journal is what the program itself reads again.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
-from signer.migration.evidence.files import sync_folder
+from signer.files import lock, open_or_create, open_unread, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 
@@ -96,9 +95,9 @@ class Journal:
         self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._file = open_or_create(self.path)
             _cut_half_line(self._file)
-            sync_folder(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise _unwritable(error) from None
 
@@ -159,7 +158,7 @@ def _cut_half_line(descriptor: int) -> None:
 
 
 def read_journal(path: Path) -> RunState:
-    """What a journal says; raises `Unavailable` or `LedgerBroken`. A last line without its end does not count."""
+    """The state of a run, from its journal; raises `Unavailable` or `LedgerBroken`. Half a last line is ignored."""
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
@@ -181,7 +180,7 @@ def read_journal(path: Path) -> RunState:
 
 
 def runs(folder: Path) -> list[RunState]:
-    """All runs, oldest first; raises as `read_journal`."""
+    """The states of all runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
     return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
 
@@ -197,22 +196,16 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        held = [open_or_create(folder / _LOCK)]
     except OSError as error:
         raise _unwritable(error) from None
-    held = [descriptor]
     try:
         with suppress(OSError):
-            held.append(os.open(base, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        for descriptor in held:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        for descriptor in held:
-            os.close(descriptor)
-        raise Unavailable(
-            "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
-        ) from None
-    try:
+            held.append(open_unread(base, follow_links=True))
+        if not all(lock(descriptor) for descriptor in held):
+            raise Unavailable(
+                "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
+            )
         yield
     finally:
         for descriptor in held:
@@ -224,7 +217,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
     try:
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_or_create(path, append=True)
         try:
             os.write(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
             os.fsync(descriptor)
@@ -238,5 +231,5 @@ def _unwritable(error: OSError) -> SignerError:
     return Unavailable(
         "journal_unwritable",
         f"the evidence directory cannot be written: {error.strerror}",
-        "free space there, or mend its owner; nothing is changed that is not written down first",
+        "free space there, or fix its owner; nothing is changed that is not written down first",
     )

@@ -165,7 +165,7 @@ def read_plan(text: str, operation: Operation) -> Plan:
 def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
     """Raises `Drift` unless the plan made now is the plan that was printed.
 
-    `with_state` is False when a run is taken up again: its own steps have changed the state since.
+    `with_state` is False for a run that is resumed: its own steps have changed the state since.
     """
     problems = [*differences(planned.inputs, found.inputs, "inputs")]
     if with_state:
@@ -184,7 +184,7 @@ def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
         count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
         raise Drift(
             "plan_drifted",
-            f"the world is not the one that was planned for: {count}",
+            f"state has changed since the plan: {count}",
             f"look at them, then make a new plan: signer {planned.operation} plan --config FILE",
             tuple(problems),
         )

@@ -1,6 +1,6 @@
-"""One run of an operation on a platform: begins or is taken up again, keeps its evidence, ends in the ledger.
+"""One run of an operation on a platform: it begins or is resumed, keeps its evidence and ends in the ledger.
 
-Cutover, rollback and decommission share this; what their steps do is their own.
+Cutover, rollback and decommission share this; each has its own steps.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BACK: Final = "signer cutover rollback --config FILE --reason …"
 
 
 class Unfinished(SignerError):
-    """Another run has not come to its end; `code` says what must be done with it first."""
+    """Another run is not finished; `code` says what must be done with it first."""
 
 
 class Recorder(Protocol):
-    """What the ledger is told through; `ApiClient`."""
+    """Records operations in the ledger; `ApiClient`."""
 
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
@@ -45,7 +45,7 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """A run that is open: its journal, its evidence, and what it is about. `reason` is why, for a rollback."""
+    """An open run: its journal, its evidence and its plan's digest; `reason` is that of a rollback."""
 
     journal: Journal
     evidence: Evidence
@@ -59,11 +59,11 @@ class Run:
         return self.journal.state.operation
 
     def carry_out(self, steps: Sequence[Step], reporter: Reporter) -> RunResult:
-        """Runs the steps to an end; see `apply.carry_out`."""
+        """Runs the steps to an end; see `runner.carry_out`."""
         return carry_out(steps, self.journal, self, reporter)
 
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None:
-        """Keeps what a step saw; of the step that sealed the evidence only the journal can tell."""
+        """Keeps what a step observed; the step that seals the evidence is in the journal only."""
         if self.evidence.is_recorded:
             return
         facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
@@ -94,7 +94,7 @@ class Run:
         return {}
 
     def conclude(self, outcome: RunOutcome, error: SignerError | None = None) -> Observation:
-        """Seals the evidence and has the ledger hold its digest; may be called again after a crash."""
+        """Seals the evidence and records its digest in the ledger; may be repeated after a crash."""
         state = self.journal.state
         facts: dict[str, object] = {"reason": self.reason, "began": state.began_ms, "error": None}
         if error is not None:
@@ -125,7 +125,7 @@ def open_run(
     reason: str = "",
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Run]:
-    """A new run, or the one of the same plan that was cut off; raises `Unfinished` if another one comes first.
+    """A new run, or the interrupted one of the same plan; raises `Unfinished` if another one comes first.
 
     One that was cut off before it changed anything does not: it is ended as failed. To be used while `platform_lock`
     holds everybody else off.
@@ -145,7 +145,7 @@ def open_run(
         journal.write("run.began" if state is None else "run.resumed", plan=digest, reason=reason)
         if plan is not None:
             evidence.write_json("plan.json", plan.as_json())
-        if approval is not None and not evidence.is_recorded:  # else it was cut off between ledger and journal
+        if approval is not None and not evidence.is_recorded:  # else it was interrupted between ledger and journal
             known = evidence.read_json("approvals.json") or []
             evidence.write_json("approvals.json", [*known, approval.as_json()])
         yield Run(journal, evidence, digest, recorder, reason)
@@ -164,7 +164,7 @@ def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[RunState | Non
         if state.is_rolling_back:
             raise Unfinished(
                 "rollback_unfinished",
-                f"the run {state.run} was cut off while it rolled back",
+                f"the run {state.run} was interrupted while it rolled back",
                 f"finish that first: {_BACK}",
             )
         if _has_changed(folder, state):
@@ -177,7 +177,7 @@ def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[RunState | Non
 
 
 def _has_changed(folder: Path, state: RunState) -> bool:
-    """True unless it is certain that the run was cut off before the first step that changes anything."""
+    """True unless it is certain that the run was interrupted before the first step that changes anything."""
     if not state.begun:
         return False
     if state.operation == "rollback":  # which has no plan
@@ -197,24 +197,24 @@ def destroyed_by(folder: Path, state: RunState) -> str:
         if steps:
             return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in state.begun), "")
     except (NotFound, KeyError, TypeError, AttributeError):
-        steps = []  # its evidence was moved away, or it was cut off before its plan was kept: the journal tells
+        steps = []  # its evidence was moved away, or there was no plan yet: the journal decides
     known = _DESTROYING if state.operation == "decommission" else ()
     return next((f"step {name}" for name in known if name in state.begun), "")
 
 
 def close_others(folder: Path, recorder: Recorder, outcome: RunOutcome, by: str) -> list[str]:
-    """Ends every other run that is open, after a rollback has put the platform back; returns their names."""
+    """Ends every other open run, after a rollback has restored the platform; returns their names."""
     others = [state for state in unfinished(folder) if state.run != by]
     return [state.run for state in others if _close(folder, state, recorder, outcome, by)]
 
 
 def _close(folder: Path, state: RunState, recorder: Recorder, outcome: RunOutcome, by: str) -> bool:
-    """Ends a run that was cut off; False if there is nothing of it but its journal."""
+    """Ends an interrupted run; False if only its journal exists."""
     journal = Journal(folder, state.run)
     try:
         try:
             evidence = Evidence.open(folder / state.run)
-        except NotFound:  # cut off before its first step
+        except NotFound:  # interrupted before its first step
             journal.write("run.ended", outcome=RunOutcome.FAILED, evidence="", by=by)
             return False
         kept = Run(journal, evidence, state.plan, recorder, f"ended by {by}")
@@ -226,7 +226,7 @@ def _close(folder: Path, state: RunState, recorder: Recorder, outcome: RunOutcom
 
 
 def catch_up(folder: Path, recorder: Recorder) -> list[str]:
-    """Has the ledger hold the evidence of runs that ended while it could not be asked; returns their names."""
+    """Records the evidence of runs that ended while the ledger could not be reached; returns their names."""
     told = []
     for state in runs(folder):
         try:

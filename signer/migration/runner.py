@@ -1,6 +1,6 @@
-"""Carries a plan's steps out: one after the other, each written down before and after, backed out of when one fails.
+"""Carries out the steps of a plan: each is recorded before and after, and a failure rolls back.
 
-`carry_out` is the one function that tells it. It knows nothing of Vault or containers: what a step does is the step's.
+`carry_out` is the one function that matters. It knows nothing of Vault or containers: each step brings its action.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class RunResult:
 def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter) -> RunResult:
     """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
 
-    1  as long as nothing was changed, all is done from the first step on: what was seen may be old.
-       Then a step that the journal calls done is left alone, unless it changes something and its own check denies it;
-       then what comes after it is done again, too, as it was seen of another state
-    2  it is written down that the step begins; then it acts and proves that it worked; both are kept as evidence
+    1  as long as nothing was changed, everything is done from the first step on: an observation may be old.
+       Later a step that the journal records as done is skipped, unless it changes something and its check denies it;
+       then the steps after it are repeated, too, as they observed another state
+    2  the journal records that the step begins; then it acts and proves that it worked; both are kept as evidence
     3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
-       after a step that nothing takes back it stays where it is, and can be taken up again;
+       after a step that has no undo it stays where it is, and can be resumed;
        otherwise what has begun is undone, last first, which nothing interrupts
-    4  the last step seals the evidence and has the ledger hold its digest; it may be done again after a crash
+    4  the last step seals the evidence and records its digest in the ledger; it may be repeated after a crash
     """
     *before, seal = enumerate(steps, 1)
     is_as_left = any(step.effect in _CHANGING and step.name in journal.state.begun for step in steps)
@@ -100,7 +100,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
 def _seal(
     number: int, step: Step, steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter
 ) -> RunResult:
-    """The last step. Once the ledger holds the outcome it is what happened, whatever fails after that."""
+    """The last step. Once the outcome is in the ledger it stands, whatever fails after that."""
     began = time.monotonic()
     reporter.began(number, step)
     try:
@@ -118,7 +118,7 @@ def _seal(
 
 
 def _done(step: Step) -> Observation:
-    """Does it, unless a run that was cut off came so far that nothing is left to do; the proof is looked at anyway."""
+    """Does the step, unless an interrupted run has done it already; the proof is made in either case."""
     seen = Observation("was done already") if _asked(step.is_done) else _asked(step.action)
     if step.verify is None:
         return seen
@@ -128,7 +128,7 @@ def _done(step: Step) -> Observation:
 
 
 def _asked(act: Callable[[], _T]) -> _T:
-    """What it returns. A fault of ours in it is an error like others, so that the run backs out instead of breaking."""
+    """What it returns. An unexpected exception becomes a `SignerError`, which rolls the run back."""
     try:
         return act()
     except SignerError:
@@ -150,7 +150,7 @@ def _end_by(
     evidence: EvidenceKeeper,
     reporter: Reporter,
 ) -> RunResult:
-    """Takes back what can be, and says how the run ended. A disk that is full does not keep it from taking back."""
+    """Undoes what can be undone and returns how the run ended. A full disk does not prevent that."""
     also = _try(lambda: journal.write("step.failed", step=failed.name, error=error.code))
     begun = [(number, step) for number, step in enumerate(steps, 1) if step.name in journal.state.begun]
     if any(step.is_irreversible for _, step in begun):
@@ -196,7 +196,7 @@ def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidenc
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:
-    """None, or what went wrong: for what is worth trying when something else matters more."""
+    """None, or the error: for what is worth trying when something else matters more."""
     try:
         _asked(act)
     except SignerError as error:

@@ -24,6 +24,7 @@ from signer.migration.plan import Observation
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.subprocesses import CommandResult, run
+from signer.units import plain
 
 CONNECT_WITHIN: Final = 5  # seconds
 LOGIN_WITHIN: Final = 15.0  # seconds for all of one login
@@ -300,7 +301,7 @@ def _last_line(ended: CommandResult) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    shown = ("".join(letter if letter.isprintable() else " " for letter in line).strip() for line in text.splitlines())
+    shown = (plain(line, instead=" ").strip() for line in text.splitlines())
     return [line[:500] for line in shown if line]
 
 

@@ -16,11 +16,12 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from signer.migration.compose import ASK_WITHIN, PROJECT_LABEL, Compose, ComposeFailed, ContainerState, Facts, shown
+from signer.migration.compose import ASK_WITHIN, PROJECT_LABEL, Compose, ComposeFailed, ContainerState, shown
+from signer.migration.config import ComposeFacts
 from signer.subprocesses import CommandResult
 
 LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
@@ -31,19 +32,6 @@ _LOOK_EVERY: Final = 0.05
 # An engine that is still about to start or stop the container says no the first time.
 _GUARD: Final = 'sleep "$1"; shift; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && exit; sleep 2; done'
 _MAX_HEALTH: Final = 65536  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _FactsOnTrial:
-    """The platform's own, under another project name and on another port."""
-
-    command: tuple[str, ...]
-    engine: str
-    project: str
-    base: Path
-    overlay: Path
-    service: str
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +52,12 @@ class Trial:
         return self._compose.ask(argv, "the ledger of the trial could not be read").out
 
 
-def trial_project(facts: Facts) -> str:
+def trial_project(facts: ComposeFacts) -> str:
     """The compose project of its trials."""
     return f"{facts.project}-trial"
 
 
-def trial_lines(facts: Facts, with_overlay: bool = True) -> list[list[str]]:
+def trial_lines(facts: ComposeFacts, with_overlay: bool = True) -> list[list[str]]:
     """What `trial` runs, for a plan; the address is chosen when it runs."""
     apart = Compose(_facts_on_trial(facts, ""), {})
     return [
@@ -81,7 +69,7 @@ def trial_lines(facts: Facts, with_overlay: bool = True) -> list[list[str]]:
 
 @contextmanager
 def trial(
-    facts: Facts,
+    facts: ComposeFacts,
     with_overlay: bool = True,
     *,
     mode: str = "local",
@@ -105,7 +93,7 @@ def trial(
             raise ComposeFailed(
                 "trial_failed",
                 "compose could not make a container for the trial",
-                "it says why; mend that, then try again",
+                "see the output above, fix it, and retry",
                 shown(ended),
             )
         _check_apart(apart, found)
@@ -169,10 +157,9 @@ def remove_trial(apart: Compose) -> None:
             )
 
 
-def _facts_on_trial(facts: Facts, address: str) -> _FactsOnTrial:
-    environment = {**facts.environment, LISTEN: address}
-    project = trial_project(facts)
-    return _FactsOnTrial(facts.command, facts.engine, project, facts.base, facts.overlay, facts.service, environment)
+def _facts_on_trial(facts: ComposeFacts, address: str) -> ComposeFacts:
+    """The platform's own, under another project name and at another address."""
+    return replace(facts, project=trial_project(facts), environment={**facts.environment, LISTEN: address})
 
 
 def _create_line(apart: Compose, with_overlay: bool) -> list[str]:

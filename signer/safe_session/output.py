@@ -16,7 +16,10 @@ _LONGEST_LINE = 600
 
 
 def plain(text: str) -> str:
-    """`text` as one printable line, so that a hostile server cannot move the cursor, set the title or fake a line."""
+    """`text` as one printable line, so that a hostile server cannot move the cursor, set the title or fake a line.
+
+    Not `plain` of `signer/units.py`, which each login would have to import.
+    """
     shown = "".join(c if c.isprintable() else " " for c in text[: 2 * _LONGEST_LINE])
     return " ".join(shown.split())[:_LONGEST_LINE]
 

@@ -1,7 +1,7 @@
-"""Would it start? Everything a start depends on, looked at one by one; nothing is changed and nothing printed.
+"""Checks of everything that a start depends on. Changes nothing and prints nothing.
 
-Says what the keeper and the launcher would say, by asking their own functions wherever there is one. Must run in a
-process that may see the CA key file (`signer check`, `signer ca inspect`), after `forbid_dumps`.
+Uses the functions of keeper and launcher where possible. Runs in a process that may read the CA key file (`signer
+check`, `signer ca inspect`), after `forbid_dumps`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from signer.policy.file import load_policy
 from signer.settings import Settings, load_settings
 from signer.units import timestamp
 
-SOON: Final = 14 * 86_400  # seconds; a token that ends within it is worth a word
+SOON: Final = 14 * 86_400  # seconds; tokens that expire within it get a warning
 _ROOM: Final = 256 * 1024 * 1024  # bytes; about 300,000 certificates
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: `code` is stable, `detail` says what was seen, `hint` what to do about it."""
+    """The result of one check: a stable `code`, the observation in `detail`, and the next action in `hint`."""
 
     outcome: Literal["ok", "warn", "fail"]
     code: str
@@ -40,7 +40,7 @@ class Check:
 
 
 def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
-    """Every check, in the order in which a start would meet it. `now` is seconds since 1970."""
+    """Yields every check, in the order of a start. `now` is in seconds since 1970."""
     try:
         settings = load_settings(environ)
     except BadSettings as error:
@@ -68,7 +68,7 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
 def _check_settings(settings: Settings) -> Iterator[Check]:
     yield Check("ok", "settings", f"mode {settings.mode}, mounts {', '.join(settings.mounts)}")
     for warning in settings.warnings:
-        yield Check("warn", "unknown_setting", warning, "mend its name, or remove it from the environment")
+        yield Check("warn", "unknown_setting", warning, "correct its name, or remove it from the environment")
     protection = "reached from this host only" if settings.listen.is_private() else "beyond loopback"
     if settings.tls_cert_file is not None:
         protection += ", TLS"
@@ -77,7 +77,7 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
     yield Check("ok", "listen", f"{settings.listen}, {protection}")
     for code, path in (("tls_certificate", settings.tls_cert_file), ("tls_key", settings.tls_key_file)):
         if path is not None and not os.access(path, os.R_OK):
-            yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "mend the path or its mode")
+            yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "fix the path or the file mode")
 
 
 def _check_users(settings: Settings) -> Iterator[Check]:
@@ -87,24 +87,28 @@ def _check_users(settings: Settings) -> Iterator[Check]:
         yield Check("fail", error.code, error.text, error.hint)
         return
     if settings.keeper_user is None:
-        yield Check("ok", "users", f"keeper and api run as user {os.geteuid()}, who started this")
+        yield Check("ok", "users", f"keeper and api run as the current user, {os.geteuid()}")
         return
     yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}")
     for user in sorted({settings.keeper_user, settings.api_user or ""} & {"root"}):
-        yield Check("warn", "user_is_root", f"whoever breaks into {user} has this host", "give each a user of its own")
+        yield Check(
+            "warn", "user_is_root", f"a compromised process of {user} compromises the host", "give each its own user"
+        )
     if settings.keeper_user == settings.api_user:
-        yield Check("warn", "users_are_one", "the api could reach what the keeper owns", "give each a user of its own")
+        yield Check("warn", "users_are_one", "the api can access the keeper's files", "give each its own user")
 
 
 def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Check]:
     counts = f"roles {len(policy.roles)}, identities {len(policy.identities)}, tokens {len(policy.tokens)}"
     yield Check("ok", "policy", f"{settings.policy_file}: {counts}, sha256 {policy.digest[:16]}…")
     for token in sorted(policy.tokens.values(), key=lambda token: (token.expires, token.identity)):
-        hint = f"make another one: `signer token new {token.identity}`, and take this one out"
+        hint = f"replace it: `signer token new {token.identity}`, then remove this one from policy.toml"
         if token.expires <= now:
-            yield Check("warn", "token_expired", f"a token of {token.identity}, at {timestamp(token.expires)}", hint)
+            yield Check("warn", "token_expired", f"a token of {token.identity}, on {timestamp(token.expires)}", hint)
         elif token.expires <= now + SOON:
-            yield Check("warn", "token_expires_soon", f"one of {token.identity}, at {timestamp(token.expires)}", hint)
+            yield Check(
+                "warn", "token_expires_soon", f"a token of {token.identity}, on {timestamp(token.expires)}", hint
+            )
 
 
 def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
@@ -116,8 +120,8 @@ def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
 
 
 def _check_vault(settings: Settings) -> Iterator[Check]:
-    """The token's file, and whether Vault tells its bearer its CA key. A start needs only the file."""
-    from signer.vault.signing import VaultClient  # as in keeper_start.py: only where Vault signs
+    """The token file, and whether Vault shows its CA key to that token. A start requires only the file."""
+    from signer.vault.signing import VaultClient  # as in startup.py: only if Vault signs
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
@@ -128,7 +132,7 @@ def _check_vault(settings: Settings) -> Iterator[Check]:
     except BadSettings as error:
         yield Check("fail", error.code, error.text, error.hint)
         return
-    yield Check("ok", "vault_token", "one token, in a file that only its owner may read")
+    yield Check("ok", "vault_token", "the token file holds one token and is private to its owner")
     try:
         key = client.ask_ca()
     except SignerError as error:
@@ -142,9 +146,9 @@ def _check_vault(settings: Settings) -> Iterator[Check]:
 def key_checks(
     key: CaKey | None, found: list[tuple[str, BadKeyFile | None]], owner: str, pins: Sequence[str]
 ) -> Iterator[Check]:
-    """What `examine_ca_key` found, in words; a check that failed has the code with which a start would end."""
+    """The findings of `examine_ca_key` as checks; a failed one has the error code of a start."""
     seen = {
-        "open": "opened, through no link",
+        "open": "opened, not a symbolic link",
         "regular file": "a regular file",
         "one link": "one hard link",
         "owner": owner,
@@ -152,24 +156,24 @@ def key_checks(
         "size": "1 byte to 16 KiB",
         "content": f"{key.kind} {key.fingerprint}, no passphrase" if key is not None else "",
         "pin": _pin_seen(key, pins),
-        "self-test": "signs, and verifies what it signed",
+        "self-test": "its signature verifies",
     }
     for name, fault in found:
         code = "ca_key_" + name.replace(" ", "_").replace("-", "_")
         if fault is not None:
             yield Check("fail", fault.code, fault.text, fault.hint)
         elif name == "pin" and not pins:
-            yield Check("warn", code, seen[name], "mend the policy first")
+            yield Check("warn", code, seen[name], "fix the policy first")
         else:
             yield Check("ok", code, seen[name])
 
 
 def _pin_seen(key: CaKey | None, pins: Sequence[str]) -> str:
     if not pins:
-        return "not compared: there is no policy to compare with"
+        return "not compared: no valid policy"
     if key is not None and key.fingerprint != pins[0]:
-        return "the one that the policy names as next"
-    return "the one that the policy pins"
+        return "matches ca.next of the policy"
+    return "matches ca.fingerprint of the policy"
 
 
 def _check_key_place(path: Path) -> Iterator[Check]:
@@ -180,7 +184,9 @@ def _check_key_place(path: Path) -> Iterator[Check]:
     if kind == UNKNOWN or kind in IN_MEMORY:
         yield Check("ok", "ca_key_place", "unknown file system" if kind == UNKNOWN else kind)
     else:
-        yield Check("warn", "ca_key_on_disk", f"on {kind}, where it outlives the host", "render it to a tmpfs")
+        yield Check(
+            "warn", "ca_key_on_disk", f"on {kind}, which keeps the key after a shutdown", "render it to a tmpfs"
+        )
 
 
 def _check_directories(settings: Settings) -> Iterator[Check]:
@@ -188,19 +194,29 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
         try:
             facts = path.stat()
         except FileNotFoundError:
-            yield Check("ok", code, f"{path} is not there yet; `signer serve` makes it")
+            yield Check("ok", code, f"{path} does not exist yet; `signer serve` creates it")
             continue
         except OSError as error:
-            yield Check("fail", f"{code}_unusable", f"{path}: {error.strerror}", "mend the path, or who may pass it")
+            yield Check(
+                "fail",
+                f"{code}_unusable",
+                f"{path}: {error.strerror}",
+                "fix the path, or the modes of its parent directories",
+            )
             continue
         mode = stat.S_IMODE(facts.st_mode)
         if not stat.S_ISDIR(facts.st_mode):
-            yield Check("fail", f"{code}_unusable", f"{path} is no directory", "name another one")
-        elif mode & 0o027:  # the keeper refuses such a run directory only: there its socket is
+            yield Check("fail", f"{code}_unusable", f"{path} is not a directory", "use another path")
+        elif mode & 0o027:  # fatal only for the run directory, which holds the socket
             outcome: Literal["warn", "fail"] = "fail" if code == "run_dir" else "warn"
-            yield Check(outcome, f"{code}_not_private", f"{path} has mode {mode:04o}: others may look in", "chmod 0700")
+            yield Check(
+                outcome,
+                f"{code}_not_private",
+                f"{path} has mode {mode:04o}: other users can access it",
+                f"chmod 0700 {path}",
+            )
         elif not os.access(path, os.W_OK | os.X_OK):
-            hint = "run this as the user that starts the service, or mend the owner"
+            hint = "run this as the user that starts the service, or fix the owner"
             yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
         else:
             yield Check("ok", code, f"{path}, mode {mode:04o}, owner {facts.st_uid}")
@@ -211,18 +227,18 @@ def _check_ledger(data_dir: Path) -> Iterator[Check]:
         return
     free = shutil.disk_usage(data_dir).free
     if free < _ROOM:
-        yield Check("warn", "disk_nearly_full", f"{free // 2**20} MiB free in {data_dir}", "make room")
+        yield Check("warn", "disk_nearly_full", f"{free // 2**20} MiB free in {data_dir}", "free disk space")
     if not (data_dir / FILE_NAME).exists():
-        yield Check("ok", "ledger", "none yet; the keeper's first start makes it")
+        yield Check("ok", "ledger", "none yet; the first start of the keeper creates it")
         return
     reader = LedgerReader(data_dir)
     try:
-        reader.query("BEGIN")  # one view of it, also while a keeper writes
+        reader.query("BEGIN")  # one snapshot, even while a keeper writes
         head = check_recent(reader)
     except SignerError as error:
         yield Check("fail", error.code, error.text, error.hint)
     else:
         newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
-        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 and their tables agree")
+        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 match the tables")
     finally:
         reader.close()

@@ -1,8 +1,7 @@
-"""The keeper: the one process with the CA key and the ledger's write handle.
+"""The keeper: the only process that holds the CA key and writes the ledger.
 
-A single-threaded loop over a socket of type SEQPACKET, one message a command: take every command that is waiting, let
-the core run them as one batch, send each reply as it is ready. Who connects is not trusted with anything: what a
-command may do depends on the credential inside it.
+A single-threaded loop on a SEQPACKET socket, one command a message: it reads all waiting commands, runs them as one
+batch and sends each reply when it is ready. Connections are not trusted: a command's rights depend on its credential.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from signer.authority.core import Answer, Core
+from signer.authority.core import Core, ReplyOrError
 from signer.authority.vault_certificates import PendingSignature
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
@@ -45,28 +44,28 @@ from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
 
-MAX_PER_PROCESS: Final = 300  # connections; an api process has one a thread, at most 256
+MAX_PER_PROCESS: Final = 300  # connections; an api process has one for each thread, at most 256
 MAX_CONNECTIONS: Final = 8192  # of all processes
-SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and whatever else is opened now and then
+SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
-VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at the end; the launcher waits for two
+VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """One connection, and the process at its other end."""
+    """One connection and the process of its client."""
 
     sock: socket.socket
     pid: int
-    heard: float  # when it last said something, on the monotonic clock
+    last_message_at: float  # monotonic seconds
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A command that was read and not yet answered."""
+    """A command without a reply yet."""
 
     peer: _Peer
     command: Command
@@ -75,14 +74,14 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What was taken when the files were read again."""
+    """Which of the files changed with a reload."""
 
     policy: bool
     key: bool
 
 
 class Authority(Protocol):
-    """Who signs, as far as the keeper tells about it. `sign` is None where the core has the key itself."""
+    """What signs: the local key or Vault. `sign` is None if the core has the key."""
 
     @property
     def mode(self) -> str: ...
@@ -93,7 +92,7 @@ class Authority(Protocol):
 
 
 class Keeper:
-    """Serves `listener` until told to stop. `reload` is called on SIGHUP and says what was taken."""
+    """Serves `listener` until SIGTERM or SIGINT; calls `reload` on SIGHUP."""
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class Keeper:
         ledger: TimedLedger,
         listener: socket.socket,
         reload: Callable[[], Reloaded],
-        most_when_slow: int = MAX_OUTSTANDING,
+        max_when_slow: int = MAX_OUTSTANDING,
         *,
         lines: LogLimit | None = None,
     ) -> None:
@@ -111,14 +110,14 @@ class Keeper:
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
-        self._most_when_slow = most_when_slow  # see `SigningPool`
+        self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
         self._selector = selectors.DefaultSelector()
-        self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, longest silent first
+        self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
+        self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
-        self._room = memoryview(bytearray(MAX_MESSAGE + 1))
+        self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
@@ -128,12 +127,12 @@ class Keeper:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Runs until SIGTERM or SIGINT; every command taken is answered and every count recorded before it returns."""
+        """Runs until SIGTERM or SIGINT; before it returns, it answers every command read and records every count."""
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
         if self._authority.sign is not None:
-            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._most_when_slow)
+            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._max_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -142,19 +141,19 @@ class Keeper:
             signal.signal(number, self._note_signal)
         ticked = time.monotonic()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
-            self._round(woken)
-            self._finish()
+            self._serve_once(woken)
+            self._collect_signatures()
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
-                self._note(self._reload())
+                self._note_reload(self._reload())
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
                 ticked = time.monotonic()
-        self._end_signing_pool()
+        self._close_pool()
         self._core.end()
 
-    def _note(self, reloaded: Reloaded) -> None:
+    def _note_reload(self, reloaded: Reloaded) -> None:
         if reloaded.policy:
             self._policy_since = time.time()
         if reloaded.key:
@@ -163,62 +162,64 @@ class Keeper:
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)
 
-    def _round(self, woken: socket.socket) -> None:
-        """One look at all connections. New ones come last: they may push out old ones, but none that just spoke."""
+    def _serve_once(self, woken: socket.socket) -> None:
+        """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
-        somebody_knocks = False
+        has_new_connections = False
         is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
         for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
             if key.fileobj is self._listener:
-                somebody_knocks = True
+                has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
             else:
                 self._take(key.data, waiting)
         if waiting:
             self._answer(waiting)
-        if somebody_knocks:
+        if has_new_connections:
             self._accept()
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
             if isinstance(reply, PendingSignature):
-                self._send_out(waiting[index], reply)
+                self._submit(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
 
-    def _reply(self, item: _Waiting, reply: Answer) -> None:
+    def _reply(self, item: _Waiting, reply: ReplyOrError) -> None:
         self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _send_out(self, item: _Waiting, forward: PendingSignature) -> None:
-        """Gives a grant to Vault's threads; if they have enough to do, it fails here and now."""
-        assert self._pool is not None, "only a core without a key forwards"  # noqa: S101
+    def _submit(self, item: _Waiting, pending: PendingSignature) -> None:
+        """Submits a grant to the signing pool; replies with the error at once if the pool is full."""
+        assert self._pool is not None, "only a core without a key returns pending signatures"  # noqa: S101
         try:
-            self._pool.submit((item, forward), forward.grant)
+            self._pool.submit((item, pending), pending.grant)
         except Unavailable as busy:
-            self._come_back([((item, forward), busy)])
+            self._finish_signatures([((item, pending), busy)])
 
-    def _finish(self) -> None:
-        """Answers what came back from Vault, or is overdue."""
+    def _collect_signatures(self) -> None:
+        """Finishes the signatures that Vault returned or that are overdue."""
         if self._pool is not None and (results := self._pool.collect()):
-            self._come_back(results)
+            self._finish_signatures(results)
 
-    def _end_signing_pool(self) -> None:
-        """Gives Vault a moment to finish what is out, then gives it up."""
+    def _close_pool(self) -> None:
+        """Waits up to `VAULT_FINISHES_WITHIN` for pending signatures, then abandons the rest."""
         if self._pool is not None:
             deadline = time.monotonic() + VAULT_FINISHES_WITHIN
             while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
-                self._finish()
-            self._come_back(self._pool.close())
+                self._collect_signatures()
+            self._finish_signatures(self._pool.close())
 
-    def _come_back(self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]) -> None:
-        for index, reply in self._core.finish([(forward, result) for (_, forward), result in results]):
+    def _finish_signatures(
+        self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]
+    ) -> None:
+        for index, reply in self._core.finish([(pending, result) for (_, pending), result in results]):
             self._reply(results[index][0][0], reply)
 
-    def _count(self, item: _Waiting, reply: Answer) -> None:
+    def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
@@ -233,63 +234,65 @@ class Keeper:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # the peer is gone again, or descriptors are short: the others go on
+            except OSError as error:  # the client disconnected, or descriptors ran out: keep serving the others
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    self._lines.warn("connection not accepted", f"a connection was not accepted: {error.strerror}")
-                elif not self._drop_longest_silent():
-                    time.sleep(0.05)  # nothing of ours can be freed, and the knocking would not let us rest
+                    self._lines.warn("connection not accepted", f"connection not accepted: {error.strerror}")
+                elif not self._drop_most_idle():
+                    time.sleep(0.05)  # nothing to drop; avoids a busy loop while descriptors are short
                 return
             self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        """Takes a connection in; its process, or all together, lose their longest silent one if they have too many."""
+        """Registers a connection; at the limit of its process, or of all, the most idle connection is dropped."""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-        mine = self._peers.get(pid, ())
-        if len(mine) >= MAX_PER_PROCESS:
-            self._drop(next(iter(mine)))
-        elif sum(map(len, self._peers.values())) >= self._most:
-            self._drop_longest_silent()
+        of_process = self._peers.get(pid, ())
+        if len(of_process) >= MAX_PER_PROCESS:
+            self._drop(next(iter(of_process)))
+        elif sum(map(len, self._peers.values())) >= self._max_connections:
+            self._drop_most_idle()
         peer = _Peer(sock, pid, time.monotonic())
         self._peers.setdefault(pid, OrderedDict())[peer] = None
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
-    def _drop_longest_silent(self) -> bool:
-        """Ends the connection that said nothing for the longest time; False if there is none."""
-        candidates = [next(iter(mine)) for mine in self._peers.values()]
+    def _drop_most_idle(self) -> bool:
+        """Drops the connection with the oldest last message; False if there is none."""
+        candidates = [next(iter(of_process)) for of_process in self._peers.values()]
         if not candidates:
             return False
-        self._drop(min(candidates, key=lambda peer: peer.heard))
+        self._drop(min(candidates, key=lambda peer: peer.last_message_at))
         return True
 
     def _drop(self, peer: _Peer) -> None:
         self._selector.unregister(peer.sock)
         peer.sock.close()
-        mine = self._peers[peer.pid]
-        del mine[peer]
-        if not mine:
+        of_process = self._peers[peer.pid]
+        del of_process[peer]
+        if not of_process:
             del self._peers[peer.pid]
 
     def _take(self, peer: _Peer, waiting: list[_Waiting]) -> None:
-        """Reads one message; a command waits for the batch, anything else is answered now."""
+        """Reads one message; commands are added to the batch, everything else is answered at once."""
         try:
-            size = peer.sock.recv_into(self._room)
+            size = peer.sock.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
             size = 0
-        message = bytes(self._room[:size])
+        message = bytes(self._buffer[:size])
         if not message:
             self._drop(peer)
             return
-        peer.heard = time.monotonic()
+        peer.last_message_at = time.monotonic()
         self._peers[peer.pid].move_to_end(peer)
         try:
             if len(message) > MAX_MESSAGE:
-                raise BadRequest("message_too_large", f"a message has {MAX_MESSAGE} bytes at most", "send less")
+                raise BadRequest(
+                    "message_too_large", f"the message is longer than {MAX_MESSAGE} bytes", "send a shorter request"
+                )
             header, body = split_message(message)
-            direct = self._direct(header)
+            direct = self._answer_directly(header)
             if direct is None:
                 waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
                 return
@@ -297,20 +300,20 @@ class Keeper:
         except SignerError as error:
             self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
-        except Exception as error:  # noqa: BLE001 - a message that finds one costs its sender the answer, nobody else
-            self._lines.fault("internal error: a message could not be read", error)
-            reply = encode_reply(Unavailable("internal_error", "something went wrong here", "look at the log"))
+        except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
+            self._lines.fault("internal error while reading a message", error)
+            reply = encode_reply(Unavailable("internal_error", "internal error", "see the service's log"))
         self._send(peer, reply)
 
     def _authenticate(self, caller: Caller) -> None:
-        """Raises `NotAuthenticated`; before a body is decoded. The core does it again, at the time of its batch."""
+        """Raises `NotAuthenticated` before the body is decoded. The core authenticates again, with its batch."""
         self._core.policy.authenticate(caller.token, int(time.time()))
 
     def _send(self, peer: _Peer, reply: bytes) -> None:
-        """A peer that does not take its reply loses the connection; what was recorded stays recorded."""
+        """Sends a reply; drops a connection that does not accept it. Recorded events stay recorded."""
         if len(reply) > MAX_REPLY:
             reply = encode_reply(
-                Unavailable("reply_too_large", "the answer is too large for one message", "ask for less")
+                Unavailable("reply_too_large", f"the reply is longer than {MAX_REPLY} bytes", "request a smaller page")
             )
         try:
             peer.sock.send(reply)
@@ -318,9 +321,9 @@ class Keeper:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- what needs no credential -------------------------------------------------------------------------------
+    # --- messages without a credential -------------------------------------------------------------------------------
 
-    def _direct(self, header: dict[str, Any]) -> Reply | None:
+    def _answer_directly(self, header: dict[str, Any]) -> Reply | None:
         match header.get("op"):
             case "health":
                 return self._health()
@@ -336,7 +339,7 @@ class Keeper:
         return None
 
     def _health(self) -> Ready | NotReady:
-        """Ready means: state read, clock right, and a write reached the disk within the last second."""
+        """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
         try:
             if time.monotonic() - self._probed >= 1:
                 self._probe_failure = None
@@ -368,12 +371,12 @@ class Keeper:
 
 
 def _wake(end: socket.socket) -> None:
-    with suppress(BlockingIOError):  # it is full of reasons to wake already
+    with suppress(BlockingIOError):  # the buffer is full, so a wake-up is already due
         end.send(b"\0")
 
 
-def render_answer(command: Command, answer: Answer) -> bytes:
-    """An answer as a message."""
+def render_answer(command: Command, answer: ReplyOrError) -> bytes:
+    """Encodes the reply to a command."""
     if isinstance(command, Sign) and command.warnings and isinstance(answer, Certificate):
         answer = CertificateWithWarnings(certificate=answer, warnings=list(command.warnings))
     return encode_reply(answer)

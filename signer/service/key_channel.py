@@ -1,7 +1,7 @@
-"""How the CA key file comes, opened, to a keeper that may no longer open it.
+"""A channel that passes the opened CA key file to a keeper that may no longer open it.
 
-The launcher is still root: on SIGHUP it opens the file, never reads it, and passes the descriptor on through a socket
-that only this keeper has inherited. All checks are the keeper's, on the descriptor. No key byte passes through here.
+On SIGHUP the launcher, still root, opens the file without reading it and sends the descriptor through a socket that
+only the keeper inherits. The keeper makes all checks, on the descriptor. No byte of the key passes the channel.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final
 
 from signer.files import open_unread
 
-_ERRNO: Final = struct.Struct("i")  # why the file could not be opened, 0 when a descriptor comes along
+_ERRNO: Final = struct.Struct("i")  # why the file could not be opened; 0 with a descriptor
 
 _DESCRIPTOR: Final = struct.Struct("i")
 
 
 def make_channel() -> tuple[socket.socket, socket.socket]:
-    """The launcher's end and the keeper's. Neither is inherited unless asked for; neither ever waits."""
+    """The launcher's and the keeper's end; both are non-blocking and not inheritable."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setblocking(False)
@@ -29,14 +29,14 @@ def make_channel() -> tuple[socket.socket, socket.socket]:
 
 
 def adopt_channel(number: int) -> socket.socket:
-    """The keeper's end, by the number of the descriptor that it inherited."""
+    """The keeper's end, from the number of the inherited descriptor."""
     channel = socket.socket(fileno=number)
     channel.set_inheritable(False)
     return channel
 
 
 def hand_over(channel: socket.socket, path: Path) -> None:
-    """Sends the file as it is now, or why it cannot be opened. Raises `OSError` if the keeper takes no message."""
+    """Opens the file; sends its descriptor or the reason of the failure. Raises `OSError` if sending fails."""
     try:
         descriptor = open_unread(path)
     except OSError as error:
@@ -50,9 +50,9 @@ def hand_over(channel: socket.socket, path: Path) -> None:
 
 
 def take_over(channel: socket.socket) -> int | None:
-    """The descriptor that was sent last, None if nothing was sent since; raises the `OSError` of the launcher."""
+    """The newest descriptor, None if none was sent; raises the `OSError` with which the launcher failed."""
     newest: int | OSError | None = None
-    with suppress(BlockingIOError):  # all was read
+    with suppress(BlockingIOError):  # no more messages
         while message := _receive(channel):
             if isinstance(newest, int):
                 os.close(newest)
@@ -63,8 +63,8 @@ def take_over(channel: socket.socket) -> int | None:
 
 
 def _receive(channel: socket.socket) -> tuple[int | OSError] | None:
-    """One message; None when the launcher is gone. Raises `BlockingIOError` when there is none."""
-    # Not `socket.recv_fds`: it leaves out the flags that it is given (Python 3.11), and the file would be inheritable.
+    """One message; None if the launcher closed the channel. Raises `BlockingIOError` if there is no message."""
+    # Not `socket.recv_fds`: it ignores its flags (Python 3.11), and the descriptor would be inheritable.
     room = socket.CMSG_LEN(_DESCRIPTOR.size)
     data, sent, _, _ = channel.recvmsg(_ERRNO.size, room, socket.MSG_CMSG_CLOEXEC)
     if not data:

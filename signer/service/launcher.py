@@ -1,7 +1,6 @@
-"""The launcher: checks, starts keeper and gunicorn each under its own user, keeps both alive, forwards signals.
+"""The launcher: starts keeper and gunicorn, each as its own user, restarts them and forwards signals.
 
-It holds no key and never reads one: at SIGHUP it opens the file, for a keeper that is no longer root. None of the
-service's work is done here: it stays small.
+It never reads a key: on SIGHUP it opens the key file for a keeper that is no longer root.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from signer.settings import Settings
 log = logging.getLogger("signer.serve")
 
 READY_WITHIN: Final = 15.0  # seconds for a keeper's first start
-API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper goes after the api, so that nothing taken is left unanswered
+API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper stops after the api, so that every accepted request is answered
 KEEPER_STOPS_WITHIN: Final = 2.0
-RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a start, by how many before it came to nothing in a row
-LOOK_EVERY: Final = 0.02  # seconds between two looks at the children
-CALM_AFTER: Final = 2.0  # seconds of life after which an api's start has come to something
+RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a restart, by the number of failed starts in a row
+POLL_INTERVAL: Final = 0.02  # seconds between two checks of the children
+STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
 GUNICORN_TIMEOUT: Final = 30
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
+_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
 
 @dataclass(slots=True)
 class _Child:
-    """One process that is to be alive."""
+    """A process that is restarted whenever it ends."""
 
     name: str
     argv: Sequence[str]
     user: str | None
     is_up: Callable[[_Child], bool]
-    key_file: Path | None = None  # what is handed over to it, opened, at each SIGHUP
+    key_file: Path | None = None  # opened and passed to it on each SIGHUP
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
     started: float = 0.0
@@ -65,14 +64,18 @@ class _Child:
         if self.key_file is not None:
             if self.channel is not None:
                 self.channel.close()
-            self.channel, theirs = make_channel()  # a new one each time: what the last keeper left unread ends with it
+            self.channel, theirs = (
+                make_channel()
+            )  # a new channel for each start, without unread messages of the last keeper
             argv += ["--key-channel", str(theirs.fileno())]
-        environment = {name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _KEPT}
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _PASSED_ON
+        }
         self.process = subprocess.Popen(
             argv,
             pass_fds=[theirs.fileno()] if theirs is not None else [],
             stdin=subprocess.DEVNULL,
-            cwd="/",  # gunicorn imports from where it starts before anywhere else, and reads a gunicorn.conf.py there
+            cwd="/",  # gunicorn imports from its working directory first, and reads a gunicorn.conf.py there
             env=environment,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
             **ids,  # type: ignore[call-overload]
@@ -83,35 +86,35 @@ class _Child:
         self.came_up = False
 
     def reload(self) -> None:
-        """SIGHUP, and before it the key file as it is now."""
+        """Passes the current key file, then sends SIGHUP."""
         if self.channel is not None and self.key_file is not None and self.is_running():
             try:
                 hand_over(self.channel, self.key_file)
             except OSError as error:
-                log.warning("the key file could not be handed to the %s: %s", self.name, error.strerror)
-        self.forward(signal.SIGHUP)
+                log.warning("the key file could not be passed to the %s: %s", self.name, error.strerror)
+        self.send_signal(signal.SIGHUP)
 
-    def look(self) -> None:
-        """Notes that it has come up, for the pause before its next start."""
+    def update(self) -> None:
+        """Notes whether the start succeeded, which decides the pause before a restart."""
         self.came_up = self.came_up or self.is_up(self)
 
-    def forward(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         if self.process is not None:
             self.process.send_signal(number)
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def note_end(self) -> None:
-        """Says that it ended, and when it is to be started again."""
+    def schedule_restart(self) -> None:
+        """Logs the end of the process and schedules its restart."""
         assert self.process is not None, "only a child that was started can end"  # noqa: S101
         self.failures = 0 if self.came_up else self.failures + 1
         pause = RESTART_PAUSE[min(self.failures, len(RESTART_PAUSE) - 1)]
-        log.warning("%s ended with status %s, starting it again", self.name, self.process.returncode)
+        log.warning("%s ended with status %s, restarting it", self.name, self.process.returncode)
         self.process, self.due = None, time.monotonic() + pause
 
     def stop(self, within: float) -> None:
-        """SIGTERM, and SIGKILL if it has not ended in time."""
+        """Sends SIGTERM, and SIGKILL after `within` seconds."""
         if self.process is None:
             return
         self.process.terminate()
@@ -124,7 +127,7 @@ class _Child:
 
 
 def run_service(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; raises `SignerError` if it may not start."""
+    """Serves until SIGTERM or SIGINT; raises `SignerError` if the service cannot start."""
     for warning in settings.warnings:
         log.warning("%s", warning)
     _check_users(settings)
@@ -137,7 +140,7 @@ def run_service(settings: Settings) -> None:
         lambda child: _listens(child, settings),
         settings.ca_key_file if settings.has_ca_key else None,
     )
-    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _has_lived)
+    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _is_stable)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
@@ -157,42 +160,42 @@ def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
     while not stopping:
         for child in children:
             if child.is_running():
-                child.look()
+                child.update()
             elif child.process is not None:
-                child.note_end()
+                child.schedule_restart()
             if child.process is None and time.monotonic() >= child.due:
                 child.start()
         _reap_orphans(children)
-        time.sleep(LOOK_EVERY)
+        time.sleep(POLL_INTERVAL)
 
 
 def _reap_orphans(children: tuple[_Child, ...]) -> None:
-    """Takes note of the end of processes that became ours when their parent died: as process 1, nobody else does."""
+    """Reaps orphans that this process adopted, as process 1 of a container does."""
     ours = {child.process.pid for child in children if child.process is not None}
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # there is no child at all
+        except ChildProcessError:  # no children
             return
-        if ended is None or ended.si_pid in ours:  # ours are noticed where their end means something
+        if ended is None or ended.si_pid in ours:  # `_supervise` handles its own children
             return
         os.waitpid(ended.si_pid, 0)
 
 
 def _wait_until_ready(keeper: _Child, stopping: list[int]) -> None:
-    """Returns when the keeper takes connections; a keeper that ends has said why, so only that is raised."""
+    """Returns when the keeper accepts connections; raises `Unavailable` if it ends, or does not in time."""
     deadline = time.monotonic() + READY_WITHIN
     while not stopping and not keeper.came_up:
         if not keeper.is_running():
-            raise Unavailable("keeper_refused_to_start", "the keeper did not start", "mend what it says above")
+            raise Unavailable("keeper_refused_to_start", "the keeper did not start", "fix the problem above")
         if time.monotonic() > deadline:
             raise Unavailable("keeper_too_slow", f"the keeper was not ready within {READY_WITHIN:.0f} s", "see its log")
-        time.sleep(LOOK_EVERY)
-        keeper.look()
+        time.sleep(POLL_INTERVAL)
+        keeper.update()
 
 
 def _listens(keeper: _Child, settings: Settings) -> bool:
-    """True if this very keeper takes connections; the socket may be that of another service."""
+    """True if this keeper accepts connections; the socket may belong to another service."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
         try:
@@ -203,12 +206,12 @@ def _listens(keeper: _Child, settings: Settings) -> bool:
     return keeper.process is not None and bool(pid == keeper.process.pid)
 
 
-def _has_lived(api: _Child) -> bool:
-    return time.monotonic() - api.started > CALM_AFTER
+def _is_stable(api: _Child) -> bool:
+    return time.monotonic() - api.started > STABLE_AFTER
 
 
 def gunicorn_argv(settings: Settings) -> list[str]:
-    """The api's command line; nothing secret is in it."""
+    """The api's command line; it contains no secret."""
     listen = settings.listen
     argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.app:create_app()"]
     argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
@@ -224,16 +227,16 @@ def gunicorn_argv(settings: Settings) -> list[str]:
 
 
 def _memory_dir() -> str:
-    """Where gunicorn's heartbeat files cost no disk write."""
+    """A directory in memory for gunicorn's heartbeat files, if there is one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"  # noqa: S108 - gunicorn makes and unlinks them itself
 
 
 def _check_users(settings: Settings) -> None:
-    """Raises `BadSettings` unless both users can be used; says so when one of them is root."""
+    """Raises `BadSettings` unless both users are usable; logs a warning if one of them is root."""
     check_users(settings.keeper_user, settings.api_user)
     for name, user in _users(settings):
         if user is not None and look_up_user(user).pw_uid == 0:
-            log.warning("%s is root: whoever breaks into it has this host", name)
+            log.warning("%s is root: a compromise of that process compromises the host", name)
 
 
 def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
@@ -241,11 +244,10 @@ def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
 
 
 def _prepare_directories(settings: Settings) -> None:
-    """Makes the data and run directories with the owners and modes they need; changes nothing that exists otherwise.
+    """Creates the data and run directories and sets their owners and modes.
 
-    With two users the run directory is set-group-id to the api's group, so that the socket in it is, too. In a
-    container root may change owners and users and nothing else, so what is given away is given last, and the socket
-    is reached as a member of that group.
+    With two users, the run directory is set-group-id to the api's group, which the socket inherits. Root in a
+    container may only change owners and users: owners are set last, and root joins the group to reach the socket.
     """
     _make_directory(settings.data_dir, 0o700)
     _make_directory(settings.run_dir, 0o700)
@@ -255,22 +257,22 @@ def _prepare_directories(settings: Settings) -> None:
     shared = keeper.pw_uid != api.pw_uid
     try:
         for path in (*_contents(settings.data_dir, keeper.pw_uid), settings.data_dir):
-            _give(path, keeper.pw_uid, keeper.pw_gid)
+            _set_owner(path, keeper.pw_uid, keeper.pw_gid)
         if shared:
             os.setgroups([api.pw_gid])
             if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
                 settings.run_dir.chmod(_SHARED_MODE)
-        _give(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
+        _set_owner(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
     except OSError as error:
         raise BadSettings(
             "directory_unusable",
-            f"{error.filename or 'the api'} cannot be prepared: {error.strerror}",
-            "mend it, choose another, or give root CAP_CHOWN and CAP_SETGID",
+            f"{error.filename or 'the run directory'} cannot be prepared: {error.strerror}",
+            "fix its owner, use another directory, or give root CAP_CHOWN and CAP_SETGID",
         ) from None
 
 
 def _contents(folder: Path, owner: int) -> list[Path]:
-    """What lies in a folder; nothing where it is its owner's already and closed even to root."""
+    """The entries of a folder; none if `owner` already owns it and root may not read it."""
     try:
         return list(folder.iterdir())
     except PermissionError:
@@ -279,9 +281,9 @@ def _contents(folder: Path, owner: int) -> list[Path]:
         return []
 
 
-def _give(path: Path, uid: int, gid: int) -> None:
+def _set_owner(path: Path, uid: int, gid: int) -> None:
     facts = path.lstat()
-    if (facts.st_uid, facts.st_gid) != (uid, gid):  # a read-only file system refuses even what changes nothing
+    if (facts.st_uid, facts.st_gid) != (uid, gid):  # a read-only file system refuses even a chown to the same owner
         os.chown(path, uid, gid, follow_symlinks=False)
 
 
@@ -290,7 +292,7 @@ def _make_directory(path: Path, mode: int) -> None:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise BadSettings(
-            "directory_unusable", f"{path} cannot be made: {error.strerror}", "make it, or choose another one"
+            "directory_unusable", f"{path} cannot be created: {error.strerror}", "create it, or use another directory"
         ) from None
     if not stat.S_ISDIR(path.lstat().st_mode):
-        raise BadSettings("directory_unusable", f"{path} is no directory", "choose another one")
+        raise BadSettings("directory_unusable", f"{path} is not a directory", "use another path")

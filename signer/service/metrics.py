@@ -1,6 +1,6 @@
 """The keeper's metrics, in Prometheus' text format.
 
-Counters and histograms are prometheus-client's own; gauges, and what shadow mode counts, are read when asked for.
+Counters and histograms are prometheus-client objects; gauges and the counts of shadow mode are read at each scrape.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from signer.model import Entry, Event
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each, with no reader
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each counter
 
 
 def commit_histogram() -> Histogram:
-    """How long ledger transactions take; of no registry yet."""
+    """The duration of ledger transactions; not registered yet."""
     text = "one ledger transaction, fsync included"
     return Histogram("signer_ledger_commit_seconds", text, buckets=SECONDS, registry=None)
 
@@ -64,11 +64,11 @@ class Metrics(Collector):
         self._refusals.labels(code).inc()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the names of `collect` are only known once something was counted."""
+        """Nothing: the names of `collect` depend on what was counted."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The families that are not prometheus-client's own objects."""
+        """The gauges and the counts of shadow mode."""
         if self._shadow is not None:
             yield from _shadow_families(self._shadow)
         for name, (text, value) in self._facts().items():
@@ -82,12 +82,12 @@ class Metrics(Collector):
 
 
 def _shadow_families(shadow: Shadow) -> Iterator[Metric]:
-    """What shadow mode counts."""
-    compared = CounterMetricFamily("signer_shadow_compared", "certificates of Vault's compared", labels=["role"])
+    """The counts of shadow mode."""
+    compared = CounterMetricFamily("signer_shadow_compared", "Vault's certificates compared", labels=["role"])
     for role, count in sorted(shadow.compared.items()):
         compared.add_metric([role], count)
     yield compared
-    text = "fields in which Vault's certificate is not what ours would be"
+    text = "fields in which Vault's certificate differs from the local one"
     differences = CounterMetricFamily("signer_shadow_differences", text, labels=["role", "field"])
     for (role, name), count in sorted(shadow.differences.items()):
         differences.add_metric([role, name], count)
@@ -99,7 +99,7 @@ def _shadow_families(shadow: Shadow) -> Iterator[Metric]:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures elapsed time."""
 
     __slots__ = ("_start",)
 
@@ -107,19 +107,19 @@ class Stopwatch:
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
-        """How long it has run."""
+        """Seconds since it was created."""
         return time.perf_counter() - self._start
 
 
 class TimedLedger(Ledger):
-    """A ledger that keeps the time of its commits."""
+    """A ledger that measures its commits."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self.commit_seconds = commit_histogram()
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
-        """As the ledger's; one that fails counts, too."""
+        """Commits and observes the duration, also of a failed commit."""
         watch = Stopwatch()
         try:
             return super().commit(events, now_ms)

@@ -1,7 +1,7 @@
-"""What a keeper does on SIGHUP: reads policy.toml and the CA key file again, and takes each whole or not at all.
+"""Reload on SIGHUP: reads policy.toml and the CA key file again.
 
-A new key is taken only if the policy pins it or names it as next. What is refused is said in the log and recorded, and
-the keeper goes on with what it had. The ledger says which key signed what: each certificate's event names it.
+An invalid file is rejected as a whole and the current one stays in force; both outcomes are logged and recorded. A new
+key is used only if the policy pins it or names it as next.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ log = logging.getLogger("signer.keeper")
 
 
 class Reloader:
-    """Reads anew for `core`. `channel` brings the key file, opened, from a launcher; None if there is no launcher.
+    """Reloads the files of `core`. `channel` delivers the opened key file from a launcher; None without a launcher.
 
-    `on_key` is told of a new key that is in use from now on. In mode vault no key file is looked at; in mode shadow a
-    new key is compared with, instead of signed with.
+    `on_key` is called with each new key in use. Mode vault reads no key file; mode shadow only compares with the key.
     """
 
     def __init__(
@@ -40,11 +39,11 @@ class Reloader:
         self._on_key = on_key
 
     def reload(self) -> Reloaded:
-        """What of the two was taken."""
+        """Reads both files; returns which of them changed."""
         read = self._read_policy()
-        # The key first: a policy may pin a key that comes with it, and is refused if that key does not come.
+        # The key first: a policy that pins a new key is refused if that key is not in use.
         key = self._reload_key(read.ca if isinstance(read, Policy) else self._core.policy.ca)
-        return Reloaded(policy=self._use(read), key=key)
+        return Reloaded(policy=self._use_policy(read), key=key)
 
     def _read_policy(self) -> Policy | BadFile:
         try:
@@ -52,18 +51,20 @@ class Reloader:
         except BadFile as error:
             return error
 
-    def _use(self, read: Policy | BadFile) -> bool:
+    def _use_policy(self, read: Policy | BadFile) -> bool:
         try:
             if isinstance(read, BadFile):
                 raise read
             failure = self._core.use_policy(read)
         except BadFile as error:
-            log.exception("%s (%s); the old policy stays\n%s", error.text, error.code, "\n".join(error.problems))
+            log.exception(
+                "%s (%s); the current policy stays in force\n%s", error.text, error.code, "\n".join(error.problems)
+            )
             kept = self._core.policy.digest
             body: dict[str, object] = {"code": error.code, "problems": list(error.problems), "kept": kept}
-            _say_unrecorded(self._core.record([Event("policy.refused", "keeper", body)]))
+            _log_unrecorded(self._core.record([Event("policy.refused", "keeper", body)]))
             return False
-        _say_unrecorded(failure)
+        _log_unrecorded(failure)
         return True
 
     def _reload_key(self, ca: CaKeys) -> bool:
@@ -81,18 +82,18 @@ class Reloader:
         except BadKeyFile as error:
             log.error("%s (%s); the key %s stays in use", error.text, error.code, in_use.fingerprint)  # noqa: TRY400
             body: dict[str, object] = {"code": error.code, "text": error.text, "kept": in_use.fingerprint}
-            _say_unrecorded(self._core.record([Event("ca.refused", "keeper", body)]))
+            _log_unrecorded(self._core.record([Event("ca.refused", "keeper", body)]))
             return False
         failure = self._core.use_key(key)
         if failure is not None:
-            log.error("the new CA key is not taken, as that cannot be recorded: %s", failure.text)
+            log.error("the new CA key is not used because its rotation cannot be recorded: %s", failure.text)
             return False
         self._on_key(key)
-        log.warning("the CA key %s is in use, %s no more", key.fingerprint, in_use.fingerprint)
+        log.warning("CA key rotated from %s to %s", in_use.fingerprint, key.fingerprint)
         return True
 
     def _open(self) -> int | None:
-        """The key file, opened; None if it is not for this keeper to open. Raises `BadKeyFile`."""
+        """The opened key file; None if this keeper may not open it. Raises `BadKeyFile`."""
         try:
             descriptor = None if self._channel is None else take_over(self._channel)
         except OSError as error:
@@ -101,9 +102,9 @@ class Reloader:
             return descriptor
         try:
             return open_unread(self._settings.ca_key_file)
-        except PermissionError:  # root was given up after the start
+        except PermissionError:  # the keeper dropped root after the start
             log.warning(
-                "the CA key file was not looked at: %s",
+                "the CA key file was not read again: %s",
                 "restart the keeper to take a new key" if self._channel is None else "send SIGHUP to `signer serve`",
             )
             return None
@@ -111,6 +112,6 @@ class Reloader:
             raise cannot_open(error) from None
 
 
-def _say_unrecorded(failure: SignerError | None) -> None:
+def _log_unrecorded(failure: SignerError | None) -> None:
     if failure is not None:
         log.error("the reload could not be recorded: %s", failure.text)

@@ -1,11 +1,10 @@
-"""How a keeper starts: policy, key, user, ledger, socket, in this order; then it serves until it is told to stop.
+"""The start of a keeper: policy, key, user, ledger and socket, in this order; then it serves.
 
-Nothing is signed here. What may go wrong is told with a code, and a keeper that may not start changes nothing.
+Each failure has an error code, and a failed start changes nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ from signer.authority.core import Core
 from signer.authority.shadow import Shadow
 from signer.ca.key import CaKey, load_ca_key
 from signer.errors import BadKeyFile, BadSettings, Unavailable
+from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import CaKeys, PublicKey
@@ -39,16 +39,16 @@ log = logging.getLogger("signer.keeper")
 
 
 class LocalAuthority:
-    """Our own CA key, which the core signs with."""
+    """The local CA key, with which the core signs."""
 
     mode = "local"
     sign = None
 
     def __init__(self, key: CaKey) -> None:
-        self.take(key)
+        self.use_key(key)
 
-    def take(self, key: CaKey) -> None:
-        """Another key is in use from now on."""
+    def use_key(self, key: CaKey) -> None:
+        """Shows another key from now on."""
         self._key = key.public
 
     def public_key(self) -> PublicKey:
@@ -56,11 +56,11 @@ class LocalAuthority:
         return self._key
 
     def check_ready(self) -> None:
-        """A key that was loaded and has signed once stays ready."""
+        """Does nothing: a loaded key stays ready."""
 
 
 class VaultAuthority:
-    """Vault, which is asked for each signature; in mode shadow the core compares what it makes."""
+    """Vault, which makes each signature; in mode shadow the core compares its certificates."""
 
     def __init__(self, client: VaultClient, mode: str) -> None:
         self.mode = mode
@@ -69,9 +69,9 @@ class VaultAuthority:
         self.check_ready = client.check_ready
 
 
-def _ask_vault(settings: Settings) -> Authority:
-    """Vault as the authority, its token kept alive by a thread of its own; raises `BadSettings`."""
-    from signer.vault.signing import VaultClient  # hvac and requests take 15 MB that the mode local does not need
+def _vault_authority(settings: Settings) -> Authority:
+    """Vault as the authority; starts the thread that renews its token. Raises `BadSettings`."""
+    from signer.vault.signing import VaultClient  # hvac and requests take 15 MB, which mode local does not need
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
@@ -84,28 +84,26 @@ def _load_key(settings: Settings, ca: CaKeys) -> CaKey:
     try:
         return load_ca_key(settings.ca_key_file, settings.ca_key_owner, *ca.may_sign)
     except BadKeyFile as error:
-        log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - the code for machines, the rest is printed
+        log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - only the code; the caller prints the rest
         raise
 
 
 def claim_run_dir(run_dir: Path) -> int:
-    """A lock on the directory for as long as the descriptor is open; raises `Unavailable` if another keeper has it.
+    """Locks the directory while the descriptor is open; raises `Unavailable` if another keeper has the lock.
 
-    Another keeper may have another ledger, and its api must not be talked away from it.
+    Another keeper may have another ledger: its api must stay connected to it.
     """
-    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    descriptor = open_directory(run_dir)
+    if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(
-            "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or give this one its own"
-        ) from None
+            "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or set another SIGNER_RUN_DIR"
+        )
     return descriptor
 
 
 def bind_socket(path: str, mode: int) -> socket.socket:
-    """A listening socket at `path`; one that a dead keeper left is replaced, which `claim_run_dir` makes safe."""
+    """A listening socket at `path`; replaces a stale one, which the lock of `claim_run_dir` makes safe."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     if os.path.lexists(path):
         os.unlink(path)  # noqa: PTH108 - a socket path is text
@@ -116,10 +114,10 @@ def bind_socket(path: str, mode: int) -> socket.socket:
 
 
 def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
-    """The keeper's whole life, in a process of its own; raises `SignerError` if it may not start.
+    """Starts the keeper and serves in this process; raises `SignerError` if it cannot start.
 
-    Started as root it reads the key first and gives root up before it opens anything else. `key_channel` is the
-    descriptor through which a launcher hands the key file over at SIGHUP, when this process could not open it itself.
+    As root, it reads the key first and drops root before it opens anything else. `key_channel` is the descriptor
+    through which a launcher passes the opened key file on SIGHUP.
     """
     channel = None if key_channel is None else adopt_channel(key_channel)
     forbid_dumps()
@@ -131,7 +129,7 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     report = partial(lines.fault, "internal error")
     shadow = None
     if key is not None and settings.asks_vault:
-        shadow, key = Shadow(key.public, report), None  # it has signed its test and signs no more
+        shadow, key = Shadow(key.public, report), None  # only the public half is kept
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
@@ -139,7 +137,7 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
     local = LocalAuthority(key) if key is not None else None
-    authority: Authority = local or _ask_vault(settings)
+    authority: Authority = local or _vault_authority(settings)
     core = Core(
         policy=policy,
         key=key,
@@ -154,9 +152,9 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     failure = core.begin({"version": __version__, "ca": ca, "mode": settings.mode, **compared})
     if failure is not None:
         raise failure
-    shared = settings.run_dir.stat().st_mode & 0o070  # a group of its own: the api runs as another user
+    shared = settings.run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    reloader = Reloader(core, settings, channel, local.take if local is not None else lambda _key: None)
+    reloader = Reloader(core, settings, channel, local.use_key if local is not None else lambda _key: None)
     Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1, lines=lines).serve()
     ledger.close()
     os.close(claim)
@@ -168,11 +166,11 @@ def check_run_dir(run_dir: Path) -> None:
         facts = run_dir.stat()
     except OSError as error:
         raise BadSettings(
-            "run_dir_missing", f"SIGNER_RUN_DIR cannot be used: {error.strerror}", "make it, or start `signer serve`"
+            "run_dir_missing", f"SIGNER_RUN_DIR cannot be used: {error.strerror}", "create it, or start `signer serve`"
         ) from None
     if facts.st_uid != os.geteuid() or facts.st_mode & 0o027:
         raise BadSettings(
             "run_dir_not_private",
             f"SIGNER_RUN_DIR has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
-            "it must be the keeper's own, 0700, or 02750 with the api's group",
+            "set its owner to the keeper's user and its mode to 0700, or to 02750 with the api's group",
         )

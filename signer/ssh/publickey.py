@@ -244,7 +244,7 @@ def _ecdsa_bits(kind: str, reader: Reader) -> int:
 
 
 def _shown(name: str) -> str:
-    """A caller's text, shortened; `?` if it is not printable."""
+    """A caller's text, shortened, or `?`: `plain` is not imported here, as `safe-session` imports this module."""
     return name[:64] if name.isprintable() else "?"
 
 

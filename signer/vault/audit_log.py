@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from signer.errors import Unavailable
+from signer.files import open_regular
 
 MAX_LINE: Final = 1024 * 1024  # bytes
 MAX_BYTES: Final = 16 * 1024**3  # of all files together, unpacked
@@ -218,10 +217,7 @@ def _is_rotated(name: str, log: str) -> bool:
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines with their line ends; a line that is too long is truncated."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as plain:
-            if not stat.S_ISREG(os.fstat(plain.fileno()).st_mode):
-                raise OSError(0, "it is not a regular file")
+        with open_regular(path, follow_links=True) as plain:
             packed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
             file: IO[bytes] = gzip.GzipFile(fileobj=plain) if packed else plain  # type: ignore[assignment]

@@ -35,7 +35,7 @@ from signer.model import (
     PublicKey,
     Role,
     SignRequest,
-    Usage,
+    UsageCounts,
 )
 from signer.policy.decide import Policy
 from signer.policy.file import parse_policy
@@ -46,7 +46,7 @@ from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
 
 NOW = 1_800_000_000  # 2027-01-15T08:00:00Z
-NO_USAGE = Usage()
+NO_USAGE = UsageCounts()
 
 
 # --- keys --------------------------------------------------------------------------------------------------------

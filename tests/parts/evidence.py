@@ -24,7 +24,7 @@ _STEPS: Final = (
     ("preflight", "Preflight on this host", "reads", "", 0.612, "16 ok, 1 warning"),
     ("parity", "Compare roles and 20 certificates", "reads, signs", "", 1.904, "1 role, 20 certificates, none wider"),
     ("trust", "Do the 3 hosts trust the new CA", "reads", "", 0.871, "3 of 3 trust it"),
-    ("snapshot", "Remember the present state", "writes evidence", "", 0.044, "mode vault, image 4f1d2c"),
+    ("snapshot", "Record the current state", "writes evidence", "", 0.044, "mode vault, image 4f1d2c"),
     (
         "compose",
         "Compose up with the overlay",

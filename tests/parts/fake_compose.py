@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from signer.migration.config import ComposeFacts
 
 CONTAINER: Final = "c" * 64
 IMAGE: Final = "a" * 64
@@ -24,32 +24,20 @@ def inspected(*, mode: str = "vault", state: str = "running", prefix: str = "") 
     return json.dumps([raw])
 
 
-@dataclass
-class FakeFacts:
-    """As `ComposeFacts` of cutover.toml."""
-
-    folder: Path
-    engine: str
-    command: tuple[str, ...]
-    project: str = "platform"
-    service: str = "safe-session-api"
-    environment: Mapping[str, str] = field(default_factory=lambda: {"PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": "signer:1"})
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base.yaml"
-
-    @property
-    def overlay(self) -> Path:
-        return self.folder / "overlay.yaml"
-
-
 class FakePlatform:
     """Writes the scripts into `folder`. Calls are one line each in `calls`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts = FakeFacts(folder, str(folder / "podman"), (str(folder / "compose"),))
+        self.facts = ComposeFacts(
+            command=(str(folder / "compose"),),
+            engine=str(folder / "podman"),
+            project="platform",
+            base=folder / "base.yaml",
+            overlay=folder / "overlay.yaml",
+            service="safe-session-api",
+            environment={"PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": "signer:1"},
+        )
         self.compose("exit 0")
         self.engine()
 

@@ -17,7 +17,7 @@ from signer.authority.certificates import prepare_certificate
 from signer.cli import parity as verbs_parity
 from signer.migration.config import CutoverFile
 from signer.migration.parity import SignLocally
-from signer.model import Identity, PublicKey, Role, Usage
+from signer.model import Identity, PublicKey, Role, UsageCounts
 from signer.policy.decide import decide
 from signer.policy.file import load_policy
 from signer.protocol.sign_request import read_native_sign
@@ -63,7 +63,7 @@ ROLES: Mapping[str, Mapping[str, object]] = {
 def issue(role: Role, body: dict[str, Any]) -> str:
     """What a server that follows `role` to the letter makes of a native body."""
     ask = read_native_sign(role.name, body)
-    grant = decide(WHO, role, ask, parse_public_key(ask.public_key), "192.0.2.1", Usage())
+    grant = decide(WHO, role, ask, parse_public_key(ask.public_key), "192.0.2.1", UsageCounts())
     draft = prepare_certificate(grant, 7, b"n" * 32, NOW, b"ca")
     blob = append_signature(draft.unsigned, b"signature")
     return render_public_key(certificate_kind(grant.public_key.kind), blob)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from signer.authority.core import Answer, Core
+from signer.authority.core import Core, ReplyOrError
 from signer.authority.vault_certificates import PendingSignature
 from signer.errors import CertificateMismatch, SignerError, Unavailable
 from signer.model import BACKDATE, Entry, Returned
@@ -156,7 +156,7 @@ class VaultEpisode(Episode):
         assert answered == set(range(len(back))), "a grant got no reply"
         self.faults[:] = [fault for fault in self.faults if not isinstance(fault, CertificateMismatch)]
 
-    def count(self, name: str, reply: Answer) -> None:
+    def count(self, name: str, reply: ReplyOrError) -> None:
         self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
 
     def result(self, forward: PendingSignature) -> tuple[Returned | SignerError, bool]:

@@ -160,7 +160,7 @@ class CutoverActions:
             trial(self._file.compose, with_overlay=False, mode="vault") as tried,
             ApiClient(tried.address, self._file.signer.token_file) as api,
         ):
-            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "does Vault sign"}
+            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "check that Vault can sign"}
             made = api.sign(role, body)
             self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
@@ -176,7 +176,7 @@ class CutoverActions:
         found = self._compose.running()
         try:
             ready = self._api.ready()
-        except Unavailable as error:  # nothing answers after a run that was cut off; a rollback mends just that
+        except Unavailable as error:  # an interrupted run may have left no service; a rollback fixes exactly that
             ready = Readiness(False, code=error.code)
         facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, Drift, NotAuthenticated, SignerError, Unavailable
-from signer.files import read_secret_word
+from signer.files import read_bounded, read_secret_word
 from signer.migration.compose import Compose
 from signer.migration.config import KEY_VARIABLE, CutoverFile
 from signer.migration.plan import PlanPart, differences
@@ -183,7 +181,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
 def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
     """A role as Vault tells it, None if there is none: one that was removed meanwhile is a difference like others."""
     try:
-        return plain(vault.role(mount, name))
+        return plan_value(vault.role(mount, name))
     except SignerError as error:
         if error.code != "vault_role_missing":
             raise
@@ -194,7 +192,7 @@ def check_movable(found: Preconditions) -> None:
     """Raises `NotPossible` unless the service is in a mode from which it can move to the local CA."""
     now = found.now
     if not now.ready:
-        raise NotPossible("service_not_ready", "the service is not ready now", "mend that first: see its /readyz")
+        raise NotPossible("service_not_ready", "the service is not ready now", "fix that first: see its /readyz")
     if now.mode == "local":
         raise NotPossible("already_local", "the service is in mode local already", "see `signer cutover status`")
     if now.policy != found.inputs.policy.digest:
@@ -289,26 +287,22 @@ def _files(file: CutoverFile) -> dict[str, Path]:
 def _file(path: Path) -> FileDigest:
     """A file's digest; raises `NotPossible` if it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(22, "it is no regular file")
-            content = opened.read(_MOST + 1)
+        content = read_bounded(path, _MOST, follow_links=True)
         if len(content) > _MOST:
             raise OSError(27, f"it is larger than {_MOST} bytes")
     except OSError as error:
         raise NotPossible(
-            "file_unreadable", f"{path} cannot be read: {error.strerror}", "mend cutover.toml, or the file"
+            "file_unreadable", f"{path} cannot be read: {error.strerror}", "fix cutover.toml, or the file"
         ) from None
     return FileDigest(str(path), sha256(content).hexdigest())
 
 
-def plain(value: object) -> Any:
+def plan_value(value: object) -> Any:
     """A value of Vault's as a plan can hold it: RFC 8785 with ASCII keys and no fractions."""
     if isinstance(value, Mapping):
-        return {ascii(str(key))[1:-1]: plain(item) for key, item in value.items()}
+        return {ascii(str(key))[1:-1]: plan_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plan_value(item) for item in value]
     if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 1 << 53):
         return str(value)
     return value

@@ -110,7 +110,7 @@ def rollback_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ..
     return (
         Step(
             "vault",
-            "does Vault sign",
+            "check that Vault can sign",
             "reads, signs",
             actions.vault_signs,
             lines=(f"{sign} and the same to a trial; nobody receives them",),
@@ -149,7 +149,7 @@ def rollback_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ..
 def _record_state(file: CutoverFile, actions: CutoverActions) -> Step:
     return Step(
         "remember",
-        "remember the present state",
+        "record the current state",
         "writes evidence",
         actions.record_state,
         lines=(f"{file.compose.engine} inspect the container of {file.compose.service}",),

@@ -153,7 +153,7 @@ class RemovalActions:
     def disable(self) -> Observation:
         """The SSH engine with its CA key and its roles; raises `Blocked`.
 
-        A run that was cut off here, and is taken up again days later, has not destroyed anything yet.
+        A run that was interrupted here and is resumed days later has not destroyed anything yet.
         """
         if "disable" in self._begun:
             self.still_clear()
@@ -236,7 +236,7 @@ class RemovalActions:
         return self._command(self._wanted.stop_command, "stop_command")
 
     def has_stopped(self) -> bool:
-        """True if a run that was cut off began to stop it and it is gone: one that only starts anew is stopped, too."""
+        """True if an interrupted run began to stop it and it is gone: one that only restarts is stopped, too."""
         return "stop" in self._begun and self.is_gone()
 
     def is_gone(self) -> bool:

@@ -106,7 +106,7 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
         yield Blocker("evidence_broken", what, "signer evidence verify tells all; cut over again if it is lost")
     if ledger.rolled_back > cutover.seq:
         what = f"the cutover was taken back, event {ledger.rolled_back} of the ledger"
-        yield Blocker("rolled_back_since", what, "mend the cause, then signer cutover plan --config FILE, and apply")
+        yield Blocker("rolled_back_since", what, "fix the cause, then signer cutover plan --config FILE, and apply")
     left = cutover.at + terms.soak - now
     if left > 0:
         what = (
@@ -129,7 +129,7 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
             seen.append(f"{timestamp(ledger.vault_signed[1])}, event {ledger.vault_signed[0]} of the ledger")
         if seen:
             what = f"Vault has signed since the cutover: {_listed(seen)}"
-            yield Blocker("vault_signed_since", what, "find who signs there, then roll back and cut over anew")
+            yield Blocker("vault_signed_since", what, "find who signs there, then roll back and cut over again")
     until = ledger.vault_valid_until
     for signature in logged:
         engine = engines[signature.mount]
@@ -141,7 +141,7 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
     if audit is not None and audit.clients:
         who = [f"{c.name}: {c.what}, {c.times} times, last {timestamp(c.at)}" for c in audit.clients]
         what = f"others have used Vault since the cutover: {_listed(who)}"
-        yield Blocker("other_clients", what, "move them to something else, then roll back and cut over anew")
+        yield Blocker("other_clients", what, "move them to something else, then roll back and cut over again")
 
 
 def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
@@ -182,7 +182,7 @@ def _of_what_is_unknown(inventory: Inventory, ledger: LedgerFacts, checks: Check
 def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[Blocker]:
     """What would stop it half way."""
     if checks.smoke is not None:
-        yield Blocker("smoke_fails", f"logins fail now: {checks.smoke.text}", checks.smoke.hint or "mend them first")
+        yield Blocker("smoke_fails", f"logins fail now: {checks.smoke.text}", checks.smoke.hint or "fix them first")
     if checks.snapshot is not None:
         yield Blocker("no_snapshot", checks.snapshot.text, checks.snapshot.hint)
     elif inventory.storage != "raft" and not terms.has_snapshot_file:
@@ -190,7 +190,7 @@ def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[
         yield Blocker("no_snapshot", what, "make one, and name it in snapshot_file with its snapshot_sha256")
     if checks.missing:
         what = f"these commands are not there: {_listed(checks.missing)}"
-        yield Blocker("command_missing", what, "mend stop_command and remove_data_command, or install them")
+        yield Blocker("command_missing", what, "fix stop_command and remove_data_command, or install them")
     own = inventory.own_token
     if own is None:
         return  # it is among what could not be read

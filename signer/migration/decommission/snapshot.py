@@ -1,8 +1,9 @@
-"""Vault's raft snapshot: into a file of ours, 0600, whole or not at all, opened and checked against its own sums.
+"""Vault's raft snapshot: stored 0600, whole or not at all, and compared with its own checksums.
 
 A snapshot is a tar in gzip with `meta.json`, `state.bin` and `SHA256SUMS` of both; OpenBao and Vault add
-`SHA256SUMS.sealed`, those sums under Vault's own key. What is in `state.bin` is encrypted by Vault and is not looked
-into. The reader is ours and strict: four plain files, no links, no paths, bounded, nothing is unpacked to disk.
+`SHA256SUMS.sealed`, those sums under Vault's own key. The content of `state.bin` is encrypted by Vault. Headers are
+parsed by `tarfile`; `TarFile` itself is not used, as it takes a damaged header for the end and reads no further. Only
+four plain files are accepted, no links, no paths; everything is bounded, nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -11,24 +12,23 @@ import errno
 import gzip
 import json
 import os
-import stat
+import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, BinaryIO, Final
 
 from signer.errors import SignerError
-from signer.migration.evidence.files import sync_folder
+from signer.files import open_regular, sync_directory, write_new
 
 FOLDER: Final = "snapshots"
 MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; a larger one is the operator's to make
 DOWNLOAD_WITHIN: Final = 120.0  # seconds
 MAX_FILE: Final = 64 * 1024**3  # bytes, packed and unpacked
 MAX_SMALL: Final = 1024 * 1024  # bytes of meta.json and the sums
-_BLOCK: Final = 512
 _PIECE: Final = 1024 * 1024
 _STATE: Final = "state.bin"
 _SMALL: Final = ("meta.json", "SHA256SUMS", "SHA256SUMS.sealed")
@@ -89,15 +89,15 @@ def copy_snapshot(source: Path, target: Path, expected: str, *, must_be_raft: bo
 
 
 def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raft: bool) -> Snapshot:
-    """Under another name until it is checked; what a run that was cut off left of one is replaced."""
+    """Under another name until it is checked; what an interrupted run left there is replaced."""
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
-        _write(part, pieces)
+        write_new(part, _limited(pieces), 0o600)
         found = check_snapshot(part, expected, must_be_raft=must_be_raft)
         os.link(part, target)
-        sync_folder(target.parent)
+        sync_directory(target.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise SignerError(
@@ -111,32 +111,24 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
     return found
 
 
-def _write(path: Path, pieces: Iterator[bytes]) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        size = 0
-        for piece in pieces:
-            size += len(piece)
-            if size > MAX_FILE:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _limited(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces; raises `OSError` once they are too large together."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_FILE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        yield piece
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        facts = os.fstat(descriptor)
-        file = os.fdopen(descriptor, "rb")
+        file = open_regular(path, follow_links=True)
     except OSError as error:
         raise _unreadable(error.strerror or "it cannot be opened") from None
     with file:
-        if not stat.S_ISREG(facts.st_mode):
-            raise _unreadable("it is no regular file")
-        if facts.st_size > MAX_FILE:
+        if os.fstat(file.fileno()).st_size > MAX_FILE:
             raise _unreadable("it is too large")
         yield file
 
@@ -145,7 +137,7 @@ def _unreadable(why: str) -> BadSnapshot:
     return BadSnapshot("snapshot_unreadable", f"the snapshot cannot be read: {why}", "name a file that you may read")
 
 
-def _digest(file: IO[bytes]) -> tuple[str, int]:
+def _digest(file: BinaryIO) -> tuple[str, int]:
     digest, size = sha256(), 0
     try:
         while piece := file.read(_PIECE):
@@ -159,7 +151,7 @@ def _digest(file: IO[bytes]) -> tuple[str, int]:
 # --- what is inside --------------------------------------------------------------------------------------------------
 
 
-def _read_archive(file: IO[bytes]) -> int:
+def _read_archive(file: BinaryIO) -> int:
     """The raft index of a snapshot that is whole; raises `BadSnapshot`."""
     small: dict[str, bytes] = {}
     sums: dict[str, str] = {}
@@ -193,27 +185,19 @@ def _read_archive(file: IO[bytes]) -> int:
 
 
 def _header(archive: gzip.GzipFile) -> tuple[str, int] | None:
-    """Name and size of the next file of a tar, POSIX.1-1988 ustar; None at its end."""
-    block = _exactly(archive, _BLOCK)
-    if block == bytes(_BLOCK):
+    """Name and size of the next file; None at the end of the archive."""
+    block = _exactly(archive, tarfile.BLOCKSIZE)
+    if block == bytes(tarfile.BLOCKSIZE):
         return None
-    plain = block[:148] + b" " * 8 + block[156:]
-    if block[257:262] != b"ustar" or _octal(block[148:156]) != sum(plain):
+    try:
+        member = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
+    except tarfile.HeaderError:
+        raise _another_form() from None
+    if member.name not in (*_SMALL, _STATE) or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         raise _another_form()
-    name, size = block[:100].rstrip(b"\0").decode("latin-1"), _octal(block[124:136])
-    if name not in (*_SMALL, _STATE) or block[156:157] not in (b"0", b"\0") or any(block[345:500]):
-        raise _another_form()
-    if size is None or size > (MAX_SMALL if name in _SMALL else MAX_FILE):
-        raise _damaged(f"{name} has no possible size")
-    return name, size
-
-
-def _octal(field: bytes) -> int | None:
-    """A number of a tar's header, or None; greater ones, base 256 (over 8 GiB), have their highest bit set."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:])
-    digits = field.strip(b" \0")
-    return int(digits, 8) if digits and all(digit in b"01234567" for digit in digits) else None
+    if not 0 <= member.size <= (MAX_SMALL if member.name in _SMALL else MAX_FILE):
+        raise _damaged(f"{member.name} has no possible size")
+    return member.name, member.size
 
 
 def _content(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
@@ -223,13 +207,13 @@ def _content(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
         piece = _exactly(archive, min(remaining, _PIECE))
         remaining -= len(piece)
         yield piece
-    _exactly(archive, -size % _BLOCK)
+    _exactly(archive, -size % tarfile.BLOCKSIZE)
 
 
 def _check_end(archive: gzip.GzipFile) -> None:
     """Zeros to the end, which also compares the checksum of gzip."""
-    for _ in range(MAX_SMALL // _BLOCK):
-        rest = archive.read(_BLOCK)
+    for _ in range(MAX_SMALL // tarfile.BLOCKSIZE):
+        rest = archive.read(tarfile.BLOCKSIZE)
         if not rest:
             return
         if any(rest):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from signer.api_client import ApiClient
 from signer.errors import BadFormat, SignerError
 from signer.migration.config import CutoverFile, DecommissionFacts
-from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plain
+from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plan_value
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
 from signer.migration.decommission.snapshot import check_snapshot
 from signer.migration.evidence.store import Evidence
@@ -248,7 +248,7 @@ def state_of(found: RemovalReadiness) -> RemovalState:
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread"):
         del inventory[name]
-    return RemovalState(found.ledger.mode, plain(inventory))
+    return RemovalState(found.ledger.mode, plan_value(inventory))
 
 
 # --- the service's answers -------------------------------------------------------------------------------------------

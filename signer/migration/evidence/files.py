@@ -14,6 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from signer.files import open_unread
+
 SUMS: Final = "SHA256SUMS"
 LEDGER: Final = "ledger.json"
 OUTCOME: Final = "outcome.json"
@@ -27,7 +29,7 @@ _LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII
 
 
 class UnexpectedFile(Exception):
-    """`name` is not a file of ours; `what` says why, to go on with the sentence. It never leaves `ops`."""
+    """`name` is not a file of a run; `what` continues the sentence with the reason. It never leaves this package."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)
@@ -88,7 +90,7 @@ def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
 def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
     """The same piece by piece."""
     try:
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_unread(folder / name)
     except OSError as error:
         if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a link
             raise UnexpectedFile(name, "is a link") from None
@@ -137,12 +139,3 @@ def parse_sums(content: bytes) -> dict[str, str]:
 def digest_of(sums: bytes) -> str:
     """The digest of a run's evidence: that of its SHA256SUMS."""
     return "sha256:" + sha256(sums).hexdigest()
-
-
-def sync_folder(path: Path) -> None:
-    """Brings the names in a directory to the disk; raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,9 +3,9 @@
     plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
     versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
 
-Every byte goes through `_write`, and every text before that through the guard (`secretguard.py`). `SHA256SUMS` is
+Every byte goes through `_write`, and every text before that through the guard (`redact.py`). `SHA256SUMS` is
 written last and sums every file but itself and `ledger.json`, which holds the ledger's answer to its digest. Checking
-is in `evidence_check.py`, the page in `evidence_page.py`.
+is in `verify.py`, the page in `page.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from signer.errors import NotFound, SignerError, Unavailable
+from signer.files import open_or_create, sync_directory, write_atomically
 from signer.migration.evidence.files import (
     JSON_LIMIT,
     LEDGER,
@@ -32,11 +33,10 @@ from signer.migration.evidence.files import (
     is_name,
     read_bounded,
     render_sums,
-    sync_folder,
 )
 from signer.migration.evidence.page import render_page
 from signer.migration.evidence.redact import REMOVED, Guard
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 RESERVE: Final = 4 << 20  # bytes: enough for outcome, page, sums and journal of a large run
 SUPERSEDED: Final = "superseded"
@@ -64,14 +64,14 @@ class Evidence:
                 again += 1
                 folder = parent / _run_name(operation, now, again)
             folder.mkdir(mode=0o700)
-            sync_folder(parent)
+            sync_directory(parent)
         except OSError as error:
             raise _unwritable(error) from None
         return cls(folder, guard)
 
     @classmethod
     def open(cls, folder: Path, guard: Guard | None = None) -> Self:
-        """The directory of a run that is taken up again; raises `NotFound`."""
+        """The directory of a run that is resumed; raises `NotFound`."""
         if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
             raise NotFound("evidence_missing", f"there is no run {folder.name}", "see the evidence directory")
         return cls(folder, guard)
@@ -101,7 +101,7 @@ class Evidence:
             cleaned = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
         else:
             cleaned = self.guard.clean(text)
-        self._collect(name, _printable(cleaned).encode())
+        self._collect(name, plain(cleaned, keep="\n\t").encode())
 
     def read_json(self, name: str) -> Any:
         """A file of JSON as it was written, None if there is none; raises `SignerError` if it is damaged."""
@@ -147,19 +147,11 @@ class Evidence:
     def _write(self, name: str, content: bytes, mode: int) -> None:
         """Whole or not at all, and on the disk when this returns."""
         target = self.folder / name
-        temporary = target.with_name(f".{target.name}.new")
         try:
             if target.parent != self.folder and not target.parent.exists():
                 target.parent.mkdir(mode=0o700)
-                sync_folder(self.folder)
-            temporary.unlink(missing_ok=True)
-            try:
-                _fill(temporary, content, mode)
-                temporary.rename(target)
-                sync_folder(target.parent)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+                sync_directory(self.folder)
+            write_atomically(target, content, mode)
         except OSError as error:
             raise _unwritable(error) from None
 
@@ -169,7 +161,7 @@ class Evidence:
         """Takes room on the disk now, so that a disk that fills up meanwhile can still take the outcome."""
         path = self.folder / _RESERVED
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_or_create(path)
             try:
                 os.posix_fallocate(descriptor, 0, size)
                 os.fsync(descriptor)
@@ -277,8 +269,8 @@ class Evidence:
             outcome = read_bounded(self.folder, OUTCOME, JSON_LIMIT)
             self._write(f"{SUPERSEDED}/{number:02}-{OUTCOME}", outcome, 0o600)
             (self.folder / SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{SUMS}")
-            sync_folder(self.folder / SUPERSEDED)
-            sync_folder(self.folder)
+            sync_directory(self.folder / SUPERSEDED)
+            sync_directory(self.folder)
         except UnexpectedFile as error:
             raise SignerError("evidence_damaged", f"{error.name} in the run {error.what}", "move it away") from None
         except OSError as error:
@@ -296,7 +288,7 @@ class Evidence:
             page = render_page(self.run, files)
         except Exception as error:  # noqa: BLE001 - see above; its kind is told and its text is not, which may hold anything
             page = f"<!DOCTYPE html><title>evidence</title><p>No page could be made: {type(error).__name__}</p>\n"
-        return _printable(self.guard.clean(page))
+        return plain(self.guard.clean(page), keep="\n\t")
 
 
 def _run_name(operation: str, now: float, again: int) -> str:
@@ -310,26 +302,6 @@ def _run_name(operation: str, now: float, again: int) -> str:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
-
-
-def _printable(text: str) -> str:
-    """What could steer a terminal, or is no text at all, as an escape."""
-    lines = text.split("\n")
-    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
-
-
-def _escaped(line: str) -> str:
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
-
-
-def _fill(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        os.fchmod(descriptor, mode)
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(descriptor)
 
 
 def check_private(parent: Path) -> None:
@@ -347,5 +319,5 @@ def _unwritable(error: OSError) -> Unavailable:
     return Unavailable(
         "evidence_unwritable",
         f"the evidence cannot be written: {error.strerror or 'input or output failed'}",
-        "free space in the evidence directory, or mend its owner",
+        "free space in the evidence directory, or fix its owner",
     )

@@ -157,7 +157,7 @@ def test_the_age_of_the_policy_is_that_of_the_one_in_force(start_service: StartS
 
     service.write_policy("nonsense")
     os.kill(service.pid, signal.SIGHUP)
-    eventually(lambda: "the old policy stays" in service.log(), "the broken policy is refused")
+    eventually(lambda: "the current policy stays in force" in service.log(), "the broken policy is refused")
     assert younger_than_key() < 0.001
     service.write_policy(STANDARD_POLICY)
     os.kill(service.pid, signal.SIGHUP)

@@ -93,7 +93,7 @@ def test_sighup_reloads_the_policy(start_service: StartService, keyring: KeyRing
     eventually(lambda: service.sign(line, ttl="20m").status == 403, "the new policy is in force")
     service.write_policy("nonsense")
     os.kill(service.pid, signal.SIGHUP)
-    eventually(lambda: "the old policy stays" in service.log(), "the broken policy is refused")
+    eventually(lambda: "the current policy stays in force" in service.log(), "the broken policy is refused")
     assert service.sign(line, ttl="16m").status == 201
 
 

@@ -96,7 +96,7 @@ def test_difference_option_values_are_parsed(pair: Pair, value: str) -> None:
 @pytest.mark.parametrize("value", ["", "two\nlines", "\x1b[2J", "nul\x00"])
 def test_difference_option_values_are_parsed_commands_too(pair: Pair, value: str) -> None:
     said = _sentence(pair, sign("command", role="options", critical_options={"force-command": value}))
-    assert said.startswith("force-command is one line of printable text")
+    assert said.startswith("force-command must be one line of printable text")
 
 
 @pytest.mark.parametrize("value", ["true", True, None, 1.50, {"a": 1}, [1, 2]], ids=str)
@@ -212,7 +212,7 @@ def test_difference_a_forced_command_closes_forwarding(pair: Pair) -> None:
     assert [name for name, _ in theirs.extensions] == ["permit-port-forwarding", "permit-pty"]
     assert [name for name, _ in ours.extensions] == ["permit-pty"]
     both = sign("both", role="wide", critical_options={"force-command": "ls"}, extensions={"permit-user-rc": ""})
-    assert _sentence(pair, both).startswith("permit-user-rc would lead past the forced command")
+    assert _sentence(pair, both).startswith("permit-user-rc would bypass the forced command")
 
 
 def test_difference_a_reason_is_recorded(pair: Pair) -> None:
@@ -343,7 +343,7 @@ def test_difference_the_seal_says_whether_the_keeper_signs(start_service: StartS
     assert service.ask("GET", "/v1/sys/seal-status").json()["sealed"] is True
     refused = service.ask("POST", "/v1/ssh/sign/llmops", {}, identity=IDENTITY)
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-    assert refused.json() == {"errors": ["the keeper does not answer; try again in a second"]}
+    assert refused.json() == {"errors": ["the keeper does not answer; retry in a second"]}
 
 
 def test_difference_head_is_405_for_everybody(pair: Pair) -> None:

@@ -124,7 +124,7 @@ def test_a_draft_that_is_not_the_grant_is_never_signed_and_told_to_the_log(monke
     bench = Bench()
 
     def disobey(*_: object) -> None:
-        raise CertificateMismatch("certificate_differs_from_grant", "the certificate's serial is not the grant's")
+        raise CertificateMismatch("certificate_differs_from_grant", "the certificate differs from its grant: serial")
 
     monkeypatch.setattr("signer.authority.certificates.check_matches_grant", disobey)
     assert code_of(bench.sign()) == "certificate_differs_from_grant"

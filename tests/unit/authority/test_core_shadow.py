@@ -242,7 +242,7 @@ def test_sighup_takes_a_key_that_the_policy_names_and_no_other(tmp_path: Path, k
         "SIGNER_CA_KEY_OWNER": owner,
     }
     bench = Bench(policy=builders.policy(policy_file.read_text()))
-    bench.shadow.take(load_ca_key(key_file, owner))
+    bench.shadow.use_key(load_ca_key(key_file, owner))
     reloader = Reloader(bench.core, load_settings(environ), None, lambda _key: None)
     place(new.private)
     taken = reloader.reload()
@@ -311,7 +311,7 @@ def test_a_certificate_outside_its_grant_is_a_difference_that_names_the_field() 
     forward = bench.send()
     assert code(bench.finish_one(forward, made(forward, principals=("llmops", "root")))) == "vault_outside_grant"
     ((_, vaults, severity),) = bench.told().values()
-    assert vaults.endswith("not what was granted: principals")
+    assert vaults.endswith("outside the grant: principals")
     assert severity == "error"
 
 
@@ -377,7 +377,7 @@ def test_no_difference_is_lost(noted: list[tuple[str, bool, int]]) -> None:
         severity = "error" if is_error else "note"
         body: dict[str, object] = {"role": "r", "field": "f", "ours": "15m", "vault": value, "severity": severity}
         told += [*folding.note(Event("shadow.difference", "a", body), at), *folding.due(at)]
-    told += folding.rest()
+    told += folding.flush()
     counted = Counter[str]()
     for event in told:
         counted[str(event.body["severity"])] += int(str(event.body.get("count", 1)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.limits import MAX_FOLDED, WINDOW, CertificateUsage, Refusals
-from signer.model import Event, Usage
+from signer.authority.limits import MAX_KINDS, MAX_STRANGER_KINDS, UNAUTHENTICATED, WINDOW, CertificateUsage, Refusals
+from signer.model import Event, UsageCounts
 
 
 def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "x") -> Event:
@@ -15,30 +15,30 @@ def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "
 
 def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
     held = CertificateUsage([("a", "r", 100, 400)])
-    assert held.usage("a", "r", 100) == Usage(1, 1)
-    assert held.usage("a", "r", 159) == Usage(1, 1)
-    assert held.usage("a", "r", 160) == Usage(0, 1)
-    assert held.usage("a", "r", 399) == Usage(0, 1)
-    assert held.usage("a", "r", 400) == Usage(0, 0)
+    assert held.usage("a", "r", 100) == UsageCounts(1, 1)
+    assert held.usage("a", "r", 159) == UsageCounts(1, 1)
+    assert held.usage("a", "r", 160) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 399) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 400) == UsageCounts(0, 0)
 
 
 def test_others_certificates_do_not_count() -> None:
     held = CertificateUsage([("a", "r", 100, 400)])
-    assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == Usage()
+    assert held.usage("b", "r", 100) == held.usage("a", "s", 100) == UsageCounts()
 
 
 def test_a_certificate_that_was_never_signed_is_not_live() -> None:
     held = CertificateUsage([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
     held.withhold("a", "r", 100, 300)
-    assert held.usage("a", "r", 100) == Usage(2, 2)
-    assert held.usage("a", "r", 200) == Usage(0, 1)
+    assert held.usage("a", "r", 100) == UsageCounts(2, 2)
+    assert held.usage("a", "r", 200) == UsageCounts(0, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=40), st.integers(0, 700))
 def test_usage_is_what_counting_by_hand_gives(rows: list[tuple[int, int]], now: int) -> None:
     issued = sorted((at, at + ttl) for at, ttl in rows if at <= now)
     held = CertificateUsage(("a", "r", at, end) for at, end in issued)
-    expected = Usage(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
+    expected = UsageCounts(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
     assert held.usage("a", "r", now) == expected
 
 
@@ -66,12 +66,48 @@ def test_counts_are_due_when_their_minute_is_over_and_only_once() -> None:
     assert folding.due(10**9) == []
 
 
-def test_more_kinds_than_can_be_remembered_share_one_line() -> None:
+def test_an_identity_has_kinds_of_its_own_and_the_rest_share_a_count() -> None:
     folding = Refusals()
-    told = [event for number in range(MAX_FOLDED + 500) for event in folding.note(refusal(actor=f"a{number}"), 100)]
-    assert len(told) == MAX_FOLDED + 1
-    (shared,) = folding.rest()
-    assert (shared.actor, shared.body["code"], shared.body["count"]) == ("many", "various", 499)
+    told = [event for n in range(MAX_KINDS + 500) for event in folding.note(refusal(role=f"r{n}"), 100)]
+    assert len(told) == MAX_KINDS + 1
+    assert list(folding.note(refusal(actor="b"), 100)), "another identity's refusal is not hidden"
+    (shared,) = folding.flush()
+    assert (shared.actor, shared.body["code"], shared.body["count"]) == (refusal().actor, "various", 499)
+
+
+def test_audit_b2_strangers_are_told_apart_by_code_and_address_only_and_have_a_small_budget() -> None:
+    folding = Refusals()
+    told = [
+        event
+        for n in range(5_000)
+        for event in folding.note(refusal(actor=UNAUTHENTICATED, role=f"r{n}", address="198.51.100.1"), 100)
+    ]
+    assert len(told) == 1, "a free role name is no kind of its own"
+    told += [
+        event
+        for n in range(5_000)
+        for event in folding.note(refusal(actor=UNAUTHENTICATED, role="r", address=f"198.51.{n // 256}.{n % 256}"), 100)
+    ]
+    assert len(told) <= MAX_STRANGER_KINDS + 1 <= 65
+    counts = folding.flush()
+    assert len(counts) <= MAX_STRANGER_KINDS + 1
+    assert sum(int(str(event.body["count"])) for event in counts) + len(told) == 10_000
+
+
+def test_audit_b3_a_flood_of_strangers_hides_no_identitys_refusal() -> None:
+    folding = Refusals()
+    for n in range(5_000):
+        list(folding.note(refusal(actor=UNAUTHENTICATED, address=f"198.51.{n // 256}.{n % 256}"), 100))
+    assert list(folding.note(refusal(actor="deploy-agent"), 100)) == [refusal(actor="deploy-agent")]
+
+
+def test_a_budget_is_free_again_when_its_window_is_over() -> None:
+    folding = Refusals()
+    for n in range(MAX_STRANGER_KINDS + 10):
+        list(folding.note(refusal(actor=UNAUTHENTICATED, address=f"198.51.100.{n}"), 100))
+    folding.due(100 + WINDOW)
+    other = refusal(actor=UNAUTHENTICATED, address="203.0.113.9")
+    assert list(folding.note(other, 100 + WINDOW)) == [other]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400)), max_size=80))
@@ -80,6 +116,6 @@ def test_no_refusal_is_lost(noted: list[tuple[str, int]]) -> None:
     told = [
         event for actor, at in sorted(noted, key=lambda item: item[1]) for event in folding.note(refusal(actor), at)
     ]
-    told += folding.rest()
+    told += folding.flush()
     counted = sum(1 if event.kind == "request.refused" else int(str(event.body["count"])) for event in told)
     assert counted == len(noted)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.vault_certificates import TOLERANCE, ForeignCertificate, PendingSignature, read_foreign
+from signer.authority.vault_certificates import TOLERANCE, PendingSignature, VaultCertificate, read_vault_certificate
 from signer.errors import CertificateMismatch
 from signer.model import Grant, Returned
 from signer.ssh.publickey import fingerprint_of
@@ -31,14 +31,14 @@ def returned(grant: Grant = GRANT, ca: ForeignCa = CA, **changes: Any) -> Return
     return Returned(ca.certify(ca.fields(grant, NOW, **changes)), CA.blob)
 
 
-def read(**changes: Any) -> ForeignCertificate:
-    return read_foreign(returned(**changes), forward())
+def read(**changes: Any) -> VaultCertificate:
+    return read_vault_certificate(returned(**changes), forward())
 
 
 def fault(answer: Returned, asked: PendingSignature | None = None) -> str:
     """What is wrong with it, in the words of the error."""
     with pytest.raises(CertificateMismatch) as caught:
-        read_foreign(answer, asked or forward())
+        read_vault_certificate(answer, asked or forward())
     assert caught.value.code == "vault_outside_grant"
     return caught.value.text.partition(": ")[2]
 
@@ -58,13 +58,13 @@ def test_what_was_granted_is_taken_with_all_that_vault_chose() -> None:
 def test_any_kind_of_ca_may_have_signed(kind: str) -> None:
     ca = ForeignCa(kind)
     answer = Returned(ca.certify(ca.fields(GRANT, NOW)), ca.blob)
-    assert read_foreign(answer, forward()).ca_fingerprint == fingerprint_of(ca.blob)
+    assert read_vault_certificate(answer, forward()).ca_fingerprint == fingerprint_of(ca.blob)
 
 
 @pytest.mark.parametrize("kind", ["ssh-rsa", "ecdsa-sha2-nistp256", "sk-ssh-ed25519@openssh.com"])
 def test_any_kind_of_user_key_may_be_in_it(kind: str) -> None:
     grant = builders.grant(public_key=builders.public_key(kind))
-    assert read_foreign(returned(grant), forward(grant)).fields.key == grant.public_key.blob
+    assert read_vault_certificate(returned(grant), forward(grant)).fields.key == grant.public_key.blob
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_what_gives_no_more_than_was_granted_is_taken(changes: dict[str, Any]) -
 
 def test_a_grant_without_options_or_extensions_bears_none() -> None:
     bare = builders.grant(critical_options=(), extensions=())
-    assert read_foreign(returned(bare), forward(bare)).fields.extensions == ()
+    assert read_vault_certificate(returned(bare), forward(bare)).fields.extensions == ()
     assert fault(returned(bare, extensions=(("permit-pty", ""),)), forward(bare)) == "extensions"
     assert fault(returned(bare, critical_options=OPTIONS), forward(bare)) == "critical options"
 

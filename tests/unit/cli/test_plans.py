@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from signer.cli.plans import check_approval, load_plan, write_plan
+from signer.cli.runs import show_end
 from signer.errors import ApprovalRefused, BadFile, Unavailable
+from signer.migration.compose import ComposeFailed
 from signer.migration.config import CutoverFile, load_cutover_file, parse_cutover_file
 from signer.migration.plan import Plan
+from signer.migration.runner import RunResult
+from signer.model import RunOutcome
 from tests.parts.cutover_file import GOOD
 
 STEP = {"number": 1, "name": "up", "title": "up", "effect": "CHANGES", "undo": "", "reads": [], "would": []}
@@ -140,3 +144,14 @@ def test_the_plan_of_the_question_is_not_mixed_with_the_result(
     assert "a title" in said.getvalue()
     assert "  now   mode vault\n" in said.getvalue()  # in words, without what is only there to be compared
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_failed_command_printed_is_shown_above_the_hint_to_fix_it(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "\n".join(f"line {number}\x1b[2J" for number in range(30))
+    error = ComposeFailed("compose_failed", "compose ended with status 1", "see the output above", said)
+    result = RunResult(RunOutcome.ROLLED_BACK, error)
+    assert show_end(result, "run", "", 1.0, False, {RunOutcome.ROLLED_BACK: "not cut over"}) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "signer: error: not cut over"
+    assert lines[1:21] == [f"  line {number}\\x1b[2J" for number in range(10, 30)]
+    assert lines[21:] == ["signer: hint: see the output above"]

@@ -11,12 +11,13 @@ from typing import Final
 
 import pytest
 
+from signer import files
 from signer.migration.approval import Approval
 from signer.migration.config import parse_cutover_file
 from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.steps import make_plan, removal_steps
 from signer.migration.decommission.survey import state_of
-from signer.migration.evidence import store as evidence_module
+from signer.migration.evidence import store
 from signer.migration.evidence.verify import check_evidence
 from signer.migration.journal import runs
 from signer.migration.plan import Observation, Step
@@ -36,14 +37,14 @@ class Disk:
 
     def __init__(self, environ: pytest.MonkeyPatch) -> None:
         self.is_full = False
-        whole = evidence_module._fill
+        whole = files.write_atomically
 
         def fill(path: Path, content: bytes, mode: int) -> None:
             if self.is_full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             whole(path, content, mode)
 
-        environ.setattr(evidence_module, "_fill", fill)
+        environ.setattr(store, "write_atomically", fill)
 
 
 ACTIONS: Final = {

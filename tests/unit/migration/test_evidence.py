@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from signer import files
 from signer.errors import NotFound, SignerError
 from signer.migration.evidence import store as evidence_module
 from signer.migration.evidence.files import found_in, numbered
@@ -123,7 +124,7 @@ def test_a_full_disk_leaves_the_old_file_or_none(run: Evidence, monkeypatch: pyt
 
     with monkeypatch.context() as patched:
         if call == "write":
-            patched.setattr(evidence_module, "_fill", half_filled)
+            patched.setattr(files, "write_new", half_filled)
         elif call == "fsync":
             patched.setattr(os, "fsync", full)
         else:

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.migration.evidence.page import render_page
+from signer.migration.evidence.page import parity_of, render_page
 from signer.migration.evidence.store import Evidence
-from signer.migration.evidence.tables import parity_of
 from tests.parts.evidence import BEGAN, HOSTS, OURS, VAULTS, fill, plan
 
 ROOT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from signer.errors import BadFile
 from signer.migration.import_role import comment, import_role, toml_text
-from signer.migration.import_vault import FILL_IN, Imported, import_vault, write_new
+from signer.migration.import_vault import FILL_IN, Imported, import_vault, write_policy
 from signer.model import PublicKey, Role
 from signer.policy.file import parse_policy
 from signer.units import plain
@@ -304,13 +304,13 @@ def test_a_comment_is_one_line_of_comment(text: str) -> None:
 
 def test_a_file_that_exists_is_never_written(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
-    write_new(path, "new\n")
+    write_policy(path, "new\n")
     assert path.read_text() == "new\n"
     with pytest.raises(BadFile) as caught:
-        write_new(path, "other\n")
+        write_policy(path, "other\n")
     assert (caught.value.code, path.read_text()) == ("target_exists", "new\n")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadFile):
-        write_new(link, "other\n")
+        write_policy(link, "other\n")
     assert not (tmp_path / "nowhere").exists()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Refused
-from signer.model import Approval, Grant, Limits, Role, SignRequest, Usage
+from signer.model import Approval, Grant, Limits, Role, SignRequest, UsageCounts
 from signer.policy.decide import decide, explain
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals, rule_name
 from tests.parts import builders
@@ -136,7 +136,7 @@ def test_a_ttl_within_the_role_is_granted_to_the_second(ttl: int) -> None:
 
 def test_the_sentence_about_a_ttl_names_both_numbers_and_the_place_to_change() -> None:
     refused = refusal(ask(ttl=7200))
-    assert refused.text == "ttl is above the role's maximum: 2h asked, 30m allowed"
+    assert refused.text == "ttl is above the role's maximum: 2h requested, 30m allowed"
     assert "roles.llmops.max_ttl" in refused.hint
 
 
@@ -234,16 +234,16 @@ def test_a_reason_is_wanted_where_the_role_wants_one_and_is_one_line() -> None:
 
 def test_limits_refuse_from_the_number_that_they_name() -> None:
     limited = role(limits=Limits(per_minute=3, live=5))
-    assert grant(allowed=limited, usage=Usage(2, 4)).ttl == 900
-    assert refusal(allowed=limited, usage=Usage(3, 0)).code == "rate_limited"
-    assert refusal(allowed=limited, usage=Usage(0, 5)).code == "too_many_live"
+    assert grant(allowed=limited, usage=UsageCounts(2, 4)).ttl == 900
+    assert refusal(allowed=limited, usage=UsageCounts(3, 0)).code == "rate_limited"
+    assert refusal(allowed=limited, usage=UsageCounts(0, 5)).code == "too_many_live"
 
 
 def test_a_grant_that_needs_a_human_is_refused_with_a_sentence_until_approvals_exist() -> None:
     approved = role(approval=Approval(frozenset({"agent"}), ("operators",), 600))
     refused = refusal(allowed=approved)
     assert refused.code == "approval_not_available"
-    assert refused.text == "agents need the approval of operators, and approvals are not built yet"
+    assert refused.text == "agents need the approval of operators, which this version does not offer"
     assert grant(allowed=approved, who=identity(kind="human")).kind == "human"
 
 
@@ -308,12 +308,12 @@ ROLES = st.builds(
 )
 KEYS = st.sampled_from([public_key(), public_key("ssh-rsa/2048"), public_key("ecdsa-sha2-nistp256")])
 ADDRESSES = st.sampled_from([None, "192.0.2.7", "2001:db8::7"])
-USAGES = st.builds(Usage, st.integers(0, 4), st.integers(0, 4))
+USAGES = st.builds(UsageCounts, st.integers(0, 4), st.integers(0, 4))
 
 
 @given(ASKS, ROLES, KEYS, ADDRESSES, USAGES)
 def test_deciding_and_explaining_agree_and_explaining_names_every_rule(
-    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: Usage
+    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: UsageCounts
 ) -> None:
     explained = list(explain(identity(), allowed, asked, key, address, usage))
     assert [finding.rule for finding, _ in explained] == [rule_name(rule) for rule in RULES]
@@ -331,7 +331,7 @@ def test_deciding_and_explaining_agree_and_explaining_names_every_rule(
 
 @given(ASKS, ROLES, KEYS, ADDRESSES, USAGES)
 def test_no_request_gets_more_than_its_role_allows_or_less_than_it_pins(
-    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: Usage
+    asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: UsageCounts
 ) -> None:
     try:
         made = decide(identity(), allowed, asked, key, address, usage)

@@ -13,7 +13,7 @@ from signer.ledger.audit import rebuild, verify
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event, Filter
-from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, Record, read_command
+from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, RecordOperation, read_command
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, policy, sign
@@ -22,8 +22,8 @@ from tests.parts.events import issued
 PLAN, EVIDENCE = "sha256:" + "0a" * 32, "sha256:" + "0b" * 32
 
 
-def record(who: str = "operator", **fields: str) -> Record:
-    return Record(caller(who), OperationBody(**{"operation": "cutover", "outcome": "applied", **fields}))  # type: ignore[arg-type]
+def record(who: str = "operator", **fields: str) -> RecordOperation:
+    return RecordOperation(caller(who), OperationBody(**{"operation": "cutover", "outcome": "applied", **fields}))  # type: ignore[arg-type]
 
 
 def listed(bench: Bench, evidence: str | None = None, before: int | None = None, limit: int = 50) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_anything_else_is_refused_and_named(changes: dict[str, object]) -> None:
     sent = json.dumps({"operation": "cutover", "outcome": "applied", **changes}).encode()
     header = {"op": "record", "token": "t", "address": None, "request_id": "r-1"}
     command = read_command(header, sent, lambda _caller: None)
-    assert isinstance(command, Record)
+    assert isinstance(command, RecordOperation)
     assert isinstance(command.operation, BadRequest)
     assert command.operation.code == "field_malformed"
     assert next(iter(changes)) in command.operation.text
@@ -132,9 +132,9 @@ def test_recording_needs_its_right_and_so_does_reading() -> None:
 def test_a_field_at_fault_is_told_to_who_may_record_only() -> None:
     bench = Bench()
     wrong = BadRequest("field_malformed", "field 'plan': wrong")
-    assert code_of(bench.ask(Record(caller("operator"), wrong))[0]) == "field_malformed"
-    assert code_of(bench.ask(Record(caller("stranger"), wrong))[0]) == "not_permitted"
-    assert code_of(bench.ask(Record(caller(None), wrong))[0]) == "token_missing"
+    assert code_of(bench.ask(RecordOperation(caller("operator"), wrong))[0]) == "field_malformed"
+    assert code_of(bench.ask(RecordOperation(caller("stranger"), wrong))[0]) == "not_permitted"
+    assert code_of(bench.ask(RecordOperation(caller(None), wrong))[0]) == "token_missing"
 
 
 def test_a_token_in_a_reason_is_not_kept() -> None:

@@ -12,6 +12,15 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sort
 # The one module that may read or make a private key with `cryptography`.
 PRIVATE_KEYS = Path("ca/key.py")
 PRINTERS = {Path("cli/output.py"), Path("safe_session/output.py")}
+# Calls that decide whether a link is followed, a file is synced or a lock is taken, and who else makes them.
+FILE_CALLS = {"O_NOFOLLOW", "O_EXCL", "O_CREAT", "O_TMPFILE", "O_NONBLOCK", "O_DIRECTORY", "flock", "lockf", "mkstemp"}
+SYNCERS = {
+    "files.py": "",
+    "ca/key.py": "writes the bytes of a key to an open descriptor",
+    "migration/evidence/store.py": "syncs the room that it reserves",
+    "migration/journal.py": "syncs the lines of a file that stays open",
+}
+OPENERS = {"files.py": "", "safe_session/settings.py": "imports no module of ours that could slow a login down"}
 
 
 def names(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -39,6 +48,14 @@ def test_one_module_touches_private_keys() -> None:
 def test_printing_is_done_in_one_place_for_each_command() -> None:
     uses = [(path, line) for path, tree in TREES.items() for name, line in names(tree) if name == "print"]
     assert {path for path, _ in uses} <= PRINTERS, uses
+
+
+def test_files_are_opened_and_synced_in_one_place() -> None:
+    def users(wanted: set[str]) -> set[str]:
+        return {str(path) for path, tree in TREES.items() for name, _ in names(tree) if name in wanted}
+
+    assert users(FILE_CALLS) == set(OPENERS)
+    assert users({"fsync", "fdatasync"}) == set(SYNCERS)
 
 
 def test_safe_session_imports_the_standard_library_and_nothing_else_from_outside() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.units import parse_duration, render_duration
+from signer.units import parse_duration, plain, render_duration
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,23 @@ def test_no_text_raises_anything_but_value_error(text: str) -> None:
         return
     assert seconds >= 0
     assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("role llmops, ünïcode", "role llmops, ünïcode"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("one\r\ntwo\t", "one\\r\\ntwo\\t"),
+        ("\u202e\ud800", "\\u202e\\ud800"),
+        (17, "17"),
+    ],
+)
+def test_what_could_control_a_terminal_is_an_escape(text: object, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_some_characters_can_stay_and_the_others_become_what_the_caller_says() -> None:
+    assert plain("a\tb\x1b\n", keep="\n\t") == "a\tb\\x1b\n"
+    assert plain("a\tb\x1b\n", instead="?") == "a?b??"
+    assert plain("a\tb\x1b\n", keep="\t", instead="") == "a\tb"

@@ -126,7 +126,7 @@ def test_the_one_who_would_be_too_many_is_told_at_once(vault: Vault, clock: Cloc
 
 def test_while_answers_are_slow_fewer_may_wait(vault: Vault, clock: Clock) -> None:
     vault.may_go_on.clear()
-    pool, _ = start(vault, most_when_slow=3)
+    pool, _ = start(vault, max_when_slow=3)
     for key in range(5):
         pool.submit(key, GRANT)
     clock.now += signing_pool.SLOW_AFTER
@@ -142,7 +142,7 @@ def test_while_answers_are_slow_fewer_may_wait(vault: Vault, clock: Clock) -> No
 
 def test_one_may_always_wait_however_slow_it_is(vault: Vault, clock: Clock) -> None:
     vault.may_go_on.clear()
-    pool, _ = start(vault, most_when_slow=1)
+    pool, _ = start(vault, max_when_slow=1)
     pool.submit(1, GRANT)
     clock.now += signing_pool.DEADLINE
     assert codes(pool.collect()) == {1: "vault_slow"}
