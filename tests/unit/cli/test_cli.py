@@ -350,7 +350,7 @@ def test_verbs_that_read_settings_warn_once_of_an_unknown_one(
 ) -> None:
     monkeypatch.setenv("SIGNER_DATADIR", "/x")
     ran = run(*words.split())
-    warning = "signer: warning: SIGNER_DATADIR is no setting, did you mean SIGNER_DATA_DIR\n"
+    warning = "signer: warning: SIGNER_DATADIR is not a setting, did you mean SIGNER_DATA_DIR\n"
     assert (ran.status, ran.err.count(warning)) == (0, int(reads))
 
 
