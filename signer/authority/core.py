@@ -329,6 +329,7 @@ class Core:
         return self._state
 
     def _read_state(self, now: int) -> _State:
+        self._latest = max(self._latest, now)  # what is left out now may count again if the clock is set back
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
         rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._pending]
