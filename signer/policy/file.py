@@ -63,12 +63,14 @@ def load_policy(path: Path) -> Policy:
 def _check_writers(facts: os.stat_result) -> None:
     """Raises `BadFile` if other users can write the policy, and so grant themselves any certificate."""
     check_regular(facts)
-    if facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
-        raise BadFile(
-            "policy_file_writable",
-            f"other users can write the policy file (owner {facts.st_uid}, mode {stat.S_IMODE(facts.st_mode):04o})",
-            "check its content, then run `chown root` and `chmod go-w` on it",
-        )
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid not in (0, os.geteuid()):
+        problem = f"the policy file belongs to uid {facts.st_uid}, which can change it"
+    elif mode & 0o022:
+        problem = f"other users can write the policy file (mode {mode:04o})"
+    else:
+        return
+    raise BadFile("policy_file_writable", problem, "check its content, then run `chown root` and `chmod go-w` on it")
 
 
 def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import SignerError, Unavailable
-from signer.protocol.operations import OperationName, OutcomeName
 
 
 class Reply(BaseModel):
@@ -117,8 +116,8 @@ class OperationRow(Recorded):
     """A recorded operation on the platform."""
 
     actor: Annotated[str, Field(description="the identity that recorded it")]
-    operation: OperationName
-    outcome: OutcomeName
+    operation: str
+    outcome: str
     plan: Annotated[str, Field(description="sha256:… of the plan, or empty")]
     evidence: Annotated[str, Field(description="sha256:… of the evidence, or empty")]
     reason: str
@@ -259,9 +258,12 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
 
 def encode_reply(reply: Reply | SignerError) -> bytes:
     """Encodes a reply or an error as a message."""
-    if isinstance(reply, SignerError):
-        reply = Error(code=reply.code, text=reply.text, hint=reply.hint, facts=dict(reply.facts))
-    return type(reply).__name__.encode() + b"\n" + reply.as_json()
+    try:
+        if isinstance(reply, SignerError):
+            reply = Error(code=reply.code, text=reply.text, hint=reply.hint, facts=dict(reply.facts))
+        return type(reply).__name__.encode() + b"\n" + reply.as_json()
+    except ValueError:  # text that is not UTF-8, or a value that JSON lacks: it must not end the keeper
+        return encode_reply(Unavailable("internal_error", "internal error", "see the service's log"))
 
 
 def decode_reply(message: bytes) -> Reply:

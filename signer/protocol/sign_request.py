@@ -27,6 +27,8 @@ from signer.units import parse_duration
 
 MAX_BODY: Final = 64 * 1024  # bytes
 MAX_TTL_SECONDS: Final = 2**31
+MAX_SHOWN_NAMES: Final = 64  # unknown fields that a warning names
+MAX_SHOWN_NAME: Final = 64  # characters of each
 MAX_VALUES: Final = 8  # JSON values in one body; the first one counts
 MAX_NESTING: Final = 32  # levels of lists and objects in a map
 _BLANK: Final = " \t\r\n"
@@ -203,7 +205,8 @@ def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
     """Vault's warnings about fields that the path ignores."""
     warnings = []
     if unknown := sorted(well_formed(name) for name in fields.keys() - _SIGN_FIELDS - {"role"}):
-        warnings.append(f"Endpoint ignored these unrecognized parameters: [{' '.join(unknown)}]")
+        names = " ".join(name[:MAX_SHOWN_NAME] for name in unknown[:MAX_SHOWN_NAMES])
+        warnings.append(f"Endpoint ignored these unrecognized parameters: [{names}]")
     if "role" in fields:
         warnings.append(
             "Endpoint replaced the value of these parameters with the values captured from the endpoint's path: [role]"

@@ -185,6 +185,7 @@ def test_a_serial_that_is_no_number_is_refused(client: FlaskClient, serial: str)
         (b'{"scope":"all"}', "reason"),
         (b'{"scope":5,"reason":"r"}', None),
         (b'{"scope":"all","reason":""}', "reason"),
+        (b'{"scope":"all","reason":5}', "reason"),
         (b'{"scope":"all","reason":"r","extra":1}', "extra"),
         (b'{"scope":"' + b"x" * 257 + b'","reason":"r"}', "scope"),
         (b"[]", None),

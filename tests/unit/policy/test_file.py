@@ -338,6 +338,7 @@ def test_a_policy_belongs_to_root_or_to_the_user_that_reads_it(tmp_path: Path, m
     with pytest.raises(BadFile) as caught:
         load_policy(path)
     assert caught.value.code == "policy_file_writable"
+    assert f"belongs to uid {path.stat().st_uid}" in caught.value.text
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid)
     assert load_policy(path) == parse_policy(policy_text().encode())
 
