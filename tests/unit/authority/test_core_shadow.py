@@ -413,9 +413,11 @@ def test_the_promises_of_mode_vault_hold_after_each_of_many_random_steps() -> No
     seed = os.environ.get("SIGNER_RANDOM_SEED") or str(random.SystemRandom().randrange(2**32))
     print(f"repeat with SIGNER_RANDOM_SEED={seed}")
     episode = ShadowEpisode(seed, Memory())
-    while episode.commands < 2_000:
+    everywhere = {"certificate.issued", "shadow.difference", "shadow.repeated"}
+    # The run is worth its name only if it went everywhere; one in twenty needs more than 2,000 commands for it.
+    while episode.commands < 2_000 or (not everywhere <= set(episode.store.kinds()) and episode.commands < 40_000):
         episode.step()
     episode.store.fail = ""
     episode.core.end()
-    assert {"certificate.issued", "shadow.difference", "shadow.repeated"} <= set(episode.store.kinds())
+    assert everywhere <= set(episode.store.kinds())
     assert episode.key.signed == []
