@@ -101,7 +101,7 @@ def _rule_certificate_type(case: Case) -> str:
     if case.ask.cert_type == "user":
         return "user"
     if case.ask.cert_type == "host":
-        raise Refused("cert_type_not_allowed", "host certificates are not issued here", "ask for cert_type user")
+        raise Refused("cert_type_not_allowed", "signer issues no host certificates", "ask for cert_type user")
     raise Refused("cert_type_unknown", "cert_type must be user", "leave cert_type out")
 
 

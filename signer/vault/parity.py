@@ -323,7 +323,7 @@ def _role_key_ids(vaults: VaultRole, role: Role) -> Iterator[Difference]:
 
 def _role_rest(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     for field, why in (
-        ("allow_host_certificates", "host certificates are not issued here"),
+        ("allow_host_certificates", "signer issues no host certificates"),
         ("allow_empty_principals", "a certificate without principals is never issued here"),
     ):
         if vaults.flag(field):
