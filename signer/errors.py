@@ -83,4 +83,4 @@ class BadKeyFile(SignerError):
 
 
 class CertificateMismatch(SignerError):
-    """A certificate about to be signed differs from its grant: a fault of ours, never of the caller."""
+    """A certificate about to be signed differs from its grant: an internal error, never an error of the caller."""

@@ -119,7 +119,7 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
     """
     if not target.is_absolute() or ".." in target.parts:
         raise RefusedTarget(
-            "target_not_absolute", "the target is no absolute path, or has .. in it", "name it from / on"
+            "target_not_absolute", "the target is not an absolute path, or has .. in it", "name it from / on"
         )
     try:
         _check_path(target, sticky_too=sticky_too)
