@@ -1,8 +1,8 @@
-"""The native API as the operator's commands ask it: readiness, certificates, the record of what was done.
+"""Client of the native API for the operator's commands: readiness, certificates, recorded operations.
 
-Addresses and their rules are those of `safe-session`: https, a unix socket, or plain http to this machine only. Every
-call ends in time, is sent once, and every fault is a `SignerError`; a problem of the service's keeps its code and
-hint. The token is read from its file at each call and is in no error. For one thread at a time.
+Addresses follow the rules of `safe-session`: https, a unix socket, or plain http to this machine only. Every call is
+bounded in time and sent once; every failure is a `SignerError`, with the code and hint of the service's own problem.
+The token is read from its file at each call and is in no error. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from signer.http import Watch, new_session
 from signer.units import plain
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
-LOOKS_WITHIN: Final = 3.0  # seconds for one look at /readyz
-PAUSE: Final = 0.1  # seconds between two looks
+LOOKS_WITHIN: Final = 3.0  # seconds for one GET /readyz
+PAUSE: Final = 0.1  # seconds between two polls
 PAGE: Final = 200
 _CODE: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _KINDS: Final[dict[int, type[SignerError]]] = {
@@ -38,7 +38,7 @@ _KINDS: Final[dict[int, type[SignerError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What /readyz says: the mode and whose keys if ready, else `code` and `text`."""
+    """The answer of /readyz: mode, CA and policy if ready, else `code` and `text`."""
 
     ready: bool
     mode: str = ""
@@ -49,9 +49,9 @@ class Readiness:
 
 
 class ApiClient:
-    """The service at `address`, for the bearer of the token in `token_file`; `BadSettings` if either cannot be.
+    """A client of the service at `address` with the token in `token_file`; raises `BadSettings` if either is invalid.
 
-    For use in a `with` statement: each client has a thread, which ends with the block.
+    For use in a `with` statement: each client has a watcher thread, which ends with the block.
     """
 
     def __init__(self, address: str, token_file: Path, *, setting: str = "signer") -> None:
@@ -71,13 +71,13 @@ class ApiClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the watching thread."""
+        """Ends the watcher thread."""
         self._watch.close()
 
-    # --- what can be asked --------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     def ready(self, *, within: float = LOOKS_WITHIN) -> Readiness:
-        """What the service says of itself, also that it is not ready; raises only if it does not say."""
+        """The service's readiness, also when it is not ready; raises only without a valid answer."""
         status, answer = self._send("GET", "/readyz", None, within, with_token=False)
         if status == 200 and answer.get("ready") is True:
             mode, ca, policy = (str(answer.get(name, "")) for name in ("mode", "ca_fingerprint", "policy"))
@@ -88,9 +88,9 @@ class ApiClient:
         return Readiness(False, code=problem.code, text=problem.text)
 
     def wait_ready(self, mode: str, ca_fingerprint: str | None, within: float) -> Readiness:
-        """The first answer that it is ready in `mode`, with that CA key unless None; raises `Unavailable`.
+        """Waits until the service is ready in `mode`, with that CA key unless None; raises `Unavailable`.
 
-        `within` is seconds. A service that is down, or still the one before, is waited for, whatever answers for it.
+        `within` is seconds. A service that is down, or still in its previous mode, is polled until then.
         """
         deadline = time.monotonic() + within
         while True:
@@ -110,11 +110,11 @@ class ApiClient:
         return self._ask("POST", f"/api/sign/{quote(role, safe='')}", dict(body))
 
     def certificate(self, serial: int | str) -> dict[str, Any]:
-        """Everything that was recorded of one certificate; raises `NotFound`."""
+        """The full record of one certificate; raises `NotFound`."""
         return self._ask("GET", f"/api/certificates/{quote(str(serial), safe='')}")
 
     def certificates(self, **filters: str | int | bool) -> Iterator[dict[str, Any]]:
-        """Rows, newest first, page after page as they are taken; filters as in the API, `limit` is that of a page."""
+        """Rows, newest first, fetched page by page; filters as in the API, `limit` is the page size."""
         return self._rows("/api/certificates", "certificates", filters)
 
     def head(self) -> dict[str, Any]:
@@ -124,18 +124,18 @@ class ApiClient:
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
     ) -> dict[str, Any]:
-        """Has the ledger hold what was done; the entry, which is on the disk by then.
+        """Records an operation in the ledger and returns the entry, which is on disk by then.
 
-        Sent once: where the answer is lost (`service_closed`, `service_slow`), `operations` says whether it is there.
+        Sent once: if the answer is lost (`service_closed`, `service_slow`), `operations` shows whether it was recorded.
         """
         body = {"operation": operation, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason}
         return self._ask("POST", "/api/operations", dict(body))
 
     def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
-        """What operators did, newest first; all of it, or what has this evidence."""
+        """Recorded operations, newest first; all of them, or those with this evidence digest."""
         return list(self._rows("/api/operations", "operations", {} if evidence is None else {"evidence": evidence}))
 
-    # --- how ----------------------------------------------------------------------------------------------------------
+    # --- transport ----------------------------------------------------------------------------------------------------
 
     def _rows(self, path: str, name: str, filters: Mapping[str, str | int | bool]) -> Iterator[dict[str, Any]]:
         query = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filters.items()}
@@ -162,7 +162,7 @@ class ApiClient:
     def _send(
         self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool = True
     ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one request, on a connection of its own: the service may be another one by the next."""
+        """Status and JSON of one request, on its own connection: the service may be replaced between two requests."""
         headers = {"Connection": "close", "Accept": "application/json", "User-Agent": "signer"}
         if with_token:
             headers["Authorization"] = f"Bearer {self._read_token()}"
@@ -182,7 +182,7 @@ class ApiClient:
         except requests.exceptions.SSLError:
             raise Unavailable(
                 "service_tls",
-                f"nobody we trust vouches for the certificate of {self._address.text}",
+                f"the TLS certificate of {self._address.text} is not trusted",
                 f"set SSL_CERT_FILE to the authority that signed it, or check {self._setting}.address",
             ) from None
         except requests.exceptions.ConnectionError:
@@ -198,7 +198,7 @@ class ApiClient:
         return answer.status_code, found
 
     def _connect(self, within: float) -> socket.socket:
-        """Connected, to no other machine in the clear; raises `Unavailable`. `within` is seconds for each address."""
+        """A connected socket, never to another machine in clear text; raises `Unavailable`. `within` is per address."""
         address, failure = self._address, OSError("no address")
         try:
             if address.scheme == "unix":
@@ -226,18 +226,18 @@ class ApiClient:
         if isinstance(error, PermissionError):
             return Unavailable("service_forbidden", f"not allowed to connect to {place}", "check who may open it")
         if isinstance(error, TimeoutError):
-            return Unavailable("service_unreachable", f"{place} does not take the connection", self._hint)
+            return Unavailable("service_unreachable", f"{place} did not accept the connection in time", self._hint)
         if isinstance(error, ConnectionError | FileNotFoundError):
             return Unavailable("service_down", f"cannot reach the signing service at {place}: {reason}", self._hint)
         return Unavailable("service_unreachable", f"cannot reach the signing service at {place}: {reason}", self._hint)
 
     def _problem(self, status: int, answer: Mapping[str, Any]) -> SignerError:
-        """The service's own problem, its code and hint kept; of anything else, that it is no answer of ours."""
+        """The service's own problem with its code and hint, or `not_our_service` for any other answer."""
         code, text, hint = (answer.get(name) for name in ("code", "detail", "hint"))
         if not isinstance(code, str) or _CODE.fullmatch(code) is None or not isinstance(text, str):
             return self._not_ours(f"status {status}")
         kind = _KINDS.get(status, BadRequest if 400 <= status < 500 else SignerError)
-        token = self._read_token()  # a service that is not ours might tell it back
+        token = self._read_token()  # a foreign service might echo it
         return kind(code, _without(token, text), _without(token, hint) if isinstance(hint, str) else "")
 
     def _slow(self, within: float) -> Unavailable:
@@ -257,7 +257,7 @@ class ApiClient:
 
 
 def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within: float) -> Unavailable:
-    """What was wrong at the last look."""
+    """The error that describes the last poll."""
     waited = f"after {within:.0f} s the service"
     if not seen.ready:
         return Unavailable(
@@ -292,12 +292,12 @@ def _base(address: Address) -> str:
 
 
 def _authorities() -> Path | None:
-    """Who may vouch for a certificate: SSL_CERT_FILE, or the system's authorities, as for `safe-session`."""
+    """The trusted authorities: SSL_CERT_FILE, or the system's, as for `safe-session`."""
     known = ssl.get_default_verify_paths()
     found = known.cafile or known.capath
     return Path(found) if found else None
 
 
 def _without(token: str, text: str) -> str:
-    """Text of the other side's, fit to be shown."""
+    """The service's text without the token, safe to print."""
     return plain(text.replace(token, "…"), instead="?")[:600]

@@ -353,7 +353,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("plan_of_another_operation", "the plan belongs to another operation", "apply it with its own command"),
         _local("plan_unreadable", "the plan file cannot be read or is not a plan", "create a plan"),
         _local("plan_unwritable", "the plan file cannot be written", "name another file"),
-        _local("rollback_unfinished", "a run was interrupted while it rolled back",
+        _local("rollback_unfinished", "a run was interrupted during its rollback",
                "run `signer cutover rollback --config FILE`"),
         _local("run_in_progress", "another process is changing the platform", "wait until it has finished"),
         _local("run_unfinished", "a run of another plan is unfinished",

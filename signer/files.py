@@ -1,8 +1,8 @@
-"""Opening, reading, locking and writing files with care, for every module but `safe-session`.
+"""Safe opening, reading, locking and writing of files, for every module but `safe-session`.
 
-No link is followed unless the caller says so, no pipe or device is waited for, and what is checked is the open file,
-never the path. Functions raise `OSError`, to which each caller gives its own code; those that raise a `SignerError`
-say so. Only `ca/key.py` writes the bytes of a key, to descriptors from here.
+Links are followed only on request, pipes and devices never block, and checks apply to the open file, not to the path.
+Functions raise `OSError`, which each caller maps to its own code, or a `SignerError` where their docstring names it.
+Only `ca/key.py` writes the bytes of a key, to descriptors from here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_TOKEN: Final = 4096  # bytes
 
 
 def open_unread(path: Path, *, follow_links: bool = False) -> int:
-    """A descriptor for reading; without waiting at a pipe, and nothing is checked yet."""
+    """A descriptor for reading, not checked yet; does not block on a pipe."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
 
 
@@ -36,7 +36,7 @@ def check_regular(facts: os.stat_result) -> None:
 def open_regular(
     path: Path, *, check: Callable[[os.stat_result], None] = check_regular, follow_links: bool = False
 ) -> BinaryIO:
-    """The file, open for reading, once `check` has taken the status of the open file; raises what `check` raises."""
+    """Opens the file for reading and passes its status to `check`, whose errors are raised."""
     descriptor = open_unread(path, follow_links=follow_links)
     try:
         check(os.fstat(descriptor))
@@ -49,26 +49,26 @@ def open_regular(
 def read_bounded(
     path: Path, limit: int, *, check: Callable[[os.stat_result], None] = check_regular, follow_links: bool = False
 ) -> bytes:
-    """The content as far as one byte over `limit`, so that the caller can see that a file is too large."""
+    """At most `limit` + 1 bytes of the content, so that the caller can detect a file that is too large."""
     with open_regular(path, check=check, follow_links=follow_links) as file:
         return file.read(limit + 1)
 
 
 def read_owned(path: Path, limit: int, name: str) -> bytes:
-    """As `read_bounded`, through links, of a file that says which commands are run; also raises `BadFile`.
+    """As `read_bounded`, following links, for a file that names commands to run; also raises `BadFile`.
 
-    It belongs to this user or root, and no other user may write it, but for the members of this user's own group.
+    The file must belong to this user or root and be writable by no other user, except members of this user's group.
     """
 
     def check(facts: os.stat_result) -> None:
         check_regular(facts)
-        groups = (0, os.getegid())  # where each user has a group, that one may well write
+        groups = (0, os.getegid())  # with one group per user, group write is harmless
         is_others = facts.st_mode & 0o002 or (facts.st_mode & 0o020 and facts.st_gid not in groups)
         if facts.st_uid not in (0, os.geteuid()) or is_others:
             raise BadFile(
                 "file_not_private",
-                f"{name} belongs to another user, or others may write it: its commands could be theirs",
-                "look at it, then chown it and chmod 0600",
+                f"{name} belongs to another user, or other users may write it",
+                "check its content, then chown it and chmod 0600",
             )
 
     return read_bounded(path, limit, check=check, follow_links=True)
@@ -77,8 +77,8 @@ def read_owned(path: Path, limit: int, name: str) -> bytes:
 def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reader: str = "you") -> str:
     """The one word in a regular file that only its owner may use, named by `setting`; raises `BadSettings`.
 
-    Codes begin with `vault_token` or `signer_token`, as `is_vaults` says whose token it is; no error contains anything
-    of the content. `reader` is who has to be able to read the file.
+    Codes begin with `vault_token` if `is_vaults`, else `signer_token`; no error contains any of the content. `reader`
+    names the user who must be able to read the file.
     """
 
     def check(facts: os.stat_result) -> None:
@@ -110,15 +110,15 @@ def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reade
 
 
 def open_or_create(path: Path, *, append: bool = False) -> int:
-    """A descriptor of a file that is kept open, such as a journal or a lock; a new one has mode 0600."""
+    """A descriptor of a file that stays open, such as a journal or a lock; a new file has mode 0600."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags | (os.O_APPEND if append else 0), 0o600)
 
 
 def write_new(path: Path, content: bytes | Iterator[bytes], mode: int) -> None:
-    """Writes a file that must not exist, whole or not at all, and syncs it; the directory is the caller's to sync.
+    """Writes a file that must not exist, whole or not at all, and syncs it; the caller syncs the directory.
 
-    The process's umask applies, unless `mode` gives rights to the owner alone.
+    The umask applies unless `mode` grants rights only to the owner.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
@@ -136,10 +136,10 @@ def write_new(path: Path, content: bytes | Iterator[bytes], mode: int) -> None:
 
 
 def write_atomically(path: Path, content: bytes, mode: int, *, temporary: str | None = None) -> None:
-    """Writes the file whole or leaves the old one; file and name are synced when this returns.
+    """Replaces the file as a whole or keeps the old one; file and name are synced when this returns.
 
-    `temporary` names the file beside it that is written first, `.NAME.new` by default. One that is left over from a
-    crash is replaced, so two processes may not use the same name at once.
+    `temporary` names the file beside it that is written first, `.NAME.new` by default. One left by a crash is
+    replaced, so two processes must not use the same name at once.
     """
     first = path.with_name(temporary or f".{path.name}.new")
     first.unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def open_directory(path: Path) -> int:
 
 
 def sync_directory(directory: Path | int) -> None:
-    """Syncs the names in a directory to the disk; it is given by path or by descriptor."""
+    """Syncs the names in a directory, given by path or by descriptor."""
     if isinstance(directory, int):
         os.fsync(directory)
         return
@@ -173,9 +173,9 @@ def sync_directory(directory: Path | int) -> None:
 
 
 def lock(descriptor: int) -> bool:
-    """Takes the exclusive lock on an open file or directory, without waiting; False if another process has it.
+    """Locks an open file or directory exclusively, without waiting; False if another process has it.
 
-    The lock is held until every copy of the descriptor is closed.
+    The lock lasts until every copy of the descriptor is closed.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,7 +185,7 @@ def lock(descriptor: int) -> bool:
 
 
 def create_unnamed(directory: int, mode: int) -> int:
-    """A descriptor of a new file without a name, which vanishes when it is closed; root owns it if root makes it."""
+    """A descriptor of a new file without a name, deleted when closed; owned by root if created by root."""
     descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory)
     try:
         os.fchmod(descriptor, mode)

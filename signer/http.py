@@ -1,7 +1,7 @@
-"""HTTP with an end: calls through `requests` that take bounded time and bounded memory, whatever the other side does.
+"""HTTP calls through `requests` with bounded time and memory.
 
-The time limit of `requests` is one for each piece that arrives, so a server that sends a byte a second can hold a
-thread for days. Here a call has one limit for all of it: a watching thread shuts the connection down under it.
+The time limit of `requests` applies to each read, so a server that sends a byte a second can hold a thread for days.
+Here one limit covers the whole call: a watcher thread shuts the connection down at the deadline.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 MAX_BODY: Final = 1024 * 1024  # bytes
-CONNECT_WITHIN: Final = 1.0  # seconds; of a TLS handshake, too
-LOOK_EVERY: Final = 0.2  # seconds between two looks at what runs
+CONNECT_WITHIN: Final = 1.0  # seconds; also for the TLS handshake
+LOOK_EVERY: Final = 0.2  # seconds between two checks of the deadlines
 Connect = Callable[[float], socket.socket]
 _calls = threading.local()  # .now: the call that this thread makes
 
 
 class _Call:
-    """What one thread does within one limit; it may be several requests."""
+    """One or more requests of one thread under one deadline."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -37,15 +37,15 @@ class _Call:
         self.sock: socket.socket | None = None
 
     def end(self) -> None:
-        """Wakes the thread that waits on the connection, now and for good."""
+        """Shuts the connection down, which wakes the waiting thread."""
         self.is_over = True
         if self.sock is not None:
-            with suppress(OSError):  # it is closed already
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # of the socket below TLS: nothing is negotiated
+            with suppress(OSError):  # already closed
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # the socket below TLS: no TLS close handshake
 
 
 class Watch:
-    """Ends the calls of all threads when their time is up."""
+    """Ends the calls of all threads at their deadlines."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Watch:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Requests of this thread inside the block fail with `requests.exceptions.Timeout` once the time is up."""
+        """Requests of this thread inside the block fail with `requests.exceptions.Timeout` after the deadline."""
         call = _Call(time.monotonic() + seconds)
         _calls.now = call
         with self._lock:
@@ -75,13 +75,13 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(LOOK_EVERY):
-            with self._lock:  # held while ending, so that no later call of the thread can be hit
+            with self._lock:  # held while ending, so that a later call of the same thread is not hit
                 for call in self._running:
                     if time.monotonic() >= call.deadline:
                         call.end()
 
     def close(self) -> None:
-        """Ends every call that runs, and the watching thread."""
+        """Ends every running call and the watcher thread."""
         self._stop.set()
         with self._lock:
             for call in self._running:
@@ -99,7 +99,7 @@ class _Connection(urllib3.connection.HTTPConnection):
         _note(self)
 
     def request(self, *args: Any, **options: Any) -> None:
-        _note(self)  # one that was kept alive does not connect again
+        _note(self)  # a kept-alive connection does not connect again
         super().request(*args, **options)
 
 
@@ -122,7 +122,7 @@ class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
 
 
 def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
-    """Pools whose connections begin with the socket that `connect` makes."""
+    """Pools whose connections use the sockets that `connect` returns."""
 
     class Connection(_Connection):
         def _new_conn(self) -> socket.socket:
@@ -142,7 +142,7 @@ def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
 
 
 class _Adapter(HTTPAdapter):
-    """Reads the whole body itself, up to its limit, so that nothing above it reads from the network."""
+    """Reads the whole body, up to its limit, so that no caller reads from the network."""
 
     def __init__(self, max_body: int, connect: Connect | None, **options: Any) -> None:
         self._max_body = max_body  # bytes
@@ -163,13 +163,13 @@ class _Adapter(HTTPAdapter):
             response = super().send(request, **limits)
             with closing(response):
                 body = response.raw.read(self._max_body + 1, decode_content=False)
-        except (HTTPError, OSError) as error:  # what `requests` raises is an OSError, too
+        except (HTTPError, OSError) as error:  # exceptions of `requests` are also OSErrors
             if call.is_over:
                 raise requests.exceptions.ReadTimeout("the time was up", request=request) from None
             if isinstance(error, requests.exceptions.RequestException):
                 raise
             raise requests.exceptions.ConnectionError(type(error).__name__, request=request) from None
-        if call.is_over:  # the connection's end may look like the body's
+        if call.is_over:  # a shutdown may look like the end of the body
             raise requests.exceptions.ReadTimeout("the time was up", request=request)
         if len(body) > self._max_body:
             raise requests.exceptions.ContentDecodingError("the body is too large", request=request)
@@ -180,10 +180,10 @@ class _Adapter(HTTPAdapter):
 def new_session(
     tls_ca_file: Path | None = None, max_body: int = MAX_BODY, connect: Connect | None = None
 ) -> requests.Session:
-    """A session for one thread, for use inside `Watch.within`. Nothing comes from the environment, no proxy either.
+    """A session for one thread, for use inside `Watch.within`. Ignores the environment, including proxies.
 
-    An answer of more than `max_body` bytes is an error. `connect` makes the sockets, within the seconds that it is
-    given; what it raises besides `OSError` is raised as it is.
+    An answer of more than `max_body` bytes is an error. `connect(seconds)` returns a connected socket; exceptions
+    other than `OSError` pass through unchanged.
     """
     session = requests.Session()
     session.trust_env = False

@@ -1,7 +1,7 @@
-"""Commands with an end: a child process that takes bounded time and bounded memory, whatever it does.
+"""Child processes with bounded time and memory.
 
-A child has a process group of its own, nothing on stdin, and no more of our environment than it is given. When its time
-is up the whole group is asked to end (an engine then finishes what must not be cut) and, soon after, killed.
+A child has its own process group, an empty stdin and only the environment that the caller passes. At its deadline the
+whole group receives SIGTERM, so that an engine can finish what must not be interrupted, and SIGKILL `GRACE` later.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class NoSuchCommand(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """How a command ended: `status` is that of a shell (128+n for signal n), None if its time was up.
+    """How a command ended: `status` is that of a shell (128+n for signal n), None if it was ended at the deadline.
 
-    `is_whole` is False if it said more than is kept. `seconds` is how long it took.
+    `is_whole` is False if the output was cut at the limit. `seconds` is the run time.
     """
 
     status: int | None
@@ -44,9 +44,9 @@ class CommandResult:
 def run(
     argv: Sequence[str], *, environment: Mapping[str, str], within: float, most: int = MAX_OUTPUT, cwd: str = "/"
 ) -> CommandResult:
-    """Runs a command for at most `within` seconds and `GRACE`; raises `NoSuchCommand`, and no other error for a child.
+    """Runs a command for at most `within` seconds plus `GRACE`; raises only `NoSuchCommand`.
 
-    If we are interrupted (Ctrl-C, an exception of a signal handler) the child is ended, too.
+    An interrupt (Ctrl-C, an exception of a signal handler) also ends the child.
     """
     started = time.monotonic()
     try:
@@ -55,7 +55,7 @@ def run(
             start_new_session=True, cwd=cwd,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or "its words are malformed").lower()
+        reason = (getattr(error, "strerror", None) or "its arguments are malformed").lower()
         raise NoSuchCommand("command_not_started", f"cannot run {argv[0]}: {reason}", "check its name") from None
     pipes = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
     reader = _Reader(child, pipes, most)
@@ -76,12 +76,12 @@ def run(
 
 
 def _end(child: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):  # the last of them has just ended
+    with suppress(ProcessLookupError):  # the group has just ended
         os.killpg(child.pid, number)
 
 
 class _Reader:
-    """Reads both pipes until the child itself has ended: what it started in the background may hold them for days."""
+    """Reads both pipes until the child has ended; its background processes may hold the pipes open for longer."""
 
     def __init__(self, child: subprocess.Popen[bytes], pipes: Sequence[IO[bytes]], most: int) -> None:
         self.kept = (bytearray(), bytearray())
@@ -96,7 +96,7 @@ class _Reader:
             self._selector.register(pipe, selectors.EVENT_READ, kept)
 
     def read_until_end(self, deadline: float) -> bool:
-        """True when the child has ended, False when the time is up."""
+        """True when the child has ended, False at the deadline."""
         has_ended = False
         while not has_ended:
             remaining = deadline - time.monotonic()
@@ -108,7 +108,7 @@ class _Reader:
                 elif not self._take(key.fileobj, key.data):
                     self._selector.unregister(key.fileobj)
         for pipe, kept in zip(self._pipes, self.kept, strict=True):
-            for _ in range(self._most // _PIECE + 2):  # what was left in the pipe, but not what others add for ever
+            for _ in range(self._most // _PIECE + 2):  # bounded: a background process may write for ever
                 if not self._take(pipe, kept):
                     break
         return True
@@ -125,7 +125,7 @@ class _Reader:
         return bool(piece)
 
     def close(self) -> None:
-        """Gives pipes and descriptors back."""
+        """Closes pipes and descriptors."""
         self._selector.close()
         os.close(self._ended)
         for pipe in self._pipes:

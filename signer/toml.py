@@ -1,7 +1,7 @@
 """TOML files that an operator writes: read into typed tables, with every problem and its line. Pure.
 
-`parse_toml` is for whole files, `Table` is the base of their tables. `tomllib` does not report on which line a key
-stands: `find_places` does, for texts that `tomllib` has accepted.
+`parse_toml` reads whole files, `Table` is the base of their tables. `tomllib` does not report the line of a key;
+`find_places` does, for texts that `tomllib` has accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = tuple[str | int, ...]  # a key's path, such as ("roles", "llmops")
 
 
 def parse_toml(raw: bytes, limit: int, faults: Faults) -> dict[str, Any]:
-    """The tables of a file of at most `limit` bytes, whose lines `faults` then knows; raises `BadFile`."""
+    """The tables of a file of at most `limit` bytes; records their lines in `faults`. Raises `BadFile`."""
     name = faults.name
     if len(raw) > limit:
         raise faults.refused(Problem(0, name, f"is larger than {limit} bytes"))
@@ -44,7 +44,7 @@ def parse_toml(raw: bytes, limit: int, faults: Faults) -> dict[str, Any]:
     return data
 
 
-# --- tables and what is wrong with them -------------------------------------------------------------------------------
+# --- tables and their problems ----------------------------------------------------------------------------------------
 
 
 def _duration(raw: object) -> int:
@@ -101,7 +101,7 @@ class Faults:
         self.found.append(Problem(self.places.get(known, 0), where, text))
 
     def table(self, kind: type[_T], place: Place, data: object) -> _T:
-        """The table as its type; every fault of it is noted, and the keys that have one are left unset."""
+        """The table as its type; records every fault and leaves the faulty keys unset."""
         if not isinstance(data, dict):
             self.add(place, "is not a table")
             return kind()
@@ -110,16 +110,16 @@ class Faults:
         except ValidationError as error:
             faults = error.errors(include_url=False, include_input=False, include_context=False)
         sentences: dict[Place, list[str]] = {}
-        for fault in faults:  # a key that may be one of two things has a fault for each of them
+        for fault in faults:  # a union type yields one fault per branch
             sentence = _sentence(kind, fault["type"], fault["loc"], fault["msg"])
             sentences.setdefault(_inside(fault["loc"], data), []).append(sentence)
-        for at, told in sentences.items():
-            self.add(place + at, " or ".join(dict.fromkeys(told)))
+        for at, texts in sentences.items():
+            self.add(place + at, " or ".join(dict.fromkeys(texts)))
         bad = {fault["loc"][0] for fault in faults}
         return kind.model_validate({key: value for key, value in data.items() if key not in bad})
 
     def require(self, place: Place, data: object, *keys: str) -> None:
-        """Notes each of `keys` that the file does not have."""
+        """Records each of `keys` that the file lacks."""
         for key in keys:
             if isinstance(data, dict) and key not in data:
                 self.add((*place, key), "is missing")
@@ -147,7 +147,7 @@ def _sentence(kind: type[Table], fault: str, loc: tuple[int | str, ...], message
     if fault == "missing":
         return "is missing"
     if fault == "too_short":
-        return "is empty, and empty means nobody: name at least one, or leave the key out"
+        return "is empty, which would allow none: name at least one, or remove the key"
     return message.removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
 
 

@@ -15,14 +15,14 @@ _SECONDS: Final = (86_400, 3_600, 60, 1)
 
 
 def parse_duration(text: str) -> int:
-    """Seconds. Raises `ValueError` with a sentence for anything but days, hours, minutes, seconds in that order."""
+    """Seconds. Raises `ValueError` for anything but days, hours, minutes, seconds in that order."""
     match = _PATTERN.fullmatch(text)
     if not text or match is None:
         raise ValueError(f"{text[:40]!a} is not a duration such as 90s, 15m, 1h30m or 90d")
     return sum(int(number) * unit for number, unit in zip(match.groups("0"), _SECONDS, strict=True))
 
 
-@lru_cache(maxsize=64)  # what is signed within a second has the same times
+@lru_cache(maxsize=64)  # certificates of the same second share their times
 def timestamp(seconds: int) -> str:
     """RFC 3339 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -40,9 +40,9 @@ def render_duration(seconds: int) -> str:
 
 
 def plain(text: object, *, keep: str = "", instead: str | None = None) -> str:
-    """`text` as printable text on one line: what could control a terminal or fake a line is shown as an escape.
+    """`text` as printable text on one line: control characters and line ends become escapes, or `instead` if given.
 
-    Characters in `keep` stay; the others that cannot be printed become `instead`, if it is given.
+    Characters in `keep` stay.
     """
     shown = str(text)
     if shown.isprintable():

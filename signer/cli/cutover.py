@@ -207,7 +207,7 @@ def _next(now: Mapping[str, Any], open_runs: list[Any], applied: list[str]) -> s
     if open_runs:
         run = open_runs[0]
         if run.is_rolling_back:
-            return f"{run.run} was interrupted while it rolled back: signer cutover rollback --reason …"
+            return f"{run.run} was interrupted during its rollback: signer cutover rollback --reason …"
         if run.operation == "decommission":
             return f"{run.run} was interrupted: see signer decommission status"
         if run.operation == "rollback":

@@ -78,7 +78,11 @@ def abandon_stdout() -> None:
 
 
 def _output_failed(error: OSError) -> Unavailable:
-    return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", "make room where it goes")
+    return Unavailable(
+        "output_failed",
+        f"the result cannot be written: {error.strerror}",
+        "check the directory and its free space",
+    )
 
 
 def note(text: str) -> None:

@@ -118,7 +118,7 @@ def local_side(file: CutoverFile) -> Iterator[tuple[SignLocally, str]]:
             yield _signing(running), "the running service"
             return
     with trial(file.compose) as tried, ApiClient(tried.address, file.signer.token_file) as api:
-        yield _signing(api), "a service on trial beside the running one"
+        yield _signing(api), "a trial service beside the running one"
 
 
 def _signing(api: ApiClient) -> SignLocally:

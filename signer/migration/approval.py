@@ -1,6 +1,6 @@
-"""The approval phrases of the operations: asked for after the plan was shown, never read from a file or a variable.
+"""The approval phrases of the operations, requested after the plan was shown; never read from a file or a variable.
 
-The typed text is compared and forgotten: no error, event or file repeats it.
+The typed text is only compared: no error, event or file contains it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RUNBOOKS: Final[Mapping[Operation, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """Who approved which plan, where, when and in which way."""
+    """An approval: plan, operator, host, time and way of entry."""
 
     operation: Operation
     plan: str
@@ -45,14 +45,14 @@ class Approval:
 def ask_approval(plan: Plan, given: str | None, ask: Callable[[], str] | None, now: int) -> Approval:
     """The approval of exactly this plan; raises `ApprovalRefused`.
 
-    `given` is the word after `--approve`. Without it `ask` shows the plan to a person at a terminal and returns what
-    they type; it is None where there is no terminal, since what comes through a pipe is no approval.
+    `given` is the value of `--approve`. Without it `ask` shows the plan at a terminal and returns the typed text; it is
+    None without a terminal, as input from a pipe is not an approval.
     """
     way = "--approve"
     if given is None:
         if ask is None:
             raise ApprovalRefused(
-                "approval_missing", "no approval was given, and this is no terminal to ask at", *_where(plan)
+                "approval_missing", "no approval was given, and there is no terminal to ask at", *_where(plan)
             )
         way, given = "terminal", ask()
     if not _is_phrase(given, plan.operation):
@@ -74,7 +74,7 @@ def _where(plan: Plan) -> tuple[str, dict[str, object]]:
 
 
 def current_operator() -> str:
-    """The person as far as the system knows: the user of `sudo` if there is one, with the user of this process."""
+    """The operator as known to the system: the `sudo` user, if any, and the user of this process."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

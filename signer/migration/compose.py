@@ -1,8 +1,8 @@
-"""The service as compose and the container engine run it: what is up, and another configuration for it.
+"""The service under compose and the container engine: its container, and starting it with another configuration.
 
-Works with podman-compose (1.0 and later) and docker compose, and with what only both of them know. Compose's own word
-is not taken: it may fail with status 0, so after each `up` the engine is asked what runs. Containers are found by the
-labels that both write. What a command said is kept for the evidence, without the values of environment variables.
+Uses only features common to podman-compose (1.0 and later) and docker compose. Compose may fail with status 0, so after
+each `up` the engine is queried. Containers are found by the labels that both tools write. The output of commands is
+kept for the evidence, without the values of environment variables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from signer.units import plain
 UP_WITHIN: Final = 40.0  # seconds; twice the service's `stop_grace_period` and a slow start
 ASK_WITHIN: Final = 20.0
 KEPT_WORDS: Final = 8192  # characters of a command's output, for the evidence
-_MARK: Final = "SIGNER_COMPOSE_PROJECT"  # in the environment of what we start, so that what outlived us can be found
+_MARK: Final = "SIGNER_COMPOSE_PROJECT"  # set in each command's environment, to find commands that outlive this process
 _LOOK_EVERY: Final = 0.03  # seconds
 _LEFTOVERS_END_WITHIN: Final = 15.0  # seconds
 PROJECT_LABEL: Final = "com.docker.compose.project"
@@ -42,7 +42,7 @@ _IMAGE: Final = re.compile(r"\s+image: *['\"]?([^\s'\"]+)['\"]? *")
 
 
 class ComposeFailed(SignerError):
-    """Compose or the engine failed, or did something else than it said; `said` is what it printed, without secrets."""
+    """Compose or the engine failed, or its result is not the expected one; `said` is its output without secrets."""
 
     def __init__(self, code: str, text: str, hint: str = "", said: str = "") -> None:
         super().__init__(code, text, hint, {"said": said} if said else None)
@@ -69,7 +69,7 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that did what it should: its words, seconds, and what it said."""
+    """A successful command: arguments, seconds and output."""
 
     command: tuple[str, ...]
     seconds: float
@@ -77,33 +77,33 @@ class Done:
 
 
 class Compose:
-    """One service of one compose project. Not for several threads at once, but for `running`."""
+    """One service of one compose project. Only `running` may be called by several threads at once."""
 
     def __init__(self, facts: ComposeFacts, environ: Mapping[str, str] = os.environ) -> None:
-        """`environ` is what PATH, HOME and the engine's own settings are taken from; nothing else of it is."""
+        """Only PATH, HOME and the engine's own settings are taken from `environ`."""
         self.facts = facts
         passed = {name: environ[name] for name in _PASSED_ON if name in environ}
         self._environment = {**passed, **facts.environment, _MARK: facts.project}
 
     def command_line(self, with_overlay: bool, *words: str) -> list[str]:
-        """The compose command with these words, as it would be run."""
+        """The compose command line with these arguments."""
         files = (self.facts.base, self.facts.overlay) if with_overlay else (self.facts.base,)
         named = [part for file in files for part in ("-f", str(file))]
         return [*self.facts.command, *named, "-p", self.facts.project, *words]
 
     def up_line(self, with_overlay: bool) -> list[str]:
-        """What `up` runs.
+        """The command line of `up`.
 
-        No `--wait`: podman-compose before 1.3 does not know it, and it waits for a health check that comes seconds
-        after the service is ready. No `--build`, no other service.
+        No `--wait`: podman-compose before 1.3 lacks it, and it waits for a health check that runs seconds after the
+        service is ready. No `--build`, no other service.
         """
         return self.command_line(with_overlay, "up", "--detach", "--no-deps", "--no-build", self.facts.service)
 
     def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> Done:
         """Brings the service to the base file, or to base and overlay; returns when its container runs.
 
-        A container with that configuration stays as it is; any other is replaced. May be repeated after any failure,
-        also one of ours: a compose that outlived us is waited for. Raises `ComposeFailed` (`compose_slow`,
+        A container with that configuration is kept; any other is replaced. Repeatable after any failure or
+        crash: waits for compose commands that outlived their process. Raises `ComposeFailed` (`compose_slow`,
         `compose_failed`, `compose_not_running`) or `SignerError`.
         """
         deadline = time.monotonic() + within
@@ -116,7 +116,7 @@ class Compose:
             raise ComposeFailed(
                 "compose_slow",
                 f"compose did not end within {within:g} s",
-                f"see `{self.facts.engine} ps` and what holds it, then try again",
+                f"see `{self.facts.engine} ps` and what blocks it, then retry",
                 shown(ended),
             )
         if ended.status != 0:
@@ -130,7 +130,7 @@ class Compose:
         if found is None or not found.is_running:
             raise ComposeFailed(
                 "compose_not_running",
-                f"compose says it is up, but the container {'is ' + found.state if found else 'does not exist'}",
+                f"compose reports success, but the container {'is ' + found.state if found else 'does not exist'}",
                 f"see `{self.facts.engine} logs` of it",
                 shown(ended),
             )
@@ -139,8 +139,8 @@ class Compose:
     def _remove_stuck(self) -> bool:
         """Removes a container that does not run and that compose could not start; False if there is none.
 
-        An engine that was killed within a stop leaves one that can neither be started nor is replaced. Its volumes
-        stay.
+        An engine that is killed during a stop can leave a container that neither starts nor is replaced. Its volumes
+        are kept.
         """
         found = self.running()
         if found is None or found.is_running:
@@ -154,7 +154,7 @@ class Compose:
     def _merged(self, with_overlay: bool) -> str:
         ended = self.ask(self.command_line(with_overlay, "config"), "the compose files cannot be merged")
         if not ended.out.strip():
-            raise ComposeFailed("compose_failed", "compose prints no configuration", "run it with config; compare")
+            raise ComposeFailed("compose_failed", "compose prints no configuration", "run compose config by hand")
         return ended.out
 
     def running(self) -> ContainerState | None:
@@ -164,7 +164,7 @@ class Compose:
             raise ComposeFailed(
                 "compose_several_containers",
                 f"service {self.facts.service} has {len(found)} containers",
-                "scale it to one, and remove the others",
+                "scale it to one and remove the others",
             )
         return found[0] if found else None
 
@@ -175,13 +175,13 @@ class Compose:
             raise ComposeFailed(
                 "compose_image_unknown",
                 f"the merged configuration names {len(names)} images for {self.facts.service}",
-                "give the service an image",
+                "set an image for the service",
             )
         argv = (self.facts.engine, "image", "inspect", "--format", "{{.Id}}", names[0])
         return _bare(self.ask(argv, f"the engine has no image {names[0]}").out.strip())
 
     def _image_names(self, merged: str) -> list[str]:
-        """Read from lines: YAML as both tools write it, and there is no YAML reader among our packages."""
+        """Parsed by line, in the YAML form that both tools write: the package has no YAML parser."""
         names, inside, indent = [], False, 0
         for line in merged.splitlines():
             depth = len(line) - len(line.lstrip())
@@ -194,18 +194,18 @@ class Compose:
         return names
 
     def versions(self) -> dict[str, str]:
-        """What compose and engine call themselves, on one line; `unknown` if they do not say."""
-        told = {}
+        """The versions of compose and engine, each on one line; `unknown` if not available."""
+        found = {}
         for name, argv in (
             ("compose", [*self.facts.command, "version"]),
             ("engine", [self.facts.engine, "--version"]),
         ):
             ended = self.run(argv)
             lines = [line.strip() for line in ended.out.splitlines() if line.strip()]
-            told[name] = "; ".join(lines)[:200] if ended.status == 0 and lines else "unknown"
-        return told
+            found[name] = "; ".join(lines)[:200] if ended.status == 0 and lines else "unknown"
+        return found
 
-    # --- asking ------------------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     def _containers(self) -> list[ContainerState]:
         engine = self.facts.engine
@@ -221,11 +221,11 @@ class Compose:
         return [_state(raw) for raw in self.ask_json((engine, "inspect", "--type", "container", *found))]
 
     def words(self, argv: Sequence[str]) -> list[str]:
-        """The words that a command prints; raises `ComposeFailed`."""
+        """The output of a command, split at blanks; raises `ComposeFailed`."""
         return self.ask(argv, "the engine does not answer").out.split()
 
     def ask_json(self, argv: Sequence[str]) -> list[dict[str, Any]]:
-        """The objects that a command prints, one at least; raises `ComposeFailed`."""
+        """The JSON objects that a command prints, at least one; raises `ComposeFailed`."""
         try:
             value = json.loads(self.ask(argv, "the engine does not answer").out)
         except (ValueError, RecursionError):
@@ -235,15 +235,15 @@ class Compose:
         return value
 
     def ask(self, argv: Sequence[str], text: str) -> CommandResult:
-        """What a command says that changes nothing; raises `ComposeFailed` with `text` unless it ends well.
+        """The result of a read-only command; raises `ComposeFailed` with `text` unless it succeeds.
 
-        Of one that fails only stderr is kept: half an answer of `inspect` or `config` has values of variables in it.
+        On failure only stderr is kept: partial output of `inspect` or `config` contains values of variables.
         """
         ended = self.run(argv)
         said = shown(replace(ended, out=""))
         if ended.status is None:
             text = f"{Path(argv[0]).name} did not answer within {ASK_WITHIN:g} s"
-            raise ComposeFailed("compose_slow", text, "see what holds it, then try again", said)
+            raise ComposeFailed("compose_slow", text, "see what blocks it, then retry", said)
         if ended.status != 0:
             raise ComposeFailed("compose_failed", text, "see the output above, fix it, and retry", said)
         if not ended.is_whole:
@@ -251,7 +251,7 @@ class Compose:
         return ended
 
     def run(self, argv: Sequence[str], within: float = ASK_WITHIN) -> CommandResult:
-        """Runs a command with the environment of all of them; raises `ComposeFailed` if there is no such command."""
+        """Runs a command in compose's environment; raises `ComposeFailed` if it does not exist."""
         try:
             return subprocesses.run(argv, environment=self._environment, within=within)
         except NoSuchCommand as error:
@@ -259,14 +259,14 @@ class Compose:
 
     @property
     def unmarked_environment(self) -> dict[str, str]:
-        """As of compose's commands, for one that nobody shall wait for."""
+        """The environment of compose's commands, for a command that `wait_for_leftovers` ignores."""
         return {name: value for name, value in self._environment.items() if name != _MARK}
 
     def wait_for_leftovers(self, deadline: float) -> None:
-        """Waits for commands on this project that outlived the process which began them.
+        """Waits for commands on this project that outlived the process that started them.
 
-        They do not stop when we are killed, and two of them at once would undo each other. After a while they are no
-        longer waited for: a command that hangs must not prevent a repair.
+        They do not stop when that process is killed, and two at once would undo each other. The wait is bounded: a
+        hanging command must not prevent a repair.
         """
         deadline = min(deadline, time.monotonic() + _LEFTOVERS_END_WITHIN)
         while time.monotonic() < deadline and any(_marked(f"{_MARK}={self.facts.project}", self.facts.engine)):
@@ -279,10 +279,10 @@ def _marked(mark: str, engine: str) -> Iterator[int]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
-        with suppress(OSError):  # it has ended, or belongs to somebody else
+        with suppress(OSError):  # it has ended or belongs to another user
             if wanted not in b"\0" + (folder / "environ").read_bytes():
                 continue
-            # proc(5): "pid (name) state parent group session …"; a zombie has no environment, so it is not here
+            # proc(5): "pid (name) state parent group session …"; a zombie has no environment and does not match
             name, _, rest = (folder / "stat").read_text(errors="replace").partition(" (")[2].rpartition(") ")
             is_first_of_session = rest.split()[3] == folder.name
             if name == Path(engine).name[:15] or (is_first_of_session and name != "conmon"):
@@ -290,7 +290,7 @@ def _marked(mark: str, engine: str) -> Iterator[int]:
 
 
 def _state(raw: Mapping[str, Any]) -> ContainerState:
-    """From `inspect`, podman's or docker's; of its environment, which may hold secrets, the mode alone is taken."""
+    """From `inspect`, podman's or docker's; of its environment, which may contain secrets, only the mode is read."""
     try:
         environment = dict(str(one).partition("=")[::2] for one in raw["Config"]["Env"] or ())
         return ContainerState(
@@ -311,15 +311,15 @@ def _bare(identifier: str) -> str:
 def _not_understood(what: str) -> ComposeFailed:
     return ComposeFailed(
         "compose_not_understood",
-        f"what {what} prints has a form that is new here",
+        f"the output of {what} has an unknown form",
         "compare its version with runbooks/preflight.md",
     )
 
 
 def shown(ended: CommandResult) -> str:
-    """What a command said, both streams, for people: bounded, printable, no value of an environment variable.
+    """The output of a command, both streams: bounded, printable, without values of environment variables.
 
-    podman-compose prints commands with `-e NAME=VALUE`; from there on the line is left out.
+    podman-compose prints commands with `-e NAME=VALUE`; each line is cut there.
     """
     lines = []
     for line in f"{ended.out}\n{ended.err}".splitlines():

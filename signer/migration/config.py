@@ -1,7 +1,7 @@
-"""cutover.toml → `CutoverFile`: which platform is moved from Vault to the local CA, and how to reach its parts.
+"""cutover.toml → `CutoverFile`: the platform that moves from Vault to the local CA, and how to reach its parts.
 
-Everything is read, every problem is found, and one problem refuses the whole file. It holds paths of secrets and never
-a secret. Pure but for `load_cutover_file`, which reads the file.
+Every problem is reported, and one problem rejects the whole file. The file contains paths of secrets, never a secret.
+Pure except for `load_cutover_file`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ComposeFacts:
-    """How the service is started: compose command, engine, project, the two files, the variables that they take."""
+    """How the service is started: compose command, engine, project, the two files and their variables."""
 
     command: tuple[str, ...]
     engine: str
@@ -51,7 +51,7 @@ class ComposeFacts:
 
 @dataclass(frozen=True, slots=True)
 class PreflightFacts:
-    """The host's preflight script, and what is said to it besides."""
+    """The host's preflight script and its extra arguments."""
 
     script: Path
     arguments: tuple[str, ...]
@@ -69,7 +69,7 @@ class SignerFacts:
 
 @dataclass(frozen=True, slots=True)
 class VaultFacts:
-    """Vault as it is asked during the cutover."""
+    """Vault as the cutover uses it."""
 
     address: str
     token_file: Path
@@ -80,7 +80,7 @@ class VaultFacts:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A host to which logins must work. `trusted_ca_file` is where its sshd reads the CAs; None if it is not told."""
+    """A host on which logins must work. `trusted_ca_file` is the CA file of its sshd, None if not configured."""
 
     name: str
     host: str
@@ -219,14 +219,14 @@ def _is_address(text: str) -> bool:
 
 
 class _Reader:
-    """Raw tables to frozen ones; what is wrong is noted, and something of the right type stands in for it."""
+    """Converts raw tables to frozen ones; records each problem and substitutes a value of the right type."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
     def path(self, place: tuple[str | int, ...], text: str | None) -> Path:
         if text is not None and not (text.startswith("/") and text.isprintable()):
-            self._faults.add(place, "is no absolute path")
+            self._faults.add(place, "is not an absolute path")
         return Path(text or "/")
 
     def _optional_path(self, place: tuple[str | int, ...], text: str) -> Path | None:
@@ -234,19 +234,19 @@ class _Reader:
 
     def _word(self, place: tuple[str | int, ...], text: str | None, form: re.Pattern[str], what: str) -> str:
         if text is not None and form.fullmatch(text) is None:
-            self._faults.add(place, f"is no {what}")
+            self._faults.add(place, f"is not a valid {what}")
         return text or ""
 
     def _command(self, place: tuple[str | int, ...], words: list[str] | None) -> tuple[str, ...]:
         if any(not word or not word.isprintable() for word in words or ()):
-            self._faults.add(place, "has a word that is empty or cannot be printed")
+            self._faults.add(place, "has an empty or unprintable word")
         return tuple(words or ())
 
     def _address(self, place: tuple[str | int, ...], text: str | None, *, may_be_socket: bool = False) -> str:
         if text is None or (may_be_socket and text.startswith("unix:/") and text.isprintable()):
             return text or ""
         if not _is_address(text):
-            self._faults.add(place, "is no address such as http://127.0.0.1:8222 or https://vault.example:8200")
+            self._faults.add(place, "is not an address such as http://127.0.0.1:8222 or https://vault.example:8200")
         return text.rstrip("/")
 
     def compose(self, data: object) -> ComposeFacts:
@@ -254,13 +254,18 @@ class _Reader:
         if data is not None:
             self._faults.require(("compose",), data, "command", "engine", "project", "base", "overlay", "environment")
             if KEY_VARIABLE not in raw.environment:
-                self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing: the file with the CA key")
+                self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing (path of the CA key file)")
         guard = Guard()  # plans and evidence show these
         for name, value in raw.environment.items():
             if _VARIABLE.fullmatch(name) is None or not value.isprintable():
-                self._faults.add(("compose", "environment", name), "is no variable such as NAME, or cannot be printed")
+                self._faults.add(
+                    ("compose", "environment", name), "is not a valid variable name, or its value is unprintable"
+                )
             if guard.clean(value) != value or guard.clean(f"{name}={value}") != f"{name}={value}":
-                self._faults.add(("compose", "environment", name), "looks like a secret: put it into a file, name that")
+                self._faults.add(
+                    ("compose", "environment", name),
+                    "looks like a secret: put it into a file and set the path of the file",
+                )
         if KEY_VARIABLE in raw.environment:
             self.path(("compose", "environment", KEY_VARIABLE), raw.environment[KEY_VARIABLE])
         return ComposeFacts(
@@ -313,7 +318,7 @@ class _Reader:
             raw = self._faults.table(_RawTarget, place, table)
             self._faults.require(place, table, "name", "host", "user", "known_hosts")
             if raw.name is not None and any(raw.name == other.name for other in found):
-                self._faults.add((*place, "name"), "is the name of another target, too")
+                self._faults.add((*place, "name"), "is also the name of another target")
             trusted = raw.trusted_ca_file
             found.append(
                 Target(

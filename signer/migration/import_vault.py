@@ -1,7 +1,7 @@
-"""The SSH roles of a live Vault as a policy.toml that equals them, with all that it could not take said in comments.
+"""Import of a live Vault's SSH roles into a policy.toml; comments list what cannot be carried over.
 
-Who may ask and which CA key signs are not Vault's roles' to say: the operator fills both in, and until then
-`signer policy check` says that they are missing.
+Vault's roles contain neither the identities nor the CA key: the operator fills both in, and until then
+`signer policy check` reports them as missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TRIAL_IDENTITY: Final = '\n[identities.trial]\nkind = "human"\n'
 
 
 class VaultSide(Protocol):
-    """What is needed of `VaultAdmin`."""
+    """The part of `VaultAdmin` that an import uses."""
 
     def roles(self, mount: str) -> tuple[str, ...]: ...
     def role(self, mount: str, name: str) -> dict[str, Any]: ...
@@ -36,7 +36,7 @@ class VaultSide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was made of a mount's roles; `policy` is the text of policy.toml."""
+    """The imported roles of a mount; `policy` is the text of policy.toml."""
 
     mount: str
     vault_ca: str
@@ -56,7 +56,7 @@ class Imported:
 def import_vault(vault: VaultSide, mount: str, names: Sequence[str] = (), fingerprint: str | None = None) -> Imported:
     """The mount's roles, or those of `names`, as a policy; `fingerprint` pins the local CA key.
 
-    Raises `BadFile` if none of them can be carried, `Unavailable` for what Vault does not tell.
+    Raises `BadFile` if none of them can be carried, `Unavailable` if Vault cannot be read.
     """
     vault_ca = vault.ca_public_key(mount).fingerprint
     ttls = vault.mount_ttls(mount)
@@ -78,21 +78,21 @@ def _head(mount: str, roles: Sequence[ImportedRole]) -> list[str]:
     lines = [
         comment(f"policy.toml from the SSH roles of Vault's mount {mount} (signer policy import-vault)."),
         "#",
-        "# No role here gives more than Vault's. Comments say, by the names of Vault's fields, where one gives less.",
-        "# FILL IN: [ca] fingerprint, if it is not there yet, and who may ask, at the end. Then: signer policy check",
-        "# and, beside the running Vault: signer cutover parity --config FILE.",
+        "# No role grants more than Vault's. Comments with the names of Vault's fields mark where one grants less.",
+        "# FILL IN [ca] fingerprint, if it is missing, and the identities at the end. Then run: signer policy check",
+        "# and, while Vault still runs: signer cutover parity --config FILE.",
         "#",
     ]
-    told = [f"{role.name}: {text}" for role in roles for text in role.not_carried()]
-    lines.append("# Not carried over:" if told else "# Nothing of the roles was left behind.")
-    return [*lines, *(f"#   {comment(text)[2:]}" for text in told)]
+    left_out = [f"{role.name}: {text}" for role in roles for text in role.not_carried()]
+    lines.append("# Not carried over:" if left_out else "# Not carried over: nothing.")
+    return [*lines, *(f"#   {comment(text)[2:]}" for text in left_out)]
 
 
 def _ca(vault_ca: str, fingerprint: str | None) -> list[str]:
     lines = ["[ca]"]
     if fingerprint is None:
-        lines.append("# FILL IN what `signer ca inspect` says of the local CA key.")
-    lines.append(comment(f"Vault signs with {vault_ca}; pin that only if the local key is the very same."))
+        lines.append("# FILL IN the fingerprint that `signer ca inspect` prints for the local CA key.")
+    lines.append(comment(f"Vault signs with {vault_ca}; pin that only if the local key is the same key."))
     return [*lines, f"fingerprint = {toml_text(fingerprint or FILL_IN)}"]
 
 
@@ -102,7 +102,7 @@ def _tables(roles: Sequence[ImportedRole]) -> list[str]:
         if role.is_carried:
             lines += ["", f"[roles.{_key(role.name)}]", *role.lines]
         else:
-            lines += ["", comment(f"Role {role.name} is not carried over. What there is of it:")]
+            lines += ["", comment(f"Role {role.name} is not carried over. Its usable lines:")]
             lines += [f"# {line.removeprefix('# ')}" for line in role.lines]
     return lines
 
@@ -111,7 +111,7 @@ def _foot(roles: Sequence[ImportedRole]) -> list[str]:
     carried = ", ".join(toml_text(role.name) for role in roles if role.is_carried)
     return [
         "",
-        "# FILL IN who may ask, one table each; in Vault that is in its policies, on the path MOUNT/sign/ROLE.",
+        "# FILL IN the identities, one table each; in Vault they are in the policies on the path MOUNT/sign/ROLE.",
         "# `signer token new deploy-agent --expires 90d` prints the line with the token's digest.",
         "#",
         "# [identities.deploy-agent]",
@@ -128,19 +128,19 @@ def _key(name: str) -> str:
 def _check(
     policy: str, fetched: Mapping[str, Mapping[str, Any]], roles: Sequence[ImportedRole], ttls: MountTtls | None
 ) -> None:
-    """Raises `CertificateMismatch` unless our own reader accepts the text and no role of it is wider than Vault's."""
+    """Raises `CertificateMismatch` unless signer can read the text and no role in it is wider than Vault's."""
     try:
-        # The line end before it keeps a comment, which may hold any words, from being taken for the key.
+        # The leading line end keeps a comment, which may hold any text, from matching.
         filled = policy.replace(f"\nfingerprint = {toml_text(FILL_IN)}", f"\nfingerprint = {toml_text(_TRIAL_PIN)}", 1)
         read = parse_policy((filled + _TRIAL_IDENTITY).encode())
     except BadFile as error:
-        text = "the policy that was made of Vault's roles cannot be read back"
+        text = "internal error: the policy made from Vault's roles is not valid"
         raise CertificateMismatch("import_not_readable", text, "report this with Vault's roles", error.facts) from None
     for name in (role.name for role in roles if role.is_carried):
         wider = errors_in(compare_roles(fetched[name], read.roles[name], ttls))
         for difference in wider:
-            if difference.field != "default_user":  # fewer default principals refuse; they give nobody anything
-                text = f"role {name} would give more than Vault's: {difference.field}"
+            if difference.field != "default_user":  # fewer default principals only cause refusals
+                text = f"role {name} would grant more than Vault's: {difference.field}"
                 raise CertificateMismatch("import_wider", text, "report this with Vault's role")
 
 
@@ -152,4 +152,4 @@ def write_policy(path: Path, text: str) -> None:
         raise BadFile("target_exists", "the file exists already", "name one that does not") from None
     except OSError as error:
         text = f"the result cannot be written: {error.strerror}"
-        raise BadFile("output_failed", text, "make room where it goes") from None
+        raise BadFile("output_failed", text, "check the target directory and its free space") from None

@@ -1,8 +1,8 @@
 """The progress of a run, on disk before and after each step, so that an interrupted run can be resumed.
 
-One file per run, one JSON object per line, each on the disk before the next action. What a crash leaves of a
-last line is removed. One run at a time, by a lock that ends with its process. The evidence is in `evidence/store.py`;
-the journal is what the program itself reads again.
+One file per run, one JSON object per line, each on disk before the next action. An incomplete last line,
+left by a crash, is removed. A lock that ends with its process allows one run at a time. The evidence is in
+`evidence/store.py`; the journal is what the program itself reads again.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class RunState:
 
     @property
     def is_over(self) -> bool:
-        """True when nothing is left to do."""
+        """True when the run has ended."""
         return self.outcome is not None
 
     def take(self, line: object) -> None:
-        """One more line of the journal; raises `ValueError`, `KeyError` or `TypeError` for one of another form."""
+        """Applies one line of the journal; raises `ValueError`, `KeyError` or `TypeError` for a malformed one."""
         if not isinstance(line, dict):
             raise TypeError("a line is an object")
         name = str(line.get("step", ""))
@@ -81,10 +81,10 @@ class RunState:
 
 
 class Journal:
-    """The journal of one run, open for writing; `state` is what it says so far.
+    """The journal of one run, open for writing; `state` is the state so far.
 
-    `make_room` is called once if the disk is full; what it frees is meant for the end of a run. `clean` takes secrets
-    out of the summaries that steps give.
+    `make_room` is called once if the disk is full, to free the space reserved for the end of a run. `clean` removes
+    secrets from the summaries of steps.
     """
 
     def __init__(self, folder: Path, run: str, clock: Callable[[], float] = time.time) -> None:
@@ -102,7 +102,7 @@ class Journal:
             raise _unwritable(error) from None
 
     def write(self, event: str, **facts: object) -> None:
-        """One line, on the disk when this returns; raises `Unavailable`."""
+        """Writes one line, on disk when this returns; raises `Unavailable`."""
         kept = {name: self.clean(value) if isinstance(value, str) else value for name, value in facts.items()}
         line = {"at": int(self._clock() * 1000), "event": event, **kept}
         text = json.dumps(line, sort_keys=True).encode() + b"\n"
@@ -129,7 +129,7 @@ class Journal:
             raise
 
     def text(self) -> str:
-        """All of it, for the evidence."""
+        """The whole journal, for the evidence."""
         return self.path.read_text()
 
     def close(self) -> None:
@@ -139,12 +139,12 @@ class Journal:
 def _operation(run: str) -> str:
     match = _RUN.fullmatch(run)
     if match is None:
-        raise ValueError(f"{run!a} is no name of a run")
+        raise ValueError(f"{run!a} is not a run name")
     return match[3]
 
 
 def _age(state: RunState) -> tuple[str, int]:
-    """Sorts runs as they were made; of those of one second the first one has no number."""
+    """Sort key for runs in order of creation; the first run of a second has no number."""
     match = _RUN.fullmatch(state.run)
     return ("", 0) if match is None else (match[1], int(match[2] or 1))
 
@@ -158,7 +158,7 @@ def _cut_half_line(descriptor: int) -> None:
 
 
 def read_journal(path: Path) -> RunState:
-    """The state of a run, from its journal; raises `Unavailable` or `LedgerBroken`. Half a last line is ignored."""
+    """A run's state from its journal; raises `Unavailable` or `LedgerBroken`. Ignores an incomplete last line."""
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
@@ -173,8 +173,8 @@ def read_journal(path: Path) -> RunState:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise LedgerBroken(
                 "journal_broken",
-                f"line {number} of the journal {path.name} is none of ours",
-                "keep the file, see what the platform does now, and go on by the runbook (runbooks/rollback.md)",
+                f"line {number} of the journal {path.name} is malformed",
+                "keep the file, check the state of the platform, and follow runbooks/rollback.md",
             ) from None
     return state
 
@@ -187,7 +187,7 @@ def runs(folder: Path) -> list[RunState]:
 
 @contextmanager
 def platform_lock(folder: Path, base: Path) -> Iterator[None]:
-    """Holds the platform against every other process, with any evidence directory; raises `Unavailable`.
+    """Locks the platform against every other process, also with another evidence directory; raises `Unavailable`.
 
     `base` is the compose file, which every operation on the platform uses; if it is missing, the plan reports that.
 
@@ -204,7 +204,9 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
             held.append(open_unread(base, follow_links=True))
         if not all(lock(descriptor) for descriptor in held):
             raise Unavailable(
-                "run_in_progress", "another process changes this platform just now", "wait for it; see the status"
+                "run_in_progress",
+                "another process is changing this platform",
+                "wait until it has ended; see the status",
             )
         yield
     finally:
@@ -213,7 +215,7 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
 
 
 def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
-    """Keeps a refused approval, without what was typed; raises `Unavailable`."""
+    """Records a refused approval, without the typed text; raises `Unavailable`."""
     try:
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
@@ -231,5 +233,5 @@ def _unwritable(error: OSError) -> SignerError:
     return Unavailable(
         "journal_unwritable",
         f"the evidence directory cannot be written: {error.strerror}",
-        "free space there, or fix its owner; nothing is changed that is not written down first",
+        "free space there, or fix its owner; nothing is changed before it is recorded",
     )

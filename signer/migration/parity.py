@@ -1,7 +1,7 @@
-"""Would the local CA give what Vault gives? Role against role, then real requests to both, certificate by certificate.
+"""Comparison of the local CA with Vault: each role, then the certificates of real requests to both.
 
-What counts as a difference, and which stand against a cutover, is in `signer/vault/parity.py`. Who signs locally is the
-caller's choice: the running service, or one on trial beside it.
+`signer/vault/parity.py` defines the differences and which of them prevent a cutover. The caller chooses the local
+signer: the running service or a trial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SignLocally = Callable[[str, dict[str, Any]], str]
 
 
 class VaultSide(Protocol):
-    """What is needed of `VaultAdmin`."""
+    """The part of `VaultAdmin` that the comparison uses."""
 
     def role(self, mount: str, name: str) -> dict[str, Any]: ...
     def mount_ttls(self, mount: str) -> MountTtls | None: ...
@@ -35,7 +35,7 @@ class VaultSide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """One request to both: `outcome` is `granted` or `refused` by both, or who alone granted it."""
+    """One request to both: `outcome` is `granted` or `refused` by both, or names the only side that granted it."""
 
     sample: Sample
     fingerprint: str
@@ -57,7 +57,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class RoleParity:
-    """One role: what differs in the role itself and in its samples; `left_out` says why there are fewer of those."""
+    """One role: its differences and its samples; `left_out` is the reason for missing samples."""
 
     role: str
     principals: str
@@ -86,7 +86,7 @@ class RoleParity:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """All roles. Without any error difference the local CA may take Vault's place."""
+    """All roles. Without a difference of severity error the local CA may replace Vault."""
 
     roles: tuple[RoleParity, ...]
 
@@ -126,10 +126,10 @@ def check_parity(
     roles: Sequence[str],
     samples: int = SAMPLES,
 ) -> ParityReport:
-    """Compares each role, then about `samples` certificates in all, at least one of each role.
+    """Compares each role, then about `samples` certificates in total, at least one of each role.
 
-    `sign_locally(role, native body)` returns a certificate's line and raises a `SignerError` with its code where it is
-    refused. Raises `Unavailable`, `NotAuthenticated` or `NotFound` where either side cannot be asked at all.
+    `sign_locally(role, native body)` returns a certificate line or raises the `SignerError` of the refusal. Raises
+    `Unavailable`, `NotAuthenticated` or `NotFound` if either side cannot be queried.
     """
     ttls = vault.mount_ttls(mount)
     each = max(1, -(-samples // max(1, len(roles))))
@@ -140,7 +140,7 @@ def check_parity(
             found.append(_no_role(name))
             continue
         theirs = vault.role(mount, name)
-        told = compare_roles(theirs, role, ttls)
+        differing = compare_roles(theirs, role, ttls)
         bits = _rsa_bits(role, theirs)
 
         def ask_vault(sample: Sample, line: str, name: str = name) -> str:
@@ -150,12 +150,12 @@ def check_parity(
             return sign_locally(name, sample.native(line))
 
         results, left_out = _compare_samples(role, ask_us, ask_vault, each, bits)
-        found.append(RoleParity(name, _principals(role, theirs), tuple(told), tuple(results), left_out))
+        found.append(RoleParity(name, _principals(role, theirs), tuple(differing), tuple(results), left_out))
     return ParityReport(tuple(found))
 
 
 def _no_role(name: str) -> RoleParity:
-    why = "who asks for it today could not any more: import it, or leave it out of the cutover"
+    why = "current users of the role would lose access: import it, or leave it out of the cutover"
     return RoleParity(name, f"{name} -> no such role", (Difference("role", "none", name, "error", why),))
 
 
@@ -168,7 +168,7 @@ def _principals(role: Role, theirs: Mapping[str, object]) -> str:
 
 
 def _rsa_bits(role: Role, theirs: Mapping[str, object]) -> int:
-    """A size that both take if there is one; Vault's sizes are exact."""
+    """A size that both accept, if there is one; Vault's sizes are exact."""
     sizes = read_vault_role(theirs).keys().rsa_sizes or ()
     return min((size for size in sizes if size >= role.rsa_min_bits and size % 8 == 0), default=role.rsa_min_bits)
 
@@ -180,7 +180,7 @@ def _compare_samples(
     count: int,
     rsa_bits: int,
 ) -> tuple[list[SampleResult], str]:
-    """The results, and why there are fewer than `count`."""
+    """The results, and the reason if there are fewer than `count`."""
     limits = [limit for limit in (role.limits.per_minute, role.limits.live) if limit is not None]
     bound = min([count, *limits])
     left_out = f"{count - bound} of {count} left out: the role's limits allow {bound}" if bound < count else ""
@@ -218,7 +218,7 @@ def _compare_sample(
 
 
 def _ask(act: Callable[[], str]) -> CertificateFields | SignerError:
-    """The certificate, or the refusal; raises what is no refusal."""
+    """The certificate or the refusal; raises any other error."""
     try:
         line = act()
     except (Unavailable, NotAuthenticated, NotFound, BadFormat):
@@ -228,7 +228,9 @@ def _ask(act: Callable[[], str]) -> CertificateFields | SignerError:
     try:
         return decode_certificate(binascii.a2b_base64(line.split()[1].encode(), strict_mode=True))[0]
     except (BadFormat, ValueError, IndexError):
-        raise Unavailable("certificate_not_understood", "what was answered is no certificate", "look at both") from None
+        raise Unavailable(
+            "certificate_not_understood", "the answer is not a certificate", "check signer.address and vault.address"
+        ) from None
 
 
 def _refusals(
@@ -237,25 +239,28 @@ def _refusals(
     mine = f"refused: {ours.code}" if isinstance(ours, SignerError) else "granted"
     theirs = f"refused: {vaults.code}" if isinstance(vaults, SignerError) else "granted"
     if mine == "granted":
-        return [Difference("outcome", mine, theirs, "error", "ours grants what Vault refuses")]
+        return [Difference("outcome", mine, theirs, "error", "signer grants what Vault refuses")]
     if theirs != "granted":
-        why = "neither grants it, so nothing is shown" + (", not even for the plain request" * sample.is_plain)
+        why = "neither grants it, so nothing was compared" + (", not even for the plain request" * sample.is_plain)
         return [Difference("outcome", mine, theirs, "error" if sample.is_plain else "note", why)]
     if sample.is_plain:
-        return [Difference("outcome", mine, theirs, "error", "ours refuses the plain request, which Vault grants")]
-    return [Difference("outcome", mine, theirs, "note", "ours refuses what Vault grants")]
+        return [Difference("outcome", mine, theirs, "error", "signer refuses the plain request, which Vault grants")]
+    return [Difference("outcome", mine, theirs, "note", "signer refuses what Vault grants")]
 
 
 def _outcome(ours: CertificateFields | SignerError, vaults: CertificateFields | SignerError) -> str:
     if isinstance(ours, SignerError):
         return "refused" if isinstance(vaults, SignerError) else "granted by Vault only"
-    return "granted by us only" if isinstance(vaults, SignerError) else "granted"
+    return "granted by signer only" if isinstance(vaults, SignerError) else "granted"
 
 
 def _merged(
     found: list[Difference], role: Role, sample: Sample, ours: CertificateFields, vaults: CertificateFields
 ) -> list[Difference]:
-    """Who names extensions loses the role's own with Vault and keeps them here: that gives nobody anything new."""
+    """Turns an extensions difference into a note if only default extensions of the role were added.
+
+    Vault drops the role's defaults when a request names extensions; signer keeps them, which grants nothing new.
+    """
     added = {name for name, _ in ours.extensions} - {name for name, _ in vaults.extensions}
     if "extensions" not in sample.asked or not added <= set(role.default_extensions):
         return found

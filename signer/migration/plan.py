@@ -1,7 +1,7 @@
-"""A plan: its steps, and everything that they depend on, under one digest. Pure.
+"""A plan: its steps and everything that they depend on, under one digest. Pure.
 
-The same function makes a plan twice, once to print it and once before it is applied; `differences` names each field
-that has changed in between. `runner.py` carries the steps out, `journal.py` records the progress.
+The same function makes the plan twice, to print it and before it is applied; `differences` lists the fields that have
+changed in between. `runner.py` carries the steps out, `journal.py` records the progress.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Operation = Literal["cutover", "decommission"]
 
 
 class StepOutcome(StrEnum):
-    """What became of a step, in the evidence."""
+    """The outcome of a step, in the evidence."""
 
     DONE = "done"
     UNDONE = "undone"
@@ -34,7 +34,7 @@ class StepOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a step saw or did: one line for people, and facts that are ready for JSON and hold no secret."""
+    """The result of a step: one line for people, and facts that are ready for JSON and contain no secret."""
 
     summary: str
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -44,10 +44,10 @@ class Observation:
 class Step:
     """One step: the plan shows its `lines`, a run calls its `action`.
 
-    `action` does the step and `verify` proves that it worked; both raise `SignerError` if not. `lines` are the commands
-    and requests of both, in order. `is_done` is False if the step must be done, which matters when a run is resumed.
-    `undo` takes the step back, with its own `undo_lines`; None beside the effect `DESTROYS` means that nothing can.
-    `undo_text` describes that in words. `reads` names what the step looks at.
+    `action` does the step and `verify` checks that it worked; both raise `SignerError` if not. `lines` are the commands
+    and requests of both, in order. `is_done` lets a resumed run skip the action. `undo` reverts the step, with its own
+    `undo_lines`; a changing step without it is irreversible. `undo_text` describes that in words. `reads` lists the
+    sources that the step reads.
     """
 
     name: str
@@ -79,10 +79,10 @@ class PlanPart:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done and what that depends on, as a plan file contains it.
+    """The steps and what they depend on, as a plan file contains them.
 
-    `inputs` must not change until the run has ended; `now` is the state that the steps themselves change, `then` the
-    state after them. `steps` are descriptions, with the commands that would be run.
+    `inputs` must not change until the run has ended; `now` is the state that the steps change, `then` the state after
+    them. `steps` are descriptions, with the commands that they run.
     """
 
     operation: Operation
@@ -143,21 +143,21 @@ def read_plan(text: str, operation: Operation) -> Plan:
             steps=tuple(raw["steps"]),
         )
         if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
-            raise TypeError("tables are tables")
+            raise TypeError("not a table")
         if any(_OF_A_STEP - step.keys() for step in plan.steps):
-            raise KeyError("a step is whole")
+            raise KeyError("incomplete step")
         is_ours = raw["version"] == VERSION and plan.digest == raw["digest"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BadFile(
             "plan_unreadable", "the plan file is not a plan", f"make one: signer {operation} plan --config FILE"
         ) from None
     if not is_ours:
-        raise BadFile("plan_edited", "the plan file is not as it was written: its digest differs", "make a new plan")
+        raise BadFile("plan_edited", "the plan file was edited: its digest differs", "make a new plan")
     if plan.operation != operation:
         raise BadFile(
             "plan_of_another_operation",
             f"this is a plan for {plan.operation}, not for {operation}",
-            f"signer {plan.operation} apply applies it",
+            f"apply it with: signer {plan.operation} apply",
         )
     return plan
 
@@ -178,14 +178,14 @@ def check_drift(planned: Plan, found: Plan, *, with_state: bool) -> None:
     if not problems:
         problems += differences(planned.then, found.then, "then")
     same = found if with_state else replace(found, now=planned.now)
-    if not problems and same.digest != planned.digest:  # what no field shows; it is the digest that was approved
+    if not problems and same.digest != planned.digest:  # the approved digest covers more than the compared fields
         problems.append(f"digest: planned {planned.digest}, found {same.digest}")
     if problems:
         count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
         raise Drift(
             "plan_drifted",
             f"state has changed since the plan: {count}",
-            f"look at them, then make a new plan: signer {planned.operation} plan --config FILE",
+            f"review them, then make a new plan: signer {planned.operation} plan --config FILE",
             tuple(problems),
         )
 

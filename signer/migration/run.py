@@ -1,6 +1,6 @@
-"""One run of an operation on a platform: it begins or is resumed, keeps its evidence and ends in the ledger.
+"""One run of an operation on a platform: starting, resuming, evidence, and the entry in the ledger.
 
-Cutover, rollback and decommission share this; each has its own steps.
+Shared by cutover, rollback and decommission; each has its own steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BACK: Final = "signer cutover rollback --config FILE --reason …"
 
 
 class Unfinished(SignerError):
-    """Another run is not finished; `code` says what must be done with it first."""
+    """Another run is not finished; `code` identifies what it needs first."""
 
 
 class Recorder(Protocol):
@@ -45,7 +45,7 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """An open run: its journal, its evidence and its plan's digest; `reason` is that of a rollback."""
+    """An open run: journal, evidence and plan digest; `reason` is set for a rollback."""
 
     journal: Journal
     evidence: Evidence
@@ -59,11 +59,11 @@ class Run:
         return self.journal.state.operation
 
     def carry_out(self, steps: Sequence[Step], reporter: Reporter) -> RunResult:
-        """Runs the steps to an end; see `runner.carry_out`."""
+        """Runs the steps; see `runner.carry_out`."""
         return carry_out(steps, self.journal, self, reporter)
 
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None:
-        """Keeps what a step observed; the step that seals the evidence is in the journal only."""
+        """Keeps a step's observation; the step that seals the evidence is only in the journal."""
         if self.evidence.is_recorded:
             return
         facts = {"step": step.name, "title": step.title, "what": what, "summary": seen.summary}
@@ -106,8 +106,8 @@ class Run:
         state = self.journal.state
         facts: dict[str, object] = {"reason": self.reason, "began": state.began_ms, "error": None}
         if error is not None:
-            told = {"code": error.code, "text": error.text, "hint": error.hint, "step": state.failed}
-            facts["error"] = {**told, "facts": error.facts} if error.facts else told
+            problem = {"code": error.code, "text": error.text, "hint": error.hint, "step": state.failed}
+            facts["error"] = {**problem, "facts": error.facts} if error.facts else problem
         if not self.evidence.digest:
             self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
@@ -118,7 +118,7 @@ class Run:
 
 
 def unfinished(folder: Path) -> list[RunState]:
-    """Runs that have not come to their end, oldest first."""
+    """Runs that have not ended, oldest first."""
     return [state for state in runs(folder) if not state.is_over]
 
 
@@ -133,13 +133,12 @@ def open_run(
     reason: str = "",
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Run]:
-    """A new run, or the interrupted one of the same plan; raises `Unfinished` if another one comes first.
+    """A new run, or the interrupted one of the same plan; raises `Unfinished` if another run must be finished first.
 
-    One that was cut off before it changed anything does not: it is ended as failed. To be used while `platform_lock`
-    holds everybody else off.
+    An interrupted run that has changed nothing is ended as failed. The caller holds `platform_lock`.
     """
     digest = plan.digest if plan is not None else ""
-    state, over = _to_take_up(folder, operation, digest)
+    state, over = _to_resume(folder, operation, digest)
     for other in over:
         _close(folder, other, recorder, RunOutcome.FAILED, "another plan")
     if state is None:
@@ -161,8 +160,8 @@ def open_run(
         journal.close()
 
 
-def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[RunState | None, list[RunState]]:
-    """The run to go on with, and those that can be ended for it; raises `Unfinished` for what must be done first."""
+def _to_resume(folder: Path, operation: str, plan: str) -> tuple[RunState | None, list[RunState]]:
+    """The run to resume, and the runs to end before it; raises `Unfinished` if another run must be finished first."""
     over: list[RunState] = []
     for state in unfinished(folder):
         if state.operation == operation and state.plan == plan and not state.is_rolling_back:
@@ -172,23 +171,23 @@ def _to_take_up(folder: Path, operation: str, plan: str) -> tuple[RunState | Non
         if state.is_rolling_back:
             raise Unfinished(
                 "rollback_unfinished",
-                f"the run {state.run} was interrupted while it rolled back",
-                f"finish that first: {_BACK}",
+                f"the run {state.run} was interrupted during its rollback",
+                f"finish it first: {_BACK}",
             )
         if _has_changed(folder, state):
             again = (
                 f"apply its plan ({state.plan[:19]}…) again, or, before anything was destroyed: " if state.plan else ""
             )
-            raise Unfinished("run_unfinished", f"the run {state.run} has not come to its end", f"{again}{_BACK}")
+            raise Unfinished("run_unfinished", f"the run {state.run} has not ended", f"{again}{_BACK}")
         over.append(state)
     return None, over
 
 
 def _has_changed(folder: Path, state: RunState) -> bool:
-    """True unless it is certain that the run was interrupted before the first step that changes anything."""
+    """False only if the run was certainly interrupted before its first changing step."""
     if not state.begun:
         return False
-    if state.operation == "rollback":  # which has no plan
+    if state.operation == "rollback":  # a rollback has no plan
         return "up" in state.begun
     try:
         steps = (Evidence.open(folder / state.run).read_json("plan.json") or {})["steps"]
@@ -198,14 +197,14 @@ def _has_changed(folder: Path, state: RunState) -> bool:
 
 
 def destroyed_by(folder: Path, state: RunState) -> str:
-    """The title of a step, begun by that run, that nothing takes back; empty if there is none."""
+    """The title of an irreversible step that the run has begun; empty if there is none."""
     try:
         plan = Evidence.open(folder / state.run).read_json("plan.json") or {}
         steps = plan.get("steps", [])
         if steps:
             return next((str(s["title"]) for s in steps if s["effect"] == "DESTROYS" and s["name"] in state.begun), "")
     except (NotFound, KeyError, TypeError, AttributeError):
-        steps = []  # its evidence was moved away, or there was no plan yet: the journal decides
+        steps = []  # no evidence, or no plan in it: the journal decides
     known = _DESTROYING if state.operation == "decommission" else ()
     return next((f"step {name}" for name in known if name in state.begun), "")
 
@@ -235,7 +234,7 @@ def _close(folder: Path, state: RunState, recorder: Recorder, outcome: RunOutcom
 
 def catch_up(folder: Path, recorder: Recorder) -> list[str]:
     """Records the evidence of runs that ended while the ledger could not be reached; returns their names."""
-    told = []
+    names = []
     for state in runs(folder):
         try:
             evidence = Evidence.open(folder / state.run)
@@ -243,20 +242,20 @@ def catch_up(folder: Path, recorder: Recorder) -> list[str]:
             continue
         if state.outcome is not None and evidence.digest and not evidence.is_recorded:
             _record(state.operation, state.outcome, state.plan, state.reason, evidence, recorder)
-            told.append(state.run)
-    return told
+            names.append(state.run)
+    return names
 
 
 def _record(
     operation: str, outcome: str, plan: str, reason: str, evidence: Evidence, recorder: Recorder
 ) -> Mapping[str, Any]:
-    """The ledger's entry about sealed evidence, made unless it is there already."""
+    """The ledger's entry for sealed evidence; creates it unless it exists."""
     digest = evidence.digest
     answer = next(iter(recorder.operations(evidence=digest)), None)
     if answer is None:
         try:
             answer = recorder.record(operation, outcome, plan, digest, reason)
-        except Unavailable:  # only the answer may be lost: what the ledger holds has happened
+        except Unavailable:  # the answer may be lost although the entry was written
             answer = next(iter(recorder.operations(evidence=digest)), None)
             if answer is None:
                 raise
@@ -265,10 +264,10 @@ def _record(
 
 
 def own_versions() -> dict[str, str]:
-    """What runs here: the program, Python, OpenSSH."""
+    """Versions of the program, Python, OpenSSH and the system."""
     try:
-        told = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
-        openssh = told.err.strip()[:100] or "unknown"
+        ended = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
+        openssh = ended.err.strip()[:100] or "unknown"
     except NoSuchCommand:
         openssh = "unknown"
     return {

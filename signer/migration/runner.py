@@ -1,6 +1,6 @@
 """Carries out the steps of a plan: each is recorded before and after, and a failure rolls back.
 
-`carry_out` is the one function that matters. It knows nothing of Vault or containers: each step brings its action.
+`carry_out` knows nothing of Vault or containers: each step has its action.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class RunResult:
 
     outcome: RunOutcome
     error: SignerError | None = None
-    also: SignerError | None = None  # an error of the rollback, or of recording the end
+    also: SignerError | None = None  # an error of the rollback or of recording the outcome
 
 
 def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter) -> RunResult:
     """Runs every step that is not done yet; the last one seals the evidence. Never raises `SignerError` for a step.
 
-    1  as long as nothing was changed, everything is done from the first step on: an observation may be old.
-       Later a step that the journal records as done is skipped, unless it changes something and its check denies it;
-       then the steps after it are repeated, too, as they observed another state
-    2  the journal records that the step begins; then it acts and proves that it worked; both are kept as evidence
-    3  a step that fails, or Ctrl-C, SIGTERM or a lost terminal meanwhile, ends the run:
-       after a step that has no undo it stays where it is, and can be resumed;
-       otherwise what has begun is undone, last first, which nothing interrupts
+    1  until a step has changed something, every step runs again, as earlier observations may be outdated.
+       After that, a step that the journal records as done is skipped, unless it changes something and its `is_done`
+       is False; then the steps after it are repeated, as they observed another state
+    2  the journal records that the step begins; then it acts and is verified; both results are kept as evidence
+    3  a failed step, Ctrl-C, SIGTERM or a lost terminal ends the run:
+       after an irreversible step the run stops where it is and can be resumed;
+       otherwise the begun steps are undone, last first, without interruption by signals
     4  the last step seals the evidence and records its digest in the ledger; it may be repeated after a crash
     """
     *before, seal = enumerate(steps, 1)
@@ -74,7 +74,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
                 if (
                     is_as_left
                     and step.name in journal.state.done
-                    and (step.effect != "CHANGES" or _asked(step.is_done))
+                    and (step.effect != "CHANGES" or _translated(step.is_done))
                 ):
                     reporter.skipped(number, step)
                     continue
@@ -84,7 +84,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
                 journal.write("step.began", step=step.name)
                 seen = _done(step)
                 seconds = time.monotonic() - began
-                _asked(lambda: evidence.step(number, step, StepOutcome.DONE, seen, seconds))  # noqa: B023 - called at once
+                _translated(lambda: evidence.step(number, step, StepOutcome.DONE, seen, seconds))  # noqa: B023 - called at once
                 journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
                 reporter.passed(number, step, seen, seconds)
             except SignerError as error:
@@ -100,7 +100,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
 def _seal(
     number: int, step: Step, steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper, reporter: Reporter
 ) -> RunResult:
-    """The last step. Once the outcome is in the ledger it stands, whatever fails after that."""
+    """Runs the last step. An outcome that is in the ledger is final, whatever fails afterwards."""
     began = time.monotonic()
     reporter.began(number, step)
     try:
@@ -118,17 +118,17 @@ def _seal(
 
 
 def _done(step: Step) -> Observation:
-    """Does the step, unless an interrupted run has done it already; the proof is made in either case."""
-    seen = Observation("was done already") if _asked(step.is_done) else _asked(step.action)
+    """Does the step, unless an interrupted run has done it already; verifies it in both cases."""
+    seen = Observation("already done") if _translated(step.is_done) else _translated(step.action)
     if step.verify is None:
         return seen
-    proof = _asked(step.verify)
+    proof = _translated(step.verify)
     summary = "; ".join(part for part in (seen.summary, proof.summary) if part)
     return Observation(summary, {**seen.facts, **proof.facts})
 
 
-def _asked(act: Callable[[], _T]) -> _T:
-    """What it returns. An unexpected exception becomes a `SignerError`, which rolls the run back."""
+def _translated(act: Callable[[], _T]) -> _T:
+    """Returns the result of `act`. An unexpected exception becomes a `SignerError`, which rolls the run back."""
     try:
         return act()
     except SignerError:
@@ -137,7 +137,7 @@ def _asked(act: Callable[[], _T]) -> _T:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise SignerError(
             "fault_of_ours",
-            f"a fault of ours, {type(error).__name__} in {Path(place.filename).name}:{place.lineno}",
+            f"internal error: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}",
             "report this line with the command that led to it",
         ) from error
 
@@ -150,7 +150,7 @@ def _end_by(
     evidence: EvidenceKeeper,
     reporter: Reporter,
 ) -> RunResult:
-    """Undoes what can be undone and returns how the run ended. A full disk does not prevent that."""
+    """Undoes the begun steps, also on a full disk, and returns the result of the run."""
     also = _try(lambda: journal.write("step.failed", step=failed.name, error=error.code))
     begun = [(number, step) for number, step in enumerate(steps, 1) if step.name in journal.state.begun]
     if any(step.is_irreversible for _, step in begun):
@@ -170,15 +170,15 @@ def _end_by(
 
 
 def _undo(number: int, step: Step, journal: Journal, evidence: EvidenceKeeper, reporter: Reporter) -> None:
-    assert step.undo is not None, "asked for by the caller"  # noqa: S101
+    assert step.undo is not None, "checked by the caller"  # noqa: S101
     began = time.monotonic()
     try:
-        seen = _asked(step.undo)
+        seen = _translated(step.undo)
     except SignerError as fault:
         reporter.failed(number, replace(step, title=f"undo: {step.title}"), fault, time.monotonic() - began)
         raise
     seconds = time.monotonic() - began
-    reporter.undone(number, step, seen, seconds)  # the platform is as it was; what follows only remembers it
+    reporter.undone(number, step, seen, seconds)  # the platform is restored; the rest only records it
     _try(lambda: evidence.step(number, step, StepOutcome.UNDONE, seen, seconds))
     _try(lambda: journal.write("undo.done", step=step.name, summary=seen.summary))
 
@@ -187,7 +187,7 @@ def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidenc
     fault: SignerError | None = None
     digest: object = ""
     try:
-        digest = _asked(lambda: evidence.conclude(outcome, error)).facts.get("evidence", "")
+        digest = _translated(lambda: evidence.conclude(outcome, error)).facts.get("evidence", "")
     except SignerError as unwritten:
         fault = unwritten
     journal.write("run.ended", outcome=outcome, evidence=digest)
@@ -196,9 +196,9 @@ def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidenc
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:
-    """None, or the error: for what is worth trying when something else matters more."""
+    """Calls `act`; returns its error, or None."""
     try:
-        _asked(act)
+        _translated(act)
     except SignerError as error:
         return error
     return None

@@ -1,6 +1,6 @@
-"""What is asked of Vault and of us to see whether both answer alike: bodies of sign requests, and keys for them.
+"""Sample sign requests for the comparison of Vault and the local CA, with throwaway public keys.
 
-The keys are public halves whose private half nobody has or could have known: what is signed for them opens nothing.
+The keys are random and have no private half, so a certificate for them opens nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from signer.ssh.publickey import render_public_key
 from signer.ssh.wire import string
 from signer.units import render_duration
 
-REASON: Final = "parity with Vault, for a key that nobody has"
+REASON: Final = "parity with Vault, for a key without a private half"
 SHORT: Final = 60  # seconds
 _EXPONENT: Final = b"\x01\x00\x01"
-_SOURCE: Final = "192.0.2.0/24"  # RFC 5737: nobody's
+_SOURCE: Final = "192.0.2.0/24"  # RFC 5737: reserved for documentation
 _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
     "nistp256": ec.SECP256R1(),
     "nistp384": ec.SECP384R1(),
@@ -31,7 +31,7 @@ _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request. `asked` is the native body without the key; `is_plain` if it leaves everything to the role."""
+    """One request. `asked` is the native body without the key; `is_plain` if it sets no field."""
 
     name: str
     key_type: str
@@ -39,11 +39,11 @@ class Sample:
     is_plain: bool
 
     def native(self, public_line: str) -> dict[str, Any]:
-        """The body for our own API."""
+        """The body for the native API."""
         return {"public_key": public_line, **self.asked}
 
     def vaults(self, public_line: str) -> dict[str, Any]:
-        """The same in Vault's words; it has none for a reason."""
+        """The body for Vault's API, which has no field for a reason."""
         body: dict[str, Any] = {"public_key": public_line, "cert_type": "user"}
         for name, value in self.asked.items():
             if name == "principals":
@@ -56,16 +56,16 @@ class Sample:
 
 
 def make_samples(role: Role, count: int) -> Iterator[Sample]:
-    """`count` requests that the role grants: each type of key and each shape of request by turns, the plain one first.
+    """`count` requests that the role grants: key types and request shapes in rotation, the plain one first.
 
-    `{identity}` is left out: who will ask is not known here. None for a role that has nothing else.
+    `{identity}` is left out, as the identity is unknown here; a role without other principals has no samples.
     """
     kinds, shapes = sorted(role.key_types), list(_shapes(role))
     if not shapes:
         return
     said = {"reason": REASON} if role.reason_required else {}
     for number in range(count):
-        # With as many kinds as shapes each kind would meet one shape only, again and again.
+        # The offset keeps equal numbers of kinds and shapes from always pairing the same two.
         name, asked = shapes[number % len(shapes)]
         kind = kinds[(number + number // max(len(kinds), len(shapes))) % len(kinds)]
         yield Sample(name, kind, {**asked, **said}, is_plain=not asked)
@@ -98,12 +98,12 @@ def _shapes(role: Role) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def throwaway_key(kind: str, rsa_bits: int = 3072) -> str:
-    """A public key line of that kind, made of random bytes and of no private key."""
+    """A public key line of that kind, from random bytes instead of a private key."""
     name = kind.removeprefix("sk-").removesuffix("@openssh.com")
     parts = [kind.encode()]
     if name == "ssh-rsa":
         modulus = bytearray(os.urandom(rsa_bits // 8))
-        modulus[0] |= 0x80  # exactly so many bits
+        modulus[0] |= 0x80  # exactly rsa_bits
         modulus[-1] |= 1
         parts += [_EXPONENT, b"\0" + modulus]
     elif name == "ssh-ed25519":
@@ -118,7 +118,7 @@ def throwaway_key(kind: str, rsa_bits: int = 3072) -> str:
 
 def _random_point(curve: ec.EllipticCurve) -> bytes:
     size = (curve.key_size + 7) // 8
-    while True:  # half of all numbers are the x of a point
+    while True:  # half of all numbers are the x coordinate of a point
         x = (int.from_bytes(os.urandom(size)) >> (size * 8 - curve.key_size)).to_bytes(size)
         try:
             key = ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x02" + x)

@@ -1,7 +1,7 @@
 """Smoke tests: real logins through `safe-session`, as people and agents make them.
 
-Each function makes one observation and raises `SignerError` if it is not what it must be; `facts["log"]` of either is
-the output of the login, for the evidence, without token or key. `on_each` observes all hosts at once.
+Each function returns one observation or raises `SignerError` if it fails; `facts["log"]` of both is the output of the
+login, for the evidence, without token or key. `on_each` runs for all hosts in parallel.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ LOGIN_WITHIN: Final = 15.0  # seconds for all of one login
 AT_ONCE: Final = 8
 MAX_CA_FILE: Final = 65536  # bytes
 NOT_ALLOWED: Final = "principal_not_allowed"
-_PACKAGES: Final = str(Path(__file__).parents[2])  # where this very program's package lies
+_PACKAGES: Final = str(Path(__file__).parents[2])  # directory of the running package
 _CERTIFICATE: Final = re.compile(r"^ssh-ed25519-cert-v01@openssh\.com ([A-Za-z0-9+/=]+)", re.MULTILINE)
 _SERIAL: Final = re.compile(r"^safe-session: .*\(serial (\d{1,20}),", re.MULTILINE)
-_NO_LOGIN: Final = 255  # ssh(1): of ssh itself, not of the command on the host
+_NO_LOGIN: Final = 255  # ssh(1): an error of ssh itself, not the status of the remote command
 _PASSED_ON: Final = ("PATH", "HOME")
-# The base point of Ed25519: a key that is in order, and to which nobody has the other half.
-_NOBODYS_KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFhmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZm"
+# The base point of Ed25519: a valid key whose private half is unknown.
+_KEY_WITHOUT_PRIVATE_HALF: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFhmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZm"
 
 FindCertificate = Callable[[int], Mapping[str, Any]]
 
 
 class SmokeFailed(SignerError):
-    """A login, or what must be seen of it, is not as it must be; `facts` are for the evidence."""
+    """A login failed, or its certificate is not the expected one; `facts` are for the evidence."""
 
 
 def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerprint: str) -> Observation:
-    """A real login to every target at once, each checked as by `smoke_login`; raises `SmokeFailed`."""
+    """Logs in to all targets in parallel, each checked by `smoke_login`; raises `SmokeFailed`."""
     seen = on_each(
         file.smoke,
         lambda target: smoke_login(target, file.signer, find, backend=backend, ca_fingerprint=ca_fingerprint),
@@ -73,13 +73,13 @@ def smoke_login(
     """Logs in with a certificate of the service at `signer`, runs `true`, and checks the certificate.
 
     1  the login ends with status 0                                             smoke_login_failed
-    2  the certificate, as the agent held it, is signed by `ca_fingerprint`     smoke_wrong_ca
+    2  the certificate, as in the agent, is signed by `ca_fingerprint`          smoke_wrong_ca
     3  it is in the ledger (`find` returns its record), byte for byte            smoke_not_recorded
-    4  the ledger says that `backend` signed it                                 smoke_wrong_backend
+    4  the ledger records `backend` as its signer                                smoke_wrong_backend
     """
     # 1
     ended = _safe_session(target, signer, "true", within)
-    said = _told(target, ended)
+    said = _login_facts(target, ended)
     issued = _certificate(ended.out)
     if ended.status != 0 or issued is None:
         raise _login_failed(target, ended, ca_fingerprint, said)
@@ -91,7 +91,7 @@ def smoke_login(
         raise SmokeFailed(
             "smoke_wrong_ca",
             f"{target.name}: {signed_by} signed the certificate, not {ca_fingerprint}",
-            "see which key the service holds: its /readyz",
+            "check the service's CA key: see its /readyz",
             facts,
         )
     # 3
@@ -108,15 +108,15 @@ def smoke_login(
         raise SmokeFailed(
             "smoke_not_recorded",
             f"{target.name}: the ledger has another certificate with serial {fields.serial}",
-            "is signer.address the service that safe-session asked?",
+            "check that signer.address is the service that safe-session uses",
             facts,
         )
     # 4
     if found.get("backend") != backend:
         raise SmokeFailed(
             "smoke_wrong_backend",
-            f"{target.name}: the ledger says that {str(found.get('backend'))[:20]} signed it, not {backend}",
-            "see the mode of the service: its /readyz",
+            f"{target.name}: the ledger records {str(found.get('backend'))[:20]} as the signer, not {backend}",
+            "check the service's mode: see its /readyz",
             facts,
         )
     summary = f"{target.name}: logged in as {target.user}, serial {fields.serial}, signed by {backend} {signed_by}"
@@ -126,30 +126,30 @@ def smoke_login(
 def smoke_refusal(
     sign: Callable[[str, Mapping[str, object]], object], role: str, allowed: Iterable[str]
 ) -> Observation:
-    """Asks for principals that the policy does not allow, and is refused by it each time.
+    """Requests principals that the policy does not allow; each request must be refused.
 
-    `sign` asks the service for a certificate of a role, `allowed` are all principals that the policy lets anybody have.
-    Raises `SmokeFailed` (`smoke_not_refused`, or `smoke_refusal_unclear` if something else than the policy said no).
+    `sign` requests a certificate of a role, `allowed` contains every principal of the policy. Raises `SmokeFailed`
+    (`smoke_not_refused`, or `smoke_refusal_unclear` if the refusal has another cause than the policy).
     """
     known = frozenset(allowed)
     outside = [name for name in ("root", f"outside-{os.urandom(6).hex()}") if name not in known]
     for principal in outside:
         facts: dict[str, object] = {"role": role, "principal": principal}
         try:
-            sign(role, {"public_key": _NOBODYS_KEY, "principals": [principal]})
+            sign(role, {"public_key": _KEY_WITHOUT_PRIVATE_HALF, "principals": [principal]})
         except SignerError as refusal:
             if refusal.code == NOT_ALLOWED:
                 continue
             raise SmokeFailed(
                 "smoke_refusal_unclear",
-                f"asked for principal {principal}, it was not the policy that refused, but {refusal.code}",
+                f"the request for principal {principal} was refused with {refusal.code}, not by the policy",
                 refusal.hint,
                 {**facts, "code": refusal.code},
             ) from None
         raise SmokeFailed(
             "smoke_not_refused",
             f"a certificate for {principal} was issued, which the policy does not allow",
-            "freeze the role, and look for what policy the service has in force",
+            "freeze the role, and check which policy the service has loaded",
             facts,
         )
     names = " and ".join(outside)
@@ -161,16 +161,16 @@ def smoke_refusal(
 def read_trusted_cas(
     target: Target, signer: SignerFacts, ca_fingerprint: str, *, within: float = LOGIN_WITHIN
 ) -> Observation:
-    """Whether the host trusts the CA, as far as that can be read over a login of today.
+    """Checks over a login that the host trusts the CA.
 
-    Where it cannot, the observation says so and `facts["trusted"]` is None. Raises `SmokeFailed` (`ca_not_trusted`, or
-    `smoke_login_failed` if there is no login today).
+    If that cannot be read, the observation reports it and `facts["trusted"]` is None. Raises `SmokeFailed`
+    (`ca_not_trusted`, or `smoke_login_failed` if no login works now).
     """
     place = target.trusted_ca_file
     if place is None:
         return Observation(f"{target.name}: cannot be read beforehand", {"target": target.name, "trusted": None})
     ended = _safe_session(target, signer, f"head -c {MAX_CA_FILE} -- {shlex.quote(place)}", within)
-    said = _told(target, ended)
+    said = _login_facts(target, ended)
     if ended.status == _NO_LOGIN or _certificate(ended.out) is None:
         raise _login_failed(target, ended, "", said)
     if ended.status != 0:
@@ -182,16 +182,16 @@ def read_trusted_cas(
         raise SmokeFailed(
             "ca_not_trusted",
             f"{target.name}: {place} lacks {ca_fingerprint}",
-            "add the line that `signer ca bundle` prints to it, on that host",
+            "on that host, add the line that `signer ca bundle` prints to the file",
             facts,
         )
     return Observation(f"{target.name}: {place} has {ca_fingerprint}", facts)
 
 
 def on_each(targets: Sequence[Target], observe: Callable[[Target], Observation]) -> Observation:
-    """One observation of all targets, made at once; raises `SmokeFailed` with the first failure's code.
+    """One observation of all targets, made in parallel; raises `SmokeFailed` with the first failure's code.
 
-    `facts["targets"]` has what each of them gave, in either case.
+    `facts["targets"]` has the facts of each target in both cases.
     """
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="smoke") as pool:
         seen = list(pool.map(lambda target: _seen(target, observe), targets))
@@ -199,7 +199,7 @@ def on_each(targets: Sequence[Target], observe: Callable[[Target], Observation])
     failures = [outcome for outcome, _ in seen if isinstance(outcome, SignerError)]
     if failures:
         first, others = failures[0], len(failures) - 1
-        text = f"{first.text}; {others} other host{'s' if others > 1 else ''}, too" if others else first.text
+        text = f"{first.text}; {others} more host{'s' if others > 1 else ''}" if others else first.text
         raise SmokeFailed(first.code, text, first.hint, facts)
     return Observation("; ".join(one.summary for one, _ in seen if isinstance(one, Observation)), facts)
 
@@ -220,9 +220,9 @@ def _seen(target: Target, observe: Callable[[Target], Observation]) -> tuple[Obs
 
 
 def login_line(target: Target, role: str, command: str) -> list[str]:
-    """What is run for a login. Nothing of ssh's configuration files: a smoke login hangs on cutover.toml alone.
+    """The command of a login. It ignores ssh's configuration files: a smoke login depends on cutover.toml alone.
 
-    `LocalCommand` runs here, after the login, with the session's private agent: it shows the certificate that was used.
+    `LocalCommand` runs on this host after the login, with the session's private agent: it shows the certificate.
     """
     options = {
         "BatchMode": "yes",
@@ -255,7 +255,7 @@ def _safe_session(target: Target, signer: SignerFacts, command: str, within: flo
 
 
 def _certificate(out: str) -> tuple[CertificateFields, bytes] | None:
-    """The certificate that the local command showed, ahead of all that the host said; None if there was no login."""
+    """The certificate that the local command printed before any output of the host; None if there was no login."""
     match = _CERTIFICATE.match(out)
     if match is None:
         return None
@@ -266,8 +266,8 @@ def _certificate(out: str) -> tuple[CertificateFields, bytes] | None:
     return fields, unsigned
 
 
-def _told(target: Target, ended: CommandResult) -> dict[str, object]:
-    """What is kept of a login, whether it worked or not."""
+def _login_facts(target: Target, ended: CommandResult) -> dict[str, object]:
+    """The facts of a login for the evidence, successful or not."""
     serial = _SERIAL.search(ended.err)
     return {
         "target": target.name,
@@ -285,15 +285,15 @@ def _login_failed(target: Target, ended: CommandResult, ca_fingerprint: str, sai
     if ended.status is None:
         text = f"no login within {ended.seconds:.0f} s"
     elif "Permission denied (" in last and ca_fingerprint:
-        text = f"{last.rstrip('.')}; it takes no certificate of {ca_fingerprint}"
-        hint = "is that CA in the file that TrustedUserCAKeys of its sshd_config names, and the principal allowed?"
+        text = f"{last.rstrip('.')}; it does not accept certificates of {ca_fingerprint}"
+        hint = "check that TrustedUserCAKeys of its sshd_config has that CA and that the principal is allowed"
     else:
         text = last.rstrip(".") or f"the login ended with status {ended.status}"
     return SmokeFailed("smoke_login_failed", f"{target.name}: {text}", hint, dict(said))
 
 
 def _last_line(ended: CommandResult) -> str:
-    """The line that says why: safe-session's own error, or else the last one that is no hint."""
+    """The cause: safe-session's own error, or else the last line that is not a hint."""
     lines = [line for line in _lines(ended.err) if not line.startswith("safe-session: hint:")]
     ours = [line for line in lines if line.startswith("safe-session: error:")]
     found = [*lines, *ours][-1:] or [""]
@@ -306,7 +306,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _fingerprints(text: str) -> list[str]:
-    """Of all keys in a file as TrustedUserCAKeys has it (sshd_config(5)): one a line, `#` begins a comment."""
+    """Fingerprints of the keys in a TrustedUserCAKeys file (sshd_config(5)): one key per line, `#` begins a comment."""
     found = []
     for line in text.splitlines():
         words = line.strip()
@@ -315,5 +315,5 @@ def _fingerprints(text: str) -> list[str]:
         try:
             found.append(parse_public_key(" ".join(words.split()[:2])).fingerprint)
         except BadPublicKey:
-            continue  # sshd skips what it cannot read, too
+            continue  # sshd also skips lines that it cannot parse
     return found

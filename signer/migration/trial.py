@@ -1,8 +1,8 @@
-"""The service on trial: same image, same configuration, beside the running one and apart from it; gone afterwards.
+"""A trial of the service: same image and configuration, isolated from the running service, removed afterwards.
 
-So that the local CA can be tried before anything changes. What the trial makes has one fixed project name: whatever a
-trial that was killed left is found and removed by the next one. It holds the real CA key, so its container ends by
-itself soon after: a process of its own sees to that, which outlives a kill -9 of ours.
+It tests the local CA before anything changes. Its project has a fixed name, so the next trial finds and removes what a
+killed one left. The container holds the real CA key, so a separate guard process removes it after a time limit, even if
+this process is killed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from signer.migration.config import ComposeFacts
 from signer.subprocesses import CommandResult
 
 LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
-KEEPER: Final = "signer-keeper"  # the user in the image who may read the ledger; root without its powers may not
+KEEPER: Final = "signer-keeper"  # the user in the image that may read the ledger; root without capabilities may not
 TRIAL_WITHIN: Final = 20.0  # seconds
-LIVES: Final = 60  # seconds from its start to its end, whatever becomes of us
+LIVES: Final = 60  # seconds until the guard removes the container
 _LOOK_EVERY: Final = 0.05
-# An engine that is still about to start or stop the container says no the first time.
+# Repeated, because an engine that is starting or stopping the container refuses.
 _GUARD: Final = 'sleep "$1"; shift; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && exit; sleep 2; done'
 _MAX_HEALTH: Final = 65536  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Where the service on trial answers, what its `/readyz` said, and what the engine says of it."""
+    """A running trial: address, answer of `/readyz`, and container."""
 
     address: str
     health: Mapping[str, Any]
@@ -44,21 +44,21 @@ class Trial:
     _compose: Compose
 
     def export_ledger(self) -> str:
-        """Every event of the trial's own ledger, as JSON lines; it goes with the trial.
+        """Every event of the trial's own ledger, as JSON lines; the ledger is removed with the trial.
 
-        Certificates that were signed here are the real CA's and on record nowhere else: keep it in the evidence.
+        The trial signs with the real CA and no other ledger records these certificates: keep the export as evidence.
         """
         argv = (self._compose.facts.engine, "exec", "--user", KEEPER, self.container.id, "signer", "ledger", "export")
-        return self._compose.ask(argv, "the ledger of the trial could not be read").out
+        return self._compose.ask(argv, "the trial's ledger cannot be read").out
 
 
 def trial_project(facts: ComposeFacts) -> str:
-    """The compose project of its trials."""
+    """The compose project of the trials."""
     return f"{facts.project}-trial"
 
 
 def trial_lines(facts: ComposeFacts, with_overlay: bool = True) -> list[list[str]]:
-    """What `trial` runs, for a plan; the address is chosen when it runs."""
+    """The commands of `trial`, for a plan; the address is chosen at run time."""
     apart = Compose(_facts_on_trial(facts, ""), {})
     return [
         _create_line(apart, with_overlay),
@@ -77,9 +77,9 @@ def trial(
     lives: int = LIVES,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Trial]:
-    """The service with a project, a port and a ledger of its own, ready in `mode` while the block runs.
+    """The service with its own project, port and ledger, ready in `mode` while the block runs.
 
-    What an earlier trial left is removed first, and all of this one in the end. Raises `ComposeFailed`
+    Removes what an earlier trial left first, and this trial at the end. Raises `ComposeFailed`
     (`trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_removed` and those of `Compose`).
     """
     deadline = time.monotonic() + within
@@ -92,13 +92,13 @@ def trial(
         if found is None:
             raise ComposeFailed(
                 "trial_failed",
-                "compose could not make a container for the trial",
+                "compose could not create a container for the trial",
                 "see the output above, fix it, and retry",
                 shown(ended),
             )
         _check_apart(apart, found)
-        with _ended_by_itself(apart, found.id, lives):
-            apart.ask((facts.engine, "start", found.id), "the container of the trial does not start")
+        with _guarded(apart, found.id, lives):
+            apart.ask((facts.engine, "start", found.id), "the trial's container does not start")
             yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
     except BaseException:
         remove_trial(apart)
@@ -106,8 +106,8 @@ def trial(
 
 
 @contextmanager
-def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[None]:
-    """Removes the trial after the block; until that is done, or if we are killed, somebody waits to do it instead."""
+def _guarded(apart: Compose, container: str, lives: int) -> Iterator[None]:
+    """Removes the trial after the block; a guard process does it after `lives` seconds if this process cannot."""
     words = ["sh", str(lives), apart.facts.engine, "rm", "--force", *_at_once(apart), container]
     guard = subprocess.Popen(
         ["/bin/sh", "-c", _GUARD, *words],
@@ -121,8 +121,8 @@ def _ended_by_itself(apart: Compose, container: str, lives: int) -> Iterator[Non
     try:
         yield
     finally:
-        remove_trial(apart)  # interrupted in it, by a second Ctrl-C, the guard is still there
-        with suppress(ProcessLookupError):  # its time was up
+        remove_trial(apart)  # if a second Ctrl-C interrupts this, the guard still runs
+        with suppress(ProcessLookupError):  # it has ended
             os.killpg(guard.pid, signal.SIGKILL)
         guard.wait()
 
@@ -132,10 +132,10 @@ def _at_once(apart: Compose) -> tuple[str, ...]:
 
 
 def remove_trial(apart: Compose) -> None:
-    """Ends and forgets all that the engine has of the trial's project; raises `ComposeFailed`.
+    """Removes every container and volume of the trial's project; raises `ComposeFailed`.
 
-    Found by its labels and not by compose's `down`, which goes by names: with `container_name` in the compose file
-    that would be the running service.
+    Selects by label, not by compose's `down`, which selects by name: with `container_name` in the compose file that
+    would be the running service.
     """
     apart.wait_for_leftovers(time.monotonic() + ASK_WITHIN)
     engine, label = apart.facts.engine, f"label={PROJECT_LABEL}={apart.facts.project}"
@@ -143,7 +143,7 @@ def remove_trial(apart: Compose) -> None:
     done: list[CommandResult] = []
     if found := apart.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", label)):
         done.append(apart.run((engine, "rm", "--force", *_at_once(apart), *found)))
-    if is_podman:  # podman-compose makes a pod, which has no label
+    if is_podman:  # podman-compose creates a pod, which has no label
         done.append(apart.run((engine, "pod", "rm", "--force", "--ignore", f"pod_{apart.facts.project}")))
     if found := apart.words((engine, "volume", "ls", "--quiet", "--filter", label)):
         done.append(apart.run((engine, "volume", "rm", *found)))
@@ -151,14 +151,14 @@ def remove_trial(apart: Compose) -> None:
         if ended.status != 0:
             raise ComposeFailed(
                 "trial_not_removed",
-                "what the trial made could not be removed",
+                "the trial's containers or volumes could not be removed",
                 f"remove what `{engine} ps --all --filter {label}` shows, and its volume",
                 shown(ended),
             )
 
 
 def _facts_on_trial(facts: ComposeFacts, address: str) -> ComposeFacts:
-    """The platform's own, under another project name and at another address."""
+    """The platform's facts with another project name and address."""
     return replace(facts, project=trial_project(facts), environment={**facts.environment, LISTEN: address})
 
 
@@ -167,15 +167,15 @@ def _create_line(apart: Compose, with_overlay: bool) -> list[str]:
 
 
 def _check_apart(apart: Compose, container: ContainerState) -> None:
-    """Raises unless all that the trial can write is its own: a named volume may be shared between projects."""
+    """Raises `ComposeFailed` if the trial can write to a mount that is not its own, such as a shared named volume."""
     argv = (apart.facts.engine, "inspect", "--type", "container", container.id)
     for mount in apart.ask_json(argv)[0].get("Mounts") or ():
         is_own = mount.get("Type") == "volume" and str(mount.get("Name")).startswith(f"{apart.facts.project}_")
         if mount.get("RW") and mount.get("Type") != "tmpfs" and not is_own:
             raise ComposeFailed(
                 "trial_not_apart",
-                f"the trial would write to what is mounted at {mount.get('Destination')}, which is not its own",
-                "leave the volume without a name of its own in the compose file",
+                f"the trial could write to the mount {mount.get('Destination')}, which is not its own",
+                "remove the volume's `name` in the compose file",
             )
 
 
@@ -197,8 +197,8 @@ def _wait_until_ready(apart: Compose, address: str, mode: str, deadline: float) 
     why = f"its mode is {said['mode']!s:.20}" if "mode" in said else f"{said.get('detail', 'no answer')!s:.200}"
     state = apart.running()
     log = shown(apart.run((apart.facts.engine, "logs", "--tail", "40", state.id))) if state else ""
-    text = f"the service on trial is not ready in mode {mode}: {why}"
-    raise ComposeFailed("trial_not_ready", text, "its log says why", log)
+    text = f"the trial service is not ready in mode {mode}: {why}"
+    raise ComposeFailed("trial_not_ready", text, "see the log above", log)
 
 
 def _ask_ready(address: str) -> Mapping[str, Any]:
@@ -215,7 +215,7 @@ def _ask_ready(address: str) -> Mapping[str, Any]:
 
 
 def _free_port() -> int:
-    """A port of loopback that nobody listens on; the service takes it a moment later, or fails to and is not ready."""
+    """A free loopback port. If it is taken before the service binds it, the trial does not become ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
 """Translates errors of Vault, and of the connection to it, to error codes; reads the token file.
 
-Every call of Vault (`signing.py`, `admin.py`) runs in `translate_errors`. No text of Vault's is passed on from here.
+Every call of Vault (`signing.py`, `admin.py`) runs in `translate_errors`. No text from Vault is passed on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class VaultContext:
-    """The names of the settings for Vault, as hints show them, and what the token must be allowed to do."""
+    """Names of the Vault settings, as hints show them, and the right that the token needs."""
 
     address: str = "SIGNER_VAULT_ADDR"
     token_file: str = "SIGNER_VAULT_TOKEN_FILE"  # noqa: S105 - the name of a setting
@@ -38,7 +38,7 @@ BY_SETTINGS: Final = VaultContext()
 
 
 def translate_errors(act: Callable[[], _T], context: VaultContext = BY_SETTINGS) -> _T:
-    """What one call returns; every error of Vault or of the connection is raised as a `SignerError`."""
+    """Returns the result of `act`; raises each error of Vault or of the connection as a `SignerError`."""
     try:
         return act()
     except requests.exceptions.Timeout:
@@ -48,19 +48,19 @@ def translate_errors(act: Callable[[], _T], context: VaultContext = BY_SETTINGS)
     except requests.exceptions.SSLError:
         raise Unavailable(
             "vault_not_trusted",
-            "nobody we trust vouches for Vault's TLS certificate",
+            "Vault's TLS certificate is not trusted",
             f"check {context.ca_file}, and the name in {context.address}",
         ) from None
     except requests.exceptions.RequestException:
         raise Unavailable("vault_down", "Vault cannot be reached", f"start Vault, or check {context.address}") from None
     except (said.VaultDown, said.VaultNotInitialized) as error:
-        if not says(error, _SEALED):  # 503 is also what a proxy says that does not reach it
+        if not says(error, _SEALED):  # a proxy that cannot reach Vault also answers 503
             raise _failed() from None
         raise sealed() from None
     except (said.Forbidden, said.Unauthorized):
         raise Unavailable(
             "vault_forbidden",
-            f"Vault does not let our token {context.act}",
+            f"Vault does not allow the token to {context.act}",
             f"put a token with {context.right} into {context.token_file}",
         ) from None
     except said.InvalidPath:
@@ -68,10 +68,10 @@ def translate_errors(act: Callable[[], _T], context: VaultContext = BY_SETTINGS)
     except said.InvalidRequest as error:
         raise _refusal(error, context) from None
     except said.RateLimitExceeded:
-        raise Unavailable("vault_rate_limited", "Vault says that it is asked too often", "try again") from None
+        raise Unavailable("vault_rate_limited", "Vault reports that its rate limit is exceeded", "try again") from None
     except said.VaultError:
         raise _failed() from None
-    except (ValueError, TypeError, AttributeError, RecursionError):  # hvac trips over JSON of another form
+    except (ValueError, TypeError, AttributeError, RecursionError):  # hvac fails on JSON of another form
         raise malformed(context) from None
 
 
@@ -88,36 +88,38 @@ def _refusal(error: said.InvalidRequest, context: VaultContext) -> SignerError:
 
 
 def says(error: said.VaultError, words: str) -> bool:
-    """True if one of Vault's sentences has these words; they are compared and go nowhere."""
+    """True if one of Vault's error lines contains `words`; the lines are only compared."""
     return isinstance(error.errors, list) and any(words in str(line).lower() for line in error.errors)
 
 
 def sealed() -> Unavailable:
-    """The error for a Vault that is up and cannot read its own storage."""
+    """The error for a sealed Vault."""
     return Unavailable("vault_sealed", "Vault is sealed", "unseal Vault")
 
 
 def role_missing() -> Unavailable:
     """The error for a role that Vault's mount does not have."""
-    return Unavailable("vault_role_missing", "Vault has no role of that name", "make it, or take it out of policy.toml")
+    return Unavailable(
+        "vault_role_missing", "Vault has no role of that name", "create it, or remove it from policy.toml"
+    )
 
 
 def ca_unknown() -> Unavailable:
-    """The error for a mount without a CA key, or one that has not told it."""
-    return Unavailable("vault_ca_unknown", "Vault has not told its CA key yet", "give its mount a CA key, and start it")
+    """The error for a mount without a CA key."""
+    return Unavailable("vault_ca_unknown", "Vault returned no CA key", "configure a CA key on the mount")
 
 
 def malformed(context: VaultContext = BY_SETTINGS) -> Unavailable:
-    """The error for an answer that is not what Vault answers there."""
+    """The error for an answer of an unexpected form."""
     return Unavailable(
         "vault_answer_malformed",
-        "Vault's answer is not one of its sign path" if context is BY_SETTINGS else "Vault's answer is not understood",
+        "Vault's answer is not a sign response" if context is BY_SETTINGS else "Vault's answer is not understood",
         f"check {context.address}",
     )
 
 
 def _failed() -> Unavailable:
-    return Unavailable("vault_failed", "Vault answered with an error of its own", "look at Vault's log")
+    return Unavailable("vault_failed", "Vault returned an internal error", "look at Vault's log")
 
 
 def read_token(path: Path, context: VaultContext = BY_SETTINGS) -> str:

@@ -171,8 +171,9 @@ class PlayedActions:
         if backend == "local" and self._platform.case in ("untrusted", "stuck"):
             raise SmokeFailed(
                 "smoke_login_failed",
-                f"edge1: llmops@edge1.example: Permission denied (publickey); it takes no certificate of {OUR_CA}",
-                "is that CA in the file that TrustedUserCAKeys of its sshd_config names, and the principal allowed?",
+                "edge1: llmops@edge1.example: Permission denied (publickey); "
+                f"it does not accept certificates of {OUR_CA}",
+                "check that TrustedUserCAKeys of its sshd_config has that CA and that the principal is allowed",
             )
         return Observation("logins work on 1 of 1")
 

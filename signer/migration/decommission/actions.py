@@ -1,4 +1,4 @@
-"""The actions that remove Vault, done with Vault, the host's commands and logins."""
+"""The actions of a decommission: calls of Vault, commands on the host, logins."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from signer.vault.inventory import SNAPSHOT
 
 COMMAND_WITHIN: Final = 120.0  # seconds for stop_command and remove_data_command
 GONE_WITHIN: Final = 30.0  # seconds for the address to refuse connections after the service was stopped
-LOOKS: Final = 4  # refused connections in a row; what restarts it would be seen
+LOOKS: Final = 4  # refused connections in a row, to detect an automatic restart
 LOOK_EVERY: Final = 0.5  # seconds
 CONNECT_WITHIN: Final = 2.0
-MAX_ROUNDS: Final = 5  # of revoking: a token may be made meanwhile
+MAX_ROUNDS: Final = 5  # of revoking: tokens may be created meanwhile
 _NO_SIGNATURE: Final = frozenset({"vault_mount_missing", "vault_forbidden"})
 _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
 _PASSED_ON: Final = (
@@ -51,15 +51,15 @@ _PASSED_ON: Final = (
 
 
 class RemovalFailed(SignerError):
-    """What a step observed is not as it must be; `facts` are kept as evidence."""
+    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 class RemovalActions:
-    """What the steps of a decommission do to the platform of `file`, whose service answers to `api`.
+    """The actions of a decommission's steps on the platform of `file`, whose service answers to `api`.
 
-    A plan only needs the object; before its first action a run has to `begin`. Each action raises `SignerError` when
-    it cannot be done, or when what it observes is not right. `removed_by` is the operator who confirms that the data
-    was removed by hand; then no command is run for it.
+    A plan only needs the object; a run calls `begin` before its first action. Each action raises `SignerError` if it
+    fails or its check fails. `removed_by` is the operator who confirms that the data was removed by hand; then no
+    command is run for it.
     """
 
     _run: Run
@@ -71,7 +71,7 @@ class RemovalActions:
         self._removed_by = removed_by
 
     def begin(self, run: Run) -> None:
-        """Keeps what the actions observe as evidence of `run`, without the tokens that they use."""
+        """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
         self._begun = frozenset(run.journal.state.begun)  # steps that an interrupted process of this run has begun
         guard = run.evidence.guard
@@ -80,26 +80,26 @@ class RemovalActions:
             try:
                 guard.never(read_secret_word(path, "vault.token_file", is_vaults=True))
             except BadSettings:
-                continue  # after Vault is sealed nothing needs the token, and its file may be gone
+                continue  # after Vault is sealed the token is not needed, and its file may be gone
         self._keep_version(run.evidence.read_json("inventory.json") or {})
 
     def _keep_version(self, inventory: Mapping[str, Any]) -> None:
-        """Keeps Vault's version, which cannot be asked for any more when the evidence is sealed."""
+        """Keeps Vault's version, as Vault is gone when the evidence is sealed."""
         if version := inventory.get("version"):
             self._run.versions = {"vault": str(version)}
 
     # --- before ------------------------------------------------------------------------------------------------------
 
     def inventory(self) -> Observation:
-        """Everything once more; raises `Blocked`."""
+        """Repeats the inventory; raises `Blocked`."""
         found = read_readiness(self._file, self._api)
-        told = found.inventory.as_json()
-        self._run.evidence.write_json("inventory.json", told)
-        self._keep_version(told)
+        inventory = found.inventory.as_json()
+        self._run.evidence.write_json("inventory.json", inventory)
+        self._keep_version(inventory)
         if found.blockers:
             raise blocked(found.blockers)
-        summary = f"{len(found.inventory.mounts)} mounts, no secret, nothing in the way"
-        return Observation(summary, {"inventory": told})
+        summary = f"{len(found.inventory.mounts)} mounts, no secret, no blockers"
+        return Observation(summary, {"inventory": inventory})
 
     @property
     def _snapshot_path(self) -> Path:
@@ -115,10 +115,10 @@ class RemovalActions:
             else:
                 is_raft = vault.call("GET", "sys/seal-status").get("storage_type") == "raft"
                 found = copy_snapshot(given, target, self._wanted.snapshot_sha256, must_be_raft=is_raft)
-        return self._told(found, target)
+        return self._keep_snapshot_facts(found, target)
 
     def has_snapshot(self) -> bool:
-        """True if it is there and whole; what is there and is not is no snapshot, and is removed."""
+        """True if a complete snapshot exists; removes an incomplete one."""
         path = self._snapshot_path
         if not os.path.lexists(path):
             return False
@@ -127,10 +127,10 @@ class RemovalActions:
         except SignerError:
             path.unlink(missing_ok=True)
             return False
-        self._told(found, path)
+        self._keep_snapshot_facts(found, path)
         return True
 
-    def _told(self, found: Snapshot, path: Path) -> Observation:
+    def _keep_snapshot_facts(self, found: Snapshot, path: Path) -> Observation:
         facts = {**found.as_json(), "path": str(path)}
         self._run.evidence.write_json("snapshot.json", facts)
         return Observation(f"{found.size:,} bytes, {facts['inner_checksums']}", facts)
@@ -143,17 +143,17 @@ class RemovalActions:
         )
 
     def still_clear(self) -> Observation:
-        """What came in the way since the inventory; raises `Blocked`."""
+        """Looks for blockers since the inventory; raises `Blocked`."""
         if blocking := read_readiness(self._file, self._api).blockers:
             raise blocked(blocking)
-        return Observation("still nothing in the way")
+        return Observation("still no blockers")
 
     # --- the point of no return --------------------------------------------------------------------------------------
 
     def disable(self) -> Observation:
-        """The SSH engine with its CA key and its roles; raises `Blocked`.
+        """Disables the SSH engine, which deletes its CA key and roles; raises `Blocked`.
 
-        A run that was interrupted here and is resumed days later has not destroyed anything yet.
+        A run that was interrupted here may be resumed days later, so it looks for blockers again.
         """
         if "disable" in self._begun:
             self.still_clear()
@@ -165,26 +165,26 @@ class RemovalActions:
         return Observation(f"{mount} is gone, and Vault's CA key with it")
 
     def is_disabled(self) -> bool:
-        """True if Vault says that there is no such mount; raises if it does not say."""
+        """True if Vault reports that the mount does not exist; raises if Vault does not answer."""
         with self._vault() as vault:
             return f"{self._file.vault.mount}/" not in _data(vault.call("GET", "sys/mounts"))
 
     def signs_no_more(self) -> Observation:
-        """Every role is asked to sign for a key that nobody has, by both tokens; not one of them may."""
+        """Requests a signature for a throwaway key from every role with both tokens; each request must fail."""
         asked, codes = 0, set()
         for token_file in (self._wanted.admin_token_file, self._file.vault.token_file):
             try:
                 vault = VaultAdmin(self._file.vault.address, token_file, self._file.vault.ca_file)
             except BadSettings:
-                continue  # a token that is not there signs nothing
+                continue  # without its token file no request is possible
             with vault:
                 for role in self._file.vault.roles:
                     asked += 1
                     codes.add(self._refused(vault, role))
         if not self.is_disabled():
             raise RemovalFailed("vault_mount_stays", "Vault still has the SSH mount", "see Vault's log")
-        told = ", ".join(sorted(codes))
-        return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "refused": told})
+        refusals = ", ".join(sorted(codes))
+        return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "refused": refusals})
 
     def _refused(self, vault: VaultAdmin, role: str) -> str:
         try:
@@ -193,29 +193,31 @@ class RemovalActions:
             if error.code in _NO_SIGNATURE:
                 return error.code
             raise
-        raise RemovalFailed("vault_still_signs", f"Vault has signed for role {role}", "find out which mount that was")
+        raise RemovalFailed("vault_still_signs", f"Vault has signed for role {role}", "find the mount that signed")
 
     def revoke(self) -> Observation:
-        """Every token by its accessor, but the one that does it."""
+        """Revokes every token by its accessor, except the admin token."""
         count = 0
         with self._vault() as vault:
             own = _own_accessor(vault)
             for _ in range(MAX_ROUNDS):
                 others = _others(vault, own)
                 if not others:
-                    return Observation(f"{count} tokens revoked, one left: our own", {"revoked": count})
+                    return Observation(f"{count} tokens revoked, one left: the admin token", {"revoked": count})
                 for accessor in others:
                     vault.call("POST", "auth/token/revoke-accessor", {"accessor": accessor})
                     count += 1
-        raise RemovalFailed("vault_tokens_stay", "Vault has ever more tokens", "find who makes them, apply again")
+        raise RemovalFailed(
+            "vault_tokens_stay", "new tokens keep appearing in Vault", "find their creator, then apply again"
+        )
 
     def is_revoked(self) -> bool:
-        """True if no token is left but our own."""
+        """True if only the admin token is left."""
         with self._vault() as vault:
             return not _others(vault, _own_accessor(vault))
 
     def seal_vault(self) -> Observation:
-        """From here on nothing in it can be read without the unseal keys."""
+        """Seals Vault: from here on its data cannot be read without the unseal keys."""
         with self._vault() as vault:
             vault.call("PUT", "sys/seal")
         if not self.is_sealed():
@@ -223,28 +225,28 @@ class RemovalActions:
         return Observation("sealed")
 
     def is_sealed(self) -> bool:
-        """True if it says so, or is gone."""
+        """True if Vault reports that it is sealed, or is gone."""
         if self.is_gone():
             return True
         with self._vault() as vault:
             return vault.call("GET", "sys/seal-status").get("sealed") is True
 
-    # --- the end of it -----------------------------------------------------------------------------------------------
+    # --- stop and removal --------------------------------------------------------------------------------------------
 
     def stop(self) -> Observation:
-        """The operator's own command, with a time limit."""
+        """Runs the operator's command, with a time limit."""
         return self._command(self._wanted.stop_command, "stop_command")
 
     def has_stopped(self) -> bool:
-        """True if an interrupted run began to stop it and it is gone: one that only restarts is stopped, too."""
+        """True if an interrupted run began this step and Vault is gone; otherwise Vault may just be restarting."""
         return "stop" in self._begun and self.is_gone()
 
     def is_gone(self) -> bool:
-        """True if every address of Vault's refuses a connection."""
+        """True if every address of Vault refuses connections."""
         return _is_refused(_places(self._file.vault.address))
 
     def gone(self) -> Observation:
-        """Several looks in a row, so that something that starts it again is seen."""
+        """Checks several times in a row, to detect an automatic restart."""
         deadline = time.monotonic() + GONE_WITHIN
         in_a_row = 0
         while in_a_row < LOOKS:
@@ -258,12 +260,12 @@ class RemovalActions:
         return Observation(f"{self._file.vault.address} refuses connections", {"looks": LOOKS})
 
     def remove_data(self) -> Observation:
-        """The operator's own command, which must also end well where nothing is left; or the operator's word for it."""
+        """Runs the operator's command, which also succeeds if no data is left, or records the confirmation."""
         words = self._wanted.remove_data_command
         if not self._removed_by:
             return self._command(words, "remove_data_command", "signer decommission apply PLAN --data-is-removed")
         facts = {"by_hand": True, "by_the_word_of": self._removed_by, "not_run": shlex.join(words)}
-        return Observation("removed by hand, on the operator's word", facts)
+        return Observation("removed by hand, confirmed by the operator", facts)
 
     def _command(self, words: tuple[str, ...], name: str, then: str = "apply again") -> Observation:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -271,7 +273,7 @@ class RemovalActions:
         if ended.status != 0:
             how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"
             raise RemovalFailed(
-                "command_failed", f"{name} {how}", f"do by hand what it does ({shlex.join(words)}), then: {then}"
+                "command_failed", f"{name} {how}", f"run it by hand ({shlex.join(words)}), then: {then}"
             )
         return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
 
@@ -284,7 +286,7 @@ class RemovalActions:
 
 
 def vault_state(file: CutoverFile) -> str:
-    """`active`, `sealed`, `gone`, or the code of what keeps it from telling. Reads only."""
+    """`active`, `sealed`, `gone`, or the code of the error that prevents an answer. Reads only."""
     if _is_refused(_places(file.vault.address)):
         return "gone"
     try:
@@ -309,7 +311,7 @@ def _own_accessor(vault: VaultAdmin) -> str:
 
 
 def _others(vault: VaultAdmin, own: str) -> list[str]:
-    """Accessors of all tokens but that one, which must be among them: else nothing that is told can be trusted."""
+    """Accessors of all other tokens; raises `Unavailable` if the list lacks `own`, as it is then incomplete."""
     keys = _data(vault.call("LIST", "auth/token/accessors")).get("keys")
     if not isinstance(keys, list) or own not in keys:
         raise _not_understood()
@@ -321,7 +323,7 @@ def _not_understood() -> Unavailable:
 
 
 def _places(address: str) -> list[tuple[socket.AddressFamily, Any]]:
-    """Where Vault listens; raises `Unavailable` if nobody knows."""
+    """The resolved addresses of Vault; raises `Unavailable` if its name is unknown."""
     url = urlsplit(address)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
@@ -332,14 +334,14 @@ def _places(address: str) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _is_refused(places: list[tuple[socket.AddressFamily, Any]]) -> bool:
-    """True if a connection is refused and none is taken. Silence proves nothing; a family that this host has not does
-    not count."""
-    told = [_errno_of(place) for place in places]
-    return errno.ECONNREFUSED in told and all(number in (errno.ECONNREFUSED, *_NOT_HERE) for number in told)
+    """True if a connection is refused and none is accepted. A timeout proves nothing; an address family that this host
+    lacks is ignored."""
+    errors = [_errno_of(place) for place in places]
+    return errno.ECONNREFUSED in errors and all(number in (errno.ECONNREFUSED, *_NOT_HERE) for number in errors)
 
 
 def _errno_of(place: tuple[socket.AddressFamily, Any]) -> int:
-    """0 if the connection is taken, otherwise why not."""
+    """0 if the connection is accepted, otherwise the errno."""
     family, where = place
     try:
         with socket.socket(family, socket.SOCK_STREAM) as connection:

@@ -1,7 +1,7 @@
-"""What stands in the way of removing Vault: `blockers`, from facts that others have read. Pure.
+"""Blockers that prevent the removal of Vault, computed from facts that `survey.py` reads. Pure.
 
-Each blocker has a stable code, what was found, and what to do. With one there is no plan to approve. What could not be
-read blocks as well: nothing here takes the unknown for nothing.
+Each blocker has a stable code, the finding and the remedy; any blocker prevents a plan. Facts that could not be read
+also block.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from signer.units import render_duration, timestamp
 from signer.vault.audit_log import AuditFacts
 from signer.vault.inventory import BUILTIN, SNAPSHOT, Inventory, KvEntries
 
-AUDIT_MAY_BE_OLD: Final = 3600  # seconds between the log's newest entry and now, for a log that is copied here
+AUDIT_MAY_BE_OLD: Final = 3600  # seconds since the newest entry of the log, which may be a copy
 TOKEN_MUST_LAST: Final = 600  # seconds
 SHOWN: Final = 20  # names
 
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """One reason why Vault may not be removed now."""
+    """One reason against the removal of Vault now."""
 
     code: str
     what: str
@@ -33,7 +33,7 @@ class Blocker:
 class RecordedCutover:
     """The newest successful cutover of the ledger. `at` is seconds since the epoch, `seq` its event.
 
-    `local_since` is the second in which the service was seen to sign by itself, some before `at`; 0 if that is unknown.
+    `local_since` is the second in which the service was ready in mode local, before `at`; 0 if unknown.
     """
 
     seq: int
@@ -44,11 +44,11 @@ class RecordedCutover:
 
 @dataclass(frozen=True, slots=True)
 class LedgerFacts:
-    """What the ledger and the service say.
+    """Facts from the ledger and the service.
 
-    `rolled_back` is the event after the cutover that took it back, 0 if there is none; `vault_signed` the newest
-    certificate of Vault's, as (event, seconds), None if there never was one; `vault_valid_until` when the last one of
-    them that is valid now ends, 0 if none is. `mode` is the service's, "" if it is not ready.
+    `rolled_back` is the event that reverted the cutover, 0 if none; `vault_signed` the newest certificate of Vault, as
+    (event, seconds), None if none; `vault_valid_until` the latest end of those that are valid now, 0 if none is. `mode`
+    is the service's, "" if it is not ready.
     """
 
     cutover: RecordedCutover | None
@@ -60,10 +60,10 @@ class LedgerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What was tried out. Each is None, or empty, where nothing is wrong with it.
+    """Results of checks; each is None or empty if it found no problem.
 
-    `evidence` are the faults of the cutover's evidence, `missing` commands that are not there. `audit` is None if no
-    audit log is configured or if it cannot be read, which is `audit_fault` then.
+    `evidence` lists problems of the cutover's evidence, `missing` commands that do not exist. `audit` is None if no
+    audit log is configured, or if it cannot be read (`audit_fault`).
     """
 
     evidence: tuple[str, ...]
@@ -76,7 +76,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the configuration asks for. `soak` is seconds."""
+    """Requirements of the configuration. `soak` is seconds."""
 
     soak: int
     mount: str
@@ -84,7 +84,7 @@ class Terms:
 
 
 def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: Terms, now: int) -> list[Blocker]:
-    """Everything that stands in the way at `now` (seconds since the epoch), none if nothing does."""
+    """All blockers at `now` (seconds since the epoch)."""
     return [
         *_of_the_cutover(ledger, checks, terms, now),
         *_of_signatures(inventory, ledger, checks, now),
@@ -103,14 +103,14 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
         return
     if checks.evidence:
         what = f"the evidence of the cutover is not intact: {_listed(checks.evidence)}"
-        yield Blocker("evidence_broken", what, "signer evidence verify tells all; cut over again if it is lost")
+        yield Blocker("evidence_broken", what, "run signer evidence verify; cut over again if it is lost")
     if ledger.rolled_back > cutover.seq:
-        what = f"the cutover was taken back, event {ledger.rolled_back} of the ledger"
+        what = f"the cutover was rolled back, event {ledger.rolled_back} of the ledger"
         yield Blocker("rolled_back_since", what, "fix the cause, then signer cutover plan --config FILE, and apply")
     left = cutover.at + terms.soak - now
     if left > 0:
         what = (
-            f"the cutover is of {timestamp(cutover.at)}; {render_duration(left)} of {render_duration(terms.soak)} left"
+            f"the cutover was at {timestamp(cutover.at)}; {render_duration(left)} of {render_duration(terms.soak)} left"
         )
         yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + terms.soak)}")
     if ledger.mode != "local":
@@ -123,13 +123,15 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
     engines = {engine.mount: engine for engine in inventory.ssh}
     logged = [signature for signature in (audit.signatures if audit else ()) if signature.mount in engines]
     if cutover is not None:
-        since = cutover.local_since or cutover.at  # in that very second it may have been for the service still
+        since = cutover.local_since or cutover.at  # in that second the signature may still have been for the service
         seen = [f"role {s.role} of {s.mount} at {timestamp(s.at)}, by the audit log" for s in logged if s.at > since]
         if ledger.vault_signed is not None and ledger.vault_signed[0] > cutover.seq:
             seen.append(f"{timestamp(ledger.vault_signed[1])}, event {ledger.vault_signed[0]} of the ledger")
         if seen:
             what = f"Vault has signed since the cutover: {_listed(seen)}"
-            yield Blocker("vault_signed_since", what, "find who signs there, then roll back and cut over again")
+            yield Blocker(
+                "vault_signed_since", what, "find the client that signs there, then roll back and cut over again"
+            )
     until = ledger.vault_valid_until
     for signature in logged:
         engine = engines[signature.mount]
@@ -141,7 +143,7 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
     if audit is not None and audit.clients:
         who = [f"{c.name}: {c.what}, {c.times} times, last {timestamp(c.at)}" for c in audit.clients]
         what = f"others have used Vault since the cutover: {_listed(who)}"
-        yield Blocker("other_clients", what, "move them to something else, then roll back and cut over again")
+        yield Blocker("other_clients", what, "move them off Vault, then roll back and cut over again")
 
 
 def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
@@ -154,7 +156,7 @@ def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
     left = [f"{mount.path} ({mount.type})" for mount in others if (mount.path, mount.type) != (ssh, "ssh")]
     left += [f"{name} (namespace)" for name in inventory.namespaces]
     if left:
-        do = "move what they hold, then bao secrets disable (bao namespace delete) each of them"
+        do = "move their content, then run bao secrets disable (bao namespace delete) each of them"
         yield Blocker("mounts_left", f"more than {ssh} is mounted: {_listed(left)}", do)
 
 
@@ -169,41 +171,43 @@ def _of_what_is_unknown(inventory: Inventory, ledger: LedgerFacts, checks: Check
     audit = checks.audit
     if audit is not None:
         if audit.entries == 0:
-            unknown.append("the audit log, which has no entry")
+            unknown.append("the audit log, which is empty")
         elif ledger.cutover is not None and audit.first_at > ledger.cutover.at:
             unknown.append(f"the audit log before {timestamp(audit.first_at)}, which begins after the cutover")
         elif audit.last_at < now - AUDIT_MAY_BE_OLD:
             unknown.append(f"the audit log after {timestamp(audit.last_at)}, where it ends")
     if unknown:
         what = f"not everything could be read: {_listed(unknown)}"
-        yield Blocker("inventory_incomplete", what, "let the admin token list and read it, name a whole audit log")
+        yield Blocker(
+            "inventory_incomplete", what, "allow the admin token to list and read it; configure a complete audit log"
+        )
 
 
 def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[Blocker]:
-    """What would stop it half way."""
+    """Problems that would stop the removal half way."""
     if checks.smoke is not None:
         yield Blocker("smoke_fails", f"logins fail now: {checks.smoke.text}", checks.smoke.hint or "fix them first")
     if checks.snapshot is not None:
         yield Blocker("no_snapshot", checks.snapshot.text, checks.snapshot.hint)
     elif inventory.storage != "raft" and not terms.has_snapshot_file:
-        what = f"the storage is {inventory.storage or 'unknown'}, of which Vault makes no snapshot"
-        yield Blocker("no_snapshot", what, "make one, and name it in snapshot_file with its snapshot_sha256")
+        what = f"the storage is {inventory.storage or 'unknown'}, which Vault cannot snapshot"
+        yield Blocker("no_snapshot", what, "make one, and set snapshot_file and snapshot_sha256")
     if checks.missing:
-        what = f"these commands are not there: {_listed(checks.missing)}"
+        what = f"commands not found: {_listed(checks.missing)}"
         yield Blocker("command_missing", what, "fix stop_command and remove_data_command, or install them")
     own = inventory.own_token
     if own is None:
-        return  # it is among what could not be read
+        return  # reported as unreadable
     unfit = [f"it may not use {path}" for path in own.lacks if not (path == SNAPSHOT and terms.has_snapshot_file)]
     if not own.is_orphan:
-        unfit.append("it has a parent, and ends when that is revoked")
+        unfit.append("it has a parent token, whose revocation ends it")
     if 0 < own.ttl < TOKEN_MUST_LAST:
-        unfit.append(f"it ends in {render_duration(own.ttl)}")
+        unfit.append(f"it expires in {render_duration(own.ttl)}")
     if own.uses:
-        unfit.append("its uses are numbered")
+        unfit.append("its number of uses is limited")
     if unfit:
         do = "bao token create -orphan -ttl=1h with a policy for all of it, into admin_token_file"
-        yield Blocker("admin_token_unfit", f"the admin token will not do: {_listed(unfit)}", do)
+        yield Blocker("admin_token_unfit", f"the admin token is unfit: {_listed(unfit)}", do)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 
 A snapshot is a tar in gzip with `meta.json`, `state.bin` and `SHA256SUMS` of both; OpenBao and Vault add
 `SHA256SUMS.sealed`, those sums under Vault's own key. The content of `state.bin` is encrypted by Vault. Headers are
-parsed by `tarfile`; `TarFile` itself is not used, as it takes a damaged header for the end and reads no further. Only
-four plain files are accepted, no links, no paths; everything is bounded, nothing is unpacked to disk.
+parsed by `tarfile`; `TarFile` itself is not used, as it treats a damaged header as the end. Only these four plain files
+are accepted, no links, no paths; all sizes are bounded, nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from signer.errors import SignerError
 from signer.files import open_regular, sync_directory, write_new
 
 FOLDER: Final = "snapshots"
-MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; a larger one is the operator's to make
+MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; the operator makes a larger one
 DOWNLOAD_WITHIN: Final = 120.0  # seconds
 MAX_FILE: Final = 64 * 1024**3  # bytes, packed and unpacked
 MAX_SMALL: Final = 1024 * 1024  # bytes of meta.json and the sums
@@ -36,34 +36,32 @@ _SUMMED: Final = {"meta.json", _STATE}
 
 
 class BadSnapshot(SignerError):
-    """The file is no snapshot, or not the whole one; `code` says which."""
+    """The file is not a valid snapshot; `code` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot is. `index` is raft's, None for a file that is no raft snapshot and has no sums inside."""
+    """A checked snapshot. `index` is raft's, None for a file that is not a raft snapshot and has no inner checksums."""
 
     sha256: str
     size: int
     index: int | None
 
     def as_json(self) -> dict[str, object]:
-        checked = "no sums inside: not a raft snapshot" if self.index is None else "every sum inside agrees"
+        checked = "no inner checksums: not a raft snapshot" if self.index is None else "every inner checksum matches"
         return {"sha256": self.sha256, "size": self.size, "raft_index": self.index, "inner_checksums": checked}
 
 
 def check_snapshot(path: Path, expected: str = "", *, must_be_raft: bool = True) -> Snapshot:
     """Opens a snapshot and compares every sum in it; raises `BadSnapshot`.
 
-    `expected` is the hex SHA-256 of the whole file, if it is known. With `must_be_raft` False another kind of file is
-    taken for what `expected` vouches for.
+    `expected` is the hex SHA-256 of the whole file, if known. With `must_be_raft` False another kind of file is
+    accepted if it matches `expected`.
     """
     with _opened(path) as file:
         found, size = _digest(file)
         if expected and found != expected:
-            raise BadSnapshot(
-                "snapshot_differs", "the snapshot is not the file that its checksum was made of", "make a new one"
-            )
+            raise BadSnapshot("snapshot_differs", "the snapshot does not match snapshot_sha256", "make a new one")
         file.seek(0)
         if not must_be_raft and file.read(2) != b"\x1f\x8b":
             return Snapshot(found, size, None)
@@ -89,7 +87,7 @@ def copy_snapshot(source: Path, target: Path, expected: str, *, must_be_raft: bo
 
 
 def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raft: bool) -> Snapshot:
-    """Under another name until it is checked; what an interrupted run left there is replaced."""
+    """Stores under a temporary name until checked; replaces the rest of an interrupted run."""
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,16 +101,18 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
         raise SignerError(
             "snapshot_unwritable",
             f"the snapshot cannot be stored: {error.strerror}",
-            "free space in the evidence directory" if full else "see the evidence directory; apply the same plan again",
+            "free space in the evidence directory"
+            if full
+            else "check the evidence directory, then apply the same plan again",
         ) from None
     finally:
-        with suppress(OSError):  # the error that is on its way says more
+        with suppress(OSError):  # keep the original error
             part.unlink(missing_ok=True)
     return found
 
 
 def _limited(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces; raises `OSError` once they are too large together."""
+    """The same pieces; raises `OSError` if their total exceeds `MAX_FILE`."""
     size = 0
     for piece in pieces:
         size += len(piece)
@@ -148,11 +148,11 @@ def _digest(file: BinaryIO) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-# --- what is inside --------------------------------------------------------------------------------------------------
+# --- archive contents ------------------------------------------------------------------------------------------------
 
 
 def _read_archive(file: BinaryIO) -> int:
-    """The raft index of a snapshot that is whole; raises `BadSnapshot`."""
+    """The raft index of a complete snapshot; raises `BadSnapshot`."""
     small: dict[str, bytes] = {}
     sums: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -161,7 +161,7 @@ def _read_archive(file: BinaryIO) -> int:
             while (header := _header(archive)) is not None:
                 name, size = header
                 if name in sums:
-                    raise _damaged(f"{name} is in it twice")
+                    raise _damaged(f"it has {name} twice")
                 digest, kept = sha256(), b""
                 for piece in _content(archive, size):
                     digest.update(piece)
@@ -196,12 +196,12 @@ def _header(archive: gzip.GzipFile) -> tuple[str, int] | None:
     if member.name not in (*_SMALL, _STATE) or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         raise _another_form()
     if not 0 <= member.size <= (MAX_SMALL if member.name in _SMALL else MAX_FILE):
-        raise _damaged(f"{member.name} has no possible size")
+        raise _damaged(f"{member.name} has an impossible size")
     return member.name, member.size
 
 
 def _content(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
-    """A file's bytes in pieces, and past the zeros that fill its last block."""
+    """A file's bytes in pieces; also reads the padding of its last block."""
     remaining = size
     while remaining:
         piece = _exactly(archive, min(remaining, _PIECE))
@@ -211,14 +211,14 @@ def _content(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
 
 
 def _check_end(archive: gzip.GzipFile) -> None:
-    """Zeros to the end, which also compares the checksum of gzip."""
+    """Reads zeros to the end, which also verifies the checksum of gzip."""
     for _ in range(MAX_SMALL // tarfile.BLOCKSIZE):
         rest = archive.read(tarfile.BLOCKSIZE)
         if not rest:
             return
         if any(rest):
             break
-    raise _damaged("something follows its end")
+    raise _damaged("data follows its end")
 
 
 def _exactly(archive: gzip.GzipFile, size: int) -> bytes:
@@ -232,25 +232,25 @@ def _check_sums(small: dict[str, bytes], sums: dict[str, str]) -> None:
     missing = {*_SUMMED, "SHA256SUMS"} - sums.keys()
     if missing:
         raise _damaged(f"{sorted(missing)[0]} is missing")
-    told: dict[str, str] = {}
+    expected: dict[str, str] = {}
     for line in small["SHA256SUMS"].decode("latin-1").splitlines():
         digest, _, name = line.partition("  ")
-        if name in told or name not in _SUMMED:
-            raise _damaged("its sums are of other files")
-        told[name] = digest
+        if name in expected or name not in _SUMMED:
+            raise _damaged("its checksums are for other files")
+        expected[name] = digest
     for name in sorted(_SUMMED):
-        if told.get(name) != sums[name]:
+        if expected.get(name) != sums[name]:
             raise _damaged(f"{name} differs from its checksum")
 
 
 def _index(meta: bytes, state_size: int) -> int:
     try:
-        told: Any = json.loads(meta)
-        index, size = told["Index"], told["Size"]
+        parsed: Any = json.loads(meta)
+        index, size = parsed["Index"], parsed["Size"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _damaged("meta.json is none of raft's") from None
+        raise _damaged("meta.json is not raft's") from None
     if type(index) is not int or type(size) is not int or size != state_size or index < 1:
-        raise _damaged("meta.json is of another state")
+        raise _damaged("meta.json belongs to another state")
     return index
 
 
@@ -261,6 +261,6 @@ def _damaged(why: str) -> BadSnapshot:
 def _another_form() -> BadSnapshot:
     return BadSnapshot(
         "snapshot_of_another_form",
-        "the file is no raft snapshot of Vault or OpenBao",
-        "bao operator raft snapshot save makes one",
+        "the file is not a raft snapshot of Vault or OpenBao",
+        "make one with: bao operator raft snapshot save",
     )

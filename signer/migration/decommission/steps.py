@@ -1,7 +1,7 @@
 """The steps that remove Vault, and the plan that shows them. From "disable the SSH mount" on there is no way back.
 
-Each step carries its action and the lines that it would run. A step that an interrupted run has done reports that
-itself (`is_done`), and once Vault is sealed or gone no step asks it for anything.
+Each step carries its action and the lines that it would run. `is_done` detects a step that an interrupted run
+has done; once Vault is sealed or gone no step depends on it.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[
             "logs in",
             lambda: actions.smoke("before"),
             lines=(*login_lines(file), "every blocker looked for once more"),
-            verify=actions.still_clear,  # a snapshot may take its time
+            verify=actions.still_clear,  # a snapshot may take long
             reads=("sshd", "ledger", "Vault"),
         ),
     )
 
 
 def _end_of_signing(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:
-    """From the first of these on there is no way back."""
+    """The first of these is the point of no return."""
     vault, mount = f"{file.vault.address}/v1", file.vault.mount
     return (
         Step(
@@ -168,7 +168,7 @@ def _targets(file: CutoverFile) -> str:
 
 
 def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: RemovalInputs, now: RemovalState | None) -> Plan:
-    """The plan of a decommission. Pure: everything has been read before, and there was no blocker.
+    """The plan of a decommission. Pure: its arguments contain everything, without blockers.
 
     `now` is None for a run that is resumed after it has destroyed something.
     """

@@ -1,4 +1,4 @@
-"""What `blockers.py` judges before Vault is removed, read from Vault, ledger, evidence and hosts. Changes nothing."""
+"""Reads the facts for `blockers.py` from Vault, ledger, evidence and hosts. Changes nothing."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _TAKES_BACK: Final = {
 
 
 class Blocked(SignerError):
-    """Vault cannot be removed now; `facts["blockers"]` has each reason with what to do."""
+    """Vault cannot be removed now; `facts["blockers"]` has each reason with its remedy."""
 
 
 def blocked(found: list[Blocker]) -> Blocked:
-    """The error that names all of them."""
-    count = f"{len(found)} thing{'s' if len(found) > 1 else ''}"
+    """The error that lists all blockers."""
+    count = f"{len(found)} blocker{'s' if len(found) > 1 else ''}"
     return Blocked(
         "decommission_blocked",
-        f"{count} in the way of removing Vault: {', '.join(blocker.code for blocker in found)}",
-        "do what each says, then: signer decommission plan --config FILE",
+        f"{count} for the removal of Vault: {', '.join(blocker.code for blocker in found)}",
+        "resolve each, then: signer decommission plan --config FILE",
         {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RemovalReadiness:
-    """What was found, and the blockers among it."""
+    """The facts that were read, and the blockers."""
 
     inventory: Inventory
     ledger: LedgerFacts
@@ -59,7 +59,7 @@ class RemovalReadiness:
 
 
 def decommission_of(file: CutoverFile) -> DecommissionFacts:
-    """That table of cutover.toml; raises `SignerError` if there is none."""
+    """The table [decommission] of cutover.toml; raises `SignerError` if it is missing."""
     if file.decommission is None:
         raise SignerError(
             "decommission_not_configured",
@@ -72,7 +72,7 @@ def decommission_of(file: CutoverFile) -> DecommissionFacts:
 def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
     """Reads Vault, ledger, evidence, audit log and snapshot file, and logs in to every target.
 
-    Raises `SignerError` if Vault or the service does not answer at all; any other trouble is a blocker.
+    Raises `SignerError` if Vault or the service does not answer; any other problem is a blocker.
     """
     wanted = decommission_of(file)
     with VaultAdmin(file.vault.address, wanted.admin_token_file, file.vault.ca_file) as vault:
@@ -87,7 +87,7 @@ def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
 
 
 def read_ledger(api: ApiClient) -> LedgerFacts:
-    """What the ledger holds of cutovers and of Vault's certificates, and in which mode the service is."""
+    """The ledger's records of cutovers and of Vault's certificates, and the service's mode."""
     ready = api.ready()
     cutover, taken_back = None, 0
     for row in api.operations():  # newest first
@@ -133,37 +133,37 @@ def _check(
 
 
 def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts | None:
-    assert wanted.audit_log is not None, "asked by the caller"  # noqa: S101
+    assert wanted.audit_log is not None, "checked by the caller"  # noqa: S101
     own = inventory.own_token
     hashes = frozenset(digest for digest in (own.hashes if own else ()) if digest)
     return read_audit_log(wanted.audit_log, cutover.at if cutover else 0, hashes)
 
 
 def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
-    """What is wrong with the evidence whose digest the ledger holds for that cutover."""
+    """Problems of the evidence whose digest the ledger holds for that cutover."""
     try:
         folder = _evidence_of(file, cutover)
     except OSError as error:
         return (f"the evidence directory cannot be read: {error.strerror}",)
     if folder is None:
-        return ("no directory there has the digest that the ledger holds",)
+        return ("no directory in it has the digest that the ledger holds",)
     verdict = check_evidence(folder, lambda digest: next(iter(api.operations(evidence=digest)), None))
     return tuple(f"{one.code}: {one.text}" for one in verdict.problems if not one.is_warning)
 
 
 def _evidence_of(file: CutoverFile, cutover: RecordedCutover) -> Path | None:
-    """Where the evidence of that cutover is, if it is there; raises `OSError`."""
+    """The directory of that cutover's evidence, None if missing; raises `OSError`."""
     folders = sorted(path for path in file.evidence_dir.iterdir() if path.name.endswith("-cutover"))
     return next((folder for folder in folders if Evidence(folder).digest == cutover.evidence), None)
 
 
 def _local_since(file: CutoverFile, cutover: RecordedCutover) -> int:
-    """When that cutover saw the service sign by itself, by the journal in its evidence; 0 if that does not tell."""
+    """When the service was first ready in mode local, from the journal in the cutover's evidence; 0 if unknown."""
     try:
         folder = _evidence_of(file, cutover)
         lines = [] if folder is None else (folder / "journal.jsonl").read_text().splitlines()
-        told = [line for line in map(json.loads, lines) if (line["event"], line.get("step")) == ("step.done", "ready")]
-        return int(told[-1]["at"]) // 1000
+        ready = [line for line in map(json.loads, lines) if (line["event"], line.get("step")) == ("step.done", "ready")]
+        return int(ready[-1]["at"]) // 1000
     except (OSError, ValueError, LookupError, TypeError):
         return 0
 
@@ -192,7 +192,7 @@ def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
 
 @dataclass(frozen=True, slots=True)
 class RemovalInputs(PlanPart):
-    """Everything that must not change until the end; none of it comes from Vault, which is gone by then."""
+    """Everything that must not change until the end; nothing from Vault, which is gone by then."""
 
     config: ConfigInputs
     cutover: Mapping[str, int | str]
@@ -244,7 +244,7 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
 
 
 def state_of(found: RemovalReadiness) -> RemovalState:
-    """The state without what changes by itself: tokens and leases come and go, also by using them."""
+    """The state without tokens and leases, which change by themselves and by use."""
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread"):
         del inventory[name]
@@ -278,6 +278,4 @@ def _seconds(row: Mapping[str, Any], name: str) -> int:
 
 
 def _not_understood() -> BadFormat:
-    return BadFormat(
-        "not_our_service", "the answer is not a signing service's: no ledger of ours", "check signer.address"
-    )
+    return BadFormat("not_our_service", "the answer is not a signing service's ledger", "check signer.address")

@@ -86,7 +86,7 @@ class Evidence:
         """What the run does, from its name."""
         match = _RUN.fullmatch(self.run)
         if match is None:
-            raise ValueError(f"{self.run!a} is no name of a run")
+            raise ValueError(f"{self.run!a} is not a run name")
         return match[1]
 
     # --- collecting -------------------------------------------------------------------------------------------------

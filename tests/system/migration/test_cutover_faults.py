@@ -242,7 +242,7 @@ def test_a_second_apply_meanwhile_is_refused_and_ctrl_c_before_the_change_change
     assert first.reaches("step.began", "parity")
     second = platform.apply(plan)
     assert second.status == 1
-    assert "another process changes this platform just now" in second.err
+    assert "another process is changing this platform" in second.err
     first.process.send_signal(signal.SIGINT)
     ended = first.wait()
     assert ended.status == 1, ended.out

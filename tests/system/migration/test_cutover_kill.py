@@ -78,7 +78,7 @@ def test_killed_while_it_rolls_back_by_itself_it_is_finished_by_hand(platform: P
     assert kill_at(platform, "rollback.began", "", "cutover", "apply", plan, "--approve", CUTOVER_PHRASE)
     refused = platform.apply(plan)
     assert refused.status == 1
-    assert "was interrupted while it rolled back" in refused.err
+    assert "was interrupted during its rollback" in refused.err
     done = platform.rollback("it was killed")
     assert done.status == 0, done.err
     platform.wait_for_mode("vault")

@@ -91,7 +91,7 @@ def test_a_host_that_does_not_trust_the_ca(place: Place, keyring: KeyRing) -> No
     place.sshd.trust(keyring("ed25519", "other").public_line)
     error = failed(place.login)
     assert error.code == "smoke_login_failed"
-    assert error.text.endswith(f"Permission denied (publickey); it takes no certificate of {place.ca}")
+    assert error.text.endswith(f"Permission denied (publickey); it does not accept certificates of {place.ca}")
     assert "Permission denied (publickey)" in str(error.facts["log"])
     assert error.facts["serial"] == "1"
 

@@ -190,7 +190,7 @@ def test_a_principal_that_is_added_here_is_no_parity(
     wider = after.replace('principals = ["llmops"]', 'principals = ["llmops", "root"]', 1)
     report = compare(start_service(before + table + wider), vault, "llmops")
     assert "signer adds root: principals may never widen" in [difference.why for difference in report.errors]
-    assert "granted by us only" in [sample.outcome for sample in report.roles[0].samples]
+    assert "granted by signer only" in [sample.outcome for sample in report.roles[0].samples]
     assert report.summary.startswith("llmops -> llmops, root added")
 
 

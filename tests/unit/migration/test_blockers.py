@@ -137,7 +137,7 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
         "begins after the cutover",
     ),
     "audit log old": ("inventory_incomplete", lambda: found(checks=audited(last_at=NOW - 2 * HOUR)), "where it ends"),
-    "audit log empty": ("inventory_incomplete", lambda: found(checks=audited(entries=0)), "has no entry"),
+    "audit log empty": ("inventory_incomplete", lambda: found(checks=audited(entries=0)), "is empty"),
     "smoke": ("smoke_fails", lambda: found(checks=replace(CHECKS, smoke=FAULT)), "edge1: no login"),
     "storage": ("no_snapshot", lambda: found(replace(CLEAR, storage="file")), "the storage is file"),
     "snapshot file": (
@@ -156,8 +156,8 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
         lambda: found(replace(CLEAR, own_token=replace(OWN, is_orphan=False))),
         "has a parent",
     ),
-    "token ends": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, ttl=59))), "ends in 59s"),
-    "token uses": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, uses=9))), "numbered"),
+    "token ends": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, ttl=59))), " in 59s"),
+    "token uses": ("admin_token_unfit", lambda: found(replace(CLEAR, own_token=replace(OWN, uses=9))), "is limited"),
 }  # fmt: skip
 
 

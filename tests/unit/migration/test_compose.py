@@ -78,7 +78,7 @@ def test_status_0_without_a_running_container_is_a_failure(
 ) -> None:
     platform.engine(ps=ps, inspect=inspected(state=state))
     error = failed(lambda: compose.up(with_overlay=True))
-    assert (error.code, error.text) == ("compose_not_running", f"compose says it is up, but the container {told}")
+    assert (error.code, error.text) == ("compose_not_running", f"compose reports success, but the container {told}")
 
 
 def test_one_that_hangs_is_ended(platform: FakePlatform, compose: Compose) -> None:

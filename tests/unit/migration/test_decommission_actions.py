@@ -150,7 +150,7 @@ def test_the_operators_word_stands_for_the_command_that_removes_the_data(
     if word:
         seen = acting.remove_data()
         assert ran == []
-        assert seen.summary == "removed by hand, on the operator's word"
+        assert seen.summary == "removed by hand, confirmed by the operator"
         assert seen.facts == {"by_hand": True, "by_the_word_of": "ops", "not_run": "rm -rf /data"}
     else:
         with pytest.raises(RemovalFailed) as refused:

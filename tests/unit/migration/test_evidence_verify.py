@@ -215,7 +215,7 @@ def edited_plan() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name, value, told",
     [
-        ("plan.json", edited_plan(), "the plan file is not as it was written"),
+        ("plan.json", edited_plan(), "the plan file was edited"),
         ("plan.json", {"operation": "cutover"}, "the plan file is not a plan"),
         ("plan.json", {**plan().as_json(), "operation": "decommission"}, "a plan for another operation"),
         ("plan.json", plan("of something else").as_json(), "approves another plan"),

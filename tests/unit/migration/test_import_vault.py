@@ -62,7 +62,7 @@ def test_a_plain_role_is_taken_over_whole() -> None:
     assert role.allowed_extensions == {"permit-pty"}
     assert role.default_extensions == ("permit-pty",)
     assert role.allowed_critical_options == {"source-address"}
-    assert "# Nothing of the roles was left behind." in made.policy
+    assert "# Not carried over: nothing." in made.policy
 
 
 def test_what_is_missing_yet_is_what_check_says_is_missing_and_comments_ask_for() -> None:
@@ -77,7 +77,7 @@ def test_what_is_missing_yet_is_what_check_says_is_missing_and_comments_ask_for(
     assert FILL_IN in made.policy
     uncommented = "\n".join(
         line.removeprefix("# ").replace("…", "0" * 64)
-        for line in made.policy.split("FILL IN who may ask")[1].split("#\n")[1:]
+        for line in made.policy.split("FILL IN the identities,")[1].split("#\n")[1:]
     )
     filled = made.policy.replace(FILL_IN, PIN) + uncommented.replace("# ", "")
     assert parse_policy(filled.encode()).identities["deploy-agent"].roles == {"llmops"}
@@ -152,8 +152,8 @@ def test_every_field_is_carried_or_named(field: str, value: object, line: str | 
 def test_fields_without_effect_on_users_are_named_even_where_nothing_is_lost() -> None:
     role = import_role("llmops", {**VAULTS, "allowed_domains": "example.com", "more": 1}, MOUNT)
     assert role.not_carried() == [
-        "allowed_domains: only of use to host certificates, which are not issued here",
-        "more: a field that signer does not know",
+        "allowed_domains: used only by host certificates, which signer does not issue",
+        "more: unknown field",
     ]
 
 
@@ -161,18 +161,18 @@ def test_fields_without_effect_on_users_are_named_even_where_nothing_is_lost() -
     "fields, why",
     [
         ({"key_type": "otp"}, "key_type is not ca"),
-        ({"allow_user_certificates": False}, "signer issues no others"),
-        ({"allowed_users": "", "default_user": ""}, "no principal"),
-        ({"allowed_users": "*", "default_user": ""}, "no principal"),
-        ({"allowed_users": "{{identity.entity.name}}", "allowed_users_template": True}, "no principal"),
-        ({"allowed_user_key_lengths": {"dsa": [1024]}}, "no kind of key"),
-        ({"allowed_user_key_lengths": {"rsa": [1024]}}, "no kind of key"),
-        ({"allowed_user_key_lengths": {"ed25519": []}}, "no kind of key"),
-        ({"default_critical_options": {"verify-required": ""}, "allowed_user_key_lengths": {"rsa": [4096]}}, "no kind"),
-        ({"default_critical_options": {"no-such@example.com": ""}}, "must not be lost"),
-        ({"default_critical_options": {"source-address": "everywhere"}}, "must not be lost"),
-        ({"default_critical_options": {"force-command": "a\nb"}}, "must not be lost"),
-        ({"default_critical_options": {"force-command": " "}}, "must not be lost"),
+        ({"allow_user_certificates": False}, "signer issues only user"),
+        ({"allowed_users": "", "default_user": ""}, "no valid principal"),
+        ({"allowed_users": "*", "default_user": ""}, "no valid principal"),
+        ({"allowed_users": "{{identity.entity.name}}", "allowed_users_template": True}, "no valid principal"),
+        ({"allowed_user_key_lengths": {"dsa": [1024]}}, "no key type"),
+        ({"allowed_user_key_lengths": {"rsa": [1024]}}, "no key type"),
+        ({"allowed_user_key_lengths": {"ed25519": []}}, "no key type"),
+        ({"default_critical_options": {"verify-required": ""}, "allowed_user_key_lengths": {"rsa": [4096]}}, "no key"),
+        ({"default_critical_options": {"no-such@example.com": ""}}, "must not be dropped"),
+        ({"default_critical_options": {"source-address": "everywhere"}}, "must not be dropped"),
+        ({"default_critical_options": {"force-command": "a\nb"}}, "must not be dropped"),
+        ({"default_critical_options": {"force-command": " "}}, "must not be dropped"),
     ],
 )
 def test_what_restricts_and_cannot_be_said_here_keeps_the_whole_role_out(fields: dict[str, Any], why: str) -> None:
@@ -196,7 +196,7 @@ def test_defaults_that_cannot_all_be_named_are_none() -> None:
     fields = {"default_user": "llmops,a b", "allowed_users": "llmops,a b"}
     made, role = take_over(fields)
     assert (role.principals, role.default_principals) == (("llmops",), ())
-    assert "a request that names nobody is refused" in made.policy
+    assert "a request without principals is refused" in made.policy
 
 
 @pytest.mark.parametrize(

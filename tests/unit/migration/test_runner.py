@@ -468,5 +468,5 @@ def test_where_others_could_plant_a_journal_nothing_is_begun(tmp_path: Path, mod
 
 
 def test_a_name_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no name of a run"):
+    with pytest.raises(ValueError, match="is not a run name"):
         Journal(tmp_path, "../x")

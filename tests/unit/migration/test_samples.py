@@ -151,7 +151,7 @@ def test_what_ours_refuses_and_vault_grants_is_an_error_for_the_plain_request_on
 def test_what_vault_refuses_and_ours_grants_is_an_error() -> None:
     report = check(OURS, FakeVault(OURS, VAULTS, CertificateMismatch("vault_refused", "no")))
     told = [(found.ours, found.vaults, found.why) for found in report.errors]
-    assert told == [("granted", "refused: vault_refused", "ours grants what Vault refuses")] * 20
+    assert told == [("granted", "refused: vault_refused", "signer grants what Vault refuses")] * 20
 
 
 def test_nothing_is_shown_by_a_plain_request_that_both_refuse() -> None:
@@ -180,7 +180,7 @@ def test_what_cannot_be_asked_is_no_difference(error: SignerError) -> None:
     "answer", ["", "x", "ssh-ed25519-cert-v01@openssh.com !", "ssh-ed25519-cert-v01@openssh.com AA"]
 )
 def test_an_answer_that_is_no_certificate_is_no_parity(answer: str) -> None:
-    with pytest.raises(Unavailable, match="no certificate"):
+    with pytest.raises(Unavailable, match="not a certificate"):
         check(OURS, sign=lambda _, __: answer)
 
 

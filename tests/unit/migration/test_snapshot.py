@@ -64,7 +64,7 @@ def refused(folder: Path, content: bytes, expected: str = "", *, must_be_raft: b
 def test_a_whole_one_is_taken(tmp_path: Path) -> None:
     found = checked(tmp_path, GOOD, sha256(GOOD).hexdigest())
     assert (found.size, found.index, found.sha256) == (len(GOOD), 53, sha256(GOOD).hexdigest())
-    assert found.as_json()["inner_checksums"] == "every sum inside agrees"
+    assert found.as_json()["inner_checksums"] == "every inner checksum matches"
 
 
 def test_one_without_sealed_sums_is_taken(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_is_no_file_is_unreadable(tmp_path: Path, how: str) -> None:
 def test_of_another_storage_the_operators_checksum_vouches(tmp_path: Path, what: str) -> None:
     content = OTHERS[what]
     found = checked(tmp_path, content, sha256(content).hexdigest(), must_be_raft=False)
-    assert (found.index, found.as_json()["inner_checksums"]) == (None, "no sums inside: not a raft snapshot")
+    assert (found.index, found.as_json()["inner_checksums"]) == (None, "no inner checksums: not a raft snapshot")
     assert refused(tmp_path, content, "0" * 64, must_be_raft=False) == "snapshot_differs"
 
 

@@ -147,7 +147,7 @@ def test_edited_evidence_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["sums edited", "moved"])
 def test_evidence_that_is_not_the_recorded_one_is_told(tmp_path: Path, how: str) -> None:
-    assert faults(tmp_path / "evidence", how) == ("no directory there has the digest that the ledger holds",)
+    assert faults(tmp_path / "evidence", how) == ("no directory in it has the digest that the ledger holds",)
 
 
 def test_the_second_in_which_the_service_began_to_sign_by_itself_is_read_from_the_evidence(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_without_its_table_nothing_is_removed() -> None:
 
 
 def test_one_blocker_is_told_as_one() -> None:
-    assert blocked([Blocker("a", "w", "d")]).text == "1 thing in the way of removing Vault: a"
+    assert blocked([Blocker("a", "w", "d")]).text == "1 blocker for the removal of Vault: a"
     assert blocked([Blocker("a", "w", "d"), Blocker("b", "w", "d")]).facts["blockers"] == [
         {"code": "a", "what": "w", "do": "d"},
         {"code": "b", "what": "w", "do": "d"},

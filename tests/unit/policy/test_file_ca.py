@@ -95,7 +95,7 @@ def test_a_key_that_is_not_what_it_says_is_told_with_its_line(
 
 def test_an_empty_list_of_retired_keys_is_refused() -> None:
     assert problems("retired = []") == [
-        "line 4 ca.retired is empty, and empty means nobody: name at least one, or leave the key out"
+        "line 4 ca.retired is empty, which would allow none: name at least one, or remove the key"
     ]
 
 

@@ -88,7 +88,7 @@ def test_no_descriptor_and_no_thread_stays() -> None:
     [
         (["/no/such/command"], "cannot run /no/such/command: no such file or directory"),
         (["/etc/passwd"], "cannot run /etc/passwd: permission denied"),
-        (["/bin/sh", "a\0b"], "cannot run /bin/sh: its words are malformed"),
+        (["/bin/sh", "a\0b"], "cannot run /bin/sh: its arguments are malformed"),
     ],
 )
 def test_one_that_cannot_be_started_is_told(argv: list[str], said: str) -> None:
