@@ -1,6 +1,6 @@
-"""Where the service is, as its clients are told: http to this machine, https, or a unix socket. Pure.
+"""The service's address for clients: http to this machine, https, or a unix socket. Pure.
 
-`safe-session` imports it at every login, so it imports nothing that takes time.
+`safe-session` imports this module at every login, so it has no slow imports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Address:
-    """Where the service is. `scheme` is http, https or unix; `path` is a socket's, `host` and `port` the others'."""
+    """The service's address. `scheme` is http, https or unix; unix has `path`, the others `host` and `port`."""
 
     __slots__ = ("host", "path", "port", "scheme", "text")
 
@@ -24,7 +24,7 @@ class Address:
 
 
 def parse_address(text: str, setting: str = "SAFE_SESSION_ADDR") -> Address:
-    """`http://host[:port]`, `https://host[:port]` or `unix:/path`, as `setting` says. Raises `BadSettings`."""
+    """`http://host[:port]`, `https://host[:port]` or `unix:/path`, from the setting `setting`. Raises `BadSettings`."""
     scheme, _, rest = text.partition(":")
     if scheme == "unix" and rest.startswith("/") and len(rest.encode(errors="surrogateescape")) < 108:
         return Address(text, "unix", host="localhost", path=rest)
@@ -53,5 +53,5 @@ def parse_address(text: str, setting: str = "SAFE_SESSION_ADDR") -> Address:
 
 
 def is_this_machine(number: str) -> bool:
-    """Whether an IP address as text leads nowhere else: only there may a token travel in the clear."""
+    """True if an IP address is this machine's; only there a token may be sent in the clear."""
     return number.startswith("127.") or number == "::1"

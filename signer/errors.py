@@ -1,7 +1,7 @@
 """Every error this product raises: one tree, stable codes, text that is safe to show.
 
-What lives here: `SignerError` and its branches. What must not: HTTP statuses, Vault sentences, printing; each
-edge has exactly one mapper for those. Anyone may import it; it imports nothing.
+Contains `SignerError` and its subclasses, but no HTTP statuses, Vault sentences or output; each edge has exactly one
+mapper for those. Any module may import it; it imports nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BadFormat(SignerError):
 
 
 class BadPublicKey(BadFormat):
-    """The public key that somebody asked a certificate for cannot be read or is malformed."""
+    """The public key in a request cannot be read or is malformed."""
 
 
 class BadRequest(SignerError):
@@ -43,11 +43,11 @@ class NotAuthenticated(SignerError):
 
 
 class Refused(SignerError):
-    """Policy, a limit or a freeze says no. `code` names the rule."""
+    """Policy, a limit or a freeze forbids the request. `code` names the rule."""
 
 
 class NotFound(SignerError):
-    """What was asked for by name or number does not exist, as far as the caller may know."""
+    """No object with this name or number exists or is visible to the caller."""
 
 
 class Unavailable(SignerError):
@@ -55,11 +55,11 @@ class Unavailable(SignerError):
 
 
 class LedgerBroken(SignerError):
-    """The ledger's content contradicts itself: hash chain, tables, version."""
+    """The ledger's content is inconsistent: hash chain, tables, version."""
 
 
 class BadFile(SignerError):
-    """A file the operator wrote is wrong; `problems` holds one line for each fault found."""
+    """A file of the operator is invalid; `problems` has one line for each fault."""
 
     def __init__(self, code: str, text: str, hint: str = "", problems: tuple[str, ...] = ()) -> None:
         super().__init__(code, text, hint, {"problems": list(problems)})
@@ -71,16 +71,16 @@ class BadSettings(BadFile):
 
 
 class ApprovalRefused(SignerError):
-    """The approval phrase was missing, wrong, or that of another operation: nothing was changed."""
+    """The approval phrase is missing, wrong, or for another operation; nothing was changed."""
 
 
 class Drift(BadFile):
-    """The world is no longer the one that a plan was made of; `problems` has one line for each field."""
+    """The state has changed since the plan; `problems` has one line for each field."""
 
 
 class BadKeyFile(SignerError):
-    """The CA key file is not as it must be; `code` names the check that failed."""
+    """The CA key file is not valid; `code` names the failed check."""
 
 
 class CertificateMismatch(SignerError):
-    """A certificate about to be signed differs from its grant: an internal error, never an error of the caller."""
+    """A certificate about to be signed differs from its grant: an internal error, never the caller's."""

@@ -1,4 +1,4 @@
-"""What a process does to itself before it holds anything worth stealing."""
+"""Hardens a process before it holds secrets."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def forbid_dumps() -> None:
-    """No core file, no ptrace by the same user, no /proc/PID/mem; and no way back by a set-uid program."""
+    """Forbids core files, ptrace and /proc/PID/mem for the same user, and new privileges by set-uid programs."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Has the kernel send us that signal when the process that started us ends, however it ends."""
+    """Has the kernel send this process the signal when its parent ends for any reason."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def take_descriptors() -> None:
-    """As many file descriptors as we may have; the usual 1,024 are for programs that use select()."""
+    """Raises the limit of file descriptors to the maximum; the default of 1,024 exists for select()."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def become(user: str) -> None:
-    """Gives up root for `user` and its groups, for good.
+    """Changes from root to `user` permanently, without supplementary groups.
 
-    A change of user makes the kernel forget two things, which are set again: that there be no dumps
-    (/proc/sys/fs/suid_dumpable decides then), and that we end with our parent.
+    A change of user resets two flags in the kernel, which are set again: no dumps (otherwise
+    /proc/sys/fs/suid_dumpable applies), and the signal at the parent's end.
     """
     entry = look_up_user(user)
     number = ctypes.c_int(0)
@@ -58,13 +58,13 @@ def _prctl(option: int, value: object) -> None:
 
 
 def check_users(keeper_user: str | None, api_user: str | None) -> None:
-    """Raises `BadSettings` unless both users are known and, as root, named."""
+    """Raises `BadSettings` unless both users exist and, for root, are set."""
     users = (("SIGNER_KEEPER_USER", keeper_user), ("SIGNER_API_USER", api_user))
     if os.geteuid() != 0:
         named = [name for name, user in users if user is not None]
         if named:
             raise BadSettings(
-                "users_need_root", f"{' and '.join(named)} can only be used by root", "leave them out, or start as root"
+                "users_need_root", f"{' and '.join(named)} can only be used by root", "unset them, or start as root"
             )
         return
     missing = [name for name, user in users if user is None]
@@ -72,7 +72,7 @@ def check_users(keeper_user: str | None, api_user: str | None) -> None:
         raise BadSettings(
             "users_missing",
             f"started as root without {' and '.join(missing)}",
-            "name two users without rights of their own, such as signer-keeper and signer-api",
+            "set them to two unprivileged users, such as signer-keeper and signer-api",
         )
     for user in (keeper_user, api_user):
         if user is not None:
@@ -85,5 +85,5 @@ def look_up_user(user: str) -> pwd.struct_passwd:
         return pwd.getpwnam(user)
     except KeyError:
         raise BadSettings(
-            "user_unknown", f"there is no user {user[:64]!a} on this host", "make it, or name another one"
+            "user_unknown", f"there is no user {user[:64]!a} on this host", "create it, or set another one"
         ) from None

@@ -1,6 +1,6 @@
-"""`SIGNER_*` environment variables → `Settings`, all problems at once. Reads the environment it is given, nothing else.
+"""Reads `SIGNER_*` environment variables into `Settings` and reports all problems at once.
 
-`SETTINGS` is the one list of names, defaults and meanings; runbooks/reference/settings.md is made from it.
+`SETTINGS` lists names, defaults and meanings; runbooks/reference/settings.md is generated from it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS: Final = (
 )
 PREFIX: Final = "SIGNER_"
 MODES: Final = ("local", "vault", "shadow")
-# For `signer ca render` alone; the process that serves requests never looks at them.
+# For `signer ca render` only; the service does not read them.
 INFISICAL_SETTINGS: Final = (
     ("INFISICAL_SITE_URL", "https://app.infisical.com", "address of Infisical"),
     ("INFISICAL_CLIENT_ID", "", "client id of the machine identity"),
@@ -65,7 +65,7 @@ class Listen:
     port: int
 
     def is_private(self) -> bool:
-        """True for a unix socket and for loopback addresses, which nobody elsewhere reaches."""
+        """True for a unix socket and for loopback addresses, which other machines cannot reach."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -84,7 +84,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything the service is told from outside."""
+    """The service's settings."""
 
     mode: str
     policy_file: Path
@@ -114,17 +114,17 @@ class Settings:
 
     @property
     def has_ca_key(self) -> bool:
-        """Whether our CA key is loaded, to sign or to be compared with."""
+        """True if the local CA key is loaded, to sign or for comparison."""
         return self.mode != "vault"
 
     @property
     def asks_vault(self) -> bool:
-        """Whether Vault signs."""
+        """True if Vault signs."""
         return self.mode != "local"
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings that `environ` holds; raises `BadSettings` with every problem found."""
+    """The settings in `environ`; raises `BadSettings` with every problem."""
     problems: list[str] = []
     values: dict[str, Any] = {}
     for name, default, _ in SETTINGS:
@@ -145,11 +145,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
             return settings
         problems.append(
-            f"SIGNER_LISTEN: {settings.listen} is beyond loopback, and tokens would travel in the clear;"
+            f"SIGNER_LISTEN: {settings.listen} is beyond loopback, which would send tokens in the clear;"
             " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
         )
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise BadSettings("settings_refused", f"the settings have {count}", "mend them in the environment", tuple(problems))
+    raise BadSettings(
+        "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
+    )
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
@@ -158,13 +160,13 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
     for name in sorted(environ):
         if name.startswith(PREFIX) and (word := name.removeprefix(PREFIX)) not in names:
             near = difflib.get_close_matches(word, names, 1)
-            warnings.append(f"{name} is no setting" + (f", did you mean {PREFIX}{near[0]}" if near else ""))
+            warnings.append(f"{name} is not a setting" + (f", did you mean {PREFIX}{near[0]}" if near else ""))
     return warnings
 
 
 def _mode(text: str) -> str:
     if text not in MODES:
-        raise ValueError(f"{text[:40]!a} is no mode; there are {', '.join(MODES)}")
+        raise ValueError(f"{text[:40]!a} is not a mode; use one of {', '.join(MODES)}")
     return text
 
 
@@ -201,7 +203,7 @@ def _mounts(text: str) -> tuple[str, ...]:
 def _mount(text: str) -> str:
     mount = text.strip().strip("/")
     if _MOUNT.fullmatch(mount) is None or mount.split("/")[0] in ("sys", "auth"):
-        raise ValueError(f"{mount[:40]!a} is no mount name")
+        raise ValueError(f"{mount[:40]!a} is not a mount name")
     return mount
 
 
@@ -217,7 +219,7 @@ def _vault_address(text: str) -> str | None:
 def _count(most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-            raise ValueError(f"{text[:40]!a} is no whole number from 1 to {most}")
+            raise ValueError(f"{text[:40]!a} is not a whole number from 1 to {most}")
         return int(text)
 
     return read

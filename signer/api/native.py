@@ -21,7 +21,7 @@ from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS
 from signer.protocol.client import KeeperClient
 from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply, expect
-from signer.protocol.sign_request import body_too_large, decode_body
+from signer.protocol.sign_request import Number, body_too_large, decode_body
 from signer.settings import Settings
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
@@ -191,7 +191,8 @@ def _bad_query(text: str, hint: str) -> BadRequest:
 def _read_model(model: type[_Model], body: bytes) -> _Model:
     """A body as a model; raises `BadRequest` with the first invalid field."""
     try:
-        return model.model_validate(decode_body(body))
+        fields = decode_body(body)
+        return model.model_validate({k: float(v) if isinstance(v, Number) else v for k, v in fields.items()})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:64]

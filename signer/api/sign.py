@@ -29,6 +29,7 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; the keeper refuses longer names too
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+MAX_CONTENT_TYPE: Final = 1_024  # characters
 _MORE: Final = re.compile(rb"\nx-vault-(?:namespace|wrap-ttl)", re.IGNORECASE)
 
 
@@ -54,7 +55,10 @@ class SignCall:
         self.header = message_header("sign", environ, proxies, self.request_id)
         self.header["role"] = role
         if for_vault:
-            self.header |= {"shape": "vault", "content_type": environ.get("CONTENT_TYPE", "")}
+            content_type = environ.get("CONTENT_TYPE", "")
+            if len(content_type) > MAX_CONTENT_TYPE or not content_type.isascii():
+                content_type = ""  # no form has such a type, and a message to the keeper may be too small for it
+            self.header |= {"shape": "vault", "content_type": content_type}
         self.body = body or b""
         self.error: SignerError | None = None
         if body is None:

@@ -19,7 +19,7 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.limits import CertificateUsage, Refusals, refusal_event
+from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, refusal_event
 from signer.authority.shadow import Shadow
 from signer.authority.vault_certificates import PendingSignature, outside_grant, read_vault_certificate
 from signer.errors import (
@@ -240,7 +240,7 @@ class Core:
         try:
             actor = self.policy.authenticate(command.caller.token, int(now))[0].name
         except NotAuthenticated:
-            actor = "unauthenticated"
+            actor = UNAUTHENTICATED
         role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
         return tuple(self._refusals.note(refusal_event(refusal, actor, role, command.caller), int(now)))
 
@@ -280,14 +280,14 @@ class Core:
         # 1
         identity, _ = self.policy.authenticate(command.caller.token, int(now))
         # 2
-        role, ask = self._role(identity, command)
+        role, request = self._role(identity, command)
         state = self._ready(now)
         freezes.refuse_frozen(state.freezes, identity.name, role.name)
         # 3
-        key = parse_public_key(ask.public_key)
+        key = parse_public_key(request.public_key)
         # 4 and 5
         usage = state.certificates.usage(identity.name, role.name, int(now))
-        grant = decide(identity, role, ask, key, command.caller.address, usage)
+        grant = decide(identity, role, request, key, command.caller.address, usage)
         if self.key is None:
             state.certificates.add(identity.name, role.name, int(now), int(now) + grant.ttl)
             pending = PendingSignature(command, grant, int(now), self.policy.digest)
@@ -304,8 +304,8 @@ class Core:
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, SignRequest]:
         """The role and the request. Errors in Vault's order: role not granted, malformed field, unknown role."""
         role = self.policy.role_for(identity, command.role)
-        if isinstance(command.ask, BadRequest):
-            raise command.ask
+        if isinstance(command.request, BadRequest):
+            raise command.request
         if role is None:
             raise Refused(
                 "unknown_role",
@@ -313,7 +313,7 @@ class Core:
                 f"{identity.name} may ask for {', '.join(sorted(identity.roles)) or 'none'}",
                 {"role": command.role},
             )
-        return role, command.ask
+        return role, command.request
 
     def _ready(self, now: float) -> _State:
         """The current state; raises `Unavailable` while nothing may be signed."""
@@ -329,6 +329,7 @@ class Core:
         return self._state
 
     def _read_state(self, now: int) -> _State:
+        self._latest = max(self._latest, now)  # what is left out now may count again if the clock is set back
         recent = self._ledger.recent(now - CLOCK_TOLERANCE)
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
         rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._pending]
@@ -338,16 +339,16 @@ class Core:
     # --- everything else ----------------------------------------------------------------------------------------
 
     def _explain(self, command: Explain, identity: Identity, now: float) -> Explanation:
-        role, ask = self._role(identity, command)
+        role, request = self._role(identity, command)
         state = self._ready(now)
         key, fault = None, "no key was given"
-        if ask.public_key:
+        if request.public_key:
             try:
-                key = parse_public_key(ask.public_key)
+                key = parse_public_key(request.public_key)
             except BadPublicKey as bad:
                 fault = bad.text
         usage = state.certificates.usage(identity.name, role.name, int(now))
-        findings = list(explain(identity, role, ask, key, command.caller.address, usage, fault))
+        findings = list(explain(identity, role, request, key, command.caller.address, usage, fault))
         frozen = freezes.explain_freezes(state.freezes, identity.name, role.name)
         return queries.explained(identity, role, [frozen, *findings])
 

@@ -7,7 +7,7 @@ Pure; times are in seconds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -17,8 +17,11 @@ from signer.errors import SignerError
 from signer.model import Caller, Event, UsageCounts, hide_tokens
 
 WINDOW: Final = 60  # seconds; of the rate limit, and of refusals that are recorded once
-MAX_KINDS: Final = 1_000  # kinds of event tracked at once; the rest share one count
-MANY: Final = "many"  # the actor of that count
+MAX_KINDS: Final = 64  # kinds of refusal tracked at once for an identity; the rest share one count
+MAX_STRANGER_KINDS: Final = 32  # the same for all callers without a good token together
+MAX_DIFFERENCE_KINDS: Final = 1_000  # kinds of difference tracked at once
+UNAUTHENTICATED: Final = "unauthenticated"  # the actor of a caller without a good token
+MANY: Final = "many"  # the actor of counts of differences
 
 
 class CertificateUsage:
@@ -80,18 +83,23 @@ class _Repeats:
 class RepeatSuppressor(ABC):
     """Passes the first event of a kind and counts its repeats, so that no caller can fill the ledger.
 
-    A subclass defines the kind of an event, the window in seconds and the event of a count.
+    A subclass defines the kind of an event, the window in seconds, the event of a count, and the budgets: how many
+    kinds are tracked at once for a group of events before the rest of the group shares one count.
     """
 
     window = WINDOW
-    others: tuple[str, ...] = ()  # the shared kind of events beyond `MAX_KINDS`
 
     def __init__(self) -> None:
         self._repeats: dict[tuple[str, ...], _Repeats] = {}
+        self._tracked: Counter[tuple[str, ...]] = Counter()  # kinds of each group, by its shared kind
 
     @abstractmethod
     def kind(self, event: Event) -> tuple[str, ...]:
         """The key that an event shares with its repeats."""
+
+    @abstractmethod
+    def budget(self, kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """The kind that the group of `kind` shares once it has more kinds than the number returned."""
 
     @abstractmethod
     def repeated(self, repeats: _Repeats) -> Event:
@@ -101,9 +109,13 @@ class RepeatSuppressor(ABC):
         """Yields the event if it is the first of its kind within `window`; otherwise counts it."""
         kind = self.kind(event)
         repeats = self._repeats.get(kind)
-        if repeats is None and len(self._repeats) >= MAX_KINDS:
-            kind = self.others
-            repeats = self._repeats.get(kind)
+        if repeats is None:
+            shared, most = self.budget(kind)
+            if self._tracked[shared] >= most:
+                kind = shared
+                repeats = self._repeats.get(kind)
+            else:
+                self._tracked[shared] += 1
         if repeats is not None and now < repeats.since + self.window:
             repeats.count += 1
             return
@@ -115,6 +127,10 @@ class RepeatSuppressor(ABC):
     def due(self, now: int) -> list[Event]:
         """Removes and returns the counts whose window has ended."""
         over = [kind for kind, repeats in self._repeats.items() if now >= repeats.since + self.window]
+        for kind in over:
+            shared, _ = self.budget(kind)
+            if kind != shared:  # the shared kind is in addition to the budget
+                self._tracked[shared] -= 1
         return [self.repeated(repeats) for kind in over if (repeats := self._repeats.pop(kind)).count]
 
     def flush(self) -> list[Event]:
@@ -123,13 +139,16 @@ class RepeatSuppressor(ABC):
 
 
 class Refusals(RepeatSuppressor):
-    """Refusals, by caller, code, role and address."""
-
-    others = (MANY, "various", "", "")
+    """Refusals: of an identity by code, role and address; of callers without a good token by code and address."""
 
     def kind(self, event: Event) -> tuple[str, ...]:
-        """Caller, code, role and address."""
-        return event.actor, str(event.body["code"]), str(event.body["role"]), str(event.body["address"])
+        """Actor, code, role and address. The role of a caller without a good token is free text and not part of it."""
+        role = "" if event.actor == UNAUTHENTICATED else str(event.body["role"])
+        return event.actor, str(event.body["code"]), role, str(event.body["address"])
+
+    def budget(self, kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """One for each identity, and one for all callers without a good token."""
+        return (kind[0], "various", "", ""), MAX_STRANGER_KINDS if kind[0] == UNAUTHENTICATED else MAX_KINDS
 
     def repeated(self, repeats: _Repeats) -> Event:
         """The count of one refusal."""
@@ -142,7 +161,10 @@ class Differences(RepeatSuppressor):
     """Differences between Vault's and local certificates, by role and field; errors also by value."""
 
     window = 3_600  # seconds; with rare logins, a minute would record each of them
-    others = ("", "various", "", "", "")
+
+    def budget(self, _kind: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+        """One for all."""
+        return ("", "various", "", "", ""), MAX_DIFFERENCE_KINDS
 
     def kind(self, event: Event) -> tuple[str, ...]:
         """Role, field, severity and, of an error, values: those of a note may vary by login, as key ids do."""

@@ -5,8 +5,9 @@ An identity sees its own certificates; the right `ledger.read` shows all of them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
 from signer.ledger.views import certificate_details, certificate_row, operation_details, operation_row
@@ -44,6 +45,8 @@ from signer.protocol.replies import (
     Rule,
 )
 from signer.units import timestamp
+
+_Shape = TypeVar("_Shape", bound=Reply)
 
 
 class LedgerReader(Protocol):
@@ -148,9 +151,14 @@ def _operations(query: ListOperations, ledger: LedgerReader) -> OperationPage:
     return OperationPage(operations=page, before=str(page[-1].seq) if len(found) > len(page) else None)
 
 
+def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
+    """The shape of a record; a ledger that a later release wrote may hold more fields."""
+    return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
+
+
 def recorded_operation(entry: Entry) -> OperationDetails:
     """The reply that shows a recorded operation."""
-    return OperationDetails.model_validate(operation_details(entry))
+    return _known_fields(OperationDetails, operation_details(entry))
 
 
 def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int) -> CertificateDetails:
@@ -161,7 +169,7 @@ def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int
             f"no certificate {serial} is visible to you",
             "list certificates with GET /api/certificates",
         )
-    return CertificateDetails.model_validate(certificate_details(*found, now))
+    return _known_fields(CertificateDetails, certificate_details(*found, now))
 
 
 def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:

@@ -1,1 +1,1 @@
-"""CA keys: the key file, how it is rendered, and the trust line for hosts."""
+"""CA keys: the key file, its rendering, and the trust lines for hosts."""

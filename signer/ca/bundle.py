@@ -1,7 +1,7 @@
 """The CA keys that hosts must trust, as lines for sshd's TrustedUserCAKeys. Pure.
 
-The keeper (`GET /api/ca`) and `signer ca bundle` make the same text from the same policy, so that one can be compared
-with the other and with what a host has.
+The keeper (`GET /api/ca`) and `signer ca bundle` produce the same text from the same policy, so that both can be
+compared with each other and with a host's file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from signer.ssh.publickey import render_public_key
 
 
 def trusted_keys(ca: CaKeys, *in_use: PublicKey | None) -> list[tuple[str, PublicKey]]:
-    """Each key once, with what it is: `current`, `next`, `retired`, or `vault` for one that policy.toml does not name.
+    """Each key once, with its state: `current`, `next`, `retired`, or `vault` for one that policy.toml does not name.
 
-    `in_use` is who signs now, and in mode shadow our own key, which is to sign; it may be None, or nothing, if
-    policy.toml has the public half of the pinned key.
+    `in_use` are the keys that sign now, in mode shadow also the local key; it may be None or empty if policy.toml has
+    the public half of the pinned key.
     """
     named = [("current", ca.public), ("next", ca.next), *(("retired", key) for key in ca.retired)]
     found = [(what, key) for what, key in named if key is not None]
@@ -25,7 +25,7 @@ def trusted_keys(ca: CaKeys, *in_use: PublicKey | None) -> list[tuple[str, Publi
 
 
 def render_bundle(ca: CaKeys, *in_use: PublicKey | None) -> str:
-    """`trusted_keys` as the file for TrustedUserCAKeys; after a key stands a comment, which sshd does not read."""
+    """`trusted_keys` as the file for TrustedUserCAKeys, with a comment after each key, which sshd ignores."""
     return "".join(
         f"{render_public_key(key.kind, key.blob)} signer-ca {what} {key.fingerprint}\n"
         for what, key in trusted_keys(ca, *in_use)

@@ -1,9 +1,8 @@
-"""Fetches one secret from Infisical with its own SDK. Only `signer ca render` imports this, never what serves requests.
+"""Fetches one secret from Infisical with its own SDK. Only `signer ca render` imports this, never the service.
 
-The SDK holds Python's lock while it waits and has no time limit, so it runs in a child process that can be killed; the
-client secret goes to the child through a pipe, the value comes back through one; its environment holds neither. The
-SDK's errors are bare text that can hold addresses and the server's words: they become codes in the child, and the text
-goes nowhere.
+The SDK holds Python's lock while it waits and has no timeout, so it runs in a child process that can be killed. The
+client secret and the value pass through pipes; the child's environment contains neither. The SDK's errors are plain
+text that can contain addresses and the server's text: the child converts them to codes and drops the text.
 """
 
 from __future__ import annotations
@@ -25,17 +24,22 @@ from signer.files import read_bounded
 from signer.hardening import die_with_parent, forbid_dumps
 from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS
 
-GIVE_UP_AFTER: Final = 15.0  # seconds, the SDK's hanging included
+GIVE_UP_AFTER: Final = 15.0  # seconds, also if the SDK hangs
 MAX_CLIENT_SECRET: Final = 4096  # bytes
-MAX_VALUE: Final = 64 * 1024  # characters that leave the child; four times the largest key
-# Nothing that a parser could read in two ways: no user, no query, no fragment, no backslash, no blank.
+MAX_VALUE: Final = 64 * 1024  # characters; four times the largest key
+# Excludes everything that parsers read differently: user, query, fragment, backslash, blank.
 _SITE_URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~/-]*)?"
 )
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _KEPT: Final = ("PATH", "LANG", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")  # may hold a password: not in an environment
+_PROXIES: Final = (
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+)  # may contain a password, so not in the environment
 _FAULTS: Final = {
     error.code: error
     for error in (
@@ -47,12 +51,12 @@ _FAULTS: Final = {
         ),
         SignerError(
             "infisical_untrusted",
-            "nothing vouches for the certificate that Infisical shows",
-            "name a file with its CA certificate in SSL_CERT_FILE",
+            "Infisical's TLS certificate is not trusted",
+            "set SSL_CERT_FILE to a file with its CA certificate",
         ),
         SignerError(
             "infisical_unauthorized",
-            "Infisical does not know these credentials",
+            "Infisical rejected the credentials",
             "check INFISICAL_CLIENT_ID and the file of INFISICAL_CLIENT_SECRET_FILE",
         ),
         SignerError(
@@ -62,7 +66,7 @@ _FAULTS: Final = {
         ),
         SignerError(
             "infisical_site_wrong",
-            "there is no Infisical where INFISICAL_SITE_URL points",
+            "there is no Infisical at INFISICAL_SITE_URL",
             "set INFISICAL_SITE_URL to its address, such as https://infisical.example",
         ),
         SignerError(
@@ -70,24 +74,24 @@ _FAULTS: Final = {
             "Infisical has no such secret",
             "check INFISICAL_PROJECT_ID, INFISICAL_ENVIRONMENT, INFISICAL_SECRET_PATH and INFISICAL_SECRET_NAME",
         ),
-        Unavailable("infisical_rate_limited", "Infisical says that it is asked too often", "try again in a minute"),
+        Unavailable("infisical_rate_limited", "Infisical limits the rate of requests", "try again in a minute"),
         SignerError(
-            "infisical_refused", "Infisical refuses the request as malformed", "check the INFISICAL_* settings"
+            "infisical_refused", "Infisical rejected the request as malformed", "check the INFISICAL_* settings"
         ),
         Unavailable(
-            "infisical_failed", "Infisical answered with an error of its own", "look at Infisical, then try again"
+            "infisical_failed", "Infisical answered with an error of its own", "check Infisical's log, then try again"
         ),
         SignerError(
             "infisical_not_understood",
-            "the answer is not one that Infisical gives",
-            "check that INFISICAL_SITE_URL names Infisical, and nothing in front of it answers instead",
+            "the response does not come from Infisical",
+            "check INFISICAL_SITE_URL and any proxy in front of Infisical",
         ),
         SignerError(
-            "infisical_sdk_failed", "Infisical's SDK ended without an answer", "install the locked infisical-python"
+            "infisical_sdk_failed", "Infisical's SDK ended without a result", "install the locked infisical-python"
         ),
     )
 }
-# What infisical-python 2.3 says, by how it begins: what follows may be the server's words.
+# Error texts of infisical-python 2.3 by their beginning; the rest may be the server's text.
 _STATUS: Final = re.compile(r"Received error message from server: \(status (\d{3})")
 _BAD_CERTIFICATE: Final = "error trying to connect: invalid peer certificate"
 _BY_STATUS: Final = {"401": "infisical_unauthorized", "403": "infisical_forbidden", "429": "infisical_rate_limited"}
@@ -103,7 +107,7 @@ _BEGINNINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the secret is, how to get at it, and what key it must be; the client secret stays in its file."""
+    """Location, credentials and expected key of the secret; the client secret stays in its file."""
 
     site_url: str
     client_id: str
@@ -117,7 +121,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A value that was fetched; it never shows itself."""
+    """A fetched value; its repr does not show it."""
 
     value: str
 
@@ -129,22 +133,24 @@ class Secret:
 
 
 def load_source(environ: Mapping[str, str]) -> Source:
-    """The settings of `signer ca render`; raises `BadSettings` with every problem found, and never shows a value."""
+    """The settings of `signer ca render`; raises `BadSettings` with every problem, without values."""
     settings = (*INFISICAL_SETTINGS, FINGERPRINT_SETTING)
     values = {name: environ.get(name) or default for name, default, _ in settings}
     problems = [f"{name}: is not set" for name, value in values.items() if not value]
-    problems += [f"{name}: holds what cannot be printed" for name, value in values.items() if not value.isprintable()]
+    problems += [
+        f"{name}: contains unprintable characters" for name, value in values.items() if not value.isprintable()
+    ]
     problems += _problems_of_url(values["INFISICAL_SITE_URL"])
     secret_file = values["INFISICAL_CLIENT_SECRET_FILE"]
     if secret_file and not Path(secret_file).is_absolute():
-        problems.append("INFISICAL_CLIENT_SECRET_FILE: is not an absolute path; it names a file, never a value")
+        problems.append("INFISICAL_CLIENT_SECRET_FILE: is not an absolute path; name a file, not the secret")
     fingerprint = values[FINGERPRINT_SETTING[0]]
     if fingerprint and not _FINGERPRINT.fullmatch(fingerprint):
-        problems.append(f"{FINGERPRINT_SETTING[0]}: is not a fingerprint as `ssh-keygen -l` tells it, SHA256:…")
+        problems.append(f"{FINGERPRINT_SETTING[0]}: is not a fingerprint as `ssh-keygen -l` prints it, SHA256:…")
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise BadSettings(
-            "settings_refused", f"the settings have {count}", "mend them in the environment", tuple(problems)
+            "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
         )
     return Source(
         site_url=values["INFISICAL_SITE_URL"].rstrip("/"),
@@ -161,26 +167,26 @@ def load_source(environ: Mapping[str, str]) -> Source:
 def _problems_of_url(text: str) -> Iterator[str]:
     url = _SITE_URL.fullmatch(text)
     if "@" in text:
-        yield "INFISICAL_SITE_URL: holds credentials; they belong into the file of INFISICAL_CLIENT_SECRET_FILE"
+        yield "INFISICAL_SITE_URL: contains credentials; put them into the file of INFISICAL_CLIENT_SECRET_FILE"
     elif url is None or not 0 < int(url["port"] or "443") < 65_536:
         yield "INFISICAL_SITE_URL: is not an address such as https://infisical.example"
     elif url["scheme"] == "http" and url["host"] not in _LOOPBACK:
-        yield "INFISICAL_SITE_URL: is plain http beyond loopback, and the CA key would travel in the clear"
+        yield "INFISICAL_SITE_URL: is plain http beyond loopback, which would send the CA key in the clear"
 
 
 def fetch_secret(source: Source, timeout: float = GIVE_UP_AFTER) -> Secret:
-    """The secret's value; raises `Unavailable` for what may pass, another `SignerError` for what may not.
+    """The secret's value; raises `Unavailable` for a temporary error, another `SignerError` for a permanent one.
 
-    `timeout` is in seconds and holds for everything: the child's start, login, the secret, and an SDK that hangs.
+    `timeout` (seconds) covers everything: the child's start, login, the secret, and an SDK that hangs.
     """
-    answer = _ask_the_child(_question(source), timeout)
-    if "fault" in answer:
-        raise _fault(answer["fault"])
-    return Secret(answer["value"])
+    result = _run_child(_child_input(source), timeout)
+    if "fault" in result:
+        raise _error(result["fault"])
+    return Secret(result["value"])
 
 
-def _question(source: Source) -> bytes:
-    question = {
+def _child_input(source: Source) -> bytes:
+    fields = {
         "parent": os.getpid(),
         "proxies": {name: os.environ[name] for name in _PROXIES if name in os.environ},
         "site_url": source.site_url,
@@ -191,39 +197,39 @@ def _question(source: Source) -> bytes:
         "path": source.secret_path,
         "name": source.secret_name,
     }
-    return json.dumps(question).encode()
+    return json.dumps(fields).encode()
 
 
-def _ask_the_child(question: bytes, timeout: float) -> dict[str, str]:
-    """Its answer, `value` or `fault`; it raises nothing, so that no traceback holds the question."""
+def _run_child(request: bytes, timeout: float) -> dict[str, str]:
+    """The child's result, `value` or `fault`; raises nothing, so that no traceback contains the request."""
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "signer.ca.infisical"],
-            input=question,
+            input=request,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # the SDK's own words could hold anything
+            stderr=subprocess.DEVNULL,  # the SDK's text could contain secrets
             env={name: os.environ[name] for name in _KEPT if name in os.environ},
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
         return {"fault": "infisical_slow"}
-    except OSError:  # no process, no memory
+    except OSError:  # out of processes or memory
         return {"fault": "infisical_sdk_failed"}
     try:
-        answer: dict[str, str] = json.loads(child.stdout)
+        result: dict[str, str] = json.loads(child.stdout)
     except ValueError:
         return {"fault": "infisical_sdk_failed"}
-    return answer
+    return result
 
 
-def _fault(code: str) -> SignerError:
-    fault = _FAULTS[code]
-    return type(fault)(fault.code, fault.text, fault.hint)  # a new one: an exception gathers where it has been
+def _error(code: str) -> SignerError:
+    error = _FAULTS[code]
+    return type(error)(error.code, error.text, error.hint)  # a copy, because an exception collects tracebacks
 
 
 def _read_client_secret(path: Path) -> str:
-    """The file's one line; it must be a regular file, owner-only (0400 or 0600). Raises `BadSettings`."""
+    """The file's only line; it must be a regular file with mode 0400 or 0600. Raises `BadSettings`."""
 
     def check(facts: os.stat_result) -> None:
         mode = stat.S_IMODE(facts.st_mode)
@@ -231,7 +237,7 @@ def _read_client_secret(path: Path) -> str:
             raise BadSettings(
                 "client_secret_not_private",
                 f"the file of INFISICAL_CLIENT_SECRET_FILE has mode {mode:04o} and owner {facts.st_uid}",
-                "it must be a regular file of root's, 0400 or 0600",
+                "make it a regular file owned by root with mode 0400 or 0600",
             )
 
     try:
@@ -240,7 +246,7 @@ def _read_client_secret(path: Path) -> str:
         raise BadSettings(
             "client_secret_unreadable",
             f"the file of INFISICAL_CLIENT_SECRET_FILE cannot be opened: {error.strerror}",
-            "name a regular file that root may read",
+            "set it to a regular file that root can read",
         ) from None
     secret = data.decode("utf-8", "replace").strip()
     if not secret or len(data) > MAX_CLIENT_SECRET or not secret.isprintable():
@@ -262,14 +268,14 @@ def _classify(text: str) -> str:
     return next((code for beginning, code in _BEGINNINGS if text.startswith(beginning)), "infisical_failed")
 
 
-def _ask_the_sdk() -> None:
-    """The child: a question on stdin, an answer on stdout. It ends with its parent, however that ends."""
+def _child_main() -> None:
+    """The child: reads the request from stdin and writes the result to stdout. It ends with its parent."""
     forbid_dumps()
     die_with_parent(signal.SIGKILL)
-    question = json.load(sys.stdin)
-    if os.getppid() != question["parent"]:  # it ended before we asked the kernel to tell us
+    request = json.load(sys.stdin)
+    if os.getppid() != request["parent"]:  # the parent ended before the call of prctl
         return
-    os.environ.update(question["proxies"])
+    os.environ.update(request["proxies"])
     from infisical_client import (
         AuthenticationOptions,
         ClientSettings,
@@ -278,21 +284,21 @@ def _ask_the_sdk() -> None:
         UniversalAuthMethod,
     )
 
-    login = UniversalAuthMethod(client_id=question["client_id"], client_secret=question["client_secret"])
-    settings = ClientSettings(site_url=question["site_url"], auth=AuthenticationOptions(universal_auth=login))
+    login = UniversalAuthMethod(client_id=request["client_id"], client_secret=request["client_secret"])
+    settings = ClientSettings(site_url=request["site_url"], auth=AuthenticationOptions(universal_auth=login))
     wanted = GetSecretOptions(
-        secret_name=question["name"],
-        project_id=question["project_id"],
-        environment=question["environment"],
-        path=question["path"],
+        secret_name=request["name"],
+        project_id=request["project_id"],
+        environment=request["environment"],
+        path=request["path"],
         include_imports=False,
     )
     try:
-        answer = {"value": InfisicalClient(settings).getSecret(wanted).secret_value[:MAX_VALUE]}
+        result = {"value": InfisicalClient(settings).getSecret(wanted).secret_value[:MAX_VALUE]}
     except Exception as error:  # noqa: BLE001 - the SDK raises nothing narrower
-        answer = {"fault": _classify(str(error))}
-    json.dump(answer, sys.stdout)
+        result = {"fault": _classify(str(error))}
+    json.dump(result, sys.stdout)
 
 
 if __name__ == "__main__":
-    _ask_the_sdk()
+    _child_main()

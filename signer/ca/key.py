@@ -1,7 +1,7 @@
-"""The CA key: the one module that sees private key bytes, imported by the keeper's process and by `signer ca`.
+"""The CA key: the only module that handles private key bytes, used by the keeper and by `signer ca`.
 
-`load_ca_key` opens the file once, checks the open descriptor and never looks at the path again. What comes out signs
-and tells public facts; it has no way to give the key back.
+`load_ca_key` opens the file once and checks the open descriptor. The result signs and has public properties; the
+private key cannot be read from it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class CaKey:
         return string(self.kind.encode()) + string(mpint(r) + mpint(s))
 
     def self_test(self) -> None:
-        """Signs and verifies once; raises `BadKeyFile` if the two halves do not belong together."""
+        """Signs and verifies once; raises `BadKeyFile` if private and public half do not match."""
         data = b"signer self-test"
         key = self._key
         try:
@@ -110,7 +110,7 @@ class CaKey:
 
 
 class KeyMaterial:
-    """A CA key as the bytes of its file: made or fetched, checked, and only ever written to a descriptor."""
+    """A checked CA key as the bytes of its file, which can only be written to a descriptor."""
 
     __slots__ = ("_data", "fingerprint", "kind", "public_line")
 
@@ -129,9 +129,9 @@ class KeyMaterial:
 
     @classmethod
     def repair(cls, text: str, pin: str) -> KeyMaterial:
-        """A key as a secret store gives it: CRLF, blanks around lines, blank lines and a lost final newline are mended.
+        """A key from a secret store; fixes CRLF, blanks around lines, blank lines and a missing final newline.
 
-        Raises `BadKeyFile` for everything else that is not exactly the key whose fingerprint is `pin`.
+        Raises `BadKeyFile` for any other fault, and unless the fingerprint is `pin`.
         """
         lines = [line.strip(" \t") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
         lines = [line for line in lines if line]
@@ -140,8 +140,8 @@ class KeyMaterial:
             raise BadKeyFile("ca_key_empty", "the secret is empty", "put the CA key into Infisical")
         if len(data) > MAX_KEY_FILE:
             raise BadKeyFile("ca_key_too_large", f"the secret is larger than {MAX_KEY_FILE} bytes", _STORE_THE_KEY)
-        # `cryptography` would take a key with anything before, after and in between.
-        no_key = BadKeyFile("ca_key_not_a_private_key", "the secret is no OpenSSH private key", _STORE_THE_KEY)
+        # `cryptography` would accept a key with other text around and inside it.
+        no_key = BadKeyFile("ca_key_not_a_private_key", "the secret is not an OpenSSH private key", _STORE_THE_KEY)
         if (lines[0], lines[-1]) != _ARMOUR or not all(_BASE64.fullmatch(line) for line in lines[1:-1]):
             raise no_key
         try:
@@ -170,21 +170,21 @@ class KeyMaterial:
         os.fsync(descriptor)
 
     def is_content_of(self, descriptor: int) -> bool:
-        """True if the open file holds exactly this; raises `OSError`."""
+        """True if the open file has exactly this content; raises `OSError`."""
         return os.read(descriptor, MAX_KEY_FILE + 1) == self._data
 
 
 def load_ca_key(path: Path, owner: str, *pins: str | None) -> CaKey:
-    """The key in `path`, checked; `owner` is `user:group`, `pins` the fingerprints it may have (None: any).
+    """The checked key in `path`; `owner` is `user:group`, `pins` are the allowed fingerprints (None: any).
 
-    Raises `BadKeyFile` whose code names the check that failed. `path` must be a regular file with one link, that
-    owner, mode 0400 or 0600, 1 byte to 16 KiB, holding an OpenSSH private key without passphrase.
+    Raises `BadKeyFile`, whose code names the failed check. `path` must be a regular file with one link, that owner,
+    mode 0400 or 0600, and 1 byte to 16 KiB, with an OpenSSH private key without passphrase.
     """
     return read_ca_key(open_ca_key(path), owner, *pins)
 
 
 def open_ca_key(path: Path) -> int:
-    """The file, opened but not read, through no link; raises `BadKeyFile`."""
+    """Opens the file without reading it or following a link; raises `BadKeyFile`."""
     try:
         return open_unread(path)
     except OSError as error:
@@ -192,7 +192,7 @@ def open_ca_key(path: Path) -> int:
 
 
 def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
-    """As `load_ca_key`, from a file that is open; closes it."""
+    """As `load_ca_key`, from an open file, which it closes."""
     try:
         facts = os.fstat(descriptor)
         for _, check in _FILE_CHECKS:
@@ -209,9 +209,9 @@ def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
 def examine_ca_key(
     path: Path, owner: str, *pins: str | None
 ) -> tuple[CaKey | None, list[tuple[str, BadKeyFile | None]]]:
-    """What `load_ca_key` would say: each of its checks by name with its fault or None, and the key if one can be read.
+    """The key, if it can be read, and each check of `load_ca_key` by name with its error or None.
 
-    Goes on after a fault, so that all are told at once; what is no regular file of a key's size is never read.
+    Continues after an error, to report all at once; reads only a regular file of valid size.
     """
     try:
         descriptor = open_ca_key(path)
@@ -252,7 +252,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def check_pin(key: CaKey, *pins: str | None) -> None:
-    """Raises `BadKeyFile` unless the key is one of `pins`; without any, it may be any key."""
+    """Raises `BadKeyFile` unless the key is one of `pins`; without pins, accepts any key."""
     named = [pin for pin in pins if pin is not None]
     if named and key.fingerprint not in named:
         raise BadKeyFile(
@@ -263,13 +263,11 @@ def check_pin(key: CaKey, *pins: str | None) -> None:
 
 
 def cannot_open(error: OSError) -> BadKeyFile:
-    """What it means that the key file could not be opened."""
+    """The `BadKeyFile` for an `OSError` at the opening of the key file."""
     if error.errno == errno.ELOOP:
         return BadKeyFile("ca_key_is_a_link", "the CA key file is a symbolic link", "name the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return BadKeyFile(
-            "ca_key_missing", "there is no CA key file where SIGNER_CA_KEY_FILE points", "render the key first"
-        )
+        return BadKeyFile("ca_key_missing", "there is no CA key file at SIGNER_CA_KEY_FILE", "render the key first")
     return BadKeyFile(
         "ca_key_unreadable",
         f"the CA key file cannot be opened: {error.strerror}",
@@ -279,7 +277,7 @@ def cannot_open(error: OSError) -> BadKeyFile:
 
 def _check_regular(facts: os.stat_result, _owner: str) -> None:
     if not stat.S_ISREG(facts.st_mode):
-        raise BadKeyFile("ca_key_not_a_regular_file", "the CA key file is no regular file", "render it to a file")
+        raise BadKeyFile("ca_key_not_a_regular_file", "the CA key file is not a regular file", "render it to a file")
 
 
 def _check_links(facts: os.stat_result, _owner: str) -> None:
@@ -287,12 +285,10 @@ def _check_links(facts: os.stat_result, _owner: str) -> None:
         raise BadKeyFile(
             "ca_key_replaced",
             "the CA key file was replaced or removed after it was opened",
-            "send SIGHUP, or start, again",
+            "send SIGHUP or start again",
         )
     if facts.st_nlink != 1:
-        raise BadKeyFile(
-            "ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it afresh, with one"
-        )
+        raise BadKeyFile("ca_key_has_links", f"the CA key file has {facts.st_nlink} hard links", "render it again")
 
 
 def _check_owner(facts: os.stat_result, owner: str) -> None:
@@ -320,7 +316,7 @@ def _check_size(facts: os.stat_result, _owner: str) -> None:
     if facts.st_size > MAX_KEY_FILE:
         raise BadKeyFile(
             "ca_key_too_large",
-            f"the CA key file has {facts.st_size} bytes, a key has at most {MAX_KEY_FILE}",
+            f"the CA key file has {facts.st_size} bytes, above the limit of {MAX_KEY_FILE}",
             "render one OpenSSH private key and nothing else",
         )
 
@@ -335,7 +331,7 @@ _FILE_CHECKS: Final = (
 
 
 def _owner_ids(owner: str) -> tuple[int, int]:
-    """`user:group`, names or numbers, as ids; raises `BadKeyFile` for a name that this host does not know."""
+    """Converts `user:group` (names or numbers) to ids; raises `BadKeyFile` for an unknown name."""
     user, _, group = owner.partition(":")
     try:
         uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
@@ -343,8 +339,8 @@ def _owner_ids(owner: str) -> tuple[int, int]:
     except KeyError:
         raise BadKeyFile(
             "ca_key_owner_unknown",
-            f"SIGNER_CA_KEY_OWNER {owner!a} is no user:group of this host",
-            "set it to root:root, or leave it out",
+            f"SIGNER_CA_KEY_OWNER {owner!a} is not a user:group of this host",
+            "set it to root:root, or omit it",
         ) from None
     return uid, gid
 
@@ -359,13 +355,15 @@ def _parse(data: bytes) -> _PrivateKey:
     except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
         raise BadKeyFile(
             "ca_key_not_a_private_key",
-            "the CA key file holds no OpenSSH private key",
+            "the CA key file does not contain an OpenSSH private key",
             "it must start with -----BEGIN OPENSSH PRIVATE KEY-----",
         ) from None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
         raise BadKeyFile(
-            "ca_key_rsa_too_short", f"the CA key has {key.key_size} bits, RSA needs {MIN_RSA_BITS}", "use ed25519"
+            "ca_key_rsa_too_short",
+            f"the RSA CA key has {key.key_size} bits, below the minimum of {MIN_RSA_BITS}",
+            "use ed25519",
         )
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise BadKeyFile("ca_key_kind_not_allowed", "a CA key is ed25519, ecdsa or rsa", "use ed25519")
+        raise BadKeyFile("ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519")
     return key

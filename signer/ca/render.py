@@ -1,9 +1,8 @@
-"""The CA key from Infisical to a root-owned file: whole or not at all, and unchanged if it is the same.
+"""Writes the CA key from Infisical to a root-owned file atomically; leaves an identical file unchanged.
 
-`render` is the one function that tells its steps. The key's bytes stay inside `KeyMaterial`; nothing here sees them.
-What holds when somebody is killed at any moment: the target is the whole old or the whole new file. No second file with
-the key stays if the renderer or its writer is killed; if both are, or the machine stops, one may stay from between two
-system calls, and the next run removes it before all else.
+`render` lists the steps. The key's bytes stay inside `KeyMaterial`. After a kill at any moment the target is the
+complete old or the complete new file. If only the renderer or only its writer is killed, no second file with the key
+remains; if both are killed, or the machine stops, one may remain, and the next run removes it first.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ Result = Literal["written", "unchanged", "agrees", "differs", "missing"]
 
 
 class RefusedTarget(SignerError):
-    """The file may not be rendered there; `code` says why."""
+    """The target is not allowed; `code` has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """How it ended, and the public facts of the key that Infisical holds.
+    """The result, with the public properties of the key in Infisical.
 
-    `differs_in` names what of the file is not as it should be: `content`, `owner`, `mode`, `links`.
+    `differs_in` names the properties of the file that differ: `content`, `owner`, `mode`, `links`.
     """
 
     result: Result
@@ -50,13 +49,13 @@ class Rendered:
 def render(
     fetch: Callable[[], KeyMaterial], target: Path, *, check: bool = False, allow_disk: bool = False
 ) -> Rendered:
-    """Brings `target` to what Infisical holds, or with `check` says whether it is; raises `SignerError`.
+    """Writes the key to `target`, or with `check` only compares; raises `SignerError`.
 
-    1  refuse a target where no key belongs, and remove what a run that was cut off left beside it
-    2  fetch, repair and check the key against its pin
-    3  compare with what is there; the same is left alone
-    4  write a file without a name, 0400 and root's, and bring it to the disk
-    5  put it in place of the old one in one step, and bring the directory to the disk
+    1  refuse an unsafe target, and remove the temporary file of an interrupted run
+    2  fetch and repair the key, and check it against its pin
+    3  compare with the target; leave an identical one unchanged
+    4  write and sync an unnamed file with mode 0400, owned by root
+    5  replace the target atomically and sync the directory
     """
     # 1
     check_target(target, allow_disk=allow_disk)
@@ -67,7 +66,7 @@ def render(
     # 3
     if check:
         return _compared(target, key, "agrees")
-    with _alone(target.parent) as folder:
+    with _locked_directory(target.parent) as folder:
         found = _compared(target, key, "unchanged")
         if found.result == "unchanged":
             return found
@@ -79,17 +78,17 @@ def render(
             raise SignerError(
                 "render_failed",
                 f"the key file could not be written: {error.strerror}",
-                "the new file is in place, but may not outlive a power cut; render again"
+                "the new file is in place but may be lost in a power failure; render again"
                 if in_place
-                else "the old file is as it was; free space, or choose another directory",
+                else "the old file is unchanged; free space, or choose another directory",
             ) from None
     return Rendered("written", key.fingerprint, key.kind)
 
 
 def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
-    """Makes a key into a file that must not exist, whole or not at all; raises `SignerError` before it makes one."""
+    """Creates a key in a new file atomically; checks the target first. Raises `SignerError`."""
     check_target(target, allow_disk=True, sticky_too=True)
-    exists = RefusedTarget("target_exists", "the file exists already", "name one that does not")
+    exists = RefusedTarget("target_exists", "the file already exists", "choose another file name")
     if os.path.lexists(target):
         raise exists
     key = make()
@@ -113,13 +112,13 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
 
 
 def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) -> None:
-    """Raises `RefusedTarget` where a key file may not be.
+    """Raises `RefusedTarget` unless `target` is a safe place for a key file.
 
-    `sticky_too` takes a directory such as /tmp, where nobody else can touch a file once it is there.
+    `sticky_too` also allows a directory such as /tmp, whose sticky bit protects the file.
     """
     if not target.is_absolute() or ".." in target.parts:
         raise RefusedTarget(
-            "target_not_absolute", "the target is not an absolute path, or has .. in it", "name it from / on"
+            "target_not_absolute", "the target has .. in it or is not an absolute path", "give an absolute path"
         )
     try:
         _check_path(target, sticky_too=sticky_too)
@@ -129,7 +128,7 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
     if kind not in IN_MEMORY and not allow_disk:
         raise RefusedTarget(
             "target_on_disk",
-            f"the target's directory is on {kind}, which outlives a reboot",
+            f"the target's directory is on {kind}, which survives a reboot",
             "render to a tmpfs such as /run, or add --allow-disk",
         )
 
@@ -139,12 +138,12 @@ def _check_path(target: Path, *, sticky_too: bool) -> None:
     facts = folder.stat()
     if target.is_symlink() or folder.resolve() != folder:
         raise RefusedTarget(
-            "target_is_a_link", "the target, or a directory above it, is a symbolic link", "name the real one"
+            "target_is_a_link", "the target, or a directory above it, is a symbolic link", "give the real path"
         )
     if not stat.S_ISDIR(facts.st_mode):
-        raise NotADirectoryError(20, "it is no directory")
+        raise NotADirectoryError(20, "it is not a directory")
     if os.path.lexists(target) and not target.is_file():
-        raise RefusedTarget("target_not_a_regular_file", "the target is no regular file", "name another one")
+        raise RefusedTarget("target_not_a_regular_file", "the target is not a regular file", "choose another path")
     for above in (folder, *folder.parents):
         _check_private(above.stat(), sticky_too=sticky_too or above != folder)
         if os.path.lexists(above / ".git"):
@@ -154,18 +153,18 @@ def _check_path(target: Path, *, sticky_too: bool) -> None:
 
 
 def _check_private(facts: os.stat_result, *, sticky_too: bool) -> None:
-    """An access control list that lets others write shows in the group's bits, acl(5)."""
+    """Raises `RefusedTarget` if others may write. An access control list shows in the group bits, acl(5)."""
     writable = facts.st_mode & 0o022 and not (sticky_too and facts.st_mode & stat.S_ISVTX)
     if writable or facts.st_uid not in (0, os.geteuid()):
         raise RefusedTarget(
             "target_directory_not_private",
-            f"a directory on the way has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
-            "each must be root's, and nobody else's to write",
+            f"a directory of the path has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
+            "each directory must be owned by root and writable only by root",
         )
 
 
 def file_system_of(folder: Path) -> str:
-    """The type of the file system that holds `folder`, from /proc/self/mountinfo (proc(5)); `?` if it is not there."""
+    """The type of the file system that holds `folder`, from /proc/self/mountinfo (proc(5)); `?` if unknown."""
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
@@ -176,7 +175,7 @@ def file_system_of(folder: Path) -> str:
 
 
 def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged"]) -> Rendered:
-    """`same`, or `missing`, or `differs` with what differs."""
+    """Compares the target with the key: `same`, `missing`, or `differs` with the differences."""
     public = (key.fingerprint, key.kind)
     try:
         descriptor = open_unread(target)
@@ -205,10 +204,10 @@ def _unusable(error: OSError) -> RefusedTarget:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    """A descriptor of the directory, which no other renderer holds meanwhile; raises `SignerError`.
+def _locked_directory(path: Path) -> Iterator[int]:
+    """A descriptor of the directory, locked against other renderers; raises `SignerError`.
 
-    Its lock passes to the writer, so that a renderer that is killed holds others off until its writer is done.
+    The writer inherits the lock, so that after the death of a renderer others wait for its writer.
     """
     try:
         folder = open_directory(path)
@@ -219,7 +218,9 @@ def _alone(path: Path) -> Iterator[int]:
         while not _locked(folder):
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    "target_busy", "another process has locked the target's directory", "see `fuser` of it; try again"
+                    "target_busy",
+                    "another process has locked the target's directory",
+                    "find it with `fuser`, then try again",
                 )
             time.sleep(0.05)
         yield folder
@@ -229,7 +230,9 @@ def _alone(path: Path) -> Iterator[int]:
 
 def _no_directory(error: OSError) -> RefusedTarget:
     return RefusedTarget(
-        "target_directory_unusable", f"the target's directory cannot be used: {error.strerror}", "make it, 0700"
+        "target_directory_unusable",
+        f"the target's directory cannot be used: {error.strerror}",
+        "create it with mode 0700",
     )
 
 
@@ -247,29 +250,29 @@ def _temporary(target: Path) -> str:
 def _remove_leftover(target: Path) -> None:
     leftover = target.with_name(_temporary(target))
     if os.path.lexists(leftover):
-        with _alone(target.parent):
+        with _locked_directory(target.parent):
             try:
                 leftover.unlink(missing_ok=True)
             except OSError as error:
                 raise SignerError(
                     "leftover_stays",
-                    f"what a run that was cut off left cannot be removed: {error.strerror}",
+                    f"the temporary file of an interrupted run cannot be removed: {error.strerror}",
                     f"remove {leftover.name} beside the target by hand",
                 ) from None
 
 
 def _replace(folder: int, target: Path, key: KeyMaterial) -> None:
-    """Writes in a child and cleans up behind it; raises `OSError`.
+    """Writes the file in a child process and removes its temporary file; raises `OSError`.
 
-    The file has no name until it is complete (O_TMPFILE), and its temporary name between two system calls only. Ctrl-C
-    and SIGTERM wait for these few milliseconds, in both.
+    The file has no name until it is complete (O_TMPFILE), and a temporary name only between two system calls. Both
+    processes block Ctrl-C and SIGTERM for these few milliseconds.
     """
     temporary = _temporary(target)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         child = os.fork()
         if child == 0:
-            _be_the_writer(folder, temporary, target.name, key)
+            _run_writer(folder, temporary, target.name, key)
         _, ended = os.waitpid(child, 0)
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
@@ -280,7 +283,7 @@ def _replace(folder: int, target: Path, key: KeyMaterial) -> None:
         raise OSError(status, os.strerror(status) if 0 < status < _NO_ERRNO else "the writer was killed")
 
 
-def _be_the_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> None:
+def _run_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> None:
     """Never returns; the exit status is the error's number."""
     status = _NO_ERRNO
     try:
@@ -296,7 +299,7 @@ def _be_the_writer(folder: int, temporary: str, name: str, key: KeyMaterial) -> 
 
 
 def _write(folder: int, key: KeyMaterial) -> int:
-    """A descriptor of a complete file without a name, 0400 and, for root, root's."""
+    """A descriptor of a complete unnamed file with mode 0400, for root owned by root."""
     unnamed = create_unnamed(folder, 0o400)
     key.write(unnamed)
     return unnamed

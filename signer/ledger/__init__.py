@@ -1,1 +1,1 @@
-"""The durable, hash-chained record."""
+"""The ledger: a durable, hash-chained record of events."""

@@ -1,7 +1,7 @@
-"""Does the ledger hold what was put into it? Checking, exporting and rebuilding, for a person who does not trust it.
+"""Verification, export and rebuild of a ledger.
 
-`check_recent` runs at every start, `verify` on request; both raise `LedgerBroken` naming the first event that is
-wrong. Reads only, but for `rebuild`.
+`check_recent` runs at every start, `verify` on request; both raise `LedgerBroken`, which names the first wrong event.
+Only `rebuild` writes.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from signer.ledger.store import CHECKED_AT_START, DERIVED, Ledger
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
-_STEP: Final = 20_000  # events between two calls of `progress`
-_PIECE: Final = 25_000  # events whose rows are compared in one go
+_PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
+_CHUNK: Final = 25_000  # events whose rows are compared by one statement
 _NO_END: Final = 2**63 - 1
 Progress = Callable[[int, int], None]
 
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
-    """Checks the chain over the newest `count` events, and the tables against them."""
+    """Checks the chain of the newest `count` events, and compares the tables with them; returns the head."""
     newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (count + 1,))
     if not rows:
         _compare_tables(reader, 0)
         return Head(0, GENESIS, 0)
     first_seq, first_time, *_, _first_prev, first_hash = rows[0]
-    if len(rows) <= count:  # the whole ledger: the chain must begin at its beginning
-        head = _walk(iter(rows), Head(0, GENESIS, 0))
+    if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash
+        head = _follow_chain(iter(rows), Head(0, GENESIS, 0))
         since = 0
     else:
-        head = _walk(iter(rows[1:]), Head(first_seq, first_hash, first_time))
+        head = _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
         since = first_seq + 1
     _compare_tables(reader, since)
     return head
 
 
 def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, saved: Head | None = None) -> Head:
-    """Checks every event's hash and place, every table against the events, and the file's own structure.
+    """Checks the chain of all events, all tables against the events, and the structure of the file; returns the head.
 
-    `saved` is a head written down earlier: it finds a tail that was cut off. Raises `LedgerBroken`.
+    A `saved` head of an earlier time detects a truncated ledger. Raises `LedgerBroken`.
     """
-    is_private = reader.connection().in_transaction  # then no other connection sees what this one does
+    is_private = reader.connection().in_transaction  # then other connections do not see the same data
     with _snapshot(reader):
         total = reader.head().seq
-        if is_private or total <= _PIECE:
+        if is_private or total <= _CHUNK:
             _check_file(reader)
-            head = _walk_all(reader, progress, total)
+            head = _follow_all(reader, progress, total)
             _compare_tables(reader, 0)
         else:
             head = _verify_in_threads(reader, progress, total)
@@ -68,7 +68,7 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
 
 @contextmanager
 def _snapshot(reader: LedgerReader) -> Iterator[None]:
-    """All reads within see the ledger as it is now, while a keeper goes on writing."""
+    """Gives all reads one snapshot of the ledger, while a keeper may write."""
     db = reader.connection()
     if db.in_transaction:
         yield
@@ -83,19 +83,21 @@ def _snapshot(reader: LedgerReader) -> Iterator[None]:
 
 
 def _verify_in_threads(reader: LedgerReader, progress: Progress, total: int) -> Head:
-    """Here the chain, in Python; aside, in threads of their own, what SQLite does in C without holding up Python."""
+    """Checks the chain in this thread, and file and tables in others: SQLite runs in C, without Python's lock."""
     path = Path(reader.query("PRAGMA database_list")[0][2])
-    bounds = [*range(_PIECE, total, _PIECE), _NO_END]
-    pieces = zip([0, *bounds], bounds, strict=False)
-    checks = [partial(_compare_rows, since=since, end=end) for since, end in pieces]
+    bounds = [*range(_CHUNK, total, _CHUNK), _NO_END]
+    chunks = zip([0, *bounds], bounds, strict=False)
+    checks = [partial(_compare_rows, since=since, end=end) for since, end in chunks]
     pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify")
     try:
-        file = pool.submit(_aside, path, _check_file)
-        tables = [pool.submit(_aside, path, check) for check in (*checks, partial(_compare_sums, since=0))]
+        file = pool.submit(_on_own_connection, path, _check_file)
+        tables = [
+            pool.submit(_on_own_connection, path, check) for check in (*checks, partial(_compare_counts, since=0))
+        ]
         try:
-            head = _walk_all(reader, progress, total)
+            head = _follow_all(reader, progress, total)
         except LedgerBroken:
-            file.result()  # a damaged file explains whatever else is wrong
+            file.result()  # a damaged file explains all other errors
             raise
         for done in (file, *tables):
             done.result()
@@ -104,8 +106,8 @@ def _verify_in_threads(reader: LedgerReader, progress: Progress, total: int) -> 
     return head
 
 
-def _aside(path: Path, check: Callable[[LedgerReader], None]) -> None:
-    """A check on a connection of its own, with a snapshot of its own: what it compares is all in there."""
+def _on_own_connection(path: Path, check: Callable[[LedgerReader], None]) -> None:
+    """Runs a check on its own connection and snapshot, which contains everything that the check compares."""
     reader = LedgerReader(path.parent)
     try:
         with _snapshot(reader):
@@ -115,39 +117,39 @@ def _aside(path: Path, check: Callable[[LedgerReader], None]) -> None:
 
 
 def _check_file(reader: LedgerReader) -> None:
-    # Not quick_check: that one leaves out the indexes, and a page of certificates may be read from an index alone.
+    # Not quick_check, which skips the indexes: a page of certificates may be read from an index alone.
     for (finding,) in reader.rows("PRAGMA integrity_check(1)"):
         if finding != "ok":
             raise LedgerBroken("ledger_broken", f"the ledger's file is damaged: {finding}", "restore a backup")
 
 
-def _walk_all(reader: LedgerReader, progress: Progress, total: int) -> Head:
+def _follow_all(reader: LedgerReader, progress: Progress, total: int) -> Head:
     head = Head(0, GENESIS, 0)
     rows = reader.rows(f"{_EVENTS} ORDER BY seq")
-    while piece := list(islice(rows, _STEP)):
-        head = _walk(iter(piece), head)
+    while chunk := list(islice(rows, _PROGRESS_STEP)):
+        head = _follow_chain(iter(chunk), head)
         progress(head.seq, total)
     return head
 
 
-def _walk(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
-    """Follows the chain from `head` through `rows`; the one loop that decides whether events are what they were."""
+def _follow_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
+    """Checks `rows` as the continuation of the chain after `head`; returns the new head. Raises `LedgerBroken`."""
     expected, prev, last_time = head.seq + 1, head.hash, head.time_ms
     for seq, time_ms, kind, actor, body, row_prev, row_hash in rows:
         if seq != expected:
             raise broken_at(expected, "the event is missing" if seq > expected else "an event is out of order")
         if row_prev != prev:
-            raise broken_at(seq, "it does not follow the event before it")
+            raise broken_at(seq, "its prev is not the hash of the previous event")
         if row_hash != entry_hash(seq, time_ms, kind, actor, body, row_prev):
             raise broken_at(seq, "its content does not match its hash")
         if time_ms < last_time:
-            raise broken_at(seq, "its time is before the event's before it")
+            raise broken_at(seq, "its time is before the previous event's")
         expected, prev, last_time = seq + 1, row_hash, time_ms
     return Head(expected - 1, prev, last_time)
 
 
-# Each statement finds the first event that a derived table does not repeat. SQLite reads the JSON, in C: ten times
-# as fast as reading it here. Parameters: the first event of the part that is compared, and the first after it.
+# Each statement finds the first event that differs from a derived table. SQLite parses the JSON ten times as fast as
+# Python. Parameters: the first event of the range, and the first one after it.
 _WRONG_ROW: Final = """
     SELECT e.seq FROM events e LEFT JOIN certificates c ON c.seq = e.seq
     WHERE e.seq >= :seq AND e.seq < :end AND e.kind = 'certificate.issued' AND (
@@ -164,7 +166,7 @@ _WRONG_WITHHELD: Final = """
 _WRONG_PRINCIPAL: Final = """
     SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.seq >= :seq AND c.seq < :end
         AND NOT EXISTS (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.seq = c.seq) LIMIT 1"""
-# Rows that no event stands behind show in the counts: (events say, tables say).
+# Rows without an event show in the counts: pairs of (by events, in the table).
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM events WHERE seq >= :seq AND kind = 'certificate.issued'),
            (SELECT count(*) FROM certificates WHERE seq >= :seq),
@@ -178,13 +180,13 @@ _PRINCIPAL_COUNTS: Final = (
 
 
 def _compare_tables(reader: LedgerReader, since: int) -> None:
-    """Raises `LedgerBroken` if a derived table says anything else than the events from `since` on."""
+    """Raises `LedgerBroken` if a derived table differs from the events from `since` on."""
     _compare_rows(reader, since, _NO_END)
-    _compare_sums(reader, since)
+    _compare_counts(reader, since)
 
 
 def _compare_rows(reader: LedgerReader, since: int, end: int) -> None:
-    """What the events from `since` to before `end` say, against the tables."""
+    """Finds events from `since` to before `end` that are missing from the tables or differ there."""
     for what, statement in (
         ("certificates", _WRONG_ROW),
         ("certificates", _WRONG_WITHHELD),
@@ -194,22 +196,22 @@ def _compare_rows(reader: LedgerReader, since: int, end: int) -> None:
             raise _table_differs(what, f"event {seq}")
 
 
-def _compare_sums(reader: LedgerReader, since: int) -> None:
-    """What the tables say against the events from `since` on: nothing may be there that no event put there."""
+def _compare_counts(reader: LedgerReader, since: int) -> None:
+    """Finds rows without an event, by the counts of the events from `since` on."""
     issued, rows, withheld, withheld_rows = reader.named(_COUNTS, {"seq": since})[0]
     if (issued, withheld) != (rows, withheld_rows):
         raise _table_differs(
-            "certificates", f"{issued} issued and {withheld} withheld there, {rows} and {withheld_rows} here"
+            "certificates", f"events {issued} issued and {withheld} withheld, table {rows} and {withheld_rows}"
         )
     if since == 0:
         named, listed = reader.query(_PRINCIPAL_COUNTS)[0]
         if (named or 0) != listed:
-            raise _table_differs("principals", f"{named} there, {listed} here")
+            raise _table_differs("principals", f"events {named}, table {listed}")
     _compare_freezes(reader)
 
 
 def _compare_freezes(reader: LedgerReader) -> None:
-    """All of them, also at a start: there are few, an index finds them, and one that is missing lets somebody in."""
+    """Compares all freezes, at a start too: a missing one would let a frozen caller in, and they are few."""
     wanted: dict[str, tuple[int, str, str]] = {}
     for seq, kind, actor, scope, reason in reader.query(
         "SELECT seq, kind, actor, body ->> 'scope', body ->> 'reason' FROM events"
@@ -228,28 +230,28 @@ def _compare_freezes(reader: LedgerReader) -> None:
 def _table_differs(table: str, where: str) -> LedgerBroken:
     return LedgerBroken(
         "ledger_tables_differ",
-        f"table {table} does not say what the events say: {where}",
-        "stop the keeper and run `signer ledger rebuild`; if events are wrong too, `signer ledger verify` says where",
+        f"table {table} differs from the events: {where}",
+        "stop the keeper and run `signer ledger rebuild`, which also checks the events",
     )
 
 
 def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:
     if saved.seq > head.seq:
-        raise broken_at(head.seq + 1, f"the ledger ends here, but it once had {saved.seq} events")
+        raise broken_at(head.seq + 1, f"the ledger ends here, but the saved head has event {saved.seq}")
     if saved.seq and reader.entry(saved.seq).hash != saved.hash:
-        raise broken_at(saved.seq, "it is not the event of the saved head")
+        raise broken_at(saved.seq, "it differs from the saved head")
 
 
 def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:
-    """Every entry from number `first` on, in order, unverified."""
+    """Yields every entry from number `first` on, in order, without verification."""
     for row in reader.rows(f"{_EVENTS} WHERE seq >= ? ORDER BY seq", (first,)):
         yield Entry(*row)
 
 
 def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> int:
-    """Makes the derived tables anew from the events, in one transaction; returns how many events were read.
+    """Rebuilds the derived tables from the events in one transaction; returns the number of events.
 
-    The chain is checked on the way: tables are never made from events that were changed.
+    Checks the chain as it reads: if an event was changed, raises `LedgerBroken` and keeps the tables.
     """
     total = ledger.head().seq
     db = ledger.connection()
@@ -258,12 +260,12 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> in
         db.execute("BEGIN IMMEDIATE")
         try:
             for table in DERIVED:
-                db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from our own tuple
+                db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from a constant tuple
             for row in ledger.rows(f"{_EVENTS} ORDER BY seq"):
-                head = _walk(iter((row,)), head)
+                head = _follow_chain(iter((row,)), head)
                 for sql, values in _rows_of(Entry(*row)):
                     db.execute(sql, values)
-                if head.seq % _STEP == 0:
+                if head.seq % _PROGRESS_STEP == 0:
                     progress(head.seq, total)
         except LedgerBroken:
             db.execute("ROLLBACK")
@@ -273,8 +275,8 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> in
 
 
 def _rows_of(entry: Entry) -> list[tuple[str, tuple[object, ...]]]:
-    """What an event means for the tables; whoever wrote it with a right hash may still have written nonsense."""
+    """The rows of an event; raises `LedgerBroken` if its body is malformed despite a correct hash."""
     try:
         return list(derived_rows(entry, json.loads(entry.body)))
     except (ValueError, KeyError, TypeError):
-        raise broken_at(entry.seq, f"it is no {entry.kind} event that this program would write") from None
+        raise broken_at(entry.seq, f"it is not a valid {entry.kind} event") from None

@@ -1,7 +1,7 @@
-"""The hash chain of the ledger as pure functions: canonical JSON, an entry's hash, and what an entry means.
+"""The hash chain: canonical JSON, the hash of an entry, and an entry's rows in the derived tables. Pure.
 
-The hash of an entry is SHA-256 over the RFC 8785 form of `{actor, body, kind, prev, seq, time}`, so that anybody can
-check an exported ledger with a JSON library and a hash. Storage is in `ledger/store.py`.
+The hash of an entry is SHA-256 over the RFC 8785 form of `{actor, body, kind, prev, seq, time}`: a JSON library and a
+hash function are enough to verify an exported ledger.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Final
 from signer.model import Entry, Event, Head
 
 GENESIS: Final = "0" * 64
-MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: greater numbers travel as text
+MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: larger numbers are stored as text
 
 _LISTS: Final = (list, tuple)
-_quote = json.encoder.encode_basestring  # what json.dumps(ensure_ascii=False) makes of a text
+_quote = json.encoder.encode_basestring  # as json.dumps(ensure_ascii=False) encodes text
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def canonical_json(body: dict[str, object]) -> str:
-    """RFC 8785 for what our events hold: text, integers within 2**53, booleans, null, lists, objects with ASCII keys.
+    """RFC 8785 for the values of events: text, integers within 2**53, booleans, null, lists, objects with ASCII keys.
 
-    Raises `ValueError` for anything else (a float, a large integer), so that no event depends on number formatting.
+    Raises `ValueError` for all others, such as floats, so that no hash depends on number formatting.
     """
     _check_object(body)
     return _ENCODER.encode(body)
@@ -35,7 +35,7 @@ def canonical_json(body: dict[str, object]) -> str:
 def _check_object(value: dict[str, object]) -> None:
     for key, item in value.items():
         if type(key) is not str or not key.isascii():
-            raise ValueError("an event's keys are ASCII text")
+            raise ValueError("the keys of an event must be ASCII text")
         if type(item) is not str:
             _check_value(item)
 
@@ -43,7 +43,7 @@ def _check_object(value: dict[str, object]) -> None:
 def _check_value(value: object) -> None:
     if isinstance(value, int):
         if abs(value) > MAX_SAFE_INTEGER:
-            raise ValueError("an integer over 2**53 travels as text")
+            raise ValueError("an integer over 2**53 must be stored as text")
     elif isinstance(value, dict):
         _check_object(value)
     elif isinstance(value, _LISTS):
@@ -55,7 +55,7 @@ def _check_value(value: object) -> None:
 
 
 def entry_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, prev: str) -> str:
-    """Hex SHA-256 over the canonical JSON of the whole entry but its hash; `body` is canonical JSON already."""
+    """Hex SHA-256 over the canonical JSON of an entry without its hash; `body` is canonical JSON."""
     text = (
         f'{{"actor":{_quote(actor)},"body":{body},"kind":{_quote(kind)},"prev":{_quote(prev)},'
         f'"seq":{seq},"time":{time_ms}}}'
@@ -64,7 +64,7 @@ def entry_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, prev: s
 
 
 def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
-    """Events as the entries that follow `head`."""
+    """Yields the entries of `events` that follow `head`; times in milliseconds never decrease."""
     seq, prev = head.seq, head.hash
     time_ms = max(now_ms, head.time_ms)
     for event in events:
@@ -84,10 +84,7 @@ _UNFREEZE: Final = "DELETE FROM freezes WHERE scope = ?"
 
 
 def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
-    """What an entry means for the derived tables, as statements; the one place that knows, for commit and rebuild.
-
-    `body` is the entry's body as an object.
-    """
+    """The statements that add an entry to the derived tables, for commit and rebuild. `body` is its decoded body."""
     if entry.kind == "certificate.issued":
         principals = body["principals"]
         yield (

@@ -1,7 +1,6 @@
-"""Reading a ledger: pages, single records, the state that a keeper starts from. Also while a keeper writes it.
+"""Reads a ledger: pages, single records and the state for a keeper's start; also while a keeper writes.
 
-`sqlite3` errors end here: callers see `Unavailable` for what may pass, `LedgerBroken` for what may not. Writing is in
-`ledger/store.py`, checking in `ledger/audit.py`.
+Maps `sqlite3` errors: `Unavailable` for temporary ones, `LedgerBroken` for permanent ones.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from signer.model import Entry, Filter, Head, Issued
 
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 1
-APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; `file` and a human with a hex dump can tell
-LOOKED_AT: Final = 5_000  # rows that a page costs at most
+APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; shown by `file`
+MAX_SCANNED: Final = 5_000  # rows that one page reads at most
 
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """One certificate that still counts: towards a rate (`issued`, seconds) or as live (`valid_before`, seconds)."""
+    """One certificate that may count towards a limit; times are in seconds."""
 
     identity: str
     role: str
@@ -42,7 +41,7 @@ class LedgerReader:
         self._db: sqlite3.Connection | None = None
 
     def close(self) -> None:
-        """Ends the connection; reading again opens it again."""
+        """Closes the connection; the next read opens a new one."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -52,11 +51,11 @@ class LedgerReader:
         if self._db is None:
             if not self._path.exists():
                 missing = "there is no ledger in SIGNER_DATA_DIR"
-                raise Unavailable("ledger_missing", missing, "start the keeper once, or set it right")
+                raise Unavailable("ledger_missing", missing, "start the keeper once, or correct SIGNER_DATA_DIR")
             db = self._connect(f"file:{self._path}?mode=ro")
             if db.execute("PRAGMA user_version").fetchone()[0] == 0:
                 db.close()
-                raise Unavailable("ledger_missing", "the ledger is still being made", "ask again in a moment")
+                raise Unavailable("ledger_missing", "the ledger is being created", "retry in a moment")
             self._db = db
         return self._db
 
@@ -65,21 +64,21 @@ class LedgerReader:
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2, cached_statements=64)
             db.execute("PRAGMA busy_timeout = 2000")
             found = db.execute("PRAGMA user_version").fetchone()[0]
-            ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-            strange = not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
-        if strange:
+            is_ledger = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            is_foreign = not is_ledger and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+        if is_foreign:
             db.close()
             raise LedgerBroken(
                 "ledger_not_ours",
-                f"{FILE_NAME} in SIGNER_DATA_DIR is somebody else's database",
-                "give the keeper a directory of its own",
+                f"{FILE_NAME} in SIGNER_DATA_DIR is not a ledger of signer",
+                "give the keeper its own SIGNER_DATA_DIR",
             )
         if found > VERSION:
             db.close()
             raise LedgerBroken(
                 "ledger_version_newer",
-                f"the ledger has version {found}, this program knows {VERSION}",
-                "start the newer signer that wrote it",
+                f"the ledger has version {found}; this signer supports version {VERSION}",
+                "start the newer version that wrote it",
             )
         return db
 
@@ -89,35 +88,34 @@ class LedgerReader:
             return self.connection().execute(sql, values).fetchall()
 
     def named(self, sql: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-        """As `query`, with parameters by name."""
+        """As `query`, with named parameters."""
         with storage_errors():
             return self.connection().execute(sql, values).fetchall()
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a statement one by one, for statements with very many."""
+        """Yields the rows of a statement one by one."""
         with storage_errors():
             yield from self.connection().execute(sql, values)
 
     def head(self) -> Head:
-        """The newest entry; seq 0 for a ledger without any."""
+        """The newest entry; seq 0 if the ledger is empty."""
         for seq, digest, time_ms in self.query("SELECT seq, hash, time FROM events ORDER BY seq DESC LIMIT 1"):
             return Head(seq, digest, time_ms)
         return Head(0, GENESIS, 0)
 
     def certificates(self, wanted: Filter) -> list[Issued]:
-        """All that fit, newest first, however long the search."""
+        """All matching certificates, newest first, without a bound on the search."""
         return self._certificates(wanted, 0)
 
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
-        """What fits among the newest `LOOKED_AT` rows of the most telling filter, and where a longer search goes on.
+        """The matches among the newest `MAX_SCANNED` rows of the most selective filter, and `before` of the next page.
 
-        The second is a `before` for the next page, None when all was looked at: with filters that never meet, a
-        search of everything would keep the keeper from signing.
+        `before` is None after the last row. The bound keeps the keeper responsive if filters have no common match.
         """
         table, column, value = self._driver(wanted)
         before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
         rows = self.query(
-            f"SELECT seq FROM {table} WHERE {column} = ?{before} ORDER BY seq DESC LIMIT 1 OFFSET {LOOKED_AT - 1}",  # noqa: S608
+            f"SELECT seq FROM {table} WHERE {column} = ?{before} ORDER BY seq DESC LIMIT 1 OFFSET {MAX_SCANNED - 1}",  # noqa: S608
             (value,),
         )
         floor = int(rows[0][0]) if rows else None
@@ -151,16 +149,16 @@ class LedgerReader:
         return [read_issued(row) for row in rows]
 
     def _driver(self, wanted: Filter) -> tuple[str, str, object]:
-        """The table with the index to follow, its column and value: the filter that leaves the fewest rows, as a rule.
+        """Table with index, column and value of the filter that usually leaves the fewest rows.
 
-        SQLite, which keeps no statistics of ours, would choose by the number of columns.
+        SQLite has no statistics here and would choose by the number of columns.
         """
         for column in ("fingerprint", "identity"):
             value = getattr(wanted, column)
             if value is not None:
                 return f"certificates INDEXED BY certificates_by_{column}", column, value
         if wanted.backend == "vault" and self._has_index("certificates_of_vault"):
-            # A constant, or SQLite would not know that this index of some rows has all that are wanted.
+            # A constant, so that SQLite recognizes the condition of this partial index.
             return "certificates INDEXED BY certificates_of_vault", "backend = 'vault' AND 1", 1
         if wanted.principal is not None:
             return "principals", "principal", wanted.principal
@@ -169,11 +167,11 @@ class LedgerReader:
         return "certificates NOT INDEXED", "1", 1
 
     def _has_index(self, name: str) -> bool:
-        """False in a ledger that no keeper of this version has opened yet: who only reads makes no index."""
+        """False if no keeper of this version has opened the ledger yet: readers create no index."""
         return bool(self.query("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)))
 
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
-        """One certificate with the event that records it: ours, if another CA used the same serial."""
+        """One certificate and its event; the local one if Vault used the same serial."""
         rows = self.query(
             f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ? ORDER BY c.backend LIMIT 1",  # noqa: S608
             (str(serial),),
@@ -190,7 +188,7 @@ class LedgerReader:
         raise broken_at(seq, "the event is missing")
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
-        """What operators did, newest first: those with that evidence, before event `before`."""
+        """Recorded operations, newest first: with that evidence, if given, and before event `before`."""
         rows = self.query(
             "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE kind = 'operation.recorded'"
             " AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
@@ -199,7 +197,7 @@ class LedgerReader:
         return [Entry(*row) for row in rows]
 
     def recent(self, since: int) -> list[Recent]:
-        """Certificates that expire after `since` (seconds) and were released."""
+        """Released certificates that expire after `since` (seconds)."""
         rows = self.query(
             "SELECT c.identity, c.role, e.time / 1000, c.valid_before FROM certificates c"
             " JOIN events e ON e.seq = c.seq WHERE c.valid_before > ? AND c.withheld = 0",
@@ -208,12 +206,12 @@ class LedgerReader:
         return [Recent(*row) for row in rows]
 
     def last_serial(self) -> int:
-        """The serial that was allotted last here, 0 without any; another CA's serials do not count."""
+        """The last serial of the local key, 0 if there is none."""
         newest = "SELECT serial FROM certificates WHERE backend = 'local' ORDER BY seq DESC LIMIT 1"
         return next((int(serial) for (serial,) in self.query(newest)), 0)
 
     def freezes(self) -> dict[str, str]:
-        """Scope → reason of every freeze in force."""
+        """The reason of every freeze in force, by scope."""
         return dict(self.query("SELECT scope, reason FROM freezes"))
 
 
@@ -225,7 +223,7 @@ _ISSUED: Final = (
 
 
 def read_issued(row: tuple[Any, ...]) -> Issued:
-    """A row of `certificates` as its type; raises `LedgerBroken` for one that no signer wrote."""
+    """Decodes a row of `certificates`; raises `LedgerBroken` if it is invalid."""
     seq, serial, backend, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
     try:
         number, names = int(serial), json.loads(principals)
@@ -235,7 +233,7 @@ def read_issued(row: tuple[Any, ...]) -> Issued:
     times = (valid_after, valid_before)
     in_range = all(isinstance(seconds, int) and 0 <= seconds < 1 << 40 for seconds in times)
     if number < 0 or not in_range or not all(isinstance(text, str) for text in texts):
-        raise broken_at(seq, "the tables hold a row that no signer wrote")
+        raise broken_at(seq, "table certificates has an invalid row")
     return Issued(
         serial=number,
         backend=backend,
@@ -252,37 +250,39 @@ def read_issued(row: tuple[Any, ...]) -> Issued:
 
 
 def broken_at(seq: int, what: str) -> LedgerBroken:
-    """The error that names the event where the ledger contradicts itself."""
+    """The error for a ledger whose event `seq` is wrong."""
     return LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {seq}: {what}",
-        "keep the file as it is, and compare it with a saved head and a backup: see runbooks/ledger.md",
+        "keep the file unchanged and compare it with a saved head and a backup: see runbooks/ledger.md",
         {"seq": seq},
     )
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """`sqlite3` and file errors as ours: what may pass is `Unavailable`, a damaged file is `LedgerBroken`."""
+    """Maps `sqlite3` and file errors: a damaged file to `LedgerBroken`, all others to `Unavailable`."""
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
         if str(error).startswith(("no such table", "no such column")):
             raise LedgerBroken(
-                "ledger_broken", f"the ledger's file is damaged: {error}", "keep it as it is, and restore a backup"
+                "ledger_broken",
+                f"the ledger's file is damaged: {error}",
+                "keep the file unchanged and restore a backup",
             ) from None
         raise Unavailable(
             "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",
-            "free space or mend the data directory; the service recovers by itself",
+            "free disk space or fix SIGNER_DATA_DIR; the service recovers by itself",
         ) from None
     except sqlite3.DatabaseError as error:
         raise LedgerBroken(
             "ledger_broken",
             f"the ledger's file is damaged: {_short_reason(error)}",
-            "keep the file as it is, and compare it with a backup: see runbooks/ledger.md",
+            "keep the file unchanged and compare it with a backup: see runbooks/ledger.md",
         ) from None
 
 
 def _short_reason(error: Exception) -> str:
-    return (error.strerror or "input or output failed") if isinstance(error, OSError) else str(error)
+    return (error.strerror or "I/O error") if isinstance(error, OSError) else str(error)

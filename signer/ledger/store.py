@@ -1,7 +1,7 @@
-"""The durable, hash-chained record: SQLite in WAL mode, one fsynced transaction a batch.
+"""Writes a ledger: SQLite in WAL mode, one fsynced transaction for each batch.
 
-Table `events` is the truth; the other tables are found faster and can be rebuilt from it (`ledger/audit.py`). One
-process writes, held to it by a lock; whoever may read the file reads it with `ledger_reader.py`, also while it grows.
+Table `events` is authoritative; the other tables serve lookups and can be rebuilt from it (`audit.py`). A lock admits
+one writer; other processes read with `reader.py` at the same time.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CREATE TABLE principals (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
-"""  # noqa: S608 - two numbers of ours
-# Made at each opening where they are missing: ledgers of the first version did not have them, and need no other.
+"""  # noqa: S608 - two constants
+# Created at each opening if they are missing: the first version had none of them.
 _LATER_INDEXES: Final = (
     "CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE kind = 'operation.recorded'",
     "CREATE INDEX IF NOT EXISTS certificates_of_vault ON certificates (seq) WHERE backend = 'vault'",
@@ -59,29 +59,29 @@ DERIVED: Final = ("certificates", "principals", "freezes")
 
 
 class Ledger(LedgerReader):
-    """The only write handle. Opening takes the lock and checks the newest events and the tables against them."""
+    """The write access to a ledger. Opening it takes the lock."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self._lock = _take_lock(data_dir)
         self._head: Head | None = None
-        self._known: Head | None = None  # as `_head`, but outlives a failure: a file without it is not our ledger
-        self._place: tuple[int, ...] = ()
+        self._last_written: Head | None = None  # as `_head`, but kept after a failure, to detect a replaced file
+        self._file_ids: tuple[int, ...] = ()
 
     def close(self) -> None:
-        """Ends the connection and gives the lock back."""
+        """Closes the connection and releases the lock."""
         super().close()
         os.close(self._lock)
 
     def connection(self) -> sqlite3.Connection:
-        """The open connection; makes the ledger if there never was one, and trusts no head it has not just read."""
+        """The open connection; creates the ledger if there never was one. A new connection reads the head again."""
         if self._db is None:
             new = not self._path.exists()
             if new and os.fstat(self._lock).st_size > 0:
                 raise Unavailable(
                     "ledger_missing",
-                    "the ledger is gone from SIGNER_DATA_DIR",
-                    f"put it back; who wants a new one, whose serials begin again, removes {LOCK_NAME}, too",
+                    "the ledger is missing from SIGNER_DATA_DIR",
+                    f"restore it; to start a new ledger (serials restart at 1), also delete {LOCK_NAME}",
                 )
             db = self._connect(f"file:{self._path}?mode=rw{'c' if new else ''}")
             try:
@@ -95,48 +95,48 @@ class Ledger(LedgerReader):
         return self._db
 
     def _open(self, db: sqlite3.Connection) -> None:
-        """Makes the tables of a new ledger; raises `LedgerBroken` if an old one is not the one that was open before."""
+        """Creates the tables of a new ledger; raises `LedgerBroken` if the file is not the one open before."""
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0 and self._known is None:
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0 and self._last_written is None:
             db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
         for statement in _LATER_INDEXES:
             db.execute(statement)
-        known, own = self._known, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
-        if known is not None and db.execute(own, (known.seq, known.hash)).fetchone() is None:
+        last, own = self._last_written, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
+        if last is not None and db.execute(own, (last.seq, last.hash)).fetchone() is None:
             raise LedgerBroken(
                 "ledger_replaced",
-                f"the ledger in SIGNER_DATA_DIR lacks event {known.seq}, which this keeper wrote",
-                "put the right one back; or stop the keeper, and `signer ledger verify` this one",
+                f"the ledger in SIGNER_DATA_DIR lacks event {last.seq}, which this keeper wrote",
+                "restore the right file; or stop the keeper and run `signer ledger verify` on this one",
             )
         os.pwrite(self._lock, b"a ledger was begun here\n", 0)
-        self._place = self._look()
+        self._file_ids = self._identify_files()
 
-    def _look(self) -> tuple[int, ...]:
-        """Which files the ledger's names stand for now."""
+    def _identify_files(self) -> tuple[int, ...]:
+        """Device and inode of the ledger and its WAL."""
         ledger, log = self._path.stat(), os.stat(f"{self._path}-wal")  # noqa: PTH116 - at each commit
         return ledger.st_dev, ledger.st_ino, log.st_dev, log.st_ino
 
-    def _check_place(self) -> None:
-        """After a write: raises `OSError` if it went into a file that nobody will find under the ledger's name."""
-        if self._look() != self._place:
+    def _check_files(self) -> None:
+        """After a write: raises `OSError` if the ledger's path names another file now."""
+        if self._identify_files() != self._file_ids:
             raise OSError(errno.ESTALE, "its file was moved or replaced")
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         """Appends all events in one fsynced transaction, or none; raises `Unavailable` or `LedgerBroken`.
 
-        An event that no ledger can hold is a fault of the caller's and raises as Python does. An entry's time never
-        runs backwards: it is the previous entry's if the clock was set back.
+        A malformed event raises `ValueError` or `KeyError`. Times never decrease: if the clock was set back, an entry
+        gets the time of the previous one.
         """
         try:
             head = self._head or self.head()
             entries = list(chain(events, head, now_ms))
             self._write(entries, [event.body for event in events])
         except Exception:
-            self._forget()
+            self._reset()
             raise
         if entries:
-            self._head = self._known = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+            self._head = self._last_written = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
     def _write(self, entries: list[Entry], bodies: list[dict[str, object]]) -> None:
@@ -151,31 +151,31 @@ class Ledger(LedgerReader):
                 for sql, values in derived_rows(entry, body):
                     db.execute(sql, values)
             db.execute("COMMIT")
-            self._check_place()
+            self._check_files()
 
     def probe(self, now_ms: int) -> None:
-        """Writes and fsyncs one row that means nothing; raises `Unavailable` if the disk would not take an event."""
+        """Writes and fsyncs one unused row; raises `Unavailable` if the disk cannot take an event."""
         try:
             with storage_errors():
                 self.connection().execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (now_ms,))
-                self._check_place()
+                self._check_files()
         except (Unavailable, LedgerBroken):
-            self._forget()
+            self._reset()
             raise
 
-    def _forget(self) -> None:
-        """After a failure nothing in memory is trusted: whether the transaction reached the disk is read again."""
+    def _reset(self) -> None:
+        """Closes the connection and drops the head after a failure: whether the transaction was written is unknown."""
         LedgerReader.close(self)
         self._head = None
 
 
 def _take_lock(data_dir: Path) -> int:
-    """An exclusive lock for as long as the descriptor is open; raises `Unavailable` if another keeper has it."""
+    """Locks the ledger while the descriptor is open; raises `Unavailable` if another keeper has the lock."""
     with storage_errors():
         descriptor = open_or_create(data_dir / LOCK_NAME)
     if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(
-            "ledger_in_use", "another keeper writes this ledger", "stop it, or give this one its own SIGNER_DATA_DIR"
+            "ledger_in_use", "another keeper writes this ledger", "stop it, or set another SIGNER_DATA_DIR"
         )
     return descriptor

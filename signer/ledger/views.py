@@ -1,6 +1,6 @@
-"""What was recorded of a certificate or an operation, JSON-ready: the words of the API and of `signer certs`. Pure.
+"""Certificates and operations as JSON objects, for the API and `signer certs`. Pure.
 
-Apart from `queries.py`, so that reading a ledger loads neither policy nor cryptography.
+Separate from `queries.py`, so that reading a ledger loads neither policy nor cryptography.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from signer.units import timestamp
 
 
 def certificate_row(row: Issued, now: int) -> dict[str, object]:
-    """One certificate as a line of a list."""
+    """One certificate in a list; `now` is in seconds."""
     if row.withheld:
         status = "withheld"
     else:
@@ -32,20 +32,20 @@ def certificate_row(row: Issued, now: int) -> dict[str, object]:
 
 
 def certificate_details(row: Issued, entry: Entry, now: int) -> dict[str, object]:
-    """Everything that was recorded of a certificate, with the place of the record."""
+    """A certificate with its complete record and its position in the ledger."""
     body = json.loads(entry.body)
     recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
     return {**body, **certificate_row(row, now), "recorded": recorded}
 
 
 def operation_row(entry: Entry) -> dict[str, object]:
-    """One operation of an operator's as a line of a list."""
+    """One operation in a list."""
     body = json.loads(entry.body)
-    told = {name: body[name] for name in ("operation", "outcome", "plan", "evidence", "reason")}
+    fields = {name: body[name] for name in ("operation", "outcome", "plan", "evidence", "reason")}
     at = timestamp(entry.time_ms // 1000)
-    return {"seq": entry.seq, "hash": entry.hash, "time": at, "actor": entry.actor, **told}
+    return {"seq": entry.seq, "hash": entry.hash, "time": at, "actor": entry.actor, **fields}
 
 
 def operation_details(entry: Entry) -> dict[str, object]:
-    """An operation with everything that was recorded of it."""
+    """An operation with its complete record."""
     return {**operation_row(entry), **json.loads(entry.body)}

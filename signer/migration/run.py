@@ -70,19 +70,27 @@ class Run:
         name = numbered("steps", number, step.name if what is StepOutcome.DONE else f"{step.name}-{what}", "json")
         self.evidence.write_json(name, {**facts, "seconds": round(seconds, 3), "facts": dict(seen.facts)})
 
-    def keep_logs(self, name: str, observe: Callable[[], Observation]) -> Observation:
-        """Returns the observation of all targets and keeps each target's log as evidence, also on failure.
+    def keep_logs(self, name: str, observe: Callable[[], Observation], *, required: bool = True) -> Observation:
+        """What `observe` returns of all targets; the log of each one is kept as evidence, also when it fails.
 
-        A full disk does not stop a rollback: then `facts["logs_not_kept"]` has the error's code.
+        Raises `SignerError` if a log cannot be written. Not `required`: `facts["logs_not_kept"]` has the error's code,
+        because a full disk must not prevent a way back from proving itself.
         """
         try:
             seen = observe()
         except SignerError as error:
             self._write_logs(name, error.facts)
             raise
-        return Observation(seen.summary, {**seen.facts, **self._write_logs(name, seen.facts)})
+        failure = self._write_logs(name, seen.facts)
+        if failure is None:
+            return seen
+        if required:
+            raise failure
+        return Observation(seen.summary, {**seen.facts, "logs_not_kept": failure.code})
 
-    def _write_logs(self, name: str, facts: Mapping[str, object]) -> dict[str, object]:
+    def _write_logs(self, name: str, facts: Mapping[str, object]) -> SignerError | None:
+        """Writes what can be written; returns the first failure."""
+        failure: SignerError | None = None
         targets = facts.get("targets")
         for number, (target, fact) in enumerate(targets.items() if isinstance(targets, dict) else (), 1):
             lines = [f"{key}: {value}" for key, value in fact.items() if key != "log"]
@@ -90,8 +98,8 @@ class Run:
             try:
                 self.evidence.write_text(numbered("smoke", number, f"{target}-{name}", "log"), text)
             except SignerError as error:
-                return {"logs_not_kept": error.code}
-        return {}
+                failure = failure or error
+        return failure
 
     def conclude(self, outcome: RunOutcome, error: SignerError | None = None) -> Observation:
         """Seals the evidence and records its digest in the ledger; may be repeated after a crash."""

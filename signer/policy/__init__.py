@@ -1,1 +1,1 @@
-"""policy.toml and its rules: who may be granted what."""
+"""policy.toml and the rules by which requests are granted."""

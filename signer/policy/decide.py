@@ -1,7 +1,7 @@
-"""Who may get what: the frozen policy, `decide()` and `explain()`.
+"""The policy as a frozen type, and its two uses: `decide()` grants or refuses, `explain()` reports every rule.
 
-Both run the same rules (`rules.py`): `decide` stops at the first refusal, `explain` goes through them all. Pure:
-clock, counts and addresses are passed in. Reading policy.toml is in `policy/file.py`.
+Both apply the rules of `rules.py`; `decide` stops at the first refusal. `file.py` reads policy.toml. Pure: times,
+counts and addresses are passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from signer.policy.tokens import is_mistyped, token_digest
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The whole of policy.toml, validated. `digest` is the hex SHA-256 of the file's bytes."""
+    """A valid policy.toml. `digest` is the hex SHA-256 of the file."""
 
     digest: str
     ca: CaKeys
@@ -27,25 +27,26 @@ class Policy:
     tokens: Mapping[str, Token] = field(repr=False)
 
     def authenticate(self, token: str | None, now: int) -> tuple[Identity, Token]:
-        """The identity whose token this is; raises `NotAuthenticated`."""
+        """The identity of a token, and the token's entry; raises `NotAuthenticated`."""
         if not token:
             raise NotAuthenticated(
-                "token_missing", "no token was sent", "send it as Authorization: Bearer or X-Vault-Token"
+                "token_missing", "the request has no token", "send it as Authorization: Bearer or X-Vault-Token"
             )
         digest = token_digest(token)
-        # The look-up sees only a SHA-256, so its timing tells nothing of any token; the comparison that decides
-        # takes the same time wherever the two differ.
+        # The lookup uses only a SHA-256, so its timing reveals nothing of a token; the comparison is constant-time.
         known = self.tokens.get(digest)
         if known is None or not hmac.compare_digest(known.sha256, digest):
             if is_mistyped(token):
                 raise NotAuthenticated(
-                    "token_mistyped", "the token has a typing error", "copy it whole, without blanks"
+                    "token_mistyped", "the token is malformed (bad checksum)", "copy the whole token, without spaces"
                 )
             raise NotAuthenticated(
-                "token_unknown", "the token is not known here", "ask the operator for `signer token new`"
+                "token_unknown", "the token is unknown", "ask the operator for a new token (`signer token new`)"
             )
         if now >= known.expires:
-            raise NotAuthenticated("token_expired", "the token has expired", "ask the operator for `signer token new`")
+            raise NotAuthenticated(
+                "token_expired", "the token has expired", "ask the operator for a new token (`signer token new`)"
+            )
         return self.identities[known.identity], known
 
     def check_key(self, fingerprint: str) -> None:
@@ -53,13 +54,13 @@ class Policy:
         if fingerprint not in self.ca.may_sign:
             raise BadFile(
                 "policy_pins_another_key",
-                f"policy.toml pins {' and, as next, '.join(self.ca.may_sign)}, the loaded key is {fingerprint}",
+                f"policy.toml pins {' and, as next, '.join(self.ca.may_sign)}; the loaded key is {fingerprint}",
                 "pin the loaded key, or name it as ca.next",
                 ("neither ca.fingerprint nor ca.next is the loaded key",),
             )
 
     def role_for(self, identity: Identity, name: str) -> Role | None:
-        """The role if the identity may ask for it, None if no such role exists; raises `Refused`."""
+        """The role; None if it does not exist. Raises `Refused` if the identity does not have it."""
         role = self.roles.get(name)
         if role is not None and name not in identity.roles:
             raise Refused(
@@ -71,10 +72,10 @@ class Policy:
 
 
 def decide(
-    identity: Identity, role: Role, ask: SignRequest, key: PublicKey, address: str | None, usage: UsageCounts
+    identity: Identity, role: Role, request: SignRequest, key: PublicKey, address: str | None, usage: UsageCounts
 ) -> Grant:
-    """The certificate that `identity` may have for `ask`; raises `Refused` with the first rule that says no."""
-    case = Case(identity, role, ask, key, address, usage)
+    """The grant for a request; raises the first `Refused` of the rules."""
+    case = Case(identity, role, request, key, address, usage)
     for rule in RULES:
         rule(case)
     return Grant(
@@ -88,22 +89,22 @@ def decide(
         backdate=BACKDATE,
         critical_options=tuple(sorted(case.critical_options.items())),
         extensions=case.extensions,
-        reason=ask.reason or None,
+        reason=request.reason or None,
         address=address,
     )
 
 
-def explain(  # noqa: PLR0917 - as decide(), with the fault that kept the key from being read
+def explain(  # noqa: PLR0917 - as decide(), with the reason why there is no key
     identity: Identity,
     role: Role,
-    ask: SignRequest,
+    request: SignRequest,
     key: PublicKey | None,
     address: str | None,
     usage: UsageCounts,
     key_fault: str = "no key was given",
 ) -> Iterator[tuple[Finding, Refused | None]]:
-    """Every rule with what it saw, in order, whether or not an earlier one refused."""
-    case = Case(identity, role, ask, key, address, usage)
+    """Yields the finding, and the refusal if any, of every rule in order."""
+    case = Case(identity, role, request, key, address, usage)
     for rule in RULES:
         name = rule_name(rule)
         if key is None and rule is rule_key:

@@ -1,6 +1,6 @@
-"""policy.toml → `Policy`: everything is read, every problem is found, and one problem refuses the whole file.
+"""Reads policy.toml into a `Policy`. Reports every problem; a file with a problem is rejected as a whole.
 
-Two types for each table: what the file said (pydantic, unknown keys refused) and the frozen one of `model.py`.
+Each table has two types: the raw one of `tables.py`, which refuses unknown keys, and the frozen one of `model.py`.
 Pure but for `load_policy`, which reads the file.
 """
 
@@ -28,21 +28,21 @@ from signer.toml import Faults, Place, parse_toml
 from signer.units import render_duration
 
 MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
-CEILING: Final = 24 * 3600  # seconds; a certificate that lives longer than a day is a key
+CEILING: Final = 24 * 3600  # seconds; the longest lifetime of a certificate
 DEFAULT_CEILING: Final = 3600
 DEFAULT_TTL: Final = 15 * 60
 MIN_RSA_BITS: Final = 2048
 
-# Vault's grammar of role names, so that every role can be reached by a Vault client's path.
+# Vault's syntax of role names, so that every role has a path for Vault clients.
 ROLE_NAME: Final = re.compile(r"\w(?:[\w.@-]*\w)?", re.ASCII)
 MAX_ROLE_NAME: Final = 128  # characters; `identity:role` is the key id, which has 256 bytes at most
 IDENTITY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?", re.ASCII)
-# A comma or a blank would be split by sshd (CVE-2026-35414), `*` and `{` are somebody's template.
+# sshd splits at commas and spaces (CVE-2026-35414); `*` and `{` are unexpanded templates.
 PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
-# What events call an actor that is no identity: nobody may be taken for it.
+# Actors of events that are not identities; no identity may have such a name.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
 _MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 
@@ -61,19 +61,21 @@ def load_policy(path: Path) -> Policy:
 
 
 def _check_writers(facts: os.stat_result) -> None:
-    """Whoever can write the policy can give themselves any certificate."""
+    """Raises `BadFile` if other users can write the policy, and so grant themselves any certificate."""
     check_regular(facts)
-    if facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
-        raise BadFile(
-            "policy_file_writable",
-            f"other users may write the policy file (owner {facts.st_uid}, mode {stat.S_IMODE(facts.st_mode):04o})",
-            "check its content, then run `chown root` and `chmod go-w` on it",
-        )
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid not in (0, os.geteuid()):
+        problem = f"the policy file belongs to uid {facts.st_uid}, which can change it"
+    elif mode & 0o022:
+        problem = f"other users can write the policy file (mode {mode:04o})"
+    else:
+        return
+    raise BadFile("policy_file_writable", problem, "check its content, then run `chown root` and `chmod go-w` on it")
 
 
 def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
     """The file's bytes as a `Policy`; raises `BadFile` with every problem found."""
-    faults = Faults("policy_refused", name, "mend them and run `signer policy check`")
+    faults = Faults("policy_refused", name, "fix them and run `signer policy check`")
     top = faults.table(RawPolicy, (), parse_toml(raw, MAX_POLICY_BYTES, faults))
     ca = _read_ca(faults, top.ca)
     roles = dict(_read_roles(faults, top.roles))
@@ -91,31 +93,31 @@ def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
 
 def _read_ca(faults: Faults, data: object) -> CaKeys:
     if data is None:
-        faults.add(("ca",), "is missing: the fingerprint of the CA key must be pinned")
+        faults.add(("ca",), "is missing: pin the fingerprint of the CA key")
         return CaKeys("")
     raw = faults.table(RawCa, ("ca",), data)
     faults.require(("ca",), data, "fingerprint")
     if raw.next is not None:
-        # Otherwise nobody could tell hosts of the pinned key any more once the next one is in use.
+        # Without it, `ca bundle` could not show the pinned key to hosts once the next one is in use.
         faults.require(("ca",), data, "public_key")
     if raw.fingerprint is not None:
         _check_fingerprint(faults, ("ca",), raw.fingerprint)
     public = None
     if raw.fingerprint is not None and raw.public_key is not None:
         public = _read_ca_key(faults, ("ca",), RawCaKey(fingerprint=raw.fingerprint, public_key=raw.public_key))
-    also: list[tuple[Place, RawCaKey]] = [(("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])]
+    others: list[tuple[Place, RawCaKey]] = [(("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])]
     if raw.next is not None:
-        also.insert(0, (("ca", "next"), raw.next))
+        others.insert(0, (("ca", "next"), raw.next))
     places = {raw.fingerprint: "ca.fingerprint"}
     found: dict[Place, PublicKey | None] = {}
-    for place, key in also:
+    for place, key in others:
         _check_fingerprint(faults, place, key.fingerprint)
         found[place] = _read_ca_key(faults, place, key)
         if key.fingerprint in places:
             faults.add((*place, "fingerprint"), f"is also {places[key.fingerprint]}")
         places.setdefault(key.fingerprint, ".".join(map(str, place)))
-    following = found.pop(("ca", "next"), None)
-    return CaKeys(raw.fingerprint or "", public, following, tuple(key for key in found.values() if key is not None))
+    next_key = found.pop(("ca", "next"), None)
+    return CaKeys(raw.fingerprint or "", public, next_key, tuple(key for key in found.values() if key is not None))
 
 
 def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
@@ -124,7 +126,7 @@ def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
 
 
 def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | None:
-    """The public half of a CA key; None if it has a fault, which is noted."""
+    """The public half of a CA key; None, and a problem, if it is invalid."""
     place = (*place, "public_key")
     try:
         key = parse_public_key(raw.public_key.strip())
@@ -134,9 +136,9 @@ def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | Non
     if key.kind not in CA_KEY_KINDS:
         faults.add(place, f"is {key.kind}: a CA key is ed25519, ecdsa or rsa")
     elif key.kind == "ssh-rsa" and key.bits < MIN_CA_RSA_BITS:
-        faults.add(place, f"has {key.bits} bits, a CA key of RSA needs {MIN_CA_RSA_BITS}")
+        faults.add(place, f"has {key.bits} bits; an RSA CA key requires {MIN_CA_RSA_BITS}")
     elif key.fingerprint != raw.fingerprint:
-        faults.add(place, f"is another key than fingerprint says, {key.fingerprint}")
+        faults.add(place, f"does not match fingerprint: its own is {key.fingerprint}")
     else:
         return key
     return None
@@ -144,16 +146,16 @@ def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | Non
 
 def _read_roles(faults: Faults, data: object) -> Iterator[tuple[str, Role]]:
     if not isinstance(data, dict) or not data:
-        faults.add(("roles",), "is missing: without a role nobody can ask for anything")
+        faults.add(("roles",), "is missing: define at least one role")
         return
     for name, table in data.items():
         place: Place = ("roles", name)
         if ROLE_NAME.fullmatch(name) is None:
             faults.add(
-                place, "a role's name has letters, digits, _ . - @ and starts and ends with one of the first three"
+                place, "a role's name has letters, digits, _ . - @ and starts and ends with a letter, a digit or _"
             )
         if len(name) > MAX_ROLE_NAME:
-            faults.add(place, f"a role's name has {MAX_ROLE_NAME} characters at most")
+            faults.add(place, f"a role's name has at most {MAX_ROLE_NAME} characters, this one {len(name)}")
         raw = faults.table(RawRole, place, table)
         faults.require(place, table, "principals", "key_types")
         _check_role(faults, place, raw)
@@ -201,11 +203,14 @@ def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
 def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
     for key, names in (("principals", raw.principals or []), ("default_principals", raw.default_principals or [])):
         if len(names) > MAX_PRINCIPALS:
-            faults.add((*place, key), f"names {len(names)}, a certificate may name {MAX_PRINCIPALS}")
+            faults.add((*place, key), f"has {len(names)} names; a certificate may have {MAX_PRINCIPALS}")
         _check_unique(faults, (*place, key), names)
         for index, name in enumerate(names):
             if PRINCIPAL.fullmatch(name.replace("{identity}", "x")) is None:
-                faults.add((*place, key, index), f"{name[:64]!a} is no principal: letters, digits and ._@:+=/$~- only")
+                faults.add(
+                    (*place, key, index),
+                    f"{name[:64]!a} is not a valid principal: use only letters, digits and ._@:+=/$~-",
+                )
     for index, name in enumerate(raw.default_principals or []):
         if raw.principals and name not in raw.principals:
             faults.add((*place, "default_principals", index), f"{name[:64]!a} is not among principals")
@@ -214,15 +219,13 @@ def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
 def _check_unique(faults: Faults, place: Place, names: list[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
-            faults.add((*place, index), f"{name[:64]!a} stands there twice")
+            faults.add((*place, index), f"{name[:64]!a} is listed twice")
 
 
 def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
     default_ttl, max_ttl = _ttls(raw)
     if max_ttl > CEILING:
-        faults.add(
-            (*place, "max_ttl"), f"{render_duration(max_ttl)} is above {render_duration(CEILING)}, the most there is"
-        )
+        faults.add((*place, "max_ttl"), f"{render_duration(max_ttl)} is above {render_duration(CEILING)}, the maximum")
     if default_ttl > max_ttl:
         shown = render_duration(max_ttl) + ("" if raw.max_ttl else ", the default")
         faults.add((*place, "default_ttl"), f"{render_duration(default_ttl)} is above max_ttl {shown}")
@@ -238,13 +241,13 @@ def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
     for index, kind in enumerate(raw.key_types or []):
         if kind not in USER_KEY_KINDS:
             near = difflib.get_close_matches(kind, sorted(USER_KEY_KINDS), 1)
-            also = f", did you mean {near[0]}" if near else f"; there are {', '.join(sorted(USER_KEY_KINDS))}"
-            faults.add((*place, "key_types", index), f"{kind[:64]!a} is no key type{also}")
+            also = f", did you mean {near[0]}" if near else f"; use one of {', '.join(sorted(USER_KEY_KINDS))}"
+            faults.add((*place, "key_types", index), f"{kind[:64]!a} is not a valid key type{also}")
     if raw.rsa_min_bits < MIN_RSA_BITS:
         faults.add((*place, "rsa_min_bits"), f"{raw.rsa_min_bits} is below {MIN_RSA_BITS}")
     for key in ("verify_required", "no_touch_required"):
         if getattr(raw, key) and not all(kind.startswith("sk-") for kind in raw.key_types or []):
-            faults.add((*place, key), "only FIDO keys can be held to it: every key_types entry must start with sk-")
+            faults.add((*place, key), "applies only to FIDO keys: every key_types entry must start with sk-")
     if raw.verify_required and raw.no_touch_required:
         faults.add((*place, "no_touch_required"), "contradicts verify_required")
 
@@ -257,7 +260,7 @@ def _check_options(faults: Faults, place: Place, raw: RawRole) -> None:
             faults.add((*place, "force_command"), "is not one line of printable text")
         for index, name in enumerate(raw.extensions.allowed if raw.extensions else []):
             if name in CLOSED_BY_FORCE_COMMAND:
-                faults.add((*place, "extensions", "allowed", index), f"{name} would lead past force_command")
+                faults.add((*place, "extensions", "allowed", index), f"{name} would bypass force_command")
     pinned = {
         "force-command": raw.force_command is not None,
         "source-address": raw.source_address is not None,
@@ -265,7 +268,7 @@ def _check_options(faults: Faults, place: Place, raw: RawRole) -> None:
     }
     for index, name in enumerate(raw.critical_options.allowed if raw.critical_options else []):
         if name not in OPTION_NAMES:
-            faults.add((*place, "critical_options", "allowed", index), f"{name[:64]!a} is no critical option")
+            faults.add((*place, "critical_options", "allowed", index), f"{name[:64]!a} is not a critical option")
         elif pinned[name]:
             faults.add((*place, "critical_options", "allowed", index), f"{name} is pinned by this role")
     if isinstance(raw.source_address, list):
@@ -280,11 +283,11 @@ def _check_choice(faults: Faults, place: Place, raw: RawChoice) -> None:
     _check_unique(faults, (*place, "allowed"), raw.allowed)
     for index, name in enumerate(raw.allowed):
         if name == "no-touch-required":
-            faults.add((*place, "allowed", index), "is set with no_touch_required = true")
+            faults.add((*place, "allowed", index), "is not listed here; set no_touch_required = true instead")
         elif name not in _EXTENSIONS:
             faults.add(
                 (*place, "allowed", index),
-                f"{name[:64]!a} is no extension; there are {', '.join(sorted(_EXTENSIONS))}",
+                f"{name[:64]!a} is not an extension; use {', '.join(sorted(_EXTENSIONS))}",
             )
     for index, name in enumerate(raw.default or []):
         if name not in raw.allowed:
@@ -295,15 +298,15 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
     identities: dict[str, Identity] = {}
     tokens: dict[str, Token] = {}
     if not isinstance(data, dict) or not data:
-        faults.add(("identities",), "is missing: without an identity nobody can ask for anything")
+        faults.add(("identities",), "is missing: define at least one identity")
         return identities, tokens
     known_roles = list(role_tables) if isinstance(role_tables, dict) else []
     for name, table in data.items():
         place: Place = ("identities", name)
         if IDENTITY_NAME.fullmatch(name) is None:
-            faults.add(place, "an identity's name has lower case letters, digits and . _ @ - inside, 64 at most")
+            faults.add(place, "an identity's name has at most 64 lower case letters and digits, with . _ @ - inside")
         if name in RESERVED_NAMES:
-            faults.add(place, f"{name} is the ledger's own word for an actor: take another name")
+            faults.add(place, f"{name} is reserved for the ledger: use another name")
         raw = faults.table(RawIdentity, place, table)
         faults.require(place, table, "kind")
         for index, role in enumerate(raw.roles or []):
@@ -311,7 +314,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
                 faults.add((*place, "roles", index), f"there is no role {role[:64]!a}")
         for index, right in enumerate(raw.may or []):
             if right not in _MAY:
-                faults.add((*place, "may", index), f"{right[:64]!a} is none of {', '.join(sorted(_MAY))}")
+                faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(sorted(_MAY))}")
             elif right == "approve" and raw.kind in ("agent", "workload"):
                 faults.add(
                     (*place, "may", index), f"{'an agent' if raw.kind == 'agent' else 'a workload'} can never approve"
@@ -335,7 +338,7 @@ def _read_tokens(
         raw = faults.table(RawToken, at, data)
         faults.require(at, data, "sha256", "expires")
         if raw.sha256 is not None and _SHA256.fullmatch(raw.sha256) is None:
-            faults.add((*at, "sha256"), "is no SHA-256: 64 hexadecimal digits in lower case")
+            faults.add((*at, "sha256"), "is not a SHA-256: 64 lower case hexadecimal digits")
         if raw.sha256 in tokens:
             faults.add((*at, "sha256"), f"is also the token of {tokens[raw.sha256].identity}")
         if raw.expires is not None and raw.expires.tzinfo is None:
@@ -347,5 +350,8 @@ def _read_tokens(
 def _check_approvers(faults: Faults, roles: dict[str, Role], identities: dict[str, Identity]) -> None:
     for name, role in roles.items():
         for index, group in enumerate(role.approval.by if role.approval else ()):
-            if not any(group in who.groups and "approve" in who.may for who in identities.values()):
-                faults.add(("roles", name, "approval", "by", index), f"nobody in group {group[:64]!a} may approve")
+            if not any(group in identity.groups and "approve" in identity.may for identity in identities.values()):
+                faults.add(
+                    ("roles", name, "approval", "by", index),
+                    f"no identity in group {group[:64]!a} has the right approve",
+                )

@@ -1,8 +1,7 @@
-"""The rules of a decision, one function each, in the order in which Vault's clients expect faults to be told
-(`runbooks/develop/vault-contract.md`, section 3).
+"""The rules of a decision, one function each, in Vault's order of errors.
 
-A rule looks at a `Case`, fills in the part of the certificate that it decides, and returns what it saw; or it raises
-`Refused` with its code. A new rule is a function here and a line in `RULES`. Pure.
+A rule reads a `Case`, sets its part of the certificate in it and returns a finding, or raises `Refused`. A new rule is
+a function here and an entry in `RULES`. `runbooks/develop/vault-contract.md`, section 3, has the order. Pure.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, Usa
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import plain, render_duration
 
-MAX_KEY_ID: Final = 256  # bytes; it is logged by every host at each login
+MAX_KEY_ID: Final = 256  # bytes; every host logs it at each login
 
-# sshd hands the key id to AuthorizedPrincipalsCommand unsanitised, and writes it to its log.
+# sshd passes the key id unsanitised to AuthorizedPrincipalsCommand and to its log.
 KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
-# What forwards traffic or runs files past a forced command (measured: -W reaches its target despite force-command).
+# Extensions that bypass a forced command (measured: -W reaches its target despite force-command).
 CLOSED_BY_FORCE_COMMAND: Final = frozenset(
     {"permit-port-forwarding", "permit-agent-forwarding", "permit-X11-forwarding", "permit-user-rc"}
 )
@@ -32,11 +31,11 @@ OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-requ
 
 @dataclass(slots=True)
 class Case:
-    """One request on its way through the rules; each rule fills in what it decided."""
+    """One request, and the parts of its certificate that the rules set."""
 
     identity: Identity
     role: Role
-    ask: SignRequest
+    request: SignRequest
     key: PublicKey | None
     address: str | None
     usage: UsageCounts
@@ -69,7 +68,7 @@ def rule_key(case: Case) -> str:
     if key.kind == "ssh-rsa" and key.bits < role.rsa_min_bits:
         raise Refused(
             "rsa_key_too_short",
-            f"the RSA key has {key.bits} bits, role {role.name} wants {role.rsa_min_bits}",
+            f"the RSA key has {key.bits} bits, role {role.name} requires {role.rsa_min_bits}",
             "use an ssh-ed25519 key",
             {"bits": key.bits},
         )
@@ -77,36 +76,36 @@ def rule_key(case: Case) -> str:
 
 
 def _rule_key_id(case: Case) -> str:
-    asked = case.ask.key_id
+    asked = case.request.key_id
     if asked is None:
         case.key_id = f"{case.identity.name}:{case.role.name}"
-        return f"{case.key_id} (ours)"
+        return f"{case.key_id} (generated)"
     if not case.role.allow_key_id:
         raise Refused(
             "key_id_not_allowed",
             f"role {case.role.name} does not let the caller choose the key id",
-            "leave key_id out",
+            "omit key_id",
         )
     if len(asked) > MAX_KEY_ID or KEY_ID.fullmatch(asked) is None:
         raise Refused(
             "key_id_malformed",
-            f"a key id has at most {MAX_KEY_ID} characters, each a letter, a digit or one of ._@=:+/-",
-            "leave key_id out or shorten it",
+            f"key_id must have at most {MAX_KEY_ID} characters, only letters, digits and ._@=:+/-",
+            "shorten key_id, or omit it",
         )
     case.key_id = asked
-    return f"{asked} (the caller's)"
+    return f"{asked} (requested)"
 
 
 def _rule_certificate_type(case: Case) -> str:
-    if case.ask.cert_type == "user":
+    if case.request.cert_type == "user":
         return "user"
-    if case.ask.cert_type == "host":
-        raise Refused("cert_type_not_allowed", "signer issues no host certificates", "ask for cert_type user")
-    raise Refused("cert_type_unknown", "cert_type must be user", "leave cert_type out")
+    if case.request.cert_type == "host":
+        raise Refused("cert_type_not_allowed", "host certificates are not issued here", "request cert_type user")
+    raise Refused("cert_type_unknown", "cert_type must be user", "omit cert_type")
 
 
 def _rule_principals(case: Case) -> str:
-    asked = case.ask.principals
+    asked = case.request.principals
     if asked is None:
         case.principals = tuple(sorted(set(_fill(case.role.default_principals, case.identity))))
     else:
@@ -114,14 +113,14 @@ def _rule_principals(case: Case) -> str:
     if not case.principals:
         raise Refused(
             "no_principals",
-            "a certificate without principals is never issued",
+            "a certificate must have at least one principal",
             f"name one of the principals of role {case.role.name}",
         )
     if len(case.principals) > MAX_PRINCIPALS:
         raise Refused(
             "too_many_principals",
-            f"{len(case.principals)} principals asked, a certificate may name {MAX_PRINCIPALS}",
-            "ask for fewer principals",
+            f"{len(case.principals)} principals requested; a certificate may have {MAX_PRINCIPALS}",
+            "request fewer principals",
         )
     allowed = allowed_principals(case.role, case.identity)
     for name in case.principals:
@@ -132,41 +131,41 @@ def _rule_principals(case: Case) -> str:
                 f"it allows {', '.join(sorted(allowed)[:8])}",
                 {"principal": name},
             )
-    return f"{', '.join(case.principals[:8])} ({'default' if asked is None else 'asked'})"
+    return f"{', '.join(case.principals[:8])} ({'default' if asked is None else 'requested'})"
 
 
 def _rule_ttl(case: Case) -> str:
-    asked, role = case.ask.ttl, case.role
+    asked, role = case.request.ttl, case.role
     case.ttl = role.default_ttl if asked is None else asked
     if case.ttl > role.max_ttl:
         raise Refused(
             "ttl_above_max",
-            f"ttl is above the role's maximum: {render_duration(case.ttl)} asked, "
+            f"ttl is above the role's maximum: {render_duration(case.ttl)} requested, "
             f"{render_duration(role.max_ttl)} allowed",
-            f"ask for {render_duration(role.max_ttl)} or less, or change roles.{role.name}.max_ttl in policy.toml",
+            f"request {render_duration(role.max_ttl)} or less, or change roles.{role.name}.max_ttl in policy.toml",
             {"max_ttl": role.max_ttl},
         )
     if case.ttl < 1:
         raise Refused(
             "ttl_too_short",
-            "a certificate lives for at least 1 second",
-            "leave ttl out to get the role's default",
+            f"ttl is below 1 second: {case.ttl} s",
+            "omit ttl to get the role's default",
             {"max_ttl": role.max_ttl},
         )
     if asked is None:
         return f"{render_duration(case.ttl)} (default)"
-    return f"{render_duration(case.ttl)} asked, {render_duration(role.max_ttl)} allowed"
+    return f"{render_duration(case.ttl)} requested, {render_duration(role.max_ttl)} allowed"
 
 
 def _rule_critical_options(case: Case) -> str:
     role, options = case.role, case.critical_options
-    asked = dict(case.ask.critical_options)
+    asked = dict(case.request.critical_options)
     outside = sorted(set(asked) - role.allowed_critical_options)
     if outside:
         raise Refused(
             "critical_option_not_allowed",
-            f"role {role.name} does not let the caller set {', '.join(map(_show, outside[:8]))}",
-            "leave critical_options out",
+            f"role {role.name} does not allow critical options {', '.join(map(_show, outside[:8]))}",
+            "omit critical_options",
             {"options": outside},
         )
     for name, value in asked.items():
@@ -187,8 +186,8 @@ def _rule_source_address(case: Case) -> str:
         if case.address is None:
             raise Refused(
                 "caller_address_unknown",
-                f"role {case.role.name} binds to the caller's address, which is not known",
-                "ask the service directly, or have the operator set SIGNER_TRUSTED_PROXIES",
+                f"role {case.role.name} binds to the caller's address, which is unknown",
+                "connect without a proxy, or have the operator set SIGNER_TRUSTED_PROXIES",
             )
         address = ipaddress.ip_address(case.address)
         case.critical_options["source-address"] = f"{address}/{address.max_prefixlen}"
@@ -198,7 +197,7 @@ def _rule_source_address(case: Case) -> str:
 
 
 def _rule_extensions(case: Case) -> str:
-    role, asked = case.role, dict(case.ask.extensions)
+    role, asked = case.role, dict(case.request.extensions)
     outside = sorted(set(asked) - role.allowed_extensions)
     if outside:
         raise Refused(
@@ -215,8 +214,8 @@ def _rule_extensions(case: Case) -> str:
         if clash:
             raise Refused(
                 "extension_against_force_command",
-                f"{clash[0]} would lead past the forced command",
-                "leave forwarding and user-rc out",
+                f"{clash[0]} would bypass the forced command",
+                f"omit {', '.join(clash)}",
             )
         wanted -= CLOSED_BY_FORCE_COMMAND
     if role.no_touch_required:
@@ -226,15 +225,15 @@ def _rule_extensions(case: Case) -> str:
 
 
 def _rule_reason(case: Case) -> str:
-    reason = case.ask.reason
+    reason = case.request.reason
     if not reason:
         if case.role.reason_required:
-            raise Refused("reason_missing", f"role {case.role.name} wants a reason", "say why with --reason or reason")
-        return "not asked for"
+            raise Refused("reason_missing", f"role {case.role.name} requires a reason", "pass `--reason TEXT`")
+        return "none, not required"
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise Refused(
             "reason_malformed",
-            f"a reason is one line of at most {MAX_REASON} printable characters",
+            f"the reason must be one line of at most {MAX_REASON} printable characters",
             "shorten it",
         )
     return "given"
@@ -246,7 +245,7 @@ def _rule_limits(case: Case) -> str:
         raise Refused(
             "rate_limited",
             f"{case.identity.name} had {limits.per_minute} certificates of role {case.role.name} within 60 s",
-            "wait a minute and ask again",
+            "retry in a minute",
         )
     if limits.live is not None and usage.live >= limits.live:
         raise Refused(
@@ -263,7 +262,7 @@ def _rule_approval(case: Case) -> str:
         return "not needed"
     raise Refused(
         "approval_not_available",
-        f"{case.identity.kind}s need the approval of {' or '.join(approval.by)}, and approvals are not built yet",
+        f"{case.identity.kind}s need the approval of {' or '.join(approval.by)}, which this version does not offer",
         f"use another role, or change roles.{case.role.name}.approval in policy.toml",
     )
 
@@ -284,16 +283,18 @@ RULES: Final[tuple[Callable[[Case], str], ...]] = (
 
 
 def rule_name(rule: Callable[[Case], str]) -> str:
-    """What a rule is called in an explanation, such as `certificate type`."""
+    """The name of a rule in an explanation, such as `certificate type`."""
     return rule.__name__.removeprefix("_").removeprefix("rule_").replace("_", " ")
 
 
 def _check_option_value(name: str, value: str) -> None:
-    """Values end in a certificate that sshd must be able to read; raises `Refused`."""
+    """Raises `Refused` for a value that sshd would reject."""
     if name == "verify-required" and value:
         raise Refused("critical_option_malformed", "verify-required is a flag and takes no value", 'send ""')
     if name == "force-command" and (not value or not value.isprintable()):
-        raise Refused("critical_option_malformed", "force-command is one line of printable text")
+        raise Refused(
+            "critical_option_malformed", "force-command must be one line of printable text", "correct its value"
+        )
     if name == "source-address":
         try:
             check_cidr_list(value)
@@ -304,11 +305,11 @@ def _check_option_value(name: str, value: str) -> None:
 
 
 def check_cidr_list(text: str) -> tuple[str, ...]:
-    """The blocks of a comma list of CIDR blocks as sshd reads them; raises `ValueError` with a sentence."""
+    """The CIDR blocks of a comma list, as sshd parses them; raises `ValueError` with a message."""
     blocks = text.split(",")
     for block in blocks:
         try:
-            # sshd knows neither netmasks nor zones, which ip_network takes; a list it cannot read locks the caller out.
+            # ip_network accepts netmasks and zones; sshd does not, and rejects every login with such a list.
             if _CIDR.fullmatch(block) is None:
                 raise ValueError
             ipaddress.ip_network(block)
@@ -322,5 +323,5 @@ def _list_options(options: Mapping[str, str]) -> str:
 
 
 def _show(name: str) -> str:
-    """A caller's word in a sentence: shortened, and without what could steer a terminal."""
+    """A caller's text for a message: shortened, with control characters escaped."""
     return plain(name[:64]) or "''"

@@ -1,7 +1,7 @@
-"""What each table of policy.toml may hold, before any of it is believed.
+"""The tables of policy.toml as raw models: names, types and non-empty lists.
 
-The models say names, types and "not empty"; what depends on more than one key is checked in `policy/file.py`. Nothing
-is required here, so that one fault does not hide the next: what must be there is checked there too. Pure.
+`file.py` checks required keys and everything that depends on more than one key, so that one problem does not hide
+another. Pure.
 """
 
 from __future__ import annotations

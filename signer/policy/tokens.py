@@ -1,8 +1,7 @@
-"""Bearer tokens: their form, how one is made, and what of one may be stored.
+"""Bearer tokens: their format, creation and digest.
 
-A token is `sgn_`, 43 base62 digits that carry 256 random bits, and 6 base62 digits of CRC-32 over what is before
-them, so that a typing error is told from a wrong token. Policy holds only the SHA-256 of the whole text. Pure; the
-random bytes are passed in.
+A token is `sgn_`, 43 base62 digits of 256 random bits, and 6 base62 digits of a CRC-32 over the text before them, which
+detects typing errors. policy.toml holds only the SHA-256 of the whole text. Pure; the random bytes are passed in.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ SECRET_BYTES: Final = 32
 
 
 def render_token(secret: bytes) -> str:
-    """The token that carries `secret`, which must be 32 random bytes."""
+    """The token for `secret`, 32 random bytes."""
     if len(secret) != SECRET_BYTES:
-        raise ValueError(f"a token carries exactly {SECRET_BYTES} bytes")
+        raise ValueError(f"a token has exactly {SECRET_BYTES} bytes")
     body = TOKEN_PREFIX + _base62(int.from_bytes(secret, "big"), _BODY)
     return body + _checksum(body)
 
 
 def token_digest(token: str) -> str:
-    """What policy.toml holds of a token: the hex SHA-256 of its whole text."""
+    """The digest of a token in policy.toml: the hex SHA-256 of its whole text."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_mistyped(token: str) -> bool:
-    """True for a text that is meant as one of our tokens and cannot be one: wrong length, digit or checksum."""
+    """True for a text that resembles a token but has a wrong length, digit or checksum."""
     right_length = len(token) == len(TOKEN_PREFIX) + _BODY + _CHECK
-    if not token.startswith(TOKEN_PREFIX):  # the prefix can be mistyped, too: one character, or two that changed places
+    if not token.startswith(TOKEN_PREFIX):  # the prefix may be mistyped: one wrong character, or two swapped
         wrong = sum(one != other for one, other in zip(token, TOKEN_PREFIX, strict=False))
         return right_length and wrong <= 2
     return not right_length or _checksum(token[:-_CHECK]) != token[-_CHECK:]

@@ -1,9 +1,8 @@
-"""What can be asked of the keeper: one frozen type a command, and the reader of the message that carries it.
+"""The keeper's commands, one frozen type each, and the parser of their messages.
 
-A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, and after a newline the body of a sign
-request as the caller sent it. Who writes messages is not trusted: everything is checked here, and a message that does
-not fit raises `BadRequest` without having touched anything. The caller is authenticated from the line alone; the body
-of a caller without a good token is never decoded.
+A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, then a newline and the body as the caller
+sent it. Messages are not trusted: everything is checked here, and a malformed message raises `BadRequest`. The caller
+is authenticated from the line alone; without a valid token the body is never decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign
 
 MAX_HEADER: Final = 16 * 1024  # bytes
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
-MAX_REPLY: Final = 384 * 1024  # bytes; what a socket takes whole where the kernel's limits are the usual ones
+MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's default limits
 MAX_PAGE: Final = 200
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
@@ -31,7 +30,7 @@ _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Unauthenticated:
-    """Refuse a caller without a good token: `role` is that of a sign or explain request, empty for others."""
+    """Refuse a caller without a valid token; `role` is that of a sign or explain request, otherwise empty."""
 
     caller: Caller
     role: str
@@ -40,21 +39,21 @@ class Unauthenticated:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """Issue a certificate. `ask` is the fault if the body's fields do not fit: told only to a known caller."""
+    """Issue a certificate. `request` is the error of a malformed body, shown only to an authenticated caller."""
 
     caller: Caller
     role: str
-    ask: SignRequest | BadRequest
+    request: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Say what policy would decide; sign and count nothing."""
+    """Report what policy would decide; signs and counts nothing."""
 
     caller: Caller
     role: str
-    ask: SignRequest | BadRequest
+    request: SignRequest | BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Unfreeze:
 
 @dataclass(frozen=True, slots=True)
 class RecordOperation:
-    """Hold what an operator did to the platform. `operation` is the fault if the body does not fit, as in `Sign`."""
+    """Record an operation on the platform. `operation` is the error of a malformed body, as in `Sign`."""
 
     caller: Caller
     operation: OperationBody | BadRequest
@@ -103,7 +102,7 @@ class ListCertificates:
 
 @dataclass(frozen=True, slots=True)
 class ShowCertificate:
-    """One certificate with everything that was recorded of it."""
+    """One certificate with its complete record."""
 
     caller: Caller
     serial: int
@@ -125,14 +124,14 @@ class ListFreezes:
 
 @dataclass(frozen=True, slots=True)
 class ListRoles:
-    """The roles that the caller may ask for."""
+    """The caller's roles."""
 
     caller: Caller
 
 
 @dataclass(frozen=True, slots=True)
 class ShowRole:
-    """One role, as policy has it."""
+    """One role of the policy."""
 
     caller: Caller
     role: str
@@ -140,7 +139,7 @@ class ShowRole:
 
 @dataclass(frozen=True, slots=True)
 class ShowCaller:
-    """Who the caller is."""
+    """The caller's identity, rights and token."""
 
     caller: Caller
 
@@ -150,9 +149,9 @@ Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation
 
 
 def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
-    """The command a message stands for; raises `BadRequest`.
+    """The command of a message; raises `BadRequest`.
 
-    `authenticate` raises `NotAuthenticated`; then nothing but the caller and the role are read.
+    If `authenticate` raises `NotAuthenticated`, only the caller and the role are read.
     """
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
@@ -161,7 +160,7 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
     try:
         authenticate(caller)
     except NotAuthenticated as fault:
-        role = _text(header, "role") if reader in (_read_sign, _read_explain) else ""
+        role = _read_text(header, "role") if reader in (_read_sign, _read_explain) else ""
         return Unauthenticated(caller, role, fault)
     return reader(header, body, caller)
 
@@ -182,7 +181,9 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _bad_message(what: str) -> BadRequest:
     return BadRequest(
-        "message_malformed", f"the message to the keeper is malformed: {what}", "this is a fault of the api"
+        "message_malformed",
+        f"the message to the keeper is malformed: {what}",
+        "restart the service: api and keeper must have the same version",
     )
 
 
@@ -200,8 +201,8 @@ def _read_caller(header: dict[str, Any]) -> Caller:
 
 
 def normalize_address(text: str) -> str | None:
-    """An IP address in its usual form, an IPv4-mapped IPv6 address as IPv4; None for anything else."""
-    return _normalize_short(text) if len(text) < MAX_ADDRESS else None  # the cache must not keep long texts of callers
+    """The canonical form of an IP address, with IPv4-mapped IPv6 as IPv4; None if it is not an address."""
+    return _normalize_short(text) if len(text) < MAX_ADDRESS else None  # keeps long texts of callers out of the cache
 
 
 @lru_cache(maxsize=1024)
@@ -211,30 +212,30 @@ def _normalize_short(text: str) -> str | None:
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:  # a zone names a network card of the sender: a certificate cannot pin it
+        if address.scope_id is not None:  # a zone is local to the sender: a certificate cannot pin it
             return None
         return str(address.ipv4_mapped or address)
     return str(address)
 
 
-def _text(header: dict[str, Any], key: str, most: int = 256) -> str:
+def _read_text(header: dict[str, Any], key: str, maximum: int = 256) -> str:
     value = header.get(key)
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= most:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= maximum:
         raise _bad_message(key)
     return value
 
 
-def _whole(header: dict[str, Any], key: str, default: int | None, most: int = 2**63 - 1) -> int | None:
+def _read_integer(header: dict[str, Any], key: str, default: int | None, maximum: int = 2**63 - 1) -> int | None:
     value = header.get(key, default)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise BadRequest("field_malformed", f"{key} must be a whole number from 0 to {most}", f"mend {key}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        raise BadRequest("field_malformed", f"{key} must be a whole number from 0 to {maximum}", f"correct {key}")
     return value
 
 
 def _read_sign(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    role = _text(header, "role")
+    role = _read_text(header, "role")
     if header.get("shape") == "vault":
         fields = decode_body(body, str(header.get("content_type", "")))
         warnings = tuple(vault_sign_warnings(fields))
@@ -254,22 +255,22 @@ def _read_native(role: str, body: bytes) -> SignRequest | BadRequest:
 
 
 def _read_explain(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    role = _text(header, "role")
+    role = _read_text(header, "role")
     return Explain(caller, role, _read_native(role, body))
 
 
 def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    def word(key: str) -> str | None:
-        return None if header.get(key) is None else _text(header, key)
+    def optional(key: str) -> str | None:
+        return None if header.get(key) is None else _read_text(header, key)
 
-    limit = _whole(header, "limit", 50, MAX_PAGE) or 1
+    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
     wanted = Filter(
-        identity=word("identity"),
-        role=word("role"),
-        principal=word("principal"),
-        fingerprint=word("fingerprint"),
-        backend=_read_backend(word("backend")),
-        before=_whole(header, "before", None),
+        identity=optional("identity"),
+        role=optional("role"),
+        principal=optional("principal"),
+        fingerprint=optional("fingerprint"),
+        backend=_read_backend(optional("backend")),
+        before=_read_integer(header, "before", None),
         limit=limit,
     )
     return ListCertificates(caller, wanted, header.get("active") is True)
@@ -277,7 +278,7 @@ def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
 
 def _read_backend(backend: str | None) -> str | None:
     if backend not in (None, *BACKENDS):
-        raise BadRequest("field_malformed", f"backend must be one of {', '.join(BACKENDS)}", "mend backend")
+        raise BadRequest("field_malformed", f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
     return backend
 
 
@@ -290,27 +291,27 @@ def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Comman
 
 
 def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    evidence = None if header.get("evidence") is None else read_digest(_text(header, "evidence"))
-    limit = _whole(header, "limit", 50, MAX_PAGE) or 1
-    return ListOperations(caller, evidence, _whole(header, "before", None), limit)
+    evidence = None if header.get("evidence") is None else read_digest(_read_text(header, "evidence"))
+    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
+    return ListOperations(caller, evidence, _read_integer(header, "before", None), limit)
 
 
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    serial = _whole(header, "serial", None, 2**64 - 1)
+    serial = _read_integer(header, "serial", None, 2**64 - 1)
     if serial is None:
         raise _bad_message("serial")
     return ShowCertificate(caller, serial)
 
 
 def _read_freeze(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return Freeze(caller, _text(header, "scope"), _text(header, "reason", 500))
+    return Freeze(caller, _read_text(header, "scope"), _read_text(header, "reason", 500))
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {
     "sign": _read_sign,
     "explain": _read_explain,
     "freeze": _read_freeze,
-    "unfreeze": lambda header, _body, caller: Unfreeze(caller, _text(header, "scope")),
+    "unfreeze": lambda header, _body, caller: Unfreeze(caller, _read_text(header, "scope")),
     "record": _read_record,
     "operations": _read_operations,
     "certificates": _read_list,
@@ -318,6 +319,6 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "head": lambda _header, _body, caller: ShowHead(caller),
     "freezes": lambda _header, _body, caller: ListFreezes(caller),
     "roles": lambda _header, _body, caller: ListRoles(caller),
-    "role": lambda header, _body, caller: ShowRole(caller, _text(header, "role")),
+    "role": lambda header, _body, caller: ShowRole(caller, _read_text(header, "role")),
     "whoami": lambda _header, _body, caller: ShowCaller(caller),
 }

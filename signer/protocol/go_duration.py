@@ -1,7 +1,7 @@
-"""Durations as Vault's clients write them: whole seconds, `1h30m`, `1.5h`, `1d`.
+"""Durations in the syntax of Vault's clients: whole seconds, `1h30m`, `1.5h`, `1d`.
 
-Accepts and refuses what go-secure-stdlib's parseutil.ParseDurationSecond and Go's time.ParseDuration do, overflow and
-all. Takes time in proportion to the text. Pure.
+Accepts exactly what go-secure-stdlib's parseutil.ParseDurationSecond and Go's time.ParseDuration accept, including
+their overflow. Linear in the length of the text. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NANOSECONDS: Final = {
 }
 _SECOND: Final = _NANOSECONDS["s"]
 _DAY: Final = 24 * _NANOSECONDS["h"]
-_MOST: Final = 2**63
+_LIMIT: Final = 2**63
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
 _NUMBERS: Final = re.compile("[0-9.]+")
 
@@ -31,7 +31,7 @@ class BadDuration(ValueError):
 
 
 def parse_go_duration(text: str) -> int:
-    """Seconds, cut off towards zero; "" is 0. Raises `BadDuration`, also for what is negative."""
+    """Seconds, rounded towards zero; "" is 0. Raises `BadDuration`, also for a negative duration."""
     nanoseconds = go_nanoseconds(text)
     seconds = abs(nanoseconds) // _SECOND
     if nanoseconds < 0 and seconds:
@@ -40,7 +40,7 @@ def parse_go_duration(text: str) -> int:
 
 
 def go_nanoseconds(text: str) -> int:
-    """The duration, of either sign; "" is 0. Raises `BadDuration`."""
+    """Nanoseconds, positive or negative; "" is 0. Raises `BadDuration`."""
     if not text:
         return 0
     if (number := _int64(text)) is not None:
@@ -53,17 +53,17 @@ def go_nanoseconds(text: str) -> int:
 
 
 def _int64(text: str) -> int | None:
-    """What strconv.ParseInt reads, or None."""
+    """The number that strconv.ParseInt returns, or None."""
     if _INTEGER.fullmatch(text) is None:
         return None
     number = _whole(text.lstrip("+-"))
     if text[0] == "-":
         number = -number
-    return number if -_MOST <= number < _MOST else None
+    return number if -_LIMIT <= number < _LIMIT else None
 
 
 def _scaled(number: int, unit: int) -> int:
-    if not -_MOST <= number * unit < _MOST:
+    if not -_LIMIT <= number * unit < _LIMIT:
         raise _bad_duration()
     return number * unit
 
@@ -82,19 +82,19 @@ def _with_units(text: str) -> int:
         at = following.start() if following else len(rest)
         unit = _NANOSECONDS.get(rest[number.end() : at])
         whole, _, fraction = number[0].partition(".")
-        if unit is None or not (whole or fraction) or "." in fraction or _whole(whole) > _MOST:
+        if unit is None or not (whole or fraction) or "." in fraction or _whole(whole) > _LIMIT:
             raise _bad_duration()
         fraction = fraction[:18]
         total += _whole(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
-        if total > _MOST:
+        if total > _LIMIT:
             raise _bad_duration()
-    if not rest or (total == _MOST and not negative):
+    if not rest or (total == _LIMIT and not negative):
         raise _bad_duration()
     return -total if negative else total
 
 
 def _whole(digits: str) -> int:
-    """The number, or one that is too large for one with too many digits to be worth the reading."""
+    """The number; one of more than 20 digits is cut to 20, which still overflows."""
     return int(digits.lstrip("0")[:20] or 0)
 
 

@@ -1,6 +1,6 @@
-"""Log lines that a caller can cause, at most one a minute of each kind, so that no caller fills the log.
+"""A rate limit for log lines that callers can cause: one line a minute for each kind.
 
-Kinds are few and ours: no byte of a request is in one, nor in a line.
+Kinds are constants: neither a kind nor a line contains a byte of a request.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ WINDOW: Final = 60.0  # seconds from one line of a kind to the next
 
 @dataclass(slots=True)
 class LogLimit:
-    """Writes the first line of a kind at once, and counts the others of its minute. Safe to share between threads."""
+    """Writes the first line of a kind and counts its repeats for a minute. Safe to share between threads."""
 
     log: logging.Logger
     clock: Callable[[], float] = time.monotonic
-    _kinds: dict[str, tuple[float, int]] = field(default_factory=dict)  # when the last line was, how many since
+    _kinds: dict[str, tuple[float, int]] = field(default_factory=dict)  # time of the last line, repeats since
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def warn(self, kind: str, text: str) -> None:
-        """A line about something that callers do."""
-        if self._begins(kind):
+        """Logs a warning that callers can cause."""
+        if self._is_due(kind):
             self.log.warning("%s", text)
 
     def fault(self, text: str, error: BaseException) -> None:
-        """A line and a stack about an internal error; its kind is the place where it was raised."""
-        if self._begins(f"internal error, {_place_of(error)}"):
+        """Logs an internal error with its stack; its kind is the place where it was raised."""
+        if self._is_due(f"internal error, {_place_of(error)}"):
             self.log.error("%s", text, exc_info=error)
 
     def flush(self) -> None:
-        """Writes the counts of minutes that are over; call it about once a second."""
+        """Writes the counts that are due; call it about once a second."""
         now = self.clock()
         with self._lock:
             over = [kind for kind, (since, _) in self._kinds.items() if now >= since + WINDOW]
@@ -45,8 +45,8 @@ class LogLimit:
             if count:
                 self.log.warning("%d more in a minute: %s", count, kind)
 
-    def _begins(self, kind: str) -> bool:
-        """Whether a line of this kind is due; if not, it is counted."""
+    def _is_due(self, kind: str) -> bool:
+        """True if a line of this kind may be written; otherwise counts it."""
         self.flush()
         with self._lock:
             if (known := self._kinds.get(kind)) is not None:
@@ -57,7 +57,7 @@ class LogLimit:
 
 
 def _place_of(error: BaseException) -> str:
-    """The error's type and the place in the code where it was raised."""
+    """The error's type, and the file and line where it was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

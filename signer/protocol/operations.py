@@ -1,6 +1,6 @@
-"""What an operator did to the platform, as it is told to the ledger: the body of `POST /api/operations`. Pure.
+"""Records of operations on the platform: the body of `POST /api/operations` and its event. Pure.
 
-The words are part of what is versioned. Digests are `sha256:` and 64 hex digits, or empty where there is none.
+The names of operations and outcomes are part of the versioned API. Digests are `sha256:` and 64 hex digits, or empty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Digest = Annotated[str, Field(pattern=rf"^({DIGEST})?$")]
 
 
 class OperationBody(BaseModel):
-    """What was done, how it ended, by which plan, proven by which evidence, and why."""
+    """An operation, its outcome, plan and evidence, and the reason."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -35,7 +35,7 @@ class OperationBody(BaseModel):
 
 
 def read_operation(fields: dict[str, Any]) -> OperationBody:
-    """A decoded body as what it says; raises `BadRequest` that names the first wrong field."""
+    """Validates a decoded body; raises `BadRequest` that names the first invalid field."""
     try:
         body = OperationBody.model_validate({k: float(v) if isinstance(v, Number) else v for k, v in fields.items()})
     except ValidationError as error:
@@ -48,16 +48,14 @@ def read_operation(fields: dict[str, Any]) -> OperationBody:
 
 
 def read_digest(text: str) -> str:
-    """A digest to look for; raises `BadRequest`."""
+    """Validates the digest of a query; raises `BadRequest`."""
     if re.fullmatch(DIGEST, text) is None:
-        raise BadRequest(
-            "query_malformed", "evidence must be sha256: and 64 hex digits", "send it as the ledger holds it"
-        )
+        raise BadRequest("query_malformed", "evidence must be sha256: and 64 hex digits", "copy it from the ledger")
     return text
 
 
 def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> Event:
-    """The record of it."""
+    """The event of an operation."""
     return Event(
         "operation.recorded",
         identity.name,

@@ -1,8 +1,8 @@
-"""What the keeper answers: one frozen type for each shape, its one encoder, and the one function that decodes.
+"""The keeper's replies: one frozen type for each shape, an encoder and a decoder.
 
 A message is the name of the shape, a newline, and the fields as JSON; an error has the shape `Error`. The native API
-sends most of them on as they are, so its OpenAPI document is made from these types. A field that was not set is left
-out. Times are `2026-11-22T14:02:11Z`. Pure.
+passes most replies on unchanged, so its OpenAPI document is generated from these types. Unset fields are omitted. Times
+have the form `2026-11-22T14:02:11Z`. Pure.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import SignerError, Unavailable
-from signer.protocol.operations import OperationName, OutcomeName
 
 
 class Reply(BaseModel):
-    """A shape of reply. Unknown or mistyped fields are refused where it is made and where it is read."""
+    """The base of all shapes; encoder and decoder refuse unknown and mistyped fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -41,14 +40,14 @@ class Certificate(Reply):
 
 
 class CertificateWithWarnings(Reply):
-    """A certificate for a Vault client that sent fields which nobody looks at."""
+    """A certificate for a Vault client that sent unused fields."""
 
     certificate: Certificate
     warnings: list[str]
 
 
 class Rule(Reply):
-    """One rule that policy looked at."""
+    """The result of one policy rule."""
 
     rule: str
     outcome: Literal["ok", "refused", "skipped"]
@@ -56,7 +55,7 @@ class Rule(Reply):
 
 
 class Explanation(Reply):
-    """What policy would decide, every rule in order; `code`, `text` and `hint` are of the first refusal."""
+    """The decision of the policy, with all rules in order; `code`, `text` and `hint` are of the first refusal."""
 
     identity: str
     role: str
@@ -83,14 +82,14 @@ class CertificateRow(Reply):
 
 
 class CertificatePage(Reply):
-    """Certificates, newest first; `before` asks for the next page, null when all was looked at. A page may be short."""
+    """Certificates, newest first; `before` requests the next page, null after the last. A page may be short."""
 
     certificates: list[CertificateRow]
     before: str | None
 
 
 class Recorded(Reply):
-    """Where in the ledger something stands."""
+    """The position of an entry in the ledger."""
 
     seq: int
     hash: str
@@ -98,7 +97,7 @@ class Recorded(Reply):
 
 
 class CertificateDetails(CertificateRow):
-    """A certificate with everything that was recorded of it."""
+    """A certificate with its complete record."""
 
     kind: Literal["human", "agent", "workload"]
     key_type: str
@@ -114,32 +113,32 @@ class CertificateDetails(CertificateRow):
 
 
 class OperationRow(Recorded):
-    """What an operator did to the platform."""
+    """A recorded operation on the platform."""
 
     actor: Annotated[str, Field(description="the identity that recorded it")]
-    operation: OperationName
-    outcome: OutcomeName
+    operation: str
+    outcome: str
     plan: Annotated[str, Field(description="sha256:… of the plan, or empty")]
     evidence: Annotated[str, Field(description="sha256:… of the evidence, or empty")]
     reason: str
 
 
 class OperationPage(Reply):
-    """Operations, newest first; `before` asks for the next page, null when there is none. A page may be short."""
+    """Operations, newest first; `before` requests the next page, null after the last. A page may be short."""
 
     operations: list[OperationRow]
     before: str | None
 
 
 class OperationDetails(OperationRow):
-    """An operation with everything that was recorded of it."""
+    """An operation with its complete record."""
 
-    address: Annotated[str, Field(description="of who recorded it, empty if not known")]
+    address: Annotated[str, Field(description="of the recording client, empty if unknown")]
     request_id: str
 
 
 class FreezeState(Reply):
-    """What is so now."""
+    """Whether a scope is frozen now."""
 
     scope: str
     frozen: bool
@@ -159,20 +158,20 @@ class Freezes(Reply):
 
 
 class Roles(Reply):
-    """The names of the roles that the caller may ask for."""
+    """The names of the caller's roles."""
 
     roles: list[str]
 
 
 class Extensions(Reply):
-    """The extensions of a role: those that a caller may ask for, and those that it gets unasked."""
+    """The extensions of a role: those that a caller may request, and those granted by default."""
 
     allowed: list[str]
     default: list[str]
 
 
 class RoleDetails(Reply):
-    """A role as policy has it for the caller; times to live in seconds."""
+    """A role, with the caller's principals; times to live are in seconds."""
 
     name: str
     principals: list[str]
@@ -192,7 +191,7 @@ class RoleDetails(Reply):
 
 
 class CallerDetails(Reply):
-    """Who the caller is, and how long its token is good (`expires_in`, seconds)."""
+    """The caller's identity, and the remaining validity of its token (`expires_in`, seconds)."""
 
     identity: str
     kind: Literal["human", "agent", "workload"]
@@ -213,23 +212,23 @@ class CaKey(Reply):
 
 
 class MetricsText(Reply):
-    """The keeper's figures, in Prometheus' text format."""
+    """The keeper's metrics, in Prometheus' text format."""
 
     text: str
 
 
 class Ready(Reply):
-    """Certificates can be issued: the keeper answers, has the key, and a write reached the ledger's disk."""
+    """Certificates can be issued: the keeper answers, has the key, and can write the ledger."""
 
     ready: Literal[True]
     ca_fingerprint: str
-    local_ca_fingerprint: str | None = None  # in mode shadow: of the key that is compared with
+    local_ca_fingerprint: str | None = None  # mode shadow: of the local CA key
     policy: str
     mode: str
 
 
 class NotReady(Reply):
-    """Nothing can be issued now, and why."""
+    """No certificate can be issued now; the fields give the reason."""
 
     ready: Literal[False]
     code: str
@@ -238,7 +237,7 @@ class NotReady(Reply):
 
 
 class Error(Reply):
-    """A refusal, or why there is no answer. `facts` are the safe values that `text` mentions."""
+    """A refusal or a failure. `facts` are the safe values that `text` mentions."""
 
     code: str
     text: str
@@ -258,14 +257,17 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
 
 
 def encode_reply(reply: Reply | SignerError) -> bytes:
-    """A reply or an error as a message."""
-    if isinstance(reply, SignerError):
-        reply = Error(code=reply.code, text=reply.text, hint=reply.hint, facts=dict(reply.facts))
-    return type(reply).__name__.encode() + b"\n" + reply.as_json()
+    """Encodes a reply or an error as a message."""
+    try:
+        if isinstance(reply, SignerError):
+            reply = Error(code=reply.code, text=reply.text, hint=reply.hint, facts=dict(reply.facts))
+        return type(reply).__name__.encode() + b"\n" + reply.as_json()
+    except ValueError:  # text that is not UTF-8, or a value that JSON lacks: it must not end the keeper
+        return encode_reply(Unavailable("internal_error", "internal error", "see the service's log"))
 
 
 def decode_reply(message: bytes) -> Reply:
-    """The reply in a message.
+    """Decodes a message.
 
     Raises the `SignerError` that the keeper sent, or `Unavailable`: `keeper_gone` for an empty message,
     `reply_malformed` for an unknown shape or fields that do not fit it.
@@ -286,20 +288,20 @@ def decode_reply(message: bytes) -> Reply:
 
 
 def expect(shape: type[_Shape], reply: Reply) -> _Shape:
-    """`reply`, which must be of the shape; raises `Unavailable` with `reply_malformed`."""
+    """Returns `reply` if it has the shape; raises `Unavailable` with `reply_malformed` otherwise."""
     if not isinstance(reply, shape):
         raise _malformed()
     return reply
 
 
 def keeper_gone() -> Unavailable:
-    """The error of a keeper that is not there, or did not answer."""
-    return Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")
+    """The error for a keeper that does not run or did not answer."""
+    return Unavailable("keeper_gone", "the keeper does not answer", "retry in a second")
 
 
 def _malformed() -> Unavailable:
     return Unavailable(
         "reply_malformed",
-        "the keeper's reply is not one that this api knows",
-        "restart the service: api and keeper must be of one version",
+        "the keeper's reply is malformed",
+        "restart the service: api and keeper must have the same version",
     )

@@ -1,7 +1,7 @@
-"""Bodies of sign requests to an `SignRequest`: JSON, Vault's field coercions, our native body.
+"""Parsers of sign requests: JSON and form bodies, Vault's field coercions, and the native body.
 
-Follows `runbooks/develop/vault-contract.md`, sections 1 and 3: accepts and refuses what Vault does; `facts["vault"]` of
-an error holds the sentence for a Vault client. Every reader here takes time in proportion to what it reads. Pure.
+Accepts and refuses what Vault does (`runbooks/develop/vault-contract.md`, sections 1 and 3); `facts["vault"]` of an
+error is the sentence for a Vault client. Linear in the length of the body. Pure.
 """
 
 from __future__ import annotations
@@ -27,37 +27,36 @@ from signer.units import parse_duration
 
 MAX_BODY: Final = 64 * 1024  # bytes
 MAX_TTL_SECONDS: Final = 2**31
-MAX_VALUES: Final = 8  # in one body, of which the first counts
+MAX_SHOWN_NAMES: Final = 64  # unknown fields that a warning names
+MAX_SHOWN_NAME: Final = 64  # characters of each
+MAX_VALUES: Final = 8  # JSON values in one body; the first one counts
 MAX_NESTING: Final = 32  # levels of lists and objects in a map
 _BLANK: Final = " \t\r\n"
 _BLANKS: Final = re.compile(f"[{_BLANK}]*")
 _FORM: Final = "application/x-www-form-urlencoded"
 _SPACE: Final = " \t\n\v\f\r"
-_PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # never steps back
+_PARAMETER: Final = re.compile(r";\s*+[\w.+-]++=(?:[\w.+-]++|\"[^\"]*+\")\s*+", re.ASCII)  # no backtracking
 _MALFORMED: Final = "the body is not valid JSON"
 _NOT_AN_OBJECT: Final = "the body is not a JSON object"
 _TOO_DEEP: Final = "exceeded max depth"
 _TOO_COMPLEX: Final = "refused JSON input due to high complexity: exceeded maximum number of strings"
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# What Go's strings.TrimSpace takes; Python's strip() takes U+001C to U+001F, too.
+# The characters that Go's strings.TrimSpace removes; Python's strip() also removes U+001C to U+001F.
 _GO_BLANK: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class Number(str):
-    """A JSON number as it was written; Vault's coercions look at its text."""
+    """A JSON number as text, which Vault's coercions depend on."""
 
     __slots__ = ()
 
 
 def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
-    """A body as an object, whatever the Content-Type says, unless it is a form by type and look; nothing is `{}`.
-
-    Raises `BadRequest`.
-    """
+    """Decodes a body: JSON with any Content-Type, or a form; an empty body is `{}`. Raises `BadRequest`."""
     if len(body) > MAX_BODY:
         raise body_too_large()
     text = unverified_text(body).strip(_BLANK)
-    if text[:1] not in ("{", "[") and is_form(content_type):  # curl -d says form whatever it sends
+    if text[:1] not in ("{", "[") and is_form(content_type):  # curl -d sends JSON with the form type
         return _read_form(unverified_text(body).lstrip(_BLANK))
     if not text:
         return {}
@@ -70,10 +69,10 @@ def decode_body(body: bytes, content_type: str = "") -> dict[str, Any]:
 
 
 def _first_value(text: str) -> object:
-    """The first value of a text that Vault accepts; raises `BadRequest`.
+    """The first JSON value of a text; raises `BadRequest` if Vault refuses the text.
 
-    What follows the first value has to be JSON, but may end early, between two tokens. Only there does Python's decoder
-    report a fault at the end of the text, because it reports a token that is cut off at its beginning.
+    The rest must be JSON, but may end between two tokens. Only then does Python's decoder report an error at the end of
+    the text: it reports an incomplete token at its beginning.
     """
     if is_too_deep(text):
         raise _bad_json(_TOO_COMPLEX if has_too_many_strings(text) else _TOO_DEEP)
@@ -104,7 +103,7 @@ def _after_blanks(text: str, at: int) -> int:
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a Content-Type is that of a form, parameters and all (RFC 9110, section 8.3.1)."""
+    """Whether a Content-Type is a form, with valid parameters (RFC 9110, section 8.3.1)."""
     media_type, _, _ = content_type.partition(";")
     if media_type.strip(_SPACE).lower() != _FORM:
         return False
@@ -115,7 +114,7 @@ def is_form(content_type: str) -> bool:
 
 
 def _read_form(text: str) -> dict[str, Any]:
-    """A form as Go's url.ParseQuery reads it; a field that is there more than once is one comma list."""
+    """Decodes a form as Go's url.ParseQuery does; the values of a repeated field are joined with commas."""
     fields: dict[str, str] = {}
     repeated: dict[str, list[str]] = {}
     for pair in text.split("&"):
@@ -123,7 +122,10 @@ def _read_form(text: str) -> dict[str, Any]:
             continue
         if ";" in pair or _BAD_PERCENT.search(pair):
             raise BadRequest(
-                "form_malformed", "the form cannot be read", "send a JSON object", {"vault": "error parsing form data"}
+                "form_malformed",
+                "the form cannot be parsed",
+                "send a JSON object",
+                {"vault": "error parsing form data"},
             )
         name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
         if name not in fields:
@@ -134,11 +136,11 @@ def _read_form(text: str) -> dict[str, Any]:
 
 
 def body_too_large() -> BadRequest:
-    """The refusal of a body over the limit; it has its own HTTP status at every edge."""
+    """The error for a body over the limit; each edge maps it to its own HTTP status."""
     return BadRequest(
         "body_too_large",
         f"the body is larger than {MAX_BODY} bytes",
-        "send less",
+        "send a smaller body",
         {"vault": "http: request body too large"},
     )
 
@@ -183,7 +185,7 @@ _SIGN_FIELDS: Final = frozenset(
 def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     """Vault's `sign/<role>` body, coerced as Vault does; raises `BadRequest` for a field of the wrong type.
 
-    `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), which is ours on purpose.
+    `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), a deliberate difference.
     """
     principals = _vault_text(fields, "valid_principals")
     return SignRequest(
@@ -200,10 +202,11 @@ def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
 
 
 def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
-    """What Vault adds to an answer when a body holds fields that the path does not know."""
+    """Vault's warnings about fields that the path ignores."""
     warnings = []
     if unknown := sorted(well_formed(name) for name in fields.keys() - _SIGN_FIELDS - {"role"}):
-        warnings.append(f"Endpoint ignored these unrecognized parameters: [{' '.join(unknown)}]")
+        names = " ".join(name[:MAX_SHOWN_NAME] for name in unknown[:MAX_SHOWN_NAMES])
+        warnings.append(f"Endpoint ignored these unrecognized parameters: [{names}]")
     if "role" in fields:
         warnings.append(
             "Endpoint replaced the value of these parameters with the values captured from the endpoint's path: [role]"
@@ -249,7 +252,7 @@ def _vault_map(fields: dict[str, Any], field: str) -> tuple[tuple[str, str], ...
 
 
 def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -> None:
-    """An object, or a list of such in lists: the later ones win. `where` is the place in the lists."""
+    """Merges an object or nested lists of objects; later values win. `where` is the position in the lists."""
     if where.count("[") > MAX_NESTING:
         raise _bad_json(_TOO_DEEP)
     if isinstance(value, list):
@@ -262,7 +265,7 @@ def _merge_maps(field: str, value: object, where: str, merged: dict[str, str]) -
 
 
 def _go_text(value: object, level: int = 0) -> str:
-    """A map's value as Go's `%v` prints it; raises `BadRequest` for one that nobody means."""
+    """A map's value as Go's `%v` prints it; raises `BadRequest` if it nests too deeply."""
     if level > MAX_NESTING:
         raise _bad_json(_TOO_DEEP)
     if value is None:
@@ -293,7 +296,7 @@ def _vault_duration(fields: dict[str, Any], field: str) -> int | None:
 
 
 class SignBody(BaseModel):
-    """`POST /api/sign/<role>` and `/api/explain/<role>`; what is left out gets the role's default."""
+    """The body of `POST /api/sign/<role>` and `/api/explain/<role>`; omitted fields get the role's defaults."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -307,7 +310,7 @@ class SignBody(BaseModel):
 
 
 def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
-    """The native body; unlike Vault's, an unknown or mistyped field is refused. Raises `BadRequest`."""
+    """Validates the native body; unlike Vault, refuses unknown and mistyped fields. Raises `BadRequest`."""
     numbers = {name: _whole_number(value) for name, value in fields.items()}
     try:
         body = SignBody.model_validate(numbers)
@@ -339,7 +342,7 @@ _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 def _whole_number(value: object) -> object:
     if isinstance(value, Number):
         return int(value) if _WHOLE.fullmatch(value) else float(value)
-    # One level down is as deep as any field goes; a `Number` is text to pydantic.
+    # Fields nest one level at most; pydantic would take a `Number` for text.
     if isinstance(value, list):
         return [float(item) if isinstance(item, Number) else item for item in value]
     if isinstance(value, dict):

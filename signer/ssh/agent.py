@@ -32,15 +32,15 @@ def render_add_ed25519_certificate(
     if len(seed) != 32 or len(public) != 32:
         raise BadFormat("bad_agent_key", "an Ed25519 key has 32 private and 32 public bytes")
     if not 0 < lifetime < 2**32:
-        raise BadFormat("bad_agent_lifetime", "an agent holds a key for 1 to 4294967295 seconds")
+        raise BadFormat("bad_agent_lifetime", "the lifetime is not from 1 to 4294967295 seconds")
     before = bytes([_ADD_ID_CONSTRAINED]) + string(_ED25519_CERT) + string(certificate) + string(public) + uint32(64)
     after = public + string(comment.encode(errors="replace")) + bytes([_CONSTRAIN_LIFETIME]) + uint32(lifetime)
-    # Sized first, filled in place: growing or joining would leave copies of the seed behind in freed memory.
+    # Allocated once and filled in place: growing or joining leaves copies of the seed in freed memory.
     message = bytearray(4 + len(before) + 32 + len(after))
     at = 4 + len(before)
     message[:at] = uint32(len(message) - 4) + before
     message[at + 32 :] = after
-    # Through a view: assigning to a slice of a bytearray makes a hidden copy first.
+    # Through a view, because assignment to a bytearray slice makes a hidden copy.
     memoryview(message)[at : at + 32] = seed
     return message
 
@@ -49,7 +49,7 @@ def reply_length(head: bytes) -> int:
     """How many bytes follow the four of `head` (RFC 9987 section 3). Raises `BadFormat`."""
     length = int.from_bytes(head, "big")
     if len(head) != 4 or not 0 < length <= _LARGEST_REPLY:
-        raise BadFormat("bad_agent_reply", "the agent's reply has no sensible length")
+        raise BadFormat("bad_agent_reply", "the agent's reply has an invalid length")
     return length
 
 
@@ -57,6 +57,6 @@ def check_reply(body: bytes) -> None:
     """The reply to an add request, without its length. Raises `Unavailable` if the agent refused, `BadFormat` for
     anything but SSH_AGENT_SUCCESS and SSH_AGENT_FAILURE (RFC 9987, "Generic Agent Responses")."""
     if body == bytes([FAILURE]):
-        raise Unavailable("agent_refused", "the agent did not take the key", "check the version of ssh-agent")
+        raise Unavailable("agent_refused", "the agent refused the key", "check the version of ssh-agent")
     if body != bytes([SUCCESS]):
-        raise BadFormat("bad_agent_reply", "the agent's reply is neither yes nor no")
+        raise BadFormat("bad_agent_reply", "the agent's reply is neither success nor failure")

@@ -1,7 +1,7 @@
 """OpenSSH user certificates: fields to the bytes to be signed, and back.
 
-Format: draft-ietf-sshm-cert section 2 and 3, OpenSSH PROTOCOL.certkeys. Pure: the signature is made elsewhere, and
-no field gets a default here, because a default is a decision.
+Format: draft-ietf-sshm-cert section 2 and 3, OpenSSH PROTOCOL.certkeys. Pure. Does not sign, and sets no
+defaults, because a default is a decision.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def append_signature(unsigned: bytes, signature: bytes) -> bytes:
 
 
 def decode_unsigned(unsigned: bytes) -> CertificateFields:
-    """Reads bytes to be signed back into fields; raises `BadFormat` for anything not strictly in form."""
+    """Reads bytes to be signed back into fields; raises `BadFormat` unless the format is strictly correct."""
     reader = Reader(unsigned)
     fields = _read_fields(reader)
     reader.expect_end()
@@ -95,7 +95,7 @@ def _read_fields(reader: Reader) -> CertificateFields:
     cert_kind = reader.text()
     key_kind = _KIND_OF_CERTIFICATE.get(cert_kind)
     if key_kind is None:
-        raise BadFormat("bad_format", f"not a certificate type ending in {CERT_SUFFIX} that we know")
+        raise BadFormat("bad_format", f"not a known certificate type ending in {CERT_SUFFIX}")
     nonce = reader.string()
     key = string(key_kind.encode()) + b"".join(string(reader.string()) for _ in range(KEY_PARTS[key_kind]))
     serial, cert_type = reader.uint64(), reader.uint32()
@@ -123,8 +123,8 @@ def _read_fields(reader: Reader) -> CertificateFields:
     )
 
 
-# What follows is a function of text or bytes that most certificates of a role share. Remembered, because reading the
-# bytes back, before each signature, would otherwise cost as much as the signature.
+# Most certificates of a role share these inputs. The results are cached, because reading the bytes back before each
+# signature would otherwise take as long as the signature.
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -158,7 +158,7 @@ def _read_options(data: bytes) -> tuple[tuple[str, str], ...]:
         value = ""
         if not inner.at_end():
             value = inner.text()
-            if not value:  # a flag has no inner string at all; two forms of one option could be told apart elsewhere
+            if not value:  # a flag has no inner string; a second form would be ambiguous
                 raise BadFormat("bad_format", "an option's value is an empty string")
             inner.expect_end()
         if options and name <= options[-1][0]:

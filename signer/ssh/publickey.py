@@ -1,8 +1,8 @@
-"""OpenSSH public keys: one line of text to a vetted `PublicKey`, and back to text.
+"""OpenSSH public keys: parses and checks a line of text, and renders it.
 
 Formats: RFC 4253 section 6.6 (ssh-rsa), RFC 5656 section 3.1 (ecdsa), RFC 8709 section 4 (ssh-ed25519), OpenSSH
-PROTOCOL.u2f (sk-*). `sshpubkeys` vets form and size; our own reader keeps the exact blob, because that is what is
-certified. No policy here: which kinds and sizes a role takes is decided elsewhere.
+PROTOCOL.u2f (sk-*). `sshpubkeys` checks form and size; the strict reader here keeps the exact blob, which is
+certified. Contains no policy about allowed kinds and sizes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _CURVES: Final = {
 
 
 def parse_public_key(text: str) -> PublicKey:
-    """A line `[type ]base64[ comment]`, as in `id.pub`, to a vetted key; the comment is dropped.
+    """Parses and checks a line `[type ]base64[ comment]`, as in `id.pub`; drops the comment.
 
-    Raises `BadPublicKey`, whose code tells the fault apart.
+    Raises `BadPublicKey`, whose code identifies the fault.
     """
     if not text:
         raise BadPublicKey("public_key_missing", "missing public_key", "send the text of your id_….pub file")
@@ -108,7 +108,7 @@ _WELL_FORMED: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*+(?:[A-Za-z0-9+/]{2}==|
 
 
 def _first_fault(encoded: bytes) -> int | None:
-    """The byte where Go's encoding/base64 stops, None where it reads all; line ends may stand anywhere in it."""
+    """The byte at which Go's encoding/base64 stops, None if it reads everything; line ends are allowed anywhere."""
     if _WELL_FORMED.fullmatch(encoded):
         return None
     in_group = 0
@@ -125,7 +125,7 @@ def _first_fault(encoded: bytes) -> int | None:
 
 
 def _fault_of_padding(encoded: bytes, at: int, in_group: int) -> int | None:
-    """Where padding that begins at `at`, after 2 or 3 characters of its group, goes wrong."""
+    """Position of the fault in padding that begins at `at`, after 2 or 3 characters of its group; None if valid."""
 
     def past_line_ends(place: int) -> int:
         while place < len(encoded) and encoded[place] in b"\r\n":
@@ -162,7 +162,7 @@ def _kind_of(blob: bytes) -> str:
     if kind.endswith(CERT_SUFFIX):
         raise BadPublicKey(
             "public_key_is_a_certificate",
-            "a certificate was sent where a public key is wanted",
+            "the public key is a certificate",
             "send the plain id_….pub, not id_…-cert.pub",
             {"kind": _shown(kind)},
         )
@@ -181,7 +181,7 @@ def _read_blob(kind: str, blob: bytes) -> int:
     reader = Reader(blob)
     reader.string()
     if reader.at_end():
-        raise _malformed("it has a kind and nothing else", "empty")
+        raise _malformed("it contains only a kind", "empty")
     try:
         if kind == "ssh-rsa":
             bits = _rsa_bits(reader)
@@ -206,7 +206,7 @@ def _read_blob(kind: str, blob: bytes) -> int:
 
 
 def _malformed(why: str, fault: str, detail: object = "") -> BadPublicKey:
-    """`fault` and `detail` are for an edge that has its own words for it."""
+    """`fault` and `detail` are for edges with their own sentences."""
     return BadPublicKey(
         "public_key_malformed", f"the public key is malformed: {why}", facts={"fault": fault, "detail": detail}
     )
@@ -217,13 +217,13 @@ def _rsa_bits(reader: Reader) -> int:
     if exponent.bit_length() > MAX_RSA_EXPONENT_BITS:
         raise _malformed("its exponent is too large", "exponent_large")
     if exponent < 3 or exponent % 2 == 0:
-        raise _malformed("its exponent is none that RSA can have", "exponent")
+        raise _malformed("its exponent is not valid for RSA", "exponent")
     if modulus % 2 == 0:
         raise _malformed("its modulus is even", "modulus")
     if modulus <= exponent:
         raise _malformed("its modulus is below its exponent", "modulus")
     if modulus.bit_length() > MAX_RSA_BITS:
-        raise _malformed(f"RSA keys may have {MAX_RSA_BITS} bits at most", "modulus")
+        raise _malformed(f"its modulus is longer than {MAX_RSA_BITS} bits", "modulus")
     return modulus.bit_length()
 
 
@@ -244,15 +244,15 @@ def _ecdsa_bits(kind: str, reader: Reader) -> int:
 
 
 def _shown(name: str) -> str:
-    """A caller's word, shortened, or `?`: `plain` is not imported here, as `safe-session` imports this module."""
+    """A caller's text, shortened, or `?`: `plain` is not imported here, as `safe-session` imports this module."""
     return name[:64] if name.isprintable() else "?"
 
 
 def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
-    """A second, independent opinion on form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
+    """A second, independent check of form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
     try:
-        # Given to the constructor, the key would be parsed twice.
+        # The constructor would parse the key twice.
         SSHKey(strict=True).parse(render_public_key(kind, blob))
     except (InvalidKeyError, ValueError, NotImplementedError, UnsupportedAlgorithm):
-        # Its parser lets through what `cryptography` raises (an exponent above its modulus: ValueError).
-        raise _malformed("form or size is not one that this kind of key has", "form") from None
+        # Its parser does not catch errors of `cryptography` (ValueError for an exponent above its modulus).
+        raise _malformed("its form or size is not valid for its kind", "form") from None

@@ -1,4 +1,4 @@
-"""Checks an SSH signature blob against a public key blob; making one is `ca/key.py`'s.
+"""Verifies an SSH signature blob against a public key blob; `ca/key.py` signs.
 
 RFC 4253 section 6.6, RFC 8332 section 3 (rsa-sha2), RFC 5656 section 3.1.2 (ecdsa), RFC 8709 section 6 (ed25519).
 """
@@ -42,7 +42,7 @@ def check_signature(public_blob: bytes, signed: bytes, signature_blob: bytes) ->
             raw = encode_dss_signature(numbers.mpint(), numbers.mpint())
             ec.EllipticCurvePublicKey.from_encoded_point(curve, point).verify(raw, signed, ec.ECDSA(digest))
         else:
-            raise BadFormat("bad_signature", "the signature's algorithm does not go with the key")
+            raise BadFormat("bad_signature", "the signature's algorithm does not match the key")
         signature.expect_end()
     except (InvalidSignature, ValueError):
         raise BadFormat("bad_signature", "the signature does not verify") from None

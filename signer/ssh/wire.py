@@ -1,7 +1,7 @@
 """The SSH data types of RFC 4251 section 5: reading and writing, strictly.
 
-Pure functions over bytes. Everything here raises `BadFormat` and nothing else for bad input. Imports nothing but
-`signer.errors`, because `safe-session` pays for each import at every login.
+Pure functions over bytes. Invalid input raises only `BadFormat`. Imports only `signer.errors`, because
+each import delays every `safe-session` login.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Reader:
         return int.from_bytes(self.take(8), "big")
 
     def string(self) -> bytes:
-        # take() twice, written out: a certificate has two dozen strings, and each is read back before it is signed
+        # take() twice, inlined for speed: a certificate has two dozen strings, and each is read back before signing
         data, start = self._data, self._at + 4
         end = start + int.from_bytes(data[start - 4 : start], "big")
         if start > self._size or end > self._size:

@@ -1,7 +1,7 @@
-"""What the operator's commands read and do at Vault or OpenBao (hvac): its SSH roles, its CA, a certificate, any call.
+"""The Vault or OpenBao client (hvac) of the operator's commands: SSH roles, CA key, certificates and any other call.
 
-Every call ends in time; every fault is one of the codes of `vault/errors.py`. The token is read from its file at each
-call, is never shown, and no text of Vault's is passed on. For one thread; use as a context manager or `close` it.
+Every call has a deadline; every error has a code of `vault/errors.py`. The token is read from its file for each call.
+Errors contain neither the token nor Vault's text. Not thread-safe; use as a context manager or call `close`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import hvac
-from hvac import exceptions as said
+from hvac import exceptions as hvac_errors
 
 from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.http import MAX_BODY, Watch, new_session
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 class VaultAdmin:
-    """Vault at `address` for the bearer of the token in `token_file`; `BadSettings` if that file holds no token."""
+    """Vault at `address` with the token in `token_file`; raises `BadSettings` if the file contains no token."""
 
     def __init__(self, address: str, token_file: Path, ca_file: Path | None = None) -> None:
         self._address = address
@@ -41,7 +41,7 @@ class VaultAdmin:
             )
         read_token(token_file, _context("", ""))
         self._watch = Watch()
-        self._clients: dict[int, Any] = {}  # by the size of the largest answer they take
+        self._clients: dict[int, Any] = {}  # by maximum response size
 
     def __repr__(self) -> str:
         return f"VaultAdmin({self._address})"
@@ -53,7 +53,7 @@ class VaultAdmin:
         self.close()
 
     def close(self) -> None:
-        """Ends the watching thread and drops the connections."""
+        """Stops the watchdog thread and closes the connections."""
         self._watch.close()
         for client in self._clients.values():
             client.adapter.close()
@@ -63,9 +63,9 @@ class VaultAdmin:
     def call(
         self, method: str, path: str, body: Mapping[str, object] | None = None, *, within: float = ANSWERS_WITHIN
     ) -> dict[str, Any]:
-        """The whole answer (with `data`, `auth`, …) of one request to `/v1/<path>`; `{}` where Vault answers 204.
+        """The response body (with `data`, `auth`, …) of one request to `/v1/<path>`; `{}` for status 204.
 
-        `path` is plain text, such as `sys/mounts` or a name that Vault told; it is encoded here. `method` may be LIST.
+        `path` is plain text, such as `sys/mounts` or a name from Vault; it is encoded here. `method` may be LIST.
         `within` is seconds. Raises `Unavailable` or another `SignerError`; 404 is `vault_mount_missing`, see `find`.
         """
         return self._run(method, path, within, MAX_BODY, lambda client: _send(client, method, path, body))
@@ -73,12 +73,12 @@ class VaultAdmin:
     def find(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = ANSWERS_WITHIN
     ) -> dict[str, Any] | None:
-        """As `call`, but None where Vault says that there is nothing: an empty list, no such role or entry."""
+        """As `call`, but None if Vault has no such entry or the list is empty."""
 
         def act(client: Any) -> dict[str, Any] | None:
             try:
                 return _send(client, method, path, None, params)
-            except said.InvalidPath as error:
+            except hvac_errors.InvalidPath as error:
                 if isinstance(error.errors, list) and not error.errors:
                     return None
                 raise
@@ -86,7 +86,7 @@ class VaultAdmin:
         return self._run(method, path, within, MAX_BODY, act)
 
     def download(self, path: str, *, most: int, within: float) -> bytes:
-        """The bytes that a GET answers, at most `most`, within so many seconds; raises like `call`."""
+        """The body of a GET, at most `most` bytes, within `within` seconds; raises like `call`."""
 
         def act(client: Any) -> bytes:
             answer = client.adapter.session.get(
@@ -96,7 +96,7 @@ class VaultAdmin:
             )
             if answer.status_code != 200:
                 text = answer.text if answer.status_code >= 400 else ""
-                raise said.VaultError.from_status(answer.status_code or 500, errors=_errors(answer), text=text)
+                raise hvac_errors.VaultError.from_status(answer.status_code or 500, errors=_errors(answer), text=text)
             return bytes(answer.content)
 
         return self._run("GET", path, within, most, act)
@@ -104,7 +104,7 @@ class VaultAdmin:
     def _run(self, method: str, path: str, within: float, most: int, act: Callable[[Any], _T]) -> _T:
         context = _context(f"{method} {path[:_SHOWN]}", f"{_CAPABILITIES.get(method, 'update')} on {path[:_SHOWN]}")
         if any(part in (".", "..") for part in path.split("/")):
-            raise malformed(context)  # Vault has no such names, and HTTP would ask for another path
+            raise malformed(context)  # Vault has no such names, and HTTP would normalise them
         client = self._client(most, context)
         with self._watch.within(within):
             return translate_errors(lambda: act(client), context)
@@ -121,7 +121,7 @@ class VaultAdmin:
     # --- the SSH engine ----------------------------------------------------------------------------------------------
 
     def check_ready(self) -> None:
-        """Raises what keeps Vault from serving us: down, sealed, or a token that it does not take (any more)."""
+        """Raises an error if Vault is down or sealed, or does not accept the token."""
         if self.call("GET", "sys/seal-status").get("sealed") is not False:
             raise sealed()
         self.call("GET", "auth/token/lookup-self")
@@ -135,14 +135,14 @@ class VaultAdmin:
         return tuple(sorted(names))
 
     def role(self, mount: str, name: str) -> dict[str, Any]:
-        """A role as Vault tells it, 27 fields for one of key type `ca`; raises `vault_role_missing`."""
+        """A role as Vault returns it, with 27 fields for key type `ca`; raises `vault_role_missing`."""
         answer = self.find("GET", f"{mount}/roles/{name}")
         if answer is None:
             raise role_missing()
         return _data(answer)
 
     def mount_ttls(self, mount: str) -> MountTtls | None:
-        """How long certificates live where a role does not say; None if the token may not read the mount's tuning."""
+        """Lifetimes for roles that set none; None if the token may not read the mount's tuning."""
         try:
             data = _data(self.call("GET", f"sys/mounts/{mount}/tune"))
         except Unavailable as error:
@@ -162,7 +162,7 @@ class VaultAdmin:
             raise malformed(_context("", "")) from None
 
     def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
-        """The certificate's line for a body of the sign endpoint; a refusal of Vault's is `vault_refused`."""
+        """The certificate line that the sign endpoint returns for `fields`; raises `vault_refused` if Vault refuses."""
         line = _data(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
         if not isinstance(line, str):
             raise malformed(_context("", ""))
@@ -172,14 +172,14 @@ class VaultAdmin:
 def _send(
     client: Any, method: str, path: str, body: Mapping[str, object] | None, params: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """One request through hvac's adapter, which raises its own errors and gives a dict for 200 with JSON."""
+    """Sends one request through hvac's adapter, which raises its own errors and returns a dict for 200 with JSON."""
     options = {"json": dict(body)} if body is not None else {}
     answer = client.adapter.request(method, f"/v1/{_quoted(path)}", params=params, **options)
     if isinstance(answer, dict):
         return answer
     if getattr(answer, "status_code", 0) == 204:
         return {}
-    raise ValueError  # a redirect, a page: not what Vault answers
+    raise ValueError  # a redirect or a web page, not Vault's
 
 
 def _quoted(path: str) -> str:

@@ -1,8 +1,8 @@
-"""Vault's audit log, JSON lines: when it last signed, and who else uses it since. Values in it are never passed on.
+"""Reads Vault's audit log (JSON lines): the last signatures, and the other clients since a given time.
 
-Streaming and bounded. Rotated files beside it (`audit.log.1`, `audit.log-20261122.gz`) are read, too. Half a line, as
-rotation and a line just being written leave it, is counted and passed over. What the log does not tell for sure, such
-as whether a signature came of a request, counts as if it did.
+Streams, within limits. Also reads rotated files in the same directory (`audit.log.1`, `audit.log-20261122.gz`). Counts
+and skips incomplete lines, which rotation and concurrent writes leave. Uncertain entries count as use of Vault. Values
+from the log are never passed on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from signer.files import open_regular
 MAX_LINE: Final = 1024 * 1024  # bytes
 MAX_BYTES: Final = 16 * 1024**3  # of all files together, unpacked
 MAX_FILES: Final = 1000
-MAX_CLIENTS: Final = 100  # that are told apart
+MAX_CLIENTS: Final = 100  # distinct ones
 WITHIN: Final = 300.0  # seconds
-MAX_NAME: Final = 80  # an HMAC of 76 characters is whole
+MAX_NAME: Final = 80  # fits an HMAC of 76 characters
 _RENEWALS: Final = (
     ["auth", "token", "renew"], ["auth", "token", "renew-self"], ["auth", "token", "renew-accessor"],
     ["sys", "renew"], ["sys", "leases", "renew"],
@@ -40,7 +40,7 @@ _ANY_TIME: Final = re.compile(rb'"time" ?: ?"([^"]{20,40})"')
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The newest one of a role. `at` is seconds since the epoch, by Vault's clock."""
+    """The newest signature for a role. `at` is seconds since the epoch by Vault's clock."""
 
     mount: str
     role: str
@@ -49,10 +49,10 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody who uses Vault: the name that Vault shows for the token, what for, last when.
+    """A client of Vault: its token's display name, the kind of use, the time of the last one.
 
-    To use it is to ask for a signature or for the CA's key, as hosts do, to log in, or to renew a token or a lease. An
-    operator who looks around, clears up, or makes a token for us uses it for nothing that would be missed.
+    Use means a signature, a read of the CA key (as by hosts), a login, or a renewal of a token or lease. An operator's
+    inspection, cleanup or token creation does not count, because the removal of Vault does not affect it.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class AuditFacts:
-    """What the log says. `first_at` and `last_at` are its oldest and newest entries, 0 if it has none.
+    """The content of the log. `first_at` and `last_at` are the times of its oldest and newest entries, 0 if empty.
 
-    `clients` are those since the time that was asked for, without ourselves; `broken` counts lines that are no entry.
+    `clients` are those since the given time, without signer itself; `broken` counts lines that are not valid entries.
     """
 
     first_at: int
@@ -92,7 +92,7 @@ class _Reading:
     onlookers: set[str] = field(default_factory=set)
 
     def take(self, line: bytes) -> None:
-        """One line, whole or not."""
+        """Processes one line, complete or not."""
         found = _ANY_TIME.search(line, 0, 200)
         worth = any(word in line for word in _WORTH_READING)
         if found is None or worth or not line.endswith(b"}\n"):
@@ -138,7 +138,7 @@ class _Reading:
                 self.onlookers.add(accessor[:MAX_NAME])
 
     def _note_client(self, entry: dict[str, Any], what: str, at: int, unless_looks: bool = False) -> None:
-        """Each request has two entries; a login's name is in its response only, so responses count."""
+        """Counts response entries only: each request has two entries, and only the response has a login's name."""
         if entry.get("type") != "response" or at <= self.since:
             return
         auth = _object(entry, "auth")
@@ -150,12 +150,12 @@ class _Reading:
         shown = name[:MAX_NAME] if isinstance(name, str) and name else "an unknown token"
         key = shown, what, accessor if unless_looks else ""
         if key not in self.clients and len(self.clients) >= MAX_CLIENTS:
-            key = "others", "whatever it was", ""
+            key = "others", "any use", ""
         before, times = self.clients.get(key, (0, 0))
         self.clients[key] = max(before, at), times + 1
 
     def others(self) -> tuple[Client, ...]:
-        """The clients. What a plan of ours looked at with a token of then is none; such a token also looked around."""
+        """The clients, without tokens of earlier plans of signer, which are recognised by their inspection of Vault."""
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for (name, what, accessor), (at, times) in self.clients.items():
             if accessor not in self.onlookers:
@@ -171,9 +171,9 @@ def read_audit_log(
     *,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AuditFacts:
-    """Reads the log and what was rotated away beside it; raises `Unavailable` if not all of it can be read.
+    """Reads the log and its rotated files; raises `Unavailable` if any of it cannot be read.
 
-    `since` is seconds since the epoch, for `clients`; `own` are our accessors as the log writes them.
+    `since` (seconds since the epoch) limits `clients`; `own` are the hashed accessors of signer's own tokens.
     """
     reading = _Reading(since, own)
     deadline = monotonic() + WITHIN
@@ -184,7 +184,7 @@ def read_audit_log(
             if remaining < 0 or monotonic() > deadline:
                 raise Unavailable(
                     "audit_log_too_large",
-                    "Vault's audit log is more than can be read",
+                    "Vault's audit log is too large to read",
                     "move rotated files from before the cutover elsewhere, or set no audit_log",
                 )
             reading.take(line)
@@ -199,7 +199,7 @@ def read_audit_log(
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Rotated files first, the log itself last: one that is rotated meanwhile is read twice rather than not at all."""
+    """Rotated files first, then the log itself: a file rotated meanwhile is read twice instead of missed."""
     try:
         beside = sorted(other for other in path.parent.iterdir() if _is_rotated(other.name, path.name))
     except OSError as error:
@@ -215,7 +215,7 @@ def _is_rotated(name: str, log: str) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends; of one that is too long, its beginning."""
+    """Lines with their line ends; a line that is too long is truncated."""
     try:
         with open_regular(path, follow_links=True) as plain:
             packed = plain.read(2) == b"\x1f\x8b"
@@ -232,11 +232,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _unreadable(error: Exception) -> Unavailable:
     reason = getattr(error, "strerror", None) or "it is damaged"
     return Unavailable(
-        "audit_log_unreadable", f"Vault's audit log cannot be read: {reason}", "name one that you may read in audit_log"
+        "audit_log_unreadable", f"Vault's audit log cannot be read: {reason}", "set audit_log to a readable file"
     )
 
 
-# Paths by their parts, and by no expression: a path is whatever somebody asked Vault for.
+# Paths are split, not matched by regular expressions: callers choose them freely.
 
 
 def _mount_above(parts: list[str], *names: str) -> str:
@@ -245,7 +245,7 @@ def _mount_above(parts: list[str], *names: str) -> str:
 
 
 def _login_mount(parts: list[str]) -> str:
-    """The mount of `auth/<mount>/login` or `auth/<mount>/callback`, whatever follows; empty for every other path."""
+    """The mount of `auth/<mount>/login…` or `auth/<mount>/callback…`; empty for every other path."""
     if parts[0] != "auth":
         return ""
     at = next((at for at in range(len(parts) - 1, 1, -1) if parts[at] in ("login", "callback")), 0)
@@ -253,7 +253,7 @@ def _login_mount(parts: list[str]) -> str:
 
 
 def _fetch(parts: list[str]) -> tuple[str, str] | None:
-    """The mount and the first word of a path below which the CA's key, or a password, is read."""
+    """The mount and keyword of a path that reads the CA key or a one-time password; None for every other path."""
     for at in range(1, len(parts)):
         word, *rest = parts[at : at + 3]
         is_last = at == len(parts) - 1
@@ -274,7 +274,7 @@ def _looks_around(parts: list[str]) -> bool:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """The entry on that line, or None."""
+    """The entry in a line, or None."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -288,12 +288,12 @@ def _object(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _failed(entry: dict[str, Any]) -> bool:
-    """True if Vault said no: to the request, or in its answer."""
+    """True if the request or the response has an error."""
     return bool(entry.get("error")) or "error" in _object(_object(entry, "response"), "data")
 
 
 def _seconds(text: object) -> int | None:
-    """RFC 3339 with a zone, as seconds."""
+    """An RFC 3339 time with a zone as seconds since the epoch; None if it is not valid."""
     if not isinstance(text, str):
         return None
     try:

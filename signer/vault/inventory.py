@@ -1,7 +1,7 @@
-"""What is in a Vault: names and counts, never a value. A KV entry is listed and never read, so none can leak from here.
+"""Lists the content of a Vault: names and counts, never values. KV entries are listed, never read.
 
-What could not be read is a fact of its own (`Unread`): an inventory with one is not complete and proves nothing absent.
-Bounded in time, entries and depth. Each listing goes below the one before it, so there are no cycles.
+An unreadable path is recorded as `Unread`; an inventory with one is incomplete and does not prove absence. Limited in
+time, entries and depth.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from signer.ssh.publickey import parse_public_key
 from signer.vault.errors import sealed
 
 MAX_ENTRIES: Final = 100_000  # names of one kind
-MAX_DEPTH: Final = 64  # folders in each other
-WITHIN: Final = 120.0  # seconds for all of it
+MAX_DEPTH: Final = 64  # nested folders
+WITHIN: Final = 120.0  # seconds in total
 CALL_WITHIN: Final = 10.0
 BUILTIN: Final = frozenset({"cubbyhole", "identity", "system", "ns_cubbyhole", "ns_identity", "ns_system"})
-KV_TYPES: Final = frozenset({"kv", "generic"})  # `generic` is what the first version was called once
+KV_TYPES: Final = frozenset({"kv", "generic"})  # `generic` is an old name of version 1
 SNAPSHOT: Final = "sys/storage/raft/snapshot"
 _MISSING: Final = "vault_mount_missing"
 _T = TypeVar("_T")
 
 
-class Asked(Protocol):
-    """What is needed of `VaultAdmin`."""
+class VaultReader(Protocol):
+    """The methods of `VaultAdmin` that the inventory uses."""
 
     def call(
         self, method: str, path: str, body: Mapping[str, object] | None = None, *, within: float = CALL_WITHIN
@@ -39,7 +39,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Something that could not be looked at: where, and the code of the fault."""
+    """A path that could not be read, and the code of the error."""
 
     what: str
     code: str
@@ -60,7 +60,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class KvEntries:
-    """Names of all entries of a KV mount, folders and all; a deleted entry of version 2 has its name, too."""
+    """Names of all entries of a KV mount with their folders; in version 2 deleted entries are included."""
 
     mount: str
     version: int
@@ -69,7 +69,7 @@ class KvEntries:
 
 @dataclass(frozen=True, slots=True)
 class SshRole:
-    """`max_ttl` is seconds; 0 if the mount's own limit binds."""
+    """`max_ttl` is seconds; 0 if the mount's limit applies."""
 
     name: str
     max_ttl: int
@@ -77,7 +77,7 @@ class SshRole:
 
 @dataclass(frozen=True, slots=True)
 class SshEngine:
-    """An SSH mount. `issuers` are fingerprints of CA keys; `max_lease` seconds bind roles without a `max_ttl`."""
+    """An SSH mount. `issuers` are fingerprints of CA keys; `max_lease` (seconds) limits roles without a `max_ttl`."""
 
     mount: str
     roles: tuple[SshRole, ...]
@@ -87,9 +87,9 @@ class SshEngine:
 
 @dataclass(frozen=True, slots=True)
 class OwnToken:
-    """The token that looks. `ttl` is seconds, 0 without end; `uses` is 0 without limit; `lacks` paths it may not use.
+    """The token in use. `ttl` is seconds, 0 if it never expires; `uses` is 0 if unlimited; `lacks` are denied paths.
 
-    A token with a parent (`is_orphan` False) ends with it. `hashes` is its accessor as audit devices write it.
+    A token with a parent (`is_orphan` False) expires with it. `hashes` is its accessor as audit devices write it.
     """
 
     accessor: str
@@ -102,7 +102,7 @@ class OwnToken:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All of it, at one time (seconds since the epoch, our clock)."""
+    """The inventory at one time (seconds since the epoch, local clock)."""
 
     at: int
     version: str
@@ -123,11 +123,13 @@ class Inventory:
     unread: tuple[Unread, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Ready for JSON; without the accessor of our own token, which is a handle on it."""
+        """The inventory for JSON, without the accessor of the token in use."""
         own = self.own_token
-        told = {**asdict(self), "kv": [_counted(entries) for entries in self.kv]}
-        told["own_token"] = None if own is None else {"ttl": own.ttl, "orphan": own.is_orphan, "lacks": list(own.lacks)}
-        return told
+        fields = {**asdict(self), "kv": [_counted(entries) for entries in self.kv]}
+        fields["own_token"] = (
+            None if own is None else {"ttl": own.ttl, "orphan": own.is_orphan, "lacks": list(own.lacks)}
+        )
+        return fields
 
 
 def _counted(entries: KvEntries) -> dict[str, Any]:
@@ -135,54 +137,54 @@ def _counted(entries: KvEntries) -> dict[str, Any]:
 
 
 def read_inventory(
-    vault: Asked,
+    vault: VaultReader,
     ssh_mount: str,
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Inventory:
-    """Looks at everything; raises `SignerError` only if Vault is down or sealed. Reads and lists, writes nothing.
+    """Reads the inventory; raises `SignerError` only if Vault is down or sealed. Writes nothing.
 
-    `ssh_mount` is the one that will be disabled: the token is asked whether it may.
+    `ssh_mount` is the mount to be disabled; `own_token` shows whether the token may do that.
     """
     state = vault.call("GET", "sys/seal-status", within=CALL_WITHIN)
     if state.get("sealed") is not False:
         raise sealed()
-    look = _Look(vault, monotonic)
-    mounts = look.mounts("sys/mounts")
-    audit = look.mounts("sys/audit")
+    reader = _InventoryReader(vault, monotonic)
+    mounts = reader.mounts("sys/mounts")
+    audit = reader.mounts("sys/audit")
     return Inventory(
         at=int(clock()),
         version=_text(state, "version"),
         cluster=_text(state, "cluster_id"),
         storage=_text(state, "storage_type"),
         seal=_text(state, "type"),
-        namespaces=look.namespaces(),
+        namespaces=reader.namespaces(),
         mounts=mounts,
-        kv=tuple(look.entries(mount) for mount in mounts if mount.is_kv),
-        ssh=tuple(look.engine(mount.path) for mount in mounts if mount.type == "ssh"),
-        auth_methods=look.mounts("sys/auth"),
-        policies=tuple(sorted(look.keys("sys/policies/acl"))),
-        entities=len(look.keys("identity/entity/id")),
-        leases=len(look.below("sys/leases/lookup/", "leases")),
-        tokens=len(look.keys("auth/token/accessors")),
+        kv=tuple(reader.entries(mount) for mount in mounts if mount.is_kv),
+        ssh=tuple(reader.engine(mount.path) for mount in mounts if mount.type == "ssh"),
+        auth_methods=reader.mounts("sys/auth"),
+        policies=tuple(sorted(reader.keys("sys/policies/acl"))),
+        entities=len(reader.keys("identity/entity/id")),
+        leases=len(reader.below("sys/leases/lookup/", "leases")),
+        tokens=len(reader.keys("auth/token/accessors")),
         audit_devices=audit,
-        own_token=look.own_token(ssh_mount, tuple(device.path for device in audit)),
-        unread=tuple(look.unread),
+        own_token=reader.own_token(ssh_mount, tuple(device.path for device in audit)),
+        unread=tuple(reader.unread),
     )
 
 
-class _Look:
-    """Asks, and notes what it was not told."""
+class _InventoryReader:
+    """Reads from Vault and records what it cannot read."""
 
-    def __init__(self, vault: Asked, monotonic: Callable[[], float]) -> None:
+    def __init__(self, vault: VaultReader, monotonic: Callable[[], float]) -> None:
         self._vault = vault
         self._monotonic = monotonic
         self._deadline = monotonic() + WITHIN
         self.unread: list[Unread] = []
 
     def _ask(self, what: str, otherwise: _T, ask: Callable[[float], _T]) -> _T:
-        """What `ask` returns; if it cannot be had, that is noted and `otherwise` stands in for it."""
+        """The result of `ask`; after an error, records it and returns `otherwise`."""
         remaining = self._deadline - self._monotonic()
         if remaining <= 0:
             self.unread.append(Unread(what, "too_slow"))
@@ -191,16 +193,16 @@ class _Look:
             return ask(min(remaining, CALL_WITHIN))
         except SignerError as error:
             self.unread.append(Unread(what, error.code))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # JSON of another form than Vault's
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # JSON in an unexpected form
             self.unread.append(Unread(what, "vault_answer_malformed"))
         return otherwise
 
     def keys(self, path: str) -> tuple[str, ...]:
-        """The names that a LIST tells; none if Vault says that there is nothing."""
+        """The names that a LIST returns; empty if there are none."""
         return self._ask(path, (), lambda within: _keys(self._vault.find("LIST", path, within=within)))
 
     def namespaces(self) -> tuple[str, ...]:
-        """Those below ours. A Vault without namespaces has no such path."""
+        """Child namespaces; empty for a Vault without namespaces, which has no such path."""
 
         def ask(within: float) -> tuple[str, ...]:
             try:
@@ -213,7 +215,7 @@ class _Look:
         return self._ask("sys/namespaces", (), ask)
 
     def mounts(self, path: str) -> tuple[Mount, ...]:
-        """Those that `sys/mounts`, `sys/auth` or `sys/audit` tells, by name."""
+        """The mounts in `sys/mounts`, `sys/auth` or `sys/audit`, sorted by path."""
 
         def ask(within: float) -> tuple[Mount, ...]:
             found = []
@@ -226,12 +228,12 @@ class _Look:
         return self._ask(path, (), ask)
 
     def entries(self, mount: Mount) -> KvEntries:
-        """Every entry's name. Only LIST is asked for, and for version 2 below `metadata`."""
+        """The names of all entries. Uses only LIST, for version 2 below `metadata`."""
         start = mount.path + ("metadata/" if mount.version == 2 else "")
         return KvEntries(mount.path, mount.version, self.below(start, mount.path))
 
     def below(self, start: str, what: str) -> tuple[str, ...]:
-        """Names of all that lies below a folder, without the folders; what cannot be listed is noted."""
+        """Names of all entries below a folder, without folders; records folders that cannot be listed."""
         found: list[str] = []
         waiting = [(start, 0)]
         while waiting:
@@ -249,12 +251,12 @@ class _Look:
         return tuple(sorted(found))
 
     def engine(self, mount: str) -> SshEngine:
-        """An SSH mount: its roles and how long they sign for, its CA keys."""
+        """An SSH mount: its roles with their lifetimes, and its CA keys."""
         roles = tuple(self._role(mount, name) for name in sorted(self.keys(f"{mount}roles")))
         return SshEngine(mount, roles, self._issuers(mount), self._max_lease(mount))
 
     def _max_lease(self, mount: str) -> int:
-        """The limit that binds, be it the mount's own or the whole server's."""
+        """The effective limit, from the mount or the server."""
         path = f"sys/mounts/{mount}tune"
         return self._ask(
             path, 0, lambda within: int(self._vault.call("GET", path, within=within)["data"]["max_lease_ttl"])
@@ -268,7 +270,7 @@ class _Look:
         return self._ask(f"{mount}roles/{name}", SshRole(name, 0), ask)
 
     def _issuers(self, mount: str) -> tuple[str, ...]:
-        """Fingerprints; a Vault that knows one CA key a mount, and no issuers, is asked for that one."""
+        """Fingerprints of the CA keys; for a Vault without issuers, that of the mount's single key."""
 
         def ask(within: float) -> tuple[str, ...]:
             try:
@@ -284,12 +286,12 @@ class _Look:
             try:
                 return tuple(sorted(parse_public_key(str(line)).fingerprint for line in lines))
             except BadFormat:
-                raise ValueError("no key") from None
+                raise ValueError("not a key") from None
 
         return self._ask(f"{mount}issuers", (), ask)
 
     def own_token(self, ssh_mount: str, devices: tuple[str, ...]) -> OwnToken | None:
-        """The bearer: how long it lasts and what it may do of all that removing Vault takes."""
+        """The token in use: its lifetime and the rights that it lacks for the removal of Vault."""
 
         def ask(within: float) -> OwnToken:
             data = self._vault.call("GET", "auth/token/lookup-self", within=within)["data"]
@@ -303,7 +305,7 @@ class _Look:
         return self._ask("auth/token/lookup-self", None, ask)
 
     def _hashed(self, device: str, accessor: str) -> str:
-        """The accessor as that audit device writes it; "" if we may not know, and then nobody in its log is us."""
+        """The accessor as that audit device writes it; "" if the token may not ask."""
 
         def ask(within: float) -> str:
             path = f"sys/audit-hash/{device.rstrip('/')}"
@@ -311,12 +313,12 @@ class _Look:
 
         before = len(self.unread)
         found = self._ask(device, "", ask)
-        del self.unread[before:]  # it only makes us count our own requests as another client's
+        del self.unread[before:]  # the only effect is that signer's own requests count as another client's
         return found
 
 
 def _needed(ssh_mount: str) -> Iterator[tuple[str, str]]:
-    """Paths that removing Vault writes to, and the capability each takes."""
+    """Paths that the removal of Vault uses, with the required capability."""
     yield f"sys/mounts/{ssh_mount.strip('/')}", "delete"
     yield "auth/token/accessors/", "list"
     yield "auth/token/revoke-accessor", "update"
@@ -329,7 +331,7 @@ def _keys(answer: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ()
     names = answer["data"]["keys"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names are texts")
+        raise ValueError("names must be strings")
     return tuple(name for name in names if name)
 
 

@@ -1,7 +1,7 @@
-"""Are we the same as Vault? A role beside Vault's role, a certificate beside Vault's certificate, field by field. Pure.
+"""Compares signer's roles and certificates with Vault's, field by field. Pure.
 
-An `error` is anything by which ours gives more than Vault's, or names other principals: with it nobody may cut over.
-A `note` is where ours gives less, or says the same in another way; each says why.
+An `error` is a difference that grants more than Vault or changes principals; it prevents a cutover. A `note` is a
+difference that grants less or has no effect. Each difference has an explanation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from signer.ssh.certificate import CertificateFields
 from signer.units import render_duration
 from signer.vault.role import MountTtls, VaultRole, read_vault_role
 
-# Seconds by which two clocks, and the way there and back, may make two certificates of one request differ.
+# Seconds by which clocks and network delay may make two certificates for one request differ.
 CLOCKS: Final = 60
 Severity = Literal["error", "note"]
 Options = tuple[tuple[str, str], ...]
@@ -24,7 +24,7 @@ Options = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field that is not the same; both values as text for people. `why` says what that means."""
+    """One field that differs, with both values as text; `why` explains the difference."""
 
     field: str
     ours: str
@@ -37,7 +37,7 @@ class Difference:
 
 
 def errors_in(found: list[Difference]) -> list[Difference]:
-    """Those that stand against a cutover."""
+    """The differences that prevent a cutover."""
     return [difference for difference in found if difference.severity == "error"]
 
 
@@ -45,11 +45,13 @@ def errors_in(found: list[Difference]) -> list[Difference]:
 
 
 def compare_certificates(ours: CertificateFields, vaults: CertificateFields) -> list[Difference]:
-    """What differs between two certificates made of one request; nonce, serial, CA key and signature must differ."""
+    """The differences between two certificates for one request; ignores nonce, serial, CA key and signature."""
     return [
-        *_exact("key_kind", ours.key_kind, vaults.key_kind, "they are for keys of different types"),
-        *_exact("public_key", ours.key.hex(), vaults.key.hex(), "they are for different keys"),
-        *_exact("cert_type", str(ours.cert_type), str(vaults.cert_type), "one is not a user certificate"),
+        *_exact("key_kind", ours.key_kind, vaults.key_kind, "the certificates are for keys of different types"),
+        *_exact("public_key", ours.key.hex(), vaults.key.hex(), "the certificates are for different keys"),
+        *_exact(
+            "cert_type", str(ours.cert_type), str(vaults.cert_type), "one of the certificates is not a user certificate"
+        ),
         *_key_ids(ours.key_id, vaults.key_id),
         *compare_principals("principals", ours.principals, vaults.principals),
         *_times(ours, vaults),
@@ -65,17 +67,17 @@ def _exact(field: str, ours: str, vaults: str, why: str) -> Iterator[Difference]
 
 def _key_ids(ours: str, vaults: str) -> Iterator[Difference]:
     if ours != vaults:
-        why = "Vault makes it of its token and the key, we of identity and role; hosts log it and decide nothing by it"
+        why = "Vault derives it from token and key, signer from identity and role; hosts only log it"
         yield Difference("key_id", ours, vaults, "note", why)
 
 
 def compare_principals(field: str, ours: tuple[str, ...], vaults: tuple[str, ...]) -> Iterator[Difference]:
-    """Both ways an error: one more opens accounts, one less (or another) is not the login that there was."""
+    """An error in both directions: a new principal opens accounts, a missing one breaks logins."""
     added, missing = sorted(set(ours) - set(vaults)), sorted(set(vaults) - set(ours))
     if added:
-        why = f"ours adds {', '.join(added)}: principals may never widen"
+        why = f"signer adds {', '.join(added)}: principals may never widen"
     elif missing:
-        why = f"ours leaves out {', '.join(missing)}: who logs in with it today could not any more"
+        why = f"signer omits {', '.join(missing)}: logins that use it would fail"
     else:
         return
     yield Difference(field, _names(ours), _names(vaults), "error", why)
@@ -84,41 +86,43 @@ def compare_principals(field: str, ours: tuple[str, ...], vaults: tuple[str, ...
 def _times(ours: CertificateFields, vaults: CertificateFields) -> Iterator[Difference]:
     life, theirs = ours.valid_before - ours.valid_after, vaults.valid_before - vaults.valid_after
     if life > theirs + BACKDATE:
-        yield Difference("lifetime", _span(life), _span(theirs), "error", "ours lives longer")
+        yield Difference("lifetime", _span(life), _span(theirs), "error", "signer's certificates live longer")
     elif life > theirs:
-        why = f"ours begins {BACKDATE} s before it was made, for hosts whose clock is behind"
+        why = f"signer backdates certificates by {BACKDATE} s for hosts with a slow clock"
         yield Difference("lifetime", _span(life), _span(theirs), "note", why)
     elif life < theirs:
-        yield Difference("lifetime", _span(life), _span(theirs), "note", "ours lives shorter")
+        yield Difference("lifetime", _span(life), _span(theirs), "note", "signer's certificates live shorter")
     for field, mine, other in (
         ("valid_after", ours.valid_after, vaults.valid_after),
         ("valid_before", ours.valid_before, vaults.valid_before),
     ):
-        is_told = field == "valid_before" and life != theirs  # as its lifetime
-        if abs(mine - other) > CLOCKS and not is_told:
+        is_reported = field == "valid_before" and life != theirs  # as a difference in lifetime
+        if abs(mine - other) > CLOCKS and not is_reported:
             wider = mine < other if field == "valid_after" else mine > other
-            why = f"they differ by more than {CLOCKS} s: are both clocks right"
+            why = f"the times differ by more than {CLOCKS} s: check both clocks"
             yield Difference(field, str(mine), str(other), "error" if wider else "note", why)
 
 
 def compare_critical_options(field: str, ours: Options, vaults: Options) -> Iterator[Difference]:
-    """Critical options restrict, so one that ours lacks, or that lets more through, is an error."""
+    """Critical options restrict use, so a missing or weaker one is an error."""
     mine, others = dict(ours), dict(vaults)
     for name in sorted({*mine, *others}):
         at = f"{field}.{name}"
         if name not in mine:
-            yield Difference(at, "none", _value(others[name]), "error", "ours does not restrict this")
+            yield Difference(at, "none", _value(others[name]), "error", "signer does not restrict this")
         elif name not in others:
-            yield Difference(at, _value(mine[name]), "none", "note", "ours restricts this, Vault does not")
+            yield Difference(at, _value(mine[name]), "none", "note", "signer restricts this, Vault does not")
         elif mine[name] != others[name]:
             if name == "source-address" and _lies_within(mine[name], others[name]):
-                yield Difference(at, mine[name], others[name], "note", "every address of ours is one of Vault's")
+                yield Difference(at, mine[name], others[name], "note", "all of signer's addresses are within Vault's")
             else:
-                yield Difference(at, _value(mine[name]), _value(others[name]), "error", "ours restricts something else")
+                yield Difference(
+                    at, _value(mine[name]), _value(others[name]), "error", "signer has a different restriction"
+                )
 
 
 def _lies_within(ours: str, vaults: str) -> bool:
-    """True if both are lists of CIDR blocks and each block of ours lies in one of Vault's."""
+    """True if both are lists of CIDR blocks and each of signer's blocks is within one of Vault's."""
     try:
         mine = [ipaddress.ip_network(block) for block in ours.split(",")]
         others = [ipaddress.ip_network(block) for block in vaults.split(",")]
@@ -141,10 +145,10 @@ def _extensions(ours: Options, vaults: Options) -> Iterator[Difference]:
     added, missing = sorted(set(ours) - set(vaults)), sorted(set(vaults) - set(ours))
     shown = _names(tuple(map(_option, ours))), _names(tuple(map(_option, vaults)))
     if added:
-        why = f"ours adds {', '.join(map(_option, added))}"
+        why = f"signer adds {', '.join(map(_option, added))}"
         yield Difference("extensions", *shown, "error", why)
     elif missing:
-        why = f"ours leaves out {', '.join(map(_option, missing))}: logins that need it will miss it"
+        why = f"signer omits {', '.join(map(_option, missing))}: it is missing in logins that need it"
         yield Difference("extensions", *shown, "note", why)
 
 
@@ -167,7 +171,7 @@ def _span(seconds: int) -> str:
 
 # --- roles -----------------------------------------------------------------------------------------------------------
 
-# Fields of Vault's that say nothing about user certificates, or only about how they are made there.
+# Vault's fields that do not affect user certificates, or only how Vault creates them.
 WITHOUT_EFFECT: Final = (
     "allow_bare_domains",
     "allow_subdomains",
@@ -179,15 +183,15 @@ WITHOUT_EFFECT: Final = (
 
 
 def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls | None = None) -> list[Difference]:
-    """What differs between a role as Vault's API tells it and ours; fields by Vault's names, or ours where it has none.
+    """The differences between a role from Vault's API and signer's; fields have Vault's names where it has one.
 
-    `mount` is what holds where Vault's role has no ttl of its own, Vault's own 768h if None. Raises `Unavailable` for
-    a role that cannot be understood.
+    `mount` has the lifetimes for a role without its own; None means Vault's default of 768h. Raises `Unavailable` for
+    a role that cannot be parsed.
     """
     vaults = read_vault_role(vault_role)
     found: list[Difference] = []
     if not vaults.issues_user_certificates:
-        why = "Vault's role issues no user certificates, ours does"
+        why = "Vault's role issues no user certificates, signer's does"
         found.append(Difference("allow_user_certificates", "true", "false", "error", why))
     return [
         *found,
@@ -209,17 +213,17 @@ def _dedup(names: tuple[str, ...]) -> tuple[str, ...]:
 def _allowed_principals(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     shown = _names(role.principals), "*" if vaults.any_user else _names(vaults.users)
     if vaults.any_user:
-        yield Difference("allowed_users", *shown, "note", "Vault lets callers name anybody, ours names who")
+        yield Difference("allowed_users", *shown, "note", "Vault allows any principal, signer only the listed ones")
         return
     added, missing = sorted(set(role.principals) - set(vaults.users)), sorted(set(vaults.users) - set(role.principals))
     if added:
-        why = f"ours adds {', '.join(added)}: principals may never widen"
+        why = f"signer adds {', '.join(added)}: principals may never widen"
         yield Difference("allowed_users", *shown, "error", why)
     elif missing:
-        yield Difference("allowed_users", *shown, "note", f"ours does not allow {', '.join(missing)}")
+        yield Difference("allowed_users", *shown, "note", f"signer does not allow {', '.join(missing)}")
     for field in ("allowed_users_template", "default_user_template"):
         if vaults.flag(field):
-            why = "Vault fills in what it knows of the caller; ours can fill in {identity} only"
+            why = "Vault has templates with details of the caller, signer only {identity}"
             yield Difference(field, "none", "true", "note", why)
 
 
@@ -227,12 +231,12 @@ def _role_ttls(vaults: VaultRole, role: Role, mount: MountTtls) -> Iterator[Diff
     default, most = vaults.ttls(mount)
     for field, mine, other in (("ttl", role.default_ttl, default), ("max_ttl", role.max_ttl, most)):
         if mine > other:
-            yield Difference(field, _span(mine), _span(other), "error", "ours lives longer")
+            yield Difference(field, _span(mine), _span(other), "error", "signer's certificates live longer")
         elif mine < other:
-            yield Difference(field, _span(mine), _span(other), "note", "ours lives shorter")
+            yield Difference(field, _span(mine), _span(other), "note", "signer's certificates live shorter")
     if vaults.number("not_before_duration") != BACKDATE:
         shown = _span(BACKDATE), _span(vaults.number("not_before_duration"))
-        yield Difference("not_before_duration", *shown, "note", "by so much a certificate is back-dated")
+        yield Difference("not_before_duration", *shown, "note", "the time by which certificates are backdated")
 
 
 def _key_types(vaults: VaultRole, role: Role) -> Iterator[Difference]:
@@ -240,20 +244,20 @@ def _key_types(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     shown = _names(tuple(sorted(role.key_types))), _names(tuple(sorted(keys.kinds)))
     added, missing = sorted(role.key_types - keys.kinds), sorted(keys.kinds - role.key_types)
     if added:
-        yield Difference(field, *shown, "error", f"ours takes {', '.join(added)}, too")
+        yield Difference(field, *shown, "error", f"signer also accepts {', '.join(added)}")
     elif missing or keys.unknown:
-        yield Difference(field, *shown, "note", f"ours does not take {', '.join([*missing, *keys.unknown])}")
+        yield Difference(field, *shown, "note", f"signer does not accept {', '.join([*missing, *keys.unknown])}")
     if "ssh-rsa" not in role.key_types & keys.kinds:
         return
     mine = f"from {role.rsa_min_bits} bits"
     if keys.rsa_sizes is None:
-        yield Difference(f"{field}.rsa", mine, "any size", "note", "ours takes no shorter ones")
+        yield Difference(f"{field}.rsa", mine, "any size", "note", "signer accepts no shorter keys")
         return
     sizes = ", ".join(map(str, sorted(keys.rsa_sizes)))
     if role.rsa_min_bits < min(keys.rsa_sizes):
-        yield Difference(f"{field}.rsa", mine, sizes, "error", "ours takes shorter keys")
+        yield Difference(f"{field}.rsa", mine, sizes, "error", "signer accepts shorter keys")
     else:
-        why = "Vault takes these sizes exactly, ours each that is no shorter"
+        why = "Vault accepts exactly these sizes, signer also longer keys"
         yield Difference(f"{field}.rsa", mine, sizes, "note", why)
 
 
@@ -265,20 +269,26 @@ def _role_extensions(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     for found in _extensions(tuple(sorted(defaults)), always):
         yield Difference("default_extensions", found.ours, found.vaults, found.severity, found.why)
     if vaults.flag("default_extensions_template"):
-        why = "Vault fills in what it knows of the caller, ours does not"
+        why = "Vault has templates with details of the caller, signer has none"
         yield Difference("default_extensions_template", "none", "true", "note", why)
     if vaults.any_extension:
         shown = _names(tuple(sorted(role.allowed_extensions))), "*"
-        yield Difference("allowed_extensions", *shown, "note", "Vault lets callers ask for any, ours names which")
+        yield Difference(
+            "allowed_extensions", *shown, "note", "Vault allows any extension, signer only the listed ones"
+        )
         return
     shown = _names(tuple(sorted(role.allowed_extensions))), _names(tuple(sorted(vaults.extensions)))
     added = role.allowed_extensions - vaults.extensions
     outside = sorted(added - {name for name, _ in always})
     missing = sorted(vaults.extensions - role.allowed_extensions)
     if outside:
-        yield Difference("allowed_extensions", *shown, "error", f"ours lets callers ask for {', '.join(outside)}, too")
+        yield Difference(
+            "allowed_extensions", *shown, "error", f"signer also lets callers request {', '.join(outside)}"
+        )
     elif added or missing:
-        why = f"ours does not allow {', '.join(missing)}" if missing else "each certificate has the others anyway"
+        why = (
+            f"signer does not allow {', '.join(missing)}" if missing else "every certificate has the others by default"
+        )
         yield Difference("allowed_extensions", *shown, "note", why)
 
 
@@ -290,55 +300,57 @@ def _role_critical_options(vaults: VaultRole, role: Role) -> Iterator[Difference
     if isinstance(role.source_address, tuple):
         pinned["source-address"] = ",".join(role.source_address)
     elif role.source_address is not None:
-        pinned["source-address"] = role.source_address  # `caller`: no list of blocks, so it lies within none
+        pinned["source-address"] = role.source_address  # `caller`: not a list of blocks, so never within one
     yield from compare_critical_options("default_critical_options", tuple(sorted(pinned.items())), forced)
     if forced:
-        why = "Vault drops them when a caller names another option, ours never does"
+        why = "Vault drops them if a caller requests another option, signer never does"
         yield Difference("default_critical_options", "pinned", "default", "note", why)
     mine = role.allowed_critical_options
     if vaults.any_critical_option:
-        why = "Vault lets callers set any option, or replace the role's own; ours those that are named"
+        why = "Vault lets callers set or replace any option, signer only the listed ones"
         yield Difference("allowed_critical_options", _names(tuple(sorted(mine))), "any", "note", why)
         return
     added, missing = sorted(mine - vaults.critical_options), sorted(vaults.critical_options - mine)
     shown = _names(tuple(sorted(mine))), _names(tuple(sorted(vaults.critical_options)))
     if added:
-        why = f"ours lets callers set {', '.join(added)}, too"
+        why = f"signer also lets callers set {', '.join(added)}"
         yield Difference("allowed_critical_options", *shown, "error", why)
     elif missing:
-        why = f"ours does not let callers set {', '.join(missing)}"
+        why = f"signer does not let callers set {', '.join(missing)}"
         yield Difference("allowed_critical_options", *shown, "note", why)
 
 
 def _role_key_ids(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     field, theirs = "allow_user_key_ids", vaults.flag("allow_user_key_ids")
     if role.allow_key_id and not theirs:
-        yield Difference(field, "true", "false", "error", "ours lets callers choose the key id")
+        yield Difference(field, "true", "false", "error", "signer lets callers choose the key id")
     elif theirs and not role.allow_key_id:
-        yield Difference(field, "false", "true", "note", "ours does not let callers choose the key id")
+        yield Difference(field, "false", "true", "note", "signer does not let callers choose the key id")
     if vaults.text("key_id_format"):
-        why = "the key id that nobody chose is made so here"
+        why = "signer's default key id"
         yield Difference("key_id_format", "IDENTITY:ROLE", vaults.text("key_id_format"), "note", why)
 
 
 def _role_rest(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     for field, why in (
         ("allow_host_certificates", "signer issues no host certificates"),
-        ("allow_empty_principals", "a certificate without principals is never issued here"),
+        ("allow_empty_principals", "signer never issues a certificate without principals"),
     ):
         if vaults.flag(field):
             yield Difference(field, "false", "true", "note", why)
     if vaults.text("algorithm_signer") != "default":
-        why = "an RSA CA key signs with rsa-sha2-512 here"
+        why = "signer uses rsa-sha2-512 for an RSA CA key"
         yield Difference("algorithm_signer", "none", vaults.text("algorithm_signer"), "note", why)
     if vaults.text("issuer_ref") != "default":
-        why = "Vault signs this role with another key than its default one; hosts must trust ours for it"
+        why = "Vault signs for this role with a key other than its default; hosts must trust signer's key"
         yield Difference("issuer_ref", "none", vaults.text("issuer_ref"), "note", why)
     if role.reason_required:
-        yield Difference("reason_required", "true", "none", "note", "a request must say why here; Vault ignores it")
+        yield Difference(
+            "reason_required", "true", "none", "note", "signer requires a reason in each request; Vault ignores it"
+        )
     if role.approval is not None:
-        yield Difference("approval", "needed", "none", "note", "ours wants a human's yes of some")
+        yield Difference("approval", "needed", "none", "note", "signer requires a human approval for some requests")
     limits = [f"{role.limits.per_minute} a minute"] if role.limits.per_minute is not None else []
     limits += [f"{role.limits.live} live"] if role.limits.live is not None else []
     if limits:
-        yield Difference("limits", ", ".join(limits), "none", "note", "ours issues no more than that to one identity")
+        yield Difference("limits", ", ".join(limits), "none", "note", "signer limits certificates per identity")

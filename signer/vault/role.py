@@ -1,7 +1,7 @@
-"""A role of Vault's SSH engine as Vault means it: its 27 fields, typed, with what their values stand for. Pure.
+"""A role of Vault's SSH engine: its 27 fields, typed, with their meaning. Pure.
 
-The meaning is `runbooks/develop/vault-contract.md`, section 4: an empty list of critical options is any, one of
-extensions is none, sizes of keys are exact, lists are not trimmed. Used to compare (`parity.py`) and to import (`ops`).
+`runbooks/develop/vault-contract.md`, section 4, has the meaning: an empty list of critical options allows any, one of
+extensions allows none, key sizes are exact, lists are not trimmed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "ttl": 0,
 }
 _ECDSA_SIZES: Final = {256: "ecdsa-sha2-nistp256", 384: "ecdsa-sha2-nistp384", 521: "ecdsa-sha2-nistp521"}
-# FIDO keys count as their plain kind there, and have no name of their own.
+# Vault treats a FIDO key as its plain kind and has no name for it.
 _FIDO: Final = {
     "ssh-ed25519": "sk-ssh-ed25519@openssh.com",
     "ecdsa-sha2-nistp256": "sk-ecdsa-sha2-nistp256@openssh.com",
@@ -54,7 +54,7 @@ _SAME: Final = {"ed25519": "ssh-ed25519", "rsa": "ssh-rsa", "ec": "ecdsa"}
 
 @dataclass(frozen=True, slots=True)
 class MountTtls:
-    """Seconds that hold where a role has 0: what the mount is tuned to, or the system's."""
+    """Lifetimes in seconds for roles that have 0: the mount's, or else the system's."""
 
     default: int = SYSTEM_TTL
     most: int = SYSTEM_TTL
@@ -62,7 +62,7 @@ class MountTtls:
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """Which keys a role takes. `rsa_sizes` are exact; None is any size. `unknown` names match no key of ours."""
+    """The keys that a role accepts. `rsa_sizes` are exact; None means any size. `unknown` are unsupported kinds."""
 
     kinds: frozenset[str]
     rsa_sizes: frozenset[int] | None
@@ -71,7 +71,7 @@ class KeyRules:
 
 @dataclass(frozen=True, slots=True)
 class VaultRole:
-    """The fields by Vault's names, with its defaults where it did not say; `strange` are fields that we do not know."""
+    """The fields by Vault's names, with its defaults for missing ones; `strange` are unknown fields."""
 
     raw: Mapping[str, Any]
     strange: tuple[str, ...]
@@ -95,17 +95,17 @@ class VaultRole:
 
     @property
     def any_user(self) -> bool:
-        """True if every principal may be asked for."""
+        """True if any principal is allowed."""
         return self.text("allowed_users") == "*"
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The principals that may be asked for, as written; empty with `any_user`."""
+        """The allowed principals as written; empty with `any_user`."""
         return () if self.any_user else _trimmed(self.text("allowed_users"))
 
     @property
     def default_users(self) -> tuple[str, ...]:
-        """The principals of a request that names none, sorted; none where Vault would refuse them itself."""
+        """The default principals, sorted; empty if Vault itself would refuse them."""
         named = _trimmed(self.text("default_user"))
         is_allowed = self.any_user or self.flag("allowed_users_template") or set(named) <= set(self.users)
         return tuple(sorted(named)) if is_allowed else ()
@@ -116,7 +116,7 @@ class VaultRole:
 
     @property
     def extensions(self) -> frozenset[str]:
-        """What may be asked for by name; Vault does not trim, so ` permit-pty` never matches."""
+        """The allowed extensions; Vault does not trim, so ` permit-pty` never matches."""
         return frozenset(filter(None, self.text("allowed_extensions").split(",")))
 
     @property
@@ -125,11 +125,11 @@ class VaultRole:
 
     @property
     def critical_options(self) -> frozenset[str]:
-        """What a caller may set, if not any."""
+        """The options that a caller may set, unless any is allowed."""
         return frozenset(filter(None, self.text("allowed_critical_options").split(",")))
 
     def ttls(self, mount: MountTtls) -> tuple[int, int]:
-        """Seconds that a certificate lives if nothing is said, and at most."""
+        """The default and the maximum lifetime in seconds."""
         most = self.number("max_ttl") or mount.most
         return min(self.number("ttl") or mount.default, most), most
 
@@ -156,15 +156,15 @@ class VaultRole:
 
 
 def read_vault_role(fields: Mapping[str, object]) -> VaultRole:
-    """A role as Vault's API tells it; raises `Unavailable` if a field is not of its type."""
+    """Parses a role from Vault's API; raises `Unavailable` if a field has the wrong type."""
     raw: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
         value = fields.get(name)
         if value is None or (value == "" and not isinstance(default, str)):
-            value = default  # older servers do not know each field; some tell an empty one so
-        if type(value) is not type(default):  # JSON has no subclasses, and a bool is no number of seconds
+            value = default  # older servers lack some fields or return "" for empty ones
+        if type(value) is not type(default):  # JSON has no subclasses, and a bool is not a number of seconds
             raise Unavailable(
-                "vault_answer_malformed", f"Vault tells a role whose {name} is not understood", "check Vault's address"
+                "vault_answer_malformed", f"Vault returned a role with an invalid {name}", "check Vault's address"
             )
         raw[name] = value
     for value in raw["allowed_user_key_lengths"].values():
@@ -179,7 +179,7 @@ def _sizes(value: object) -> list[int]:
     if len(sizes) != len(listed):
         raise Unavailable(
             "vault_answer_malformed",
-            "Vault tells a role whose allowed_user_key_lengths is not understood",
+            "Vault returned a role with an invalid allowed_user_key_lengths",
             "check Vault's address",
         )
     return sizes

@@ -1,7 +1,7 @@
-"""Asks Vault or OpenBao to sign (hvac): the backend of `SIGNER_MODE=vault`, until the local CA key takes over.
+"""Signs through Vault or OpenBao (hvac): the backend of the modes `vault` and `shadow`.
 
-Every call ends in time and maps Vault's faults to codes of ours; no text of Vault's and no token is passed on. The
-token comes from a file, is taken anew when that changes, and is renewed while it can be. Threads may share a client.
+Every call has a deadline and translates Vault's errors to signer's codes, without Vault's text or the token. The token
+is read from a file, read again when the file changes, and renewed while Vault allows it. Thread-safe.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from signer.vault.errors import ca_unknown, malformed, read_token, translate_err
 
 log = logging.getLogger("signer.vault")
 
-ANSWERS_WITHIN: Final = 4.5  # seconds for all that one signature, or one look, takes; the keeper gives up after 5
-LOOK_EVERY: Final = 2.0  # seconds between two looks at Vault, from which readiness follows
+ANSWERS_WITHIN: Final = 4.5  # seconds for one signature or one check; the keeper gives up after 5
+LOOK_EVERY: Final = 2.0  # seconds between two checks of Vault, which determine readiness
 RENEW_EVERY_AT_MOST: Final = 300.0  # seconds
 RENEW_EVERY_AT_LEAST: Final = 1.0
 
 
 class VaultClient:
-    """Vault's SSH engine at `mount`, for whoever bears the token in `token_file`; `BadSettings` if that is no token."""
+    """Vault's SSH engine at `mount`, used with the token in `token_file`; raises `BadSettings` without one."""
 
     def __init__(self, address: str, token_file: Path, mount: str, tls_ca_file: Path | None = None) -> None:
         self._address = address
@@ -52,7 +52,7 @@ class VaultClient:
         self._ca: PublicKey | None = None
         self._fault: SignerError | None = ca_unknown()
         self._renew_at = 0.0
-        self._warned = ""  # code of the trouble with the token that was logged last
+        self._warned = ""  # code of the last token error in the log
         self._watch = Watch()
         self._stopping = threading.Event()
 
@@ -60,7 +60,7 @@ class VaultClient:
         return f"VaultClient({self._address}, {self._mount})"
 
     def sign(self, grant: Grant) -> Returned:
-        """The certificate that Vault makes of a grant; raises `Unavailable` or another `SignerError`."""
+        """The certificate that Vault issues for a grant; raises `Unavailable` or another `SignerError`."""
         fields = {
             "public_key": render_public_key(grant.public_key.kind, grant.public_key.blob),
             "cert_type": "user",
@@ -75,28 +75,28 @@ class VaultClient:
             if not isinstance(line, str):
                 raise malformed()
             ca = self._ca
-            if ca is None or _ca_key_in(line) != ca.blob:  # Vault may have another CA key since we asked
+            if ca is None or _ca_key_in(line) != ca.blob:  # Vault may have changed its CA key since the last check
                 ca = self._ask_ca()
         return Returned(line.strip(), ca.blob)
 
     def known_ca(self) -> PublicKey:
-        """Vault's CA key as it was told last; raises `Unavailable` if it never was. Asks nobody, so it never waits."""
+        """Vault's CA key at the last check; raises `Unavailable` before the first. Sends no request."""
         if self._ca is None:
             raise self._fault or ca_unknown()
         return self._ca
 
     def ask_ca(self) -> PublicKey:
-        """Vault's CA key as Vault tells it now; raises `Unavailable` or another `SignerError`."""
+        """Vault's current CA key; raises `Unavailable` or another `SignerError`."""
         with self._watch.within(ANSWERS_WITHIN):
             return self._ask_ca()
 
     def check_ready(self) -> None:
-        """Raises what the last look at Vault found wrong. Asks nobody, so it never waits."""
+        """Raises the error of the last check of Vault, if any. Sends no request, so it never waits."""
         if self._fault is not None:
             raise self._fault
 
     def look_once(self) -> None:
-        """Takes a new token from the file, asks for the CA key, renews the token if it is time; see `check_ready`."""
+        """Reads the token file and the CA key, and renews the token when due; `check_ready` reports the result."""
         with self._watch.within(ANSWERS_WITHIN):
             self._take_new_token()
             try:
@@ -113,17 +113,17 @@ class VaultClient:
                 self._renew()
 
     def look_after(self) -> None:
-        """Looks again and again, until `close`; run in a thread of its own."""
+        """Repeats `look_once` until `close`; runs in its own thread."""
         pause = 0.0
         while not self._stopping.wait(pause):
             try:
                 self.look_once()
-            except Exception:  # whatever it is, the thread must live: without it no token is renewed
-                log.exception("looking after Vault failed")
+            except Exception:  # any error: without this thread no token is renewed
+                log.exception("the check of Vault failed")
             pause = min(max(self._renew_at - time.monotonic(), RENEW_EVERY_AT_LEAST), LOOK_EVERY)
 
     def close(self) -> None:
-        """Ends `look_after` and every call that waits."""
+        """Stops `look_after` and all pending calls."""
         self._stopping.set()
         self._watch.close()
         for client in self._clients:
@@ -136,12 +136,12 @@ class VaultClient:
         except (KeyError, BadFormat):
             raise malformed() from None
         if self._ca is not None and key.blob != self._ca.blob:
-            log.warning("Vault has another CA key: %s instead of %s", key.fingerprint, self._ca.fingerprint)
+            log.warning("Vault's CA key changed to %s from %s", key.fingerprint, self._ca.fingerprint)
         self._ca = key
         return key
 
     def _renew(self) -> None:
-        """Renews the token at a third of its life. One that may not be looked up or renewed is good until it ends."""
+        """Renews the token after a third of its lifetime. A token that cannot be renewed is used until it expires."""
         try:
             data = self._call(lambda client: client.auth.token.lookup_self())
             if data.get("renewable") is True:
@@ -157,12 +157,12 @@ class VaultClient:
         self._renew_at = time.monotonic() + min(max(seconds, RENEW_EVERY_AT_LEAST), RENEW_EVERY_AT_MOST)
 
     def _take_new_token(self) -> bool:
-        """True if the file holds another token than the one in use, which is used from now on."""
+        """Switches to the token in the file; True if it is a new one."""
         try:
             fresh = read_token(self._token_file)
-        except BadSettings as error:  # perhaps it is being replaced; the one in use may still be good
+        except BadSettings as error:  # the file may be in the middle of a replacement
             if error.code != self._warned:
-                log.warning("no token is taken: %s (%s)", error.text, error.code)
+                log.warning("the token file is not usable: %s (%s)", error.text, error.code)
             self._warned = error.code
             return False
         if fresh == self._token:
@@ -171,7 +171,7 @@ class VaultClient:
         return True
 
     def _call(self, act: Callable[[Any], Any], part: str = "data") -> dict[str, Any]:
-        """That part of one call's answer; it is made once more if Vault takes the file's token and not ours."""
+        """One part of a call's response; retries once with the file's token if Vault refuses the current one."""
         used = self._token
         try:
             answer = translate_errors(lambda: act(self._client()))
@@ -185,7 +185,7 @@ class VaultClient:
         return found
 
     def _client(self) -> Any:
-        """This thread's hvac client; a requests session is not for several."""
+        """This thread's hvac client; a requests session is not thread-safe."""
         client = getattr(self._local, "client", None)
         if client is None:
             session = new_session(self._tls_ca_file)
@@ -197,7 +197,7 @@ class VaultClient:
 
 
 def _ca_key_in(line: str) -> bytes:
-    """The CA key that a certificate names; empty for what is no certificate."""
+    """The CA key blob in a certificate line; empty if it is not a certificate."""
     try:
         return decode_certificate(binascii.a2b_base64(line.split()[1]))[0].ca_key
     except (BadFormat, ValueError, IndexError):

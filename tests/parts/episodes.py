@@ -116,14 +116,14 @@ class Disk(Ledger):
 
     def commit(self, events: Any, now_ms: int) -> list[Entry]:
         if self.fail == "before":
-            self._forget()
+            self._reset()
             raise Unavailable("ledger_unavailable", "the disk is full")
         if self.fail == "read":  # amid: a full file, in SQLite's own words
             pages = self.connection().execute("PRAGMA page_count").fetchone()[0]
             self.connection().execute(f"PRAGMA max_page_count = {pages}")
         entries = super().commit(events, now_ms)
         if self.fail == "after":
-            self._forget()
+            self._reset()
             raise Unavailable("ledger_unavailable", "the answer was lost")
         return entries
 

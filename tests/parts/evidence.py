@@ -96,7 +96,7 @@ def fill(evidence: Evidence, planned: Plan | None = None) -> None:
     ]
     evidence.write_json("preflight.json", {"ready": True, "ok": 16, "warnings": 1, "checks": checks})
     told = {"field": "allowed_user_key_lengths.rsa", "ours": "from 3072 bits", "vaults": "any size"}
-    difference = {**told, "severity": "note", "why": "Vault takes any size, ours takes no shorter ones"}
+    difference = {**told, "severity": "note", "why": "Vault takes any size, signer accepts no shorter keys"}
     samples: list[dict[str, object]] = [
         {
             "name": name,

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import read_secret_word
-from signer.migration.compose import Compose, ContainerState
+from signer.migration.compose import Compose, ContainerState, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
 from signer.migration.parity import SAMPLES, check_parity
@@ -105,7 +105,7 @@ class CutoverActions:
                 "preflight_unreadable",
                 f"the preflight ended with status {ended.status} and no result",
                 f"run it by hand: {shlex.join(preflight_line(self._file))}",
-                {"said": ended.err[-2000:]},
+                {"said": self._run.evidence.guard.clean(shown(ended))},
             ) from None
         self._run.evidence.write_json("preflight.json", report)
         if ended.status != 0 or report.get("ready") is not True:
@@ -148,6 +148,7 @@ class CutoverActions:
         return self._run.keep_logs(
             "trust",
             lambda: on_each(self._file.smoke, lambda target: read_trusted_cas(target, self._file.signer, pin)),
+            required=False,
         )
 
     def vault_signs(self) -> Observation:
@@ -225,6 +226,7 @@ class CutoverActions:
         return self._run.keep_logs(
             f"smoke-{backend}",
             lambda: smoke(self._file, self._api.certificate, backend=backend, ca_fingerprint=ca),
+            required=False,
         )
 
     def refuse(self) -> Observation:

@@ -107,7 +107,7 @@ def test_the_writer_may_be_killed_between_any_two_system_calls(renders: Renders)
             status = paused.wait()
             assert status == 1, f"{call}: {paused.log}"
             ends.append(renders.check_whole(call))
-            hint = "the old file is as it was" if ends[-1] == "old" else "the new file is in place"
+            hint = "the old file is unchanged" if ends[-1] == "old" else "the new file is in place"
             assert "the writer was killed" in paused.log
             assert hint in paused.log, f"{call}: {paused.log}"
             assert not [line for line in renders.new.splitlines()[1:-1] if line in paused.log]
@@ -164,7 +164,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file_and_says_why(
             assert paused.wait() == 1, f"{call}: {paused.log}"
             assert f"the key file could not be written: {sentence}" in paused.log, f"{call}: {paused.log}"
             end = renders.check_whole(call)
-            assert ("the old file is as it was" in paused.log) == (end == "old"), f"{call}: {paused.log}"
+            assert ("the old file is unchanged" in paused.log) == (end == "old"), f"{call}: {paused.log}"
             assert end == "old" or call == calls[-1], "only the last fsync comes after the rename"
 
 

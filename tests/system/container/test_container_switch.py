@@ -183,7 +183,7 @@ def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves
 
 def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platform) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from signer.composetrial import trial\n"
+        "import os, signal, sys; from pathlib import Path; from signer.migration.trial import trial\n"
         "from signer.migration.config import ComposeFacts\n"
         "command, project, base, overlay, service, *pairs = sys.argv[1:]\n"
         "variables = dict(pair.split('=', 1) for pair in pairs)\n"

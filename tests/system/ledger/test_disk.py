@@ -261,7 +261,7 @@ def test_a_ledger_that_was_lost_between_two_starts_is_not_begun_anew(start_servi
         path.unlink()
     done = service.command("serve")
     assert done.returncode == 1
-    assert "the ledger is gone from SIGNER_DATA_DIR" in done.stderr
+    assert "the ledger is missing from SIGNER_DATA_DIR" in done.stderr
     assert not (service.data_dir / FILE_NAME).exists()
     (service.data_dir / LOCK_NAME).unlink()
     service.start()

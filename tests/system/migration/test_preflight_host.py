@@ -331,7 +331,7 @@ def test_codes_are_listed_and_each_has_been_seen() -> None:
 
 
 def test_words_for_a_bad_key_are_those_of_the_keeper() -> None:
-    keeper = (SCRIPT.parents[2] / "signer" / "cakey.py").read_text()
+    keeper = (SCRIPT.parents[2] / "signer" / "ca" / "key.py").read_text()
     keepers = set(re.findall(r'"(ca_key_[a-z0-9_]+)"', keeper)) | {"ca_key_owner_must_be_root:root"}
     # What only a program meets that opens the file itself, signs with it, or is told another owner.
     keepers -= {"ca_key_unreadable", "ca_key_self_test_failed", "ca_key_owner_unknown", "ca_key_replaced"}

@@ -266,7 +266,7 @@ def test_it_refuses_to_listen_beyond_loopback_in_the_clear(tmp_path: Path, keyri
     service = Service(tmp_path / "s", keyring("ed25519", "ca"), environ={"SIGNER_LISTEN": "0.0.0.0:8222"})
     said = refusal(service)
     assert (
-        "SIGNER_LISTEN: 0.0.0.0:8222 is beyond loopback, and tokens would travel in the clear;"
+        "SIGNER_LISTEN: 0.0.0.0:8222 is beyond loopback, which would send tokens in the clear;"
         " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
     ) in said
     assert not service.data_dir.exists()
@@ -274,7 +274,7 @@ def test_it_refuses_to_listen_beyond_loopback_in_the_clear(tmp_path: Path, keyri
 
 def test_an_unknown_setting_is_warned_about_and_serving_goes_on(start_service: StartService) -> None:
     service = start_service(environ={"SIGNER_THREAD": "4"})
-    assert "SIGNER_THREAD is no setting, did you mean SIGNER_THREADS" in service.log()
+    assert "SIGNER_THREAD is not a setting, did you mean SIGNER_THREADS" in service.log()
 
 
 @missing.needs_root

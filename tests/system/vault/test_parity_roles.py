@@ -189,7 +189,7 @@ def test_a_principal_that_is_added_here_is_no_parity(
     before, table, after = policy.partition("[roles.llmops]")
     wider = after.replace('principals = ["llmops"]', 'principals = ["llmops", "root"]', 1)
     report = compare(start_service(before + table + wider), vault, "llmops")
-    assert "ours adds root: principals may never widen" in [difference.why for difference in report.errors]
+    assert "signer adds root: principals may never widen" in [difference.why for difference in report.errors]
     assert "granted by signer only" in [sample.outcome for sample in report.roles[0].samples]
     assert report.summary.startswith("llmops -> llmops, root added")
 

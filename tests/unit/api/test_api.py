@@ -185,6 +185,7 @@ def test_a_serial_that_is_no_number_is_refused(client: FlaskClient, serial: str)
         (b'{"scope":"all"}', "reason"),
         (b'{"scope":5,"reason":"r"}', None),
         (b'{"scope":"all","reason":""}', "reason"),
+        (b'{"scope":"all","reason":5}', "reason"),
         (b'{"scope":"all","reason":"r","extra":1}', "extra"),
         (b'{"scope":"' + b"x" * 257 + b'","reason":"r"}', "scope"),
         (b"[]", None),
@@ -252,14 +253,14 @@ def test_the_keepers_refusal_keeps_its_code_and_gets_its_status(client: FlaskCli
 def test_without_a_keeper_a_route_says_when_to_come_back(
     client: FlaskClient, link: FakeKeeperClient, path: str
 ) -> None:
-    link.reply = Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")
+    link.reply = Unavailable("keeper_gone", "the keeper does not answer", "retry in a second")
     answer = client.get(path)
     assert problem(answer, 503)["code"] == "keeper_gone"
     assert answer.headers["Retry-After"] == "1"
 
 
 def test_without_a_keeper_the_process_is_healthy_all_the_same(client: FlaskClient, link: FakeKeeperClient) -> None:
-    link.reply = Unavailable("keeper_gone", "the keeper does not answer", "try again in a second")
+    link.reply = Unavailable("keeper_gone", "the keeper does not answer", "retry in a second")
     assert client.get("/healthz").get_json() == {"status": "ok"}
     assert not link.asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 
 from signer.api.connection import Connection, Mailbox, freeze_settings
-from signer.api.sign import begin_response, read_environ, render_response
+from signer.api.sign import SignCall, begin_response, read_environ, render_response
 from signer.api.vault.responses import failure
+from signer.protocol.commands import split_message
 
 
 class Channel:
@@ -79,3 +81,11 @@ def test_settings_that_are_frozen_are_gunicorns() -> None:
     }
     assert frozen.is_ssl == settings.is_ssl
     assert frozen.forwarded_allow_networks() == settings.forwarded_allow_networks()
+
+
+@pytest.mark.parametrize("content_type", ["\xe9" * 3_000, "a" * 30_000, "text/plain; a=\xe9"])
+def test_a_content_type_that_no_form_has_is_left_out_of_the_message(content_type: str) -> None:
+    environ = {"CONTENT_TYPE": content_type, "REMOTE_ADDR": "192.0.2.7", "wsgi.input": io.BytesIO(b"{}")}
+    call = SignCall(environ, (), "llmops", for_vault=True)
+    assert call.header["content_type"] == ""
+    split_message(call.message())

@@ -358,6 +358,24 @@ def test_a_clock_that_was_ahead_for_a_moment_does_not_lift_a_limit() -> None:
     assert code_of(bench.sign()) == "rate_limited"
 
 
+@pytest.mark.parametrize("reads_state", ["a start", "a health check"])
+def test_a_clock_that_was_ahead_when_the_state_was_read_does_not_lift_a_limit(reads_state: str) -> None:
+    """Found by 100,000 random commands, seed 1011165973."""
+    bench = Bench(policy=LIMITED)
+    for _ in range(3):
+        serial_of(bench.sign(ttl=1))
+    bench.store.fail = "before"
+    bench.ask(Freeze(caller("operator"), "role:llmops", "drill"))  # after a failure the state is read again
+    bench.store.fail = ""
+    bench.now = NOW + 119.0
+    if reads_state == "a start":
+        bench.restart()
+    else:
+        bench.core.check_ready()
+    bench.now = NOW + 59.0
+    assert code_of(bench.sign(ttl=1)) == "rate_limited"
+
+
 def test_a_batch_that_was_not_recorded_counts_towards_no_limit() -> None:
     bench = Bench(policy=LIMITED)
     bench.store.fail = "before"

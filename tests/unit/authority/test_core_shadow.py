@@ -412,10 +412,16 @@ class ShadowEpisode(VaultEpisode):
 def test_the_promises_of_mode_vault_hold_after_each_of_many_random_steps() -> None:
     seed = os.environ.get("SIGNER_RANDOM_SEED") or str(random.SystemRandom().randrange(2**32))
     print(f"repeat with SIGNER_RANDOM_SEED={seed}")
-    episode = ShadowEpisode(seed, Memory())
-    while episode.commands < 2_000:
-        episode.step()
-    episode.store.fail = ""
-    episode.core.end()
-    assert {"certificate.issued", "shadow.difference", "shadow.repeated"} <= set(episode.store.kinds())
-    assert episode.key.signed == []
+    kinds = set[str]()
+    # The run is worth its name only if it went everywhere, which one episode of twenty does not.
+    for number in range(10):
+        episode = ShadowEpisode(f"{seed}/{number}", Memory())
+        while episode.commands < 2_000:
+            episode.step()
+        episode.store.fail = ""
+        episode.core.end()
+        assert episode.key.signed == []
+        kinds |= set(episode.store.kinds())
+        if kinds >= {"certificate.issued", "shadow.difference", "shadow.repeated"}:
+            return
+    pytest.fail(f"never everywhere: {sorted(kinds)}")

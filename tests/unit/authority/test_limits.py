@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.limits import MAX_KINDS, WINDOW, CertificateUsage, Refusals
+from signer.authority.limits import MAX_KINDS, MAX_STRANGER_KINDS, UNAUTHENTICATED, WINDOW, CertificateUsage, Refusals
 from signer.model import Event, UsageCounts
 
 
@@ -66,12 +66,48 @@ def test_counts_are_due_when_their_minute_is_over_and_only_once() -> None:
     assert folding.due(10**9) == []
 
 
-def test_more_kinds_than_can_be_remembered_share_one_line() -> None:
+def test_an_identity_has_kinds_of_its_own_and_the_rest_share_a_count() -> None:
     folding = Refusals()
-    told = [event for number in range(MAX_KINDS + 500) for event in folding.note(refusal(actor=f"a{number}"), 100)]
+    told = [event for n in range(MAX_KINDS + 500) for event in folding.note(refusal(role=f"r{n}"), 100)]
     assert len(told) == MAX_KINDS + 1
+    assert list(folding.note(refusal(actor="b"), 100)), "another identity's refusal is not hidden"
     (shared,) = folding.flush()
-    assert (shared.actor, shared.body["code"], shared.body["count"]) == ("many", "various", 499)
+    assert (shared.actor, shared.body["code"], shared.body["count"]) == (refusal().actor, "various", 499)
+
+
+def test_audit_b2_strangers_are_told_apart_by_code_and_address_only_and_have_a_small_budget() -> None:
+    folding = Refusals()
+    told = [
+        event
+        for n in range(5_000)
+        for event in folding.note(refusal(actor=UNAUTHENTICATED, role=f"r{n}", address="198.51.100.1"), 100)
+    ]
+    assert len(told) == 1, "a free role name is no kind of its own"
+    told += [
+        event
+        for n in range(5_000)
+        for event in folding.note(refusal(actor=UNAUTHENTICATED, role="r", address=f"198.51.{n // 256}.{n % 256}"), 100)
+    ]
+    assert len(told) <= MAX_STRANGER_KINDS + 1 <= 65
+    counts = folding.flush()
+    assert len(counts) <= MAX_STRANGER_KINDS + 1
+    assert sum(int(str(event.body["count"])) for event in counts) + len(told) == 10_000
+
+
+def test_audit_b3_a_flood_of_strangers_hides_no_identitys_refusal() -> None:
+    folding = Refusals()
+    for n in range(5_000):
+        list(folding.note(refusal(actor=UNAUTHENTICATED, address=f"198.51.{n // 256}.{n % 256}"), 100))
+    assert list(folding.note(refusal(actor="deploy-agent"), 100)) == [refusal(actor="deploy-agent")]
+
+
+def test_a_budget_is_free_again_when_its_window_is_over() -> None:
+    folding = Refusals()
+    for n in range(MAX_STRANGER_KINDS + 10):
+        list(folding.note(refusal(actor=UNAUTHENTICATED, address=f"198.51.100.{n}"), 100))
+    folding.due(100 + WINDOW)
+    other = refusal(actor=UNAUTHENTICATED, address="203.0.113.9")
+    assert list(folding.note(other, 100 + WINDOW)) == [other]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400)), max_size=80))

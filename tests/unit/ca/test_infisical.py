@@ -112,7 +112,7 @@ def test_an_address_that_could_be_read_in_two_ways_is_refused(url: str) -> None:
 )
 def test_an_address_with_credentials_is_refused_and_not_shown(url: str) -> None:
     (problem,) = problems({**GOOD, URL: url})
-    assert "holds credentials" in problem
+    assert "contains credentials" in problem
     assert "geheim" not in problem
 
 
@@ -124,7 +124,7 @@ def test_a_pin_must_be_a_fingerprint(pin: str) -> None:
 
 def test_a_client_secret_given_as_a_value_is_refused_and_not_shown() -> None:
     (problem,) = problems({**GOOD, "INFISICAL_CLIENT_SECRET_FILE": "cs-geheim"})
-    assert "names a file, never a value" in problem
+    assert "name a file, not the secret" in problem
     assert "geheim" not in problem
 
 

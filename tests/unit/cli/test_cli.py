@@ -299,7 +299,7 @@ def test_an_event_that_no_signer_wrote_stops_a_rebuild_by_name(world: World) -> 
         writer.execute("UPDATE events SET kind = 'certificate.issued', hash = ? WHERE seq = 8", (digest,))
     ran = run("ledger", "rebuild")
     assert ran.status == 1
-    assert "broken at event 8: it is no certificate.issued event" in ran.err
+    assert "broken at event 8: it is not a valid certificate.issued event" in ran.err
 
 
 def test_a_fault_of_ours_is_one_line_with_its_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ def test_verbs_that_read_settings_warn_once_of_an_unknown_one(
 ) -> None:
     monkeypatch.setenv("SIGNER_DATADIR", "/x")
     ran = run(*words.split())
-    warning = "signer: warning: SIGNER_DATADIR is no setting, did you mean SIGNER_DATA_DIR\n"
+    warning = "signer: warning: SIGNER_DATADIR is not a setting, did you mean SIGNER_DATA_DIR\n"
     assert (ran.status, ran.err.count(warning)) == (0, int(reads))
 
 

@@ -49,7 +49,7 @@ def test_canonical_json_reads_back_as_what_it_was(body: dict[str, Any]) -> None:
     ],
 )
 def test_what_json_libraries_write_in_different_ways_is_no_event(body: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"an event|travels as text"):
+    with pytest.raises(ValueError, match=r"an event|stored as text"):
         canonical_json(body)
 
 

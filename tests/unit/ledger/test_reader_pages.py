@@ -77,7 +77,7 @@ def test_every_combination_of_filters_finds_exactly_what_fits(ledger: Ledger) ->
 def test_pages_put_together_are_the_whole_however_short_each_is(
     ledger: Ledger, looked_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "LOOKED_AT", looked_at)
+    monkeypatch.setattr(ledger_module, "MAX_SCANNED", looked_at)
     everything = ledger.certificates(Filter(limit=1_000))
     for wanted in FILTERS:
         found: list[int] = []
@@ -92,7 +92,7 @@ def test_pages_put_together_are_the_whole_however_short_each_is(
 
 
 def test_a_page_never_looks_at_more_rows_than_its_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "LOOKED_AT", 10)
+    monkeypatch.setattr(ledger_module, "MAX_SCANNED", 10)
     never = Filter(identity="ann", role="read", fingerprint=None, principal="nobody")
     rows, before = ledger.page(never)
     tenth = ledger.certificates(Filter(identity="ann", limit=1_000))[9].seq

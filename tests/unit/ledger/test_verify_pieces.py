@@ -19,7 +19,7 @@ EVENTS = 1_000
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a ledger that has ten pieces."""
-    monkeypatch.setattr(audit, "_PIECE", EVENTS // 10)
+    monkeypatch.setattr(audit, "_CHUNK", EVENTS // 10)
     fill_ledger(tmp_path, EVENTS, 10, 2_000_000_000, lambda _done, _of: None)
     return tmp_path
 

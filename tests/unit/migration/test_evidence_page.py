@@ -88,7 +88,7 @@ def test_every_fact_of_the_run_is_on_the_page(run: Evidence) -> None:
         VAULTS, OURS, "vault", "local",  # before and after
         "Compose up with the overlay", "CHANGES", "3.2 s", "1 container new", "compose up without the overlay",
         "renders this page",  # steps
-        "Vault takes any size", "ours takes no shorter ones", "longest ttl",  # parity
+        "Vault takes any size", "signer accepts no shorter keys", "longest ttl",  # parity
         "ca_key_on_disk", "ext4; render it to a tmpfs",  # preflight
         "uid=1001(llmops)", "smoke/03-edge1.log", "4713",  # logins
         "2.7.2", "9.2p1", "sha256sum -c SHA256SUMS", "signer evidence verify",  # versions, how to check
@@ -219,7 +219,7 @@ def test_long_logs_are_cut_and_say_so(run: Evidence) -> None:
 
 def test_a_difference_that_many_samples_show_is_told_once_and_errors_lead() -> None:
     note = {"field": "key_id", "ours": "a", "vaults": "b", "severity": "note", "why": "hosts log it"}
-    error = {**note, "field": "principals", "severity": "error", "why": "ours adds root"}
+    error = {**note, "field": "principals", "severity": "error", "why": "signer adds root"}
     samples = [{"name": str(n), "outcome": "granted", "differences": [note]} for n in range(20)]
     samples[3]["differences"] = [note, error]
     found = parity_of({"roles": [{"role": "llmops", "differences": [], "samples": samples}]})

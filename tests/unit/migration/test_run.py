@@ -280,8 +280,10 @@ def test_a_full_disk_does_not_keep_an_operation_from_the_proof_of_its_logins(
 
     with open_run(folder, operation, None, None, ledger, clock=lambda: NOW) as run:
         monkeypatch.setattr(run.evidence, "write_text", full)
-        seen = run.keep_logs("after", lambda: Observation("2 of 2", LOGINS))
+        seen = run.keep_logs("after", lambda: Observation("2 of 2", LOGINS), required=False)
         assert seen == Observation("2 of 2", {**LOGINS, "logs_not_kept": "evidence_unwritable"})
+        with pytest.raises(Unavailable, match="no space left"):  # nothing may be destroyed without its proof
+            run.keep_logs("after", lambda: Observation("2 of 2", LOGINS))
         with pytest.raises(SignerError) as failed:
             run.keep_logs("after", fail_to_log_in)
         assert failed.value.code == "smoke_login_failed"

@@ -136,7 +136,7 @@ def test_a_ttl_within_the_role_is_granted_to_the_second(ttl: int) -> None:
 
 def test_the_sentence_about_a_ttl_names_both_numbers_and_the_place_to_change() -> None:
     refused = refusal(ask(ttl=7200))
-    assert refused.text == "ttl is above the role's maximum: 2h asked, 30m allowed"
+    assert refused.text == "ttl is above the role's maximum: 2h requested, 30m allowed"
     assert "roles.llmops.max_ttl" in refused.hint
 
 
@@ -243,7 +243,7 @@ def test_a_grant_that_needs_a_human_is_refused_with_a_sentence_until_approvals_e
     approved = role(approval=Approval(frozenset({"agent"}), ("operators",), 600))
     refused = refusal(allowed=approved)
     assert refused.code == "approval_not_available"
-    assert refused.text == "agents need the approval of operators, and approvals are not built yet"
+    assert refused.text == "agents need the approval of operators, which this version does not offer"
     assert grant(allowed=approved, who=identity(kind="human")).kind == "human"
 
 

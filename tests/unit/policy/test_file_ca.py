@@ -64,7 +64,7 @@ def test_a_next_key_needs_the_public_half_of_the_pinned_one() -> None:
 def test_a_public_half_that_is_not_the_pinned_key_is_refused() -> None:
     other = public_key("ssh-ed25519", "b").fingerprint
     assert problems(pinned(public_line("ssh-ed25519", "b"))) == [
-        f"line 4 ca.public_key is another key than fingerprint says, {other}"
+        f"line 4 ca.public_key does not match fingerprint: its own is {other}"
     ]
 
 
@@ -75,12 +75,12 @@ def test_a_public_half_that_is_not_the_pinned_key_is_refused() -> None:
 @pytest.mark.parametrize(
     "table, problem",
     [
-        (key("b", fingerprint=public_key("ssh-ed25519", "c").fingerprint), "public_key is another key than"),
+        (key("b", fingerprint=public_key("ssh-ed25519", "c").fingerprint), "public_key does not match fingerprint"),
         (key("b", line="ssh-ed25519 AAAA"), "public_key cannot be read: "),
         (key("b", line=" "), "public_key cannot be read: missing public_key"),
         (key("b", fingerprint="SHA256:short"), "fingerprint is not a fingerprint such as"),
         (key("b", "sk-ssh-ed25519@openssh.com"), "public_key is sk-ssh-ed25519@openssh.com: a CA key is ed25519"),
-        (key("b", "ssh-rsa/2048"), "public_key has 2048 bits, a CA key of RSA needs 3072"),
+        (key("b", "ssh-rsa/2048"), "public_key has 2048 bits; an RSA CA key requires 3072"),
         ('{ fingerprint = "SHA256:x" }', "public_key is missing"),
         (f'{{ public_key = "{PINNED_LINE}" }}', "fingerprint is missing"),
         (key("b")[:-2] + ", note = 1 }", "note unknown key"),

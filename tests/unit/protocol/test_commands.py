@@ -71,21 +71,21 @@ def test_a_sign_request_carries_the_callers_body_in_either_shape() -> None:
     line = builders.public_line()
     native = read_known(header(op="sign", role="llmops"), json.dumps({"public_key": line, "ttl": "5m"}).encode())
     assert isinstance(native, Sign)
-    assert native.ask == builders.ask(ttl=300)
+    assert native.request == builders.ask(ttl=300)
     fields = {"public_key": line, "valid_principals": "llmops,backup", "ttl": 300, "strange": 1}
     vault = read_known(header(op="sign", role="llmops", shape="vault"), json.dumps(fields).encode())
     assert isinstance(vault, Sign)
-    assert vault.ask == builders.ask(ttl=300, principals=("llmops", "backup"))
+    assert vault.request == builders.ask(ttl=300, principals=("llmops", "backup"))
     assert vault.warnings == ("Endpoint ignored these unrecognized parameters: [strange]",)
 
 
 def test_a_fault_in_a_field_is_kept_for_a_caller_who_is_known() -> None:
     command = read_known(header(op="sign", role="llmops"), b'{"ttl": []}')
     assert isinstance(command, Sign)
-    assert isinstance(command.ask, BadRequest)
+    assert isinstance(command.request, BadRequest)
     explain = read_known(header(op="explain", role="llmops"), b'{"colour": 1}')
     assert isinstance(explain, Explain)
-    assert isinstance(explain.ask, BadRequest)
+    assert isinstance(explain.request, BadRequest)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from signer.authority.queries import _known_fields
 from signer.errors import Refused, SignerError
 from signer.protocol import replies
 from signer.protocol.replies import (
@@ -115,3 +116,25 @@ def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
     shapes = {value for value in vars(replies).values() if isinstance(value, type) and issubclass(value, Reply)}
     parts = {replies.Rule, replies.CertificateRow, replies.OperationRow, replies.FreezeRow, replies.Extensions}
     assert set(replies._SHAPES.values()) == shapes - parts - {Reply}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused("frozen", "\ud800", "h"),
+        Refused("frozen", "t", "\udcff"),
+        Refused("frozen", "t", "h", {"a": "\ud800"}),
+        Refused("frozen", "t", "h", {"a": object()}),
+    ],
+)
+def test_an_error_that_cannot_be_encoded_is_an_internal_error_and_ends_nothing(error: SignerError) -> None:
+    with pytest.raises(SignerError) as caught:
+        decode_reply(encode_reply(error))
+    assert caught.value.code == "internal_error"
+
+
+def test_a_record_with_more_fields_than_this_release_knows_is_shown_without_them() -> None:
+    row = {"seq": 1, "hash": "h", "time": "t", "actor": "a", "plan": "", "evidence": "", "reason": ""}
+    body = {"operation": "teleport", "outcome": "beamed", "address": "", "request_id": "r"}
+    known = _known_fields(replies.OperationDetails, {**row, **body, "later": 1})
+    assert (known.operation, known.outcome) == ("teleport", "beamed")

@@ -267,3 +267,9 @@ def test_the_native_body_coerces_nothing(body: bytes) -> None:
     with pytest.raises(BadRequest) as refusal:
         read_native_sign("llmops", decode_body(body))
     assert refusal.value.code == "field_malformed"
+
+
+def test_a_warning_about_unknown_fields_is_short_whatever_their_names() -> None:
+    fields = dict.fromkeys(["\x01" * 60_000, *(f"n{number}" for number in range(500))], "")
+    (warning,) = vault_sign_warnings(fields)
+    assert len(warning) < 8_192

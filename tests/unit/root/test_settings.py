@@ -93,7 +93,7 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize("mode", ["vault", "shadow"])
 def test_where_vault_signs_its_settings_are_needed_and_both_are_told_at_once(mode: str) -> None:
     assert problems(SIGNER_MODE=mode, SIGNER_WORKERS="0") == (
-        "SIGNER_WORKERS: '0' is no whole number from 1 to 32",
+        "SIGNER_WORKERS: '0' is not a whole number from 1 to 32",
         f"SIGNER_VAULT_ADDR: is missing, and mode {mode} needs it",
         f"SIGNER_VAULT_TOKEN_FILE: is missing, and mode {mode} needs it",
     )
@@ -113,7 +113,7 @@ def test_each_mode_knows_what_it_needs() -> None:
 def test_listening_beyond_loopback_needs_tls_or_proxies(listen: str) -> None:
     (problem,) = problems(SIGNER_LISTEN=listen)
     assert problem == (
-        f"SIGNER_LISTEN: {listen} is beyond loopback, and tokens would travel in the clear;"
+        f"SIGNER_LISTEN: {listen} is beyond loopback, which would send tokens in the clear;"
         " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
     )
     assert str(load_settings({"SIGNER_LISTEN": listen, **TLS}).listen) == listen
@@ -128,8 +128,8 @@ def test_listening_where_nobody_elsewhere_reaches_needs_nothing(listen: str) -> 
 def test_an_unknown_setting_is_warned_about_with_the_nearest_name() -> None:
     warnings = load_settings({"SIGNER_POLICYFILE": "/x", "SIGNER_XYZ": "1", "SIGNERX": "1", "PATH": "/bin"}).warnings
     assert warnings == (
-        "SIGNER_POLICYFILE is no setting, did you mean SIGNER_POLICY_FILE",
-        "SIGNER_XYZ is no setting",
+        "SIGNER_POLICYFILE is not a setting, did you mean SIGNER_POLICY_FILE",
+        "SIGNER_XYZ is not a setting",
     )
 
 
