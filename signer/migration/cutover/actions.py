@@ -1,4 +1,4 @@
-"""The actions of a cutover and a rollback, done with compose, Vault, the service and `safe-session`."""
+"""The actions of a cutover and a rollback: calls of compose, Vault and the service, and logins."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from signer.vault.admin import VaultAdmin
 
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
 READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
-_LOOK_EVERY: Final = 0.05  # seconds between two looks of `Pause`
+_LOOK_EVERY: Final = 0.05  # seconds between two polls of `Pause`
 Backend = Literal["vault", "local"]
 
 
 class StepFailed(SignerError):
-    """What a step observed is not as it must be; `facts` are kept as evidence."""
+    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 class Pause(threading.Thread):
-    """The longest time for which the service did not answer that it is ready; it is asked 20 times a second."""
+    """Measures the longest time without a ready service, at 20 polls a second."""
 
     def __init__(self, address: str, token_file: Path) -> None:
         super().__init__(name="pause", daemon=True)
@@ -58,17 +58,17 @@ class Pause(threading.Thread):
 
     def stop(self) -> float:
         """Seconds, to a tenth; a pause that has not ended is not counted."""
-        self._ended.wait(2 * _LOOK_EVERY)  # one more look, at what is ready by now
+        self._ended.wait(2 * _LOOK_EVERY)  # one more poll, to end a pause that is over
         self._ended.set()
         self.join(2)
         return round(max(self._longest, 0.0), 1)
 
 
 class CutoverActions:
-    """What the steps of a cutover or a rollback do to the platform of `file`, whose service answers to `api`.
+    """The actions of the steps on the platform of `file`, whose service answers to `api`.
 
-    A plan only needs the object; before its first action a run has to `begin`. Each action raises `SignerError` when
-    it cannot be done, or when what it observes is not right.
+    A plan only needs the object; a run calls `begin` before its first action. Each action raises `SignerError` if it
+    fails or its check fails.
     """
 
     _run: Run
@@ -80,7 +80,7 @@ class CutoverActions:
         self._pause: Pause | None = None
 
     def begin(self, run: Run) -> None:
-        """Keeps what the actions observe as evidence of `run`, without the tokens that they use."""
+        """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
         guard = run.evidence.guard
         guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
@@ -91,15 +91,15 @@ class CutoverActions:
         return load_policy(self._file.signer.policy_file)
 
     def preflight(self) -> Observation:
-        """The host's own script; raises `StepFailed` unless it reports ready."""
+        """Runs the host's preflight script; raises `StepFailed` unless it reports ready."""
         environment = {
             **self._compose.unmarked_environment,
             **preflight_environment(self._file, self._policy.ca.fingerprint),
         }
         ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
         try:
-            told: dict[str, Any] = json.loads(ended.out)
-            summary, checks = str(told["summary"]), list(told["checks"])
+            report: dict[str, Any] = json.loads(ended.out)
+            summary, checks = str(report["summary"]), list(report["checks"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise StepFailed(
                 "preflight_unreadable",
@@ -107,20 +107,20 @@ class CutoverActions:
                 f"run it by hand: {shlex.join(preflight_line(self._file))}",
                 {"said": self._run.evidence.guard.clean(shown(ended))},
             ) from None
-        self._run.evidence.write_json("preflight.json", told)
-        if ended.status != 0 or told.get("ready") is not True:
+        self._run.evidence.write_json("preflight.json", report)
+        if ended.status != 0 or report.get("ready") is not True:
             bad = [check for check in checks if check.get("status") == "FAIL"]
             first = bad[0] if bad else {}
             raise StepFailed(
                 "preflight_not_ready",
                 f"{summary}: {', '.join(str(check.get('code')) for check in bad)}",
-                str(first.get("next") or "see preflight.json of the evidence"),
+                str(first.get("next") or "see preflight.json in the evidence"),
             )
         warnings = [str(check.get("code")) for check in checks if check.get("status") == "warn"]
         return Observation(f"{summary} ({', '.join(warnings)})" if warnings else summary)
 
     def parity(self) -> Observation:
-        """Roles, then real certificates of Vault and of the local CA, which signs them in a trial of its own."""
+        """Compares roles, then real certificates of Vault and of the local CA, which signs in its own trial."""
         file, token = self._file, self._file.signer.token_file
         with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
             report = check_parity(
@@ -136,14 +136,14 @@ class CutoverActions:
         if not report.is_parity:
             raise BadFile(
                 "parity_differs",
-                f"the local CA would give something else than Vault: {report.summary}",
+                f"the local CA differs from Vault: {report.summary}",
                 "bring policy.toml and Vault's roles together: signer cutover parity",
                 tuple(f"{one.field}: {one.why} (ours {one.ours}, Vault's {one.vaults})" for one in report.errors),
             )
         return Observation(report.summary)
 
     def trust(self) -> Observation:
-        """What the hosts' own files say of the new CA, read over a login of today."""
+        """Checks over logins that the hosts' files trust the new CA."""
         pin = self._policy.ca.fingerprint
         return self._run.keep_logs(
             "trust",
@@ -152,7 +152,7 @@ class CutoverActions:
         )
 
     def vault_signs(self) -> Observation:
-        """Would Vault sign, asked with our token and by the service as it would run: for keys that nobody has."""
+        """Checks that Vault signs for throwaway keys, with the operator's token and through a trial in mode vault."""
         role = self._file.signer.role
         with self._vault() as vault:
             vault.check_ready()
@@ -167,17 +167,17 @@ class CutoverActions:
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
 
     def record_state(self) -> Observation:
-        """Records what runs now, so that the evidence alone is enough to restore it.
+        """Records the current state, so that the evidence alone is enough to restore it.
 
-        It is the last step before a change, so the files that a plan depends on are compared with it once more.
+        It is the last step before a change, so it compares the files with the plan again.
         """
-        plan = self._run.evidence.read_json("plan.json")  # a rollback has none
+        plan = self._run.evidence.read_json("plan.json")  # None for a rollback
         if plan is not None:
             check_files(self._file, plan["inputs"])
         found = self._compose.running()
         try:
             ready = self._api.ready()
-        except Unavailable as error:  # an interrupted run may have left no service; a rollback fixes exactly that
+        except Unavailable as error:  # an interrupted run may have left no service, which a rollback fixes
             ready = Readiness(False, code=error.code)
         facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}
@@ -185,14 +185,14 @@ class CutoverActions:
         return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
 
     def up(self, *, with_overlay: bool) -> Observation:
-        """Compose up; what it said is kept. From here on the pause of the service is measured, until `ready`."""
+        """Runs compose up and keeps its output. Measures the pause of the service from here until `ready`."""
         self._end_pause()
         self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
         self._pause.start()
         try:
             done = self._compose.up(with_overlay)
         except SignerError:
-            self._end_pause()  # the service is started by the next `up`, if at all
+            self._end_pause()  # only another `up` may start the service
             raise
         return Observation(
             f"compose took {done.seconds:.1f} s",
@@ -200,7 +200,7 @@ class CutoverActions:
         )
 
     def is_up(self, *, with_overlay: bool) -> bool:
-        """True if the service runs in the mode that these files give it; `shadow` is neither's."""
+        """True if the service runs in the mode of these files; mode `shadow` matches neither."""
         found = self._compose.running()
         return found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
 
@@ -216,7 +216,7 @@ class CutoverActions:
         return Observation(f"mode {found.mode}, CA {found.ca_fingerprint}{measured}", facts)
 
     def _end_pause(self) -> float | None:
-        """Seconds without an answer, or None where no pause is measured."""
+        """Seconds without an answer, None if no pause was measured."""
         pause, self._pause = self._pause, None
         return None if pause is None else pause.stop()
 

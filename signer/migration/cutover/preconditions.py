@@ -1,4 +1,4 @@
-"""What a cutover depends on, as it is now: read, never changed. The digest of a plan covers its names and values."""
+"""Reads the preconditions of a cutover; changes nothing. The digest of a plan covers their names and values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ConfigInputs:
 
 @dataclass(frozen=True, slots=True)
 class ComposeInputs:
-    """How compose is called, what it makes of its files (a digest without and with the overlay), and the image."""
+    """The compose command, the digests of the merged files (without and with the overlay), and the image."""
 
     command: tuple[str, ...]
     engine: str
@@ -127,7 +127,7 @@ class Preconditions:
 
 
 def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = False) -> Preconditions:
-    """Reads all of them; raises `SignerError` for what cannot be read or makes a cutover impossible.
+    """Reads all of them; raises `SignerError` if one cannot be read or makes a cutover impossible.
 
     `may_be_down`: an interrupted run may have left a service that does not answer.
     """
@@ -179,7 +179,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
 
 
 def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
-    """A role as Vault tells it, None if there is none: one that was removed meanwhile is a difference like others."""
+    """A role as Vault returns it, None if it does not exist: a removed role is a difference like others."""
     try:
         return plan_value(vault.role(mount, name))
     except SignerError as error:
@@ -204,12 +204,12 @@ def check_movable(found: Preconditions) -> None:
 
 
 def check_roles(file: CutoverFile, found: Preconditions) -> str:
-    """Raises `BadFile` where a role of ours gives more than Vault's; returns a line about the principals."""
+    """Raises `BadFile` if a role grants more than Vault's; returns a line about the principals."""
     problems, lines = [], []
     for name in file.vault.roles:
         role, vaults = found.policy.roles.get(name), found.inputs.vault.roles[name]
         if role is None:
-            problems.append(f"role {name}: policy.toml has no such role, so nobody who has it today could log in")
+            problems.append(f"role {name}: policy.toml has no such role, so its current users could not log in")
             continue
         if vaults is None:
             problems.append(f"role {name}: Vault has no such role")
@@ -221,15 +221,15 @@ def check_roles(file: CutoverFile, found: Preconditions) -> str:
     if problems:
         raise BadFile(
             "parity_differs",
-            "policy.toml gives more than Vault's roles, or something else",
-            "bring them together: signer cutover parity tells all of it",
+            "policy.toml grants more than Vault's roles, or differs from them",
+            "align them: see signer cutover parity",
             tuple(problems),
         )
     return f"{'; '.join(lines)}, none added"
 
 
 def check_operator(file: CutoverFile, policy: Policy) -> Identity:
-    """Whose token it is; raises `NotPossible` unless it may log in, record the outcome and look into the ledger."""
+    """The identity of the operator's token; raises `NotPossible` if it lacks a role or right that a run needs."""
     token = read_secret_word(file.signer.token_file, "signer.token_file")
     try:
         identity = policy.authenticate(token, int(time.time()))[0]
@@ -249,16 +249,16 @@ def check_operator(file: CutoverFile, policy: Policy) -> Identity:
     if file.signer.role not in identity.roles:
         raise NotPossible(
             "operator_lacks_role",
-            f"{identity.name} may not ask for {file.signer.role}, so nothing could be proved by logins",
+            f"{identity.name} may not request {file.signer.role}, so logins could not be tested",
             f"add it to identities.{identity.name}.roles in policy.toml, and reload",
         )
     return identity
 
 
 def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
-    """Raises `Drift` unless the files, and what compose makes of them, are those of a plan's inputs.
+    """Raises `Drift` unless the files and their merged configuration match a plan's inputs.
 
-    Looked at again right before anything is changed: comparing roles and certificates takes its time.
+    Called right before the first change, as the comparison of roles and certificates takes time.
     """
     found = {
         "files": {name: asdict(_file(path)) for name, path in _files(file).items()},
@@ -269,8 +269,8 @@ def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
     if problems := tuple(differences(wanted, found, "inputs")):
         raise Drift(
             "plan_drifted",
-            f"a file was edited while the cutover was checked: {problems[0]}",
-            "look at it, then make a new plan: signer cutover plan",
+            f"a file was edited during the checks of the cutover: {problems[0]}",
+            "review it, then make a new plan: signer cutover plan",
             problems,
         )
 
@@ -298,7 +298,7 @@ def _file(path: Path) -> FileDigest:
 
 
 def plan_value(value: object) -> Any:
-    """A value of Vault's as a plan can hold it: RFC 8785 with ASCII keys and no fractions."""
+    """A Vault value as a plan can contain it: RFC 8785 with ASCII keys and no fractions."""
     if isinstance(value, Mapping):
         return {ascii(str(key))[1:-1]: plan_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -309,13 +309,13 @@ def plan_value(value: object) -> Any:
 
 
 def preflight_line(file: CutoverFile) -> list[str]:
-    """The preflight's command line; the key's place and pin are in its environment."""
+    """The preflight's command line; the key's path and pin are in its environment."""
     files = ["--base", str(file.compose.base), "--overlay", str(file.compose.overlay)]
     return ["bash", str(file.preflight.script), "--json", *files, *file.preflight.arguments]
 
 
 def preflight_environment(file: CutoverFile, pin: str) -> dict[str, str]:
-    """What the preflight is told by its environment."""
+    """The environment variables of the preflight."""
     return {
         **file.compose.environment,
         KEY_VARIABLE: str(file.compose.key_file),

@@ -1,7 +1,6 @@
 """The steps from Vault to the local CA and back, and the plan that shows them.
 
-Each step carries its action and the lines that it would run: the objects that a plan shows are the ones that a run
-carries out.
+Each step has its action and the lines that it runs: a plan shows the same objects that a run carries out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...
 
 
 def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """What must hold before anything is changed."""
+    """The checks before the first change."""
     trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
     vault = f"{file.vault.address}/v1/{file.vault.mount}"
     return (
@@ -65,7 +64,7 @@ def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
 
 
 def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """The change and its proof."""
+    """The change and its verification."""
     sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
 
     def back() -> Observation:
@@ -186,7 +185,7 @@ def _joined(*seen: Observation) -> Observation:
 
 
 def make_plan(file: CutoverFile, steps: Sequence[Step], found: Preconditions) -> Plan:
-    """The plan of a cutover. Pure: the preconditions have been read before."""
+    """The plan of a cutover. Pure: the preconditions are arguments."""
     return Plan(
         operation="cutover",
         title=f"Cutover of {file.compose.service} from Vault to the local CA",

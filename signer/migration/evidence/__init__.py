@@ -1,1 +1,1 @@
-"""What a run leaves behind as proof."""
+"""The evidence of a run."""

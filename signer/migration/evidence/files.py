@@ -1,6 +1,6 @@
-"""The files of a run's evidence as they lie on disk: their names, their sums, and reading them without trust.
+"""The files of a run's evidence on disk: names, checksums, and reading them as untrusted input.
 
-A directory may come from anywhere: nothing here follows a link, waits for a pipe or reads more than it was told to.
+A directory may come from anywhere: nothing here follows a link, blocks on a pipe or reads beyond its limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII
 
 
 class UnexpectedFile(Exception):
-    """`name` is not a file of a run; `what` continues the sentence with the reason. It never leaves this package."""
+    """`name` is not a file of a run; `what` is the reason, as the rest of the sentence. Never leaves this package."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)
@@ -38,18 +38,18 @@ class UnexpectedFile(Exception):
 
 
 def is_name(name: str) -> bool:
-    """True for what a file of evidence may be called: one word, or one folder and one word."""
+    """True for a valid name of an evidence file: one word, or one folder and one word."""
     return _NAME.fullmatch(name) is not None
 
 
 def numbered(folder: str, number: int, name: str, suffix: str) -> str:
-    """`steps/03-trust.json`: a name for a file of evidence, whatever the target or step is called."""
+    """A valid name for an evidence file, from any target or step name, such as `steps/03-trust.json`."""
     word = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
     return f"{folder}/{number:02}-{word[:60]}.{suffix}"
 
 
 def found_in(folder: Path) -> list[str]:
-    """Names of all files, sorted as bytes; raises `UnexpectedFile` for anything else, `OSError`."""
+    """Names of all files, sorted as bytes; raises `OSError`, or `UnexpectedFile` for any other entry."""
     found: list[str] = []
     for name, facts in entries(folder):
         if len(found) >= MAX_FILES:
@@ -62,7 +62,7 @@ def found_in(folder: Path) -> list[str]:
 
 
 def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """What lies in a directory and in the directories of it, not deeper; raises `OSError`. No link is followed."""
+    """Entries of a directory and of its subdirectories, not deeper; raises `OSError`. Follows no link."""
     with os.scandir(folder) as listed:
         for entry in listed:
             facts = entry.stat(follow_symlinks=False)
@@ -74,12 +74,12 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def kind_of(facts: os.stat_result) -> str:
-    """What something that is no file is, in words."""
+    """The kind of an entry that is not a regular file, in words."""
     kinds = {
         stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
         stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
     }  # fmt: skip
-    return kinds.get(stat.S_IFMT(facts.st_mode), "no file")
+    return kinds.get(stat.S_IFMT(facts.st_mode), "not a regular file")
 
 
 def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
@@ -88,11 +88,11 @@ def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
 
 
 def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
-    """The same piece by piece."""
+    """The same in pieces."""
     try:
         descriptor = open_unread(folder / name)
     except OSError as error:
-        if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a link
+        if error.errno == errno.ELOOP:  # O_NOFOLLOW at a link
             raise UnexpectedFile(name, "is a link") from None
         raise
     try:
@@ -103,7 +103,9 @@ def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
         while piece := os.read(descriptor, _CHUNK):
             left -= len(piece)
             if left < 0:
-                raise UnexpectedFile(name, f"has over {limit:,} bytes" if limit is not None else "grows meanwhile")
+                raise UnexpectedFile(
+                    name, f"has over {limit:,} bytes" if limit is not None else "grew while it was read"
+                )
             yield piece
     finally:
         os.close(descriptor)
@@ -124,15 +126,15 @@ def render_sums(sums: Mapping[str, str]) -> bytes:
 
 
 def parse_sums(content: bytes) -> dict[str, str]:
-    """Name to sum; raises `ValueError` for what `render_sums` would not have written."""
+    """Name to checksum; raises `ValueError` unless `render_sums` could have written the content."""
     sums: dict[str, str] = {}
     for line in content.decode("ascii").splitlines():
         match = _LINE.fullmatch(line)
         if match is None:
-            raise ValueError("a line is no sum and name")
+            raise ValueError("a line is not a checksum and a name")
         sums[match[2]] = match[1]
     if not sums or render_sums(sums) != content:
-        raise ValueError("lines are out of order, or there are several for one file")
+        raise ValueError("lines are out of order, or a file is listed twice")
     return sums
 
 

@@ -1,8 +1,8 @@
 """evidence.html: a run's evidence as one page for people, on a screen and on paper. Pure.
 
-It is made of the run's other files and contains nothing else. No scripts, nothing is loaded: a content security policy
-in the page forbids both. All content of the files is escaped. The tables expect the JSON of `run.py`, `smoke.py` and
-`parity.py`; a value of another form makes its section smaller and never fails the page.
+It contains only the run's other files. A content security policy forbids scripts and loading. All content of the files
+is escaped. The tables expect the JSON of `run.py`, `smoke.py` and `parity.py`; a value of another form shortens its
+section and never fails the page.
 """
 
 from __future__ import annotations
@@ -30,30 +30,28 @@ _MOST_ROWS: Final = 400
 _DEEPEST: Final = 8
 _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
     ("cutover", RunOutcome.APPLIED): "Certificates are signed by the local CA.",
-    ("cutover", RunOutcome.ROLLED_BACK): "A step failed, and the platform was put back: Vault signs, as before.",
+    ("cutover", RunOutcome.ROLLED_BACK): "A step failed, and the platform was restored: Vault signs, as before.",
     ("cutover", RunOutcome.FAILED): "A step failed before anything was changed: Vault signs, as before.",
     ("cutover", RunOutcome.ROLLBACK_FAILED): (
-        "A step failed, and so did putting the platform back. Somebody has to look at it."
+        "A step failed, and restoring the platform failed, too. Check the platform."
     ),
-    ("rollback", RunOutcome.ROLLED_BACK): "The platform was put back: Vault signs again.",
-    ("rollback", RunOutcome.APPLIED): "The platform was put back: Vault signs again.",
+    ("rollback", RunOutcome.ROLLED_BACK): "The platform was restored: Vault signs again.",
+    ("rollback", RunOutcome.APPLIED): "The platform was restored: Vault signs again.",
     ("decommission", RunOutcome.APPLIED): "Vault is gone. Certificates are signed by the local CA.",
-    ("decommission", RunOutcome.ROLLED_BACK): (
-        "A step failed before the point of no return, and what was done was undone."
-    ),
+    ("decommission", RunOutcome.ROLLED_BACK): ("A step failed before the point of no return, and the run was undone."),
     ("decommission", RunOutcome.FAILED): "A step failed before anything was changed: Vault is as it was.",
     ("decommission", RunOutcome.STOPPED): (
-        "A step failed after the point of no return. It stays as it is until it is resumed."
+        "A step failed after the point of no return. The run stops there until it is resumed."
     ),
 }
-_CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths, and what else has no place to break
-_SEALING: Final = "seal"  # the step that makes this page
+_CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths and other text without a place to break
+_SEALING: Final = "seal"  # the step that renders this page
 _WIDEST_CELL: Final = 240  # characters
 _MOST_COLUMNS: Final = 7
-_INLINE: Final = 60  # characters of a list that stands on one line
+_INLINE: Final = 60  # characters of a list on one line
 _OUTCOMES: Final = frozenset(RunOutcome)
 _BLANK: Final[Mapping[str, Any]] = {"what": StepOutcome.DONE, "summary": "", "facts": {}, "seconds": None}
-# Words that say how something went, by their mood; in a table only below such a heading.
+# Result words by mood; in a table only in a column with one of these headings.
 _VERDICTS: Final = frozenset({"what", "outcome", "result", "status", "severity", "parity", "trusted"})
 _MOODS: Final = {
     "good": frozenset({RunOutcome.APPLIED, StepOutcome.DONE, "ok", "same", "true"}),
@@ -64,7 +62,7 @@ _MOODS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """A step with all that was observed of it; `share` is its time in percent of the longest step's."""
+    """A step with its observations; `share` is its time in percent of the longest step's."""
 
     number: str
     name: str
@@ -76,13 +74,13 @@ class StepRow:
 
     @property
     def last(self) -> str:
-        """What became of it in the end; empty if it was not reached."""
+        """The last result; empty if the step was not reached."""
         return str(self.results[-1]["what"]) if self.results else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The comparison with Vault: a line for each role, what differs, and the certificates that were made."""
+    """The comparison with Vault: a line for each role, the differences, and the certificates."""
 
     summary: str
     roles: list[dict[str, Any]]
@@ -161,7 +159,7 @@ def _style_hash() -> str:
     return "sha256-" + base64.b64encode(sha256(_style().encode()).digest()).decode()
 
 
-# --- reading what others wrote ---------------------------------------------------------------------------------------
+# --- reading the run's files -----------------------------------------------------------------------------------------
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -175,7 +173,7 @@ def sequence(value: object) -> Sequence[Any]:
 
 
 def number_of(value: object) -> float:
-    """The value if it is a number of seconds that can be, else 0."""
+    """The value if it is a valid number of seconds, else 0."""
     return float(value) if isinstance(value, int | float) and 0 <= value < 1e9 else 0.0
 
 
@@ -201,13 +199,13 @@ def _moment(milliseconds: int | None) -> str:
 
 
 def _changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What was, what was to be; names of both, in the plan's order."""
+    """Name, value before and planned value, in the plan's order."""
     for name in [*now, *(name for name in then if name not in now)]:
         yield name, now.get(name), then.get(name)
 
 
 def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name for links, heading and content of what is shown as it is."""
+    """Link name, heading and content of the generic sections."""
     parity = read.get("parity.json")
     for name, heading, value in (
         ("preflight", "Preflight on the host", read.get("preflight.json")),
@@ -226,12 +224,12 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _timings(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the table of steps does not tell already."""
+    """The timings that the table of steps does not show."""
     return {name: item for name, item in value.items() if name not in ("steps", "began_ms")}
 
 
 def _logs(files: Mapping[str, bytes]) -> Iterator[tuple[str, str, int]]:
-    """Name and text of each login's log, and how many characters of it are left out."""
+    """Name and text of each login's log, and the number of omitted characters."""
     for name, content in sorted(files.items()):
         if name.startswith("smoke/"):
             text = content.decode(errors="replace")
@@ -242,7 +240,7 @@ def _logs(files: Mapping[str, bytes]) -> Iterator[tuple[str, str, int]]:
 
 
 def step_rows(plan: Mapping[str, Any], outcome: Mapping[str, Any], read: Mapping[str, Any]) -> list[StepRow]:
-    """The plan's steps with what was observed, then steps that were observed and stand in no plan."""
+    """The plan's steps with their observations, then observed steps that are not in the plan."""
     seen = _observations(outcome, read)
     planned = [mapping(step) for step in sequence(plan.get("steps"))]
     names = {str(step.get("name", "")) for step in planned}
@@ -265,7 +263,7 @@ def step_rows(plan: Mapping[str, Any], outcome: Mapping[str, Any], read: Mapping
 
 
 def _observations(outcome: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """What was observed of each step, its undoing last, and the failure that ended the run at its step."""
+    """The observations of each step, its undo last, with the failure that ended the run."""
     seen: dict[str, list[Mapping[str, Any]]] = {}
     files = [(name, mapping(value)) for name, value in sorted(read.items()) if name.startswith("steps/")]
     for name, value in sorted(files, key=lambda file: (file[0][:8], file[1].get("what") == StepOutcome.UNDONE)):
@@ -273,15 +271,15 @@ def _observations(outcome: Mapping[str, Any], read: Mapping[str, Any]) -> dict[s
             one = {**_BLANK, **value, "facts": _without_logs(value.get("facts"))}
             seen.setdefault(str(value.get("step", name)), []).append(one)
     error = mapping(outcome.get("error"))
-    told = seen.setdefault(str(error["step"]), []) if error.get("step") else []
-    if error and not any(one["what"] == StepOutcome.FAILED for one in told):
+    results = seen.setdefault(str(error["step"]), []) if error.get("step") else []
+    if error and not any(one["what"] == StepOutcome.FAILED for one in results):
         failed = {**_BLANK, "what": StepOutcome.FAILED, "summary": str(error.get("text", ""))}
-        told.insert(sum(one["what"] != StepOutcome.UNDONE for one in told), failed)
+        results.insert(sum(one["what"] != StepOutcome.UNDONE for one in results), failed)
     return seen
 
 
 def _without_logs(facts: object) -> Mapping[str, Any]:
-    """Facts of targets as rows, a command as it would be typed. Logs of targets are files of their own."""
+    """The facts with targets as rows and a command as one line; logs of targets are separate files."""
     found = dict(mapping(facts))
     targets = mapping(found.get("targets"))
     if targets:
@@ -293,7 +291,7 @@ def _without_logs(facts: object) -> Mapping[str, Any]:
 
 
 def _target(name: str, fact: Mapping[str, Any]) -> dict[str, Any]:
-    """What one login showed, as a row; all of it is in the step's file."""
+    """The main facts of a login, as a row; the step's file has all of them."""
     row: dict[str, Any] = {"target": f"{name} ({fact['login']})" if "login" in fact else name}
     if "status" in fact:
         row["status"] = "ok" if fact["status"] == 0 else "failed"
@@ -308,7 +306,7 @@ def _target(name: str, fact: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parity_of(value: object) -> Parity | None:
-    """The report of `parity.py`; None for anything else, which is shown as it is."""
+    """The report of `parity.py`; None for anything else, which becomes a generic section."""
     report = mapping(value)
     roles = [mapping(role) for role in sequence(report.get("roles"))]
     if not roles or not all("samples" in role and "differences" in role for role in roles):
@@ -344,12 +342,14 @@ def _differences(roles: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
             for one in map(mapping, sequence(place.get("differences"))):
                 where = "role" if place is role else "certificates"
                 key = repr((role.get("role"), where, one.get("field"), one.get("severity"), one.get("why")))
-                row = rows.setdefault(key, {"severity": one.get("severity"), "in": where, **_told(one), "times": 0})
+                row = rows.setdefault(
+                    key, {"severity": one.get("severity"), "in": where, **_difference(one), "times": 0}
+                )
                 row["times"] += 1
     yield from sorted(rows.values(), key=lambda row: row["severity"] != "error")
 
 
-def _told(one: Mapping[str, Any]) -> dict[str, Any]:
+def _difference(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "field": one.get("field"), "ours": one.get("ours"), "Vault's": one.get("vaults"), "why": one.get("why"),
     }  # fmt: skip
@@ -359,14 +359,14 @@ def _told(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mood_of(name: object, word: object) -> str:
-    """good, fair or bad for a word below a heading that says how something went; empty for any other."""
+    """good, fair or bad for a result word below a result heading; empty for any other."""
     if name not in _VERDICTS or not isinstance(word, str | bool):
         return ""
     return next((mood for mood, words in _MOODS.items() if str(word).lower() in words), "")
 
 
 def is_table(value: object) -> bool:
-    """True for objects of the same few plain fields, which read best as rows."""
+    """True for a list of objects with few plain fields, which is shown as rows."""
     if not isinstance(value, list) or not value or not all(isinstance(row, Mapping) and row for row in value):
         return False
     cells = [cell for row in value for cell in row.values()]
@@ -380,7 +380,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_line(value: object) -> bool:
-    """True for a few short words, which need no list."""
+    """True for a few short words, which fit on one line."""
     plain = isinstance(value, list) and all(isinstance(item, str | int) and "\n" not in str(item) for item in value)
     return plain and len(", ".join(map(str, value))) <= _INLINE  # type: ignore[call-overload]
 
@@ -396,7 +396,7 @@ def _seconds(value: object) -> str:
 
 
 def _words(name: object) -> str:
-    """`valid_before` as people write it; the name of a variable stays."""
+    """`valid_before` as `valid before`; names with capitals are unchanged."""
     text = str(name)
     return text.replace("_", " ") if text.islower() else text
 

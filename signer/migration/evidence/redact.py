@@ -1,7 +1,7 @@
-"""Keeps secrets out of what is written down: one guard, which every text of the evidence goes through. Pure.
+"""Redaction of secrets: every text of the evidence passes through one guard. Pure.
 
-It knows two kinds: what looks like a secret (our tokens, Vault's, private keys, JSON web tokens), and the exact values
-that a caller has in its hands and registers. What is taken out is replaced by `[removed]`.
+The guard replaces two kinds by `[removed]`: text with the form of a secret (tokens of signer and Vault, private keys,
+JSON web tokens), and the exact values that callers register.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from urllib.parse import quote
 from signer.model import TOKEN_PREFIX
 
 REMOVED: Final = "[removed]"
-SHORTEST: Final = 8  # characters: taking a shorter word out would mutilate everything around it
-_SHORTEST_LINE: Final = 16  # characters of one line of a secret that has several
+SHORTEST: Final = 8  # characters: removing shorter values would garble other text
+_SHORTEST_LINE: Final = 16  # characters of a line of a multi-line secret
 _DEEPEST: Final = 40
 
 _BEGIN: Final = r"-----? ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-----?"
@@ -27,17 +27,17 @@ _KEY_BEGINS, _KEY_ENDS = re.compile(_BEGIN), re.compile(_END)
 _SHAPES: Final = tuple(
     re.compile(shape, re.DOTALL)
     for shape in (
-        # a private key in PEM's armour, or all that follows if it was cut off; then without the armour
+        # a private key with PEM armour, or up to the end of the text if incomplete
         f"{_BEGIN}.*?(?:{_END}|\\Z)",
         r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=_\\\s-]*",  # OpenSSH's: `openssh-key-v1` in base64
         r"PuTTY-User-Key-File-.*",
-        TOKEN_PREFIX + r"[0-9A-Za-z]{12,}",  # ours, mistyped ones too
+        TOKEN_PREFIX + r"[0-9A-Za-z]{12,}",  # signer's, also mistyped
         r"hv[sbr]\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9]+)?",  # Vault's since 1.10: service, batch, recovery
-        r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # before that, and OpenBao's
+        r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # Vault's before 1.10, and OpenBao's
         r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",  # a JSON web token
     )
 )
-# What stands behind a name that only secrets have; the name stays.
+# The value after a name that only secrets have; the name is kept.
 _NAMED: Final = re.compile(
     r"((?:X-Vault-Token|VAULT_TOKEN|BAO_TOKEN|Authorization)[\"']?\s*[:=]\s*[\"']?(?:Bearer\s+)?)"
     r"[^\s\"',;}\[\]]+",
@@ -52,7 +52,7 @@ _SECRET_NAMES: Final = frozenset(
 
 
 class Guard:
-    """What must never be written down; `never` registers one more value of it."""
+    """Removes secrets from text; `never` registers the value of a secret."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()
@@ -62,7 +62,7 @@ class Guard:
         return f"Guard({len(self._values)} values)"
 
     def never(self, value: str) -> bool:
-        """Registers a secret in all the forms it may be met in; False if it is too short (`SHORTEST`) to be one."""
+        """Registers a secret in all its encoded forms; False if it is shorter than `SHORTEST`."""
         whole = value.strip()
         if len(whole) < SHORTEST:
             return False
@@ -72,7 +72,7 @@ class Guard:
         return True
 
     def clean(self, text: str) -> str:
-        """The text without what is, or looks like, a secret."""
+        """The text without registered secrets and text of their form."""
         if self._known is not None:
             text = self._known.sub(REMOVED, text)
         for shape in _SHAPES:
@@ -80,8 +80,7 @@ class Guard:
         return _NAMED.sub(rf"\1{REMOVED}", text)
 
     def clean_value(self, value: object) -> object:
-        """The same for a value on its way to JSON, keys included. What JSON cannot hold is told by its type only, as
-        its text might be anything and a run must not end for it."""
+        """The same for a JSON value, including keys. A value that JSON lacks becomes the name of its type."""
         return self._value(value, _DEEPEST)
 
     def _value(self, value: object, depth: int) -> object:
@@ -105,7 +104,7 @@ class Guard:
         return f"[a {type(value).__name__}, not shown]"
 
     def _items(self, items: Iterable[object], depth: int) -> Iterator[object]:
-        """Lines of a private key may come one by one: from its first to its last all are taken out."""
+        """The items; removes a private key that is split over several items, from its first line to its last."""
         is_inside = False
         for item in items:
             text = item if isinstance(item, str) else ""
@@ -120,7 +119,7 @@ class Guard:
 
 
 def _forms(whole: str) -> Iterator[str]:
-    """A value as it may stand in a log, an address, JSON or a header; of several lines also each long one."""
+    """The encoded forms of a value in logs, addresses, JSON or headers; also of each long line of several."""
     lines = [line.strip() for line in whole.splitlines()]
     for value in (whole, *(line for line in lines if len(lines) > 1 and len(line) >= _SHORTEST_LINE)):
         raw = value.encode(errors="surrogateescape")

@@ -4,8 +4,8 @@
     versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
 
 Every byte goes through `_write`, and every text before that through the guard (`redact.py`). `SHA256SUMS` is
-written last and sums every file but itself and `ledger.json`, which holds the ledger's answer to its digest. Checking
-is in `verify.py`, the page in `page.py`.
+written last and covers every file but itself and `ledger.json`, the ledger's entry for its digest. `verify.py` checks
+evidence, `page.py` renders it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _RUN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(?:-\d+)?-([a-z]+)", r
 
 
 class Evidence:
-    """The evidence of one run, being collected. Raises `Unavailable` with code `evidence_unwritable` where the disk
-    does not take it; under a file's name is then what was there before."""
+    """The evidence of one run, being collected. Raises `Unavailable` with code `evidence_unwritable` if
+    a write fails; the previous file is then kept."""
 
     def __init__(self, folder: Path, guard: Guard | None = None) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Evidence:
 
     @classmethod
     def create(cls, parent: Path, operation: str, now: float, guard: Guard | None = None) -> Self:
-        """A new directory in `parent`, which is made, 0700, if need be; `now` is seconds since 1970."""
+        """A new directory in `parent`, which is created with mode 0700 if missing; `now` is seconds since 1970."""
         folder = parent / _run_name(operation, now, 1)
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Evidence:
     def open(cls, folder: Path, guard: Guard | None = None) -> Self:
         """The directory of a run that is resumed; raises `NotFound`."""
         if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
-            raise NotFound("evidence_missing", f"there is no run {folder.name}", "see the evidence directory")
+            raise NotFound("evidence_missing", f"run {folder.name} does not exist", "see the evidence directory")
         return cls(folder, guard)
 
     @property
@@ -83,7 +83,7 @@ class Evidence:
 
     @property
     def operation(self) -> str:
-        """What the run does, from its name."""
+        """The operation, from the run's name."""
         match = _RUN.fullmatch(self.run)
         if match is None:
             raise ValueError(f"{self.run!a} is not a run name")
@@ -92,11 +92,11 @@ class Evidence:
     # --- collecting -------------------------------------------------------------------------------------------------
 
     def write_json(self, name: str, value: object) -> None:
-        """One file of JSON; whatever the value holds, what is written is JSON and holds no secret."""
+        """Writes a JSON file without secrets, from any value."""
         self._collect(name, _json(self.guard.clean_value(value)))
 
     def write_text(self, name: str, text: str) -> None:
-        """One file of text; what could steer a terminal is shown as an escape. Of `.jsonl` each line stays JSON."""
+        """Writes a text file without secrets, with control characters escaped. Each line of `.jsonl` stays JSON."""
         if name.endswith(".jsonl"):
             cleaned = "".join(self._json_line(line) for line in text.splitlines(keepends=True))
         else:
@@ -104,7 +104,7 @@ class Evidence:
         self._collect(name, plain(cleaned, keep="\n\t").encode())
 
     def read_json(self, name: str) -> Any:
-        """A file of JSON as it was written, None if there is none; raises `SignerError` if it is damaged."""
+        """The value of a JSON file, None if it does not exist; raises `SignerError` if it is damaged."""
         try:
             return json.loads(read_bounded(self.folder, name, JSON_LIMIT))
         except FileNotFoundError:
@@ -113,7 +113,7 @@ class Evidence:
             raise SignerError(
                 "evidence_damaged",
                 f"{name} of the run cannot be read back",
-                "see `signer evidence verify`, and keep the directory as it is",
+                "run `signer evidence verify`, and do not change the directory",
             ) from None
 
     def _json_line(self, line: str) -> str:
@@ -123,16 +123,16 @@ class Evidence:
             return self.guard.clean(line)
 
     def _collect(self, name: str, content: bytes) -> None:
-        """A run that the ledger knows is over. One that is only sealed goes on, and its seal is kept as superseded."""
+        """Adds a file. A run that is in the ledger is final; one that is only sealed continues, its seal superseded."""
         if not is_name(name):
-            raise ValueError(f"{name!a} is no name of a file of evidence")
+            raise ValueError(f"{name!a} is not a name of an evidence file")
         if self._holds(name, content):
             return
         if self.is_recorded:
             raise SignerError(
                 "evidence_recorded",
                 f"the evidence of {self.run} is sealed and in the ledger: nothing can be added",
-                "what comes now is a run of its own",
+                "start a new run",
             )
         if (self.folder / SUMS).exists():
             self._supersede()
@@ -158,7 +158,7 @@ class Evidence:
     # --- room for the end --------------------------------------------------------------------------------------------
 
     def reserve_space(self, size: int = RESERVE) -> None:
-        """Takes room on the disk now, so that a disk that fills up meanwhile can still take the outcome."""
+        """Reserves disk space, so that the outcome can be written even if the disk fills up."""
         path = self.folder / _RESERVED
         try:
             descriptor = open_or_create(path)
@@ -174,7 +174,7 @@ class Evidence:
             raise _unwritable(error) from None
 
     def release_space(self) -> None:
-        """Gives it back; `seal` does so itself."""
+        """Frees the reserved space; `seal` also does this."""
         try:
             (self.folder / _RESERVED).unlink(missing_ok=True)
         except OSError as error:
@@ -184,7 +184,7 @@ class Evidence:
 
     @property
     def digest(self) -> str:
-        """`sha256:` and the hash of SHA256SUMS; empty as long as the run is not sealed."""
+        """`sha256:` and the hash of SHA256SUMS; empty until the run is sealed."""
         try:
             return digest_of(read_bounded(self.folder, SUMS, JSON_LIMIT))
         except (OSError, UnexpectedFile):
@@ -198,10 +198,10 @@ class Evidence:
     def seal(self, outcome: str, facts: Mapping[str, object] | None = None) -> str:
         """Ends the run with this outcome and returns the digest. Raises `SignerError`.
 
-        1  a complete seal with the same outcome stays as it is, so that this can be called again after a crash
-        2  a complete seal with another outcome, or of files that were changed since, is kept under `superseded/`
+        1  a complete seal with the same outcome is kept, so that this can be called again after a crash
+        2  a complete seal with another outcome, or of files that have changed since, is moved to `superseded/`
         3  outcome.json and evidence.html are written
-        4  every file becomes 0400, and SHA256SUMS sums them: with its name in place the seal is complete
+        4  every file gets mode 0400, and SHA256SUMS is written, which completes the seal
         """
         self.release_space()
         sums = self._unsealed_sums()
@@ -215,7 +215,7 @@ class Evidence:
                 raise SignerError(
                     "evidence_recorded",
                     f"the evidence of {self.run} is in the ledger with another outcome or other files",
-                    "see `signer evidence verify`, and keep the directory as it is",
+                    "run `signer evidence verify`, and do not change the directory",
                 )
             # 2
             self._supersede()
@@ -242,11 +242,11 @@ class Evidence:
         return self.digest
 
     def keep_ledger_answer(self, answer: Mapping[str, object]) -> None:
-        """What the ledger answered to the digest, beside the sums; the run is over with it."""
+        """Stores the ledger's entry for the digest, which makes the run final."""
         self._write(LEDGER, _json(self.guard.clean_value(dict(answer))), 0o400)
 
     def _unsealed_sums(self) -> dict[str, str]:
-        """Name to sum of all that is to be sealed; what a crash left half written is removed first."""
+        """Name to checksum of every file to seal; first removes partial files of a crash."""
         try:
             for path in self.folder.rglob(".*.new"):
                 path.unlink()
@@ -263,7 +263,7 @@ class Evidence:
             raise _unwritable(error) from None
 
     def _supersede(self) -> None:
-        """Moves a seal that no longer holds away, with the outcome it had; a crash in between does it again."""
+        """Moves an outdated seal and its outcome away; repeatable after a crash."""
         try:
             number = 1 + len(list((self.folder / SUPERSEDED).glob("*-SHA256SUMS")))
             outcome = read_bounded(self.folder, OUTCOME, JSON_LIMIT)
@@ -277,16 +277,16 @@ class Evidence:
             raise _unwritable(error) from None
 
     def _count_removed(self) -> int:
-        """How often something was taken out; counted in the files, as a run may have had several processes."""
+        """The number of redactions, counted in the files, as a run may have had several processes."""
         names = [name for name in found_in(self.folder) if name not in (OUTCOME, PAGE)]
         return sum(read_bounded(self.folder, name, None).count(REMOVED.encode()) for name in names)
 
     def _page(self) -> str:
-        """The page; a fault in making it must not keep a run from its end, as it repeats what other files hold."""
+        """The page; an error in it must not prevent the seal, as it only repeats other files."""
         files = {name: read_bounded(self.folder, name, None) for name in found_in(self.folder)}
         try:
             page = render_page(self.run, files)
-        except Exception as error:  # noqa: BLE001 - see above; its kind is told and its text is not, which may hold anything
+        except Exception as error:  # noqa: BLE001 - see above; only its type is shown, as its text may contain a secret
             page = f"<!DOCTYPE html><title>evidence</title><p>No page could be made: {type(error).__name__}</p>\n"
         return plain(self.guard.clean(page), keep="\n\t")
 
@@ -296,7 +296,7 @@ def _run_name(operation: str, now: float, again: int) -> str:
     moment = timestamp(int(now)).replace(":", "-")
     name = f"{moment}-{operation}" if again == 1 else f"{moment}-{again}-{operation}"
     if _RUN.fullmatch(name) is None:
-        raise ValueError(f"{operation!a} is no name of an operation")
+        raise ValueError(f"{operation!a} is not an operation name")
     return name
 
 
@@ -305,12 +305,12 @@ def _json(value: object) -> bytes:
 
 
 def check_private(parent: Path) -> None:
-    """Raises `SignerError` if others could plant runs there, or `OSError`."""
+    """Raises `SignerError` if other users could write runs there, or `OSError`."""
     facts = parent.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
         raise SignerError(
             "evidence_dir_not_private",
-            "the evidence directory is a link, belongs to somebody else, or others may write there",
+            "the evidence directory is a link, belongs to another user, or other users may write there",
             "choose another, or chmod 0700 and chown it",
         )
 

@@ -1,7 +1,7 @@
-"""Is a run's evidence as it was sealed, does it agree with itself, and does the ledger hold its digest? Only reads.
+"""Verification of a run's evidence: unchanged since the seal, consistent, and recorded in the ledger. Only reads.
 
-A directory may come from anywhere, made by anybody: nothing of it is followed, waited for, or read without a bound, and
-what it says counts for nothing that the sums and the ledger do not bear out.
+A directory may come from anywhere: no link is followed, no read blocks or is unbounded, and only content that the
+checksums and the ledger confirm counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FindInLedger = Callable[[str], Mapping[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One thing that is not as it should be; `code` is stable. A warning does not make evidence bad."""
+    """One problem; `code` is stable. A warning does not invalidate the evidence."""
 
     code: str
     text: str
@@ -52,7 +52,7 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found. `recorded` is the ledger's entry, None if it has none that fits."""
+    """The result. `recorded` is the ledger's matching entry, None if there is none."""
 
     digest: str
     outcome: str
@@ -63,16 +63,16 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Intact, in agreement with itself, and recorded."""
+        """Intact, consistent, and recorded."""
         return not any(not problem.is_warning for problem in self.problems)
 
 
 def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
-    """Everything that is wrong with a run's evidence. Raises only what `find_in_ledger` raises besides `SignerError`.
+    """Lists every problem of a run's evidence. Raises only exceptions of `find_in_ledger` other than `SignerError`.
 
-    1  SHA256SUMS is whole; without it there is nothing to hold the files against
-    2  every file is there, with its sum; there is no other, no link, nothing that is no file
-    3  plan, approvals and outcome are of one run
+    1  SHA256SUMS is complete; without it no file can be checked
+    2  every file exists and matches its checksum; no other file, link or special file exists
+    3  plan, approvals and outcome belong to one run
     4  the ledger holds the digest, with the same operation, outcome and plan
     """
     problems: list[Defect] = []
@@ -83,20 +83,20 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
         content = read_bounded(folder, SUMS, JSON_LIMIT)
         sums = parse_sums(content)
     except FileNotFoundError:
-        missing = "it was not sealed" if folder.is_dir() else "there is no such directory"
-        return _nothing(Defect("evidence_not_sealed", f"there is no {SUMS}: {missing}"))
+        missing = "it was not sealed" if folder.is_dir() else "the directory does not exist"
+        return _nothing(Defect("evidence_not_sealed", f"{SUMS} does not exist: {missing}"))
     except OSError as error:
         return _nothing(Defect("evidence_unreadable", f"{SUMS}: {error.strerror}"))
     except UnexpectedFile as error:
         return _nothing(Defect("evidence_sums_malformed", f"{error.name} {error.what}"))
     except ValueError as error:
-        return _nothing(Defect("evidence_sums_malformed", f"{SUMS} is not as it was written: {_reason(error)}"))
+        return _nothing(Defect("evidence_sums_malformed", f"{SUMS} is malformed: {_reason(error)}"))
     digest = digest_of(content)
     # 2
     problems += _check_listing(folder, sums)
     bad = dict(_check_sums(folder, sums))
     problems += bad.values()
-    problems += [Defect("evidence_incomplete", f"{name}: every run has one") for name in _NEEDED if name not in sums]
+    problems += [Defect("evidence_incomplete", f"{name}: missing") for name in _NEEDED if name not in sums]
     # 3
     said = _Said(folder, sums.keys() - bad.keys(), sums.keys())
     problems += [] if bad.keys() & _TELLING else said.problems()
@@ -112,21 +112,21 @@ def _nothing(problem: Defect) -> Verdict:
 
 
 def _reason(error: ValueError) -> str:
-    return "it is no ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "it is not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _check_listing(folder: Path, sums: Mapping[str, str]) -> Iterator[Defect]:
-    """Whatever lies there, against what should; stops at a number of files that no run has."""
+    """Compares the directory's entries with the checksums; stops beyond the file limit of a run."""
     try:
         facts = folder.stat()
         owner = facts.st_uid
         if owner not in (0, os.geteuid()):
             yield Defect("evidence_owner", f"the directory belongs to user {owner}", is_warning=True)
         if facts.st_mode & 0o077:
-            yield Defect("evidence_mode", "others may enter the directory: 0700 is right", is_warning=True)
+            yield Defect("evidence_mode", "other users may enter the directory, its mode must be 0700", is_warning=True)
         for count, (name, found) in enumerate(entries(folder)):
             if count > 2 * MAX_FILES:
-                yield Defect("evidence_file_added", f"there are over {2 * MAX_FILES:,} files")
+                yield Defect("evidence_file_added", f"the directory has over {2 * MAX_FILES:,} files")
                 return
             yield from _check_entry(name, found, sums, owner)
     except OSError as error:
@@ -140,30 +140,30 @@ def _check_entry(name: str, facts: os.stat_result, sums: Mapping[str, str], owne
         what = "a file" if stat.S_ISREG(facts.st_mode) else kind_of(facts)
         yield Defect("evidence_file_added", f"{name}: {what} that was not sealed")
     elif not stat.S_ISREG(facts.st_mode):
-        if name not in sums:  # those are read, and told then
+        if name not in sums:  # files with a checksum are reported when they are read
             yield Defect("evidence_file_kind", f"{name}: is {kind_of(facts)}")
     elif facts.st_nlink > 1:
-        yield Defect("evidence_file_kind", f"{name}: has another name, through which it can be changed")
+        yield Defect("evidence_file_kind", f"{name}: has a second hard link, through which it can be changed")
     elif facts.st_mode & 0o277:
         mode = f"{stat.S_IMODE(facts.st_mode):04o}"
-        yield Defect("evidence_mode", f"{name}: mode {mode}, 0400 is right", is_warning=True)
+        yield Defect("evidence_mode", f"{name}: mode {mode}, must be 0400", is_warning=True)
     elif facts.st_uid != owner:
         yield Defect("evidence_owner", f"{name}: belongs to user {facts.st_uid}", is_warning=True)
 
 
 def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, Defect]]:
-    """Each file that is not as it was sealed, by its name."""
+    """Each file that has changed since the seal, by its name."""
     left = MOST_BYTES
     for name, expected in sums.items():
         try:
             if "/" in name and (folder / name).parent.is_symlink():
-                raise UnexpectedFile(name, "lies behind a link")
+                raise UnexpectedFile(name, "is behind a link")
             found, size = sum_of(folder, name, left)
             left -= size
             if found != expected:
-                yield name, Defect("evidence_file_changed", f"{name}: it is not what was sealed")
+                yield name, Defect("evidence_file_changed", f"{name}: it has changed since the seal")
         except FileNotFoundError:
-            yield name, Defect("evidence_file_missing", f"{name}: it was sealed and is not there")
+            yield name, Defect("evidence_file_missing", f"{name}: it was sealed and is missing")
         except UnexpectedFile as error:
             yield name, Defect("evidence_file_kind", f"{name}: {error.what}")
         except OSError as error:
@@ -171,7 +171,7 @@ def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, De
 
 
 class _Said:
-    """What the files of a run say of it; unreadable ones say nothing."""
+    """Plan, approvals and outcome of a run; an unreadable file counts as empty."""
 
     def __init__(self, folder: Path, names: Set[str], sealed: Set[str]) -> None:
         self._folder = folder
@@ -198,31 +198,33 @@ class _Said:
         return value if isinstance(value, dict) else {}
 
     def problems(self) -> Iterator[Defect]:
-        """Where plan, approvals and outcome contradict each other."""
+        """Contradictions between plan, approvals and outcome."""
         if not self.word("outcome") or not self.word("operation"):
-            yield Defect("evidence_inconsistent", f"{OUTCOME} names no outcome and operation")
+            yield Defect("evidence_inconsistent", f"{OUTCOME} lacks the outcome or the operation")
             return
         if self.plan:
             yield from self._plan_problems()
             yield from self._step_problems()
         elif self.word("operation") in _PLANNED:
-            yield Defect("evidence_incomplete", f"plan.json: a {self.word('operation')} has one that can be read")
+            yield Defect(
+                "evidence_incomplete", f"plan.json: missing or unreadable, but required for a {self.word('operation')}"
+            )
         if self.outcome.get("plan") not in (self.plan.get("digest"), "", None):
-            yield Defect("evidence_inconsistent", f"{OUTCOME} names another plan than plan.json is")
+            yield Defect("evidence_inconsistent", f"{OUTCOME} names another plan than plan.json")
         yield from self._approval_problems()
 
     def _plan_problems(self) -> Iterator[Defect]:
-        """The plan's digest is made again from its content."""
+        """Recomputes the plan's digest from its content."""
         operation = str(self.plan.get("operation"))
         if operation != self.word("operation"):
-            yield Defect("evidence_inconsistent", f"plan.json is a plan for another operation than {OUTCOME} tells")
+            yield Defect("evidence_inconsistent", f"plan.json is a plan for another operation than {OUTCOME}")
         try:
             read_plan(json.dumps(self.plan), cast(Operation, operation))
         except BadFile as error:
             yield Defect("evidence_inconsistent", f"plan.json: {error.text}")
 
     def _step_problems(self) -> Iterator[Defect]:
-        """What was applied has done every step of its plan; only the last one, which seals, leaves nothing."""
+        """An applied run has evidence of every step of its plan but the last one, which seals."""
         steps = self.plan.get("steps")
         if self.word("outcome") != RunOutcome.APPLIED or not isinstance(steps, list):
             return
@@ -230,7 +232,7 @@ class _Said:
             number, name = step.get("number"), str(step.get("name"))
             kept = numbered("steps", number if isinstance(number, int) else 0, name, "json")
             if kept not in self._sealed:
-                yield Defect("evidence_incomplete", f"{kept}: nothing shows that the step was done")
+                yield Defect("evidence_incomplete", f"{kept}: no evidence that the step was done")
 
     def _approval_problems(self) -> Iterator[Defect]:
         found = self._json("approvals.json")
@@ -239,34 +241,34 @@ class _Said:
         if any((one.get("plan"), one.get("operation")) != wanted for one in approvals):
             yield Defect("evidence_inconsistent", "approvals.json approves another plan")
         elif self.word("operation") in _PLANNED and not approvals:
-            yield Defect("evidence_incomplete", f"approvals.json: nobody approved this {self.word('operation')}")
+            yield Defect("evidence_incomplete", f"approvals.json: no approval of this {self.word('operation')}")
 
 
 def _look_up(
     digest: str, said: _Said, find_in_ledger: FindInLedger
 ) -> tuple[Mapping[str, Any] | None, tuple[Defect, ...]]:
-    """The ledger's entry for the digest, and what in it does not fit."""
+    """The ledger's entry for the digest, and its contradictions."""
     try:
         found = find_in_ledger(digest)
     except SignerError as error:
-        return None, (Defect("evidence_ledger_unreachable", f"the ledger does not tell: {error.text}"),)
+        return None, (Defect("evidence_ledger_unreachable", f"the ledger cannot be read: {error.text}"),)
     if found is None:
-        return None, (Defect("evidence_not_recorded", f"the ledger holds no {digest}"),)
+        return None, (Defect("evidence_not_recorded", f"the ledger has no entry for {digest}"),)
     if not said.outcome:
-        return found, ()  # which is told already
-    told = {"operation": said.word("operation"), "outcome": said.word("outcome"), "plan": said.outcome.get("plan")}
-    wrong = [name for name, value in told.items() if (found.get(name) or "") != (value or "")]
+        return found, ()  # reported already
+    named = {"operation": said.word("operation"), "outcome": said.word("outcome"), "plan": said.outcome.get("plan")}
+    wrong = [name for name, value in named.items() if (found.get(name) or "") != (value or "")]
     if wrong:
-        return None, (Defect("evidence_ledger_differs", f"the ledger tells another {', '.join(wrong)}"),)
+        return None, (Defect("evidence_ledger_differs", f"the ledger has another {', '.join(wrong)}"),)
     return found, ()
 
 
 def _check_answer(folder: Path, digest: str, found: Mapping[str, Any] | None) -> Iterator[Defect]:
-    """ledger.json is a copy, which proves nothing; one that differs from the ledger misleads."""
+    """Compares ledger.json, which is only a copy, with the ledger."""
     try:
         answer = json.loads(read_bounded(folder, LEDGER, JSON_LIMIT))
     except FileNotFoundError:
-        yield Defect("evidence_ledger_json", f"{LEDGER}: the ledger's answer is not there", is_warning=True)
+        yield Defect("evidence_ledger_json", f"{LEDGER}: missing", is_warning=True)
         return
     except (OSError, UnexpectedFile, ValueError, RecursionError):
         answer = None
@@ -274,4 +276,4 @@ def _check_answer(folder: Path, digest: str, found: Mapping[str, Any] | None) ->
     if not isinstance(answer, dict) or any(
         answer.get(name, value) != value for name, value in {**known, "evidence": digest}.items()
     ):
-        yield Defect("evidence_ledger_json", f"{LEDGER} is not what the ledger says")
+        yield Defect("evidence_ledger_json", f"{LEDGER} differs from the ledger's entry")

@@ -77,7 +77,7 @@ def test_what_is_no_run_is_not_opened(run: Evidence, parent: Path, name: str) ->
 
 @pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/b/c.json", ".x", "", "x\ny", "steps/", "ä.json"])
 def test_a_file_of_evidence_cannot_be_named_anyhow(run: Evidence, name: str) -> None:
-    with pytest.raises(ValueError, match="is no name"):
+    with pytest.raises(ValueError, match="is not a name"):
         run.write_json(name, {})
 
 

@@ -83,11 +83,11 @@ def test_every_fact_of_the_run_is_on_the_page(run: Evidence) -> None:
     page = page_of(run)
     wanted = [
         "Cutover of safe-session-api from Vault to the local CA", "Applied", "Certificates are signed by the local CA",
-        "2026-11-22 14:05:02 UTC", "after 11.0 s", plan().digest, "none were met",  # what was done
+        "2026-11-22 14:05:02 UTC", "after 11.0 s", plan().digest, "Secrets redacted none",  # what was done
         "ada as root", "rs2000.example", "2026-11-22T14:05:01Z", "terminal",  # who approved
         VAULTS, OURS, "vault", "local",  # before and after
         "Compose up with the overlay", "CHANGES", "3.2 s", "1 container new", "compose up without the overlay",
-        "makes this page",  # steps
+        "renders this page",  # steps
         "Vault takes any size", "signer accepts no shorter keys", "longest ttl",  # parity
         "ca_key_on_disk", "ext4; render it to a tmpfs",  # preflight
         "uid=1001(llmops)", "smoke/03-edge1.log", "4713",  # logins
@@ -184,7 +184,7 @@ def test_what_failed_and_what_was_undone_is_told_at_its_step(run: Evidence) -> N
     error = {"code": "smoke_login_failed", "text": "edge1: Permission denied", "hint": "add the CA", "step": "smoke"}
     page = page_of(run, "rolled_back", error=error, reason="")
     words = page.text
-    assert "What failed" in words
+    assert "Error" in words
     assert words.count("edge1: Permission denied") == 2  # on top, and at its step
     assert "3.2 s, 2.2 s" in words
     assert re.search(r"Compose up with the overlay CHANGES done undone", words)
@@ -196,7 +196,7 @@ def test_a_run_by_hand_without_plan_and_approval_has_a_page_too(tmp_path: Path) 
     run.write_json("steps/01-up.json", {"step": "up", "title": "compose up", "what": "done", "summary": "took 2 s"})
     words = page_of(run, "applied", reason="edge1 lacks the new CA").text
     for told in (
-        "The platform was put back",
+        "The platform was restored",
         "edge1 lacks the new CA",
         "had no plan",
         "Nothing was approved",

@@ -69,7 +69,7 @@ def test_every_changed_file_is_found_by_its_name(run: Evidence, ledger: Recorded
         path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         path.chmod(0o400)
         verdict = check_evidence(run.folder, ledger)
-        assert [problem.text for problem in verdict.problems] == [f"{name}: it is not what was sealed"]
+        assert [problem.text for problem in verdict.problems] == [f"{name}: it has changed since the seal"]
         path.chmod(0o600)
         path.write_bytes(before)
         path.chmod(0o400)
@@ -85,7 +85,7 @@ def test_what_was_applied_has_done_every_step_of_its_plan(tmp_path: Path, ledger
     ledger.keep(evidence)
     verdict = check_evidence(evidence.folder, ledger)
     assert [(one.code, one.text) for one in verdict.problems if not one.is_warning] == [
-        ("evidence_incomplete", "steps/07-smoke.json: nothing shows that the step was done")
+        ("evidence_incomplete", "steps/07-smoke.json: no evidence that the step was done")
     ]
 
 
@@ -220,8 +220,8 @@ def edited_plan() -> dict[str, Any]:
         ("plan.json", {**plan().as_json(), "operation": "decommission"}, "a plan for another operation"),
         ("plan.json", plan("of something else").as_json(), "approves another plan"),
         ("approvals.json", [{"operation": "decommission", "plan": plan().digest}], "approves another plan"),
-        ("approvals.json", [], "nobody approved this cutover"),
-        ("approvals.json", {"no": "list"}, "nobody approved this cutover"),
+        ("approvals.json", [], "no approval of this cutover"),
+        ("approvals.json", {"no": "list"}, "no approval of this cutover"),
     ],
 )
 def test_files_that_contradict_each_other_are_found(
