@@ -106,6 +106,7 @@ class Service:
     def write_policy(self, policy: str) -> None:
         """Replaces policy.toml; a running service takes it at `reload()`."""
         self.policy_file.write_text(fill_policy(policy, self.ca.fingerprint, self.tokens))
+        self.policy_file.chmod(0o644)  # whatever the umask: a policy that others may write is refused
 
     @property
     def address(self) -> str:

@@ -199,7 +199,7 @@ def test_all_hosts_are_tried_and_every_outcome_is_kept(
     error = failed(lambda: on_each([place.target, bad, gone], place.login))
     assert error.code == "smoke_login_failed"
     assert error.text.startswith("bad: ")
-    assert error.text.endswith("; 1 other host, too")
+    assert error.text.endswith("; 1 more host")
     told = error.facts["targets"]
     assert isinstance(told, dict)
     assert [told[name].get("code") for name in ("one", "bad", "gone")] == [None, error.code, error.code]
