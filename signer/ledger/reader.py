@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.chain import GENESIS
-from signer.model import Entry, Filter, Head, Issued
+from signer.model import BACKDATE, Entry, Filter, Head, Issued
 
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 1
@@ -197,11 +197,14 @@ class LedgerReader:
         return [Entry(*row) for row in rows]
 
     def recent(self, since: int) -> list[Recent]:
-        """Released certificates that expire after `since` (seconds)."""
+        """Released certificates that expire after `since` (seconds).
+
+        One of Vault's is granted before it is recorded; if the clock is set back in between, only its validity says so.
+        """
         rows = self.query(
-            "SELECT c.identity, c.role, e.time / 1000, c.valid_before FROM certificates c"
+            "SELECT c.identity, c.role, max(e.time / 1000, c.valid_after + ?), c.valid_before FROM certificates c"
             " JOIN events e ON e.seq = c.seq WHERE c.valid_before > ? AND c.withheld = 0",
-            (since,),
+            (BACKDATE, since),
         )
         return [Recent(*row) for row in rows]
 

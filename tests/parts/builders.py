@@ -23,6 +23,7 @@ from signer.errors import NotFound, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.reader import Recent
 from signer.model import (
+    BACKDATE,
     Caller,
     Entry,
     Event,
@@ -279,7 +280,12 @@ class MemoryStore:
     def recent(self, since: int) -> list[Recent]:
         self._readable()
         return [
-            Recent(row.identity, row.role, self.entries[row.seq - 1].time_ms // 1000, row.valid_before)
+            Recent(
+                row.identity,
+                row.role,
+                max(self.entries[row.seq - 1].time_ms // 1000, row.valid_after + BACKDATE),
+                row.valid_before,
+            )
             for row in reversed(self.rows.values())
             if row.valid_before > since and not row.withheld
         ]

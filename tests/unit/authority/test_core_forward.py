@@ -121,6 +121,19 @@ def test_a_freeze_in_the_same_batch_counts() -> None:
     assert code(bench.finish_one(forward, made(forward))) == "frozen"
 
 
+def test_a_clock_set_back_before_the_record_shortens_no_minute() -> None:
+    bench = Bench(policy=LIMITED)
+    bench.now = NOW + 30
+    forwards = [bench.send(), bench.send()]
+    bench.now = NOW + 10
+    bench.finish(*((forward, made(forward)) for forward in forwards))
+    bench.restart()
+    bench.now = NOW + 75
+    assert code(bench.sign()) == "rate_limited"
+    bench.now = NOW + 90
+    assert code(bench.sign()) == "too_many_live"
+
+
 def test_a_clock_far_behind_at_the_end_releases_nothing() -> None:
     bench = Bench()
     forward = bench.send()

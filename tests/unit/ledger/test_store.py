@@ -19,7 +19,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.audit import verify
 from signer.ledger.reader import FILE_NAME, LedgerReader, Recent
 from signer.ledger.store import LOCK_NAME, Ledger
-from signer.model import Event, Filter
+from signer.model import BACKDATE, Event, Filter
 from tests.parts.events import freeze, issued, refused, thaw, withheld
 
 ROOT = Path(__file__).parents[3]
@@ -305,6 +305,12 @@ def test_a_certificate_comes_with_the_event_that_records_it(ledger: Ledger) -> N
 
 
 def test_what_still_counts_is_read_back_without_what_was_withheld(ledger: Ledger) -> None:
-    ledger.commit([issued(1, valid_before=100), issued(2, valid_before=200), issued(3, valid_before=300)], 50_000)
+    ends = {1: 100, 2: 200, 3: 300}
+    ledger.commit([issued(serial, valid_after=20, valid_before=end) for serial, end in ends.items()], 50_000)
     ledger.commit([withheld(3)], 60_000)
     assert ledger.recent(100) == [Recent("deploy-agent", "llmops", 50, 200)]
+
+
+def test_a_certificate_counts_from_its_grant_if_the_clock_was_set_back_before_its_record(ledger: Ledger) -> None:
+    ledger.commit([issued(1, valid_after=70 - BACKDATE, valid_before=200)], 50_000)
+    assert ledger.recent(100) == [Recent("deploy-agent", "llmops", 70, 200)]
