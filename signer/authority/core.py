@@ -19,7 +19,7 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, refusal_event
+from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
 from signer.authority.vault_certificates import PendingSignature, outside_grant, read_vault_certificate
 from signer.errors import (
@@ -153,15 +153,26 @@ class Core:
         try:
             entries = self._ledger.commit(events, int((self._clock() if now is None else now) * 1000))
         except (Unavailable, LedgerBroken) as failure:
-            self._state = None
+            self._discard()
             return failure
         except Exception as error:  # noqa: BLE001 - an event that cannot be encoded must not end the keeper
-            self._state = None
+            self._discard()
             self._report(error)
             return _internal_error()
+        for repeats in self._suppressors():
+            repeats.settle()
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
+
+    def _discard(self) -> None:
+        """After a failed commit: the state is read again, and counts of repeats are as before the transaction."""
+        self._state = None
+        for repeats in self._suppressors():
+            repeats.restore()
+
+    def _suppressors(self) -> list[RepeatSuppressor]:
+        return [self._refusals, *([self.shadow.repeats] if self.shadow is not None else [])]
 
     def finish(
         self, results: Sequence[tuple[PendingSignature, Returned | SignerError]]

@@ -36,7 +36,7 @@ class Shadow:
         self.compared: Counter[str] = Counter()  # certificates by role
         self.differences: Counter[tuple[str, str]] = Counter()  # by role and field
         self.faults: Counter[str] = Counter()  # comparisons that failed, by role
-        self._repeats = Differences()
+        self.repeats = Differences()
 
     def use_key(self, key: Signing) -> None:
         """Compares with another key from now on; keeps only its public half."""
@@ -66,11 +66,11 @@ class Shadow:
 
     def due(self, now: int) -> list[Event]:
         """Removes and returns the counts of repeats that are due."""
-        return self._repeats.due(now)
+        return self.repeats.due(now)
 
     def flush(self) -> list[Event]:
         """Removes and returns all counts of repeats."""
-        return self._repeats.flush()
+        return self.repeats.flush()
 
     def _note(self, pending: PendingSignature, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
         grant = pending.grant
@@ -81,7 +81,7 @@ class Shadow:
             ).encode()  # an event that the ledger cannot hold must fail here, not in the commit
         for event in events:
             self.differences[grant.role, str(event.body["field"])] += 1
-        return tuple(first for event in events for first in self._repeats.note(event, now))
+        return tuple(first for event in events for first in self.repeats.note(event, now))
 
 
 def _event(identity: str, role: str, difference: Difference, serial: str) -> Event:
