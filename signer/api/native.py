@@ -86,7 +86,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
         ("GET", "/healthz", lambda: _json(Alive(status="ok"))),
         ("GET", "/readyz", readyz),
-        ("GET", "/metrics", lambda: _metrics(keeper)),
+        ("GET", "/metrics", lambda: _text(expect(MetricsText, ask("metrics", {})).text, CONTENT_TYPE_LATEST)),
     ):
         app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
 
@@ -123,10 +123,6 @@ def _of_http(error: HTTPException) -> SignerError:
         case 413:
             return body_too_large()
     return BadRequest("request_malformed", "the request cannot be read", "see GET /api/openapi.json")
-
-
-def _metrics(keeper: KeeperClient) -> Response:
-    return _text(expect(MetricsText, keeper.ask({"op": "metrics"})).text, CONTENT_TYPE_LATEST)
 
 
 def _json(value: BaseModel, status: int = 200) -> Response:

@@ -156,7 +156,7 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    caller = _read_caller(header)
+    caller = read_caller(header)
     try:
         authenticate(caller)
     except NotAuthenticated as fault:
@@ -187,7 +187,8 @@ def _bad_message(what: str) -> BadRequest:
     )
 
 
-def _read_caller(header: dict[str, Any]) -> Caller:
+def read_caller(header: dict[str, Any]) -> Caller:
+    """The sender of a message; raises `BadRequest`."""
     token, address, request_id = header.get("token"), header.get("address"), header.get("request_id")
     if token is not None and not isinstance(token, str):
         raise _bad_message("token")

@@ -26,7 +26,7 @@ from signer.authority.vault_certificates import PendingSignature
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.model import Caller, Grant, PublicKey, Returned
-from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_caller, read_command, split_message
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import (
     CaKey,
@@ -321,14 +321,14 @@ class Keeper:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- messages without a credential -------------------------------------------------------------------------------
+    # --- messages that need no credential ---------------------------------------------------------------------------
 
     def _answer_directly(self, header: dict[str, Any]) -> Reply | None:
         match header.get("op"):
             case "health":
                 return self._health()
             case "metrics":
-                return MetricsText(text=self.metrics.render())
+                return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
             case "ca":
                 key, shadow = self._authority.public_key(), self._core.shadow
                 return CaKey(
@@ -337,6 +337,13 @@ class Keeper:
                     bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
                 )
         return None
+
+    def _may_read_ledger(self, header: dict[str, Any]) -> bool:
+        """False without a token; raises `NotAuthenticated` for a bad one."""
+        if header.get("token") is None:
+            return False
+        identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+        return "ledger.read" in identity.may
 
     def _health(self) -> Ready | NotReady:
         """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
