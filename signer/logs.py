@@ -14,6 +14,8 @@ import struct
 from contextlib import suppress
 from typing import Final
 
+from signer.files import open_again
+
 _STDERR: Final = 2
 _PIECE: Final = 4096  # bytes; PIPE_BUF: a pipe takes a piece whole or not at all
 _SEND_TIMEOUT: Final = struct.pack("ll", 0, 50_000)  # struct timeval: 50 ms
@@ -39,7 +41,7 @@ def make_stderr_nonblocking() -> None:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
     elif stat.S_ISFIFO(mode) or os.isatty(_STDERR):
         try:
-            own = os.open(f"/proc/self/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            own = open_again(_STDERR)
         except OSError:
             if stat.S_ISFIFO(mode):
                 os.set_blocking(_STDERR, False)
