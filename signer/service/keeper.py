@@ -39,6 +39,7 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.outage import Outage
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.ssh.publickey import render_public_key
 
@@ -112,6 +113,7 @@ class Keeper:
         self._reload = reload
         self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
+        self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -223,8 +225,10 @@ class Keeper:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
+            self._outage.note_failure(reply)
         elif isinstance(item.command, Sign):
             self.metrics.count_signature(item.command.role)
+            self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -360,7 +364,9 @@ class Keeper:
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
+            self._outage.note_failure(failure)
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
+        self._outage.note_ready()
         ready = Ready(
             ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
         )
