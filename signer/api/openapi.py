@@ -17,6 +17,7 @@ from signer import __version__
 from signer.api import schemas
 from signer.model import BACKENDS
 from signer.protocol import replies
+from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import SignBody
 
@@ -92,7 +93,7 @@ ROUTES: Final = (
     Route("GET", "/api/freezes", "The freezes in force that you may see", replies.Freezes, faults=(401, 503)),
     Route(
         "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
-        schemas.FreezeBody, 201, (400, 401, 403, 413, 503),
+        FreezeBody, 201, (400, 401, 403, 413, 503),
     ),
     Route(
         "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
