@@ -19,13 +19,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from signer.authority.core import Core, ReplyOrError
-from signer.authority.vault_certificates import PendingSignature
+from signer.authority.certificates import PendingSignature
+from signer.authority.core import Core, Pending, ReplyOrError
+from signer.authority.vault_certificates import PendingCertificate
+from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.model import Caller, Grant, PublicKey, Returned
+from signer.model import Caller, PublicKey
 from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import (
@@ -40,6 +42,7 @@ from signer.protocol.replies import (
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
@@ -49,7 +52,7 @@ MAX_CONNECTIONS: Final = 8192  # of all processes
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
-VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
+SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -80,24 +83,13 @@ class Reloaded:
     key: bool
 
 
-class Authority(Protocol):
-    """What signs: the local key or Vault. `sign` is None if the core has the key."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def sign(self) -> Callable[[Grant], Returned] | None: ...
-    def public_key(self) -> PublicKey: ...
-    def check_ready(self) -> None: ...
-
-
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; calls `reload` on SIGHUP."""
 
     def __init__(
         self,
         core: Core,
-        authority: Authority,
+        backend: Backend,
         ledger: TimedLedger,
         listener: socket.socket,
         reload: Callable[[], Reloaded],
@@ -106,7 +98,7 @@ class Keeper:
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
-        self._authority = authority
+        self._backend = backend
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
@@ -116,13 +108,14 @@ class Keeper:
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
-        self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
+        self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
+        shadow = core.shadow if self._compared_key() is not None else None
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -131,8 +124,8 @@ class Keeper:
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
-        if self._authority.sign is not None:
-            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._max_when_slow)
+        if not isinstance(self._backend.order, SignAtOnce):
+            self._pool = SigningPool(self._backend.order.slow, lambda: _wake(wake), self._max_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -166,8 +159,8 @@ class Keeper:
         """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
         has_new_connections = False
-        is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
-        for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
+        is_signing = self._pool is not None and not self._pool.is_idle()
+        for key, _ in self._selector.select(0.1 if is_signing else 1.0):
             if key.fileobj is self._listener:
                 has_new_connections = True
             elif key.fileobj is woken:
@@ -181,7 +174,7 @@ class Keeper:
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            if isinstance(reply, PendingSignature):
+            if isinstance(reply, PendingSignature | PendingCertificate):
                 self._submit(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
@@ -191,31 +184,29 @@ class Keeper:
         self._send(item.peer, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _submit(self, item: _Waiting, pending: PendingSignature) -> None:
-        """Submits a grant to the signing pool; replies with the error at once if the pool is full."""
-        assert self._pool is not None, "only a core without a key returns pending signatures"  # noqa: S101
+    def _submit(self, item: _Waiting, pending: Pending) -> None:
+        """Submits to the signing pool; replies with the error at once if the pool is full."""
+        assert self._pool is not None, "a key that signs at once leaves nothing pending"  # noqa: S101
         try:
-            self._pool.submit((item, pending), pending.grant)
+            self._pool.submit((item, pending), pending.obtain)
         except Unavailable as busy:
             self._finish_signatures([((item, pending), busy)])
 
     def _collect_signatures(self) -> None:
-        """Finishes the signatures that Vault returned or that are overdue."""
+        """Finishes the signatures that were obtained or that are overdue."""
         if self._pool is not None and (results := self._pool.collect()):
             self._finish_signatures(results)
 
     def _close_pool(self) -> None:
-        """Waits up to `VAULT_FINISHES_WITHIN` for pending signatures, then abandons the rest."""
+        """Waits up to `SIGNING_ENDS_WITHIN` for pending signatures, then abandons the rest."""
         if self._pool is not None:
-            deadline = time.monotonic() + VAULT_FINISHES_WITHIN
+            deadline = time.monotonic() + SIGNING_ENDS_WITHIN
             while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._collect_signatures()
             self._finish_signatures(self._pool.close())
 
-    def _finish_signatures(
-        self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]
-    ) -> None:
+    def _finish_signatures(self, results: list[tuple[tuple[_Waiting, Pending], Obtained | SignerError]]) -> None:
         for index, reply in self._core.finish([(pending, result) for (_, pending), result in results]):
             self._reply(results[index][0][0], reply)
 
@@ -330,11 +321,11 @@ class Keeper:
             case "metrics":
                 return MetricsText(text=self.metrics.render())
             case "ca":
-                key, shadow = self._authority.public_key(), self._core.shadow
+                key = self._backend.public_key()
                 return CaKey(
                     fingerprint=key.fingerprint,
                     public_key=render_public_key(key.kind, key.blob),
-                    bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
+                    bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
                 )
         return None
 
@@ -348,18 +339,21 @@ class Keeper:
             elif self._probe_failure is not None:
                 raise self._probe_failure
             self._core.check_ready()
-            self._authority.check_ready()
-            fingerprint = self._authority.public_key().fingerprint
+            self._backend.check_ready()
+            fingerprint = self._backend.public_key().fingerprint
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
-        ready = Ready(
-            ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
-        )
-        if (shadow := self._core.shadow) is None:
+        ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        if (compared := self._compared_key()) is None:
             return ready
-        return ready.model_copy(update={"local_ca_fingerprint": shadow.key.fingerprint})
+        return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _compared_key(self) -> PublicKey | None:
+        """The local key that another CA's certificates are compared with (mode shadow)."""
+        order = self._backend.order
+        return order.local_key if isinstance(order, CertifyInPool) else None
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()

@@ -14,7 +14,6 @@ from signer.errors import Unavailable
 from signer.ledger.reader import FILE_NAME
 from signer.model import Event
 from signer.service.metrics import Metrics, TimedLedger, commit_histogram
-from tests.parts.builders import public_key
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -66,7 +65,7 @@ def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
 def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
     metrics = make_metrics("llmops")
     assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
-    shadow = Shadow(public_key("ssh-ed25519", "ca"), lambda _fault: None)
+    shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] += 3
     shadow.differences["llmops", "key_id"] += 2
     shadow.faults["llmops"] += 1
