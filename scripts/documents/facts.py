@@ -291,7 +291,7 @@ def metric_families() -> Table:
             family.type,
             ", ".join(code(label) for label in sorted(family.samples[0].labels) if label != "le"),
         )
-        for family in text_string_to_metric_families(made.render())
+        for family in text_string_to_metric_families(made.render(by_role=True))
     ]
     return Table(("metric", "type", "labels", "meaning"), rows, by_hand=1)
 

@@ -13,7 +13,6 @@ from signer.errors import Unavailable
 from signer.model import Grant, PublicKey, Returned
 from signer.signing import CertifyInPool, SignAtOnce, SigningKey, SigningOrder
 
-
 VAULT_DEADLINE: Final = 5.0  # seconds from submission to the caller's reply
 
 

@@ -28,7 +28,7 @@ from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.model import Caller, PublicKey
-from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_caller, read_command, split_message
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import (
     CaKey,
@@ -41,6 +41,7 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.outage import Outage
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
@@ -104,6 +105,7 @@ class Keeper:
         self._reload = reload
         self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
+        self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -214,8 +216,10 @@ class Keeper:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
+            self._outage.note_failure(reply)
         elif isinstance(item.command, Sign):
             self.metrics.count_signature(item.command.role)
+            self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -312,14 +316,14 @@ class Keeper:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- messages without a credential -------------------------------------------------------------------------------
+    # --- messages that need no credential ---------------------------------------------------------------------------
 
     def _answer_directly(self, header: dict[str, Any]) -> Reply | None:
         match header.get("op"):
             case "health":
                 return self._health()
             case "metrics":
-                return MetricsText(text=self.metrics.render())
+                return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
             case "ca":
                 key = self._backend.public_key()
                 return CaKey(
@@ -328,6 +332,13 @@ class Keeper:
                     bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
                 )
         return None
+
+    def _may_read_ledger(self, header: dict[str, Any]) -> bool:
+        """False without a token; raises `NotAuthenticated` for a bad one."""
+        if header.get("token") is None:
+            return False
+        identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+        return "ledger.read" in identity.may
 
     def _health(self) -> Ready | NotReady:
         """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
@@ -344,7 +355,9 @@ class Keeper:
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
+            self._outage.note_failure(failure)
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
+        self._outage.note_ready()
         ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
         if (compared := self._compared_key()) is None:
             return ready
