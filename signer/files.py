@@ -184,6 +184,11 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def open_name(path: Path) -> int:
+    """A descriptor that only names what `path` itself is, also if it may not be read; raises `OSError`."""
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def open_again(descriptor: int) -> int:
     """The pipe or terminal of a descriptor, opened for non-blocking writes; raises `OSError`.
 
