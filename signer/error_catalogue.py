@@ -147,6 +147,9 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _sent("unknown_route", 404, "the path does not exist", _SEE_OPENAPI),
     ),
     "Service": (
+        _refusal("ca_key_replaced_meanwhile", 503,
+                 "the CA key was replaced while the certificate waited for its signature; its serial is marked as"
+                 " withheld", "retry"),
         _sent("certificate_differs_from_grant", 500,
               "internal error: the certificate to be signed differed from its grant; nothing was signed",
               "report it with the request id"),

@@ -184,6 +184,19 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def open_name(path: Path) -> int:
+    """A descriptor that only names what `path` itself is, also if it may not be read; raises `OSError`."""
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def open_again(descriptor: int) -> int:
+    """The pipe or terminal of a descriptor, opened for non-blocking writes; raises `OSError`.
+
+    The flag applies to the new descriptor only, not to processes that share the old one.
+    """
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
 def create_unnamed(directory: int, mode: int) -> int:
     """A descriptor of a new file without a name, deleted when closed; owned by root if created by root."""
     descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory)

@@ -95,7 +95,7 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
             require(identity, "ledger.read")
             return _operations(query, ledger)
         case ListFreezes():
-            rows = sorted(ledger.freezes().items())
+            rows = sorted(visible_freezes(ledger.freezes(), identity).items())
             return Freezes(freezes=[FreezeRow(scope=scope, reason=reason) for scope, reason in rows])
         case ListRoles():
             return Roles(roles=sorted(identity.roles))
@@ -112,6 +112,14 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
                 expires_in=token.expires - now,
                 accessor=token.sha256[:24],
             )
+
+
+def visible_freezes(freezes: Mapping[str, str], identity: Identity) -> dict[str, str]:
+    """All freezes with the right `freeze` or `ledger.read`; otherwise those that stop the identity."""
+    if {"freeze", "ledger.read"} & identity.may:
+        return dict(freezes)
+    own = {"all", f"identity:{identity.name}", *(f"role:{role}" for role in identity.roles)}
+    return {scope: reason for scope, reason in freezes.items() if scope in own}
 
 
 def _page(query: ListCertificates, identity: Identity, ledger: LedgerReader, now: int) -> CertificatePage:

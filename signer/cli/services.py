@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +40,8 @@ def keeper(key_channel: int | None) -> int:
 
 
 def _start() -> Settings:
+    from signer.logs import start_log
     from signer.settings import load_settings
 
-    logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
+    start_log()
     return load_settings(os.environ)

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, Caller, Filter, SignRequest
+from signer.protocol.bodies import read_body_as
+from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -158,7 +160,7 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    caller = _read_caller(header)
+    caller = read_caller(header)
     try:
         authenticate(caller)
     except NotAuthenticated as fault:
@@ -197,7 +199,8 @@ def _bad_message(what: str) -> BadRequest:
     )
 
 
-def _read_caller(header: dict[str, Any]) -> Caller:
+def read_caller(header: dict[str, Any]) -> Caller:
+    """The sender of a message; raises `BadRequest`."""
     token, address, request_id = header.get("token"), header.get("address"), header.get("request_id")
     if token is not None and not isinstance(token, str):
         raise _bad_message("token")
@@ -313,8 +316,9 @@ def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     return ShowCertificate(caller, serial)
 
 
-def _read_freeze(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return Freeze(caller, _read_text(header, "scope"), _read_text(header, "reason", 500))
+def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(FreezeBody, decode_body(body))
+    return Freeze(caller, asked.scope, asked.reason)
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {

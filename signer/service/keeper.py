@@ -19,19 +19,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from signer.authority.core import Core, ReplyOrError
-from signer.authority.vault_certificates import PendingSignature
+from signer.authority.certificates import PendingSignature
+from signer.authority.core import Core, Pending, ReplyOrError
+from signer.authority.vault_certificates import PendingCertificate
+from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
-from signer.model import Caller, Grant, PublicKey, Returned
+from signer.model import Caller, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
     MAX_REPLY,
     Command,
     Sign,
     Unauthenticated,
+    read_caller,
     read_command,
     split_message,
     split_number,
@@ -48,7 +51,9 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.outage import Outage
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
@@ -59,8 +64,8 @@ MAX_STRANGERS: Final = 8  # messages without an accepted token in one round; mor
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
-VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
-_DIRECT: Final = ("health", "metrics", "ca")  # messages without a credential
+SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
+_DIRECT: Final = ("health", "metrics", "ca")  # messages that need no credential
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -102,24 +107,13 @@ class Reloaded:
     key: bool
 
 
-class Authority(Protocol):
-    """What signs: the local key or Vault. `sign` is None if the core has the key."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def sign(self) -> Callable[[Grant], Returned] | None: ...
-    def public_key(self) -> PublicKey: ...
-    def check_ready(self) -> None: ...
-
-
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; calls `reload` on SIGHUP."""
 
     def __init__(
         self,
         core: Core,
-        authority: Authority,
+        backend: Backend,
         ledger: TimedLedger,
         listener: socket.socket,
         reload: Callable[[], Reloaded],
@@ -128,17 +122,18 @@ class Keeper:
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
-        self._authority = authority
+        self._backend = backend
         self._ledger = ledger
         self._listener = listener
         self._reload = reload
         self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
+        self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
-        self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
+        self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
@@ -146,7 +141,8 @@ class Keeper:
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
+        shadow = core.shadow if self._compared_key() is not None else None
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -155,8 +151,8 @@ class Keeper:
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
-        if self._authority.sign is not None:
-            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._max_when_slow)
+        if not isinstance(self._backend.order, SignAtOnce):
+            self._pool = SigningPool(self._backend.order.slow, lambda: _wake(wake), self._max_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
@@ -190,9 +186,9 @@ class Keeper:
         """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
         has_new_connections = False
-        is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
+        is_signing = self._pool is not None and not self._pool.is_idle()
         self._strangers_left = MAX_STRANGERS
-        timeout = 0.0 if self._postponed else 0.1 if is_waiting_for_vault else 1.0
+        timeout = 0.0 if self._postponed else 0.1 if is_signing else 1.0
         self._resume_postponed(waiting)
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
@@ -208,7 +204,7 @@ class Keeper:
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            if isinstance(reply, PendingSignature):
+            if isinstance(reply, PendingSignature | PendingCertificate):
                 self._submit(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
@@ -218,31 +214,29 @@ class Keeper:
         self._send(item.peer, item.number, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _submit(self, item: _Waiting, pending: PendingSignature) -> None:
-        """Submits a grant to the signing pool; replies with the error at once if the pool is full."""
-        assert self._pool is not None, "only a core without a key returns pending signatures"  # noqa: S101
+    def _submit(self, item: _Waiting, pending: Pending) -> None:
+        """Submits to the signing pool; replies with the error at once if the pool is full."""
+        assert self._pool is not None, "a key that signs at once leaves nothing pending"  # noqa: S101
         try:
-            self._pool.submit((item, pending), pending.grant)
+            self._pool.submit((item, pending), pending.obtain)
         except Unavailable as busy:
             self._finish_signatures([((item, pending), busy)])
 
     def _collect_signatures(self) -> None:
-        """Finishes the signatures that Vault returned or that are overdue."""
+        """Finishes the signatures that were obtained or that are overdue."""
         if self._pool is not None and (results := self._pool.collect()):
             self._finish_signatures(results)
 
     def _close_pool(self) -> None:
-        """Waits up to `VAULT_FINISHES_WITHIN` for pending signatures, then abandons the rest."""
+        """Waits up to `SIGNING_ENDS_WITHIN` for pending signatures, then abandons the rest."""
         if self._pool is not None:
-            deadline = time.monotonic() + VAULT_FINISHES_WITHIN
+            deadline = time.monotonic() + SIGNING_ENDS_WITHIN
             while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._collect_signatures()
             self._finish_signatures(self._pool.close())
 
-    def _finish_signatures(
-        self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]
-    ) -> None:
+    def _finish_signatures(self, results: list[tuple[tuple[_Waiting, Pending], Obtained | SignerError]]) -> None:
         for index, reply in self._core.finish([(pending, result) for (_, pending), result in results]):
             self._reply(results[index][0][0], reply)
 
@@ -250,8 +244,10 @@ class Keeper:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
+            self._outage.note_failure(reply)
         elif isinstance(item.command, Sign):
             self.metrics.count_signature(item.command.role)
+            self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -386,7 +382,7 @@ class Keeper:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- messages without a credential -------------------------------------------------------------------------------
+    # --- messages that need no credential ---------------------------------------------------------------------------
 
     def _answer_directly(self, header: dict[str, Any]) -> Reply:
         """The reply to a message whose `op` is in `_DIRECT`."""
@@ -394,13 +390,20 @@ class Keeper:
             case "health":
                 return self._health()
             case "metrics":
-                return MetricsText(text=self.metrics.render())
-        key, shadow = self._authority.public_key(), self._core.shadow
+                return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
+        key = self._backend.public_key()
         return CaKey(
             fingerprint=key.fingerprint,
             public_key=render_public_key(key.kind, key.blob),
-            bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
+            bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
         )
+
+    def _may_read_ledger(self, header: dict[str, Any]) -> bool:
+        """False without a token; raises `NotAuthenticated` for a bad one."""
+        if header.get("token") is None:
+            return False
+        identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+        return "ledger.read" in identity.may
 
     def _health(self) -> Ready | NotReady:
         """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
@@ -412,18 +415,23 @@ class Keeper:
             elif self._probe_failure is not None:
                 raise self._probe_failure
             self._core.check_ready()
-            self._authority.check_ready()
-            fingerprint = self._authority.public_key().fingerprint
+            self._backend.check_ready()
+            fingerprint = self._backend.public_key().fingerprint
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
+            self._outage.note_failure(failure)
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
-        ready = Ready(
-            ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
-        )
-        if (shadow := self._core.shadow) is None:
+        self._outage.note_ready()
+        ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        if (compared := self._compared_key()) is None:
             return ready
-        return ready.model_copy(update={"local_ca_fingerprint": shadow.key.fingerprint})
+        return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _compared_key(self) -> PublicKey | None:
+        """The local key that another CA's certificates are compared with (mode shadow)."""
+        order = self._backend.order
+        return order.local_key if isinstance(order, CertifyInPool) else None
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
+from signer.files import open_name
 from signer.hardening import check_users, die_with_parent, look_up_user
 from signer.service.key_channel import hand_over, make_channel
 from signer.settings import Settings
@@ -256,8 +257,9 @@ def _prepare_directories(settings: Settings) -> None:
     keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
     shared = keeper.pw_uid != api.pw_uid
     try:
-        for path in (*_contents(settings.data_dir, keeper.pw_uid), settings.data_dir):
-            _set_owner(path, keeper.pw_uid, keeper.pw_gid)
+        for path in _ledger_files(settings.data_dir, keeper.pw_uid):
+            _give(path, keeper.pw_uid, keeper.pw_gid)
+        _set_owner(settings.data_dir, keeper.pw_uid, keeper.pw_gid)
         if shared:
             os.setgroups([api.pw_gid])
             if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
@@ -271,14 +273,28 @@ def _prepare_directories(settings: Settings) -> None:
         ) from None
 
 
-def _contents(folder: Path, owner: int) -> list[Path]:
-    """The entries of a folder; none if `owner` already owns it and root may not read it."""
+def _ledger_files(folder: Path, owner: int) -> list[Path]:
+    """The ledger's own files in a folder; none if `owner` already owns it and root may not read it."""
     try:
-        return list(folder.iterdir())
+        return [path for path in folder.iterdir() if path.name.startswith(("ledger.", "views."))]
     except PermissionError:
         if folder.stat().st_uid != owner:
             raise
         return []
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    """Changes the owner of a regular file with one name; leaves a link to anything else as it is.
+
+    The keeper's user may put names into its folder, and this process is root.
+    """
+    descriptor = open_name(path)
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and (facts.st_uid, facts.st_gid) != (uid, gid):
+            os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+    finally:
+        os.close(descriptor)
 
 
 def _set_owner(path: Path, uid: int, gid: int) -> None:

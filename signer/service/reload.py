@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
 
 from signer.authority.core import Core
-from signer.ca.key import CaKey, cannot_open, check_pin, read_ca_key
+from signer.ca.backends import Backend
+from signer.ca.key import cannot_open, check_pin, read_ca_key
 from signer.errors import BadFile, BadKeyFile, SignerError
 from signer.files import open_unread
 from signer.model import CaKeys, Event
@@ -27,16 +27,14 @@ log = logging.getLogger("signer.keeper")
 class Reloader:
     """Reloads the files of `core`. `channel` delivers the opened key file from a launcher; None without a launcher.
 
-    `on_key` is called with each new key in use. Mode vault reads no key file; mode shadow only compares with the key.
+    Mode vault reads no key file; mode shadow only compares with the key.
     """
 
-    def __init__(
-        self, core: Core, settings: Settings, channel: socket.socket | None, on_key: Callable[[CaKey], None]
-    ) -> None:
+    def __init__(self, core: Core, backend: Backend, settings: Settings, channel: socket.socket | None) -> None:
         self._core = core
+        self._backend = backend
         self._settings = settings
         self._channel = channel
-        self._on_key = on_key
 
     def reload(self) -> Reloaded:
         """Reads both files; returns which of them changed."""
@@ -68,7 +66,7 @@ class Reloader:
         return True
 
     def _reload_key(self, ca: CaKeys) -> bool:
-        in_use = self._core.own_key
+        in_use = self._backend.order.local_key
         if in_use is None:
             return False
         try:
@@ -88,7 +86,6 @@ class Reloader:
         if failure is not None:
             log.error("the new CA key is not used because its rotation cannot be recorded: %s", failure.text)
             return False
-        self._on_key(key)
         log.warning("CA key rotated from %s to %s", in_use.fingerprint, key.fingerprint)
         return True
 

@@ -13,11 +13,10 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from signer import __version__
 from signer.authority.core import Core
-from signer.authority.shadow import Shadow
+from signer.ca.backends import Backend, FileBackend, VaultBackend
 from signer.ca.key import CaKey, load_ca_key
 from signer.errors import BadKeyFile, BadSettings, Unavailable
 from signer.files import lock, open_directory
@@ -26,58 +25,24 @@ from signer.ledger.audit import check_recent
 from signer.model import CaKeys, PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
-from signer.service.keeper import BACKLOG, Authority, Keeper
+from signer.service.keeper import BACKLOG, Keeper
 from signer.service.key_channel import adopt_channel
 from signer.service.metrics import TimedLedger
 from signer.service.reload import Reloader
 from signer.settings import Settings
 
-if TYPE_CHECKING:
-    from signer.vault.signing import VaultClient
-
 log = logging.getLogger("signer.keeper")
 
 
-class LocalAuthority:
-    """The local CA key, with which the core signs."""
-
-    mode = "local"
-    sign = None
-
-    def __init__(self, key: CaKey) -> None:
-        self.use_key(key)
-
-    def use_key(self, key: CaKey) -> None:
-        """Shows another key from now on."""
-        self._key = key.public
-
-    def public_key(self) -> PublicKey:
-        """The key's public half."""
-        return self._key
-
-    def check_ready(self) -> None:
-        """Does nothing: a loaded key stays ready."""
-
-
-class VaultAuthority:
-    """Vault, which makes each signature; in mode shadow the core compares its certificates."""
-
-    def __init__(self, client: VaultClient, mode: str) -> None:
-        self.mode = mode
-        self.sign = client.sign
-        self.public_key = client.known_ca
-        self.check_ready = client.check_ready
-
-
-def _vault_authority(settings: Settings) -> Authority:
-    """Vault as the authority; starts the thread that renews its token. Raises `BadSettings`."""
+def _vault_backend(settings: Settings, compared_with: PublicKey | None) -> Backend:
+    """Vault as the backend; starts the thread that renews its token. Raises `BadSettings`."""
     from signer.vault.signing import VaultClient  # hvac and requests take 15 MB, which mode local does not need
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
     client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
     threading.Thread(target=client.look_after, name="vault", daemon=True).start()
-    return VaultAuthority(client, settings.mode)
+    return VaultBackend(client, compared_with)
 
 
 def _load_key(settings: Settings, ca: CaKeys) -> CaKey:
@@ -127,35 +92,31 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     key = _load_key(settings, policy.ca) if settings.has_ca_key else None
     lines = LogLimit(log)
     report = partial(lines.fault, "internal error")
-    shadow = None
+    compared_with = None
     if key is not None and settings.asks_vault:
-        shadow, key = Shadow(key.public, report), None  # only the public half is kept
+        compared_with, key = key.public, None  # only the public half is kept
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
     check_run_dir(settings.run_dir)
     ledger = TimedLedger(settings.data_dir)
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
-    local = LocalAuthority(key) if key is not None else None
-    authority: Authority = local or _vault_authority(settings)
+    backend = FileBackend(key) if key is not None else _vault_backend(settings, compared_with)
     core = Core(
         policy=policy,
-        key=key,
+        backend=backend,
         ledger=ledger,
         clock=time.time,
         random=os.urandom,
         report=report,
-        shadow=shadow,
     )
-    compared: dict[str, object] = {"compared_with": shadow.key.fingerprint} if shadow is not None else {}
-    ca = key.fingerprint if key is not None else "vault"
-    failure = core.begin({"version": __version__, "ca": ca, "mode": settings.mode, **compared})
+    failure = core.begin({"version": __version__, **backend.facts()})
     if failure is not None:
         raise failure
     shared = settings.run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    reloader = Reloader(core, settings, channel, local.use_key if local is not None else lambda _key: None)
-    Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1, lines=lines).serve()
+    reloader = Reloader(core, backend, settings, channel)
+    Keeper(core, backend, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1, lines=lines).serve()
     ledger.close()
     os.close(claim)
 

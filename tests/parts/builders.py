@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Core
+from signer.ca.backends import FileBackend
 from signer.errors import NotFound, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.reader import Recent
@@ -85,6 +86,7 @@ class PretendKey:
     def __init__(self, name: str = "ca") -> None:
         public = public_key("ssh-ed25519", name)
         self.kind, self.blob, self.fingerprint = public.kind, public.blob, public.fingerprint
+        self.public = public
         self.fails: Exception | None = None
         self.signed: list[bytes] = []
 
@@ -358,7 +360,7 @@ class Bench:
         make: Callable[[int], bytes] = lambda count: next(nonces).to_bytes(count, "big")  # noqa: E731
         self.core = Core(
             policy=self.policy,
-            key=self.key,
+            backend=FileBackend(self.key),
             ledger=self.store,
             clock=lambda: self.now,
             random=make,

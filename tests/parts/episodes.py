@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from signer.authority.core import CLOCK_TOLERANCE, Core
+from signer.ca.backends import FileBackend
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
 from signer.model import Entry, Filter, Issued
@@ -153,7 +154,7 @@ class Episode:
     def start(self) -> Core:
         self.core = Core(
             policy=self.rng.choice(POLICIES),
-            key=self.key,
+            backend=FileBackend(self.key),
             ledger=self.store,
             clock=self.clock,
             random=self.rng.randbytes,

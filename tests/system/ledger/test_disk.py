@@ -4,6 +4,7 @@ is back by itself once the disk is."""
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -103,6 +104,9 @@ def test_a_full_disk_signs_nothing_says_so_and_is_got_over(prepared: Service, li
         eventually(service.is_ready, service)
         assert int(service.sign(line).json()["serial"]) > 5
         assert service.stop() == 0
+        began, ended = [text for text in service.log().splitlines() if "issued" in text]
+        assert began.startswith("signer: no certificate is issued: the ledger cannot be used")
+        assert re.fullmatch(r"signer: certificates are issued again, after \d+ s \(ledger_unavailable\)", ended)
         assert count_recorded(service) == 6
 
 

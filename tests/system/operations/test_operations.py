@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from signer.authority.core import Core
+from signer.ca.backends import FileBackend
 from signer.ca.key import load_ca_key
 from signer.errors import SignerError
 from signer.ledger.audit import verify
@@ -341,7 +342,7 @@ def test_a_clock_that_jumps_back_stops_signing_until_it_is_right(tmp_path: Path,
     ledger = RealLedger(tmp_path)
     core = Core(
         policy=load_policy(service.policy_file),
-        key=load_ca_key(service.key_file, f"{os.geteuid()}:{os.getegid()}", service.ca.fingerprint),
+        backend=FileBackend(load_ca_key(service.key_file, f"{os.geteuid()}:{os.getegid()}", service.ca.fingerprint)),
         ledger=ledger,
         clock=lambda: now[0],
         random=os.urandom,

@@ -108,8 +108,8 @@ MESSAGES = {
     "a page limit that is text": header(op="certificates", limit="1; drop table events"),
     "a page limit that is negative": header(op="certificates", limit=-1),
     "a serial that is a fraction": header(op="certificate", serial=1.5),
-    "a scope that is an object": header(op="freeze", scope={}, reason="x"),
-    "a freeze without a credential": header(op="freeze", scope="all", reason="x"),
+    "a scope that is an object": header(op="freeze") + b'{"scope": {}, "reason": "x"}',
+    "a freeze without a credential": header(op="freeze") + b'{"scope": "all", "reason": "x"}',
     "a lift without a credential": header(op="unfreeze", scope="all"),
     "the ledger's head without a credential": header(op="head"),
     "the roles without a credential": header(op="roles"),
@@ -155,7 +155,7 @@ def test_an_identity_that_the_message_claims_is_not_believed(service: Service, l
     assert answer["error"]["code"] == "role_not_granted"
     answer = liar.ask(op="head", token=service.tokens["ci"], **FORGED)
     assert answer["error"]["code"] == "not_permitted"
-    answer = liar.ask(op="freeze", scope="all", reason="mine", token=service.tokens["ci"], **FORGED)
+    answer = liar.ask(b'{"scope": "all", "reason": "mine"}', op="freeze", token=service.tokens["ci"], **FORGED)
     assert answer["error"]["code"] == "not_permitted"
 
 

@@ -6,15 +6,16 @@ import base64
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.authority.core import Core
+from signer.ca.backends import FileBackend, VaultBackend
 from signer.ca.bundle import render_bundle, trusted_keys
-from signer.ca.key import CaKey, load_ca_key
+from signer.ca.key import load_ca_key
 from signer.errors import BadFile, Unavailable
 from signer.model import CaKeys
 from signer.service import key_channel
@@ -26,6 +27,7 @@ from signer.ssh.publickey import parse_public_key
 from tests.parts import builders, missing
 from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line
 from tests.parts.keys import Key, KeyRing, make_key, ssh_keygen
+from tests.parts.vault_episodes import backend
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 
@@ -130,7 +132,6 @@ class Reload:
     old: Key
     new: Key
     channel: socket.socket | None = None
-    told: list[CaKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.key_file, self.policy_file = self.folder / "ca", self.folder / "policy.toml"
@@ -142,16 +143,18 @@ class Reload:
             "SIGNER_CA_KEY_FILE": str(self.key_file),
             "SIGNER_CA_KEY_OWNER": OWNER,
         }
+        self.backend: FileBackend | VaultBackend = FileBackend(load_ca_key(self.key_file, OWNER))
+        self.settings = load_settings(environ)
         self.core = Core(
             policy=policy(self.policy_file.read_text()),
-            key=load_ca_key(self.key_file, OWNER),
+            backend=self.backend,
             ledger=self.store,
             clock=lambda: NOW,
             random=os.urandom,
             report=lambda _fault: None,
         )
         self.core.begin({})
-        self.reloader = Reloader(self.core, load_settings(environ), self.channel, self.told.append)
+        self.reloader = Reloader(self.core, self.backend, self.settings, self.channel)
 
     def place(self, key: Key) -> None:
         """Renders a key, as `signer ca render` does: another file under the same name."""
@@ -193,7 +196,7 @@ def test_the_next_key_is_taken_when_its_file_is_there(world: Reload) -> None:
     world.place(world.new)
     assert world.run() == (True, True)
     assert world.in_use() == "new"
-    assert [key.fingerprint for key in world.told] == [world.new.fingerprint]
+    assert world.backend.public_key().fingerprint == world.new.fingerprint
     assert world.store.bodies("ca.rotated") == [{"from": world.old.fingerprint, "to": world.new.fingerprint}]
 
 
@@ -217,7 +220,6 @@ def test_a_file_with_the_key_in_use_is_nothing_new(world: Reload) -> None:
     world.place(world.old)
     assert world.run() == (True, False)
     assert "ca.rotated" not in world.store.kinds()
-    assert world.told == []
 
 
 def test_a_key_that_no_policy_names_is_refused_and_the_policy_taken(world: Reload) -> None:
@@ -339,7 +341,7 @@ def test_no_descriptor_stays_open_whatever_the_file_is(world: Reload) -> None:
 
 
 def test_where_vault_signs_no_key_file_is_looked_at(world: Reload) -> None:
-    world.core.key = None
+    world.reloader = Reloader(world.core, backend(), world.settings, None)
     world.key_file.unlink()
     assert world.run() == (True, False)
     assert "ca.refused" not in world.store.kinds()
