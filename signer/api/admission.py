@@ -24,7 +24,8 @@ from signer.errors import Unavailable
 
 KNOWN_FOR: Final = 60.0  # seconds for which an accepted token passes first
 MAX_KNOWN: Final = 4_096  # tokens, and peers
-MAX_WAITING: Final = 16  # requests of strangers at once, in the queue and behind it
+MAX_INSIDE: Final = 8  # requests of strangers that are answered at once
+MAX_WAITING: Final = 16  # requests of strangers that wait for it
 STRANGERS_PER_SECOND: Final = 50
 Peer = str | int | None  # an address, the uid of a local process, or None for a trusted proxy
 
@@ -95,7 +96,7 @@ class Admission:
         if not self._waiting and self._may_enter():
             return
         stranger = _Stranger(peer, requests, asyncio.get_running_loop().create_future())
-        if self._inside + len(self._waiting) >= MAX_WAITING and not self._displace(stranger):
+        if len(self._waiting) >= MAX_WAITING and not self._displace(stranger):
             raise busy()
         self._waiting.append(stranger)
         self.admit()
@@ -130,7 +131,7 @@ class Admission:
         now = self._clock()
         self._credit = min(self._credit + (now - self._credited) * STRANGERS_PER_SECOND, STRANGERS_PER_SECOND)
         self._credited = now
-        if self._credit < 1 or self._inside >= MAX_WAITING:
+        if self._credit < 1 or self._inside >= MAX_INSIDE:
             return False
         self._credit -= 1
         self._inside += 1

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from signer.api import admission as admission_module
-from signer.api.admission import KNOWN_FOR, MAX_KNOWN, MAX_WAITING, STRANGERS_PER_SECOND, Admission, Peer, peer_of
+from signer.api.admission import (
+    KNOWN_FOR,
+    MAX_INSIDE,
+    MAX_KNOWN,
+    MAX_WAITING,
+    STRANGERS_PER_SECOND,
+    Admission,
+    Peer,
+    peer_of,
+)
 from signer.errors import Unavailable
 
 pytestmark = pytest.mark.unix_socket  # the event loop wakes itself through a pair of them
@@ -89,12 +98,12 @@ def test_fifty_a_second_pass_and_sixteen_wait(admission: Admission, clock: Clock
     run(scene())
 
 
-def test_at_most_sixteen_are_inside(admission: Admission, clock: Clock) -> None:
+def test_at_most_eight_are_inside(admission: Admission, clock: Clock) -> None:
     async def scene() -> None:
-        tasks = [come(admission) for _ in range(MAX_WAITING + 1)]
-        assert await outcomes(*tasks) == "+" * MAX_WAITING + "-"
+        tasks = [come(admission) for _ in range(MAX_INSIDE + MAX_WAITING + 1)]
+        assert await outcomes(*tasks) == "+" * MAX_INSIDE + "." * MAX_WAITING + "-"
         admission.leave()
-        assert await outcomes(come(admission)) == "+"
+        assert await outcomes(*tasks) == "+" * (MAX_INSIDE + 1) + "." * (MAX_WAITING - 1) + "-"
 
     run(scene())
 
