@@ -15,7 +15,6 @@ import socket
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -52,6 +51,7 @@ from signer.protocol.replies import (
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
+from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
@@ -99,16 +99,8 @@ class _Postponed:
     message: Unauthenticated | dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """Which of the files changed with a reload."""
-
-    policy: bool
-    key: bool
-
-
 class Keeper:
-    """Serves `listener` until SIGTERM or SIGINT; calls `reload` on SIGHUP."""
+    """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
     def __init__(
         self,
@@ -116,7 +108,7 @@ class Keeper:
         backend: Backend,
         ledger: TimedLedger,
         listener: socket.socket,
-        reload: Callable[[], Reloaded],
+        reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
         lines: LogLimit | None = None,
@@ -125,7 +117,7 @@ class Keeper:
         self._backend = backend
         self._ledger = ledger
         self._listener = listener
-        self._reload = reload
+        self._reloader = reloader
         self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
         self._outage = Outage(self._lines)
@@ -163,9 +155,7 @@ class Keeper:
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._serve_once(woken)
             self._collect_signatures()
-            if signal.SIGHUP in self._signals:
-                self._signals.discard(signal.SIGHUP)
-                self._note_reload(self._reload())
+            self._reload()
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
@@ -173,10 +163,15 @@ class Keeper:
         self._close_pool()
         self._core.end()
 
-    def _note_reload(self, reloaded: Reloaded) -> None:
-        if reloaded.policy:
+    def _reload(self) -> None:
+        """Starts a reload after SIGHUP, one at a time, and uses what it read once it is there."""
+        if signal.SIGHUP in self._signals and not self._reloader.is_busy:
+            self._signals.discard(signal.SIGHUP)
+            self._reloader.start()
+        reloaded = self._reloader.collect()
+        if reloaded is not None and reloaded.policy:
             self._policy_since = time.time()
-        if reloaded.key:
+        if reloaded is not None and reloaded.key:
             self._key_since = time.time()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -186,9 +181,9 @@ class Keeper:
         """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
         has_new_connections = False
-        is_signing = self._pool is not None and not self._pool.is_idle()
+        is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
         self._strangers_left = MAX_STRANGERS
-        timeout = 0.0 if self._postponed else 0.1 if is_signing else 1.0
+        timeout = 0.0 if self._postponed else 0.1 if is_pending else 1.0
         self._resume_postponed(waiting)
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:

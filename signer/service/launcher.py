@@ -139,7 +139,7 @@ def run_service(settings: Settings) -> None:
         (sys.executable, "-P", "-m", "signer", "keeper"),
         None,
         lambda child: _listens(child, settings),
-        settings.ca_key_file if settings.has_ca_key else None,
+        settings.ca_key_file if settings.reads_key_file else None,
     )
     api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _is_stable)
     stopping: list[int] = []

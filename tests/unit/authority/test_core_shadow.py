@@ -25,6 +25,7 @@ from signer.ledger.store import Ledger
 from signer.model import Entry, Event, PublicKey, Returned
 from signer.protocol.commands import Freeze
 from signer.protocol.replies import Reply
+from signer.service.key_source import FileSource
 from signer.service.reload import Reloader
 from signer.settings import load_settings
 from signer.signing import CertifyInPool
@@ -249,14 +250,19 @@ def test_sighup_takes_a_key_that_the_policy_names_and_no_other(tmp_path: Path, k
     }
     bench = Bench(policy=builders.policy(policy_file.read_text()))
     bench.backend.use_key(load_ca_key(key_file, owner))
-    reloader = Reloader(bench.core, bench.backend, load_settings(environ), None)
+    settings = load_settings(environ)
+    reloader = Reloader(bench.core, bench.backend, settings, FileSource(settings, None))
     place(new.private)
-    taken = reloader.reload()
+    reloader.start()
+    taken = reloader.collect()
+    assert taken is not None
     assert (taken.policy, taken.key) == (True, False)
     assert bench.store.bodies("ca.refused")[0]["code"] == "ca_key_fingerprint_differs"
     assert bench.compared_with.fingerprint == old.fingerprint
     policy_file.write_text(builders.policy_text(ca=new.fingerprint))
-    taken = reloader.reload()
+    reloader.start()
+    taken = reloader.collect()
+    assert taken is not None
     assert (taken.policy, taken.key) == (True, True)
     assert bench.compared_with.fingerprint == new.fingerprint
     assert isinstance(bench.backend.order, CertifyInPool)
