@@ -545,7 +545,9 @@ class _Edge:
 @pytest.fixture
 def edge(caplog: pytest.LogCaptureFixture) -> Iterator[_Edge]:
     with caplog.at_level(logging.INFO):  # the service runs at WARNING
-        yield _Edge()
+        made = _Edge()
+        yield made
+        made.api._pool.shutdown()
 
 
 @pytest.mark.parametrize("name", MALFORMED)
