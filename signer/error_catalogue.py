@@ -126,6 +126,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     ),
     "Requests": (
         _refusal("body_too_large", 413, "the body exceeds 64 KiB", "send a smaller body"),
+        _sent("edge_busy", 429, "too many requests wait whose token was not accepted within the last minute",
+              "retry after the seconds in `Retry-After`"),
         _refusal("field_malformed", 400, "a field is unknown or has the wrong type", _SEE_OPENAPI),
         _refusal("form_malformed", 400, "the form in the body cannot be parsed", "send a JSON object"),
         _sent("head_too_large", 431, "the headers of the request are too large", "send fewer or shorter headers"),

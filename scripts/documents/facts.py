@@ -125,7 +125,7 @@ def classes(annotation: Any) -> Iterator[type]:
 
 def type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """A type of the models in words."""
-    if annotation == Duration or Duration.__metadata__[0] in metadata:
+    if annotation == Duration or get_args(Duration)[1] in metadata:
         return "duration"
     if annotation in SIMPLE:
         return SIMPLE[annotation]

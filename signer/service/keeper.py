@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -27,7 +27,17 @@ from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.model import Caller, PublicKey
-from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_caller, read_command, split_message
+from signer.protocol.commands import (
+    MAX_MESSAGE,
+    MAX_REPLY,
+    Command,
+    Sign,
+    Unauthenticated,
+    read_caller,
+    read_command,
+    split_message,
+    split_number,
+)
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import (
     CaKey,
@@ -50,10 +60,12 @@ log = logging.getLogger("signer.keeper")
 
 MAX_PER_PROCESS: Final = 300  # connections; an api process has one for each thread, at most 256
 MAX_CONNECTIONS: Final = 8192  # of all processes
+MAX_STRANGERS: Final = 8  # messages without an accepted token in one round; more wait for the next
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
+_DIRECT: Final = ("health", "metrics", "ca")  # messages that need no credential
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -65,6 +77,7 @@ class _Peer:
     sock: socket.socket
     pid: int
     last_message_at: float  # monotonic seconds
+    is_postponed: bool = False  # nothing is read from it until its message has had its turn
 
 
 @dataclass(slots=True)
@@ -72,8 +85,18 @@ class _Waiting:
     """A command without a reply yet."""
 
     peer: _Peer
+    number: bytes  # of the message, which its reply repeats; empty if it has none
     command: Command
     watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Postponed:
+    """A message without an accepted token that waits for a later round: a refusal, or a message without credential."""
+
+    peer: _Peer
+    number: bytes
+    message: Unauthenticated | dict[str, Any]
 
 
 class Keeper:
@@ -103,6 +126,8 @@ class Keeper:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
+        self._postponed: deque[_Postponed] = deque()
+        self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
@@ -157,7 +182,10 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
-        for key, _ in self._selector.select(0.1 if is_pending else 1.0):
+        self._strangers_left = MAX_STRANGERS
+        timeout = 0.0 if self._postponed else 0.1 if is_pending else 1.0
+        self._resume_postponed(waiting)
+        for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
                 has_new_connections = True
             elif key.fileobj is woken:
@@ -178,7 +206,7 @@ class Keeper:
         self.metrics.batch.observe(len(waiting))
 
     def _reply(self, item: _Waiting, reply: ReplyOrError) -> None:
-        self._send(item.peer, render_answer(item.command, reply))
+        self._send(item.peer, item.number, render_answer(item.command, reply))
         self._count(item, reply)
 
     def _submit(self, item: _Waiting, pending: Pending) -> None:
@@ -255,7 +283,8 @@ class Keeper:
         return True
 
     def _drop(self, peer: _Peer) -> None:
-        self._selector.unregister(peer.sock)
+        if not peer.is_postponed:
+            self._selector.unregister(peer.sock)
         peer.sock.close()
         of_process = self._peers[peer.pid]
         del of_process[peer]
@@ -276,57 +305,93 @@ class Keeper:
             return
         peer.last_message_at = time.monotonic()
         self._peers[peer.pid].move_to_end(peer)
+        number, message = split_number(message)
         try:
             if len(message) > MAX_MESSAGE:
                 raise BadRequest(
                     "message_too_large", f"the message is longer than {MAX_MESSAGE} bytes", "send a shorter request"
                 )
             header, body = split_message(message)
-            direct = self._answer_directly(header)
-            if direct is None:
-                waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
+            if header.get("op") in _DIRECT:
+                self._take_stranger(_Postponed(peer, number, header), waiting)
                 return
-            reply = encode_reply(direct)
+            command = read_command(header, body, self._authenticate)
+            if isinstance(command, Unauthenticated):
+                self._take_stranger(_Postponed(peer, number, command), waiting)
+            else:
+                waiting.append(_Waiting(peer, number, command))
+        except SignerError as error:
+            self.metrics.count_refusal(error.code)
+            self._send(peer, number, encode_reply(error))
+        except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
+            self._fail(peer, number, error)
+
+    def _take_stranger(self, postponed: _Postponed, waiting: list[_Waiting]) -> None:
+        """Handles a message without an accepted token, or postpones it if there were many in this round."""
+        if self._strangers_left <= 0:
+            self._selector.unregister(postponed.peer.sock)
+            postponed.peer.is_postponed = True
+            self._postponed.append(postponed)
+            return
+        self._strangers_left -= 1
+        peer, number, message = postponed.peer, postponed.number, postponed.message
+        if isinstance(message, Unauthenticated):
+            waiting.append(_Waiting(peer, number, message))
+            return
+        try:
+            reply = encode_reply(self._answer_directly(message))
         except SignerError as error:
             self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
         except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
-            self._lines.fault("internal error while reading a message", error)
-            reply = encode_reply(Unavailable("internal_error", "internal error", "see the service's log"))
-        self._send(peer, reply)
+            self._fail(peer, number, error)
+            return
+        self._send(peer, number, reply)
+
+    def _resume_postponed(self, waiting: list[_Waiting]) -> None:
+        while self._postponed and self._strangers_left > 0:
+            postponed = self._postponed.popleft()
+            peer = postponed.peer
+            if peer in self._peers.get(peer.pid, ()):
+                peer.is_postponed = False
+                self._selector.register(peer.sock, selectors.EVENT_READ, peer)
+                self._take_stranger(postponed, waiting)
+
+    def _fail(self, peer: _Peer, number: bytes, error: Exception) -> None:
+        self._lines.fault("internal error while reading a message", error)
+        self._send(peer, number, encode_reply(Unavailable("internal_error", "internal error", "see the service's log")))
 
     def _authenticate(self, caller: Caller) -> None:
         """Raises `NotAuthenticated` before the body is decoded. The core authenticates again, with its batch."""
         self._core.policy.authenticate(caller.token, int(time.time()))
 
-    def _send(self, peer: _Peer, reply: bytes) -> None:
+    def _send(self, peer: _Peer, number: bytes, reply: bytes) -> None:
         """Sends a reply; drops a connection that does not accept it. Recorded events stay recorded."""
         if len(reply) > MAX_REPLY:
             reply = encode_reply(
                 Unavailable("reply_too_large", f"the reply is longer than {MAX_REPLY} bytes", "request a smaller page")
             )
         try:
-            peer.sock.send(reply)
+            peer.sock.send(number + b" " + reply if number else reply)
         except OSError:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
     # --- messages that need no credential ---------------------------------------------------------------------------
 
-    def _answer_directly(self, header: dict[str, Any]) -> Reply | None:
-        match header.get("op"):
+    def _answer_directly(self, header: dict[str, Any]) -> Reply:
+        """The reply to a message whose `op` is in `_DIRECT`."""
+        match header["op"]:
             case "health":
                 return self._health()
             case "metrics":
                 return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
-            case "ca":
-                key = self._backend.public_key()
-                return CaKey(
-                    fingerprint=key.fingerprint,
-                    public_key=render_public_key(key.kind, key.blob),
-                    bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
-                )
-        return None
+        key = self._backend.public_key()
+        return CaKey(
+            fingerprint=key.fingerprint,
+            public_key=render_public_key(key.kind, key.blob),
+            bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
+        )
 
     def _may_read_ledger(self, header: dict[str, Any]) -> bool:
         """False without a token; raises `NotAuthenticated` for a bad one."""
