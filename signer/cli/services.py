@@ -30,7 +30,7 @@ def serve() -> int:
 @click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
 def keeper(key_channel: int | None) -> int:
     """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
-    separately: gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'. SIGHUP reloads the
+    separately: gunicorn -k signer.api.edge.EdgeWorker 'signer.api.asgi:create_app()'. SIGHUP reloads the
     policy and the key file."""
     settings = _start()
     from signer.service.startup import run_keeper

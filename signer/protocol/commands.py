@@ -1,8 +1,9 @@
 """The keeper's commands, one frozen type each, and the parser of their messages.
 
-A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, then a newline and the body as the caller
-sent it. Messages are not trusted: everything is checked here, and a malformed message raises `BadRequest`. The caller
-is authenticated from the line alone; without a valid token the body is never decoded.
+A message is a number and a space, one line of JSON, `{"op", "token", "address", "request_id", …}`, then a newline and
+the body as the caller sent it. The reply begins with the same number and a space. Messages are not trusted: everything
+is checked here, and a malformed message raises `BadRequest`. The caller is authenticated from the line alone; without a
+valid token the body is never decoded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from signer.protocol.operations import OperationBody, read_digest, read_operatio
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
 MAX_HEADER: Final = 16 * 1024  # bytes
+MAX_NUMBER: Final = 20  # digits of a message's number
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's default limits
 MAX_PAGE: Final = 200
@@ -165,6 +167,14 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
         role = _read_text(header, "role") if reader in (_read_sign, _read_explain) else ""
         return Unauthenticated(caller, role, fault)
     return reader(header, body, caller)
+
+
+def split_number(message: bytes) -> tuple[bytes, bytes]:
+    """The number in front of a message, which its reply repeats, and the message; an empty one if there is none."""
+    end = message.find(b" ", 0, MAX_NUMBER + 1)
+    if end > 0 and message[:end].isdigit():
+        return message[:end], message[end + 1 :]
+    return b"", message
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:

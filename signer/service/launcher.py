@@ -139,7 +139,7 @@ def run_service(settings: Settings) -> None:
         (sys.executable, "-P", "-m", "signer", "keeper"),
         None,
         lambda child: _listens(child, settings),
-        settings.ca_key_file if settings.has_ca_key else None,
+        settings.ca_key_file if settings.reads_key_file else None,
     )
     api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _is_stable)
     stopping: list[int] = []
@@ -214,14 +214,14 @@ def _is_stable(api: _Child) -> bool:
 def gunicorn_argv(settings: Settings) -> list[str]:
     """The api's command line; it contains no secret."""
     listen = settings.listen
-    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.app:create_app()"]
+    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.asgi:create_app()"]
     argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
-    argv += ["--worker-class", "signer.api.worker.PatientWorker", "--preload", "--no-control-socket"]
+    argv += ["--worker-class", "signer.api.edge.EdgeWorker", "--preload", "--no-control-socket"]
     argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
     argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
     argv += ["--backlog", "1024", "--worker-connections", "1000"]
     # No configuration file from anywhere; no header may set SCRIPT_NAME.
-    argv += ["--config", "python:signer", "--forwarder-headers", "", "--limit-request-fields", "64"]
+    argv += ["--config", "python:signer", "--forwarder-headers", ""]
     if settings.tls_cert_file is not None and settings.tls_key_file is not None:
         argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
     return argv

@@ -12,10 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME
 from signer.model import Event
 from signer.service.metrics import Metrics, TimedLedger, commit_histogram
-from tests.parts.builders import public_key
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -53,7 +52,7 @@ def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> 
 
 
 def test_audit_totals_name_no_role_and_have_every_count() -> None:
-    shadow = Shadow(public_key(), lambda _: None)
+    shadow = Shadow(lambda _: None)
     for role, field in (("llmops", "principals"), ("backup", "principals"), ("backup", "key id")):
         shadow.compared[role] += 1
         shadow.differences[role, field] += 1
@@ -87,7 +86,7 @@ def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
 def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
     metrics = make_metrics("llmops")
     assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
-    shadow = Shadow(public_key("ssh-ed25519", "ca"), lambda _fault: None)
+    shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] += 3
     shadow.differences["llmops", "key_id"] += 2
     shadow.faults["llmops"] += 1
