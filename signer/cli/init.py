@@ -57,6 +57,13 @@ class Layout:
         return self.folder / ("policy/policy.toml" if self.answers.runs_in == CONTAINER else "policy.toml")
 
     @property
+    def directories(self) -> list[Path]:
+        """The directories in the order in which they are created; the container mounts one for Vault's token."""
+        if self.answers.runs_in == CONTAINER:
+            return [self.folder, self.policy.parent, self.folder / "vault"]
+        return [self.folder]
+
+    @property
     def token(self) -> Path:
         return self.folder / f"{self.answers.operator}.token"
 
@@ -166,7 +173,7 @@ def _write(layout: Layout, fingerprint: str | None) -> str:
 
     made: list[Path] = []
     try:
-        for directory in dict.fromkeys((layout.folder, layout.policy.parent)):
+        for directory in layout.directories:
             made += _make_directory(directory)
         if fingerprint is None:
             fingerprint = create(layout.key, lambda: KeyMaterial.generate("ed25519")).fingerprint
@@ -299,6 +306,7 @@ def _service_text(layout: Layout) -> str:
         [
             f"PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE={layout.key_in_use}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
         ]
     )
