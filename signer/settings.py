@@ -27,7 +27,8 @@ SETTINGS: Final = (
     ("SIGNER_CA_AGENT_SOCKET", "/run/signer-agent/agent.sock", "the socket of that ssh-agent"),
     ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
-    ("SIGNER_LISTEN", "127.0.0.1:8222", "`host:port`, `[v6]:port` or `unix:/path` of the API"),
+    ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port` and `unix:/path` of the API"),
+    ("SIGNER_SOCKET_GROUP", "", "group that may connect to unix sockets of the API, besides their owner"),
     ("SIGNER_MOUNTS", "ssh", "comma list of Vault mount names that are served"),
     ("SIGNER_WORKERS", "1", "processes of the API"),
     ("SIGNER_THREADS", "16", "threads of each process of the API"),
@@ -56,6 +57,7 @@ INFISICAL_SETTINGS: Final = (
     ("INFISICAL_SECRET_NAME", "SAFE_SESSION_CA_KEY", "name of the secret"),
 )
 FINGERPRINT_SETTING: Final = ("SIGNER_CA_FINGERPRINT", "", "fingerprint that a rendered key must have")
+SHORTEST_PREFIX: Final = 7  # of a network of proxies: fc00::/7 and 10.0.0.0/8 are the largest private ones
 MAX_WORKERS: Final = 32
 MAX_THREADS: Final = 256
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)
@@ -99,7 +101,8 @@ class Settings:
     ca_agent_socket: Path
     data_dir: Path
     run_dir: Path
-    listen: Listen
+    listen: tuple[Listen, ...]
+    socket_group: str | None
     mounts: tuple[str, ...]
     workers: int
     threads: int
@@ -154,16 +157,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         problems += [f"{name}: is missing, and mode {mode} needs it" for name in needed if not environ.get(name)]
     if not problems:
         settings = Settings(**values, warnings=tuple(_unknown(environ)))
-        if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
+        exposed = [listen for listen in settings.listen if not listen.is_private()]
+        if not exposed or settings.tls_cert_file or names_proxies(settings.trusted_proxies):
             return settings
         problems.append(
-            f"SIGNER_LISTEN: {settings.listen} is beyond loopback, which would send tokens in the clear;"
+            f"SIGNER_LISTEN: {exposed[0]} is beyond loopback, which would send tokens in the clear;"
             " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
         )
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise BadSettings(
         "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
     )
+
+
+def names_proxies(networks: tuple[Network, ...]) -> bool:
+    """True if these are networks of proxies; not if one of them is most of the Internet."""
+    fourth = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
+    sixth = [network for network in networks if isinstance(network, ipaddress.IPv6Network)]
+    lengths = [network.prefixlen for network in ipaddress.collapse_addresses(fourth)]
+    lengths += [network.prefixlen for network in ipaddress.collapse_addresses(sixth)]
+    return bool(lengths) and min(lengths) >= SHORTEST_PREFIX
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
@@ -212,7 +225,14 @@ def _owner(text: str) -> str:
     return text
 
 
-def _listen(text: str) -> Listen:
+def _listen(text: str) -> tuple[Listen, ...]:
+    listens = tuple(_one_listen(part.strip()) for part in text.split(","))
+    if len(set(listens)) < len(listens):
+        raise ValueError("an address is listed twice")
+    return listens
+
+
+def _one_listen(text: str) -> Listen:
     if text.startswith("unix:"):
         return Listen(_absolute(text.removeprefix("unix:")), "", 0)
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
@@ -271,6 +291,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "data_dir": _absolute,
     "run_dir": _absolute,
     "listen": _listen,
+    "socket_group": _optional_text,
     "mounts": _mounts,
     "workers": _count(MAX_WORKERS),
     "threads": _count(MAX_THREADS),
