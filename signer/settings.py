@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from signer.errors import BadSettings
@@ -35,6 +36,7 @@ SETTINGS: Final = (
     ("SIGNER_TLS_CERT_FILE", "", "certificate chain, to serve TLS"),
     ("SIGNER_TLS_KEY_FILE", "", "private key of that certificate"),
     ("SIGNER_TRUSTED_PROXIES", "", "comma list of CIDR blocks whose X-Forwarded-For is believed"),
+    ("SIGNER_TRUSTED_PROXY_USERS", "", "comma list of local users whose X-Forwarded-For is believed on a unix socket"),
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
     ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed where it signs"),
@@ -89,6 +91,13 @@ class Listen:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Proxies(NamedTuple):
+    """Whose X-Forwarded-For is believed: networks, and ids of local users on a unix socket."""
+
+    networks: tuple[Network, ...] = ()
+    users: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The service's settings."""
@@ -109,6 +118,7 @@ class Settings:
     tls_cert_file: Path | None
     tls_key_file: Path | None
     trusted_proxies: tuple[Network, ...]
+    trusted_proxy_users: frozenset[int]
     keeper_user: str | None
     api_user: str | None
     vault_addr: str | None
@@ -116,6 +126,11 @@ class Settings:
     vault_mount: str
     vault_ca_file: Path | None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def proxies(self) -> Proxies:
+        """Whose X-Forwarded-For is believed."""
+        return Proxies(self.trusted_proxies, self.trusted_proxy_users)
 
     @property
     def socket(self) -> Path:
@@ -277,6 +292,16 @@ def _networks(text: str) -> tuple[Network, ...]:
         raise ValueError(f"{error}") from None
 
 
+def _users(text: str) -> frozenset[int]:
+    ids = set()
+    for name in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            ids.add(int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid)
+        except KeyError:
+            raise ValueError(f"there is no user {name[:64]!a} on this host") from None
+    return frozenset(ids)
+
+
 def _optional_text(text: str) -> str | None:
     return text or None
 
@@ -298,6 +323,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "tls_cert_file": _optional_path,
     "tls_key_file": _optional_path,
     "trusted_proxies": _networks,
+    "trusted_proxy_users": _users,
     "keeper_user": _optional_text,
     "api_user": _optional_text,
     "vault_addr": _vault_address,

@@ -191,3 +191,9 @@ def test_the_key_file_is_read_where_a_local_key_is_needed_and_no_agent_has_it(
 def test_the_socket_of_an_agent_may_be_as_long_as_the_kernel_allows() -> None:
     path = "/" + "x" * 106
     assert str(load_settings({"SIGNER_CA_AGENT_SOCKET": path}).ca_agent_socket) == path
+
+
+def test_proxies_on_a_unix_socket_are_users_by_name_or_number() -> None:
+    assert load_settings({"SIGNER_TRUSTED_PROXY_USERS": "root, 33"}).proxies.users == {0, 33}
+    (problem,) = problems(SIGNER_TRUSTED_PROXY_USERS="nosuchuser")
+    assert problem == "SIGNER_TRUSTED_PROXY_USERS: there is no user 'nosuchuser' on this host"
