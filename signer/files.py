@@ -172,6 +172,15 @@ def sync_directory(directory: Path | int) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Syncs the content of a file that others write."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def lock(descriptor: int) -> bool:
     """Locks an open file or directory exclusively, without waiting; False if another process has it.
 

@@ -31,6 +31,7 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
+from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
 from signer.model import Entry, Event, Grant, Head, Identity, Returned, Role, SignRequest, Token
 from signer.policy.decide import Policy, decide, explain
@@ -43,10 +44,19 @@ from signer.ssh.publickey import parse_public_key
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
+Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
 
 
 def _internal_error() -> Unavailable:
     return Unavailable("internal_error", "internal error", "see the service's log")
+
+
+def _clock_behind(seconds: int, what: str) -> Unavailable:
+    return Unavailable(
+        "clock_behind",
+        f"this host's clock is {seconds} s behind {what}",
+        f"correct the clock; nothing is signed while it is more than {CLOCK_TOLERANCE} s behind",
+    )
 
 
 class Ledger(queries.LedgerReader, Protocol):
@@ -55,6 +65,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
     def recent(self, since: int) -> list[Recent]: ...
     def last_serial(self) -> int: ...
+    def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, str]: ...
 
 
@@ -74,7 +85,7 @@ class Decision:
     the key signs at once; otherwise the keeper obtains what it waits for and calls `finish`.
     """
 
-    reply: ReplyOrError | Pending | None
+    reply: Answer | None
     events: tuple[Event, ...] = ()
     replies_with_entry: bool = False
 
@@ -116,7 +127,7 @@ class Core:
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, ReplyOrError | Pending]]:
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer]]:
         """Decides all commands, commits their events in one transaction, then signs and yields (index, reply).
 
         What has to be obtained from a slow signer is yielded instead of a reply, and `finish` makes the reply.
@@ -228,8 +239,9 @@ class Core:
             made = read_vault_certificate(result, pending)
             state = self._ready(now)
             freezes.refuse_frozen(state.freezes, grant.identity, grant.role)  # a freeze may be newer than the grant
-            known = self._ledger.certificate(made.fields.serial)
-            if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
+            if int(now) < pending.asked_at - CLOCK_TOLERANCE:  # then it would end later than a start looks for
+                raise _clock_behind(pending.asked_at - int(now), "the grant")
+            if made.fields.serial in serials or self._ledger.has_vault_serial(made.fields.serial):
                 raise outside_grant("serial already used")
         except SignerError as error:
             if isinstance(error, CertificateMismatch):
@@ -374,11 +386,7 @@ class Core:
             self._state = self._read_state(int(now))
         behind = self._state.head.time_ms // 1000 - int(now)
         if behind > CLOCK_TOLERANCE:
-            raise Unavailable(
-                "clock_behind",
-                f"this host's clock is {behind} s behind the ledger's newest event",
-                f"correct the clock; nothing is signed while it is more than {CLOCK_TOLERANCE} s behind",
-            )
+            raise _clock_behind(behind, "the ledger's newest event")
         return self._state
 
     def _read_state(self, now: int) -> _State:
@@ -410,7 +418,7 @@ class Core:
         reply, event = freezes.freeze(command, identity, self.policy, self._ready(now).freezes)
         return Decision(reply, (event,))
 
-    def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply:
+    def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
     # --- calls of the keeper between batches -------------------------------------------------------------------

@@ -19,7 +19,8 @@ from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
 from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
 from signer.hardening import check_users
 from signer.ledger.audit import check_recent
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.key_source import agent_for_check
@@ -263,6 +264,6 @@ def _check_ledger(data_dir: Path) -> Iterator[Check]:
         yield Check("fail", error.code, error.text, error.hint)
     else:
         newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
-        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 match the tables")
+        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
     finally:
         reader.close()

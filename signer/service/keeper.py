@@ -7,6 +7,7 @@ batch and sends each reply when it is ready. Connections are not trusted: a comm
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import resource
 import selectors
@@ -25,7 +26,9 @@ from signer.authority.core import Core, Pending, ReplyOrError
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
-from signer.errors import BadRequest, SignerError, Unavailable
+from signer.errors import BadRequest, Refused, SignerError, Unavailable
+from signer.ledger.fold import RETRY_AFTER
+from signer.ledger.lookups import Lookup
 from signer.model import Caller, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
@@ -51,6 +54,7 @@ from signer.protocol.replies import (
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
+from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
@@ -126,6 +130,8 @@ class Keeper:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
+        self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
+        self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
@@ -151,16 +157,20 @@ class Keeper:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
+        self._reader.start()
         ticked = time.monotonic()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._serve_once(woken)
             self._collect_signatures()
+            self._collect_lookups()
+            self._fold()
             self._reload()
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
                 ticked = time.monotonic()
         self._close_pool()
+        self._close_reader()
         self._core.end()
 
     def _reload(self) -> None:
@@ -181,26 +191,33 @@ class Keeper:
         """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
         has_new_connections = False
-        is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
         self._strangers_left = MAX_STRANGERS
-        timeout = 0.0 if self._postponed else 0.1 if is_pending else 1.0
+        timeout = self._patience()
         self._resume_postponed(waiting)
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
-            else:
+            elif key.data is not self._reader:  # its replies are collected after the batch
                 self._take(key.data, waiting)
         if waiting:
             self._answer(waiting)
         if has_new_connections:
             self._accept()
 
+    def _patience(self) -> float:
+        """Seconds until the loop has something to do besides new messages."""
+        is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
+        first = 0.0 if self._postponed else 0.1 if is_pending else 1.0
+        return min(wait for wait in (first, self._fold_due, self._reader.due()) if wait is not None)
+
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
             if isinstance(reply, PendingSignature | PendingCertificate):
                 self._submit(waiting[index], reply)
+            elif isinstance(reply, Lookup):
+                self._look_up(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
@@ -234,6 +251,34 @@ class Keeper:
     def _finish_signatures(self, results: list[tuple[tuple[_Waiting, Pending], Obtained | SignerError]]) -> None:
         for index, reply in self._core.finish([(pending, result) for (_, pending), result in results]):
             self._reply(results[index][0][0], reply)
+
+    def _fold(self) -> None:
+        """Folds a slice of events into the views if it is due. A failure affects only readers."""
+        try:
+            self._fold_due = self._ledger.fold()
+        except SignerError as error:
+            self._lines.warn("views not folded", f"{error.text} ({error.code})")
+            self._fold_due = RETRY_AFTER
+
+    def _look_up(self, item: _Waiting, lookup: Lookup) -> None:
+        """Submits a lookup to the query reader; replies with the error at once if too many wait."""
+        try:
+            self._reader.submit(item, lookup)
+        except Refused as refusal:
+            self._reply(item, refusal)
+
+    def _collect_lookups(self) -> None:
+        """Passes on the replies of the query reader."""
+        for item, reply in self._reader.collect():
+            self._send(item.peer, item.number, reply)
+            self.metrics.latency.observe(item.watch.seconds())
+            if reply.startswith(b"Error\n"):
+                self.metrics.count_refusal(str(json.loads(reply.partition(b"\n")[2])["code"]))
+
+    def _close_reader(self) -> None:
+        stopping = Unavailable("keeper_stopping", "the service is stopping", "retry")
+        for item in self._reader.close():
+            self._reply(item, stopping)
 
     def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
         self.metrics.latency.observe(item.watch.seconds())

@@ -9,6 +9,7 @@ from signer.authority.core import Core, ReplyOrError
 from signer.ca.agent import key_missing, too_slow
 from signer.ca.backends import SlowAgent
 from signer.errors import SignerError, Unavailable
+from signer.ledger.lookups import Lookup
 from signer.model import PublicKey
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply
@@ -108,9 +109,10 @@ class AgentEpisode(Episode):
                 self.out.append((command, reply))
                 continue
             assert not isinstance(command, Sign) or isinstance(reply, SignerError), "released without a signature"
-            assert isinstance(reply, Reply | SignerError)
-            self.count(type(command).__name__, reply)
-            self.check_reply(command, reply)
+            assert isinstance(reply, Reply | SignerError | Lookup)
+            found = self.look_up(reply)
+            self.count(type(command).__name__, found)
+            self.check_reply(command, found)
         assert answered == set(range(len(commands))), "a command got no reply"
         if self.rng.random() < 0.8:
             self.come_back()

@@ -151,8 +151,9 @@ class VaultEpisode(Episode):
                 self.out.append(reply)
             else:
                 assert not (isinstance(commands[index], Sign) and isinstance(reply, Reply)), "released by itself"
-                self.count(type(commands[index]).__name__, reply)
-                self.check_reply(commands[index], reply)
+                found = self.look_up(reply)
+                self.count(type(commands[index]).__name__, found)
+                self.check_reply(commands[index], found)
         assert answered == set(range(len(commands))), "a command got no reply"
         if self.rng.random() < 0.8:
             self.come_back()

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME
 from tests.parts import missing
 from tests.parts.keys import KeyRing
@@ -70,7 +71,7 @@ def count_recorded(service: Service) -> int:
     reader = LedgerReader(service.data_dir)
     try:
         verify(reader)
-        return int(reader.query("SELECT count(*) FROM certificates")[0][0])
+        return int(reader.query("SELECT count(*) FROM events WHERE kind = 'certificate.issued'")[0][0])
     finally:
         reader.close()
 

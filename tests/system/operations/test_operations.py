@@ -22,7 +22,9 @@ from signer.ca.backends import FileBackend
 from signer.ca.key import load_ca_key
 from signer.errors import SignerError
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.pages import CertificateReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger as RealLedger
 from signer.model import Filter
 from signer.policy.file import load_policy
@@ -404,7 +406,7 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(start_service: StartSer
         thread.join()
     assert set(wrong) <= {503}
     assert "killed" not in service.log()
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     verify(reader)
     recorded = {row.serial for row in pages(reader)}
     reader.close()
@@ -413,7 +415,7 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(start_service: StartSer
     assert events(service, "keeper.stopped") == [{}]
 
 
-def pages(reader: LedgerReader) -> Iterator[Any]:
+def pages(reader: CertificateReader) -> Iterator[Any]:
     before = None
     while page := reader.certificates(Filter(before=before, limit=200)):
         yield from page

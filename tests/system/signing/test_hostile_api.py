@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
 from signer.model import Filter
 from signer.protocol.commands import MAX_REPLY
@@ -166,7 +167,7 @@ def test_a_certificate_names_the_credentials_owner_whatever_the_message_claims(
     sent = json.dumps({"public_key": line}).encode()
     reply = liar.ask(sent, op="sign", role="llmops", token=service.tokens["ci"], **FORGED)["reply"]
     assert (reply["identity"], reply["principals"], reply["key_id"]) == ("ci", ["llmops"], "ci:llmops")
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     issued, entry = reader.certificate(int(reply["serial"])) or (None, None)
     assert issued is not None
     assert entry is not None
@@ -410,7 +411,7 @@ def test_refusals_of_a_liar_are_folded_and_do_not_fill_the_ledger(start_service:
         for number in range(5_000):
             connection.send(header(token="x", role=f"role-{number}", address=f"10.0.{number // 256}.{number % 256}"))
             assert "error" in read_reply(connection)
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     assert reader.head().seq < 1_200
     assert reader.certificates(Filter()) == []
     reader.close()

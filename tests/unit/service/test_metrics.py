@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME
 from signer.model import Event
 from signer.service.metrics import Metrics, TimedLedger, commit_histogram
 
