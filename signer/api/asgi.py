@@ -109,7 +109,9 @@ class Api:
             await self.admission.enter(self._peer(environ, connection.peer), connection.requests_as_stranger)
         except SignerError as busy:
             self.lines.warn(EDGE_BUSY, f"requests are refused: {busy.text}")
-            return HttpResponse(*render_for_both(busy))
+            status, headers, content = render_for_both(busy)
+            # The connection ends, so that a flood costs its sender a connection for each refusal.
+            return HttpResponse(status, [*headers, ("Connection", "close")], content)
         try:
             return await self._answer(environ, body, connection, token)
         finally:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import pytest
 
-from signer.api.admission import Admission
+from signer.api.admission import Admission, busy
 from signer.api.asgi import Api, create_app, read_environ, run_flask
 from signer.api.edge import MAX_HEAD, Phase
 from signer.api.request import read_address, read_token
@@ -631,3 +631,18 @@ def test_audit_f6_doubled_slashes_are_answered_as_openbao_does(
     assert head.split()[1] == status
     locations = [line.partition(b": ")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"location:")]
     assert locations == ([] if location is None else [location])
+
+
+def test_a_stranger_for_whom_there_is_no_room_is_told_when_to_retry_and_its_connection_ends(
+    edge: _Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise busy()
+
+    for path, code in ((b"/api/certificates", b"edge_busy"), (b"/v1/ssh/sign/x", b"edge_busy")):
+        monkeypatch.setattr(Admission, "enter", full)
+        head, _, body = edge.send(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert {b"retry-after: 1", b"connection: close"} <= set(head.lower().split(b"\r\n"))
+        assert code in body
+        assert json.loads(body)["errors"]
