@@ -197,7 +197,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
               "start it, check `SIGNER_CA_AGENT_SOCKET`"),
         _sent("ca_agent_failed", 503, "internal error in a request to the ssh-agent", _SEE_LOG),
         _sent("ca_agent_key_missing", 503, "the ssh-agent does not hold the CA key that policy.toml pins",
-              "add it with `ssh-add`"),
+              "add it with `ssh-add`, see `runbooks/operate/ca-key-in-hardware.md`"),
         _sent("ca_agent_malformed", 503, "the reply is not one of an ssh-agent",
               "find out what answers at `SIGNER_CA_AGENT_SOCKET`"),
         _sent("ca_agent_not_trusted", 503,
