@@ -106,7 +106,8 @@ class Api:
             return await self._answer(environ, body, connection, token)
         connection.requests_as_stranger += 1
         try:
-            await self.admission.enter(self._peer(environ, connection.peer), connection.requests_as_stranger)
+            peer, is_gone = self._peer(environ, connection.peer), connection.transport.is_closing
+            await self.admission.enter(peer, connection.requests_as_stranger, is_gone)
         except SignerError as busy:
             self.lines.warn(EDGE_BUSY, f"requests are refused: {busy.text}")
             status, headers, content = render_for_both(busy)
