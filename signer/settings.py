@@ -20,7 +20,7 @@ from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "`local`: our CA key signs; `vault`; `shadow`: Vault, compared with our key"),
+    ("SIGNER_MODE", "local", "`local`: the CA key signs; `vault`; `shadow`: Vault, compared with the key"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_SOURCE", "file", "where the CA key is: `file` or `agent` (an ssh-agent)"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
@@ -28,7 +28,7 @@ SETTINGS: Final = (
     ("SIGNER_CA_AGENT_SOCKET", "/run/signer-agent/agent.sock", "the socket of that ssh-agent"),
     ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
-    ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port` and `unix:/path` of the API"),
+    ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port`, `unix:/path` of the API"),
     ("SIGNER_SOCKET_GROUP", "", "group that may connect to unix sockets of the API, besides their owner"),
     ("SIGNER_MOUNTS", "ssh", "comma list of Vault mount names that are served"),
     ("SIGNER_WORKERS", "1", "processes of the API"),
