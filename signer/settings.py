@@ -20,7 +20,7 @@ from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "`local`: the CA key signs; `vault`; `shadow`: Vault, compared with the key"),
+    ("SIGNER_MODE", "local", "`local`: the CA key signs; `vault`; `shadow`: Vault, compared with it"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_SOURCE", "file", "where the CA key is: `file` or `agent` (an ssh-agent)"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
