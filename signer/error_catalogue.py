@@ -443,6 +443,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "fix what the output reports"),
         _local("trial_not_apart", "the trial would write to a volume that it does not own, such as the ledger's",
                "remove the volume's name from the compose file"),
+        _local("trial_not_ours", "another process listens at the trial's address, or the trial has another CA",
+               "see what listens there with `ss -ltnp`, then retry"),
         _local("trial_not_ready", "the trial service is not ready, or runs in another mode",
                "see its log, which is kept"),
         _local("trial_not_removed", "resources of the trial still exist", "remove them by hand"),
