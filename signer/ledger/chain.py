@@ -32,10 +32,15 @@ def canonical_json(body: dict[str, object]) -> str:
 
 
 def _check_object(value: dict[str, object]) -> None:
-    for key, item in value.items():
-        if type(key) is not str or not key.isascii():
-            raise ValueError("the keys of an event must be ASCII text")
-        if type(item) is not str:
+    try:
+        is_text = "".join(value).isascii()
+    except TypeError:
+        is_text = False
+    if not is_text:
+        raise ValueError("the keys of an event must be ASCII text")
+    for item in value.values():
+        kind = type(item)
+        if kind is not str and item is not None and not (kind is int and -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER):  # type: ignore[operator]
             _check_value(item)
 
 
