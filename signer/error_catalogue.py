@@ -512,6 +512,9 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Reaching the service": (
         _local("address_malformed", "`SAFE_SESSION_ADDR` or `signer.address` is not a valid address",
                "use `https://host[:port]`, `unix:/path` or `http://127.0.0.1:8222`"),
+        _local("listener_not_trusted",
+               "another user's process listens at the plain http address, which may not be the service",
+               "find out who listens; set `SAFE_SESSION_SERVER_UID` if it is the service"),
         _local("not_our_service", "the reply is not one of a signing service", "check the address"),
         _local("service_closed", "the service closed the connection without a reply", "see the service's log"),
         _local("service_down", "nothing listens at the address", "check the address and that the service runs"),
@@ -533,7 +536,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "run `chmod 0400` on it"),
         _local("signer_token_unreadable", "the file of `signer.token_file` cannot be opened",
                "name a regular file that you may read"),
-        _local("token_in_clear", "the token would be sent over plain http to another host", "use https"),
+        _local("token_in_clear", "a token would be sent over plain http to another host: to the service or to Vault",
+               "use https, or a tunnel that ends at 127.0.0.1"),
     ),
     "safe-session": (
         _local("agent_lost", "the private ssh-agent ended", "retry"),
@@ -549,6 +553,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("no_key", "OpenSSL cannot create an Ed25519 key", "check openssl.cnf"),
         _local("no_libcrypto", "the library of OpenSSL is missing", "install libssl3"),
         _local("role_missing", "no role was given", "pass `--role ROLE`, or set `SAFE_SESSION_ROLE`"),
+        _local("server_uid_malformed", "`SAFE_SESSION_SERVER_UID` is not a number",
+               "write the number that `id -u USER` prints"),
         _local("token_file_content", "the token file does not hold exactly one word", "put only the token into it"),
         _local("token_file_kind", "the token file is not a regular file", "name a regular file"),
         _local("token_file_missing", "`SAFE_SESSION_TOKEN_FILE` is not set",

@@ -20,8 +20,11 @@ options, before `ssh` or `exec`, or after it but before the remote command or `-
   --version              print the version
 
 settings, from the environment:
-  SAFE_SESSION_ADDR        http://127.0.0.1:8222 if unset; https://host[:port] or unix:/path;
-                           plain http:// only to this machine
+  SAFE_SESSION_ADDR        unix:/run/signer-api/api.sock if unset, or http://127.0.0.1:8222
+                           where /run/signer-api does not exist; https://host[:port],
+                           unix:/path, or plain http:// to this machine
+  SAFE_SESSION_SERVER_UID  over plain http: the uid of the process that listens there, if it
+                           is neither root's nor your own; nobody else gets the token
   SAFE_SESSION_TOKEN_FILE  a file that contains the token and that only its owner can read
   SAFE_SESSION_ROLE        the role, unless --role is given
 
