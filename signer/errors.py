@@ -25,6 +25,15 @@ class SignerError(Exception):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code!r}, {self.text!r})"
 
+    def __reduce__(self) -> tuple[object, ...]:  # subclasses take other arguments; `ledger verify` runs in processes
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[SignerError], arguments: tuple[object, ...], fields: dict[str, object]) -> SignerError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
+
 
 class BadFormat(SignerError):
     """Bytes or text that do not follow their format (key, certificate, agent message)."""

@@ -172,6 +172,15 @@ def sync_directory(directory: Path | int) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Syncs the content of a file that others write."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def lock(descriptor: int) -> bool:
     """Locks an open file or directory exclusively, without waiting; False if another process has it.
 
@@ -182,6 +191,19 @@ def lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def open_name(path: Path) -> int:
+    """A descriptor that only names what `path` itself is, also if it may not be read; raises `OSError`."""
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def open_again(descriptor: int) -> int:
+    """The pipe or terminal of a descriptor, opened for non-blocking writes; raises `OSError`.
+
+    The flag applies to the new descriptor only, not to processes that share the old one.
+    """
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def create_unnamed(directory: int, mode: int) -> int:

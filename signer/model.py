@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
+LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 MAX_REASON: Final = 500  # characters
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins

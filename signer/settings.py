@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from signer.errors import BadSettings
 SETTINGS: Final = (
     ("SIGNER_MODE", "local", "`local`: our CA key signs; `vault`; `shadow`: Vault, compared with our key"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
+    ("SIGNER_CA_KEY_SOURCE", "file", "where the CA key is: `file` or `agent` (an ssh-agent)"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
     ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),
+    ("SIGNER_CA_AGENT_SOCKET", "/run/signer-agent/agent.sock", "the socket of that ssh-agent"),
     ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
     ("SIGNER_LISTEN", "127.0.0.1:8222", "`host:port`, `[v6]:port` or `unix:/path` of the API"),
@@ -41,6 +44,8 @@ SETTINGS: Final = (
 )
 PREFIX: Final = "SIGNER_"
 MODES: Final = ("local", "vault", "shadow")
+KEY_SOURCES: Final = ("file", "agent")
+MAX_SOCKET_PATH: Final = 107  # bytes; sun_path of unix(7)
 # For `signer ca render` only; the service does not read them.
 INFISICAL_SETTINGS: Final = (
     ("INFISICAL_SITE_URL", "https://app.infisical.com", "address of Infisical"),
@@ -89,8 +94,10 @@ class Settings:
 
     mode: str
     policy_file: Path
+    ca_key_source: str
     ca_key_file: Path
     ca_key_owner: str
+    ca_agent_socket: Path
     data_dir: Path
     run_dir: Path
     listen: Listen
@@ -115,8 +122,13 @@ class Settings:
 
     @property
     def has_ca_key(self) -> bool:
-        """True if the local CA key is loaded, to sign or for comparison."""
+        """True if there is a local CA key, to sign or for comparison."""
         return self.mode != "vault"
+
+    @property
+    def reads_key_file(self) -> bool:
+        """True if the local CA key is loaded from its file."""
+        return self.has_ca_key and self.ca_key_source == "file"
 
     @property
     def asks_vault(self) -> bool:
@@ -171,10 +183,23 @@ def _mode(text: str) -> str:
     return text
 
 
+def _key_source(text: str) -> str:
+    if text not in KEY_SOURCES:
+        raise ValueError(f"{text[:40]!a} is not a source of the CA key; use one of {', '.join(KEY_SOURCES)}")
+    return text
+
+
 def _absolute(text: str) -> Path:
     path = Path(text)
     if not path.is_absolute():
         raise ValueError(f"{text[:80]!a} is not an absolute path")
+    return path
+
+
+def _socket_path(text: str) -> Path:
+    path = _absolute(text)
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"has {len(os.fsencode(path))} bytes; the path of a socket has {MAX_SOCKET_PATH} at most")
     return path
 
 
@@ -244,8 +269,10 @@ def _optional_text(text: str) -> str | None:
 _READERS: Final[dict[str, Callable[[str], object]]] = {
     "mode": _mode,
     "policy_file": _absolute,
+    "ca_key_source": _key_source,
     "ca_key_file": _absolute,
     "ca_key_owner": _owner,
+    "ca_agent_socket": _socket_path,
     "data_dir": _absolute,
     "run_dir": _absolute,
     "listen": _listen,

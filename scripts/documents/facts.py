@@ -27,7 +27,6 @@ from signer.cli.parser import Help, read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
-from signer.model import PublicKey
 from signer.policy import file as policy_file
 from signer.policy import rules, tables
 from signer.protocol import commands, sign_request
@@ -126,7 +125,7 @@ def classes(annotation: Any) -> Iterator[type]:
 
 def type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """A type of the models in words."""
-    if annotation == Duration or Duration.__metadata__[0] in metadata:
+    if annotation == Duration or get_args(Duration)[1] in metadata:
         return "duration"
     if annotation in SIMPLE:
         return SIMPLE[annotation]
@@ -283,7 +282,7 @@ def metric_families() -> Table:
         if text.startswith("signer_")
     }
     facts = dict.fromkeys(sorted(gauges), ("", 0.0))
-    shadow = Shadow(PublicKey("ssh-ed25519", b"", 256, ""), lambda _fault: None)
+    shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
     made = metrics.Metrics(lambda: facts, lambda: ["llmops"], metrics.commit_histogram(), shadow)
     rows = [
@@ -292,7 +291,7 @@ def metric_families() -> Table:
             family.type,
             ", ".join(code(label) for label in sorted(family.samples[0].labels) if label != "le"),
         )
-        for family in text_string_to_metric_families(made.render())
+        for family in text_string_to_metric_families(made.render(by_role=True))
     ]
     return Table(("metric", "type", "labels", "meaning"), rows, by_hand=1)
 

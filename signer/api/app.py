@@ -1,55 +1,25 @@
-"""The WSGI application: the sign routes in front, Flask behind them.
-
-`gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'` serves it; with gunicorn's own workers a
-slow client occupies a thread.
-"""
+"""The Flask application: every route but signing, which `asgi.py` answers in front of it."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final, cast
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from signer.api import native
-from signer.api.sign import ROLE_NAME, SignRoutes, StartResponse, Wsgi
+from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
 from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
-from signer.settings import Settings, load_settings
+from signer.settings import Settings
 
 log = logging.getLogger("signer.api")
-
-_FIELDS: Final = frozenset(
-    f"HTTP_{name}"
-    for name in ("AUTHORIZATION", "X_VAULT_TOKEN", "X_VAULT_NAMESPACE", "X_VAULT_WRAP_TTL", "X_FORWARDED_FOR")
-)
-
-
-def create_app(settings: Settings | None = None) -> SignRoutes:
-    """The whole API for `settings`; default: the settings in the environment."""
-    settings = settings or load_settings(os.environ)
-    keeper, lines = KeeperClient(settings.socket), LogLimit(log)
-    behind = _with_known_fields(cast(Wsgi, make_flask(keeper, settings, lines).wsgi_app))
-    return SignRoutes(keeper, settings.mounts, settings.trusted_proxies, behind, lines)
-
-
-def _with_known_fields(app: Wsgi) -> Wsgi:
-    """`app` behind a filter that drops header fields which nothing here reads, so that no framework parses them."""
-
-    def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        known = {name: value for name, value in environ.items() if name[:5] != "HTTP_" or name in _FIELDS}
-        return app(known, start_response)
-
-    return call
 
 
 def make_flask(keeper: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:

@@ -17,6 +17,7 @@ from signer import __version__
 from signer.api import schemas
 from signer.model import BACKENDS
 from signer.protocol import replies
+from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import SignBody
 
@@ -89,10 +90,10 @@ ROUTES: Final = (
         "POST", "/api/operations", "Record an operation; returns its ledger entry",
         replies.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
     ),
-    Route("GET", "/api/freezes", "The freezes in force", replies.Freezes, faults=(401, 503)),
+    Route("GET", "/api/freezes", "The freezes in force that you may see", replies.Freezes, faults=(401, 503)),
     Route(
         "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
-        schemas.FreezeBody, 201, (400, 401, 403, 413, 503),
+        FreezeBody, 201, (400, 401, 403, 413, 503),
     ),
     Route(
         "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
@@ -104,7 +105,10 @@ ROUTES: Final = (
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
     Route("GET", "/healthz", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
     Route("GET", "/readyz", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True),
-    Route("GET", "/metrics", "Metrics for Prometheus", "text/plain", faults=(503,), is_open=True),
+    Route(
+        "GET", "/metrics", "Metrics for Prometheus; by role with the right ledger.read, else totals", "text/plain",
+        faults=(401, 503), is_open=True,
+    ),
 )  # fmt: skip
 
 

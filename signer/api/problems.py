@@ -6,10 +6,12 @@ import json
 from http import HTTPStatus
 from typing import Final
 
+from signer.api.request import new_request_id
 from signer.error_catalogue import CATALOGUE
 from signer.errors import SignerError
 
 CONTENT_TYPE: Final = "application/problem+json"
+EDGE_BUSY: Final = "edge_busy"
 RETRY_AFTER: Final = "1"  # seconds; the launcher restarts a dead keeper within two
 
 
@@ -39,3 +41,11 @@ def render_problem(error: SignerError, request_id: str) -> tuple[HTTPStatus, lis
     if status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
     return status, headers, json.dumps(body).encode() + b"\n"
+
+
+def render_for_both(error: SignerError, request_id: str = "") -> tuple[HTTPStatus, list[tuple[str, str]], bytes]:
+    """Status, headers and body where neither API sees the request: a problem that also has Vault's list of errors."""
+    status, headers, body = render_problem(error, request_id or new_request_id())
+    if error.code == EDGE_BUSY:
+        headers.append(("Retry-After", RETRY_AFTER))
+    return status, headers, json.dumps(json.loads(body) | {"errors": [error.text]}).encode() + b"\n"

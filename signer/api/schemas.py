@@ -1,15 +1,13 @@
-"""The bodies of the native API except the keeper's replies, which are in `protocol/replies.py`.
+"""The bodies that the API makes itself; those of commands and replies are in `protocol`.
 
-/api/openapi.json is generated from both. Only request bodies are validated here.
+/api/openapi.json is generated from all of them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-_Text = Annotated[str, Field(min_length=1, max_length=256)]
+from pydantic import BaseModel, ConfigDict
 
 
 class _Strict(BaseModel):
@@ -26,13 +24,6 @@ class Problem(_Strict):
     code: str
     hint: str
     request_id: str
-
-
-class FreezeBody(_Strict):
-    """The scope to freeze and the reason."""
-
-    scope: Annotated[_Text, Field(description="all, identity:NAME or role:NAME")]
-    reason: Annotated[str, Field(min_length=1, max_length=500, description="one line for the ledger")]
 
 
 class Alive(_Strict):

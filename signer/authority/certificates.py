@@ -13,6 +13,7 @@ from typing import Protocol
 from signer.errors import CertificateMismatch
 from signer.model import Caller, Event, Grant
 from signer.protocol.replies import Certificate
+from signer.signing import SigningKey
 from signer.ssh.certificate import (
     NONCE_BYTES,
     USER_CERTIFICATE,
@@ -25,16 +26,6 @@ from signer.ssh.publickey import certificate_kind, render_public_key
 from signer.units import timestamp
 
 
-class Signing(Protocol):
-    """A CA key that can sign."""
-
-    kind: str
-    blob: bytes
-    fingerprint: str
-
-    def sign(self, data: bytes) -> bytes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class UnsignedCertificate:
     """A certificate without its signature; made in step 7 of `Core._sign`, signed in step 9."""
@@ -42,6 +33,18 @@ class UnsignedCertificate:
     grant: Grant
     fields: CertificateFields
     unsigned: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingSignature:
+    """A certificate that is to be signed with `key` once it is recorded. Compared by identity."""
+
+    certificate: UnsignedCertificate
+    key: SigningKey
+
+    def obtain(self) -> bytes:
+        """The signature blob; raises what the key raises. The one call that may be slow, safe in any thread."""
+        return self.key.sign(self.certificate.unsigned)
 
 
 def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_key: bytes) -> UnsignedCertificate:

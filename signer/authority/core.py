@@ -12,16 +12,15 @@ from typing import Final, Protocol
 
 from signer.authority import freezes, queries
 from signer.authority.certificates import (
-    Signing,
-    UnsignedCertificate,
+    PendingSignature,
     certificate_line,
     issued_event,
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, refusal_event
+from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import PendingSignature, outside_grant, read_vault_certificate
+from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
     BadRequest,
@@ -32,20 +31,32 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
+from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
-from signer.model import Entry, Event, Grant, Head, Identity, PublicKey, Returned, Role, SignRequest, Token
+from signer.model import Entry, Event, Grant, Head, Identity, Returned, Role, SignRequest, Token
 from signer.policy.decide import Policy, decide, explain
 from signer.protocol.commands import Command, Explain, Freeze, Query, RecordOperation, Sign, Unauthenticated, Unfreeze
 from signer.protocol.replies import Explanation, Reply
+from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
 ReplyOrError = Reply | SignerError
+Pending = PendingSignature | PendingCertificate
+Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
 
 
 def _internal_error() -> Unavailable:
     return Unavailable("internal_error", "internal error", "see the service's log")
+
+
+def _clock_behind(seconds: int, what: str) -> Unavailable:
+    return Unavailable(
+        "clock_behind",
+        f"this host's clock is {seconds} s behind {what}",
+        f"correct the clock; nothing is signed while it is more than {CLOCK_TOLERANCE} s behind",
+    )
 
 
 class Ledger(queries.LedgerReader, Protocol):
@@ -54,20 +65,28 @@ class Ledger(queries.LedgerReader, Protocol):
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
     def recent(self, since: int) -> list[Recent]: ...
     def last_serial(self) -> int: ...
+    def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, str]: ...
+
+
+class Backend(Protocol):
+    """Who signs, as the core uses it (`ca/backends.py`)."""
+
+    @property
+    def order(self) -> SigningOrder: ...
+    def use_key(self, key: SigningKey) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of one command: events to commit first, then the certificate to sign or the reply to send.
+    """The result of one command: events to commit first, then the reply to send or what the reply waits for.
 
-    `reply` is None if it is made from the certificate, or from the committed event (`replies_with_entry`). If Vault
-    signs, `reply` is a `PendingSignature`: the keeper obtains the signature and calls `finish`.
+    `reply` is None if it is made from the committed event (`replies_with_entry`). A pending one is signed by `run` if
+    the key signs at once; otherwise the keeper obtains what it waits for and calls `finish`.
     """
 
-    reply: ReplyOrError | PendingSignature | None
+    reply: Answer | None
     events: tuple[Event, ...] = ()
-    certificate: UnsignedCertificate | None = None
     replies_with_entry: bool = False
 
 
@@ -81,53 +100,51 @@ class _State:
 
 
 class Core:
-    """Decides on commands by one policy, records to one ledger and signs with one key.
-
-    Without a key, Vault signs; `shadow`, if given, compares Vault's certificates with those of the local key.
-    """
+    """Decides on commands by one policy, records to one ledger and has one backend sign, in the order that it has."""
 
     def __init__(
         self,
         *,
         policy: Policy,
-        key: Signing | None,
+        backend: Backend,
         ledger: Ledger,
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
-        shadow: Shadow | None = None,
     ) -> None:
         self.policy = policy
-        self.key = key
+        self._backend = backend
         self._ledger = ledger
         self._clock = clock
         self._random = random
         self._report = report  # logs internal errors
-        self.shadow = shadow
+        self.shadow = Shadow(report)
         self._refusals = Refusals()
         self._state: _State | None = None
-        self._pending: set[PendingSignature] = set()  # count towards limits, but are not in the ledger
+        self._pending: set[PendingCertificate] = set()  # count towards limits, but are not in the ledger
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, ReplyOrError | PendingSignature]]:
+    def run(self, commands: Sequence[Command]) -> Iterator[tuple[int, Answer]]:
         """Decides all commands, commits their events in one transaction, then signs and yields (index, reply).
+
+        What has to be obtained from a slow signer is yielded instead of a reply, and `finish` makes the reply.
 
         If the transaction fails, each command with an event gets the failure as its reply. So does each `Unfreeze`:
         its reply may depend on an event of the same batch.
         """
         now = self._now()
+        signs_at_once = isinstance(self._backend.order, SignAtOnce)
         decisions = [self._decide(command, now) for command in commands]
-        key = self.key  # the CA in each certificate of the batch; a rotation may come between two replies
         entries = self._commit([event for decision in decisions for event in decision.events], now)
         failure = entries if isinstance(entries, SignerError) else None
         for index, decision in enumerate(decisions):
             if failure is not None and (decision.events or isinstance(commands[index], Unfreeze)):
                 yield index, failure
-            elif decision.certificate is not None and key is not None:
-                yield index, self._release(decision.certificate, key)
+            elif signs_at_once and isinstance(decision.reply, PendingSignature):
+                yield index, self._sign_at_once(decision.reply, now)
             elif decision.replies_with_entry and not isinstance(entries, SignerError):
                 place = sum(len(before.events) for before in decisions[:index])
                 yield index, queries.recorded_operation(entries[place])
@@ -153,68 +170,114 @@ class Core:
         try:
             entries = self._ledger.commit(events, int((self._clock() if now is None else now) * 1000))
         except (Unavailable, LedgerBroken) as failure:
-            self._state = None
+            self._discard()
             return failure
         except Exception as error:  # noqa: BLE001 - an event that cannot be encoded must not end the keeper
-            self._state = None
+            self._discard()
             self._report(error)
             return _internal_error()
+        for repeats in self._suppressors():
+            repeats.settle()
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
         return entries
 
-    def finish(
-        self, results: Sequence[tuple[PendingSignature, Returned | SignerError]]
-    ) -> Iterator[tuple[int, ReplyOrError]]:
-        """Checks and records the results of pending signatures in one transaction, then yields (index, reply)."""
+    def _discard(self) -> None:
+        """After a failed commit: the state is read again, and counts of repeats are as before the transaction."""
+        self._state = None
+        for repeats in self._suppressors():
+            repeats.restore()
+
+    def _suppressors(self) -> list[RepeatSuppressor]:
+        return [self._refusals, self.shadow.repeats]
+
+    def finish(self, results: Sequence[tuple[Pending, Obtained | SignerError]]) -> Iterator[tuple[int, ReplyOrError]]:
+        """Checks what was obtained, commits its events in one transaction, then yields (index, reply)."""
         now, serials = self._now(), set[int]()
-        decisions = [self._finished(pending, result, now, serials) for pending, result in results]
+        decisions = [
+            self._signed(pending, result, now)
+            if isinstance(pending, PendingSignature)
+            else self._certified(pending, result, now, serials)
+            for pending, result in results
+        ]
         failure = self.record([event for _, events in decisions for event in events], now)
         for pending, _ in results:  # only now: a state that is reread before the commit must still count it
-            self._pending.discard(pending)
+            if isinstance(pending, PendingCertificate):
+                self._pending.discard(pending)
         for index, (reply, events) in enumerate(decisions):
             yield index, failure if failure is not None and events else reply
 
-    def _finished(
-        self, pending: PendingSignature, result: Returned | SignerError, now: float, serials: set[int]
+    def _signed(
+        self, pending: PendingSignature, result: Obtained | SignerError, now: float
+    ) -> tuple[ReplyOrError, tuple[Event, ...]]:
+        """The reply for a recorded certificate; if it is not released, also the event that says so."""
+        grant = pending.certificate.grant
+        try:
+            if not isinstance(result, bytes):
+                raise result if isinstance(result, SignerError) else _internal_error()
+            # A freeze or another policy may be newer than the record.
+            freezes.refuse_frozen(self._ready(now).freezes, grant.identity, grant.role)
+            self._check_pinned(pending.key)
+        except SignerError as error:
+            return error, (self._withheld(pending, error.code),)
+        return self._released(pending, result, now), ()
+
+    def _check_pinned(self, key: SigningKey) -> None:
+        if key.fingerprint not in self.policy.ca.may_sign:
+            raise Unavailable(
+                "ca_key_replaced_meanwhile", "the CA key was replaced before it had signed", "send the request again"
+            )
+
+    def _certified(
+        self, pending: PendingCertificate, result: Obtained | SignerError, now: float, serials: set[int]
     ) -> tuple[ReplyOrError, tuple[Event, ...]]:
         """The reply, and the events to commit before it is sent; `serials` are those of this batch so far."""
         grant = pending.grant
         try:
-            if isinstance(result, SignerError):
-                raise result
+            if not isinstance(result, Returned):
+                raise result if isinstance(result, SignerError) else _internal_error()
             made = read_vault_certificate(result, pending)
             state = self._ready(now)
             freezes.refuse_frozen(state.freezes, grant.identity, grant.role)  # a freeze may be newer than the grant
-            known = self._ledger.certificate(made.fields.serial)
-            if made.fields.serial in serials or (known is not None and known[0].backend == "vault"):
+            if int(now) < pending.asked_at - CLOCK_TOLERANCE:  # then it would end later than a start looks for
+                raise _clock_behind(pending.asked_at - int(now), "the grant")
+            if made.fields.serial in serials or self._ledger.has_vault_serial(made.fields.serial):
                 raise outside_grant("serial already used")
         except SignerError as error:
             if isinstance(error, CertificateMismatch):
                 self._report(error)
             self._pending.remove(pending)
             self._uncount(grant, pending.asked_at, pending.asked_at + grant.ttl)
-            compared = self.shadow.refused(pending, error, int(now)) if self.shadow else ()
+            compared = self.shadow.refused(pending, error, int(now))
             return error, (*self._refused(pending.command, error, now), *compared)
         serials.add(made.fields.serial)
         event = issued_event(made, pending.command.caller, pending.policy_digest, "vault", made.ca_fingerprint)
         expires_in = max(made.fields.valid_before - int(now), 0)
-        compared = self.shadow.compare(made, pending, int(now)) if self.shadow else ()
+        compared = self.shadow.compare(made, pending, int(now))
         return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
 
-    def _release(self, certificate: UnsignedCertificate, key: Signing) -> ReplyOrError:
+    def _sign_at_once(self, pending: PendingSignature, now: float) -> ReplyOrError:
         # 9 sign; a failure is recorded, as the serial was never released
-        grant, fields = certificate.grant, certificate.fields
         try:
-            signature = key.sign(certificate.unsigned)
+            signature = pending.obtain()
         except Exception as error:  # noqa: BLE001 - after any failure the serial must be recorded as withheld
             self._report(error)
-            body: dict[str, object] = {"serial": str(fields.serial), "error": type(error).__name__}
-            self._uncount(grant, fields.valid_after + grant.backdate, fields.valid_before)
-            self.record([Event("certificate.withheld", grant.identity, body)])
+            self.record([self._withheld(pending, type(error).__name__)])
             return Unavailable("signing_failed", "the CA key failed to sign", "see the service's log")
         # 10 reply
-        return issued_reply(certificate, certificate_line(certificate, signature), key.fingerprint, grant.ttl)
+        return self._released(pending, signature, now)
+
+    def _released(self, pending: PendingSignature, signature: bytes, now: float) -> Reply:
+        certificate = pending.certificate
+        expires_in = max(certificate.fields.valid_before - int(now), 0)
+        line = certificate_line(certificate, signature)
+        return issued_reply(certificate, line, pending.key.fingerprint, expires_in)
+
+    def _withheld(self, pending: PendingSignature, reason: str) -> Event:
+        """The event of a recorded certificate that nobody gets; it no longer counts. `reason` is a code or a class."""
+        grant, fields = pending.certificate.grant, pending.certificate.fields
+        self._uncount(grant, fields.valid_after + grant.backdate, fields.valid_before)
+        return Event("certificate.withheld", grant.identity, {"serial": str(fields.serial), "error": reason})
 
     def _uncount(self, grant: Grant, issued: int, valid_before: int) -> None:
         if self._state is not None:
@@ -272,10 +335,10 @@ class Core:
         6   allot the serial; the validity comes from the keeper's clock
         7   encode the certificate, decode it and compare it with the grant
         8   the event, which `run` commits with the rest of the batch
-        9   sign   } `_release`, after the commit
+        9   sign   } after the commit: `_sign_at_once`, or the keeper's pool and `finish`
         10  reply  }
 
-        If Vault signs, its signature and `finish` (compare, record, reply) replace steps 6 to 10.
+        If another CA signs, its certificate and `finish` (check, record, reply) replace steps 6 to 10.
         """
         # 1
         identity, _ = self.policy.authenticate(command.caller.token, int(now))
@@ -288,18 +351,20 @@ class Core:
         # 4 and 5
         usage = state.certificates.usage(identity.name, role.name, int(now))
         grant = decide(identity, role, request, key, command.caller.address, usage)
-        if self.key is None:
+        order = self._backend.order
+        if isinstance(order, CertifyInPool):
             state.certificates.add(identity.name, role.name, int(now), int(now) + grant.ttl)
-            pending = PendingSignature(command, grant, int(now), self.policy.digest)
+            pending = PendingCertificate(command, grant, int(now), self.policy.digest, order)
             self._pending.add(pending)
             return Decision(pending)
         # 6 and 7
+        ca = order.key
         self._last_serial += 1
-        certificate = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), self.key.blob)
+        certificate = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), ca.blob)
         # 8
         state.certificates.add(identity.name, role.name, int(now), certificate.fields.valid_before)
-        event = issued_event(certificate, command.caller, self.policy.digest, "local", self.key.fingerprint)
-        return Decision(None, (event,), certificate)
+        event = issued_event(certificate, command.caller, self.policy.digest, "local", ca.fingerprint)
+        return Decision(PendingSignature(certificate, ca), (event,))
 
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, SignRequest]:
         """The role and the request. Errors in Vault's order: role not granted, malformed field, unknown role."""
@@ -321,11 +386,7 @@ class Core:
             self._state = self._read_state(int(now))
         behind = self._state.head.time_ms // 1000 - int(now)
         if behind > CLOCK_TOLERANCE:
-            raise Unavailable(
-                "clock_behind",
-                f"this host's clock is {behind} s behind the ledger's newest event",
-                f"correct the clock; nothing is signed while it is more than {CLOCK_TOLERANCE} s behind",
-            )
+            raise _clock_behind(behind, "the ledger's newest event")
         return self._state
 
     def _read_state(self, now: int) -> _State:
@@ -357,7 +418,7 @@ class Core:
         reply, event = freezes.freeze(command, identity, self.policy, self._ready(now).freezes)
         return Decision(reply, (event,))
 
-    def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply:
+    def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
     # --- calls of the keeper between batches -------------------------------------------------------------------
@@ -372,30 +433,23 @@ class Core:
 
     def use_policy(self, policy: Policy) -> SignerError | None:
         """Uses a new policy from the next command on; raises `BadFile` if it does not pin the key in use."""
-        if (own := self.own_key) is not None:
+        if (own := self._backend.order.local_key) is not None:
             policy.check_key(own.fingerprint)
         changed = policy.digest != self.policy.digest
         self.policy = policy
         return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
 
-    def use_key(self, key: Signing) -> SignerError | None:
+    def use_key(self, key: SigningKey) -> SignerError | None:
         """Records the new key, then signs or compares with it from the next command on.
 
         The caller has checked that the policy pins the key.
         """
-        own = self.own_key
+        own = self._backend.order.local_key
         body: dict[str, object] = {"from": own.fingerprint if own else "", "to": key.fingerprint}
         failure = self.record([Event("ca.rotated", "keeper", body)])
-        if failure is None and self.shadow is not None:
-            self.shadow.use_key(key)
-        elif failure is None:
-            self.key = key
+        if failure is None:
+            self._backend.use_key(key)
         return failure
-
-    @property
-    def own_key(self) -> Signing | PublicKey | None:
-        """The local CA key, which signs or is compared with; None in mode vault."""
-        return self.shadow.key if self.shadow is not None else self.key
 
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` if nothing can be signed now."""
@@ -404,9 +458,8 @@ class Core:
     def tick(self) -> None:
         """Records counts of repeats that are due; the keeper calls it about once a second."""
         now = int(self._clock())
-        self.record([*self._refusals.due(now), *(self.shadow.due(now) if self.shadow else ())])
+        self.record([*self._refusals.due(now), *self.shadow.due(now)])
 
     def end(self) -> None:
         """Records all counts of repeats and the end."""
-        repeats = self.shadow.flush() if self.shadow else []
-        self.record([*self._refusals.flush(), *repeats, Event("keeper.stopped", "keeper", {})])
+        self.record([*self._refusals.flush(), *self.shadow.flush(), Event("keeper.stopped", "keeper", {})])

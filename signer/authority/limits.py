@@ -78,6 +78,7 @@ class _Repeats:
     since: int
     count: int
     kind: tuple[str, ...]
+    is_recorded: bool = True  # the first event; False if its transaction failed
 
 
 class RepeatSuppressor(ABC):
@@ -85,6 +86,9 @@ class RepeatSuppressor(ABC):
 
     A subclass defines the kind of an event, the window in seconds, the event of a count, and the budgets: how many
     kinds are tracked at once for a group of events before the rest of the group shares one count.
+
+    Events that `note`, `due` and `flush` hand out belong to the next transaction: `settle` says that it is on the
+    disk, `restore` that it failed. After `restore` the next event of such a kind is passed, and no count is lost.
     """
 
     window = WINDOW
@@ -92,6 +96,7 @@ class RepeatSuppressor(ABC):
     def __init__(self) -> None:
         self._repeats: dict[tuple[str, ...], _Repeats] = {}
         self._tracked: Counter[tuple[str, ...]] = Counter()  # kinds of each group, by its shared kind
+        self._before: dict[tuple[str, ...], _Repeats | None] = {}  # what the open transaction replaced
 
     @abstractmethod
     def kind(self, event: Event) -> tuple[str, ...]:
@@ -114,24 +119,52 @@ class RepeatSuppressor(ABC):
             if self._tracked[shared] >= most:
                 kind = shared
                 repeats = self._repeats.get(kind)
-            else:
-                self._tracked[shared] += 1
-        if repeats is not None and now < repeats.since + self.window:
+        if repeats is not None and repeats.is_recorded and now < repeats.since + self.window:
             repeats.count += 1
             return
         if repeats is not None and repeats.count:
             yield self.repeated(repeats)
-        self._repeats[kind] = _Repeats(now, 0, kind)
+        self._put(kind, _Repeats(now, 0, kind))
         yield event
 
     def due(self, now: int) -> list[Event]:
         """Removes and returns the counts whose window has ended."""
-        over = [kind for kind, repeats in self._repeats.items() if now >= repeats.since + self.window]
-        for kind in over:
-            shared, _ = self.budget(kind)
-            if kind != shared:  # the shared kind is in addition to the budget
-                self._tracked[shared] -= 1
-        return [self.repeated(repeats) for kind in over if (repeats := self._repeats.pop(kind)).count]
+        over = [repeats for repeats in self._repeats.values() if now >= repeats.since + self.window]
+        for repeats in over:
+            self._put(repeats.kind, None)
+        return [self.repeated(repeats) for repeats in over if repeats.count]
+
+    def _put(self, kind: tuple[str, ...], repeats: _Repeats | None) -> None:
+        """Replaces or removes the entry of a kind, and notes what it was before the transaction."""
+        self._before.setdefault(kind, self._repeats.get(kind))
+        self._replace(kind, repeats)
+
+    def _replace(self, kind: tuple[str, ...], repeats: _Repeats | None) -> None:
+        shared, _ = self.budget(kind)
+        if kind != shared:  # the shared kind is in addition to the budget
+            self._tracked[shared] += (repeats is not None) - (kind in self._repeats)
+        if repeats is None:
+            self._repeats.pop(kind, None)
+        else:
+            self._repeats[kind] = repeats
+
+    def settle(self) -> None:
+        """The events handed out so far are on the disk."""
+        self._before.clear()
+
+    def restore(self) -> None:
+        """The events handed out since `settle` are not on the disk: their counts stand, and each kind is new again."""
+        for kind, before in self._before.items():
+            after = self._repeats.get(kind)
+            counted = after.count if after is not None else 0  # answered, without an event in the failed transaction
+            if before is not None:
+                before.count += counted
+                self._replace(kind, before)
+            elif after is not None and counted:
+                after.is_recorded = False
+            else:
+                self._replace(kind, None)
+        self._before.clear()
 
     def flush(self) -> list[Event]:
         """Removes and returns all counts."""

@@ -1,6 +1,7 @@
 """Queries: commands that change nothing, and their replies. Pure but for reading the ledger.
 
-An identity sees its own certificates; the right `ledger.read` shows all of them.
+An identity sees its own certificates; the right `ledger.read` shows all of them. Certificates and operations are looked
+up by another process: here is decided who may see what.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.views import certificate_details, certificate_row, operation_details, operation_row
-from signer.model import Entry, Filter, Finding, Head, Identity, Issued, Role, Token
+from signer.ledger.lookups import FindCertificate, FindCertificates, FindOperations, Lookup
+from signer.ledger.views import operation_details
+from signer.model import Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
 from signer.protocol.commands import (
@@ -28,16 +30,11 @@ from signer.protocol.commands import (
 )
 from signer.protocol.replies import (
     CallerDetails,
-    CertificateDetails,
-    CertificatePage,
-    CertificateRow,
     Explanation,
     Extensions,
     FreezeRow,
     Freezes,
     OperationDetails,
-    OperationPage,
-    OperationRow,
     Recorded,
     Reply,
     RoleDetails,
@@ -53,9 +50,6 @@ class LedgerReader(Protocol):
     """The read access that queries need."""
 
     def head(self) -> Head: ...
-    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
-    def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
-    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
     def freezes(self) -> dict[str, str]: ...
 
 
@@ -80,22 +74,25 @@ def check_scope(scope: str, policy: Policy) -> None:
         )
 
 
-def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int) -> Reply:
-    """The reply to one query; raises `Refused`, `NotFound` or the ledger's errors."""
+def answer(
+    query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
+) -> Reply | Lookup:
+    """The reply to one query, or the lookup that finds it; raises `Refused`, `NotFound` or the ledger's errors."""
     match query:
         case ListCertificates():
-            return _page(query, identity, ledger, now)
+            return _certificates(query, identity, now)
         case ShowCertificate():
-            return _certificate(query.serial, identity, ledger, now)
+            only = None if "ledger.read" in identity.may else identity.name
+            return FindCertificate(identity.name, MAX_REPLY, query.serial, only, now)
         case ShowHead():
             require(identity, "ledger.read")
             head = ledger.head()
             return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
         case ListOperations():
             require(identity, "ledger.read")
-            return _operations(query, ledger)
+            return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
         case ListFreezes():
-            rows = sorted(ledger.freezes().items())
+            rows = sorted(visible_freezes(ledger.freezes(), identity).items())
             return Freezes(freezes=[FreezeRow(scope=scope, reason=reason) for scope, reason in rows])
         case ListRoles():
             return Roles(roles=sorted(identity.roles))
@@ -114,41 +111,21 @@ def answer(query: Query, identity: Identity, token: Token, policy: Policy, ledge
             )
 
 
-def _page(query: ListCertificates, identity: Identity, ledger: LedgerReader, now: int) -> CertificatePage:
-    wanted = replace(query.wanted, active_at=now if query.active else None, limit=query.wanted.limit + 1)
+def visible_freezes(freezes: Mapping[str, str], identity: Identity) -> dict[str, str]:
+    """All freezes with the right `freeze` or `ledger.read`; otherwise those that stop the identity."""
+    if {"freeze", "ledger.read"} & identity.may:
+        return dict(freezes)
+    own = {"all", f"identity:{identity.name}", *(f"role:{role}" for role in identity.roles)}
+    return {scope: reason for scope, reason in freezes.items() if scope in own}
+
+
+def _certificates(query: ListCertificates, identity: Identity, now: int) -> FindCertificates:
+    wanted = replace(query.wanted, active_at=now if query.active else None)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
         if wanted.identity is not None:
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
-    found, next_before = ledger.page(wanted)
-    page = _fit_reply(found[: query.wanted.limit])
-    more = page[-1].seq if len(found) > len(page) else next_before
-    rows = [CertificateRow.model_validate(certificate_row(row, now)) for row in page]
-    return CertificatePage(certificates=rows, before=None if more is None else str(more))
-
-
-def _fit_reply(found: list[Issued]) -> list[Issued]:
-    """The first rows, at least one, whose text fits in half a reply even if JSON doubles each character."""
-    room = MAX_REPLY // 4
-    page: list[Issued] = []
-    for row in found:
-        room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
-        if page and room < 0:
-            break
-        page.append(row)
-    return page
-
-
-def _operations(query: ListOperations, ledger: LedgerReader) -> OperationPage:
-    found = ledger.operations(query.evidence, query.before, query.limit + 1)
-    room = MAX_REPLY // 2
-    page: list[OperationRow] = []
-    for row in (OperationRow.model_validate(operation_row(entry)) for entry in found[: query.limit]):
-        room -= len(row.as_json())
-        if page and room < 0:
-            break
-        page.append(row)
-    return OperationPage(operations=page, before=str(page[-1].seq) if len(found) > len(page) else None)
+    return FindCertificates(identity.name, MAX_REPLY, wanted, now)
 
 
 def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
@@ -159,17 +136,6 @@ def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
 def recorded_operation(entry: Entry) -> OperationDetails:
     """The reply that shows a recorded operation."""
     return _known_fields(OperationDetails, operation_details(entry))
-
-
-def _certificate(serial: int, identity: Identity, ledger: LedgerReader, now: int) -> CertificateDetails:
-    found = ledger.certificate(serial)
-    if found is None or (found[0].identity != identity.name and "ledger.read" not in identity.may):
-        raise NotFound(
-            "unknown_serial",
-            f"no certificate {serial} is visible to you",
-            "list certificates with GET /api/certificates",
-        )
-    return _known_fields(CertificateDetails, certificate_details(*found, now))
 
 
 def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:

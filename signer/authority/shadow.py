@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from signer.authority.certificates import Signing, prepare_certificate
+from signer.authority.certificates import prepare_certificate
 from signer.authority.limits import Differences
-from signer.authority.vault_certificates import PendingSignature, VaultCertificate
+from signer.authority.vault_certificates import PendingCertificate, VaultCertificate
 from signer.errors import SignerError
 from signer.ledger.chain import canonical_json
-from signer.model import Event, PublicKey
+from signer.model import Event
 from signer.ssh.certificate import NONCE_BYTES
-from signer.ssh.publickey import parse_public_key, render_public_key
 from signer.vault.parity import Difference, compare_certificates
 
 # Vault permanently refuses what policy.toml grants: after a cutover the same request would get a certificate.
@@ -28,25 +27,23 @@ MAX_SHOWN: Final = 512  # characters of a value in an event
 
 
 class Shadow:
-    """Compares with `key`, the public half of the local CA key; `report` logs internal errors."""
+    """Compares certificates whose order names a local key (mode shadow); `report` logs internal errors."""
 
-    def __init__(self, key: PublicKey, report: Callable[[Exception], None]) -> None:
-        self.key = key
+    def __init__(self, report: Callable[[Exception], None]) -> None:
         self._report = report
         self.compared: Counter[str] = Counter()  # certificates by role
         self.differences: Counter[tuple[str, str]] = Counter()  # by role and field
         self.faults: Counter[str] = Counter()  # comparisons that failed, by role
-        self._repeats = Differences()
+        self.repeats = Differences()
 
-    def use_key(self, key: Signing) -> None:
-        """Compares with another key from now on; keeps only its public half."""
-        self.key = parse_public_key(render_public_key(key.kind, key.blob))
-
-    def compare(self, made: VaultCertificate, pending: PendingSignature, now: int) -> tuple[Event, ...]:
+    def compare(self, made: VaultCertificate, pending: PendingCertificate, now: int) -> tuple[Event, ...]:
         """The events of one comparison. Never raises: a failed comparison must not withhold the certificate."""
+        key = pending.order.local_key
+        if key is None:
+            return ()
         role = pending.grant.role
         try:
-            certificate = prepare_certificate(pending.grant, 0, bytes(NONCE_BYTES), pending.asked_at, self.key.blob)
+            certificate = prepare_certificate(pending.grant, 0, bytes(NONCE_BYTES), pending.asked_at, key.blob)
             events = self._note(
                 pending, compare_certificates(certificate.fields, made.fields), str(made.fields.serial), now
             )
@@ -57,22 +54,24 @@ class Shadow:
         self.compared[role] += 1
         return events
 
-    def refused(self, pending: PendingSignature, error: SignerError, now: int) -> tuple[Event, ...]:
+    def refused(self, pending: PendingCertificate, error: SignerError, now: int) -> tuple[Event, ...]:
         """The events if Vault refused a grant; none if it was unavailable or the refusal is local."""
-        if error.code not in REFUSALS:
+        if pending.order.local_key is None or error.code not in REFUSALS:
             return ()
         refusal = Difference(REFUSED, "granted", f"{error.code}: {error.text}", "error", error.hint)
         return self._note(pending, [refusal], "", now)
 
     def due(self, now: int) -> list[Event]:
         """Removes and returns the counts of repeats that are due."""
-        return self._repeats.due(now)
+        return self.repeats.due(now)
 
     def flush(self) -> list[Event]:
         """Removes and returns all counts of repeats."""
-        return self._repeats.flush()
+        return self.repeats.flush()
 
-    def _note(self, pending: PendingSignature, found: Iterable[Difference], serial: str, now: int) -> tuple[Event, ...]:
+    def _note(
+        self, pending: PendingCertificate, found: Iterable[Difference], serial: str, now: int
+    ) -> tuple[Event, ...]:
         grant = pending.grant
         events = [_event(grant.identity, grant.role, difference, serial) for difference in found]
         for event in events:
@@ -81,7 +80,7 @@ class Shadow:
             ).encode()  # an event that the ledger cannot hold must fail here, not in the commit
         for event in events:
             self.differences[grant.role, str(event.body["field"])] += 1
-        return tuple(first for event in events for first in self._repeats.note(event, now))
+        return tuple(first for event in events for first in self.repeats.note(event, now))
 
 
 def _event(identity: str, role: str, difference: Difference, serial: str) -> Event:

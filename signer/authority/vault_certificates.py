@@ -14,6 +14,7 @@ from signer.errors import BadFormat, CertificateMismatch
 from signer.model import Grant, Returned
 from signer.policy.rules import MAX_KEY_ID
 from signer.protocol.commands import Sign
+from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
 from signer.ssh.publickey import certificate_kind, fingerprint_of
 from signer.ssh.signature import check_signature
@@ -23,16 +24,21 @@ TOLERANCE: Final = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PendingSignature:
-    """A grant that waits for Vault's signature; `asked_at` is the time of the decision, in seconds.
+class PendingCertificate:
+    """A grant that waits for Vault's certificate; `asked_at` is the time of the decision, in seconds.
 
-    Compared by identity: each is one outstanding signature.
+    Compared by identity: each is one outstanding certificate.
     """
 
     command: Sign
     grant: Grant
     asked_at: int
     policy_digest: str
+    order: CertifyInPool
+
+    def obtain(self) -> Returned:
+        """The certificate that Vault makes; raises what the client raises. Slow, safe in any thread."""
+        return self.order.certify(self.grant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class VaultCertificate:
     ca_fingerprint: str
 
 
-def read_vault_certificate(returned: Returned, pending: PendingSignature) -> VaultCertificate:
+def read_vault_certificate(returned: Returned, pending: PendingCertificate) -> VaultCertificate:
     """Verifies grant and signature; raises `CertificateMismatch` if the certificate exceeds the grant."""
     grant = pending.grant
     label, _, encoded = returned.line.partition(" ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, KEY_KINDS, PAUSE, OneOf, json_option
 from signer.cli.parser import verb
-from signer.errors import SignerError, Unavailable
+from signer.errors import BadSettings, SignerError, Unavailable
 from signer.hardening import forbid_dumps
 from signer.units import plain
 
@@ -79,6 +79,7 @@ def ca_render(to: Path, check: bool, watch: int | None, allow_disk: bool, as_jso
     from signer.ca.render import render
 
     forbid_dumps()
+    _refuse_agent(os.environ)
     source = load_source(os.environ)
 
     def once() -> Rendered:
@@ -94,6 +95,16 @@ def ca_render(to: Path, check: bool, watch: int | None, allow_disk: bool, as_jso
     rendered = once()
     _show(rendered, to, as_json=as_json)
     return 1 if rendered.result in ("differs", "missing") else 0
+
+
+def _refuse_agent(environ: Mapping[str, str]) -> None:
+    """Raises `BadSettings` where the CA key is in an ssh-agent."""
+    if environ.get("SIGNER_CA_KEY_SOURCE") == "agent":
+        raise BadSettings(
+            "nothing_to_render",
+            "SIGNER_CA_KEY_SOURCE is agent: the CA key is in an ssh-agent, there is nothing to render",
+            "stop rendering on this host, or set SIGNER_CA_KEY_SOURCE=file",
+        )
 
 
 class _Stopped(BaseException):

@@ -19,6 +19,7 @@ from signer.hardening import forbid_dumps
 from signer.units import plain
 
 if TYPE_CHECKING:
+    from signer.model import CaKeys, PublicKey
     from signer.service.checks import Check
     from signer.settings import Settings
 
@@ -73,9 +74,9 @@ def ca_inspect(file: Path, as_json: bool) -> int:
 @json_option
 def ca_bundle(as_json: bool) -> int:
     """Prints the current, next and retired CA keys for TrustedUserCAKeys, as `GET /api/ca` of the running service
-    does, from the policy file. The key file is read only if the policy does not contain `ca.public_key`."""
+    does, from the policy file. The key file, or the ssh-agent, is read only if the policy does not contain
+    `ca.public_key`."""
     from signer.ca.bundle import render_bundle, trusted_keys
-    from signer.ca.key import load_ca_key
     from signer.policy.file import load_policy
     from signer.ssh.publickey import render_public_key
 
@@ -90,7 +91,7 @@ def ca_bundle(as_json: bool) -> int:
     in_use = None
     if policy.ca.public is None:
         forbid_dumps()
-        in_use = load_ca_key(settings.ca_key_file, settings.ca_key_owner, *policy.ca.may_sign).public
+        in_use = _key_in_use(settings, policy.ca)
     if as_json:
         keys = [
             {"is": what, "fingerprint": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
@@ -100,6 +101,16 @@ def ca_bundle(as_json: bool) -> int:
     else:
         output.show(render_bundle(policy.ca, in_use).rstrip("\n"))
     return 0
+
+
+def _key_in_use(settings: Settings, ca: CaKeys) -> PublicKey:
+    """The public half of the key in the file or, by its pin, in the ssh-agent."""
+    from signer.ca.key import load_ca_key
+    from signer.service.key_source import agent_for_check
+
+    if settings.reads_key_file:
+        return load_ca_key(settings.ca_key_file, settings.ca_key_owner, *ca.may_sign).public
+    return agent_for_check(settings).find_key(ca.fingerprint).public
 
 
 def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object], list[Check]]:

@@ -22,9 +22,11 @@ from signer.model import Entry, Filter, Head
 from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
+    from signer.ledger.pages import CertificateReader
     from signer.ledger.reader import LedgerReader
 
 MAX_PAGE: Final = 1_000
+MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 
 
@@ -34,10 +36,27 @@ def _reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
     from signer.ledger.reader import LedgerReader
 
     reader = LedgerReader(read_settings().data_dir)
-    try:
+    with _closing(reader):
         if in_one_transaction:
             reader.query("BEGIN")
         yield reader
+
+
+@contextmanager
+def _reading_certificates() -> Iterator[CertificateReader]:
+    """The ledger with its views. Events that a keeper has not folded yet are folded in memory."""
+    from signer.ledger.pages import CertificateReader
+
+    reader = CertificateReader(read_settings().data_dir, MAX_MISSING)
+    with _closing(reader):
+        yield reader
+
+
+@contextmanager
+def _closing(reader: LedgerReader) -> Iterator[None]:
+    """Closes the reader at the end; a row that no signer wrote becomes an error."""
+    try:
+        yield
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise LedgerBroken(
             "ledger_broken",
@@ -70,7 +89,7 @@ def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> in
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
-    with _reading() as reader:
+    with _reading_certificates() as reader:
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         rows = [certificate_row(row, now) for row in found[:limit]]
         more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -107,7 +126,7 @@ def certs_show(serial: int, as_json: bool) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.views import certificate_details
 
-    with _reading() as reader:
+    with _reading_certificates() as reader:
         found = reader.certificate(serial)
         if found is None:
             raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")
@@ -147,7 +166,7 @@ def _readable(value: object) -> str:
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
 @json_option
 def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
-    """Follows the hash chain from the first event to the last and compares the tables with the events.
+    """Follows the hash chain from the first event to the last and compares the views with the events.
     A saved head also finds a tail that was cut off. Exit status 1 if the ledger is broken."""
     from signer.ledger import audit
 
@@ -233,11 +252,13 @@ def _line(entry: Entry) -> dict[str, object]:
 @verb("ledger rebuild", examples=["signer ledger rebuild"])
 @json_option
 def ledger_rebuild(as_json: bool) -> int:
-    """Takes the write lock, checks the chain on the way, and replaces the tables in one transaction: after any
-    failure they are as they were. Events are never changed. Refused while a keeper runs."""
+    """Takes the write lock, checks the chain on the way, and folds all events into a new file of views that
+    replaces the old one: after any failure that is as it was. Events are never changed. Refused while a keeper
+    runs."""
     from signer.ledger import audit
-    from signer.ledger.reader import FILE_NAME, LedgerReader
-    from signer.ledger.store import DERIVED, Ledger
+    from signer.ledger.reader import LedgerReader
+    from signer.ledger.schema import FILE_NAME
+    from signer.ledger.store import Ledger
 
     data_dir = read_settings().data_dir
     LedgerReader(data_dir).connection()  # raises if there is no ledger; opening it for writing would create one
@@ -250,14 +271,9 @@ def ledger_rebuild(as_json: bool) -> int:
         raise
     try:
         with output.Progress("rebuild") as progress:
-            events = audit.rebuild(ledger, progress)
-        counted = ledger.query(
-            "SELECT (SELECT count(*) FROM certificates), (SELECT count(*) FROM principals),"
-            " (SELECT count(*) FROM freezes)"
-        )[0]
+            events, made = audit.rebuild(ledger, progress)
     finally:
         ledger.close()
-    made = dict(zip(DERIVED, counted, strict=True))
     if as_json:
         output.show_json({"events": events, "tables": made})
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -32,7 +30,7 @@ def serve() -> int:
 @click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
 def keeper(key_channel: int | None) -> int:
     """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
-    separately: gunicorn -k signer.api.worker.PatientWorker 'signer.api.app:create_app()'. SIGHUP reloads the
+    separately: gunicorn -k signer.api.edge.EdgeWorker 'signer.api.asgi:create_app()'. SIGHUP reloads the
     policy and the key file."""
     settings = _start()
     from signer.service.startup import run_keeper
@@ -42,7 +40,8 @@ def keeper(key_channel: int | None) -> int:
 
 
 def _start() -> Settings:
+    from signer.logs import start_log
     from signer.settings import load_settings
 
-    logging.basicConfig(level=logging.WARNING, format="signer: %(message)s", stream=sys.stderr)
+    start_log()
     return load_settings(os.environ)

@@ -1,66 +1,70 @@
 """Verification, export and rebuild of a ledger.
 
 `check_recent` runs at every start, `verify` on request; both raise `LedgerBroken`, which names the first wrong event.
-Only `rebuild` writes.
+Only `rebuild` writes, and only the views.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from itertools import islice
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken
-from signer.ledger.chain import GENESIS, derived_rows, entry_hash
+from signer.files import open_or_create
+from signer.ledger.chain import GENESIS, entry_hash
+from signer.ledger.fold import add_events, create_views, decode_body, delete_views, folded_up_to, rows_of
 from signer.ledger.reader import LedgerReader, broken_at, storage_errors
-from signer.ledger.store import CHECKED_AT_START, DERIVED, Ledger
+from signer.ledger.schema import VIEW_INDEXES, VIEWS, VIEWS_NAME, View
+from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
+_RANGE: Final = f"{_EVENTS} WHERE seq > ? AND seq <= ? ORDER BY seq"
+_CHUNK: Final = 25_000  # events that one task follows and compares
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
-_CHUNK: Final = 25_000  # events whose rows are compared by one statement
 _NO_END: Final = 2**63 - 1
 Progress = Callable[[int, int], None]
 
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
-    """Checks the chain of the newest `count` events, and compares the tables with them; returns the head."""
+    """Checks the chain of the newest `count` events; returns the head."""
     newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (count + 1,))
     if not rows:
-        _compare_tables(reader, 0)
         return Head(0, GENESIS, 0)
     first_seq, first_time, *_, _first_prev, first_hash = rows[0]
     if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash
-        head = _follow_chain(iter(rows), Head(0, GENESIS, 0))
-        since = 0
-    else:
-        head = _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
-        since = first_seq + 1
-    _compare_tables(reader, since)
-    return head
+        return _follow_chain(iter(rows), Head(0, GENESIS, 0))
+    return _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
 
 
 def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, saved: Head | None = None) -> Head:
-    """Checks the chain of all events, all tables against the events, and the structure of the file; returns the head.
+    """Checks the chain of all events, all views against the events, and the structure of both files; returns the head.
 
-    A `saved` head of an earlier time detects a truncated ledger. Raises `LedgerBroken`.
+    A `saved` head of an earlier time detects a truncated ledger. Raises `LedgerBroken`. Views that are missing, or of
+    another version or ledger, are left out: the keeper deletes them at its start.
     """
     is_private = reader.connection().in_transaction  # then other connections do not see the same data
     with _snapshot(reader):
         total = reader.head().seq
-        if is_private or total <= _CHUNK:
+        folded = _folded(reader)
+        bounds = [*range(0, total, _CHUNK), total]
+        chunks = list(pairwise(bounds))
+        if is_private or len(chunks) <= 1:
             _check_file(reader)
-            head = _follow_all(reader, progress, total)
-            _compare_tables(reader, 0)
+            found = [_check_chunk(reader, first, last, folded, progress, total) for first, last in chunks]
+            _check_views(reader.data_dir, folded, _counts(found))
         else:
-            head = _verify_in_threads(reader, progress, total)
+            _verify_in_processes(reader, chunks, folded, progress)
+        head = reader.head()
         if saved is not None:
             _compare_head(reader, saved, head)
         return head
@@ -82,54 +86,84 @@ def _snapshot(reader: LedgerReader) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
-def _verify_in_threads(reader: LedgerReader, progress: Progress, total: int) -> Head:
-    """Checks the chain in this thread, and file and tables in others: SQLite runs in C, without Python's lock."""
-    path = Path(reader.query("PRAGMA database_list")[0][2])
-    bounds = [*range(_CHUNK, total, _CHUNK), _NO_END]
-    chunks = zip([0, *bounds], bounds, strict=False)
-    checks = [partial(_compare_rows, since=since, end=end) for since, end in chunks]
-    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify")
+def _verify_in_processes(
+    reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
+) -> None:
+    """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
+    path, total, done = reader.data_dir, chunks[-1][1], 0
+    # Not "fork": SQLite's locks do not survive one.
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
     try:
-        file = pool.submit(_on_own_connection, path, _check_file)
-        tables = [
-            pool.submit(_on_own_connection, path, check) for check in (*checks, partial(_compare_counts, since=0))
-        ]
+        file = pool.submit(_check_file_apart, path)
+        tasks: dict[Future[Counts], int] = {
+            pool.submit(_check_chunk_apart, path, first, last, folded): last - first for first, last in chunks
+        }
+        structure = pool.submit(_check_views, path, folded, None)
         try:
-            head = _follow_all(reader, progress, total)
-        except LedgerBroken:
+            for task in as_completed(tasks):
+                task.result()
+                done += tasks[task]
+                progress(done, total)
+        except LedgerBroken as broken:
             file.result()  # a damaged file explains all other errors
-            raise
-        for done in (file, *tables):
-            done.result()
+            raise _first_fault(tasks, broken) from None
+        file.result()
+        structure.result()
+        _check_views(path, folded, _counts(task.result() for task in tasks))
     finally:
         pool.shutdown(cancel_futures=True)
-    return head
 
 
-def _on_own_connection(path: Path, check: Callable[[LedgerReader], None]) -> None:
-    """Runs a check on its own connection and snapshot, which contains everything that the check compares."""
-    reader = LedgerReader(path.parent)
-    try:
-        with _snapshot(reader):
-            check(reader)
-    finally:
-        reader.close()
+def _first_fault(tasks: dict[Future[Counts], int], broken: LedgerBroken) -> LedgerBroken:
+    """The fault of the first broken chunk; of one that differs from the views only if no event is broken."""
+    faults = [fault for task in tasks if isinstance(fault := task.exception(), LedgerBroken)] or [broken]
+    return next((fault for fault in faults if fault.code == "ledger_broken"), faults[0])
+
+
+Counts = dict[str, int]
+
+
+def _check_file_apart(data_dir: Path) -> None:
+    with closing(LedgerReader(data_dir)) as reader:
+        _check_file(reader)
+
+
+def _check_chunk_apart(data_dir: Path, first: int, last: int, folded: int | None) -> Counts:
+    with closing(LedgerReader(data_dir)) as reader:
+        return _check_chunk(reader, first, last, folded)
 
 
 def _check_file(reader: LedgerReader) -> None:
-    # Not quick_check, which skips the indexes: a page of certificates may be read from an index alone.
-    for (finding,) in reader.rows("PRAGMA integrity_check(1)"):
+    # Not quick_check, which skips the indexes: what decides is found by them. The tables of version 1 do not matter.
+    try:
+        findings = reader.query("PRAGMA integrity_check(events)")
+    except LedgerBroken:  # an index has no entry for a body that is not JSON
+        for (bad,) in reader.query("SELECT seq FROM events WHERE NOT json_valid(body) ORDER BY seq LIMIT 1"):
+            raise broken_at(bad, "its body is not JSON") from None
+        raise
+    for (finding,) in findings:
         if finding != "ok":
             raise LedgerBroken("ledger_broken", f"the ledger's file is damaged: {finding}", "restore a backup")
 
 
-def _follow_all(reader: LedgerReader, progress: Progress, total: int) -> Head:
+def _check_chunk(
+    reader: LedgerReader, first: int, last: int, folded: int | None, progress: Progress | None = None, total: int = 0
+) -> Counts:
+    """Checks the events after `first` to `last`, and their rows in the views; returns how many each view has."""
     head = Head(0, GENESIS, 0)
-    rows = reader.rows(f"{_EVENTS} ORDER BY seq")
-    while chunk := list(islice(rows, _PROGRESS_STEP)):
-        head = _follow_chain(iter(chunk), head)
-        progress(head.seq, total)
-    return head
+    if first:
+        entry = reader.entry(first)
+        head = Head(first, entry.hash, entry.time_ms)
+    rows = reader.query(_RANGE, (first, last))
+    reached = _follow_chain(iter(rows), head)
+    if reached.seq != last:
+        raise broken_at(reached.seq + 1, "the event is missing")
+    if progress is not None:
+        progress(last, total)
+    if folded is None:
+        return {}
+    events = [(seq, kind, body) for seq, _, kind, _, body, _, _ in rows if seq <= folded]
+    return _compare_rows(reader.data_dir, events, first, min(last, folded))
 
 
 def _follow_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
@@ -148,90 +182,88 @@ def _follow_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
     return Head(expected - 1, prev, last_time)
 
 
-# Each statement finds the first event that differs from a derived table. SQLite parses the JSON ten times as fast as
-# Python. Parameters: the first event of the range, and the first one after it.
-_WRONG_ROW: Final = """
-    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.seq = e.seq
-    WHERE e.seq >= :seq AND e.seq < :end AND e.kind = 'certificate.issued' AND (
-        c.serial IS NOT e.body ->> 'serial' OR c.backend IS NOT e.body ->> 'backend'
-        OR c.identity IS NOT e.body ->> 'identity' OR c.role IS NOT e.body ->> 'role'
-        OR c.principals IS NOT e.body -> 'principals' OR c.fingerprint IS NOT e.body ->> 'fingerprint'
-        OR c.key_id IS NOT e.body ->> 'key_id' OR c.valid_after IS NOT e.body ->> 'valid_after'
-        OR c.valid_before IS NOT e.body ->> 'valid_before')
-    ORDER BY e.seq LIMIT 1"""
-_WRONG_WITHHELD: Final = """
-    SELECT e.seq FROM events e LEFT JOIN certificates c ON c.serial = e.body ->> 'serial' AND c.backend = 'local'
-    WHERE e.seq >= :seq AND e.seq < :end AND e.kind = 'certificate.withheld' AND c.withheld IS NOT 1
-    ORDER BY e.seq LIMIT 1"""
-_WRONG_PRINCIPAL: Final = """
-    SELECT c.seq FROM certificates c, json_each(c.principals) wanted WHERE c.seq >= :seq AND c.seq < :end
-        AND NOT EXISTS (SELECT 1 FROM principals p WHERE p.principal = wanted.value AND p.seq = c.seq) LIMIT 1"""
-# Rows without an event show in the counts: pairs of (by events, in the table).
-_COUNTS: Final = """
-    SELECT (SELECT count(*) FROM events WHERE seq >= :seq AND kind = 'certificate.issued'),
-           (SELECT count(*) FROM certificates WHERE seq >= :seq),
-           (SELECT count(*) FROM events e JOIN certificates c
-                ON c.serial = e.body ->> 'serial' AND c.backend = 'local'
-                WHERE e.seq >= :seq AND e.kind = 'certificate.withheld' AND c.seq >= :seq),
-           (SELECT count(*) FROM certificates WHERE seq >= :seq AND withheld <> 0)"""
-_PRINCIPAL_COUNTS: Final = (
-    "SELECT (SELECT sum(json_array_length(principals)) FROM certificates), (SELECT count(*) FROM principals)"
-)
+@contextmanager
+def _views(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    """The views for reading; raises `LedgerBroken` if the file is damaged."""
+    try:
+        db = sqlite3.connect(f"file:{data_dir / VIEWS_NAME}?mode=ro", uri=True, isolation_level=None, timeout=2)
+        with closing(db):
+            yield db
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise _views_differ(VIEWS_NAME, str(error)) from None
 
 
-def _compare_tables(reader: LedgerReader, since: int) -> None:
-    """Raises `LedgerBroken` if a derived table differs from the events from `since` on."""
-    _compare_rows(reader, since, _NO_END)
-    _compare_counts(reader, since)
+def _folded(reader: LedgerReader) -> int | None:
+    """The last event that the views contain; None if they are missing, or of another version or ledger."""
+    if not (reader.data_dir / VIEWS_NAME).exists():
+        return None
+    with _views(reader.data_dir) as db:
+        return folded_up_to(db, reader)
 
 
-def _compare_rows(reader: LedgerReader, since: int, end: int) -> None:
-    """Finds events from `since` to before `end` that are missing from the tables or differ there."""
-    for what, statement in (
-        ("certificates", _WRONG_ROW),
-        ("certificates", _WRONG_WITHHELD),
-        ("principals", _WRONG_PRINCIPAL),
-    ):
-        for (seq,) in reader.named(statement, {"seq": since, "end": end}):
-            raise _table_differs(what, f"event {seq}")
+def _compare_rows(data_dir: Path, events: Sequence[tuple[int, str, str]], first: int, last: int) -> Counts:
+    """Compares the rows of all views for the events after `first` to `last`; returns how many there are."""
+    kinds = {kind for view in VIEWS for kind in view.kinds}
+    bodies = [(seq, kind, decode_body(seq, kind, body)) for seq, kind, body in events if kind in kinds]
+    counts: Counts = {}
+    with _views(data_dir) as db:
+        for view in VIEWS:
+            wanted = [row for seq, kind, body in bodies if kind in view.kinds for row in rows_of(view, seq, kind, body)]
+            _compare_view(db, view, wanted, first, last)
+            counts[view.name] = len(wanted)
+    return counts
 
 
-def _compare_counts(reader: LedgerReader, since: int) -> None:
-    """Finds rows without an event, by the counts of the events from `since` on."""
-    issued, rows, withheld, withheld_rows = reader.named(_COUNTS, {"seq": since})[0]
-    if (issued, withheld) != (rows, withheld_rows):
-        raise _table_differs(
-            "certificates", f"events {issued} issued and {withheld} withheld, table {rows} and {withheld_rows}"
-        )
-    if since == 0:
-        named, listed = reader.query(_PRINCIPAL_COUNTS)[0]
-        if (named or 0) != listed:
-            raise _table_differs("principals", f"events {named}, table {listed}")
-    _compare_freezes(reader)
+def _compare_view(
+    db: sqlite3.Connection, view: View, wanted: Sequence[tuple[object, ...]], first: int, last: int
+) -> None:
+    select = f"SELECT * FROM {view.name} WHERE {{}} AND seq > ? AND seq <= ? ORDER BY seq"  # noqa: S608
+    at = 0 if view.group is None else 1
+    groups: dict[object, list[tuple[object, ...]]] = defaultdict(list)
+    for row in wanted:
+        groups[None if view.group is None else row[0]].append(row)
+    if view.group is None:
+        groups.setdefault(None, [])
+    for group, rows in groups.items():
+        where, values = ("1", ()) if view.group is None else (f"{view.group} = ?", (group,))
+        found = db.execute(select.format(where), (*values, first, last)).fetchall()
+        if found != rows:
+            different = {str(row) for row in found} ^ {str(row) for row in rows}
+            seq = min(int(str(row[at])) for row in (*found, *rows) if str(row) in different)
+            raise _views_differ(view.name, f"event {seq}")
 
 
-def _compare_freezes(reader: LedgerReader) -> None:
-    """Compares all freezes, at a start too: a missing one would let a frozen caller in, and they are few."""
-    wanted: dict[str, tuple[int, str, str]] = {}
-    for seq, kind, actor, scope, reason in reader.query(
-        "SELECT seq, kind, actor, body ->> 'scope', body ->> 'reason' FROM events"
-        " WHERE kind IN ('freeze.set', 'freeze.lifted') ORDER BY seq"
-    ):
-        if kind == "freeze.set":
-            wanted[scope] = (seq, actor, reason)
-        else:
-            wanted.pop(scope, None)
-    rows = {scope: facts for scope, *facts in reader.query("SELECT scope, seq, actor, reason FROM freezes")}
-    for scope in sorted(wanted.keys() | rows.keys()):
-        if list(wanted.get(scope, ())) != rows.get(scope, []):
-            raise _table_differs("freezes", scope)
+def _check_views(data_dir: Path, folded: int | None, counts: Counts | None) -> None:
+    """Checks the structure of the file; with `counts`, that it has no row without an event."""
+    if folded is None:
+        return
+    with _views(data_dir) as db:
+        if counts is None:
+            for (finding,) in db.execute("PRAGMA integrity_check(1)"):
+                if finding != "ok":
+                    raise _views_differ(VIEWS_NAME, finding)
+            return
+        for view in VIEWS:
+            # A keeper may have folded more since; then those rows are there, and no others.
+            counted = "count(*) FILTER (WHERE seq <= ?), count(*) FILTER (WHERE seq > (SELECT seq FROM folded))"
+            listed, later = db.execute(f"SELECT {counted} FROM {view.name}", (folded,)).fetchone()  # noqa: S608
+            if (listed, later) != (counts.get(view.name, 0), 0):
+                raise _views_differ(view.name, f"events {counts.get(view.name, 0)}, view {listed + later}")
 
 
-def _table_differs(table: str, where: str) -> LedgerBroken:
+def _counts(parts: Iterable[Counts]) -> Counts:
+    sums: Counts = defaultdict(int)
+    for part in parts:
+        for name, count in part.items():
+            sums[name] += count
+    return sums
+
+
+def _views_differ(view: str, where: str) -> LedgerBroken:
     return LedgerBroken(
         "ledger_tables_differ",
-        f"table {table} differs from the events: {where}",
-        "stop the keeper and run `signer ledger rebuild`, which also checks the events",
+        f"view {view} differs from the events: {where}",
+        "nothing is decided by it; stop the keeper and run `signer ledger rebuild`, which also checks the events",
     )
 
 
@@ -248,35 +280,34 @@ def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:
         yield Entry(*row)
 
 
-def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> int:
-    """Rebuilds the derived tables from the events in one transaction; returns the number of events.
+def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tuple[int, Counts]:
+    """Folds all events into new views that replace the old ones; returns the number of events, and of rows by view.
 
-    Checks the chain as it reads: if an event was changed, raises `LedgerBroken` and keeps the tables.
+    Checks the chain as it reads: if an event was changed, raises `LedgerBroken` and keeps the views. `ledger` must
+    not be folding.
     """
     total = ledger.head().seq
-    db = ledger.connection()
-    head = Head(0, GENESIS, 0)
+    path, new = ledger.data_dir / VIEWS_NAME, ledger.data_dir / f"{VIEWS_NAME}.new"
     with storage_errors():
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            for table in DERIVED:
-                db.execute(f"DELETE FROM {table}")  # noqa: S608 - names from a constant tuple
-            for row in ledger.rows(f"{_EVENTS} ORDER BY seq"):
-                head = _follow_chain(iter((row,)), head)
-                for sql, values in _rows_of(Entry(*row)):
-                    db.execute(sql, values)
-                if head.seq % _PROGRESS_STEP == 0:
-                    progress(head.seq, total)
-        except LedgerBroken:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-    return head.seq
-
-
-def _rows_of(entry: Entry) -> list[tuple[str, tuple[object, ...]]]:
-    """The rows of an event; raises `LedgerBroken` if its body is malformed despite a correct hash."""
-    try:
-        return list(derived_rows(entry, json.loads(entry.body)))
-    except (ValueError, KeyError, TypeError):
-        raise broken_at(entry.seq, f"it is not a valid {entry.kind} event") from None
+        delete_views(new)
+        os.close(open_or_create(new))
+        with closing(sqlite3.connect(new, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = OFF")
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute("BEGIN EXCLUSIVE")
+            create_views(db, with_indexes=False)
+            head = Head(0, GENESIS, 0)
+            for first in range(0, total, _CHUNK):
+                rows = ledger.query(_RANGE, (first, first + _CHUNK))
+                head = _follow_chain(iter(rows), head)
+                add_events(db, [(seq, kind, body) for seq, _, kind, _, body, _, _ in rows])
+                progress(head.seq, total)
+            for index in VIEW_INDEXES:
+                db.execute(index)
+            db.execute("UPDATE folded SET seq = ?, hash = ?", (head.seq, head.hash))
+            db.execute("COMMIT")
+            count = "SELECT count(*) FROM {}"
+            counts = {view.name: int(db.execute(count.format(view.name)).fetchone()[0]) for view in VIEWS}
+        delete_views(path)
+        new.rename(path)
+    return head.seq, counts

@@ -1,4 +1,4 @@
-"""The hash chain: canonical JSON, the hash of an entry, and an entry's rows in the derived tables. Pure.
+"""The hash chain: canonical JSON and the hash of an entry. Pure.
 
 The hash of an entry is SHA-256 over the RFC 8785 form of `{actor, body, kind, prev, seq, time}`: a JSON library and a
 hash function are enough to verify an exported ledger.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 from signer.model import Entry, Event, Head
 
@@ -73,40 +73,3 @@ def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
         digest = entry_hash(seq, time_ms, event.kind, event.actor, body, prev)
         yield Entry(seq, time_ms, event.kind, event.actor, body, prev, digest)
         prev = digest
-
-
-Statement = tuple[str, tuple[object, ...]]
-_ADD_CERTIFICATE: Final = "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
-_ADD_PRINCIPAL: Final = "INSERT INTO principals VALUES (?, ?)"
-_WITHHOLD: Final = "UPDATE certificates SET withheld = 1 WHERE serial = ? AND backend = 'local'"
-_FREEZE: Final = "INSERT OR REPLACE INTO freezes VALUES (?, ?, ?, ?)"
-_UNFREEZE: Final = "DELETE FROM freezes WHERE scope = ?"
-
-
-def derived_rows(entry: Entry, body: dict[str, Any]) -> Iterator[Statement]:
-    """The statements that add an entry to the derived tables, for commit and rebuild. `body` is its decoded body."""
-    if entry.kind == "certificate.issued":
-        principals = body["principals"]
-        yield (
-            _ADD_CERTIFICATE,
-            (
-                entry.seq,
-                body["serial"],
-                body["backend"],
-                body["identity"],
-                body["role"],
-                f"[{','.join(map(_quote, principals))}]",
-                body["fingerprint"],
-                body["key_id"],
-                body["valid_after"],
-                body["valid_before"],
-            ),
-        )
-        for principal in principals:
-            yield _ADD_PRINCIPAL, (principal, entry.seq)
-    elif entry.kind == "certificate.withheld":
-        yield _WITHHOLD, (body["serial"],)
-    elif entry.kind == "freeze.set":
-        yield _FREEZE, (body["scope"], entry.seq, entry.actor, body["reason"])
-    elif entry.kind == "freeze.lifted":
-        yield _UNFREEZE, (body["scope"],)

@@ -1,11 +1,11 @@
-"""Reads a ledger: pages, single records and the state for a keeper's start; also while a keeper writes.
+"""Reads the events of a ledger, and from them what a keeper decides by; also while a keeper writes.
 
-Maps `sqlite3` errors: `Unavailable` for temporary ones, `LedgerBroken` for permanent ones.
+Maps `sqlite3` errors: `Unavailable` for temporary ones, `LedgerBroken` for permanent ones. Certificates are found with
+`pages.py`; nothing here reads a view.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.chain import GENESIS
-from signer.model import BACKDATE, Entry, Filter, Head, Issued
+from signer.ledger.schema import APPLICATION_ID, FILE_NAME, IS_FREEZE, IS_OPERATION, IS_VAULTS, IS_WITHHELD, VERSION
+from signer.model import BACKDATE, LONGEST_VALIDITY, Entry, Head
 
-FILE_NAME: Final = "ledger.sqlite3"
-VERSION: Final = 1
-APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; shown by `file`
-MAX_SCANNED: Final = 5_000  # rows that one page reads at most
+# Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
+# validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
+REACH: Final = LONGEST_VALIDITY + 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class LedgerReader:
     """Reads a ledger, also while a keeper writes it."""
 
     def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
         self._path = data_dir / FILE_NAME
         self._db: sqlite3.Connection | None = None
 
@@ -103,84 +104,6 @@ class LedgerReader:
             return Head(seq, digest, time_ms)
         return Head(0, GENESIS, 0)
 
-    def certificates(self, wanted: Filter) -> list[Issued]:
-        """All matching certificates, newest first, without a bound on the search."""
-        return self._certificates(wanted, 0)
-
-    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
-        """The matches among the newest `MAX_SCANNED` rows of the most selective filter, and `before` of the next page.
-
-        `before` is None after the last row. The bound keeps the keeper responsive if filters have no common match.
-        """
-        table, column, value = self._driver(wanted)
-        before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
-        rows = self.query(
-            f"SELECT seq FROM {table} WHERE {column} = ?{before} ORDER BY seq DESC LIMIT 1 OFFSET {MAX_SCANNED - 1}",  # noqa: S608
-            (value,),
-        )
-        floor = int(rows[0][0]) if rows else None
-        return self._certificates(wanted, floor or 0), floor
-
-    def _certificates(self, wanted: Filter, floor: int) -> list[Issued]:
-        table, column, value = self._driver(wanted)
-        if column == "principal":
-            source, order = "principals p CROSS JOIN certificates c ON c.seq = p.seq", "p.seq"
-        else:
-            source, order = f"certificates c {table.removeprefix('certificates')}", "c.seq"
-        clauses: list[str] = [f"{column} = ?", f"{order} >= ?"]
-        values: list[object] = [value, floor]
-        holds = "EXISTS (SELECT 1 FROM principals q WHERE q.principal = ? AND q.seq = c.seq)"
-        for clause, restriction in (
-            (f"{order} < ?", wanted.before),
-            ("c.identity = ?", wanted.identity),
-            ("c.role = ?", wanted.role),
-            ("c.fingerprint = ?", wanted.fingerprint),
-            ("c.backend = ?", wanted.backend),
-            ("c.valid_before > ? AND c.withheld = 0", wanted.active_at),
-            (holds, wanted.principal if column != "principal" else None),
-        ):
-            if restriction is not None:
-                clauses.append(clause)
-                values.append(restriction)
-        rows = self.query(
-            f"SELECT {_ISSUED} FROM {source} WHERE {' AND '.join(clauses)} ORDER BY {order} DESC LIMIT ?",  # noqa: S608
-            (*values, wanted.limit),
-        )
-        return [read_issued(row) for row in rows]
-
-    def _driver(self, wanted: Filter) -> tuple[str, str, object]:
-        """Table with index, column and value of the filter that usually leaves the fewest rows.
-
-        SQLite has no statistics here and would choose by the number of columns.
-        """
-        for column in ("fingerprint", "identity"):
-            value = getattr(wanted, column)
-            if value is not None:
-                return f"certificates INDEXED BY certificates_by_{column}", column, value
-        if wanted.backend == "vault" and self._has_index("certificates_of_vault"):
-            # A constant, so that SQLite recognizes the condition of this partial index.
-            return "certificates INDEXED BY certificates_of_vault", "backend = 'vault' AND 1", 1
-        if wanted.principal is not None:
-            return "principals", "principal", wanted.principal
-        if wanted.role is not None:
-            return "certificates INDEXED BY certificates_by_role", "role", wanted.role
-        return "certificates NOT INDEXED", "1", 1
-
-    def _has_index(self, name: str) -> bool:
-        """False if no keeper of this version has opened the ledger yet: readers create no index."""
-        return bool(self.query("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)))
-
-    def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
-        """One certificate and its event; the local one if Vault used the same serial."""
-        rows = self.query(
-            f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ? ORDER BY c.backend LIMIT 1",  # noqa: S608
-            (str(serial),),
-        )
-        if not rows:
-            return None
-        issued = read_issued(rows[0])
-        return issued, self.entry(issued.seq)
-
     def entry(self, seq: int) -> Entry:
         """One event by its number; raises `LedgerBroken` if it is not there."""
         for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
@@ -190,7 +113,7 @@ class LedgerReader:
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         """Recorded operations, newest first: with that evidence, if given, and before event `before`."""
         rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE kind = 'operation.recorded'"
+            f"SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE {IS_OPERATION}"  # noqa: S608
             " AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
             (evidence, evidence, _NO_END if before is None else before, limit),
         )
@@ -199,57 +122,66 @@ class LedgerReader:
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
 
-        One of Vault's is granted before it is recorded; if the clock is set back in between, only its validity says so.
+        They are among the events that are not older than `REACH` before it; times of events never decrease, so the
+        first of those is found by bisection. A certificate of Vault's is granted before it is recorded; if the clock
+        is set back in between, only its validity says so.
         """
+        first = self._first_since((since - REACH) * 1000)
+        withheld = {
+            serial
+            for (serial,) in self.query(
+                f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608
+                (first,),
+            )
+        }
         rows = self.query(
-            "SELECT c.identity, c.role, max(e.time / 1000, c.valid_after + ?), c.valid_before FROM certificates c"
-            " JOIN events e ON e.seq = c.seq WHERE c.valid_before > ? AND c.withheld = 0",
-            (BACKDATE, since),
+            "SELECT body ->> 'serial', body ->> 'backend', body ->> 'identity', body ->> 'role',"
+            " max(time / 1000, body ->> 'valid_after' + ?), body ->> 'valid_before' FROM events"
+            " WHERE seq >= ? AND kind = 'certificate.issued' AND body ->> 'valid_before' > ? ORDER BY seq",
+            (BACKDATE, first, since),
         )
-        return [Recent(*row) for row in rows]
+        return [Recent(*facts) for serial, backend, *facts in rows if backend != "local" or serial not in withheld]
+
+    def _first_since(self, time_ms: int) -> int:
+        """The number of the first event that is not before a time (milliseconds), or the one after the last."""
+        low, high = 1, self.head().seq + 1
+        while low < high:
+            middle = (low + high) // 2
+            found = self.query("SELECT time FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,))
+            if found and found[0][0] < time_ms:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def last_serial(self) -> int:
-        """The last serial of the local key, 0 if there is none."""
-        newest = "SELECT serial FROM certificates WHERE backend = 'local' ORDER BY seq DESC LIMIT 1"
+        """The last serial of the local key, 0 if there is none; searches backwards, past Vault's certificates."""
+        newest = (
+            "SELECT body ->> 'serial' FROM events WHERE kind = 'certificate.issued' AND body ->> 'backend' = 'local'"
+            " ORDER BY seq DESC LIMIT 1"
+        )
         return next((int(serial) for (serial,) in self.query(newest)), 0)
+
+    def has_vault_serial(self, serial: int) -> bool:
+        """True if a certificate of Vault's with that serial is recorded."""
+        return bool(
+            self.query(f"SELECT 1 FROM events WHERE {IS_VAULTS} AND body ->> 'serial' = ?", (str(serial),))  # noqa: S608
+        )
 
     def freezes(self) -> dict[str, str]:
         """The reason of every freeze in force, by scope."""
-        return dict(self.query("SELECT scope, reason FROM freezes"))
+        found: dict[str, str] = {}
+        for kind, scope, reason in self.query(
+            f"SELECT kind, body ->> 'scope', body ->> 'reason' FROM events WHERE {IS_FREEZE} ORDER BY seq"  # noqa: S608
+        ):
+            if kind == "freeze.set":
+                found[scope] = reason
+            else:
+                found.pop(scope, None)
+        return found
 
 
 _NO_END: Final = 2**63 - 1
-_ISSUED: Final = (
-    "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id,"
-    " c.valid_after, c.valid_before, c.withheld"
-)
-
-
-def read_issued(row: tuple[Any, ...]) -> Issued:
-    """Decodes a row of `certificates`; raises `LedgerBroken` if it is invalid."""
-    seq, serial, backend, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
-    try:
-        number, names = int(serial), json.loads(principals)
-    except (ValueError, RecursionError):
-        number, names = -1, None
-    texts = [backend, identity, role, fingerprint, key_id, *(names if isinstance(names, list) else [None])]
-    times = (valid_after, valid_before)
-    in_range = all(isinstance(seconds, int) and 0 <= seconds < 1 << 40 for seconds in times)
-    if number < 0 or not in_range or not all(isinstance(text, str) for text in texts):
-        raise broken_at(seq, "table certificates has an invalid row")
-    return Issued(
-        serial=number,
-        backend=backend,
-        seq=seq,
-        identity=identity,
-        role=role,
-        principals=tuple(names),
-        fingerprint=fingerprint,
-        key_id=key_id,
-        valid_after=valid_after,
-        valid_before=valid_before,
-        withheld=bool(withheld),
-    )
 
 
 def broken_at(seq: int, what: str) -> LedgerBroken:
@@ -268,7 +200,7 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
-        if str(error).startswith(("no such table", "no such column")):
+        if str(error).startswith(("no such table", "no such column", "malformed JSON")):
             raise LedgerBroken(
                 "ledger_broken",
                 f"the ledger's file is damaged: {error}",
@@ -279,7 +211,7 @@ def storage_errors() -> Iterator[None]:
             f"the ledger cannot be used: {_short_reason(error)}",
             "free disk space or fix SIGNER_DATA_DIR; the service recovers by itself",
         ) from None
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(
             "ledger_broken",
             f"the ledger's file is damaged: {_short_reason(error)}",

@@ -1,7 +1,7 @@
-"""Writes a ledger: SQLite in WAL mode, one fsynced transaction for each batch.
+"""Writes a ledger: SQLite in WAL mode, one fsynced transaction for each batch, of events alone.
 
-Table `events` is authoritative; the other tables serve lookups and can be rebuilt from it (`audit.py`). A lock admits
-one writer; other processes read with `reader.py` at the same time.
+Views are folded from them afterwards (`fold.py`). A lock admits one writer; other processes read with `reader.py` and
+`pages.py` at the same time.
 """
 
 from __future__ import annotations
@@ -15,47 +15,14 @@ from typing import Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.files import lock, open_or_create
-from signer.ledger.chain import chain, derived_rows
-from signer.ledger.reader import APPLICATION_ID, VERSION, LedgerReader, storage_errors
+from signer.ledger.chain import chain
+from signer.ledger.fold import Fold
+from signer.ledger.reader import LedgerReader, storage_errors
+from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
 
 LOCK_NAME: Final = "ledger.lock"
 CHECKED_AT_START: Final = 1_000  # events
-
-_SCHEMA: Final = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
-    body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL
-) STRICT;
-CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER events_are_never_replaced BEFORE INSERT ON events WHEN NEW.seq <= (SELECT max(seq) FROM events)
-    BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE INDEX events_of_freezes ON events (seq) WHERE kind IN ('freeze.set', 'freeze.lifted');
-CREATE TABLE certificates (
-    seq INTEGER PRIMARY KEY, serial TEXT NOT NULL, backend TEXT NOT NULL, identity TEXT NOT NULL, role TEXT NOT NULL,
-    principals TEXT NOT NULL, fingerprint TEXT NOT NULL, key_id TEXT NOT NULL,
-    valid_after INTEGER NOT NULL, valid_before INTEGER NOT NULL, withheld INTEGER NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX certificates_by_serial ON certificates (serial, backend);
-CREATE INDEX certificates_by_identity ON certificates (identity);
-CREATE INDEX certificates_by_role ON certificates (role);
-CREATE INDEX certificates_by_fingerprint ON certificates (fingerprint);
-CREATE INDEX certificates_by_end ON certificates (valid_before);
-CREATE TABLE principals (
-    principal TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (principal, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE freezes (scope TEXT PRIMARY KEY, seq INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
-CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
-"""  # noqa: S608 - two constants
-# Created at each opening if they are missing: the first version had none of them.
-_LATER_INDEXES: Final = (
-    "CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE kind = 'operation.recorded'",
-    "CREATE INDEX IF NOT EXISTS certificates_of_vault ON certificates (seq) WHERE backend = 'vault'",
-)
-DERIVED: Final = ("certificates", "principals", "freezes")
 
 
 class Ledger(LedgerReader):
@@ -64,12 +31,16 @@ class Ledger(LedgerReader):
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self._lock = _take_lock(data_dir)
+        self._name, self._log_name = str(self._path), f"{self._path}-wal"
         self._head: Head | None = None
         self._last_written: Head | None = None  # as `_head`, but kept after a failure, to detect a replaced file
+        self._last_serial: int | None = None  # of the local key; read when it is needed, as `_head`
         self._file_ids: tuple[int, ...] = ()
+        self._views = Fold(data_dir, self)
 
     def close(self) -> None:
-        """Closes the connection and releases the lock."""
+        """Closes both files and releases the lock."""
+        self._views.close()
         super().close()
         os.close(self._lock)
 
@@ -91,17 +62,28 @@ class Ledger(LedgerReader):
                 db.close()
                 raise
             self._db = db
-            self._head = None
+            self._head = self._last_serial = None
         return self._db
 
     def _open(self, db: sqlite3.Connection) -> None:
-        """Creates the tables of a new ledger; raises `LedgerBroken` if the file is not the one open before."""
+        """Creates the tables of a new ledger, or migrates an older one.
+
+        Raises `LedgerBroken` if the file is not the one open before. The migration adds indexes on events and keeps
+        the tables of version 1, which nothing reads or writes any more.
+        """
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0 and self._last_written is None:
-            db.executescript("BEGIN EXCLUSIVE;" + _SCHEMA + "COMMIT;")
-        for statement in _LATER_INDEXES:
-            db.execute(statement)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        is_new = version == 0 and self._last_written is None
+        if is_new or version == 1:
+            steps = (EVENTS if is_new else "", *(f"{index};" for index in EVENT_INDEXES))
+            numbers = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+            try:
+                db.executescript(f"BEGIN EXCLUSIVE; {''.join(steps)} {numbers} COMMIT;")
+            except sqlite3.Error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
         last, own = self._last_written, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
         if last is not None and db.execute(own, (last.seq, last.hash)).fetchone() is None:
             raise LedgerBroken(
@@ -114,7 +96,7 @@ class Ledger(LedgerReader):
 
     def _identify_files(self) -> tuple[int, ...]:
         """Device and inode of the ledger and its WAL."""
-        ledger, log = self._path.stat(), os.stat(f"{self._path}-wal")  # noqa: PTH116 - at each commit
+        ledger, log = os.stat(self._name), os.stat(self._log_name)  # noqa: PTH116 - at each commit
         return ledger.st_dev, ledger.st_ino, log.st_dev, log.st_ino
 
     def _check_files(self) -> None:
@@ -125,21 +107,36 @@ class Ledger(LedgerReader):
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         """Appends all events in one fsynced transaction, or none; raises `Unavailable` or `LedgerBroken`.
 
-        A malformed event raises `ValueError` or `KeyError`. Times never decrease: if the clock was set back, an entry
-        gets the time of the previous one.
+        A malformed event raises `ValueError` or `KeyError`, as does a serial of the local key that does not rise. Times
+        never decrease: if the clock was set back, an entry gets the time of the previous one.
         """
         try:
             head = self._head or self.head()
+            last_serial = self._check_serials(events)
             entries = list(chain(events, head, now_ms))
-            self._write(entries, [event.body for event in events])
+            self._write(entries)
         except Exception:
             self._reset()
             raise
         if entries:
             self._head = self._last_written = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+            self._last_serial = last_serial
         return entries
 
-    def _write(self, entries: list[Entry], bodies: list[dict[str, object]]) -> None:
+    def _check_serials(self, events: Sequence[Event]) -> int | None:
+        """The last serial of the local key after `events`, None if it was not read; raises `ValueError`."""
+        last = self._last_serial
+        for event in events:
+            if event.kind == "certificate.issued" and event.body["backend"] == "local":
+                if last is None:
+                    last = self.last_serial()
+                serial = int(str(event.body["serial"]))
+                if serial <= last:
+                    raise ValueError(f"serial {serial} does not follow {last}")
+                last = serial
+        return last
+
+    def _write(self, entries: list[Entry]) -> None:
         db = self.connection()
         with storage_errors():
             db.execute("BEGIN IMMEDIATE")
@@ -147,11 +144,22 @@ class Ledger(LedgerReader):
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(e.seq, e.time_ms, e.kind, e.actor, e.body, e.prev, e.hash) for e in entries],
             )
-            for entry, body in zip(entries, bodies, strict=True):
-                for sql, values in derived_rows(entry, body):
-                    db.execute(sql, values)
             db.execute("COMMIT")
             self._check_files()
+
+    def fold(self) -> float | None:
+        """Folds a slice of events into the views if it is due; called between batches.
+
+        Returns the seconds until the next slice is due, None if nothing is missing; raises `Unavailable` or
+        `LedgerBroken`, which affect only readers.
+        """
+        return self._views.run((self._head or self.head()).seq)
+
+    def fold_all(self) -> None:
+        """Folds all events into the views."""
+        head = self.head().seq
+        while self._views.fold_slice() < head:
+            pass
 
     def probe(self, now_ms: int) -> None:
         """Writes and fsyncs one unused row; raises `Unavailable` if the disk cannot take an event."""
@@ -166,7 +174,7 @@ class Ledger(LedgerReader):
     def _reset(self) -> None:
         """Closes the connection and drops the head after a failure: whether the transaction was written is unknown."""
         LedgerReader.close(self)
-        self._head = None
+        self._head = self._last_serial = None
 
 
 def _take_lock(data_dir: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from signer.errors import BadFile, BadPublicKey
 from signer.files import check_regular, read_bounded
-from signer.model import Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
+from signer.model import LONGEST_VALIDITY, Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
 from signer.policy.tables import RawCa, RawCaKey, RawChoice, RawIdentity, RawPolicy, RawRole, RawToken
@@ -28,7 +28,7 @@ from signer.toml import Faults, Place, parse_toml
 from signer.units import render_duration
 
 MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
-CEILING: Final = 24 * 3600  # seconds; the longest lifetime of a certificate
+CEILING: Final = LONGEST_VALIDITY
 DEFAULT_CEILING: Final = 3600
 DEFAULT_TTL: Final = 15 * 60
 MIN_RSA_BITS: Final = 2048

@@ -1,8 +1,9 @@
 """The keeper's commands, one frozen type each, and the parser of their messages.
 
-A message is one line of JSON, `{"op", "token", "address", "request_id", …}`, then a newline and the body as the caller
-sent it. Messages are not trusted: everything is checked here, and a malformed message raises `BadRequest`. The caller
-is authenticated from the line alone; without a valid token the body is never decoded.
+A message is a number and a space, one line of JSON, `{"op", "token", "address", "request_id", …}`, then a newline and
+the body as the caller sent it. The reply begins with the same number and a space. Messages are not trusted: everything
+is checked here, and a malformed message raises `BadRequest`. The caller is authenticated from the line alone; without a
+valid token the body is never decoded.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, Caller, Filter, SignRequest
+from signer.protocol.bodies import read_body_as
+from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
 MAX_HEADER: Final = 16 * 1024  # bytes
+MAX_NUMBER: Final = 20  # digits of a message's number
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's default limits
 MAX_PAGE: Final = 200
@@ -156,13 +160,21 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
     reader = _READERS.get(str(header.get("op")))
     if reader is None:
         raise _bad_message("op")
-    caller = _read_caller(header)
+    caller = read_caller(header)
     try:
         authenticate(caller)
     except NotAuthenticated as fault:
         role = _read_text(header, "role") if reader in (_read_sign, _read_explain) else ""
         return Unauthenticated(caller, role, fault)
     return reader(header, body, caller)
+
+
+def split_number(message: bytes) -> tuple[bytes, bytes]:
+    """The number in front of a message, which its reply repeats, and the message; an empty one if there is none."""
+    end = message.find(b" ", 0, MAX_NUMBER + 1)
+    if end > 0 and message[:end].isdigit():
+        return message[:end], message[end + 1 :]
+    return b"", message
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
@@ -187,7 +199,8 @@ def _bad_message(what: str) -> BadRequest:
     )
 
 
-def _read_caller(header: dict[str, Any]) -> Caller:
+def read_caller(header: dict[str, Any]) -> Caller:
+    """The sender of a message; raises `BadRequest`."""
     token, address, request_id = header.get("token"), header.get("address"), header.get("request_id")
     if token is not None and not isinstance(token, str):
         raise _bad_message("token")
@@ -303,8 +316,9 @@ def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     return ShowCertificate(caller, serial)
 
 
-def _read_freeze(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return Freeze(caller, _read_text(header, "scope"), _read_text(header, "reason", 500))
+def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(FreezeBody, decode_body(body))
+    return Freeze(caller, asked.scope, asked.reason)
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from signer.errors import BadRequest
-from signer.model import MAX_REASON, Caller, Event, Identity, hide_tokens
-from signer.protocol.sign_request import Number
+from signer.model import Caller, Event, Identity, hide_tokens
+from signer.protocol.bodies import Reason, read_body_as
 
 KIND: Final = "operation.recorded"
 DIGEST: Final = r"sha256:[0-9a-f]{64}"
@@ -31,20 +31,12 @@ class OperationBody(BaseModel):
     outcome: OutcomeName
     plan: Annotated[_Digest, Field(description="digest of the plan that was approved")] = ""
     evidence: Annotated[_Digest, Field(description="digest of the file SHA256SUMS of the evidence")] = ""
-    reason: Annotated[str, Field(max_length=MAX_REASON, description="one printable line")] = ""
+    reason: Reason = ""
 
 
 def read_operation(fields: dict[str, Any]) -> OperationBody:
     """Validates a decoded body; raises `BadRequest` that names the first invalid field."""
-    try:
-        body = OperationBody.model_validate({k: float(v) if isinstance(v, Number) else v for k, v in fields.items()})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:64]
-        raise _malformed(where, f"{first['msg'][:1].lower()}{first['msg'][1:]}") from None
-    if body.reason and not body.reason.isprintable():
-        raise _malformed("reason", "must be one printable line")
-    return body
+    return read_body_as(OperationBody, fields)
 
 
 def read_digest(text: str) -> str:
@@ -69,7 +61,3 @@ def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> 
             "request_id": caller.request_id,
         },
     )
-
-
-def _malformed(where: str, what: str) -> BadRequest:
-    return BadRequest("field_malformed", f"field {where!a}: {what}", "see /api/openapi.json")

@@ -19,9 +19,11 @@ from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
 from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
 from signer.hardening import check_users
 from signer.ledger.audit import check_recent
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
+from signer.service.key_source import agent_for_check
 from signer.settings import Settings, load_settings
 from signer.units import timestamp
 
@@ -59,8 +61,10 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         yield from _check_policy(policy, settings, now)
     if settings.asks_vault:
         yield from _check_vault(settings)
-    if settings.has_ca_key:
+    if settings.reads_key_file:
         yield from _check_key(settings, policy)
+    elif settings.has_ca_key:
+        yield from _check_agent(settings, policy)
     yield from _check_directories(settings)
     yield from _check_ledger(settings.data_dir)
 
@@ -117,6 +121,26 @@ def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
     yield from key_checks(key, found, settings.ca_key_owner, pins)
     if key is not None:
         yield from _check_key_place(settings.ca_key_file)
+
+
+def _check_agent(settings: Settings, policy: Policy | None) -> Iterator[Check]:
+    """The ssh-agent, and whether it signs with the pinned key. There is no key file then, and nothing to render."""
+    try:
+        agent = agent_for_check(settings)
+        held = len(agent.identities())
+    except SignerError as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    yield Check("ok", "ca_agent", f"{settings.ca_agent_socket} answers, keys {held}; there is no key file to render")
+    if policy is None:
+        yield Check("warn", "ca_agent_key", "not looked for: no valid policy", "fix the policy first")
+        return
+    try:
+        key = agent.find_key(policy.ca.fingerprint)
+    except SignerError as error:
+        yield Check("fail", error.code, error.text, error.hint)
+    else:
+        yield Check("ok", "ca_agent_key", f"{key.kind} {key.fingerprint} is pinned; its signature verifies")
 
 
 def _check_vault(settings: Settings) -> Iterator[Check]:
@@ -239,6 +263,6 @@ def _check_ledger(data_dir: Path) -> Iterator[Check]:
         yield Check("fail", error.code, error.text, error.hint)
     else:
         newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
-        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 match the tables")
+        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
     finally:
         reader.close()

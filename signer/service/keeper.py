@@ -7,6 +7,7 @@ batch and sends each reply when it is ready. Connections are not trusted: a comm
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import resource
 import selectors
@@ -14,19 +15,32 @@ import signal
 import socket
 import struct
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from signer.authority.core import Core, ReplyOrError
-from signer.authority.vault_certificates import PendingSignature
+from signer.authority.certificates import PendingSignature
+from signer.authority.core import Core, Pending, ReplyOrError
+from signer.authority.vault_certificates import PendingCertificate
+from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
-from signer.errors import BadRequest, SignerError, Unavailable
-from signer.model import Caller, Grant, PublicKey, Returned
-from signer.protocol.commands import MAX_MESSAGE, MAX_REPLY, Command, Sign, read_command, split_message
+from signer.errors import BadRequest, Refused, SignerError, Unavailable
+from signer.ledger.fold import RETRY_AFTER
+from signer.ledger.lookups import Lookup
+from signer.model import Caller, PublicKey
+from signer.protocol.commands import (
+    MAX_MESSAGE,
+    MAX_REPLY,
+    Command,
+    Sign,
+    Unauthenticated,
+    read_caller,
+    read_command,
+    split_message,
+    split_number,
+)
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import (
     CaKey,
@@ -39,17 +53,23 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.outage import Outage
+from signer.service.query_reader import QueryReader
+from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
 log = logging.getLogger("signer.keeper")
 
 MAX_PER_PROCESS: Final = 300  # connections; an api process has one for each thread, at most 256
 MAX_CONNECTIONS: Final = 8192  # of all processes
+MAX_STRANGERS: Final = 8  # messages without an accepted token in one round; more wait for the next
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
-VAULT_FINISHES_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
+SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
+_DIRECT: Final = ("health", "metrics", "ca")  # messages that need no credential
 _SEND_BUFFER: Final = 1024 * 1024
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -61,6 +81,7 @@ class _Peer:
     sock: socket.socket
     pid: int
     last_message_at: float  # monotonic seconds
+    is_postponed: bool = False  # nothing is read from it until its message has had its turn
 
 
 @dataclass(slots=True)
@@ -68,61 +89,58 @@ class _Waiting:
     """A command without a reply yet."""
 
     peer: _Peer
+    number: bytes  # of the message, which its reply repeats; empty if it has none
     command: Command
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
-    """Which of the files changed with a reload."""
+class _Postponed:
+    """A message without an accepted token that waits for a later round: a refusal, or a message without credential."""
 
-    policy: bool
-    key: bool
-
-
-class Authority(Protocol):
-    """What signs: the local key or Vault. `sign` is None if the core has the key."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def sign(self) -> Callable[[Grant], Returned] | None: ...
-    def public_key(self) -> PublicKey: ...
-    def check_ready(self) -> None: ...
+    peer: _Peer
+    number: bytes
+    message: Unauthenticated | dict[str, Any]
 
 
 class Keeper:
-    """Serves `listener` until SIGTERM or SIGINT; calls `reload` on SIGHUP."""
+    """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
     def __init__(
         self,
         core: Core,
-        authority: Authority,
+        backend: Backend,
         ledger: TimedLedger,
         listener: socket.socket,
-        reload: Callable[[], Reloaded],
+        reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
-        self._authority = authority
+        self._backend = backend
         self._ledger = ledger
         self._listener = listener
-        self._reload = reload
+        self._reloader = reloader
         self._max_when_slow = max_when_slow  # see `SigningPool`
         self._lines = lines or LogLimit(log)
+        self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, OrderedDict[_Peer, None]] = {}  # by process, most idle first
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
-        self._pool: SigningPool[tuple[_Waiting, PendingSignature]] | None = None
+        self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
+        self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
+        self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
+        self._postponed: deque[_Postponed] = deque()
+        self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, core.shadow)
+        shadow = core.shadow if self._compared_key() is not None else None
+        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, shadow)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -131,32 +149,39 @@ class Keeper:
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
-        if self._authority.sign is not None:
-            self._pool = SigningPool(self._authority.sign, lambda: _wake(wake), self._max_when_slow)
+        if not isinstance(self._backend.order, SignAtOnce):
+            self._pool = SigningPool(self._backend.order.slow, lambda: _wake(wake), self._max_when_slow)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(woken, selectors.EVENT_READ)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
+        self._reader.start()
         ticked = time.monotonic()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
             self._serve_once(woken)
             self._collect_signatures()
-            if signal.SIGHUP in self._signals:
-                self._signals.discard(signal.SIGHUP)
-                self._note_reload(self._reload())
+            self._collect_lookups()
+            self._fold()
+            self._reload()
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
                 ticked = time.monotonic()
         self._close_pool()
+        self._close_reader()
         self._core.end()
 
-    def _note_reload(self, reloaded: Reloaded) -> None:
-        if reloaded.policy:
+    def _reload(self) -> None:
+        """Starts a reload after SIGHUP, one at a time, and uses what it read once it is there."""
+        if signal.SIGHUP in self._signals and not self._reloader.is_busy:
+            self._signals.discard(signal.SIGHUP)
+            self._reloader.start()
+        reloaded = self._reloader.collect()
+        if reloaded is not None and reloaded.policy:
             self._policy_since = time.time()
-        if reloaded.key:
+        if reloaded is not None and reloaded.key:
             self._key_since = time.time()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -166,65 +191,103 @@ class Keeper:
         """Reads and answers all waiting messages, then accepts connections: new ones may replace the most idle ones."""
         waiting: list[_Waiting] = []
         has_new_connections = False
-        is_waiting_for_vault = self._pool is not None and not self._pool.is_idle()
-        for key, _ in self._selector.select(0.1 if is_waiting_for_vault else 1.0):
+        self._strangers_left = MAX_STRANGERS
+        timeout = self._patience()
+        self._resume_postponed(waiting)
+        for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
-            else:
+            elif key.data is not self._reader:  # its replies are collected after the batch
                 self._take(key.data, waiting)
         if waiting:
             self._answer(waiting)
         if has_new_connections:
             self._accept()
 
+    def _patience(self) -> float:
+        """Seconds until the loop has something to do besides new messages."""
+        is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
+        first = 0.0 if self._postponed else 0.1 if is_pending else 1.0
+        return min(wait for wait in (first, self._fold_due, self._reader.due()) if wait is not None)
+
     def _answer(self, waiting: list[_Waiting]) -> None:
         for index, reply in self._core.run([item.command for item in waiting]):
-            if isinstance(reply, PendingSignature):
+            if isinstance(reply, PendingSignature | PendingCertificate):
                 self._submit(waiting[index], reply)
+            elif isinstance(reply, Lookup):
+                self._look_up(waiting[index], reply)
             else:
                 self._reply(waiting[index], reply)
         self.metrics.batch.observe(len(waiting))
 
     def _reply(self, item: _Waiting, reply: ReplyOrError) -> None:
-        self._send(item.peer, render_answer(item.command, reply))
+        self._send(item.peer, item.number, render_answer(item.command, reply))
         self._count(item, reply)
 
-    def _submit(self, item: _Waiting, pending: PendingSignature) -> None:
-        """Submits a grant to the signing pool; replies with the error at once if the pool is full."""
-        assert self._pool is not None, "only a core without a key returns pending signatures"  # noqa: S101
+    def _submit(self, item: _Waiting, pending: Pending) -> None:
+        """Submits to the signing pool; replies with the error at once if the pool is full."""
+        assert self._pool is not None, "a key that signs at once leaves nothing pending"  # noqa: S101
         try:
-            self._pool.submit((item, pending), pending.grant)
+            self._pool.submit((item, pending), pending.obtain)
         except Unavailable as busy:
             self._finish_signatures([((item, pending), busy)])
 
     def _collect_signatures(self) -> None:
-        """Finishes the signatures that Vault returned or that are overdue."""
+        """Finishes the signatures that were obtained or that are overdue."""
         if self._pool is not None and (results := self._pool.collect()):
             self._finish_signatures(results)
 
     def _close_pool(self) -> None:
-        """Waits up to `VAULT_FINISHES_WITHIN` for pending signatures, then abandons the rest."""
+        """Waits up to `SIGNING_ENDS_WITHIN` for pending signatures, then abandons the rest."""
         if self._pool is not None:
-            deadline = time.monotonic() + VAULT_FINISHES_WITHIN
+            deadline = time.monotonic() + SIGNING_ENDS_WITHIN
             while not self._pool.is_idle() and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._collect_signatures()
             self._finish_signatures(self._pool.close())
 
-    def _finish_signatures(
-        self, results: list[tuple[tuple[_Waiting, PendingSignature], Returned | SignerError]]
-    ) -> None:
+    def _finish_signatures(self, results: list[tuple[tuple[_Waiting, Pending], Obtained | SignerError]]) -> None:
         for index, reply in self._core.finish([(pending, result) for (_, pending), result in results]):
             self._reply(results[index][0][0], reply)
+
+    def _fold(self) -> None:
+        """Folds a slice of events into the views if it is due. A failure affects only readers."""
+        try:
+            self._fold_due = self._ledger.fold()
+        except SignerError as error:
+            self._lines.warn("views not folded", f"{error.text} ({error.code})")
+            self._fold_due = RETRY_AFTER
+
+    def _look_up(self, item: _Waiting, lookup: Lookup) -> None:
+        """Submits a lookup to the query reader; replies with the error at once if too many wait."""
+        try:
+            self._reader.submit(item, lookup)
+        except Refused as refusal:
+            self._reply(item, refusal)
+
+    def _collect_lookups(self) -> None:
+        """Passes on the replies of the query reader."""
+        for item, reply in self._reader.collect():
+            self._send(item.peer, item.number, reply)
+            self.metrics.latency.observe(item.watch.seconds())
+            if reply.startswith(b"Error\n"):
+                self.metrics.count_refusal(str(json.loads(reply.partition(b"\n")[2])["code"]))
+
+    def _close_reader(self) -> None:
+        stopping = Unavailable("keeper_stopping", "the service is stopping", "retry")
+        for item in self._reader.close():
+            self._reply(item, stopping)
 
     def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
         self.metrics.latency.observe(item.watch.seconds())
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
+            self._outage.note_failure(reply)
         elif isinstance(item.command, Sign):
             self.metrics.count_signature(item.command.role)
+            self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -265,7 +328,8 @@ class Keeper:
         return True
 
     def _drop(self, peer: _Peer) -> None:
-        self._selector.unregister(peer.sock)
+        if not peer.is_postponed:
+            self._selector.unregister(peer.sock)
         peer.sock.close()
         of_process = self._peers[peer.pid]
         del of_process[peer]
@@ -286,57 +350,100 @@ class Keeper:
             return
         peer.last_message_at = time.monotonic()
         self._peers[peer.pid].move_to_end(peer)
+        number, message = split_number(message)
         try:
             if len(message) > MAX_MESSAGE:
                 raise BadRequest(
                     "message_too_large", f"the message is longer than {MAX_MESSAGE} bytes", "send a shorter request"
                 )
             header, body = split_message(message)
-            direct = self._answer_directly(header)
-            if direct is None:
-                waiting.append(_Waiting(peer, read_command(header, body, self._authenticate)))
+            if header.get("op") in _DIRECT:
+                self._take_stranger(_Postponed(peer, number, header), waiting)
                 return
-            reply = encode_reply(direct)
+            command = read_command(header, body, self._authenticate)
+            if isinstance(command, Unauthenticated):
+                self._take_stranger(_Postponed(peer, number, command), waiting)
+            else:
+                waiting.append(_Waiting(peer, number, command))
+        except SignerError as error:
+            self.metrics.count_refusal(error.code)
+            self._send(peer, number, encode_reply(error))
+        except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
+            self._fail(peer, number, error)
+
+    def _take_stranger(self, postponed: _Postponed, waiting: list[_Waiting]) -> None:
+        """Handles a message without an accepted token, or postpones it if there were many in this round."""
+        if self._strangers_left <= 0:
+            self._selector.unregister(postponed.peer.sock)
+            postponed.peer.is_postponed = True
+            self._postponed.append(postponed)
+            return
+        self._strangers_left -= 1
+        peer, number, message = postponed.peer, postponed.number, postponed.message
+        if isinstance(message, Unauthenticated):
+            waiting.append(_Waiting(peer, number, message))
+            return
+        try:
+            reply = encode_reply(self._answer_directly(message))
         except SignerError as error:
             self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
         except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
-            self._lines.fault("internal error while reading a message", error)
-            reply = encode_reply(Unavailable("internal_error", "internal error", "see the service's log"))
-        self._send(peer, reply)
+            self._fail(peer, number, error)
+            return
+        self._send(peer, number, reply)
+
+    def _resume_postponed(self, waiting: list[_Waiting]) -> None:
+        while self._postponed and self._strangers_left > 0:
+            postponed = self._postponed.popleft()
+            peer = postponed.peer
+            if peer in self._peers.get(peer.pid, ()):
+                peer.is_postponed = False
+                self._selector.register(peer.sock, selectors.EVENT_READ, peer)
+                self._take_stranger(postponed, waiting)
+
+    def _fail(self, peer: _Peer, number: bytes, error: Exception) -> None:
+        self._lines.fault("internal error while reading a message", error)
+        self._send(peer, number, encode_reply(Unavailable("internal_error", "internal error", "see the service's log")))
 
     def _authenticate(self, caller: Caller) -> None:
         """Raises `NotAuthenticated` before the body is decoded. The core authenticates again, with its batch."""
         self._core.policy.authenticate(caller.token, int(time.time()))
 
-    def _send(self, peer: _Peer, reply: bytes) -> None:
+    def _send(self, peer: _Peer, number: bytes, reply: bytes) -> None:
         """Sends a reply; drops a connection that does not accept it. Recorded events stay recorded."""
         if len(reply) > MAX_REPLY:
             reply = encode_reply(
                 Unavailable("reply_too_large", f"the reply is longer than {MAX_REPLY} bytes", "request a smaller page")
             )
         try:
-            peer.sock.send(reply)
+            peer.sock.send(number + b" " + reply if number else reply)
         except OSError:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- messages without a credential -------------------------------------------------------------------------------
+    # --- messages that need no credential ---------------------------------------------------------------------------
 
-    def _answer_directly(self, header: dict[str, Any]) -> Reply | None:
-        match header.get("op"):
+    def _answer_directly(self, header: dict[str, Any]) -> Reply:
+        """The reply to a message whose `op` is in `_DIRECT`."""
+        match header["op"]:
             case "health":
                 return self._health()
             case "metrics":
-                return MetricsText(text=self.metrics.render())
-            case "ca":
-                key, shadow = self._authority.public_key(), self._core.shadow
-                return CaKey(
-                    fingerprint=key.fingerprint,
-                    public_key=render_public_key(key.kind, key.blob),
-                    bundle=render_bundle(self._core.policy.ca, key, shadow.key if shadow is not None else None),
-                )
-        return None
+                return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
+        key = self._backend.public_key()
+        return CaKey(
+            fingerprint=key.fingerprint,
+            public_key=render_public_key(key.kind, key.blob),
+            bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
+        )
+
+    def _may_read_ledger(self, header: dict[str, Any]) -> bool:
+        """False without a token; raises `NotAuthenticated` for a bad one."""
+        if header.get("token") is None:
+            return False
+        identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+        return "ledger.read" in identity.may
 
     def _health(self) -> Ready | NotReady:
         """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
@@ -348,18 +455,23 @@ class Keeper:
             elif self._probe_failure is not None:
                 raise self._probe_failure
             self._core.check_ready()
-            self._authority.check_ready()
-            fingerprint = self._authority.public_key().fingerprint
+            self._backend.check_ready()
+            fingerprint = self._backend.public_key().fingerprint
         except SignerError as failure:
             if failure.code == "ledger_unavailable":
                 self._probe_failure = failure
+            self._outage.note_failure(failure)
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
-        ready = Ready(
-            ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._authority.mode
-        )
-        if (shadow := self._core.shadow) is None:
+        self._outage.note_ready()
+        ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        if (compared := self._compared_key()) is None:
             return ready
-        return ready.model_copy(update={"local_ca_fingerprint": shadow.key.fingerprint})
+        return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _compared_key(self) -> PublicKey | None:
+        """The local key that another CA's certificates are compared with (mode shadow)."""
+        order = self._backend.order
+        return order.local_key if isinstance(order, CertifyInPool) else None
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
+from signer.files import open_name
 from signer.hardening import check_users, die_with_parent, look_up_user
 from signer.service.key_channel import hand_over, make_channel
 from signer.settings import Settings
@@ -138,7 +139,7 @@ def run_service(settings: Settings) -> None:
         (sys.executable, "-P", "-m", "signer", "keeper"),
         None,
         lambda child: _listens(child, settings),
-        settings.ca_key_file if settings.has_ca_key else None,
+        settings.ca_key_file if settings.reads_key_file else None,
     )
     api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _is_stable)
     stopping: list[int] = []
@@ -213,14 +214,14 @@ def _is_stable(api: _Child) -> bool:
 def gunicorn_argv(settings: Settings) -> list[str]:
     """The api's command line; it contains no secret."""
     listen = settings.listen
-    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.app:create_app()"]
+    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.asgi:create_app()"]
     argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
-    argv += ["--worker-class", "signer.api.worker.PatientWorker", "--preload", "--no-control-socket"]
+    argv += ["--worker-class", "signer.api.edge.EdgeWorker", "--preload", "--no-control-socket"]
     argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
     argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
     argv += ["--backlog", "1024", "--worker-connections", "1000"]
     # No configuration file from anywhere; no header may set SCRIPT_NAME.
-    argv += ["--config", "python:signer", "--forwarder-headers", "", "--limit-request-fields", "64"]
+    argv += ["--config", "python:signer", "--forwarder-headers", ""]
     if settings.tls_cert_file is not None and settings.tls_key_file is not None:
         argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
     return argv
@@ -256,8 +257,9 @@ def _prepare_directories(settings: Settings) -> None:
     keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
     shared = keeper.pw_uid != api.pw_uid
     try:
-        for path in (*_contents(settings.data_dir, keeper.pw_uid), settings.data_dir):
-            _set_owner(path, keeper.pw_uid, keeper.pw_gid)
+        for path in _ledger_files(settings.data_dir, keeper.pw_uid):
+            _give(path, keeper.pw_uid, keeper.pw_gid)
+        _set_owner(settings.data_dir, keeper.pw_uid, keeper.pw_gid)
         if shared:
             os.setgroups([api.pw_gid])
             if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
@@ -271,14 +273,28 @@ def _prepare_directories(settings: Settings) -> None:
         ) from None
 
 
-def _contents(folder: Path, owner: int) -> list[Path]:
-    """The entries of a folder; none if `owner` already owns it and root may not read it."""
+def _ledger_files(folder: Path, owner: int) -> list[Path]:
+    """The ledger's own files in a folder; none if `owner` already owns it and root may not read it."""
     try:
-        return list(folder.iterdir())
+        return [path for path in folder.iterdir() if path.name.startswith(("ledger.", "views."))]
     except PermissionError:
         if folder.stat().st_uid != owner:
             raise
         return []
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    """Changes the owner of a regular file with one name; leaves a link to anything else as it is.
+
+    The keeper's user may put names into its folder, and this process is root.
+    """
+    descriptor = open_name(path)
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and (facts.st_uid, facts.st_gid) != (uid, gid):
+            os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+    finally:
+        os.close(descriptor)
 
 
 def _set_owner(path: Path, uid: int, gid: int) -> None:

@@ -74,11 +74,31 @@ class Metrics(Collector):
         for name, (text, value) in self._facts().items():
             yield GaugeMetricFamily(name, text, value=value)
 
-    def render(self) -> str:
-        """The text exposition format."""
+    def render(self, *, by_role: bool) -> str:
+        """The text exposition format; without `by_role`, totals of all roles, which name none."""
         for role in self._roles():
             self._signatures.labels(role)
-        return generate_latest(self._registry).decode()
+        return generate_latest(self._registry if by_role else _Totals(self._registry)).decode()
+
+
+class _Totals(CollectorRegistry):
+    """The metrics of another registry, summed over their roles."""
+
+    def __init__(self, detailed: CollectorRegistry) -> None:
+        super().__init__()
+        self._detailed = detailed
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, in the same order."""
+        for family in self._detailed.collect():
+            total = Metric(family.name, family.documentation, family.type)
+            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+            for sample in family.samples:
+                labels = tuple((name, value) for name, value in sample.labels.items() if name != "role")
+                sums[sample.name, labels] = sums.get((sample.name, labels), 0.0) + sample.value
+            for (name, labels), value in sums.items():
+                total.add_sample(name, dict(labels), value)
+            yield total
 
 
 def _shadow_families(shadow: Shadow) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""Reload on SIGHUP: reads policy.toml and the CA key file again.
+"""Reload on SIGHUP: reads policy.toml and looks for the CA key again.
 
 An invalid file is rejected as a whole and the current one stays in force; both outcomes are logged and recorded. A new
 key is used only if the policy pins it or names it as next.
@@ -7,43 +7,93 @@ key is used only if the policy pins it or names it as next.
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Callable
+import threading
+from dataclasses import dataclass
 
 from signer.authority.core import Core
-from signer.ca.key import CaKey, cannot_open, check_pin, read_ca_key
-from signer.errors import BadFile, BadKeyFile, SignerError
-from signer.files import open_unread
-from signer.model import CaKeys, Event
+from signer.ca.backends import Backend
+from signer.errors import BadFile, SignerError
+from signer.model import Event, PublicKey
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
-from signer.service.keeper import Reloaded
-from signer.service.key_channel import take_over
+from signer.service.key_source import KeySource
 from signer.settings import Settings
+from signer.signing import SigningKey
 
 log = logging.getLogger("signer.keeper")
 
 
-class Reloader:
-    """Reloads the files of `core`. `channel` delivers the opened key file from a launcher; None without a launcher.
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Which of policy and key changed with a reload."""
 
-    `on_key` is called with each new key in use. Mode vault reads no key file; mode shadow only compares with the key.
+    policy: bool
+    key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a reload read, before any of it is used."""
+
+    policy: Policy | BadFile
+    key: SigningKey | SignerError | None
+
+
+class Reloader:
+    """Reloads policy and key of `core`. Without a source no key is looked for; mode shadow only compares with the key.
+
+    A source that may be slow is asked in a thread; the keeper calls `collect` until it is done.
     """
 
-    def __init__(
-        self, core: Core, settings: Settings, channel: socket.socket | None, on_key: Callable[[CaKey], None]
-    ) -> None:
+    def __init__(self, core: Core, backend: Backend, settings: Settings, source: KeySource | None) -> None:
         self._core = core
+        self._backend = backend
         self._settings = settings
-        self._channel = channel
-        self._on_key = on_key
+        self._source = source
+        self._thread: threading.Thread | None = None
+        self._found: _Found | None = None
 
-    def reload(self) -> Reloaded:
-        """Reads both files; returns which of them changed."""
+    @property
+    def is_busy(self) -> bool:
+        """True from `start` to the `collect` that returns its result."""
+        return self._thread is not None or self._found is not None
+
+    def start(self) -> None:
+        """Reads both; the result is for `collect`. The caller waits until the reloader is not busy."""
         read = self._read_policy()
         # The key first: a policy that pins a new key is refused if that key is not in use.
-        key = self._reload_key(read.ca if isinstance(read, Policy) else self._core.policy.ca)
-        return Reloaded(policy=self._use_policy(read), key=key)
+        ca = read.ca if isinstance(read, Policy) else self._core.policy.ca
+        in_use = self._backend.order.local_key
+        if in_use is None or self._source is None:
+            self._found = _Found(read, None)
+            return
+        source = self._source
+
+        def look() -> None:
+            try:
+                key = source.look_again(ca, in_use)
+            except SignerError as error:
+                self._found = _Found(read, error)
+            except Exception:
+                log.exception("the look for the CA key failed")
+                self._found = _Found(read, SignerError("internal_error", "internal error", "see the service's log"))
+            else:
+                self._found = _Found(read, key)
+
+        if source.is_slow:
+            self._thread = threading.Thread(target=look, name="reload", daemon=True)
+            self._thread.start()
+        else:
+            look()
+
+    def collect(self) -> Reloaded | None:
+        """Uses what was read; None while it is being read, and without a reload."""
+        found = self._found
+        if found is None:
+            return None
+        self._thread = self._found = None
+        key = self._use_key(found.key)
+        return Reloaded(policy=self._use_policy(found.policy), key=key)
 
     def _read_policy(self) -> Policy | BadFile:
         try:
@@ -67,49 +117,21 @@ class Reloader:
         _log_unrecorded(failure)
         return True
 
-    def _reload_key(self, ca: CaKeys) -> bool:
-        in_use = self._core.own_key
-        if in_use is None:
+    def _use_key(self, key: SigningKey | SignerError | None) -> bool:
+        in_use: PublicKey | None = self._backend.order.local_key
+        if key is None or in_use is None:
             return False
-        try:
-            descriptor = self._open()
-            if descriptor is None:
-                return False
-            key = read_ca_key(descriptor, self._settings.ca_key_owner)
-            if key.fingerprint == in_use.fingerprint:
-                return False
-            check_pin(key, *ca.may_sign)
-        except BadKeyFile as error:
-            log.error("%s (%s); the key %s stays in use", error.text, error.code, in_use.fingerprint)  # noqa: TRY400
-            body: dict[str, object] = {"code": error.code, "text": error.text, "kept": in_use.fingerprint}
+        if isinstance(key, SignerError):
+            log.error("%s (%s); the key %s stays in use", key.text, key.code, in_use.fingerprint)
+            body: dict[str, object] = {"code": key.code, "text": key.text, "kept": in_use.fingerprint}
             _log_unrecorded(self._core.record([Event("ca.refused", "keeper", body)]))
             return False
         failure = self._core.use_key(key)
         if failure is not None:
             log.error("the new CA key is not used because its rotation cannot be recorded: %s", failure.text)
             return False
-        self._on_key(key)
         log.warning("CA key rotated from %s to %s", in_use.fingerprint, key.fingerprint)
         return True
-
-    def _open(self) -> int | None:
-        """The opened key file; None if this keeper may not open it. Raises `BadKeyFile`."""
-        try:
-            descriptor = None if self._channel is None else take_over(self._channel)
-        except OSError as error:
-            raise cannot_open(error) from None
-        if descriptor is not None:
-            return descriptor
-        try:
-            return open_unread(self._settings.ca_key_file)
-        except PermissionError:  # the keeper dropped root after the start
-            log.warning(
-                "the CA key file was not read again: %s",
-                "restart the keeper to take a new key" if self._channel is None else "send SIGHUP to `signer serve`",
-            )
-            return None
-        except OSError as error:
-            raise cannot_open(error) from None
 
 
 def _log_unrecorded(failure: SignerError | None) -> None:

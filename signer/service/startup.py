@@ -13,79 +13,50 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from signer import __version__
 from signer.authority.core import Core
-from signer.authority.shadow import Shadow
-from signer.ca.key import CaKey, load_ca_key
-from signer.errors import BadKeyFile, BadSettings, Unavailable
+from signer.ca.agent import CaAgent
+from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
+from signer.errors import BadSettings, Unavailable
 from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
-from signer.model import CaKeys, PublicKey
+from signer.model import PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
-from signer.service.keeper import BACKLOG, Authority, Keeper
+from signer.service.keeper import BACKLOG, Keeper
 from signer.service.key_channel import adopt_channel
+from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
 from signer.service.reload import Reloader
 from signer.settings import Settings
-
-if TYPE_CHECKING:
-    from signer.vault.signing import VaultClient
+from signer.signing import SigningKey
 
 log = logging.getLogger("signer.keeper")
 
 
-class LocalAuthority:
-    """The local CA key, with which the core signs."""
-
-    mode = "local"
-    sign = None
-
-    def __init__(self, key: CaKey) -> None:
-        self.use_key(key)
-
-    def use_key(self, key: CaKey) -> None:
-        """Shows another key from now on."""
-        self._key = key.public
-
-    def public_key(self) -> PublicKey:
-        """The key's public half."""
-        return self._key
-
-    def check_ready(self) -> None:
-        """Does nothing: a loaded key stays ready."""
-
-
-class VaultAuthority:
-    """Vault, which makes each signature; in mode shadow the core compares its certificates."""
-
-    def __init__(self, client: VaultClient, mode: str) -> None:
-        self.mode = mode
-        self.sign = client.sign
-        self.public_key = client.known_ca
-        self.check_ready = client.check_ready
-
-
-def _vault_authority(settings: Settings) -> Authority:
-    """Vault as the authority; starts the thread that renews its token. Raises `BadSettings`."""
+def _vault_backend(settings: Settings, compared_with: PublicKey | None) -> Backend:
+    """Vault as the backend; starts the thread that renews its token. Raises `BadSettings`."""
     from signer.vault.signing import VaultClient  # hvac and requests take 15 MB, which mode local does not need
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
     client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
     threading.Thread(target=client.look_after, name="vault", daemon=True).start()
-    return VaultAuthority(client, settings.mode)
+    return VaultBackend(client, compared_with)
 
 
-def _load_key(settings: Settings, ca: CaKeys) -> CaKey:
-    try:
-        return load_ca_key(settings.ca_key_file, settings.ca_key_owner, *ca.may_sign)
-    except BadKeyFile as error:
-        log.error("the CA key is refused: %s", error.code)  # noqa: TRY400 - only the code; the caller prints the rest
-        raise
+def _make_backend(settings: Settings, agent: CaAgent, key: SigningKey | None) -> Backend:
+    """The backend that the settings name, with the local key if there is one."""
+    if settings.asks_vault:
+        return _vault_backend(settings, None if key is None else key.public)
+    assert key is not None, "mode local has a key"  # noqa: S101
+    if settings.reads_key_file:
+        return FileBackend(key)
+    backend = AgentBackend(agent, key)
+    threading.Thread(target=backend.look_after, name="agent", daemon=True).start()
+    return backend
 
 
 def claim_run_dir(run_dir: Path) -> int:
@@ -116,7 +87,7 @@ def bind_socket(path: str, mode: int) -> socket.socket:
 def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     """Starts the keeper and serves in this process; raises `SignerError` if it cannot start.
 
-    As root, it reads the key first and drops root before it opens anything else. `key_channel` is the descriptor
+    As root, it reads the key file first and drops root before it opens anything else. `key_channel` is the descriptor
     through which a launcher passes the opened key file on SIGHUP.
     """
     channel = None if key_channel is None else adopt_channel(key_channel)
@@ -124,38 +95,40 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     take_descriptors()
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
-    key = _load_key(settings, policy.ca) if settings.has_ca_key else None
     lines = LogLimit(log)
     report = partial(lines.fault, "internal error")
-    shadow = None
-    if key is not None and settings.asks_vault:
-        shadow, key = Shadow(key.public, report), None  # only the public half is kept
+    source: KeySource | None = None
+    key: SigningKey | None = None
+    if settings.reads_key_file:
+        source = FileSource(settings, channel)
+        key = source.load(policy.ca)  # as root, who alone may read it
     if settings.keeper_user is not None and os.geteuid() == 0:
         become(settings.keeper_user)
+    agent = CaAgent(settings.ca_agent_socket)
+    if settings.has_ca_key and source is None:
+        source = AgentSource(agent)
+        key = source.load(policy.ca)
     check_run_dir(settings.run_dir)
     ledger = TimedLedger(settings.data_dir)
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
-    local = LocalAuthority(key) if key is not None else None
-    authority: Authority = local or _vault_authority(settings)
+    backend = _make_backend(settings, agent, key)
+    del key  # mode shadow keeps the public half only
     core = Core(
         policy=policy,
-        key=key,
+        backend=backend,
         ledger=ledger,
         clock=time.time,
         random=os.urandom,
         report=report,
-        shadow=shadow,
     )
-    compared: dict[str, object] = {"compared_with": shadow.key.fingerprint} if shadow is not None else {}
-    ca = key.fingerprint if key is not None else "vault"
-    failure = core.begin({"version": __version__, "ca": ca, "mode": settings.mode, **compared})
+    failure = core.begin({"version": __version__, **backend.facts()})
     if failure is not None:
         raise failure
     shared = settings.run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
-    reloader = Reloader(core, settings, channel, local.use_key if local is not None else lambda _key: None)
-    Keeper(core, authority, ledger, listener, reloader.reload, settings.threads * 3 // 4 or 1, lines=lines).serve()
+    reloader = Reloader(core, backend, settings, source)
+    Keeper(core, backend, ledger, listener, reloader, settings.threads * 3 // 4 or 1, lines=lines).serve()
     ledger.close()
     os.close(claim)
 

@@ -1,4 +1,4 @@
-"""The two messages of the SSH agent protocol (RFC 9987) that `safe-session` needs: add a certified key, read the reply.
+"""Messages of the SSH agent protocol (RFC 9987): add a certified key (`safe-session`), list keys and sign (the keeper).
 
 Pure: bytes in, bytes out, no socket. The message that carries a private key is a `bytearray`, so that its owner can
 wipe it. Imports nothing but `signer.errors` and `signer.ssh.wire`.
@@ -7,10 +7,15 @@ wipe it. Imports nothing but `signer.errors` and `signer.ssh.wire`.
 from __future__ import annotations
 
 from signer.errors import BadFormat, Unavailable
-from signer.ssh.wire import string, uint32
+from signer.ssh.wire import Reader, string, uint32
 
 SUCCESS = 6  # SSH_AGENT_SUCCESS
 FAILURE = 5  # SSH_AGENT_FAILURE
+_REQUEST_IDENTITIES = 11  # SSH_AGENTC_REQUEST_IDENTITIES
+_IDENTITIES_ANSWER = 12  # SSH_AGENT_IDENTITIES_ANSWER
+_SIGN_REQUEST = 13  # SSH_AGENTC_SIGN_REQUEST
+_SIGN_RESPONSE = 14  # SSH_AGENT_SIGN_RESPONSE
+_RSA_SHA2_512 = 4  # SSH_AGENT_RSA_SHA2_512; without a flag an agent signs with SHA-1
 _ADD_ID_CONSTRAINED = 25  # SSH_AGENTC_ADD_ID_CONSTRAINED
 _CONSTRAIN_LIFETIME = 1  # SSH_AGENT_CONSTRAIN_LIFETIME
 _ED25519_CERT = b"ssh-ed25519-cert-v01@openssh.com"
@@ -60,3 +65,46 @@ def check_reply(body: bytes) -> None:
         raise Unavailable("agent_refused", "the agent refused the key", "check the version of ssh-agent")
     if body != bytes([SUCCESS]):
         raise BadFormat("bad_agent_reply", "the agent's reply is neither success nor failure")
+
+
+def render_request_identities() -> bytes:
+    """SSH_AGENTC_REQUEST_IDENTITIES with its length (RFC 9987, "Requesting a List of Keys")."""
+    return string(bytes([_REQUEST_IDENTITIES]))
+
+
+def read_identities(body: bytes) -> list[bytes]:
+    """The public key blobs, or certificates, of an identities answer, without its length; drops the comments.
+
+    Raises `BadFormat` for any other reply, also for SSH_AGENT_FAILURE.
+    """
+    reader = Reader(body)
+    if reader.byte() != _IDENTITIES_ANSWER:
+        raise BadFormat("bad_agent_reply", "the agent's reply is not a list of keys")
+    blobs = []
+    for _ in range(reader.uint32()):
+        blobs.append(reader.string())
+        reader.string()
+    reader.expect_end()
+    return blobs
+
+
+def render_sign_request(key: bytes, data: bytes) -> bytes:
+    """SSH_AGENTC_SIGN_REQUEST with its length (RFC 9987, "Private Key Operations"); for RSA it asks for SHA-512."""
+    is_rsa = key.startswith(string(b"ssh-rsa"))
+    flags = uint32(_RSA_SHA2_512 if is_rsa else 0)
+    return string(bytes([_SIGN_REQUEST]) + string(key) + string(data) + flags)
+
+
+def read_signature(body: bytes) -> bytes:
+    """The signature blob of a sign response, without its length; its content is not checked.
+
+    Raises `Unavailable` if the agent refused, `BadFormat` for any other reply.
+    """
+    if body == bytes([FAILURE]):
+        raise Unavailable("ca_agent_refused", "the ssh-agent refused to sign", "unlock it or its token, see its log")
+    reader = Reader(body)
+    if reader.byte() != _SIGN_RESPONSE:
+        raise BadFormat("bad_agent_reply", "the agent's reply is not a signature")
+    signature = reader.string()
+    reader.expect_end()
+    return signature

@@ -40,6 +40,7 @@ def check_signature(public_blob: bytes, signed: bytes, signature_blob: bytes) ->
             key.string()
             point, numbers = key.string(), Reader(signature.string())
             raw = encode_dss_signature(numbers.mpint(), numbers.mpint())
+            numbers.expect_end()
             ec.EllipticCurvePublicKey.from_encoded_point(curve, point).verify(raw, signed, ec.ECDSA(digest))
         else:
             raise BadFormat("bad_signature", "the signature's algorithm does not match the key")

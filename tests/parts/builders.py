@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.authority.core import Core
-from signer.errors import NotFound, Unavailable
+from signer.authority.core import Answer, Core
+from signer.ca.backends import FileBackend
+from signer.errors import NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
+from signer.ledger.lookups import Lookup, Reader
 from signer.ledger.reader import Recent
 from signer.model import (
     BACKDATE,
@@ -42,7 +44,7 @@ from signer.policy.decide import Policy
 from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest
 from signer.protocol.commands import Sign
-from signer.protocol.replies import Reply
+from signer.protocol.replies import Reply, decode_reply
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
 
@@ -85,6 +87,7 @@ class PretendKey:
     def __init__(self, name: str = "ca") -> None:
         public = public_key("ssh-ed25519", name)
         self.kind, self.blob, self.fingerprint = public.kind, public.blob, public.fingerprint
+        self.public = public
         self.fails: Exception | None = None
         self.signed: list[bytes] = []
 
@@ -294,6 +297,10 @@ class MemoryStore:
         self._readable()
         return max(self.rows, default=0)
 
+    def has_vault_serial(self, serial: int) -> bool:
+        self._readable()
+        return serial in self.rows and self.rows[serial].backend == "vault"
+
     def freezes(self) -> dict[str, str]:
         self._readable()
         return dict(self.frozen)
@@ -358,7 +365,7 @@ class Bench:
         make: Callable[[int], bytes] = lambda count: next(nonces).to_bytes(count, "big")  # noqa: E731
         self.core = Core(
             policy=self.policy,
-            key=self.key,
+            backend=FileBackend(self.key),
             ledger=self.store,
             clock=lambda: self.now,
             random=make,
@@ -368,9 +375,9 @@ class Bench:
         return self.core
 
     def ask(self, *commands: Any) -> list[Any]:
-        """The replies to one batch, in the order of its commands."""
+        """The replies to one batch, in the order of its commands; lookups are answered from the store."""
         replies = dict(self.core.run(commands))
-        return [fields_of(replies[index]) for index in range(len(commands))]
+        return [fields_of(looked_up(replies[index], self.store)) for index in range(len(commands))]
 
     def sign(self, who: str = "deploy-agent", **changes: Any) -> Any:
         """The reply to one sign request."""
@@ -386,6 +393,16 @@ def sign(who: str = "deploy-agent", **changes: Any) -> Sign:
     """A sign request; `changes` are to its `SignRequest`."""
     asked = ask(**changes)
     return Sign(caller(who), asked.role, asked)
+
+
+def looked_up(reply: Answer, reader: Reader) -> object:
+    """The reply to a lookup; anything else as it is."""
+    if not isinstance(reply, Lookup):
+        return reply
+    try:
+        return decode_reply(reply.answer(reader))
+    except SignerError as error:
+        return error
 
 
 def fields_of(reply: object) -> Any:

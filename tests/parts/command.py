@@ -17,7 +17,7 @@ import pytest
 
 from signer.ca.infisical import Secret
 from signer.cli import main
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.evidence import sealed_run
@@ -123,6 +123,7 @@ class World:
         with closing(Ledger(data)) as ledger:
             for minute, event in enumerate(EVENTS):
                 ledger.commit([event], 1_740_000_000_000 + minute * 60_000)
+            ledger.fold_all()
         for name in [name for name in os.environ if name.startswith(("SIGNER_", "INFISICAL_"))]:
             environ.delenv(name)
         for name, value in {
@@ -220,8 +221,9 @@ class World:
 
 
 def tamper(data: Path, statement: str) -> None:
-    """Changes a ledger behind everybody's back; its triggers stop nobody who can drop them."""
-    with closing(sqlite3.connect(data / FILE_NAME, isolation_level=None)) as db:
+    """Changes a ledger, or its views, behind everybody's back; triggers stop nobody who can drop them."""
+    is_of_views = any(re.search(rf"\b{view.name}\b", statement) for view in VIEWS)
+    with closing(sqlite3.connect(data / (VIEWS_NAME if is_of_views else FILE_NAME), isolation_level=None)) as db:
         for trigger in ("events_are_never_changed", "events_are_never_removed"):
             db.execute(f"DROP TRIGGER IF EXISTS {trigger}")
         db.execute(statement)

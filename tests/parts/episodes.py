@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from signer.authority.core import CLOCK_TOLERANCE, Core
+from signer.authority.certificates import PendingSignature
+from signer.authority.core import CLOCK_TOLERANCE, Core, ReplyOrError
+from signer.authority.vault_certificates import PendingCertificate
+from signer.ca.backends import FileBackend
 from signer.errors import BadFile, SignerError, Unavailable
+from signer.ledger.lookups import FindCertificates, Lookup, Reader
+from signer.ledger.pages import CertificateReader
 from signer.ledger.store import Ledger
 from signer.model import Entry, Filter, Issued
 from signer.protocol.commands import (
@@ -25,7 +31,7 @@ from signer.protocol.commands import (
     Sign,
     Unfreeze,
 )
-from signer.protocol.replies import Reply
+from signer.protocol.replies import CertificatePage, Reply, decode_reply
 from signer.ssh.certificate import decode_certificate, encode_unsigned
 from tests.parts import builders
 from tests.parts.builders import MemoryStore, PretendKey
@@ -95,10 +101,14 @@ class Failing(Protocol):
     fail: str
 
     def entries_after(self, seq: int) -> list[Entry]: ...
+    def lookups(self) -> Reader: ...
     def tables(self) -> tuple[dict[int, Issued], dict[str, str]]: ...
 
 
 class Memory(MemoryStore):
+    def lookups(self) -> Reader:
+        return self
+
     def entries_after(self, seq: int) -> list[Entry]:
         return self.entries[seq:]
 
@@ -113,6 +123,11 @@ class Disk(Ledger):
         super().__init__(folder)
         self.fail = ""
         self.folder = folder
+        self.pages = CertificateReader(folder)
+        self.folds = random.Random(1)
+
+    def lookups(self) -> Reader:
+        return self.pages
 
     def commit(self, events: Any, now_ms: int) -> list[Entry]:
         if self.fail == "before":
@@ -132,7 +147,10 @@ class Disk(Ledger):
         return [Entry(*row) for row in self.query(newer, (seq,))]
 
     def tables(self) -> tuple[dict[int, Issued], dict[str, str]]:
-        return {row.serial: row for row in self.certificates(Filter(limit=10**6))}, self.freezes()
+        if self.folds.random() < 0.3:  # else the reader folds in memory what is missing
+            with suppress(Unavailable):
+                self.fold_all()
+        return {row.serial: row for row in self.pages.certificates(Filter(limit=10**6))}, self.freezes()
 
 
 class Episode:
@@ -153,7 +171,7 @@ class Episode:
     def start(self) -> Core:
         self.core = Core(
             policy=self.rng.choice(POLICIES),
-            key=self.key,
+            backend=FileBackend(self.key),
             ledger=self.store,
             clock=self.clock,
             random=self.rng.randbytes,
@@ -210,9 +228,36 @@ class Episode:
         for index, reply in self.core.run(commands):
             assert index not in answered
             answered.add(index)
-            self.replies[reply.code if isinstance(reply, SignerError) else type(commands[index]).__name__] += 1
-            self.check_reply(commands[index], reply)
+            assert not isinstance(reply, PendingSignature | PendingCertificate), "the key signs at once"
+            found = self.look_up(reply)
+            self.replies[found.code if isinstance(found, SignerError) else type(commands[index]).__name__] += 1
+            self.check_reply(commands[index], found)
         assert answered == set(range(len(commands))), "a command got no reply"
+
+    def look_up(self, reply: ReplyOrError | Lookup) -> ReplyOrError:
+        """The reply; a page is complete as of now, however far the views are."""
+        if not isinstance(reply, Lookup):
+            return reply
+        fail, self.store.fail = self.store.fail, ""
+        try:
+            found = decode_reply(reply.answer(self.store.lookups()))
+        finally:
+            self.store.fail = fail
+        if isinstance(reply, FindCertificates):
+            assert isinstance(found, CertificatePage)
+            self.watcher.look(self.store.entries_after(self.watcher.seen))
+            wanted = [
+                (str(serial), "withheld" if serial in self.watcher.withheld else "")
+                for serial, body in reversed(self.watcher.issued.items())
+                if reply.wanted.identity in (None, body["identity"])
+                and (
+                    reply.wanted.active_at is None
+                    or (serial not in self.watcher.withheld and body["valid_before"] > reply.now)
+                )
+            ]
+            shown = [(row.serial, row.status if row.status == "withheld" else "") for row in found.certificates]
+            assert shown == wanted[: reply.wanted.limit], "a page lacks what was recorded before it"
+        return found
 
     def command(self) -> Command:
         who = self.rng.choices((*NAMES, None), (8, 4, 6, 1, 1))[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued, refused, thaw, withheld
@@ -30,9 +32,22 @@ def fill(folder: Path, events: list[Event] = STORY) -> Head:
     ledger = Ledger(folder)
     for number, event in enumerate(events):
         ledger.commit([event], 1_800_000_000_000 + number)
+    ledger.fold_all()
     head = verify(ledger)
     ledger.close()
     return head
+
+
+def change_views(folder: Path, sql: str, *values: object) -> int:
+    """Changes `views.sqlite3` as no keeper does; returns how many rows."""
+    with closing(sqlite3.connect(folder / VIEWS_NAME)) as db, db:
+        return db.execute(sql, values).rowcount
+
+
+def rows_of_views(folder: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of all views in the file."""
+    with closing(sqlite3.connect(folder / VIEWS_NAME)) as db:
+        return {view.name: sorted(db.execute(f"SELECT * FROM {view.name}")) for view in VIEWS}  # noqa: S608
 
 
 class Opened(LedgerReader):
@@ -43,3 +58,4 @@ class Opened(LedgerReader):
         self._db = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
         for trigger in TRIGGERS:
             self._db.execute(f"DROP TRIGGER {trigger}")
+        self._db.execute("DROP INDEX events_of_vault")  # it refuses a body that is not JSON

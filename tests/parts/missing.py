@@ -3,7 +3,7 @@
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
 `@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`,
-`@missing.needs_curl_and_jq`.
+`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,13 @@ def systemd_analyze() -> str:
     return _missing_program("systemd-analyze", "systemd")
 
 
+def softhsm() -> str:
+    """Why no key can be made in a SoftHSM token here; empty if one can."""
+    if not Path("/usr/lib/softhsm/libsofthsm2.so").exists():
+        return "no softhsm: the Debian package softhsm2 is not installed"
+    return _missing_program("softhsm2-util", "softhsm2") or _missing_program("pkcs11-tool", "opensc")
+
+
 def root() -> str:
     return "" if os.getuid() == 0 else "not root"
 
@@ -90,3 +97,4 @@ needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
 needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")
+needs_softhsm = pytest.mark.skipif(bool(softhsm()), reason=softhsm() or "-")

@@ -100,6 +100,7 @@ class Service:
         self.write_policy(policy)
         self.key_file.write_bytes(ca.private.read_bytes())
         self.key_file.chmod(0o400)
+        self.stderr: int | None = None  # a descriptor for the log, instead of `log_file`
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -155,7 +156,7 @@ class Service:
                 [sys.executable, "-P", "-m", "signer", "serve"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if self.stderr is None else self.stderr,
                 env=self.environment(),
             )
         try:

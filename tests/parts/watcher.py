@@ -74,6 +74,11 @@ class Watcher:
         self.held[body["identity"], body["role"]].append((serial, now, body["valid_before"]))
         self.issued[serial] = body
 
+    def check_release(self, body: dict[str, Any]) -> None:
+        """When somebody gets a certificate some time after its record."""
+        frozen = {"all", f"role:{body['role']}", f"identity:{body['identity']}"} & self.frozen.keys()
+        assert not frozen, f"released although {frozen} is frozen"
+
     @staticmethod
     def _within_policy(body: dict[str, Any], policy: Policy, now: int) -> None:
         who, role = policy.identities[body["identity"]], policy.roles[body["role"]]

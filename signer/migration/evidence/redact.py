@@ -39,16 +39,30 @@ _SHAPES: Final = tuple(
 )
 # The value after a name that only secrets have; the name is kept.
 _NAMED: Final = re.compile(
-    r"((?:X-Vault-Token|VAULT_TOKEN|BAO_TOKEN|Authorization)[\"']?\s*[:=]\s*[\"']?(?:Bearer\s+)?)"
-    r"[^\s\"',;}\[\]]+",
+    r"((?:X-Vault-Token|VAULT_TOKEN|BAO_TOKEN|Authorization|(?:Unseal|Recovery) Key \d+)[\"']?\s*[:=]\s*"
+    r"[\"']?(?:Bearer\s+)?)[^\s\"',;}\[\]]+",
     re.IGNORECASE,
 )
-_SECRET_NAMES: Final = frozenset(
-    {
-        "client_secret", "client_token", "keys_base64", "passphrase", "password", "private_key", "recovery_keys",
-        "root_token", "secret_id", "unseal_key", "unseal_keys",
-    }
-)  # fmt: skip
+_KEY_SHARES: Final = r"(?:unseal|recovery)_keys?(?:_b64|_base64|_hex)?|keys?_(?:b64|base64|hex)"
+_LISTED: Final = re.compile(rf"([\"'](?:{_KEY_SHARES})[\"']\s*:\s*\[)[^\]]+", re.IGNORECASE)
+# In snake case, and perhaps after other words: `tls_private_key`.
+_SECRET_NAME: Final = re.compile(
+    rf"(?:\w+_)?(?:{_KEY_SHARES}|(?:client|root|access|refresh|wrapping|vault|id)_token|token|api_key|private_key"
+    r"|(?:client|shared)_secret|secret_(?:id|key|value)|secret|password|passwd|passphrase)"
+)
+_SHARES_NAME: Final = re.compile(_KEY_SHARES)
+_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+def _snake(name: str) -> str:
+    return _CAPITAL.sub("_", name).replace("-", "_").lower()
+
+
+def _secret_names(names: Iterable[str]) -> set[str]:
+    """Those of the names of one object whose values are secrets. `keys` is one beside another form of key shares."""
+    found = {name: _snake(name) for name in names}
+    has_shares = any(_SHARES_NAME.fullmatch(name) for name in found.values())
+    return {name for name, snake in found.items() if _SECRET_NAME.fullmatch(snake) or (has_shares and snake == "keys")}
 
 
 class Guard:
@@ -77,6 +91,7 @@ class Guard:
             text = self._known.sub(REMOVED, text)
         for shape in _SHAPES:
             text = shape.sub(REMOVED, text)
+        text = _LISTED.sub(rf"\1{REMOVED}", text)
         return _NAMED.sub(rf"\1{REMOVED}", text)
 
     def clean_value(self, value: object) -> object:
@@ -93,9 +108,10 @@ class Guard:
         if isinstance(value, str | PurePath):
             return self.clean(str(value))
         if depth and isinstance(value, Mapping):
+            secret = _secret_names(map(str, value))
             return {
                 self.clean(str(name)): REMOVED
-                if item and str(name).lower() in _SECRET_NAMES
+                if item and str(name) in secret and not isinstance(item, bool | Mapping)
                 else self._value(item, depth - 1)
                 for name, item in value.items()
             }

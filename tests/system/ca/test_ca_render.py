@@ -395,8 +395,8 @@ def test_the_processes_that_serve_requests_never_load_the_sdk(start_service: Sta
 def test_the_modules_that_serve_requests_do_not_import_the_sdk() -> None:
     code = (
         "import sys, signer.service.launcher, signer.service.keeper\n"
-        "import signer.api.app, signer.api.worker, signer.cli.main\n"
-        "signer.api.app.create_app\n"
+        "import signer.api.asgi, signer.api.edge, signer.cli.main\n"
+        "signer.api.asgi.create_app\n"
         "print([name for name in sys.modules if 'infisical' in name or name == 'signer.ca.render'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

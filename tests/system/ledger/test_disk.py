@@ -4,6 +4,7 @@ is back by itself once the disk is."""
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME
 from tests.parts import missing
 from tests.parts.keys import KeyRing
@@ -69,7 +71,7 @@ def count_recorded(service: Service) -> int:
     reader = LedgerReader(service.data_dir)
     try:
         verify(reader)
-        return int(reader.query("SELECT count(*) FROM certificates")[0][0])
+        return int(reader.query("SELECT count(*) FROM events WHERE kind = 'certificate.issued'")[0][0])
     finally:
         reader.close()
 
@@ -103,6 +105,9 @@ def test_a_full_disk_signs_nothing_says_so_and_is_got_over(prepared: Service, li
         eventually(service.is_ready, service)
         assert int(service.sign(line).json()["serial"]) > 5
         assert service.stop() == 0
+        began, ended = [text for text in service.log().splitlines() if "issued" in text]
+        assert began.startswith("signer: no certificate is issued: the ledger cannot be used")
+        assert re.fullmatch(r"signer: certificates are issued again, after \d+ s \(ledger_unavailable\)", ended)
         assert count_recorded(service) == 6
 
 

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,20 @@ import pytest
 from signer.api_client import ApiClient
 from signer.errors import BadRequest, BadSettings, NotAuthenticated, NotFound, Refused, Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.fold import delete_views
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.policy.tokens import render_token
 from signer.protocol import replies
+from tests.parts.events import freeze, issued
+from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
+from tests.parts.old_ledgers import write_version_1
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import Service, StartService
 
 PLAN = "sha256:" + "a1" * 32
 EVIDENCE = "sha256:" + "b2" * 32
-LATER_INDEXES = ("certificates_of_vault", "events_of_operations")
 
 
 @pytest.fixture
@@ -111,24 +116,54 @@ def test_a_rebuild_and_verify_keep_the_records(service: Service, client: ApiClie
     assert client.operations() == before
 
 
-def test_a_ledger_of_before_gets_its_indexes_when_a_keeper_opens_it(service: Service, keyring: KeyRing) -> None:
-    line = keyring("ed25519", "user").public_line
-    assert service.sign(line).status == 201
+def test_a_ledger_of_version_1_goes_on_where_it_ended(
+    start_service: StartService, tmp_path: Path, keyring: KeyRing
+) -> None:
+    service = start_service()
     assert service.stop() == 0
-    ledger = sqlite3.connect(service.data_dir / FILE_NAME)
-    for index in LATER_INDEXES:
-        ledger.execute(f"DROP INDEX {index}")
-    ledger.commit()
-    assert service.command("ledger", "verify").returncode == 0, "as it was before there were such indexes"
+    for path in service.data_dir.iterdir():
+        path.unlink()
+    now = int(time.time())
+    times = {"valid_after": now - 30, "valid_before": now + 900}
+    events = [issued(41, **times), issued(7, backend="vault", **times), freeze("identity:ci"), issued(42, **times)]
+    write_version_1(service.data_dir, events, now * 1000 - 5_000)
+    assert service.command("ledger", "verify").returncode == 0, "before it is migrated"
     assert service.command("certs", "list", "--backend", "vault", "--json").returncode == 0
     service.start()
+    line = keyring("ed25519", "user").public_line
+    assert service.sign(line).json()["serial"] == "43"
+    assert service.sign(line, identity="ci").json()["code"] == "frozen"
     with ApiClient(service.address, service.token_file("operator")) as client:
+        assert [row["serial"] for row in client.certificates()] == ["43", "42", "7", "41"]
         client.record("cutover", "applied", PLAN)
         assert len(client.operations()) == 1
-    found = {name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    ledger.close()
-    assert found >= set(LATER_INDEXES)
     assert service.command("ledger", "verify").returncode == 0
+    assert service.stop() == 0
+    with closing(sqlite3.connect(service.data_dir / FILE_NAME)) as ledger:
+        assert ledger.execute("PRAGMA user_version").fetchone() == (2,)
+        assert ledger.execute("SELECT count(*) FROM certificates").fetchone() == (3,), (
+            "the old tables stay as they were"
+        )
+
+
+def test_views_that_are_deleted_under_the_service_change_nothing_that_is_seen(
+    service: Service, client: ApiClient, keyring: KeyRing
+) -> None:
+    line = keyring("ed25519", "user").public_line
+    serials = [client.sign("llmops", {"public_key": line})["serial"] for _ in range(4)]
+    for spoil in (delete_views, lambda path: path.write_bytes(b"nonsense" * 1_000)):
+        spoil(service.data_dir / VIEWS_NAME)
+        serials.append(client.sign("llmops", {"public_key": line})["serial"])
+        eventually(lambda: sees(client) == serials[::-1], "the views are there again")
+    assert service.command("ledger", "verify").returncode == 0
+    assert service.is_ready()
+
+
+def sees(client: ApiClient) -> list[str]:
+    try:
+        return [row["serial"] for row in client.certificates()]
+    except Unavailable:
+        return []
 
 
 def test_certificates_are_listed_by_who_signed_them(service: Service, client: ApiClient, keyring: KeyRing) -> None:

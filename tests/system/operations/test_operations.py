@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from signer.authority.core import Core
+from signer.ca.backends import FileBackend
 from signer.ca.key import load_ca_key
 from signer.errors import SignerError
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.pages import CertificateReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger as RealLedger
 from signer.model import Filter
 from signer.policy.file import load_policy
@@ -341,7 +344,7 @@ def test_a_clock_that_jumps_back_stops_signing_until_it_is_right(tmp_path: Path,
     ledger = RealLedger(tmp_path)
     core = Core(
         policy=load_policy(service.policy_file),
-        key=load_ca_key(service.key_file, f"{os.geteuid()}:{os.getegid()}", service.ca.fingerprint),
+        backend=FileBackend(load_ca_key(service.key_file, f"{os.geteuid()}:{os.getegid()}", service.ca.fingerprint)),
         ledger=ledger,
         clock=lambda: now[0],
         random=os.urandom,
@@ -403,7 +406,7 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(start_service: StartSer
         thread.join()
     assert set(wrong) <= {503}
     assert "killed" not in service.log()
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     verify(reader)
     recorded = {row.serial for row in pages(reader)}
     reader.close()
@@ -412,7 +415,7 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(start_service: StartSer
     assert events(service, "keeper.stopped") == [{}]
 
 
-def pages(reader: LedgerReader) -> Iterator[Any]:
+def pages(reader: CertificateReader) -> Iterator[Any]:
     before = None
     while page := reader.certificates(Filter(before=before, limit=200)):
         yield from page

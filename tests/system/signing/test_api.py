@@ -33,7 +33,7 @@ def pages(service: Service, query: str, identity: str) -> Iterator[Answer]:
 
 
 def metric(service: Service, name: str, **labels: str) -> float:
-    text = service.ask("GET", "/metrics").body.decode()
+    text = service.ask("GET", "/metrics", identity="operator").body.decode()
     return next(
         sample.value
         for family in text_string_to_metric_families(text)

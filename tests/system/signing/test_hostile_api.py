@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
 from signer.model import Filter
 from signer.protocol.commands import MAX_REPLY
@@ -108,8 +109,8 @@ MESSAGES = {
     "a page limit that is text": header(op="certificates", limit="1; drop table events"),
     "a page limit that is negative": header(op="certificates", limit=-1),
     "a serial that is a fraction": header(op="certificate", serial=1.5),
-    "a scope that is an object": header(op="freeze", scope={}, reason="x"),
-    "a freeze without a credential": header(op="freeze", scope="all", reason="x"),
+    "a scope that is an object": header(op="freeze") + b'{"scope": {}, "reason": "x"}',
+    "a freeze without a credential": header(op="freeze") + b'{"scope": "all", "reason": "x"}',
     "a lift without a credential": header(op="unfreeze", scope="all"),
     "the ledger's head without a credential": header(op="head"),
     "the roles without a credential": header(op="roles"),
@@ -155,7 +156,7 @@ def test_an_identity_that_the_message_claims_is_not_believed(service: Service, l
     assert answer["error"]["code"] == "role_not_granted"
     answer = liar.ask(op="head", token=service.tokens["ci"], **FORGED)
     assert answer["error"]["code"] == "not_permitted"
-    answer = liar.ask(op="freeze", scope="all", reason="mine", token=service.tokens["ci"], **FORGED)
+    answer = liar.ask(b'{"scope": "all", "reason": "mine"}', op="freeze", token=service.tokens["ci"], **FORGED)
     assert answer["error"]["code"] == "not_permitted"
 
 
@@ -166,7 +167,7 @@ def test_a_certificate_names_the_credentials_owner_whatever_the_message_claims(
     sent = json.dumps({"public_key": line}).encode()
     reply = liar.ask(sent, op="sign", role="llmops", token=service.tokens["ci"], **FORGED)["reply"]
     assert (reply["identity"], reply["principals"], reply["key_id"]) == ("ci", ["llmops"], "ci:llmops")
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     issued, entry = reader.certificate(int(reply["serial"])) or (None, None)
     assert issued is not None
     assert entry is not None
@@ -410,7 +411,7 @@ def test_refusals_of_a_liar_are_folded_and_do_not_fill_the_ledger(start_service:
         for number in range(5_000):
             connection.send(header(token="x", role=f"role-{number}", address=f"10.0.{number // 256}.{number % 256}"))
             assert "error" in read_reply(connection)
-    reader = LedgerReader(service.data_dir)
+    reader = CertificateReader(service.data_dir)
     assert reader.head().seq < 1_200
     assert reader.certificates(Filter()) == []
     reader.close()

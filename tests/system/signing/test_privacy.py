@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME
 from tests.parts import missing, ports
 from tests.parts.keys import KeyRing
 from tests.parts.service import Service, StartService
@@ -112,9 +112,11 @@ def mode(path: Path) -> str:
 def test_keeper_and_api_are_different_users_without_rights(two_users: Service, line: str) -> None:
     assert two_users.sign(line).status == 201
     keeper = keeper_of(two_users)
-    api = [pid for pid in family(two_users.pid) if pid not in (two_users.pid, keeper)]
+    keepers = family(keeper)
+    assert len(keepers) == 2, "the keeper and its query reader"
+    api = [pid for pid in family(two_users.pid) if pid not in (two_users.pid, *keepers)]
     assert len(api) >= 2
-    for pid, user in ((keeper, "daemon"), *((pid, "nobody") for pid in api)):
+    for pid, user in (*((pid, "daemon") for pid in keepers), *((pid, "nobody") for pid in api)):
         status = dict(row.split(":", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in row)
         uid = str(pwd.getpwnam(user).pw_uid)
         assert status["Uid"].split() == [uid] * 4

@@ -54,7 +54,7 @@ def arbiter(service: Service) -> int:
 def test_sigterm_ends_everything_and_says_0(start_service: StartService) -> None:
     service = start_service()
     everybody = family(service.pid)
-    assert len(everybody) == 3  # keeper, gunicorn, its worker
+    assert len(everybody) == 4  # keeper, its query reader, gunicorn, its worker
     assert service.stop() == 0
     assert not any(map(is_alive, everybody))
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from signer.authority.core import Core
+from signer.ca.backends import FileBackend
 from signer.ca.key import load_ca_key
 from signer.ledger.store import Ledger
 from signer.model import Caller
@@ -144,7 +145,7 @@ def test_one_that_is_not_yet_valid_is_refused(service: Service, sshd: Sshd, user
     ledger = Ledger(tmp_path)
     core = Core(
         policy=load_policy(service.policy_file),
-        key=key,
+        backend=FileBackend(key),
         ledger=ledger,
         clock=lambda: time.time() + 3600,
         random=os.urandom,

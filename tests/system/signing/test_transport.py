@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import re
+import signal
 import socket
 import ssl
 import threading
@@ -17,6 +20,7 @@ import pytest
 
 from signer.protocol.sign_request import MAX_BODY
 from tests.parts import ports
+from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import STANDARD_POLICY, Answer, Service, StartService
@@ -366,3 +370,292 @@ def test_behind_a_trusted_proxy_the_last_untrusted_hop_is_the_caller(
     assert pinned_address(service, keyring, "203.0.113.9, 198.51.100.7, 10.1.1.1").startswith("198.51.100.7")
     assert pinned_address(service, keyring, "203.0.113.9, 198.51.100.7:1234") == "caller_address_unknown"
     assert pinned_address(service, keyring, "") == "caller_address_unknown"
+
+
+# --- unusual but valid clients ---------------------------------------------------------------------------------------
+
+
+def sign_request(service: Service, keyring: KeyRing, *fields: str, identity: str = "ci") -> bytes:
+    """A whole native sign request with additional header fields."""
+    body = json.dumps({"public_key": keyring("ed25519", "user").public_line})
+    lines = [f"X-Vault-Token: {service.tokens[identity]}", f"Content-Length: {len(body)}", *fields]
+    return HEAD + "\r\n".join(lines).encode() + b"\r\n\r\n" + body.encode()
+
+
+def test_a_post_that_offers_http_2_keeps_its_body(start_service: StartService, keyring: KeyRing) -> None:
+    """`curl --http2` and Java's client send this; a server may ignore the offer (RFC 9110, 7.8)."""
+    service = start_service()
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
+    with dial(service) as client:
+        for fields in (offer, ("Connection: Upgrade", "Upgrade: websocket"), ()):
+            client.sendall(sign_request(service, keyring, *fields))
+            assert read_answer(client)[0] == 201
+
+
+def test_a_client_that_ends_its_side_is_answered(start_service: StartService, keyring: KeyRing) -> None:
+    service = start_service()
+    for request in (sign_request(service, keyring), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with dial(service) as client:
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            assert read_answer(client)[0] in (200, 201)
+            started = time.monotonic()
+            assert is_ended(client)
+            assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a request", "half a request"])
+def test_an_end_that_comes_with_the_last_bytes_is_seen(
+    whole: bool, start_service: StartService, keyring: KeyRing
+) -> None:
+    service = start_service()
+    request = sign_request(service, keyring)
+    with dial(service) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # the end then travels in the same packet
+        client.sendall(request if whole else request[:-1])
+        client.shutdown(socket.SHUT_WR)
+        started = time.monotonic()
+        assert is_ended(client, unless=b"\0" if whole else b"201")
+        assert time.monotonic() - started < 5
+
+
+def test_many_requests_in_one_go_are_answered_in_order(start_service: StartService, keyring: KeyRing) -> None:
+    service = start_service()
+    sign, health = sign_request(service, keyring), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with dial(service) as client:
+        client.sendall((sign + health + health) * 10)
+        answers = [read_answer(client) for _ in range(30)]
+        assert [status for status, _ in answers] == [201, 200, 200] * 10
+        serials = [int(json.loads(body)["serial"]) for status, body in answers if status == 201]
+        assert serials == sorted(serials)
+
+
+@pytest.mark.parametrize("path", [b"/api/sign/llmops", b"/api/explain/llmops"], ids=["sign", "Flask"])
+def test_a_chunked_body_may_wait_for_a_word_too(path: bytes, start_service: StartService) -> None:
+    service = start_service()
+    with dial(service) as client:
+        head = HEAD.replace(b"/api/sign/llmops", path)
+        client.sendall(head + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"2\r\n{}\r\n0\r\n\r\n")
+        assert read_answer(client)[0] == 401
+
+
+def test_a_body_that_waits_for_a_word_and_is_too_large_gets_the_refusal(start_service: StartService) -> None:
+    service = start_service()
+    with dial(service) as client:
+        client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1))
+        assert read_answer(client)[0] == 413
+        assert is_ended(client)
+
+
+def test_http_1_0_is_answered_and_its_connection_ends(start_service: StartService) -> None:
+    service = start_service()
+    with dial(service) as client:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert read_answer(client)[0] == 200
+        assert is_ended(client)
+
+
+def test_head_has_no_body_and_its_connection_is_kept(start_service: StartService) -> None:
+    service = start_service()
+    with dial(service) as client:
+        client.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        text = b""
+        while not text.endswith(b"}\n"):
+            text += client.recv(65536)
+        assert text.count(b"HTTP/1.1 200 OK\r\n") == 2
+        assert text.count(b'"status"') == 1
+
+
+def test_a_thousand_connections_that_wait_for_their_next_request_stop_nobody(
+    start_service: StartService, keyring: KeyRing, crowd: Callable[[socket.socket], socket.socket]
+) -> None:
+    service = start_service()
+    key = keyring("ed25519", "user").public_line
+    assert service.sign(key).status == 201
+    request = f"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {service.tokens['deploy-agent']}\r\n\r\n".encode()
+    idle = []
+    for _ in range(1000):
+        idle.append(crowd(dial(service)))
+        idle[-1].sendall(request)
+        assert read_answer(idle[-1])[0] == 200
+    assert [service.sign(key).status for _ in range(20)] == [201] * 20
+    for client in idle[-500:]:  # the oldest may have made room
+        client.sendall(request)
+        assert read_answer(client)[0] == 200
+
+
+# --- clients that take or give their time ----------------------------------------------------------------------------
+
+
+def test_a_client_that_reads_a_byte_a_second_is_ended_and_stops_nobody(
+    start_service: StartService, keyring: KeyRing
+) -> None:
+    service = start_service()
+    key = keyring("ed25519", "user").public_line
+    assert service.sign(key, identity="ci").status == 201
+    time.sleep(1)  # until the connections of the start are closed
+    before = api_sockets(service)
+    request = f"GET /api/openapi.json HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {service.tokens['ci']}\r\n\r\n".encode()
+    with dial(service) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(500):
+                client.send(request)
+        eventually(lambda: api_sockets(service) > before, "it is connected")
+        deadline = time.monotonic() + 30
+        while api_sockets(service) > before:
+            assert time.monotonic() < deadline, "it is still connected"
+            time.sleep(1)
+            with contextlib.suppress(OSError):
+                client.recv(1)
+            assert service.sign(key, identity="ci").status == 201
+
+
+def api_sockets(service: Service) -> int:
+    """The open sockets of the API's workers."""
+    keeper = service.keeper_pid()
+    workers = [child for api in children_of(service.pid) if int(api) != keeper for child in children_of(int(api))]
+    found = 0
+    for worker in workers:
+        for link in Path(f"/proc/{worker}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                found += str(link.readlink()).startswith("socket:")
+    return found
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"], ids=["silent", "half a handshake"])
+def test_a_tls_client_that_does_not_shake_hands_is_ended(sent: bytes, tmp_path: Path, keyring: KeyRing) -> None:
+    certificate, private = write_certificate(tmp_path)
+    environ = {"SIGNER_TLS_CERT_FILE": str(certificate), "SIGNER_TLS_KEY_FILE": str(private)}
+    trusting = ssl.create_default_context(cafile=str(certificate))
+
+    def dial_tls(service: Service) -> socket.socket:
+        return trusting.wrap_socket(dial(service), server_hostname="localhost")
+
+    with ElsewhereService(tmp_path / "service", keyring, environ, dial_tls) as service, dial(service) as client:
+        client.sendall(sent)
+        started = time.monotonic()
+        assert is_ended(client)
+        assert time.monotonic() - started < 20
+
+
+def test_a_request_that_waits_long_does_not_hold_up_the_end(start_service: StartService, keyring: KeyRing) -> None:
+    service = start_service()
+    keeper = service.keeper_pid()
+    assert keeper is not None
+    (api,) = {int(pid) for pid in children_of(service.pid)} - {keeper}
+    with dial(service) as signing, dial(service) as asking:
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            signing.sendall(sign_request(service, keyring))
+            asking.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.5)
+            os.kill(api, signal.SIGTERM)
+            started = time.monotonic()
+            assert is_ended(signing, unless=b"201")
+            assert is_ended(asking, unless=b"HTTP/1.1 200")
+            assert time.monotonic() - started < 5
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+# --- what no two readers may read in two ways ------------------------------------------------------------------------
+
+HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /healthz HTTP/1.1\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\n\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\nY: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\r\n\rGET",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX : a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n Host: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x01b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x7fb\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX\x0b: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n: a\r\n\r\n",
+        b"GET /health\x01z HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health z HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET  /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz  HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET\t/healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1 \r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.2\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/11\r\nHost: x\r\n\r\n",
+        b"GET /healthz\r\nHost: x\r\n\r\n",
+        b"get /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\nx",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\nx",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1 1\r\n\r\nx",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n",
+        b"PUT /healthz HTTP/1.1\r\nHost: x\r\n" + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\n\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;a\nb\r\nx\r\n0\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\n0\r\n\r\n",
+    ],
+    ids=lambda request: repr(request)[2:-1].replace("HTTP/1.1\\r\\nHost: x", "…")[:90],
+)
+def test_what_readers_could_read_in_two_ways_is_refused_and_ends_the_connection(
+    request_: bytes, shared_service: Service
+) -> None:
+    with dial(shared_service) as client:
+        client.sendall(request_ + HIDDEN)
+        answers = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(65536):
+                answers += data
+    statuses = re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)
+    assert statuses == [b"400"]
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory: pytest.TempPathFactory, keyring: KeyRing) -> Iterator[Service]:
+    """One service for the tests of this module that leave it as it was."""
+    with Service(tmp_path_factory.mktemp("shared") / "service", keyring("ed25519", "ca")) as service:
+        yield service
+
+
+def test_two_megabytes_of_head_are_not_taken(shared_service: Service) -> None:
+    for piece in (b"X: " + b"y" * 1000 + b"\r\n", b"y"):
+        with dial(shared_service) as client:
+            client.sendall(HEAD)
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 2_000_000:
+                    sent += client.send(piece * (65536 // len(piece)))
+            with contextlib.suppress(ConnectionResetError):
+                assert read_answer(client)[0] == 431
+        assert shared_service.ask("GET", "/healthz").status == 200

@@ -84,7 +84,7 @@ def events(service: Service, kind: str) -> list[dict[str, Any]]:
 def shadow_metrics(service: Service) -> dict[tuple[str, ...], float]:
     """Name without `signer_shadow_`, then role and field, to value."""
     found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(service.ask("GET", "/metrics").body.decode()):
+    for family in text_string_to_metric_families(service.ask("GET", "/metrics", identity="operator").body.decode()):
         for sample in family.samples:
             if sample.name.startswith("signer_shadow_"):
                 labels = [sample.labels[name] for name in ("role", "field") if name in sample.labels]

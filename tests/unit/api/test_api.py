@@ -91,7 +91,7 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("GET", "/api/certificates/17", None, {"op": "certificate", "serial": 17}),
         ("GET", "/api/ledger/head", None, {"op": "head"}),
         ("GET", "/api/freezes", None, {"op": "freezes"}),
-        ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze", "scope": "all", "reason": "r"}),
+        ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),
         ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
         ("DELETE", "/api/freezes/identity:ci", None, {"op": "unfreeze", "scope": "identity:ci"}),
         ("DELETE", "/api/freezes/identity%3Aci", None, {"op": "unfreeze", "scope": "identity:ci"}),
@@ -105,7 +105,7 @@ def test_a_route_asks_the_keeper_with_the_callers_credential(
     assert asked(link) == expected
     header, sent = link.asked[-1]
     assert (header["token"], header["address"]) == ("sgn_x", "127.0.0.1")
-    assert sent == (body if "freezes" not in path else b"") or not body
+    assert sent == (body or b"")
 
 
 def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeKeeperClient) -> None:
@@ -177,27 +177,6 @@ def test_a_bad_query_is_refused_in_a_clear_sentence(
 @pytest.mark.parametrize("serial", ["abc", "-1", "1.0", "9" * 20, str(2**64), "9" * 5000])
 def test_a_serial_that_is_no_number_is_refused(client: FlaskClient, serial: str) -> None:
     assert problem(client.get(f"/api/certificates/{serial}"), 400)["detail"] == "serial must be a whole number"
-
-
-@pytest.mark.parametrize(
-    "body, field",
-    [
-        (b'{"scope":"all"}', "reason"),
-        (b'{"scope":5,"reason":"r"}', None),
-        (b'{"scope":"all","reason":""}', "reason"),
-        (b'{"scope":"all","reason":5}', "reason"),
-        (b'{"scope":"all","reason":"r","extra":1}', "extra"),
-        (b'{"scope":"' + b"x" * 257 + b'","reason":"r"}', "scope"),
-        (b"[]", None),
-        (b"{", None),
-    ],
-)
-def test_a_bad_freeze_is_refused_with_its_field(client: FlaskClient, body: bytes, field: str | None) -> None:
-    answer = client.post("/api/freezes", data=body)
-    if field is not None:
-        assert f"field '{field}'" in problem(answer, 400)["detail"]
-    elif body != b'{"scope":5,"reason":"r"}':
-        assert problem(answer, 400)["code"] == "json_malformed"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +307,6 @@ def test_every_reference_in_openapi_leads_somewhere_and_every_id_is_its_own() ->
 def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeKeeperClient) -> None:
     paths = openapi.document()["paths"]
     opened = {path for path, item in paths.items() for operation in item.values() if operation.get("security") == []}
-    for path in opened:
-        client.get(path)
-    assert all("token" not in header for header, _ in link.asked)
+    assert {client.get(path).status_code for path in opened} == {200}
+    assert all(header.get("token") is None for header, _ in link.asked)
     assert opened == {"/api/ca", "/api/openapi.json", "/healthz", "/readyz", "/metrics"}

@@ -6,30 +6,25 @@ time of the thread. A reader that is linear needs four times as long; one that i
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import io
 import ipaddress
 import json
 import logging
-import socket
-import ssl
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import pytest
-from gunicorn.config import Config
 
-from signer.api.app import create_app
-from signer.api.connection import Connection, Phase, freeze_settings
-from signer.api.framing import MAX_HEAD, Arrival, Framing
+from signer.api.admission import Admission
+from signer.api.asgi import Api, create_app, read_environ, run_flask
+from signer.api.edge import MAX_HEAD, Phase
 from signer.api.request import read_address, read_token
-from signer.api.sign import SignRoutes, read_environ
 from signer.api.vault.responses import failure
-from signer.api.worker import PatientWorker
 from signer.errors import BadRequest, NotAuthenticated, SignerError
 from signer.model import Caller, hide_tokens
 from signer.policy.decide import Policy
@@ -40,7 +35,7 @@ from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
 from signer.protocol.log_limit import WINDOW, LogLimit
 from signer.protocol.operations import read_operation
-from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect, keeper_gone
+from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect
 from signer.protocol.sign_request import (
     MAX_BODY,
     decode_body,
@@ -56,6 +51,7 @@ from signer.ssh.publickey import MAX_TEXT, parse_public_key
 from signer.units import parse_duration
 from signer.vault.audit_log import read_audit_log
 from tests.parts import builders
+from tests.parts.edge import Clients, exchange
 
 pytestmark = pytest.mark.unix_socket  # the api looks for a keeper that is not there
 
@@ -187,14 +183,23 @@ HEAD: Final = b"POST /api/sign/llmops HTTP/1.1\r\nHost: x\r\n"
 CHUNKED: Final = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
+async def _refuse_all(_scope: object, receive: Callable[[], Any], _send: object) -> None:
+    """An application that answers nothing."""
+    await receive()
+
+
+async def _arrive(beginning: bytes, data: bytes, piece: int) -> None:
+    connection, _ = Clients(_refuse_all).connect()
+    connection.data_received(beginning)
+    for at in range(0, len(data), piece):
+        if connection.phase is not Phase.ARRIVING:
+            break
+        connection.data_received(data[at : at + piece])
+
+
 def _framed(beginning: bytes, text: str, piece: int) -> None:
     """A request that arrives in pieces."""
-    framing, inbox, data = Framing(), bytearray(beginning), _raw(text)
-    for at in range(0, len(data), piece):
-        inbox += data[at : at + piece]
-        if framing.look(inbox) is not Arrival.PART:
-            break
-    framing.take(inbox)
+    LOOP.run_until_complete(_arrive(beginning, _raw(text), piece))
 
 
 def _head(text: str) -> None:
@@ -208,71 +213,45 @@ def _chunks(text: str) -> None:
     _framed(CHUNKED + b"0\r\n", text, 16)
 
 
-class _Channel:
-    """The socket of a client that sends no more; what it was sent is in `taken`."""
-
-    def __init__(self) -> None:
-        self.taken = bytearray()
-
-    def fileno(self) -> int:
-        return 0
-
-    def send(self, data: bytes) -> int:
-        self.taken += data
-        return len(data)
-
-    def recv(self, _size: int) -> bytes:
-        raise BlockingIOError
-
-    def shutdown(self, _how: int) -> None:
-        """It is no socket."""
-
-    def close(self) -> None:
-        """It is no socket."""
-
-
-def _connect() -> tuple[Connection, _Channel]:
-    config, channel = Config(), _Channel()
-    config.set("limit_request_fields", 64)
-    peer = ("192.0.2.7", 4711)
-    return Connection(freeze_settings(config), channel, peer, ("127.0.0.1", 8222)), channel  # type: ignore[arg-type]
-
-
 def _parsed(text: str) -> None:
-    """gunicorn's parser, and the environment of a sign request."""
+    """A field, and the environment that the application reads from it."""
     for field in (f"X: {text}", text.strip()):
-        connection, _ = _connect()
-        connection.sock.request = HEAD + _raw(field) + b"\r\n\r\n"
-        with suppress(Exception):
-            read_environ(next(connection.parser), connection.client)
+        _framed(HEAD, field + "\r\n\r\n", MAX_HEAD)
+    for name in (b"x-vault-token", b"authorization", b"x-forwarded-for", b"content-type", b"x-vault-namespace"):
+        scope = {"client": ("127.0.0.1", 4711), "method": "GET", "raw_path": b"/", "query_string": b""}
+        read_environ({**scope, "headers": [(name, _raw(text))]}, b"")
 
 
-def _no_keeper() -> SignRoutes:
+def _no_keeper() -> Api:
     """The whole API, whose keeper is not there: it lets every check before the keeper's run."""
     return create_app(load_settings({"SIGNER_RUN_DIR": "/nonexistent", "SIGNER_TRUSTED_PROXIES": "127.0.0.0/8"}))
 
 
+LOOP: Final = asyncio.new_event_loop()
 API: Final = _no_keeper()
 
 
-def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: Any) -> None:
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": method,
-        "PATH_INFO": path,
-        "RAW_URI": path,
-        "QUERY_STRING": "",
-        "SERVER_NAME": "x",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "SCRIPT_NAME": "",
-        "REMOTE_ADDR": "127.0.0.1",
-        "CONTENT_LENGTH": str(len(body)),
-        "wsgi.input": io.BytesIO(body),
-        "wsgi.url_scheme": "http",
-        "wsgi.errors": io.StringIO(),
-        **fields,
+def _escaped(text: str) -> bytes:
+    """What of a target the edge lets pass: printable ASCII."""
+    return quote(text.encode("latin-1"), safe="!#$%&'()*+,-./:;<=>?@[]^_{|}~\\\"`").encode()
+
+
+def _call(method: str = "POST", path: str = "/v1/ssh/roles/x", body: bytes = b"a", **fields: str) -> None:
+    scope: dict[str, Any] = {
+        "client": ("127.0.0.1", 4711),
+        "method": method,
+        "raw_path": _escaped(path),
+        "query_string": _escaped(fields.pop("QUERY_STRING", "")),
+        "headers": [
+            (name.removeprefix("HTTP_").replace("_", "-").lower().encode(), value.encode("latin-1"))
+            for name, value in fields.items()
+        ],
     }
-    list(API(environ, lambda _status, _headers: None))
+    environ = read_environ(scope, body)
+    if (call := API._routes.sign_call(environ, body)) is not None:
+        call.run(API.keeper)
+    else:
+        run_flask(API._flask, environ, body)
 
 
 def _paths(text: str) -> None:
@@ -358,7 +337,7 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A2 a request's fields, in Flask": (_fields, MAX_FIELD),
     "audit_A2 a request's path, in Flask": (_paths, 4_000),
     "audit_A2 a request's body, in Flask": (lambda text: _call(body=_raw(text), CONTENT_TYPE=FORM), MAX_BODY),
-    "audit_A2 a request's head, in gunicorn": (_parsed, MAX_FIELD),
+    "audit_A2 a request's fields": (_parsed, MAX_FIELD),
     "audit_A3 a head as it arrives": (_head, MAX_HEAD - 100),
     "audit_A3 chunks as they arrive": (_chunks, 2 * MAX_BODY),
     "audit_A2 an answer as it arrives": (_answered, 60_000),
@@ -421,11 +400,16 @@ def test_audit_a2_the_worst_content_type_costs_milliseconds() -> None:
 def test_audit_a3_a_field_is_no_expression() -> None:
     """A field that frames the body, as long as a head may be: to compile it took 50 ms, and its memory was kept."""
     field = b"Transfer-Encoding:" + b" \t" * 12_000 + b"chunked"
-    framing, inbox = Framing(), bytearray(HEAD + field + b"\r\n\r\n0\r\n\r\n")
+
+    async def arrive() -> Phase:
+        connection, _ = Clients(_refuse_all).connect()
+        connection.data_received(HEAD + field + b"\r\n\r\n0\r\n\r\n")
+        return connection.phase
+
     began = time.thread_time()
-    assert framing.look(inbox) is Arrival.WHOLE
+    phase = LOOP.run_until_complete(arrive())
     assert time.thread_time() - began < 0.005
-    assert framing.take(inbox) == HEAD + b"Content-Length: 0\r\n\r\n"
+    assert phase is Phase.BUSY  # it is a whole request
 
 
 # --- who is looked at before what ------------------------------------------------------------------------------------
@@ -540,61 +524,37 @@ MALFORMED: dict[str, bytes] = {
 }
 
 
-class _Log(logging.Logger):
-    """gunicorn's logger, as far as the worker calls it."""
+MALFORMED = {
+    name: data if b"\nHost" in data else data.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nHost: h\r\n", 1)
+    for name, data in MALFORMED.items()
+}
 
-    def access(self, *_: object) -> None:
-        """The service keeps no log of accesses."""
 
+class _Edge:
+    """An edge without sockets, whose keeper is not there; what it logs is in `caplog`."""
 
-class _Loop:
-    """The main loop's poller, threads and queue: whatever is given to them happens at once."""
+    def __init__(self) -> None:
+        self.api = _no_keeper()
 
-    def submit(self, function: Callable[..., object], *arguments: object) -> None:
-        function(*arguments)
-
-    def defer(self, function: Callable[..., object], *arguments: object) -> None:
-        function(*arguments)
-
-    def ask(self, message: bytes, done: Callable[[Any], object]) -> None:
-        assert message
-        done(keeper_gone())
-
-    def forget(self, _connection: Connection) -> None:
-        """Nothing is polled."""
+    def send(self, data: bytes) -> bytes:
+        """The answer to those bytes on a new connection."""
+        self.api.admission = Admission()
+        return exchange(self.api, [data], self.api.lines)[0]
 
 
 @pytest.fixture
-def worker(caplog: pytest.LogCaptureFixture) -> Iterator[PatientWorker]:
-    """A worker without processes and sockets; what it logs is in `caplog`."""
-    made = PatientWorker.__new__(PatientWorker)
-    made.log = _Log("gunicorn.error")
-    made.log.addHandler(caplog.handler)
-    made.cfg = freeze_settings(Config())
-    made.wsgi = made.routes = _no_keeper()
-    made.tpool = made.method_queue = made.poller = made.keeper = _Loop()  # type: ignore[assignment]
-    made.waiting = {phase: OrderedDict() for phase in Phase}
-    made.seconds = dict.fromkeys(Phase, 60.0)
-    made.alive, made.nr, made.nr_conns, made.max_requests = True, 0, 0, 10**9
-    made.keepalived_conns, made.max_keepalived = [], 1000
+def edge(caplog: pytest.LogCaptureFixture) -> Iterator[_Edge]:
     with caplog.at_level(logging.INFO):  # the service runs at WARNING
+        made = _Edge()
         yield made
-
-
-def _send(worker: PatientWorker, data: bytes) -> bytes:
-    connection, channel = _connect()
-    worker.nr_conns += 1
-    worker.waiting[Phase.ARRIVING][connection] = None
-    connection.inbox += data
-    worker._look(connection)  # what the main loop calls when bytes have come
-    return bytes(channel.taken)
+        made.api._pool.shutdown()
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_audit_b1_a_malformed_request_is_answered_and_leaves_no_stack_and_none_of_its_bytes(
-    name: str, worker: PatientWorker, caplog: pytest.LogCaptureFixture
+    name: str, edge: _Edge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = _send(worker, MALFORMED[name].replace(b"@", SECRET))
+    answer = edge.send(MALFORMED[name].replace(b"@", SECRET))
     assert answer.startswith(b"HTTP/1."), "no answer"
     assert b" 500 " not in answer.partition(b"\r\n")[0]
     assert "Traceback" not in caplog.text
@@ -602,31 +562,29 @@ def test_audit_b1_a_malformed_request_is_answered_and_leaves_no_stack_and_none_o
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
 
 
-def test_audit_b1_a_request_line_without_a_version_is_a_problem(worker: PatientWorker) -> None:
+def test_audit_b1_a_request_line_without_a_version_is_a_problem(edge: _Edge) -> None:
     for line in (b"POST /api/sign/x 2", b"GET /healthz 2"):
-        head, _, body = _send(worker, line + b"\r\n\r\n").partition(b"\r\n\r\n")
+        head, _, body = edge.send(line + b"\r\n\r\n").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert json.loads(body)["code"] == "request_malformed"
 
 
-def test_audit_b1_many_malformed_requests_are_a_few_lines(
-    worker: PatientWorker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_audit_b1_many_malformed_requests_are_a_few_lines(edge: _Edge, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(200):
-        _send(worker, MALFORMED["no version"])
+        edge.send(MALFORMED["no version"])
     assert len([record for record in caplog.records if record.levelno >= logging.INFO]) == 1
 
 
 @pytest.mark.parametrize("raised", [KeyError("sgn_inner"), OSError(5, "sgn_inner")])
 def test_audit_b1_an_internal_error_is_one_stack_a_minute(
-    raised: Exception, worker: PatientWorker, caplog: pytest.LogCaptureFixture
+    raised: Exception, edge: _Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_environ: dict[str, Any], _start: object) -> list[bytes]:
+    async def broken(*_: object) -> None:
         raise raised
 
-    worker.wsgi = broken
+    monkeypatch.setattr(edge.api, "_answer", broken)
     for _ in range(100):
-        assert _send(worker, b"GET /sgn_path HTTP/1.1\r\nA: sgn_field\r\n\r\n").startswith(b"HTTP/1.1 500 ")
+        assert edge.send(b"GET /sgn_path HTTP/1.1\r\nHost: h\r\nA: sgn_field\r\n\r\n").startswith(b"HTTP/1.1 500 ")
     assert caplog.text.count("Traceback") == 1
     assert "sgn_path" not in caplog.text
     assert "sgn_field" not in caplog.text
@@ -649,18 +607,3 @@ def test_audit_b1_a_limited_log_counts_what_it_does_not_write(caplog: pytest.Log
     assert counts == ["4 more in a minute: odd", "4 more in a minute: other"]
     lines.warn("odd", "an odd request")
     assert caplog.records[-1].getMessage() == "an odd request"
-
-
-def test_audit_b1_a_handshake_that_fails_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    ours, theirs = socket.socketpair()
-    with closing(theirs), caplog.at_level(logging.DEBUG):
-        ours.setblocking(False)
-        wrapped = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(
-            ours, server_side=True, do_handshake_on_connect=False
-        )
-        with closing(wrapped):
-            connection = Connection(freeze_settings(Config()), wrapped, "", "")
-            theirs.send(b"GET / HTTP/1.1\r\nA: " + SECRET + b"\r\n\r\n")
-            connection.gather()
-            assert connection.has_ended
-    assert not caplog.records

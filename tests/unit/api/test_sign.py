@@ -1,91 +1,84 @@
-"""A sign request is read, and its answer written, as gunicorn does it for every other one."""
+"""What is read of a request, and what of a sign request goes to the keeper."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from gunicorn.config import Config
-from gunicorn.http import wsgi
 
-from signer.api.connection import Connection, Mailbox, freeze_settings
-from signer.api.sign import SignCall, begin_response, read_environ, render_response
-from signer.api.vault.responses import failure
+from signer.api.asgi import read_environ
+from signer.api.sign import SignCall, SignRoutes
+from signer.protocol.client import make_message
 from signer.protocol.commands import split_message
 
 
-class Channel:
-    """A socket that only has a number."""
-
-    def fileno(self) -> int:
-        return 0
-
-
-def connect(client: Any) -> Connection:
-    """A connection as the worker makes it."""
-    return Connection(freeze_settings(Config()), Channel(), client, ("127.0.0.1", 8222))  # type: ignore[arg-type]
+def environ(*fields: tuple[bytes, bytes], client: Any = ("192.0.2.7", 4711), **scope: Any) -> dict[str, Any]:
+    """The environment of a sign request with those fields."""
+    asked = {"method": "POST", "raw_path": b"/v1/ssh/sign/llmops", "query_string": b"", "client": client, **scope}
+    return read_environ({**asked, "headers": list(fields)}, b"{}")
 
 
-def send(connection: Connection, *fields: str, version: str = "1.1", body: str = "{}") -> Any:
-    """gunicorn's reading of a sign request with those fields."""
-    lines = [f"POST /v1/ssh/sign/llmops HTTP/{version}", f"Content-Length: {len(body)}", *fields]
-    connection.sock.request = ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
-    return next(connection.parser)
-
-
-@pytest.mark.parametrize(
-    "client", [("192.0.2.7", 4711), ("2001:db8::7", 4711, 0, 0), ""], ids=["IPv4", "IPv6", "unix socket"]
-)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        (),
-        ("X-Vault-Token: one", "X-Forwarded-For: 198.51.100.1", "Content-Type: application/json"),
-        ("X-Vault-Token: one", "x-vault-token: two"),
-        ("X-Forwarded-For: 198.51.100.1", "X-Forwarded-For: 203.0.113.9", "X-Forwarded-For:"),
-        ("Authorization: Bearer one", "X_Vault_Token: two", "Content_Type: text/plain", "Remote-Addr: 203.0.113.9"),
-    ],
-    ids=["none", "some", "a token twice", "a field three times", "underscores"],
-)
-def test_what_is_read_of_a_request_is_what_gunicorn_reads(client: Any, fields: tuple[str, ...]) -> None:
-    connection = connect(client)
-    request = send(connection, *fields)
-    _, whole = wsgi.create(request, Mailbox(), client, connection.server, connection.cfg)
-    ours = read_environ(request, client)
-    theirs = {name: value for name, value in whole.items() if name in ours or name.startswith(("HTTP_", "CONTENT_"))}
-    assert ours == theirs
-    assert ours["wsgi.input"].read() == b"{}"
-
-
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("keep", [True, False], ids=["kept", "closed"])
-def test_an_answer_is_written_as_gunicorn_writes_it(version: str, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 1_789_000_000.9)
-    connection = connect(("192.0.2.7", 4711))
-    request = send(connection, f"Connection: {'keep-alive' if keep else 'close'}", version=version)
-    answer = failure(403, "permission denied")
-    box = Mailbox()
-    response, _ = wsgi.create(request, box, connection.client, connection.server, connection.cfg)
-    response.write(begin_response(answer, response.start_response))
-    response.close()
-    assert render_response(answer, request.version, keep) == bytes(box.response)
-
-
-def test_settings_that_are_frozen_are_gunicorns() -> None:
-    settings = Config()
-    settings.set("limit_request_fields", 64)
-    frozen = freeze_settings(settings)
-    assert {name: getattr(frozen, name) for name in settings.settings} == {
-        name: getattr(settings, name) for name in settings.settings
+def test_only_known_fields_are_read_and_repeated_ones_joined() -> None:
+    read = environ(
+        (b"x-vault-token", b"one"),
+        (b"x-vault-token", b"two"),
+        (b"x_vault_token", b"three"),
+        (b"x-forwarded-for", b"198.51.100.1"),
+        (b"x-forwarded-for", b"203.0.113.9"),
+        (b"content-type", b"text/\xe9"),
+        (b"content-length", b"99"),
+        (b"host", b"x"),
+        (b"cookie", b"x"),
+        (b"remote-addr", b"203.0.113.9"),
+    )
+    assert read == {
+        "REQUEST_METHOD": "POST",
+        "RAW_PATH": "/v1/ssh/sign/llmops",
+        "QUERY_STRING": "",
+        "REMOTE_ADDR": "192.0.2.7",
+        "CONTENT_LENGTH": "2",
+        "CONTENT_TYPE": "text/\xe9",
+        "HTTP_X_VAULT_TOKEN": "one,two",
+        "HTTP_X_FORWARDED_FOR": "198.51.100.1,203.0.113.9",
     }
-    assert frozen.is_ssl == settings.is_ssl
-    assert frozen.forwarded_allow_networks() == settings.forwarded_allow_networks()
+
+
+def test_a_client_of_a_unix_socket_has_no_address() -> None:
+    assert environ(client=None)["REMOTE_ADDR"] == ""
+
+
+ROUTES = SignRoutes(("ssh", "team/ssh"), ())
+
+
+@pytest.mark.parametrize(
+    "method, path, role",
+    [
+        ("POST", b"/v1/ssh/sign/llmops", "llmops"),
+        ("PUT", b"/v1/team/ssh/sign/a.b@c-d", "a.b@c-d"),
+        ("POST", b"/api/sign/llmops", "llmops"),
+        ("PUT", b"/api/sign/llmops", None),
+        ("GET", b"/v1/ssh/sign/llmops", None),
+        ("POST", b"/v1/other/sign/llmops", None),
+        ("POST", b"/v1/ssh/sign/ll%6dops", None),
+        ("POST", b"/v1/ssh/sign/llmops/", None),
+        ("POST", b"//v1/ssh/sign/llmops", None),
+        ("POST", b"/v1/ssh/sign/.llmops", None),
+        ("POST", b"/v1/ssh/sign/" + b"a" * 257, None),
+    ],
+)
+def test_sign_requests_are_recognised_by_method_and_path(method: str, path: bytes, role: str | None) -> None:
+    call = ROUTES.sign_call(environ(method=method, raw_path=path), b"{}")
+    assert (None if call is None else call.header["role"]) == role
+
+
+@pytest.mark.parametrize("field", [b"x-vault-namespace", b"x-vault-wrap-ttl"])
+def test_a_namespace_or_wrapping_is_for_the_rest_of_vaults_api(field: bytes) -> None:
+    assert ROUTES.sign_call(environ((field, b"x")), b"{}") is None
 
 
 @pytest.mark.parametrize("content_type", ["\xe9" * 3_000, "a" * 30_000, "text/plain; a=\xe9"])
 def test_a_content_type_that_no_form_has_is_left_out_of_the_message(content_type: str) -> None:
-    environ = {"CONTENT_TYPE": content_type, "REMOTE_ADDR": "192.0.2.7", "wsgi.input": io.BytesIO(b"{}")}
-    call = SignCall(environ, (), "llmops", for_vault=True)
+    asked = environ((b"content-type", content_type.encode("latin-1")))
+    call = SignCall(asked, (), "llmops", for_vault=True, body=b"{}")
     assert call.header["content_type"] == ""
-    split_message(call.message())
+    split_message(make_message(call.header, call.body))

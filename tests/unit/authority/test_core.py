@@ -382,3 +382,26 @@ def test_a_batch_that_was_not_recorded_counts_towards_no_limit() -> None:
     bench.ask(sign(), sign(), sign())
     bench.store.fail = ""
     assert [isinstance(bench.sign(), dict) for _ in range(4)] == [True, True, True, False]
+
+
+def test_audit_a_refusal_whose_record_failed_is_recorded_by_the_next_one() -> None:
+    bench = Bench()
+    bench.store.fail = "before"
+    assert bench.sign(principals=("root",)).code == "ledger_unavailable"
+    bench.store.fail = ""
+    assert bench.sign(principals=("root",)).code == "principal_not_allowed"
+    (body,) = bench.store.bodies("request.refused")
+    assert body["code"] == "principal_not_allowed"
+
+
+def test_audit_counts_of_refusals_whose_record_failed_are_recorded_later() -> None:
+    bench = Bench()
+    for _ in range(4):
+        bench.sign(principals=("root",))
+    bench.now += 60
+    bench.store.fail = "before"
+    bench.core.tick()
+    bench.store.fail = ""
+    bench.core.tick()
+    (body,) = bench.store.bodies("refusals.repeated")
+    assert body["count"] == 3

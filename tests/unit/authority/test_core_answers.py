@@ -103,6 +103,18 @@ def test_a_freeze_stops_what_it_names_until_it_is_lifted(scope: str) -> None:
     assert serial_of(bench.sign()) == 1
 
 
+def test_audit_freezes_of_others_are_listed_only_for_who_may_freeze_or_read_the_ledger() -> None:
+    bench = Bench()
+    for scope in ("identity:deploy-agent", "role:llmops"):
+        bench.ask(Freeze(caller("operator"), scope, "a key was found in a chat"))
+    listed = {
+        who: bench.ask(ListFreezes(caller(who)))[0]["freezes"] for who in ("operator", "deploy-agent", "stranger")
+    }
+    assert [row["scope"] for row in listed["operator"]] == ["identity:deploy-agent", "role:llmops"]
+    assert listed["deploy-agent"] == listed["operator"]
+    assert listed["stranger"] == []
+
+
 def test_a_freeze_counts_for_the_commands_behind_it_in_its_batch() -> None:
     bench = Bench()
     replies = bench.ask(sign(), Freeze(caller("operator"), "all", "drill"), sign())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from signer.authority.vault_certificates import PendingSignature
+from signer.authority.vault_certificates import PendingCertificate
 from signer.errors import CertificateMismatch, Refused
 from signer.model import Event
 from signer.protocol.commands import Freeze, ShowHead, Unfreeze
@@ -165,8 +165,8 @@ def test_a_serial_that_comes_twice_is_refused() -> None:
 def test_what_is_out_counts_towards_the_limits() -> None:
     bench = Bench(policy=LIMITED)
     one, two = bench.ask(builders.sign(), builders.sign())
-    assert isinstance(one, PendingSignature)
-    assert isinstance(two, PendingSignature)
+    assert isinstance(one, PendingCertificate)
+    assert isinstance(two, PendingCertificate)
     assert code(bench.sign()) == "rate_limited"
 
 
@@ -207,7 +207,7 @@ def test_a_state_read_while_results_are_checked_does_not_count_what_failed_befor
 @pytest.mark.parametrize(
     "fails", [lambda forward: DOWN, lambda forward: made(forward, cert_type=2)], ids=["down", "outside"]
 )
-def test_a_grant_that_fails_is_taken_back(fails: Callable[[PendingSignature], Any]) -> None:
+def test_a_grant_that_fails_is_taken_back(fails: Callable[[PendingCertificate], Any]) -> None:
     bench = Bench(policy=LIMITED)
     for _ in range(20):
         forward = bench.send()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME
 from signer.model import Event
 from signer.protocol.replies import Reply
 from tests.parts import builders

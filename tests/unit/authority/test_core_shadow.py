@@ -17,23 +17,25 @@ from hypothesis import strategies as st
 from signer.authority import shadow
 from signer.authority.core import Core
 from signer.authority.limits import Differences
-from signer.authority.shadow import Shadow
-from signer.authority.vault_certificates import PendingSignature
+from signer.authority.vault_certificates import PendingCertificate
+from signer.ca.backends import FileBackend
 from signer.ca.key import load_ca_key
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event, PublicKey, Returned
 from signer.protocol.commands import Freeze
 from signer.protocol.replies import Reply
+from signer.service.key_source import FileSource
 from signer.service.reload import Reloader
 from signer.settings import load_settings
+from signer.signing import CertifyInPool
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.vault.parity import Difference, compare_certificates
 from tests.parts import builders, vault_episodes
 from tests.parts.builders import NOW, MemoryStore, PretendKey
 from tests.parts.episodes import POLICIES, Memory
 from tests.parts.keys import KeyRing
-from tests.parts.vault_episodes import CA, DOWN, VaultEpisode, code, made
+from tests.parts.vault_episodes import CA, DOWN, VaultEpisode, backend, code, made
 
 HOUR = Differences.window
 OURS = builders.public_key("ssh-ed25519", "ca")  # the public half of what PretendKey signs with
@@ -59,18 +61,24 @@ class Bench(vault_episodes.Bench):
     store: Batches = field(default_factory=Batches)
 
     def restart(self) -> Core:
-        self.shadow = Shadow(OURS, self.faults.append)
+        self.backend = backend(OURS)
         self.core = Core(
             policy=self.policy,
-            key=None,
+            backend=self.backend,
             ledger=self.store,
             clock=lambda: self.now,
             random=lambda _count: pytest.fail("nothing is drawn for a certificate that is not made"),
             report=self.faults.append,
-            shadow=self.shadow,
         )
+        self.shadow = self.core.shadow
         self.core.begin({})
         return self.core
+
+    @property
+    def compared_with(self) -> PublicKey:
+        key = self.backend.order.local_key
+        assert key is not None
+        return key
 
     def login(self, **changes: Any) -> Any:
         """One request that Vault signs, with `changes` to what it makes of it."""
@@ -176,16 +184,16 @@ def test_no_serial_of_ours_is_used_up(tmp_path: Path) -> None:
     given: dict[str, Any] = {"policy": builders.policy(), "ledger": ledger, "clock": lambda: NOW}
     faults: list[Exception] = []
     given |= {"random": os.urandom, "report": faults.append}
-    core = Core(key=None, shadow=Shadow(OURS, faults.append), **given)
+    core = Core(backend=backend(OURS), **given)
     core.begin({})
     for _ in range(3):
         ((_, forward),) = core.run([builders.sign()])
-        assert isinstance(forward, PendingSignature)
+        assert isinstance(forward, PendingCertificate)
         ((_, reply),) = core.finish([(forward, made(forward))])
         assert isinstance(reply, Reply)
     assert ledger.last_serial() == 0
     core.end()
-    local = Core(key=PretendKey(), **given)
+    local = Core(backend=FileBackend(PretendKey()), **given)
     local.begin({})
     ((_, first),) = local.run([builders.sign()])
     assert isinstance(first, Reply)
@@ -196,11 +204,10 @@ def test_no_serial_of_ours_is_used_up(tmp_path: Path) -> None:
 
 def test_only_the_public_half_of_a_key_is_kept_at_the_start_and_after_another_came() -> None:
     bench, new = Bench(), PretendKey("new")
-    assert type(bench.shadow.key) is PublicKey
+    assert type(bench.compared_with) is PublicKey
     assert bench.core.use_key(new) is None
-    assert type(bench.shadow.key) is PublicKey
-    assert (bench.shadow.key.fingerprint, bench.core.own_key) == (new.fingerprint, bench.shadow.key)
-    assert bench.core.key is None
+    assert type(bench.compared_with) is PublicKey
+    assert bench.compared_with.fingerprint == new.fingerprint
     assert bench.store.bodies("ca.rotated") == [{"from": OURS.fingerprint, "to": new.fingerprint}]
     bench.login()
     assert new.signed == []
@@ -212,7 +219,7 @@ def test_a_key_whose_coming_cannot_be_recorded_is_not_compared_with(fail: str) -
     bench = Bench()
     bench.store.fail = fail
     assert isinstance(bench.core.use_key(PretendKey("new")), Unavailable)
-    assert bench.shadow.key == OURS
+    assert bench.compared_with == OURS
 
 
 def test_a_policy_that_pins_another_key_than_the_compared_one_is_refused() -> None:
@@ -242,18 +249,23 @@ def test_sighup_takes_a_key_that_the_policy_names_and_no_other(tmp_path: Path, k
         "SIGNER_CA_KEY_OWNER": owner,
     }
     bench = Bench(policy=builders.policy(policy_file.read_text()))
-    bench.shadow.use_key(load_ca_key(key_file, owner))
-    reloader = Reloader(bench.core, load_settings(environ), None, lambda _key: None)
+    bench.backend.use_key(load_ca_key(key_file, owner))
+    settings = load_settings(environ)
+    reloader = Reloader(bench.core, bench.backend, settings, FileSource(settings, None))
     place(new.private)
-    taken = reloader.reload()
+    reloader.start()
+    taken = reloader.collect()
+    assert taken is not None
     assert (taken.policy, taken.key) == (True, False)
     assert bench.store.bodies("ca.refused")[0]["code"] == "ca_key_fingerprint_differs"
-    assert bench.shadow.key.fingerprint == old.fingerprint
+    assert bench.compared_with.fingerprint == old.fingerprint
     policy_file.write_text(builders.policy_text(ca=new.fingerprint))
-    taken = reloader.reload()
+    reloader.start()
+    taken = reloader.collect()
+    assert taken is not None
     assert (taken.policy, taken.key) == (True, True)
-    assert bench.shadow.key.fingerprint == new.fingerprint
-    assert bench.core.key is None
+    assert bench.compared_with.fingerprint == new.fingerprint
+    assert isinstance(bench.backend.order, CertifyInPool)
 
 
 # --- a comparison decides nothing ------------------------------------------------------------------------------------
@@ -286,7 +298,8 @@ def test_a_fault_of_the_comparison_costs_nobody_the_certificate(fault: str, monk
 
 def test_a_key_of_ours_that_nothing_can_be_drafted_with_costs_nobody_the_certificate() -> None:
     bench = Bench()
-    bench.shadow.key = replace(OURS, blob="no bytes")  # type: ignore[arg-type]
+    broken: Any = replace(OURS, blob="no bytes")  # type: ignore[arg-type]
+    bench.backend.order = replace(bench.backend.order, local_key=broken)
     assert builders.certificate_of(bench.login())
     assert bench.shadow.faults == {"llmops": 1}
 
@@ -394,12 +407,11 @@ class ShadowEpisode(VaultEpisode):
         self.out.clear()
         self.core = Core(
             policy=self.rng.choice(POLICIES),
-            key=None,
+            backend=backend(OURS),
             ledger=self.store,
             clock=self.clock,
             random=self.rng.randbytes,
             report=self.faults.append,
-            shadow=Shadow(OURS, self.faults.append),
         )
         self.core.begin({})
         return self.core

@@ -119,3 +119,43 @@ def test_no_refusal_is_lost(noted: list[tuple[str, int]]) -> None:
     told += folding.flush()
     counted = sum(1 if event.kind == "request.refused" else int(str(event.body["count"])) for event in told)
     assert counted == len(noted)
+
+
+batches = st.lists(st.tuples(st.lists(st.sampled_from("abc"), max_size=6), st.integers(0, 90), st.booleans()))
+
+
+@given(batches)
+def test_audit_a_failed_transaction_loses_no_count_and_leaves_each_of_its_kinds_new(
+    steps: list[tuple[list[str], int, bool]],
+) -> None:
+    folding, now, recorded, counted_as_failed, expected = Refusals(), 0, list[Event](), 0, 0
+    for actors, pause, is_kept in steps:
+        now += pause
+        told = [*folding.due(now), *(event for actor in actors for event in folding.note(refusal(actor), now))]
+        expected += len(actors)
+        if is_kept:
+            folding.settle()
+            recorded += told
+            continue
+        folding.restore()
+        first = {event.actor for event in told if event.kind == "request.refused"}
+        counted_as_failed += len([event for event in told if event.kind == "request.refused"])
+        for actor in first:  # would be recorded now; is not kept, so that the step changes nothing
+            assert refusal(actor) in list(folding.note(refusal(actor), now))
+        folding.restore()
+        expected += len(first)
+        counted_as_failed += len(first)
+    recorded += folding.flush()
+    total = sum(1 if event.kind == "request.refused" else int(str(event.body["count"])) for event in recorded)
+    assert total == expected - counted_as_failed
+
+
+def test_a_budget_is_as_before_after_a_failed_transaction() -> None:
+    folding = Refusals()
+    for n in range(2 * MAX_STRANGER_KINDS):
+        list(folding.note(refusal(actor=UNAUTHENTICATED, address=f"198.51.100.{n}"), 100))
+        folding.restore()
+    for n in range(MAX_STRANGER_KINDS):
+        other = refusal(actor=UNAUTHENTICATED, address=f"203.0.113.{n}")
+        assert list(folding.note(other, 100)) == [other]
+        folding.settle()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.authority.vault_certificates import TOLERANCE, PendingSignature, VaultCertificate, read_vault_certificate
+from signer.authority.vault_certificates import TOLERANCE, PendingCertificate, VaultCertificate, read_vault_certificate
 from signer.errors import CertificateMismatch
 from signer.model import Grant, Returned
 from signer.ssh.publickey import fingerprint_of
@@ -17,14 +17,15 @@ from signer.ssh.wire import string
 from tests.parts import builders
 from tests.parts.builders import NOW
 from tests.parts.fake_vault import ForeignCa
+from tests.parts.vault_episodes import backend
 
 CA = ForeignCa()
 GRANT = builders.grant(principals=("backup", "llmops"), extensions=("permit-port-forwarding", "permit-pty"))
 OPTIONS = GRANT.critical_options
 
 
-def forward(grant: Grant = GRANT) -> PendingSignature:
-    return PendingSignature(builders.sign(), grant, NOW, "0" * 64)
+def forward(grant: Grant = GRANT) -> PendingCertificate:
+    return PendingCertificate(builders.sign(), grant, NOW, "0" * 64, backend().order)
 
 
 def returned(grant: Grant = GRANT, ca: ForeignCa = CA, **changes: Any) -> Returned:
@@ -35,7 +36,7 @@ def read(**changes: Any) -> VaultCertificate:
     return read_vault_certificate(returned(**changes), forward())
 
 
-def fault(answer: Returned, asked: PendingSignature | None = None) -> str:
+def fault(answer: Returned, asked: PendingCertificate | None = None) -> str:
     """What is wrong with it, in the words of the error."""
     with pytest.raises(CertificateMismatch) as caught:
         read_vault_certificate(answer, asked or forward())

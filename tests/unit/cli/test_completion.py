@@ -71,7 +71,7 @@ def test_zsh_is_told_words_with_their_help(monkeypatch: pytest.MonkeyPatch) -> N
     assert ask(monkeypatch, "zsh_complete", "signer ledger v", "2") == [
         "plain",
         "verify",
-        "verify every event, every table and the file",
+        "verify every event, every view and the files",
     ]
     assert ask(monkeypatch, "zsh_complete", "signer ce", "1") == ["plain", "certs", GROUPS["certs"]]
 

@@ -11,7 +11,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.ledger.chain import GENESIS, MAX_SAFE_INTEGER, canonical_json, chain, derived_rows, entry_hash
+from signer.ledger.chain import GENESIS, MAX_SAFE_INTEGER, canonical_json, chain, entry_hash
 from signer.model import Event, Head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -72,8 +72,3 @@ def test_entries_follow_each_other_from_the_head_on() -> None:
 def test_an_entrys_time_never_runs_backwards() -> None:
     (entry,) = chain([Event("a", "x", {})], Head(7, GENESIS, 5_000), 4_000)
     assert entry.time_ms == 5_000
-
-
-def test_an_event_without_a_meaning_for_the_tables_changes_none() -> None:
-    (entry,) = chain([Event("request.refused", "x", {"code": "y"})], Head(0, GENESIS, 0), 0)
-    assert list(derived_rows(entry, {"code": "y"})) == []

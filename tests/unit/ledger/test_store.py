@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sqlite3
@@ -17,9 +16,10 @@ import pytest
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader, Recent
+from signer.ledger.reader import REACH, LedgerReader, Recent
+from signer.ledger.schema import FILE_NAME, VERSION
 from signer.ledger.store import LOCK_NAME, Ledger
-from signer.model import BACKDATE, Event, Filter
+from signer.model import BACKDATE, Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
     assert ledger.head().seq == 0
-    assert (ledger.last_serial(), ledger.freezes(), ledger.certificates(Filter())) == (0, {}, [])
+    assert (ledger.last_serial(), ledger.freezes(), ledger.recent(0), ledger.fold()) == (0, {}, [], None)
 
 
 def test_what_was_committed_is_there_after_reopening(tmp_path: Path, ledger: Ledger) -> None:
@@ -83,7 +83,7 @@ def test_the_table_of_events_refuses_to_be_edited(tmp_path: Path, ledger: Ledger
 
 def test_a_ledger_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, ledger: Ledger) -> None:
     ledger.commit([refused()], 1_000)
-    ledger.connection().execute("PRAGMA user_version = 2")
+    ledger.connection().execute(f"PRAGMA user_version = {VERSION + 1}")
     LedgerReader.close(ledger)
     for opened in (ledger, LedgerReader(tmp_path)):
         with pytest.raises(LedgerBroken) as caught:
@@ -124,19 +124,25 @@ def test_a_reader_without_a_ledger_says_so(tmp_path: Path) -> None:
 
 def test_a_ledger_whose_table_is_gone_is_broken_not_busy(tmp_path: Path, ledger: Ledger) -> None:
     ledger.commit([issued(1)], 1_000)
-    ledger.connection().execute("DROP TABLE principals")
+    ledger.connection().execute("DROP TABLE events")
     with pytest.raises(LedgerBroken):
-        ledger.certificates(Filter(principal="llmops"))
+        ledger.recent(0)
 
 
 def test_a_batch_is_kept_whole_or_not_at_all(ledger: Ledger) -> None:
     ledger.commit([issued(1)], 1_000)
-    with pytest.raises(LedgerBroken):  # serial 1 again: nothing of the batch may stay
+    with pytest.raises(ValueError, match="serial 1 does not follow 2"):  # nothing of the batch may stay
         ledger.commit([issued(2), issued(1), freeze("all")], 2_000)
     assert ledger.head().seq == 1
+    with pytest.raises(ValueError, match="serial 1 does not follow 1"):
+        ledger.commit([issued(1)], 2_000)
+    ledger.commit([issued(7, backend="vault")], 2_000)
+    with pytest.raises(LedgerBroken):  # a serial of Vault's again
+        ledger.commit([freeze("all"), issued(7, backend="vault")], 2_000)
+    assert ledger.head().seq == 2
     assert (ledger.last_serial(), ledger.freezes()) == (1, {})
     ledger.commit([issued(2)], 3_000)
-    assert verify(ledger).seq == 2
+    assert verify(ledger).seq == 3
 
 
 def test_an_event_that_cannot_be_written_leaves_the_ledger_usable(ledger: Ledger) -> None:
@@ -266,44 +272,6 @@ def test_a_reader_reads_and_verifies_while_a_writer_commits(tmp_path: Path, ledg
     assert rounds == sorted(rounds)
 
 
-def test_certificates_are_found_by_each_of_their_traits_newest_first(ledger: Ledger) -> None:
-    ledger.commit(
-        [
-            issued(1, identity="a", role="r", principals=["x"], fingerprint="SHA256:one", valid_before=100),
-            issued(2, identity="b", role="r", principals=["x", "y"], fingerprint="SHA256:two", valid_before=200),
-            issued(3, identity="a", role="s", principals=["y"], fingerprint="SHA256:two", valid_before=300),
-            withheld(3),
-        ],
-        1_000,
-    )
-
-    def serials(**wanted: object) -> list[int]:
-        return [row.serial for row in ledger.certificates(Filter(**wanted))]  # type: ignore[arg-type]
-
-    assert serials() == [3, 2, 1]
-    assert serials(identity="a") == [3, 1]
-    assert serials(role="r") == [2, 1]
-    assert serials(principal="y") == [3, 2]
-    assert serials(fingerprint="SHA256:two") == [3, 2]
-    assert serials(active_at=99) == [2, 1]
-    assert serials(active_at=100) == [2]
-    assert serials(before=3) == [2, 1]
-    assert serials(principal="x", before=2) == [1]
-    assert serials(limit=1) == [3]
-    assert serials(identity="a", role="r", principal="x", fingerprint="SHA256:one", active_at=1) == [1]
-    assert serials(identity="' OR 1 --") == []
-
-
-def test_a_certificate_comes_with_the_event_that_records_it(ledger: Ledger) -> None:
-    ledger.commit([refused(), issued(7), withheld(7)], 1_000)
-    found = ledger.certificate(7)
-    assert found is not None
-    row, entry = found
-    assert (row.serial, row.seq, row.withheld) == (7, 2, True)
-    assert json.loads(entry.body)["serial"] == "7"
-    assert ledger.certificate(8) is None
-
-
 def test_what_still_counts_is_read_back_without_what_was_withheld(ledger: Ledger) -> None:
     ends = {1: 100, 2: 200, 3: 300}
     ledger.commit([issued(serial, valid_after=20, valid_before=end) for serial, end in ends.items()], 50_000)
@@ -314,3 +282,47 @@ def test_what_still_counts_is_read_back_without_what_was_withheld(ledger: Ledger
 def test_a_certificate_counts_from_its_grant_if_the_clock_was_set_back_before_its_record(ledger: Ledger) -> None:
     ledger.commit([issued(1, valid_after=70 - BACKDATE, valid_before=200)], 50_000)
     assert ledger.recent(100) == [Recent("deploy-agent", "llmops", 70, 200)]
+
+
+def test_what_still_counts_is_found_however_many_older_events_there_are(ledger: Ledger) -> None:
+    now = 1_800_000_000
+    serials = iter(range(1, 10_000))
+
+    def at(second: int, *ends: int) -> None:
+        events = [issued(next(serials), valid_after=second - BACKDATE, valid_before=end) for end in ends]
+        ledger.commit([refused(), *events, refused()], second * 1_000)
+
+    for second in range(now - 10 * REACH, now - REACH, REACH // 20):
+        at(second, second + 60)
+    at(now - REACH, now)  # the last second that is looked at; it ends now, so it counts no more
+    at(now - REACH + 1, now + 1)
+    at(now - 900, now + 900, now - 1)
+    expected = [now + 1, now + 900]
+    assert [row.valid_before for row in ledger.recent(now)] == expected
+    ledger.commit([withheld(int(ledger.last_serial()) - 1)], now * 1_000)
+    assert [row.valid_before for row in ledger.recent(now)] == expected[:1]
+    assert ledger.recent(now + 10 * REACH) == []
+
+
+def test_only_the_end_of_a_long_ledger_is_read_for_what_still_counts(ledger: Ledger) -> None:
+    for day in range(60):
+        ledger.commit([issued(day * 50 + n + 1, valid_before=day * 86_400 + 900) for n in range(50)], day * 86_400_000)
+    statements: list[str] = []
+    ledger.connection().set_trace_callback(statements.append)
+    assert [row.valid_before for row in ledger.recent(59 * 86_400)] == [59 * 86_400 + 900] * 50
+    ledger.connection().set_trace_callback(None)
+    read = [statement for statement in statements if "certificate.issued" in statement]
+    assert len(read) == 1
+    assert f"seq >= {58 * 50 + 1} " in read[0], "events of more than the last day were read"
+    assert len(statements) < 20
+
+
+def test_the_last_serial_is_of_the_local_key(ledger: Ledger) -> None:
+    ledger.commit([issued(5), issued(900, backend="vault"), refused()], 1_000)
+    assert ledger.last_serial() == 5
+    assert [ledger.has_vault_serial(serial) for serial in (5, 900, 901)] == [False, True, False]
+
+
+def test_a_withheld_serial_of_the_local_key_withholds_none_of_vaults(ledger: Ledger) -> None:
+    ledger.commit([issued(5), issued(5, backend="vault", identity="operator"), withheld(5)], 1_000)
+    assert [row.identity for row in ledger.recent(0)] == ["operator"]

@@ -1,8 +1,9 @@
-"""`verify` on a ledger that is long enough to be compared in pieces, in threads, on connections of their own."""
+"""`verify` on a ledger that is long enough to be compared in pieces, in processes of their own."""
 
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,22 @@ from scripts.bench.filling import fill_ledger
 from signer.errors import LedgerBroken
 from signer.ledger import audit
 from signer.ledger.audit import verify
-from signer.ledger.reader import FILE_NAME, LedgerReader
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME, VIEWS_NAME
+from signer.ledger.store import Ledger
+from tests.parts.events import issued, refused
+from tests.parts.ledgers import change_views
 
 EVENTS = 1_000
 
 
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a ledger that has ten pieces."""
+    """The folder of a ledger that has ten pieces, all in its views."""
     monkeypatch.setattr(audit, "_CHUNK", EVENTS // 10)
     fill_ledger(tmp_path, EVENTS, 10, 2_000_000_000, lambda _done, _of: None)
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.fold_all()
     return tmp_path
 
 
@@ -36,12 +43,12 @@ def change(folder: Path, sql: str, *values: object) -> None:
 def test_a_ledger_that_nobody_touched_verifies_in_pieces(ledger: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert verify(LedgerReader(ledger), lambda done, of: seen.append((done, of))).seq == EVENTS
-    assert seen[-1] == (EVENTS, EVENTS)
+    assert [done for done, _ in seen] == list(range(100, EVENTS + 1, 100))
 
 
 @pytest.mark.parametrize("seq", [1, 99, 100, 101, 555, 900, EVENTS])
 def test_a_changed_row_is_found_in_every_piece_and_at_its_edges(ledger: Path, seq: int) -> None:
-    change(ledger, "UPDATE certificates SET role = 'other' WHERE seq = ?", seq)
+    change_views(ledger, "UPDATE certificates SET role = 'other' WHERE seq = ?", seq)
     with pytest.raises(LedgerBroken, match=f"event {seq}$") as found:
         verify(LedgerReader(ledger))
     assert found.value.code == "ledger_tables_differ"
@@ -49,14 +56,14 @@ def test_a_changed_row_is_found_in_every_piece_and_at_its_edges(ledger: Path, se
 
 @pytest.mark.parametrize("seq", [1, 99, 100, 101, EVENTS])
 def test_a_principal_that_is_gone_is_found_in_every_piece_and_at_its_edges(ledger: Path, seq: int) -> None:
-    change(ledger, "DELETE FROM principals WHERE seq = ?", seq)
-    with pytest.raises(LedgerBroken, match=f"table principals .*event {seq}$"):
+    change_views(ledger, "DELETE FROM principals WHERE seq = ?", seq)
+    with pytest.raises(LedgerBroken, match=f"view principals .*event {seq}$"):
         verify(LedgerReader(ledger))
 
 
 def test_a_row_that_no_event_stands_behind_is_found(ledger: Path) -> None:
-    change(ledger, "INSERT INTO principals VALUES ('root', 500)")
-    with pytest.raises(LedgerBroken, match="table principals"):
+    change_views(ledger, "INSERT INTO principals VALUES ('root', 500)")
+    with pytest.raises(LedgerBroken, match="view principals"):
         verify(LedgerReader(ledger))
 
 
@@ -69,14 +76,33 @@ def test_a_changed_event_is_told_before_the_tables_that_differ_from_it(ledger: P
 
 def test_a_damaged_file_is_told_before_anything_else(ledger: Path) -> None:
     change(ledger, "UPDATE events SET actor = 'other' WHERE seq = 3")
-    change(ledger, "UPDATE certificates SET role = 'other' WHERE seq = 3")
-    with sqlite3.connect(ledger / FILE_NAME) as db:
+    change(ledger, "UPDATE events SET kind = 'freeze.lifted' WHERE seq = 500")  # so that the index has an entry
+    damage(ledger / FILE_NAME, "events_of_freezes")
+    with pytest.raises(LedgerBroken, match="the ledger's file is damaged"):
+        verify(LedgerReader(ledger))
+
+
+def test_damaged_views_are_told(ledger: Path) -> None:
+    damage(ledger / VIEWS_NAME, "certificates_by_role")
+    with pytest.raises(LedgerBroken, match=r"views\.sqlite3") as found:
+        verify(LedgerReader(ledger))
+    assert found.value.code == "ledger_tables_differ"
+
+
+def damage(path: Path, index: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         page_size = db.execute("PRAGMA page_size").fetchone()[0]
-        root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'certificates_by_role'").fetchone()[0]
-    db.close()
-    with (ledger / FILE_NAME).open("r+b") as file:
+        root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
+    with path.open("r+b") as file:
         file.seek((root - 1) * page_size)
         file.write(b"\xff" * 64)
-    with pytest.raises(LedgerBroken, match="damaged"):
+
+
+def test_events_that_the_views_lack_are_no_difference(ledger: Path) -> None:
+    with closing(Ledger(ledger)) as writer:
+        writer.commit([refused(), issued(EVENTS + 1)], 2_000_000_000_000)
+    assert verify(LedgerReader(ledger)).seq == EVENTS + 2
+    change_views(ledger, "INSERT INTO principals VALUES ('llmops', ?)", EVENTS + 2)
+    with pytest.raises(LedgerBroken, match="view principals"):
         verify(LedgerReader(ledger))

@@ -44,6 +44,39 @@ def test_a_field_whose_name_says_secret_is_taken_out_of_json() -> None:
     assert cleaned == {"auth": {"client_token": REMOVED, "accessor": "abc"}, "password": ""}
 
 
+SHARE = "0a1b2c3d4e"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unseal_keys_b64", "unseal_keys_hex", "unseal_keys", "recovery_keys_b64", "recovery_keys_base64", "keys_base64",
+        "recovery_keys_hex", "root_token", "access_token", "accessToken", "secretValue", "clientSecret", "token",
+        "wrapping_token", "tls_private_key", "privateKey", "API-Key", "db_password", "passwd", "secret_key",
+    ],
+)  # fmt: skip
+def test_audit_names_of_secrets_are_known_in_every_spelling(name: str) -> None:
+    assert Guard().clean_value({"data": {name: [SHARE]}}) == {"data": {name: REMOVED}}
+    assert Guard().clean_value({name: SHARE}) == {name: REMOVED}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token_file", "token_policies", "token_ttl", "key_type", "private_key_file", "keys", "public_key"],
+)
+def test_names_that_only_mention_a_secret_keep_their_value(name: str) -> None:
+    assert Guard().clean_value({name: "value of it"}) == {name: "value of it"}
+
+
+def test_audit_the_shares_that_vault_prints_when_it_is_made_are_taken_out() -> None:
+    made = {"keys": [SHARE], "keys_base64": [SHARE], "root_token": "root1", "shares": 1}
+    assert SHARE not in json.dumps(Guard().clean_value(made))
+    assert SHARE not in Guard().clean(json.dumps({"unseal_keys_b64": [SHARE, SHARE], "x": 1}, indent=2))
+    assert Guard().clean(f"Unseal Key 1: {SHARE}\nRecovery Key 12: {SHARE}\n") == (
+        f"Unseal Key 1: {REMOVED}\nRecovery Key 12: {REMOVED}\n"
+    )
+
+
 def test_lines_of_a_private_key_one_by_one_are_taken_out_up_to_its_end() -> None:
     lines = ["before", *KEY.splitlines(), "after"]
     assert Guard().clean_value(lines) == ["before", *[REMOVED] * 4, "after"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.errors import BadRequest, SignerError
-from signer.ledger.audit import rebuild, verify
+from signer.ledger.pages import CertificateReader, _select
 from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Filter
 from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, RecordOperation, read_command
@@ -192,7 +195,7 @@ def plan_of(reader: LedgerReader, ask: Any) -> str:
     )
 
 
-def test_operations_and_vaults_certificates_are_found_without_looking_at_the_others(tmp_path: Path) -> None:
+def test_operations_are_found_without_looking_at_the_others(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.commit([issued(1), issued(2, backend="vault"), operation(), operation(EVIDENCE), issued(3)], NOW * 1000)
     assert [entry.seq for entry in ledger.operations(None, None, 9)] == [4, 3]
@@ -202,33 +205,31 @@ def test_operations_and_vaults_certificates_are_found_without_looking_at_the_oth
         plan = plan_of(ledger, lambda evidence=evidence: ledger.operations(evidence, None, 9))
         assert plan.startswith("SEARCH events USING INDEX events_of_operations")
         assert "B-TREE" not in plan
+    ledger.close()
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_vaults_certificates_are_found_without_looking_at_the_others(tmp_path: Path, *, folds: bool) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.commit([issued(1), issued(2, backend="vault"), issued(3)], NOW * 1000)
+    if folds:
+        ledger.fold_all()
+    reader = CertificateReader(tmp_path)
     for wanted in (
         Filter(backend="vault"),
         Filter(backend="vault", role="llmops", active_at=NOW),
         Filter(backend="vault", principal="llmops"),
     ):
-        assert [row.serial for row in ledger.page(wanted)[0]] == [2]
-        assert "USING INDEX certificates_of_vault" in plan_of(ledger, lambda wanted=wanted: ledger.page(wanted))
-    assert [row.serial for row in ledger.page(Filter(backend="local"))[0]] == [3, 1]
-    assert [row.serial for row in ledger.page(Filter(backend="vault", identity="deploy-agent"))[0]] == [2]
-    ledger.close()
-
-
-def test_a_ledger_without_the_later_indexes_is_read_and_gets_them_when_a_keeper_opens_it(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    ledger.commit([issued(1, backend="vault"), operation()], NOW * 1000)
-    for name in ("certificates_of_vault", "events_of_operations"):
-        ledger.connection().execute(f"DROP INDEX {name}")
-    ledger.close()
-    reader = LedgerReader(tmp_path)
-    assert verify(reader).seq == 2
-    assert [row.serial for row in reader.page(Filter(backend="vault"))[0]] == [1]
-    assert len(reader.operations(None, None, 9)) == 1
+        assert [row.serial for row in reader.page(wanted)[0]] == [2]
+    assert [row.serial for row in reader.page(Filter(backend="local"))[0]] == [3, 1]
+    assert [row.serial for row in reader.page(Filter(backend="vault", identity="deploy-agent"))[0]] == [2]
     reader.close()
-    ledger = Ledger(tmp_path)
-    assert rebuild(ledger) == 2
-    assert verify(ledger).seq == 2
-    indexes = {name for (name,) in ledger.query("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    assert indexes >= {"certificates_of_vault", "events_of_operations"}
-    assert len(ledger.operations(None, None, 9)) == 1
     ledger.close()
+    if folds:
+        with closing(sqlite3.connect(tmp_path / VIEWS_NAME)) as db:
+            statements: list[str] = []
+            db.set_trace_callback(statements.append)
+            _select(db, Filter(backend="vault", role="llmops"), 0, 9)
+            db.set_trace_callback(None)
+            (plan,) = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statements[0]}") if "INDEX cert" in row[3]]
+        assert "USING INDEX certificates_of_vault" in plan

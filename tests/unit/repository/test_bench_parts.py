@@ -13,7 +13,7 @@ from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
 from signer.ledger.audit import verify
-from signer.ledger.reader import LedgerReader
+from signer.ledger.pages import CertificateReader
 from signer.model import Filter
 from signer.ssh.publickey import parse_public_key
 
@@ -99,7 +99,7 @@ def test_a_ledger_needs_more_certificates_than_active_ones(capsys: pytest.Captur
 
 def test_a_filled_ledger_verifies_and_holds_what_was_asked_for(tmp_path: Path) -> None:
     middle, events = fill_ledger(tmp_path, 12_000, 300, NOW, lambda _done, _of: None)
-    reader = LedgerReader(tmp_path)
+    reader = CertificateReader(tmp_path, max_missing=12_000)
     assert verify(reader).seq == events == 12_000
     assert len(reader.certificates(Filter(active_at=NOW, limit=1_000))) == 300
     assert len(reader.certificates(Filter(fingerprint=middle))) == 1
@@ -111,7 +111,7 @@ def test_rare_names_come_once_in_very_many_and_are_never_active(
 ) -> None:
     monkeypatch.setattr("scripts.bench.filling.RARE_EVERY", 4_000)
     fill_ledger(tmp_path, 12_000, 300, NOW, lambda _done, _of: None)
-    reader = LedgerReader(tmp_path)
+    reader = CertificateReader(tmp_path, max_missing=12_000)
     assert len(reader.certificates(Filter(identity=RARE))) == 3
     assert reader.certificates(Filter(identity=RARE, active_at=NOW)) == []
     reader.close()

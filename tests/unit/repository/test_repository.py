@@ -134,7 +134,6 @@ def _stated(lock: str) -> list[Requirement]:
     extras = project["project"]["optional-dependencies"]
     of_lock = {
         "build": project["build-system"]["requires"],
-        "fast": extras["fast"],
         "run": runtime,
         "test": [*runtime, *extras["test"]],
     }
@@ -155,7 +154,7 @@ def test_every_dependency_says_why_it_is_here() -> None:
     assert not bare, f"a reason is missing behind {bare}"
 
 
-@pytest.mark.parametrize("lock", ["build", "fast", "run", "test"])
+@pytest.mark.parametrize("lock", ["build", "run", "test"])
 def test_locks_hold_what_pyproject_asks_for(lock: str) -> None:
     locked = _locked(lock)
     wrong = [
@@ -169,14 +168,14 @@ def test_locks_hold_what_pyproject_asks_for(lock: str) -> None:
 def test_every_dependency_has_both_ends_of_a_range() -> None:
     open_ended = [
         str(wanted)
-        for lock in ("build", "fast", "test")
+        for lock in ("build", "test")
         for wanted in _stated(lock)
         if {part.operator for part in wanted.specifier} != {">=", "<"}
     ]
     assert not open_ended
 
 
-@pytest.mark.parametrize("lock", ["build", "fast", "run", "test"])
+@pytest.mark.parametrize("lock", ["build", "run", "test"])
 def test_locks_are_pinned_by_hash_and_name_no_place(lock: str) -> None:
     text = (LOCKS / f"{lock}.lock").read_text()
     assert "://" not in text
@@ -211,18 +210,6 @@ def test_each_pattern_of_package_data_matches_a_file() -> None:
         if not any(path.is_file() for path in ROOT.joinpath(*package.split(".")).glob(pattern))
     ]
     assert not idle, f"pyproject.toml ships what does not exist: {idle}"
-
-
-def test_each_gunicorn_command_for_the_api_names_its_worker_class() -> None:
-    application, worker = "signer.api.app:create_app()", "signer.api.worker.PatientWorker"
-    commands = []  # file, and the line that starts the command with the five that may continue it
-    for path in [ROOT / "README.md", *_files("signer", "scripts", "runbooks")]:
-        lines = path.read_text(errors="replace").splitlines()
-        for number, line in enumerate(lines):
-            if application in line and "gunicorn" in line.partition(application)[0]:
-                commands.append((path.relative_to(ROOT), "\n".join(lines[number : number + 6])))
-    assert len(commands) >= 3
-    assert [path for path, command in commands if worker not in command] == []
 
 
 def test_unit_tests_reach_for_no_network() -> None:

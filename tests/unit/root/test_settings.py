@@ -39,6 +39,10 @@ def test_an_empty_value_is_the_default() -> None:
         ("SIGNER_MODE", "vaultt"),
         ("SIGNER_POLICY_FILE", "policy.toml"),
         ("SIGNER_CA_KEY_FILE", "./ca"),
+        ("SIGNER_CA_KEY_SOURCE", "Agent"),
+        ("SIGNER_CA_KEY_SOURCE", "hsm"),
+        ("SIGNER_CA_AGENT_SOCKET", "agent.sock"),
+        ("SIGNER_CA_AGENT_SOCKET", "/" + "x" * 107),
         ("SIGNER_CA_KEY_OWNER", "root"),
         ("SIGNER_CA_KEY_OWNER", "root:root:root"),
         ("SIGNER_CA_KEY_OWNER", "ro ot:root"),
@@ -143,3 +147,28 @@ def test_a_long_value_is_not_repeated_whole() -> None:
     for name in ("SIGNER_MODE", "SIGNER_LISTEN", "SIGNER_POLICY_FILE", "SIGNER_WORKERS"):
         (problem,) = problems(**{name: "x" * 5000})
         assert len(problem) < 250
+
+
+@pytest.mark.parametrize(
+    "mode, source, local, file",
+    [
+        ("local", "", True, True),
+        ("local", "file", True, True),
+        ("local", "agent", True, False),
+        ("shadow", "file", True, True),
+        ("shadow", "agent", True, False),
+        ("vault", "file", False, False),
+        ("vault", "agent", False, False),
+    ],
+)
+def test_the_key_file_is_read_where_a_local_key_is_needed_and_no_agent_has_it(
+    mode: str, source: str, local: bool, file: bool
+) -> None:
+    vault = {"SIGNER_VAULT_ADDR": "http://127.0.0.1:9", "SIGNER_VAULT_TOKEN_FILE": "/token"}
+    settings = load_settings({"SIGNER_MODE": mode, "SIGNER_CA_KEY_SOURCE": source, **vault})
+    assert (settings.has_ca_key, settings.reads_key_file) == (local, file)
+
+
+def test_the_socket_of_an_agent_may_be_as_long_as_the_kernel_allows() -> None:
+    path = "/" + "x" * 106
+    assert str(load_settings({"SIGNER_CA_AGENT_SOCKET": path}).ca_agent_socket) == path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
-from signer.ledger.reader import FILE_NAME
+from signer.ledger.schema import FILE_NAME
 from signer.model import Event
 from signer.service.metrics import Metrics, TimedLedger, commit_histogram
-from tests.parts.builders import public_key
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -33,10 +33,10 @@ def make_metrics(*roles: str, shadow: Shadow | None = None) -> Metrics:
     return Metrics(lambda: {"signer_key_age_seconds": ("since", 3.0)}, lambda: roles, commit_histogram(), shadow)
 
 
-def samples(metrics: Metrics) -> dict[str, float]:
+def samples(metrics: Metrics, *, by_role: bool = True) -> dict[str, float]:
     """`name{label=value}` to value."""
     found = {}
-    for family in text_string_to_metric_families(metrics.render()):
+    for family in text_string_to_metric_families(metrics.render(by_role=by_role)):
         for sample in family.samples:
             labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
@@ -49,6 +49,26 @@ def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> 
     assert found["signer_signatures_total{role=backup}"] == 0
     for code in COUNTED_CODES:
         assert found[f"signer_refusals_total{{code={code}}}"] == 0
+
+
+def test_audit_totals_name_no_role_and_have_every_count() -> None:
+    shadow = Shadow(lambda _: None)
+    for role, field in (("llmops", "principals"), ("backup", "principals"), ("backup", "key id")):
+        shadow.compared[role] += 1
+        shadow.differences[role, field] += 1
+    metrics = make_metrics("llmops", "backup", shadow=shadow)
+    for role in ("llmops", "llmops", "backup"):
+        metrics.count_signature(role)
+    text = metrics.render(by_role=False)
+    assert "llmops" not in text
+    assert "backup" not in text
+    found = samples(metrics, by_role=False)
+    assert found["signer_signatures_total"] == 3
+    assert found["signer_shadow_compared_total"] == 3
+    assert found["signer_shadow_differences_total{field=principals}"] == 2
+    assert found["signer_refusals_total{code=frozen}"] == 0
+    bare = {re.sub(r"(?<=[{,])role=\w+,?", "", name).replace("{}", "").replace(",}", "}") for name in samples(metrics)}
+    assert found.keys() == bare
 
 
 def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
@@ -66,7 +86,7 @@ def test_what_was_counted_is_told_even_of_a_role_that_is_gone() -> None:
 def test_what_a_shadow_counted_is_told_by_role_and_field_and_nothing_where_there_is_none() -> None:
     metrics = make_metrics("llmops")
     assert not [name for name in samples(metrics) if name.startswith("signer_shadow_")]
-    shadow = Shadow(public_key("ssh-ed25519", "ca"), lambda _fault: None)
+    shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] += 3
     shadow.differences["llmops", "key_id"] += 2
     shadow.faults["llmops"] += 1

@@ -5,27 +5,35 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.authority.core import Core
+from signer.ca.agent import CaAgent
+from signer.ca.backends import AgentBackend, FileBackend, VaultBackend
 from signer.ca.bundle import render_bundle, trusted_keys
-from signer.ca.key import CaKey, load_ca_key
+from signer.ca.key import load_ca_key
 from signer.errors import BadFile, Unavailable
-from signer.model import CaKeys
+from signer.model import CaKeys, PublicKey
 from signer.service import key_channel
-from signer.service.keeper import Reloaded
-from signer.service.reload import Reloader
+from signer.service.key_source import AgentSource, FileSource
+from signer.service.reload import Reloaded, Reloader
 from signer.settings import load_settings
+from signer.signing import SigningKey
 from signer.ssh.certificate import decode_certificate
-from signer.ssh.publickey import parse_public_key
+from signer.ssh.publickey import fingerprint_of, parse_public_key
 from tests.parts import builders, missing
+from tests.parts.agents import FakeAgent
 from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line
+from tests.parts.eventually import eventually
+from tests.parts.fake_vault import ForeignCa
 from tests.parts.keys import Key, KeyRing, make_key, ssh_keygen
+from tests.parts.vault_episodes import backend
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 
@@ -122,6 +130,15 @@ def test_a_policy_that_names_the_key_in_use_as_retired_is_refused() -> None:
 # --- SIGHUP ----------------------------------------------------------------------------------------------------------
 
 
+def reload(reloader: Reloader) -> Reloaded:
+    """One reload, from SIGHUP to what is in force."""
+    reloader.start()
+    taken = eventually(reloader.collect, "policy and key were read")
+    assert taken is not None
+    assert not reloader.is_busy
+    return taken
+
+
 @dataclass
 class Reload:
     """A core with a real key, its two files, and a reloader."""
@@ -130,7 +147,6 @@ class Reload:
     old: Key
     new: Key
     channel: socket.socket | None = None
-    told: list[CaKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.key_file, self.policy_file = self.folder / "ca", self.folder / "policy.toml"
@@ -142,16 +158,18 @@ class Reload:
             "SIGNER_CA_KEY_FILE": str(self.key_file),
             "SIGNER_CA_KEY_OWNER": OWNER,
         }
+        self.backend: FileBackend | VaultBackend = FileBackend(load_ca_key(self.key_file, OWNER))
+        self.settings = load_settings(environ)
         self.core = Core(
             policy=policy(self.policy_file.read_text()),
-            key=load_ca_key(self.key_file, OWNER),
+            backend=self.backend,
             ledger=self.store,
             clock=lambda: NOW,
             random=os.urandom,
             report=lambda _fault: None,
         )
         self.core.begin({})
-        self.reloader = Reloader(self.core, load_settings(environ), self.channel, self.told.append)
+        self.reloader = Reloader(self.core, self.backend, self.settings, FileSource(self.settings, self.channel))
 
     def place(self, key: Key) -> None:
         """Renders a key, as `signer ca render` does: another file under the same name."""
@@ -167,8 +185,7 @@ class Reload:
         self.policy_file.write_text(policy_with(line[pinned], following_line, *(line[key] for key in retired)))
 
     def run(self) -> tuple[bool, bool]:
-        taken = self.reloader.reload()
-        assert isinstance(taken, Reloaded)
+        taken = reload(self.reloader)
         return taken.policy, taken.key
 
     def in_use(self) -> str:
@@ -193,7 +210,7 @@ def test_the_next_key_is_taken_when_its_file_is_there(world: Reload) -> None:
     world.place(world.new)
     assert world.run() == (True, True)
     assert world.in_use() == "new"
-    assert [key.fingerprint for key in world.told] == [world.new.fingerprint]
+    assert world.backend.public_key().fingerprint == world.new.fingerprint
     assert world.store.bodies("ca.rotated") == [{"from": world.old.fingerprint, "to": world.new.fingerprint}]
 
 
@@ -217,7 +234,6 @@ def test_a_file_with_the_key_in_use_is_nothing_new(world: Reload) -> None:
     world.place(world.old)
     assert world.run() == (True, False)
     assert "ca.rotated" not in world.store.kinds()
-    assert world.told == []
 
 
 def test_a_key_that_no_policy_names_is_refused_and_the_policy_taken(world: Reload) -> None:
@@ -339,7 +355,7 @@ def test_no_descriptor_stays_open_whatever_the_file_is(world: Reload) -> None:
 
 
 def test_where_vault_signs_no_key_file_is_looked_at(world: Reload) -> None:
-    world.core.key = None
+    world.reloader = Reloader(world.core, backend(), world.settings, None)
     world.key_file.unlink()
     assert world.run() == (True, False)
     assert "ca.refused" not in world.store.kinds()
@@ -474,6 +490,117 @@ def test_a_signal_past_the_launcher_says_where_to_send_it(
     forbid_opening(world.key_file, monkeypatch)
     assert world.run() == (True, False)
     assert "send SIGHUP to `signer serve`" in caplog.text
+
+
+# --- a key in an ssh-agent --------------------------------------------------------------------------------------------
+
+
+class AgentReload:
+    """A core whose key is in a stand-in of an agent, and policy.toml beside it."""
+
+    def __init__(self, folder: Path, fake: FakeAgent) -> None:
+        self.fake = fake
+        self.old, self.new = fake.ca, ForeignCa(name="new-ca")
+        self.policy_file = folder / "policy.toml"
+        self.say(self.old)
+        agent = CaAgent(fake.socket)
+        self.backend = AgentBackend(agent, agent.find_key(fingerprint_of(self.old.blob)))
+        self.store = builders.MemoryStore()
+        self.core = Core(
+            policy=policy(self.policy_file.read_text()),
+            backend=self.backend,
+            ledger=self.store,
+            clock=lambda: NOW,
+            random=os.urandom,
+            report=lambda _fault: None,
+        )
+        self.core.begin({})
+        environ = {"SIGNER_POLICY_FILE": str(self.policy_file), "SIGNER_CA_KEY_SOURCE": "agent"}
+        self.settings = load_settings(environ)
+        self.reloader = Reloader(self.core, self.backend, self.settings, AgentSource(agent))
+
+    def say(self, pinned: ForeignCa, following: ForeignCa | None = None, *retired: ForeignCa) -> None:
+        self.policy_file.write_text(
+            policy_with(pinned.line, following.line if following else "", *(key.line for key in retired))
+        )
+
+    def run(self) -> tuple[bool, bool]:
+        taken = reload(self.reloader)
+        return taken.policy, taken.key
+
+    def in_use(self) -> str:
+        return {self.old.blob: "old", self.new.blob: "new"}[self.backend.public_key().blob]
+
+    def codes(self, kind: str) -> list[str]:
+        return [body["code"] for body in self.store.bodies(kind)]
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[AgentReload]:
+    with FakeAgent() as fake:
+        yield AgentReload(tmp_path, fake)
+
+
+@pytest.mark.unix_socket
+def test_the_next_key_of_an_agent_is_taken_only_once_it_is_pinned(agents: AgentReload) -> None:
+    agents.fake.held = [agents.old.blob, agents.new.blob]
+    agents.say(agents.old, agents.new)
+    assert agents.run() == (True, False)
+    assert agents.in_use() == "old"
+    agents.fake.ca = agents.new
+    agents.say(agents.new, None, agents.old)
+    assert agents.run() == (True, True)
+    assert agents.in_use() == "new"
+    (body,) = agents.store.bodies("ca.rotated")
+    assert body == {"from": fingerprint_of(agents.old.blob), "to": fingerprint_of(agents.new.blob)}
+
+
+@pytest.mark.unix_socket
+def test_an_agent_is_not_asked_if_the_pin_is_the_same(agents: AgentReload) -> None:
+    count = len(agents.fake.messages)
+    agents.fake.reply = lambda _message: None
+    assert agents.run() == (True, False)
+    assert len(agents.fake.messages) == count
+    assert "ca.refused" not in agents.store.kinds()
+
+
+@pytest.mark.unix_socket
+def test_a_pinned_key_that_the_agent_does_not_hold_or_sign_with_leaves_key_and_policy(agents: AgentReload) -> None:
+    agents.say(agents.new)
+    assert agents.run() == (False, False)
+    agents.fake.held = [agents.new.blob]  # it signs with the old one all the same
+    assert agents.run() == (False, False)
+    assert agents.in_use() == "old"
+    assert agents.codes("ca.refused") == ["ca_agent_key_missing", "ca_agent_wrong_signature"]
+    assert agents.codes("policy.refused") == ["policy_pins_another_key"] * 2
+    agents.fake.ca = agents.new
+    assert agents.run() == (True, True)
+
+
+@pytest.mark.unix_socket
+def test_a_slow_agent_does_not_hold_up_the_one_who_reloads(agents: AgentReload) -> None:
+    agents.fake.reply = lambda _message: b""
+    agents.say(agents.new, agents.old)
+    began = time.monotonic()
+    agents.reloader.start()
+    assert agents.reloader.is_busy
+    assert agents.reloader.collect() is None
+    assert time.monotonic() - began < 1
+    assert eventually(agents.reloader.collect, "it is given up") == Reloaded(policy=True, key=False)
+    assert (agents.in_use(), agents.codes("ca.refused")) == ("old", ["ca_agent_slow"])
+
+
+@pytest.mark.unix_socket
+def test_a_look_for_a_key_that_ends_in_a_fault_of_ours_is_a_refusal(agents: AgentReload) -> None:
+    class Broken(AgentSource):
+        def look_again(self, ca: CaKeys, in_use: PublicKey) -> SigningKey | None:
+            raise RuntimeError("a fault of ours")
+
+    source = Broken(CaAgent(agents.fake.socket))
+    agents.reloader = Reloader(agents.core, agents.backend, agents.settings, source)
+    agents.say(agents.new, agents.old)
+    assert agents.run() == (True, False)
+    assert agents.codes("ca.refused") == ["internal_error"]
 
 
 # --- the bundle ------------------------------------------------------------------------------------------------------

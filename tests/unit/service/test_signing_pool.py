@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from signer.ca.backends import SlowVault
 from signer.errors import SignerError, Unavailable
-from signer.model import Grant, Returned
+from signer.model import Returned
 from signer.service import signing_pool
 from signer.service.signing_pool import MAX_OUTSTANDING, THREADS, SigningPool
-from tests.parts import builders
+from signer.signing import Obtained
 from tests.parts.eventually import eventually
 
-GRANT = builders.grant()
 DONE = Returned("a line", b"a key")
 
 
@@ -28,11 +28,11 @@ class Vault:
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
-        self.asked: list[Grant] = []
+        self.asked: list[Returned] = []
         self.fails: Exception | None = None
 
-    def sign(self, grant: Grant) -> Returned:
-        self.asked.append(grant)
+    def obtain(self) -> Returned:
+        self.asked.append(DONE)
         assert self.may_go_on.wait(30)
         if self.fails is not None:
             raise self.fails
@@ -65,11 +65,11 @@ def vault() -> Iterator[Vault]:
 
 def start(vault: Vault, **options: int) -> tuple[SigningPool[int], threading.Event]:
     woken = threading.Event()
-    return SigningPool[int](vault.sign, woken.set, **options), woken
+    return SigningPool[int](SlowVault(), woken.set, **options), woken
 
 
-def all_of(pool: SigningPool[int], count: int) -> dict[int, Returned | SignerError]:
-    found: dict[int, Returned | SignerError] = {}
+def all_of(pool: SigningPool[int], count: int) -> dict[int, Obtained | SignerError]:
+    found: dict[int, Obtained | SignerError] = {}
 
     def look() -> bool:
         for key, result in pool.collect():
@@ -81,14 +81,14 @@ def all_of(pool: SigningPool[int], count: int) -> dict[int, Returned | SignerErr
     return found
 
 
-def codes(results: list[tuple[int, Returned | SignerError]]) -> dict[int, str]:
+def codes(results: list[tuple[int, Obtained | SignerError]]) -> dict[int, str]:
     return {key: result.code if isinstance(result, SignerError) else "signed" for key, result in results}
 
 
 def test_each_grant_comes_back_once_with_its_key(vault: Vault) -> None:
     pool, woken = start(vault)
     for key in range(40):
-        pool.submit(key, GRANT)
+        pool.submit(key, vault.obtain)
     assert all_of(pool, 40) == dict.fromkeys(range(40), DONE)
     assert woken.is_set()
     assert pool.is_idle()
@@ -98,10 +98,10 @@ def test_each_grant_comes_back_once_with_its_key(vault: Vault) -> None:
 def test_an_error_comes_back_as_it_is_and_a_fault_of_ours_as_one_without_its_words(vault: Vault) -> None:
     pool, _ = start(vault)
     vault.fails = Unavailable("vault_sealed", "Vault is sealed", "unseal it")
-    pool.submit(1, GRANT)
+    pool.submit(1, vault.obtain)
     assert all_of(pool, 1)[1] is vault.fails
     vault.fails = RuntimeError("with a token in it")
-    pool.submit(2, GRANT)
+    pool.submit(2, vault.obtain)
     result = all_of(pool, 1)[2]
     assert isinstance(result, Unavailable)
     assert result.code == "vault_failed"
@@ -113,13 +113,13 @@ def test_the_one_who_would_be_too_many_is_told_at_once(vault: Vault, clock: Cloc
     vault.may_go_on.clear()
     pool, _ = start(vault)
     for key in range(MAX_OUTSTANDING):
-        pool.submit(key, GRANT)
+        pool.submit(key, vault.obtain)
     with pytest.raises(Unavailable) as caught:
-        pool.submit(99, GRANT)
+        pool.submit(99, vault.obtain)
     assert caught.value.code == "vault_busy"
     vault.may_go_on.set()
     assert len(all_of(pool, MAX_OUTSTANDING)) == MAX_OUTSTANDING
-    pool.submit(99, GRANT)
+    pool.submit(99, vault.obtain)
     assert all_of(pool, 1) == {99: DONE}
     pool.close()
 
@@ -128,14 +128,14 @@ def test_while_answers_are_slow_fewer_may_wait(vault: Vault, clock: Clock) -> No
     vault.may_go_on.clear()
     pool, _ = start(vault, max_when_slow=3)
     for key in range(5):
-        pool.submit(key, GRANT)
+        pool.submit(key, vault.obtain)
     clock.now += signing_pool.SLOW_AFTER
     with pytest.raises(Unavailable) as caught:
-        pool.submit(5, GRANT)
+        pool.submit(5, vault.obtain)
     assert caught.value.code == "vault_busy"
     vault.may_go_on.set()
     all_of(pool, 5)
-    pool.submit(6, GRANT)
+    pool.submit(6, vault.obtain)
     assert all_of(pool, 1) == {6: DONE}
     pool.close()
 
@@ -143,10 +143,10 @@ def test_while_answers_are_slow_fewer_may_wait(vault: Vault, clock: Clock) -> No
 def test_one_may_always_wait_however_slow_it_is(vault: Vault, clock: Clock) -> None:
     vault.may_go_on.clear()
     pool, _ = start(vault, max_when_slow=1)
-    pool.submit(1, GRANT)
-    clock.now += signing_pool.DEADLINE
+    pool.submit(1, vault.obtain)
+    clock.now += SlowVault.deadline
     assert codes(pool.collect()) == {1: "vault_slow"}
-    pool.submit(2, GRANT)
+    pool.submit(2, vault.obtain)
     assert not pool.is_idle()
     pool.close()
 
@@ -154,9 +154,9 @@ def test_one_may_always_wait_however_slow_it_is(vault: Vault, clock: Clock) -> N
 def test_what_is_overdue_is_given_up_and_its_late_result_thrown_away(vault: Vault, clock: Clock) -> None:
     vault.may_go_on.clear()
     pool, woken = start(vault)
-    pool.submit(1, GRANT)
+    pool.submit(1, vault.obtain)
     eventually(lambda: vault.asked, "it is sent")
-    clock.now += signing_pool.DEADLINE - 0.001
+    clock.now += SlowVault.deadline - 0.001
     assert pool.collect() == []
     clock.now += 0.001
     assert codes(pool.collect()) == {1: "vault_slow"}
@@ -171,12 +171,12 @@ def test_what_is_overdue_before_a_thread_is_free_is_never_sent(vault: Vault, clo
     vault.may_go_on.clear()
     pool, _ = start(vault)
     for key in range(THREADS + 5):
-        pool.submit(key, GRANT)
+        pool.submit(key, vault.obtain)
     eventually(lambda: len(vault.asked) == THREADS, "all threads are busy")
-    clock.now += signing_pool.DEADLINE
+    clock.now += SlowVault.deadline
     assert len(codes(pool.collect())) == THREADS + 5
     vault.may_go_on.set()
-    pool.submit(99, GRANT)
+    pool.submit(99, vault.obtain)
     assert all_of(pool, 1) == {99: DONE}
     assert len(vault.asked) == THREADS + 1
     pool.close()
@@ -186,7 +186,7 @@ def test_closing_gives_up_what_is_out_and_starts_nothing_more(vault: Vault) -> N
     vault.may_go_on.clear()
     pool, _ = start(vault)
     for key in range(THREADS + 5):
-        pool.submit(key, GRANT)
+        pool.submit(key, vault.obtain)
     eventually(lambda: len(vault.asked) == THREADS, "all threads are busy")
     assert codes(pool.close()) == dict.fromkeys(range(THREADS + 5), "keeper_stopping")
     assert pool.collect() == []
@@ -194,7 +194,7 @@ def test_closing_gives_up_what_is_out_and_starts_nothing_more(vault: Vault) -> N
 
 def test_closing_still_hands_over_what_came_back(vault: Vault) -> None:
     pool, woken = start(vault)
-    pool.submit(1, GRANT)
+    pool.submit(1, vault.obtain)
     assert woken.wait(30)
     assert codes(pool.close()) == {1: "signed"}
 
@@ -213,14 +213,14 @@ def test_closing_ends_the_threads(vault: Vault) -> None:
 def test_threads_that_hang_do_not_keep_the_process() -> None:
     program = """
 import threading
+from signer.ca.backends import SlowVault
 from signer.service.signing_pool import SigningPool
-from tests.parts import builders
 started = threading.Event()
-def sign(grant):
+def obtain():
     started.set()
     threading.Event().wait()
-pool = SigningPool(sign, lambda: None)
-pool.submit(1, builders.grant())
+pool = SigningPool(SlowVault(), lambda: None)
+pool.submit(1, obtain)
 assert started.wait(30)
 print([error.code for _, error in pool.close()])
 """

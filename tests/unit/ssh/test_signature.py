@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from signer.errors import BadFormat
 from signer.ssh.signature import check_signature
-from signer.ssh.wire import mpint, string
+from signer.ssh.wire import Reader, mpint, string
 from tests.parts.fake_vault import ForeignCa
 
 KINDS = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256")
@@ -94,3 +94,12 @@ def test_nothing_else_comes_of_bytes_with_the_right_names(rest: bytes, kind: str
     name = string(CAS[kind].algorithm.encode())
     assert not is_good(string(kind.encode()) + rest, DATA, name + signature)
     assert not is_good(CAS[kind].blob, DATA, name + signature)
+
+
+def test_something_after_the_numbers_of_an_ecdsa_signature_is_refused() -> None:
+    """sshd refuses it, too; a certificate with it would be of no use."""
+    ca = CAS["ecdsa-sha2-nistp256"]
+    reader = Reader(ca.sign(DATA))
+    name, numbers = reader.string(), reader.string()
+    assert is_good(ca.blob, DATA, string(name) + string(numbers))
+    assert not is_good(ca.blob, DATA, string(name) + string(numbers + b"\0"))

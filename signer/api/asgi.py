@@ -1,0 +1,198 @@
+"""The API as one ASGI callable: the sign routes in the event loop, everything else in Flask, in a pool of threads.
+
+`signer api` serves it with `signer.api.edge`. It gives each request its answer, also where the application fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from flask import Flask
+
+from signer.api.admission import Admission, Peer, peer_of
+from signer.api.app import make_flask
+from signer.api.problems import EDGE_BUSY, render_for_both
+from signer.api.request import new_request_id, read_address, read_token
+from signer.api.sign import SignRoutes
+from signer.api.vault.responses import HttpResponse
+from signer.errors import SignerError, Unavailable
+from signer.protocol.client import KeeperClient
+from signer.protocol.log_limit import LogLimit
+from signer.settings import Settings, load_settings
+
+log = logging.getLogger("signer.api")
+
+Environ = dict[str, Any]
+# The fields that the application reads, by their names in a WSGI environment (PEP 3333). No framework sees the others.
+_FIELDS: Final = {
+    b"authorization": "HTTP_AUTHORIZATION",
+    b"content-type": "CONTENT_TYPE",
+    b"x-forwarded-for": "HTTP_X_FORWARDED_FOR",
+    b"x-vault-namespace": "HTTP_X_VAULT_NAMESPACE",
+    b"x-vault-token": "HTTP_X_VAULT_TOKEN",
+    b"x-vault-wrap-ttl": "HTTP_X_VAULT_WRAP_TTL",
+}
+_WSGI: Final = {"wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False}
+
+
+def create_app(settings: Settings | None = None) -> Api:
+    """The whole API for `settings`; default: the settings in the environment."""
+    return Api(settings or load_settings(os.environ))
+
+
+class Api:
+    """The ASGI callable, and what the worker asks of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.lines = LogLimit(log)
+        self.admission = Admission()
+        self.keeper = KeeperClient(settings.socket, judged=self._judge)
+        self._proxies = settings.trusted_proxies
+        self._routes = SignRoutes(settings.mounts, settings.trusted_proxies)
+        self._flask = make_flask(self.keeper, settings, self.lines)
+        self._pool = ThreadPoolExecutor(settings.threads, "flask")  # starts its threads when needed, after the fork
+
+    def is_proxy(self, address: str) -> bool:
+        """True if a peer's address is that of a trusted proxy."""
+        return bool(self._proxies) and read_address({"REMOTE_ADDR": address}, self._proxies) is None
+
+    def chores(self) -> None:
+        """Checks what is due; the worker calls it about ten times a second."""
+        self.keeper.expire()
+        self.admission.admit()
+        self.lines.flush()
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answers one request; see the ASGI specification. The worker has received the whole body before."""
+        try:
+            message = await receive()
+            if message["type"] != "http.request":  # the client is gone
+                return
+            response = await self._respond(scope, message["body"])
+        except asyncio.CancelledError:  # the worker has stopped and told the client
+            return
+        except Exception as error:  # noqa: BLE001 - the client gets a response for every error
+            response = self._fail(error)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        if "Content-Length" not in (name for name, _ in response.headers):
+            headers.append((b"content-length", b"%d" % len(response.body)))
+        await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+    async def _respond(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
+        environ = read_environ(scope, body)
+        connection = scope["extensions"]["signer"]["connection"]
+        token = read_token(environ)
+        if self.admission.is_known(token):
+            return await self._answer(environ, body, connection, token)
+        connection.requests_as_stranger += 1
+        try:
+            await self.admission.enter(self._peer(environ, connection.peer), connection.requests_as_stranger)
+        except SignerError as busy:
+            self.lines.warn(EDGE_BUSY, f"requests are refused: {busy.text}")
+            return HttpResponse(*render_for_both(busy))
+        try:
+            return await self._answer(environ, body, connection, token)
+        finally:
+            self.admission.leave()
+
+    async def _answer(self, environ: Environ, body: bytes, connection: Any, token: str | None) -> HttpResponse:
+        call = self._routes.sign_call(environ, body)
+        if call is not None:
+            response = await call.run_async(self.keeper)
+        else:
+            loop = asyncio.get_running_loop()
+            response = await loop.run_in_executor(self._pool, run_flask, self._flask, environ, body)
+        if self.admission.is_known(token):
+            connection.accepted_at = time.monotonic()
+        return response
+
+    def _peer(self, environ: Environ, peer: Peer) -> Peer:
+        """The peer behind a trusted proxy, as far as it is known."""
+        if peer is not None:
+            return peer
+        address = read_address(environ, self._proxies)
+        return None if address is None else peer_of(address)
+
+    def _judge(self, token: str, accepted: bool) -> None:
+        if accepted:
+            self.admission.accept(token)
+        else:
+            self.admission.forget(token)
+
+    def _fail(self, error: Exception) -> HttpResponse:
+        request_id = new_request_id()
+        self.lines.fault(f"request {request_id} failed", error)
+        fault = Unavailable("internal_error", "internal error", f"look for {request_id} in the service's log")
+        return HttpResponse(*render_for_both(fault, request_id))
+
+
+def read_environ(scope: dict[str, Any], body: bytes) -> Environ:
+    """The WSGI environment (PEP 3333) of a request, as far as the application reads it."""
+    client = scope["client"]
+    path: bytes = scope["raw_path"]
+    environ: Environ = {
+        "REQUEST_METHOD": scope["method"],
+        "RAW_PATH": path.decode("ascii"),
+        "REMOTE_ADDR": "" if client is None else client[0],
+    }
+    for name, value in scope["headers"]:
+        key = _FIELDS.get(name)
+        if key is not None:
+            text = value.decode("latin-1")
+            environ[key] = f"{environ[key]},{text}" if key in environ else text
+    environ["QUERY_STRING"] = scope["query_string"].decode("ascii")
+    if body:
+        environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
+    """Flask's response; runs in a thread."""
+    raw = environ["RAW_PATH"]
+    query = environ["QUERY_STRING"]
+    environ |= {
+        **_WSGI,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(raw).decode("latin-1"),
+        "RAW_URI": f"{raw}?{query}" if query else raw,
+        "SERVER_NAME": "signer",
+        "SERVER_PORT": "0",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+    }
+    begun: list[tuple[int, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _error: object = None) -> Callable[[bytes], object]:
+        begun[:] = [(int(status[:3]), headers)]
+        return _no_write
+
+    parts: Iterable[bytes] = flask.wsgi_app(environ, start_response)
+    try:
+        content = b"".join(parts)
+    finally:
+        if (close := getattr(parts, "close", None)) is not None:
+            close()
+    ((status, headers),) = begun
+    return HttpResponse(HTTPStatus(status), headers, content)
+
+
+def _no_write(_data: bytes) -> None:
+    raise NotImplementedError("Flask returns its response, it does not write it")

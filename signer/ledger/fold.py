@@ -1,0 +1,276 @@
+"""Folds events into `views.sqlite3`. Only the keeper and `signer ledger rebuild` write that file.
+
+Nothing is decided by it, so it is never synced, and it is deleted and folded again if it is damaged, has another
+version, or was folded from another ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from signer.errors import Unavailable
+from signer.files import open_or_create, sync_file
+from signer.ledger.chain import GENESIS
+from signer.ledger.reader import LedgerReader, broken_at
+from signer.ledger.schema import (
+    VIEW_INDEXES,
+    VIEW_TABLES,
+    VIEWS,
+    VIEWS_APPLICATION_ID,
+    VIEWS_NAME,
+    VIEWS_VERSION,
+    Row,
+    View,
+)
+
+SLICE_EVENTS: Final = 100
+SLICE_SECONDS: Final = 0.002
+FOLD_AFTER: Final = 0.05  # seconds that fewer events than a slice may wait
+RETRY_AFTER: Final = 1.0  # seconds after a failure
+DISCARD_AFTER: Final = 60.0  # seconds between two deletions of a damaged file
+_STEP: Final = 20  # events between two looks at the clock
+_BOOT_TOLERANCE: Final = 2  # seconds
+_CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for longer at once
+# The disk does not take it; the file is as good as before.
+_TEMPORARY: Final = frozenset({"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_READONLY"})
+_TO_FOLD: Final = "SELECT seq, kind, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, boot = ?, is_synced = 0"
+
+
+def rows_of(view: View, seq: int, kind: str, body: dict[str, Any]) -> Iterable[Row]:
+    """The rows of an event in a view; raises `LedgerBroken` if its body is malformed despite a correct hash."""
+    try:
+        return view.apply(seq, body)
+    except (KeyError, TypeError):
+        raise _malformed(seq, kind) from None
+
+
+def decode_body(seq: int, kind: str, body: str) -> dict[str, Any]:
+    """The body of an event; raises `LedgerBroken` as `rows_of`."""
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _malformed(seq, kind) from None
+    if not isinstance(decoded, dict):
+        raise _malformed(seq, kind)
+    return decoded
+
+
+def _malformed(seq: int, kind: str) -> Exception:
+    return broken_at(seq, f"it is not a valid {kind} event")
+
+
+def add_events(db: sqlite3.Connection, events: Sequence[tuple[int, str, str]]) -> None:
+    """Adds the rows of events (seq, kind, body) to all views."""
+    wanted = [(seq, kind, decode_body(seq, kind, body)) for seq, kind, body in events if kind in _KINDS]
+    for view in VIEWS:
+        rows = [row for seq, kind, body in wanted if kind in view.kinds for row in rows_of(view, seq, kind, body)]
+        if rows:
+            db.executemany(view.insert, rows)
+
+
+_KINDS: Final = frozenset(kind for view in VIEWS for kind in view.kinds)
+
+
+def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:
+    """Creates all tables of an empty database, folded up to nothing."""
+    for statement in (*VIEW_TABLES, *(VIEW_INDEXES if with_indexes else ())):
+        db.execute(statement)
+    db.execute("INSERT INTO folded VALUES (1, 0, ?, ?, 0)", (GENESIS, boot_time()))
+    db.execute(f"PRAGMA application_id = {VIEWS_APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VIEWS_VERSION}")
+
+
+def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
+    """The number of the last event that the views contain; None for views of another version, ledger or boot.
+
+    Raises `sqlite3.Error` if the file is damaged.
+    """
+    found = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
+    if found != (VIEWS_APPLICATION_ID, VIEWS_VERSION):
+        return None
+    row = db.execute("SELECT seq, hash, boot, is_synced FROM folded").fetchone()
+    if row is None:
+        return None
+    seq, digest, boot, is_synced = row
+    if not is_synced and abs(boot - boot_time()) > _BOOT_TOLERANCE:
+        return None
+    is_ours = (seq, digest) == (0, GENESIS) or bool(
+        ledger.query("SELECT 1 FROM events WHERE seq = ? AND hash = ?", (seq, digest))
+    )
+    return seq if is_ours else None
+
+
+def boot_time() -> int:
+    """When the host started, in seconds since 1970 by its present clock."""
+    return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def inode_of(path: Path) -> int:
+    """The number of the file at `path`, 0 if there is none."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - at each slice and page
+    except OSError:
+        return 0
+
+
+def delete_views(path: Path) -> None:
+    """Deletes the file at `path` with its journals."""
+    for name in (f"{path}-wal", f"{path}-shm", path):
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # noqa: PTH108 - two of them are text
+
+
+class Fold:
+    """The write access to the views of `ledger`; opened by the first slice."""
+
+    def __init__(self, data_dir: Path, ledger: LedgerReader) -> None:
+        self._path = data_dir / VIEWS_NAME
+        self._ledger = ledger
+        self._db: sqlite3.Connection | None = None
+        self._inode = 0
+        self._seq = 0
+        self._waits_since: float | None = None  # monotonic seconds; since when events wait that are not in the views
+        self._not_before = 0.0
+        self._discarded = -DISCARD_AFTER
+
+    def close(self) -> None:
+        """Closes the file; syncs it, so that it is good after a restart of the host, too."""
+        db, self._db = self._db, None
+        if db is None:
+            return
+        try:
+            with suppress(sqlite3.Error, OSError):  # then it is folded again after a restart of the host
+                db.execute("UPDATE folded SET is_synced = 1")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                sync_file(self._path)
+        finally:
+            db.close()
+
+    def run(self, head_seq: int) -> float | None:
+        """Folds one slice if it is due; returns the seconds until the next one is, None if nothing is missing.
+
+        Raises `Unavailable` or `LedgerBroken` if it cannot; nothing else is affected, and it tries again after
+        `RETRY_AFTER`.
+        """
+        now = time.monotonic()
+        if now < self._not_before:
+            return self._not_before - now
+        if self._db is not None and head_seq == self._seq:
+            self._waits_since = None
+            return None
+        if self._waits_since is None:
+            self._waits_since = now
+        missing, due = head_seq - self._seq, self._waits_since + FOLD_AFTER
+        if self._db is not None and missing < SLICE_EVENTS and now < due:
+            return due - now
+        try:
+            self.fold_slice()
+        except Exception:
+            self._not_before = now + RETRY_AFTER
+            raise
+        self._waits_since = None if self._seq >= head_seq else now
+        return 0.0 if self._seq < head_seq else None
+
+    def fold_slice(self) -> int:
+        """Folds at most `SLICE_EVENTS` events or for `SLICE_SECONDS`; returns the number of the last one folded."""
+        try:
+            db = self._open()
+            start = time.monotonic()
+            events = self._ledger.query(_TO_FOLD, (self._seq, SLICE_EVENTS))
+            if not events:
+                return self._seq
+            last = self._seq, ""
+            db.execute("BEGIN IMMEDIATE")
+            for at in range(0, len(events), _STEP):
+                part = events[at : at + _STEP]
+                add_events(db, [(seq, kind, body) for seq, kind, body, _ in part])
+                last = part[-1][0], part[-1][3]
+                if time.monotonic() - start >= SLICE_SECONDS:
+                    break
+            db.execute(_MOVE, (*last, boot_time()))
+            db.execute("COMMIT")
+            self._seq = last[0]
+        except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
+            self._give_up(error)
+            raise Unavailable(
+                "views_not_folded",
+                f"{VIEWS_NAME} cannot be written: {error}",
+                "free disk space; signing is not affected, and the service recovers by itself",
+            ) from None
+        except BaseException:
+            self._drop()
+            raise
+        return self._seq
+
+    def _open(self) -> sqlite3.Connection:
+        """The open file; a new one if it is not there, not ours or damaged."""
+        if self._db is not None and inode_of(self._path) == self._inode:
+            return self._db
+        self._drop()
+        db = self._connect()
+        try:
+            seq = folded_up_to(db, self._ledger)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if _name(error) in _TEMPORARY:
+                db.close()
+                raise
+            seq = None
+        if seq is None:
+            db.close()
+            delete_views(self._path)
+            db = self._connect()
+            db.execute("BEGIN EXCLUSIVE")
+            create_views(db)
+            db.execute("COMMIT")
+            seq = 0
+        self._db, self._seq, self._inode = db, seq, inode_of(self._path)
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(open_or_create(self._path))
+        db = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, isolation_level=None, timeout=0)
+        try:
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.DatabaseError as error:
+            db.close()
+            if _name(error) in _TEMPORARY or not self._may_discard():
+                raise
+            delete_views(self._path)
+            return self._connect()
+        return db
+
+    def _may_discard(self) -> bool:
+        """True once in `DISCARD_AFTER`: a disk that damages each file must not be written without end."""
+        now = time.monotonic()
+        if now < self._discarded + DISCARD_AFTER:
+            return False
+        self._discarded = now
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        """Closes the file after a failure, and deletes it unless the disk was full or busy."""
+        self._drop()
+        if not isinstance(error, OSError) and _name(error) not in _TEMPORARY and self._may_discard():
+            with suppress(OSError):  # then the next slice fails again, and says why
+                delete_views(self._path)
+
+    def _drop(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def _name(error: Exception) -> str:
+    """SQLite's name of the error, the primary one."""
+    name = getattr(error, "sqlite_errorname", "")
+    return "_".join(name.split("_")[:2])

@@ -1,0 +1,141 @@
+"""Lookups: questions to a ledger that do not decide anything, and their replies as messages.
+
+The core makes a `Lookup` after it has authorized the caller; a process of its own answers it
+(`service/query_reader.py`). Kept free of policy, cryptography and pydantic, so that this process is small; the shapes
+are those of `protocol/replies.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Protocol
+
+from signer.errors import NotFound, SignerError
+from signer.ledger.views import certificate_details, certificate_row, operation_row
+from signer.model import Entry, Filter, Issued
+
+_DETAILS: Final = (
+    "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
+    "status", "kind", "key_type", "critical_options", "extensions", "reason", "address", "request_id", "policy", "ca",
+    "to_be_signed_sha256", "recorded",
+)  # fmt: skip
+
+
+class Reader(Protocol):
+    """The read access that lookups need."""
+
+    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
+    def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
+    def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(ABC):
+    """A question of `asker`, who may see its answer; `room` is the length of a reply in bytes that must suffice."""
+
+    asker: str
+    room: int
+
+    @abstractmethod
+    def answer(self, reader: Reader) -> bytes:
+        """The reply as a message; raises `NotFound` or the ledger's errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindCertificates(Lookup):
+    """A page of certificates, newest first, with their status at `now` (seconds)."""
+
+    wanted: Filter
+    now: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
+        page = self._fit(found[: self.wanted.limit])
+        more = page[-1].seq if len(found) > len(page) else next_before
+        rows = [certificate_row(row, self.now) for row in page]
+        return _message("CertificatePage", {"certificates": rows, "before": None if more is None else str(more)})
+
+    def _fit(self, found: list[Issued]) -> list[Issued]:
+        """The first rows, at least one, whose text fits in half a reply even if JSON doubles each character."""
+        room = self.room // 4
+        page: list[Issued] = []
+        for row in found:
+            room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
+            if page and room < 0:
+                break
+            page.append(row)
+        return page
+
+
+@dataclass(frozen=True, slots=True)
+class FindCertificate(Lookup):
+    """One certificate with its complete record; of the identity `only`, if it is given."""
+
+    serial: int
+    only: str | None
+    now: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The certificate; raises `NotFound` or the ledger's errors."""
+        found = reader.certificate(self.serial)
+        if found is None or self.only not in (None, found[0].identity):
+            raise NotFound(
+                "unknown_serial",
+                f"no certificate {self.serial} is visible to you",
+                "list certificates with GET /api/certificates",
+            )
+        details = certificate_details(*found, self.now)  # a later release may have recorded more
+        return _message("CertificateDetails", {name: details[name] for name in _DETAILS if name in details})
+
+
+@dataclass(frozen=True, slots=True)
+class FindOperations(Lookup):
+    """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
+
+    evidence: str | None
+    before: int | None
+    limit: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found = reader.operations(self.evidence, self.before, self.limit + 1)
+        room = self.room // 2
+        page: list[dict[str, object]] = []
+        for row in (operation_row(entry) for entry in found[: self.limit]):
+            room -= len(json.dumps(row))
+            if page and room < 0:
+                break
+            page.append(row)
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("OperationPage", {"operations": page, "before": more})
+
+
+_KINDS: Final[dict[str, type[FindCertificates | FindCertificate | FindOperations]]] = {
+    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations)
+}
+
+
+def encode_lookup(lookup: Lookup) -> bytes:
+    """A lookup as a message, for `answer_lookup` in another process."""
+    return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
+
+
+def decode_lookup(message: bytes) -> FindCertificates | FindCertificate | FindOperations:
+    """The lookup of a message from `encode_lookup`."""
+    fields: dict[str, Any] = json.loads(message)
+    kind = _KINDS[fields.pop("find")]
+    if "wanted" in fields:
+        fields["wanted"] = Filter(**fields["wanted"])
+    return kind(**fields)
+
+
+def error_message(error: SignerError) -> bytes:
+    """The reply for an error."""
+    return _message("Error", {"code": error.code, "text": error.text, "hint": error.hint, "facts": dict(error.facts)})
+
+
+def _message(shape: str, fields: dict[str, object]) -> bytes:
+    return shape.encode() + b"\n" + json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()

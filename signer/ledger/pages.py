@@ -1,0 +1,280 @@
+"""Finds certificates in the views, and in the events that the views lack; also while a keeper folds.
+
+Opens both files for reading. Events that are not in `views.sqlite3` yet are folded in memory, so that nothing is
+missing that was recorded before the call. What is shown here decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from signer.errors import LedgerBroken, Unavailable
+from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import VIEWS_NAME
+from signer.model import Entry, Filter, Issued
+
+MAX_SCANNED: Final = 5_000  # rows that one page reads at most
+MAX_MISSING: Final = 5_000  # events that a page folds in memory at most
+_STEP: Final = 1_000
+_TO_FOLD: Final = "SELECT seq, kind, body FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+_ISSUED: Final = (
+    "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id, c.valid_after,"
+    " c.valid_before, c.backend = 'local' AND EXISTS (SELECT 1 FROM withheld w WHERE w.serial = c.serial)"
+)
+
+
+class CertificateReader(LedgerReader):
+    """Reads certificates; raises `Unavailable` (`views_behind`) if the views lack more than `max_missing` events."""
+
+    def __init__(self, data_dir: Path, max_missing: int = MAX_MISSING) -> None:
+        super().__init__(data_dir)
+        self._views_path = data_dir / VIEWS_NAME
+        self._max_missing = max_missing
+        self._views: sqlite3.Connection | None = None
+        self._inode = self._events_inode = 0
+        self._memory: sqlite3.Connection | None = (
+            None  # the views of the events after `_memory_first` to `_memory_last`
+        )
+        self._memory_first = self._memory_last = 0
+
+    def close(self) -> None:
+        """Closes all connections; the next read opens new ones."""
+        super().close()
+        self._close_views()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def certificates(self, wanted: Filter) -> list[Issued]:
+        """All matching certificates, newest first, without a bound on the search."""
+        with self._snapshot() as (memory, file, folded):
+            return self._find(memory, file, folded, wanted, 0)
+
+    def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
+        """The matches among the newest `MAX_SCANNED` rows of the most selective filter, and `before` of the next page.
+
+        `before` is None after the last row. The bound keeps a page fast if filters have no common match.
+        """
+        table, column, value = _driver(wanted)
+        before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
+        with self._snapshot() as (memory, file, folded):
+            floor = None
+            if file is not None:
+                rows = file.execute(
+                    f"SELECT seq FROM {table} WHERE {column} = ?{before}"  # noqa: S608 - names from here
+                    f" ORDER BY seq DESC LIMIT 1 OFFSET {MAX_SCANNED - 1}",
+                    (value,),
+                ).fetchall()
+                floor = int(rows[0][0]) if rows else None
+            return self._find(memory, file, folded, wanted, floor or 0), floor
+
+    def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
+        """One certificate and its event; the local one if Vault used the same serial."""
+        statement = f"SELECT {_ISSUED} FROM certificates c WHERE c.serial = ? AND c.seq > ?"  # noqa: S608
+        with self._snapshot() as (memory, file, folded):
+            rows = memory.execute(statement, (str(serial), folded)).fetchall()
+            if file is not None:
+                rows += file.execute(statement, (str(serial), 0)).fetchall()
+            found = [self._issued(row, memory) for row in rows]
+        if not found:
+            return None
+        issued = min(found, key=lambda row: row.backend)
+        return issued, self.entry(issued.seq)
+
+    def _find(
+        self, memory: sqlite3.Connection, file: sqlite3.Connection | None, folded: int, wanted: Filter, floor: int
+    ) -> list[Issued]:
+        """The matches from event `floor` on, newest first."""
+        found = [self._issued(row, memory) for row in _select(memory, wanted, max(floor, folded + 1), wanted.limit)]
+        if file is not None and len(found) < wanted.limit:
+            wanted = replace(wanted, before=min(wanted.before or folded + 1, folded + 1))
+            # A certificate in the file may be withheld by an event that is not: then there must be one more.
+            late = int(memory.execute("SELECT count(*) FROM withheld WHERE seq > ?", (folded,)).fetchone()[0])
+            rows = _select(file, wanted, floor, wanted.limit - len(found) + late)
+            older = [self._issued(row, memory) for row in rows]
+            if wanted.active_at is not None:
+                older = [row for row in older if not row.withheld]
+            found += older[: wanted.limit - len(found)]
+        return found
+
+    @staticmethod
+    def _issued(row: tuple[Any, ...], memory: sqlite3.Connection) -> Issued:
+        issued = read_issued(row)
+        if issued.withheld or issued.backend != "local":
+            return issued
+        late = memory.execute("SELECT 1 FROM withheld WHERE serial = ?", (str(issued.serial),)).fetchone()
+        return issued if late is None else read_issued((*row[:-1], 1))
+
+    # --- both files -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection | None, int]]:
+        """The views in memory, those of the file (None without a good one), and the last event that these contain.
+
+        The position of the file is read before the newest event, so no event can be missing in between.
+        """
+        try:
+            file, folded = self._begin()
+            yield self._fold_missing(folded), file, folded
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._close_views()
+            raise LedgerBroken(
+                "ledger_tables_differ",
+                f"{VIEWS_NAME} is damaged: {error}",
+                "the keeper folds it again; if it does not, stop it and run `signer ledger rebuild`",
+            ) from None
+        finally:
+            if self._views is not None and self._views.in_transaction:
+                self._views.execute("ROLLBACK")
+
+    def _begin(self) -> tuple[sqlite3.Connection | None, int]:
+        events_inode, inode = inode_of(self._path), inode_of(self._views_path)
+        if events_inode != self._events_inode:  # another ledger was put in its place
+            self.close()
+            self._events_inode = events_inode
+        if inode != self._inode:
+            self._close_views()
+        if not inode:
+            return None, 0
+        try:
+            if self._views is None:
+                uri = f"file:{self._views_path}?mode=ro"
+                self._views = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2)
+                self._inode = inode
+            self._views.execute("BEGIN")
+            folded = folded_up_to(self._views, self)
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+        ):  # being created, or damaged: the keeper makes it again
+            folded = None
+        if folded is None:
+            self._close_views()
+            return None, 0
+        return self._views, folded
+
+    def _close_views(self) -> None:
+        if self._views is not None:
+            self._views.close()
+            self._views = None
+
+    def _fold_missing(self, folded: int) -> sqlite3.Connection:
+        """The views of all events after `folded`, in memory."""
+        newest = self.head().seq
+        if newest - folded > self._max_missing:
+            raise views_behind(newest - folded)
+        is_useful = self._memory_first <= folded <= self._memory_last
+        if self._memory is None or not is_useful or newest - self._memory_first > 2 * self._max_missing:
+            if self._memory is not None:
+                self._memory.close()
+            self._memory = sqlite3.connect(":memory:", isolation_level=None)
+            create_views(self._memory)
+            self._memory_first = self._memory_last = folded
+        while self._memory_last < newest:
+            events = self.query(_TO_FOLD, (self._memory_last, newest, _STEP))
+            if not events:
+                break
+            self._memory.execute("BEGIN")
+            add_events(self._memory, events)
+            self._memory.execute("COMMIT")
+            self._memory_last = int(events[-1][0])
+        return self._memory
+
+
+def views_behind(missing: int) -> Unavailable:
+    """The error while too many events are missing from the views."""
+    return Unavailable(
+        "views_behind",
+        f"{missing:,} events are not in {VIEWS_NAME} yet",
+        "retry in a few seconds; the keeper is folding them. Without a keeper, run `signer ledger rebuild`",
+        {"missing": missing},
+    )
+
+
+def _driver(wanted: Filter) -> tuple[str, str, object]:
+    """Table with index, column and value of the filter that usually leaves the fewest rows.
+
+    SQLite has no statistics here and would choose by the number of columns.
+    """
+    for column in ("fingerprint", "identity"):
+        value = getattr(wanted, column)
+        if value is not None:
+            return f"certificates INDEXED BY certificates_by_{column}", column, value
+    if wanted.backend == "vault":
+        # A constant, so that SQLite recognizes the condition of this partial index.
+        return "certificates INDEXED BY certificates_of_vault", "backend = 'vault' AND 1", 1
+    if wanted.principal is not None:
+        return "principals", "principal", wanted.principal
+    if wanted.role is not None:
+        return "certificates INDEXED BY certificates_by_role", "role", wanted.role
+    return "certificates NOT INDEXED", "1", 1
+
+
+def _select(db: sqlite3.Connection, wanted: Filter, floor: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    """Rows of `certificates` that match, from event `floor` on, newest first."""
+    table, column, value = _driver(wanted)
+    if column == "principal":
+        source, order = "principals p CROSS JOIN certificates c ON c.seq = p.seq", "p.seq"
+    else:
+        source, order = f"certificates c {table.removeprefix('certificates')}", "c.seq"
+    clauses: list[str] = [f"{column} = ?", f"{order} >= ?"]
+    values: list[object] = [value, floor]
+    holds = "EXISTS (SELECT 1 FROM principals q WHERE q.principal = ? AND q.seq = c.seq)"
+    is_active = (
+        "c.valid_before > ?"
+        " AND NOT (c.backend = 'local' AND EXISTS (SELECT 1 FROM withheld v WHERE v.serial = c.serial))"
+    )
+    for clause, restriction in (
+        (f"{order} < ?", wanted.before),
+        ("c.identity = ?", wanted.identity),
+        ("c.role = ?", wanted.role),
+        ("c.fingerprint = ?", wanted.fingerprint),
+        ("c.backend = ?", wanted.backend),
+        (is_active, wanted.active_at),
+        (holds, wanted.principal if column != "principal" else None),
+    ):
+        if restriction is not None:
+            clauses.append(clause)
+            values.append(restriction)
+    return db.execute(
+        f"SELECT {_ISSUED} FROM {source} WHERE {' AND '.join(clauses)} ORDER BY {order} DESC LIMIT ?",  # noqa: S608
+        (*values, limit),
+    ).fetchall()
+
+
+def read_issued(row: tuple[Any, ...]) -> Issued:
+    """Decodes a row of `certificates`; raises `LedgerBroken` if it is invalid."""
+    seq, serial, backend, identity, role, principals, fingerprint, key_id, valid_after, valid_before, withheld = row
+    try:
+        number, names = int(serial), json.loads(principals)
+    except (ValueError, RecursionError):
+        number, names = -1, None
+    texts = [backend, identity, role, fingerprint, key_id, *(names if isinstance(names, list) else [None])]
+    times = (valid_after, valid_before)
+    in_range = all(isinstance(seconds, int) and 0 <= seconds < 1 << 40 for seconds in times)
+    if number < 0 or not in_range or not all(isinstance(text, str) for text in texts):
+        raise LedgerBroken(
+            "ledger_tables_differ",
+            f"{VIEWS_NAME} has an invalid row for event {seq}",
+            "stop the keeper and run `signer ledger rebuild`",
+        )
+    return Issued(
+        serial=number,
+        backend=backend,
+        seq=seq,
+        identity=identity,
+        role=role,
+        principals=tuple(names),
+        fingerprint=fingerprint,
+        key_id=key_id,
+        valid_after=valid_after,
+        valid_before=valid_before,
+        withheld=bool(withheld),
+    )

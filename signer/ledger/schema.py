@@ -1,0 +1,164 @@
+"""What the two files of a ledger hold: events, and the views that find certificates fast. Pure.
+
+`ledger.sqlite3` holds the events, which are the truth and which alone decide. `views.sqlite3` holds tables that are
+folded from them afterwards and can be deleted at any time.
+
+A view is a table of facts: each row is made from one event, carries its `seq`, and never changes. So the rows of a file
+and those of the events that it lacks are together the rows of all events, whatever the view is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+FILE_NAME: Final = "ledger.sqlite3"
+VERSION: Final = 2  # 1 had the views as tables beside the events, written by each commit
+APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; shown by `file`
+VIEWS_NAME: Final = "views.sqlite3"
+VIEWS_APPLICATION_ID: Final = 0x5367_4E76  # "SgNv"
+
+EVENTS: Final = """
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
+    body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER events_are_never_replaced BEFORE INSERT ON events WHEN NEW.seq <= (SELECT max(seq) FROM events)
+    BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
+"""
+
+IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
+IS_OPERATION: Final = "kind = 'operation.recorded'"
+IS_WITHHELD: Final = "kind = 'certificate.withheld'"
+IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
+# Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
+# also refuses a second certificate of Vault's with the same serial.
+EVENT_INDEXES: Final = (
+    f"CREATE INDEX IF NOT EXISTS events_of_freezes ON events (seq) WHERE {IS_FREEZE}",
+    f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
+    f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
+    f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
+)
+
+Row = tuple[object, ...]
+_quote = json.encoder.encode_basestring  # as json.dumps(ensure_ascii=False) encodes text
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A table made from the events of `kinds`; `apply` returns the rows of an event by its number and decoded body.
+
+    `columns` is the table's declaration: `seq`, or one column that rows are found by and then `seq`, and the rest. The
+    first of these are the primary key.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    kinds: frozenset[str]
+    apply: Callable[[int, dict[str, Any]], Iterable[Row]]
+    indexes: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str | None:
+        """The column of the primary key before `seq`, None if `seq` is the primary key."""
+        first = self.columns[0].split()[0]
+        return None if first == "seq" else first
+
+    @property
+    def table(self) -> str:
+        """The statement that creates the table."""
+        columns = ", ".join(self.columns)
+        if self.group is None:
+            return f"CREATE TABLE {self.name} ({columns}) STRICT"
+        return f"CREATE TABLE {self.name} ({columns}, PRIMARY KEY ({self.group}, seq)) STRICT, WITHOUT ROWID"
+
+    @property
+    def insert(self) -> str:
+        """The statement that adds a row."""
+        return f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"  # noqa: S608 - names from here
+
+
+def _certificate(seq: int, body: dict[str, Any]) -> Iterable[Row]:
+    principals = f"[{','.join(map(_quote, body['principals']))}]"
+    return (
+        (
+            seq,
+            body["serial"],
+            body["backend"],
+            body["identity"],
+            body["role"],
+            principals,
+            body["fingerprint"],
+            body["key_id"],
+            body["valid_after"],
+            body["valid_before"],
+        ),
+    )
+
+
+def _principals(seq: int, body: dict[str, Any]) -> Iterable[Row]:
+    return [(principal, seq) for principal in body["principals"]]
+
+
+def _withheld(seq: int, body: dict[str, Any]) -> Iterable[Row]:
+    return ((seq, body["serial"]),)
+
+
+VIEWS: Final = (
+    View(
+        "certificates",
+        (
+            "seq INTEGER PRIMARY KEY",
+            "serial TEXT NOT NULL",
+            "backend TEXT NOT NULL",
+            "identity TEXT NOT NULL",
+            "role TEXT NOT NULL",
+            "principals TEXT NOT NULL",
+            "fingerprint TEXT NOT NULL",
+            "key_id TEXT NOT NULL",
+            "valid_after INTEGER NOT NULL",
+            "valid_before INTEGER NOT NULL",
+        ),
+        frozenset({"certificate.issued"}),
+        _certificate,
+        (
+            "CREATE INDEX certificates_by_serial ON certificates (serial)",
+            "CREATE INDEX certificates_by_identity ON certificates (identity)",
+            "CREATE INDEX certificates_by_role ON certificates (role)",
+            "CREATE INDEX certificates_by_fingerprint ON certificates (fingerprint)",
+            "CREATE INDEX certificates_of_vault ON certificates (seq) WHERE backend = 'vault'",
+        ),
+    ),
+    View(
+        "principals",
+        ("principal TEXT NOT NULL", "seq INTEGER NOT NULL"),
+        frozenset({"certificate.issued"}),
+        _principals,
+    ),
+    # Serials of the local key that were recorded and never signed.
+    View(
+        "withheld",
+        ("seq INTEGER PRIMARY KEY", "serial TEXT NOT NULL"),
+        frozenset({"certificate.withheld"}),
+        _withheld,
+        ("CREATE INDEX withheld_by_serial ON withheld (serial)",),
+    ),
+)
+
+# Up to which event the views are folded, and its hash, which only the ledger has that they were folded from. `boot` is
+# when the host started (seconds since 1970): without fsync a file is as it was written until the host stops.
+# `is_synced` is 1 if the file was synced when it was closed.
+_FOLDED: Final = """CREATE TABLE folded (
+    id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL,
+    boot INTEGER NOT NULL, is_synced INTEGER NOT NULL
+) STRICT"""
+VIEW_TABLES: Final = (_FOLDED, *(view.table for view in VIEWS))
+VIEW_INDEXES: Final = tuple(index for view in VIEWS for index in view.indexes)
+_MEANING: Final = "1"  # raise it when `apply` of a view makes other rows in the same columns
+VIEWS_VERSION: Final = zlib.crc32("\n".join((_MEANING, *VIEW_TABLES, *VIEW_INDEXES)).encode()) & 0x7FFF_FFFF

@@ -1,0 +1,41 @@
+"""What the JSON bodies of commands share: the validation of a decoded body, and the text of a reason. Pure.
+
+A body is defined once: the keeper validates with the model that /api/openapi.json is made from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from signer.errors import BadRequest
+from signer.model import MAX_REASON
+from signer.protocol.sign_request import Number
+
+_Model = TypeVar("_Model", bound=BaseModel)
+# The part of `str.isprintable` that a regular expression of ECMA 262 can say.
+_PRINTABLE: Final = "^[^\\u0000-\\u001f\\u007f-\\u00a0\\u00ad\\u2028\\u2029]*$"
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("not_printable", "must be one printable line")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"pattern": _PRINTABLE})]
+Reason = Annotated[Printable, Field(max_length=MAX_REASON, description="one printable line for the ledger")]
+
+
+def read_body_as(model: type[_Model], fields: dict[str, Any]) -> _Model:
+    """Validates a decoded body; raises `BadRequest` that names the first invalid field."""
+    try:
+        return model.model_validate({k: float(v) if isinstance(v, Number) else v for k, v in fields.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:64]
+        raise BadRequest(
+            "field_malformed", f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see /api/openapi.json"
+        ) from None

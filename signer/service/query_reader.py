@@ -1,0 +1,216 @@
+"""The query reader: a process that answers lookups with a read-only handle of the ledger, and the keeper's end of it.
+
+Pages are not made in the keeper, where they would take time from signing. The process holds no key and no policy. Each
+identity has a share of its time, so that nobody who pages without pause slows down others or the signing.
+
+`python -m signer.service.query_reader DESCRIPTOR DATA_DIR` is the process.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import OrderedDict, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from signer.errors import LedgerBroken, Refused, SignerError, Unavailable
+from signer.hardening import die_with_parent, forbid_dumps
+from signer.ledger.lookups import Lookup, Reader, decode_lookup, encode_lookup, error_message
+from signer.ledger.pages import CertificateReader
+
+SHARE: Final = 0.1  # of the process's time, for one identity that asks without pause
+BURST: Final = 1.0  # seconds of its time that an identity may use at once after a pause
+MAX_WAITING: Final = 16  # lookups of one identity
+DEADLINE: Final = 5.0  # seconds for one lookup; the api waits 10 s for a reply
+RESTART_PAUSE: Final = 1.0  # seconds
+_BUFFER: Final = 1024 * 1024  # bytes
+_PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
+_K = TypeVar("_K")
+
+
+@dataclass(slots=True)
+class _Asker(Generic[_K]):
+    """The waiting lookups of one identity, and the seconds that it may still use as of `at` (monotonic)."""
+
+    waiting: deque[tuple[_K, Lookup]] = field(default_factory=deque)
+    budget: float = BURST
+    at: float = 0.0
+
+    def refill(self, now: float) -> float:
+        self.budget = min(BURST, self.budget + SHARE * (now - self.at))
+        self.at = now
+        return self.budget
+
+
+class QueryReader(Generic[_K]):
+    """Has lookups answered by a process of its own, one at a time; `_K` is what the keeper knows a lookup by."""
+
+    def __init__(self, data_dir: Path, selector: selectors.BaseSelector) -> None:
+        self._data_dir = data_dir
+        self._selector = selector
+        self._askers: OrderedDict[str, _Asker[_K]] = OrderedDict()  # the next one first
+        self._current: tuple[_K, Lookup, float] | None = None  # with the time when it was sent
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._started = -RESTART_PAUSE
+
+    def start(self) -> None:
+        """Starts the process; it is started again when it has ended and a lookup waits."""
+        self._started = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        command = [sys.executable, "-P", "-m", "signer.service.query_reader", str(theirs.fileno()), str(self._data_dir)]
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._sock = ours
+        self._selector.register(ours, selectors.EVENT_READ, self)
+
+    def submit(self, key: _K, lookup: Lookup) -> None:
+        """Queues a lookup; raises `Refused` if too many of the same identity wait."""
+        asker = self._askers.setdefault(lookup.asker, _Asker(at=time.monotonic()))
+        if len(asker.waiting) >= MAX_WAITING:
+            raise Refused(
+                "too_many_lookups",
+                f"{len(asker.waiting)} lookups of {lookup.asker} are already waiting",
+                "wait for their replies, then retry",
+            )
+        asker.waiting.append((key, lookup))
+
+    def collect(self) -> list[tuple[_K, bytes]]:
+        """The replies since the last call; sends the next lookup. Never blocks."""
+        replies = self._receive() if self._current is not None else []
+        if self._current is None:
+            self._send_next()
+        return replies
+
+    def due(self) -> float | None:
+        """Seconds until `collect` has something to do without a reply; None if no lookup waits."""
+        if self._current is not None:
+            return max(self._current[2] + DEADLINE - time.monotonic(), 0.0)
+        now = time.monotonic()
+        waits = [max(-asker.refill(now), 0.0) / SHARE for asker in self._askers.values() if asker.waiting]
+        if not waits:
+            return None
+        return max(min(waits), self._started + RESTART_PAUSE - now if self._sock is None else 0.0, 0.001)
+
+    def close(self) -> list[_K]:
+        """Ends the process; returns the keys of the lookups without a reply."""
+        left = [self._current[0]] if self._current is not None else []
+        left += [key for asker in self._askers.values() for key, _ in asker.waiting]
+        self._current = None
+        self._askers.clear()
+        self._stop()
+        return left
+
+    def _receive(self) -> list[tuple[_K, bytes]]:
+        """The reply to the current lookup, if it is there; an error if the process has ended or hangs."""
+        assert self._current is not None, "only a lookup that was sent has a reply"  # noqa: S101
+        key, lookup, sent = self._current
+        now = time.monotonic()
+        try:
+            reply = self._sock.recv(_BUFFER) if self._sock is not None else b""
+        except BlockingIOError:
+            if now < sent + DEADLINE:
+                return []
+            reply = b""
+        except OSError:
+            reply = b""
+        self._current = None
+        asker = self._askers[lookup.asker]
+        asker.refill(now)
+        asker.budget -= now - sent
+        if not reply:
+            self._stop()
+            reply = error_message(_reader_gone())
+        return [(key, reply)]
+
+    def _send_next(self) -> None:
+        """Sends the lookup of the next identity that has time left; identities take turns."""
+        now = time.monotonic()
+        for name, asker in list(self._askers.items()):
+            if asker.waiting and asker.refill(now) > 0:
+                if not self._is_running(now):
+                    return
+                key, lookup = asker.waiting.popleft()
+                self._askers.move_to_end(name)
+                self._current = (key, lookup, now)
+                if self._sock is not None:
+                    with suppress(OSError):  # the process has ended: then the reply is an error
+                        self._sock.send(encode_lookup(lookup))
+                return
+            if not asker.waiting and asker.budget >= BURST:
+                del self._askers[name]
+
+    def _is_running(self, now: float) -> bool:
+        if self._sock is None and now >= self._started + RESTART_PAUSE:
+            with suppress(OSError):  # no process or descriptor is left; it is tried again
+                self.start()
+        return self._sock is not None
+
+    def _stop(self) -> None:
+        if self._sock is not None:
+            self._selector.unregister(self._sock)
+            self._sock.close()
+            self._sock = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _reader_gone() -> Unavailable:
+    return Unavailable("reader_gone", "the process that reads the ledger did not answer", "retry in a second")
+
+
+def answer_lookup(message: bytes, reader: Reader) -> bytes:
+    """The reply to a lookup; never raises, so that one that fails does not end the process."""
+    try:
+        return decode_lookup(message).answer(reader)
+    except SignerError as error:
+        return error_message(error)
+    except Exception as error:  # noqa: BLE001 - a row that no signer wrote must not end the process
+        text = f"the ledger holds a row that cannot be shown: {type(error).__name__}"
+        return error_message(
+            LedgerBroken("ledger_tables_differ", text, "stop the keeper and run `signer ledger rebuild`")
+        )
+
+
+def serve(connection: socket.socket, data_dir: Path) -> None:
+    """Answers lookups until the keeper closes its end."""
+    reader = CertificateReader(data_dir)
+    while message := connection.recv(_BUFFER):
+        connection.send(answer_lookup(message, reader))
+    reader.close()
+
+
+def main(descriptor: int, data_dir: Path) -> None:
+    """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    forbid_dumps()
+    os.umask(0o077)
+    with socket.socket(fileno=descriptor) as connection:
+        connection.setblocking(True)
+        serve(connection, data_dir)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

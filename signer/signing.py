@@ -1,0 +1,87 @@
+"""Who signs a certificate, and in which order it is signed, recorded and released.
+
+Shared by the backends (`ca/backends.py`), the core, which follows the order, and the keeper, which runs slow signers in
+`service/signing_pool.py`. Types only. The order is the one place that says who signs; nothing else encodes the mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from signer.errors import Unavailable
+from signer.model import Grant, PublicKey, Returned
+
+
+class SigningKey(Protocol):
+    """A CA key that can sign. `kind` and `blob` are its public key, `fingerprint` its `SHA256:…`."""
+
+    kind: str
+    blob: bytes
+    fingerprint: str
+
+    @property
+    def public(self) -> PublicKey: ...
+    def sign(self, data: bytes) -> bytes: ...
+
+
+class SlowSigner(Protocol):
+    """How long callers wait for a signer outside this process, and the errors that they get instead of an answer."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds from submission to the caller's reply."""
+
+    def busy(self, waiting: int) -> Unavailable:
+        """Too many requests are waiting."""
+
+    def late(self) -> Unavailable:
+        """The deadline has passed."""
+
+    def failed(self, error: Exception) -> Unavailable:
+        """The call ended with an unexpected exception."""
+
+    def stopping(self) -> Unavailable:
+        """The service stops before the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignAtOnce:
+    """A local certificate: recorded, signed in the loop, released."""
+
+    key: SigningKey
+
+    @property
+    def local_key(self) -> PublicKey:
+        """The local CA key."""
+        return self.key.public
+
+
+@dataclass(frozen=True, slots=True)
+class SignInPool:
+    """A local certificate: recorded, signed in the pool, released or withheld."""
+
+    key: SigningKey
+    slow: SlowSigner
+
+    @property
+    def local_key(self) -> PublicKey:
+        """The local CA key."""
+        return self.key.public
+
+
+@dataclass(frozen=True, slots=True)
+class CertifyInPool:
+    """Another CA's certificate: made in the pool, checked, recorded, released.
+
+    It is compared with what the key `local_key` would have signed; None: with nothing.
+    """
+
+    certify: Callable[[Grant], Returned]
+    slow: SlowSigner
+    local_key: PublicKey | None = None
+
+
+SigningOrder = SignAtOnce | SignInPool | CertifyInPool
+Obtained = bytes | Returned  # a signature blob over a local certificate, or another CA's certificate
