@@ -587,6 +587,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("no_command", "the command to run does not exist", "check its name and PATH"),
         _local("no_key", "OpenSSL cannot create an Ed25519 key", "check openssl.cnf"),
         _local("no_libcrypto", "the library of OpenSSL is missing", "install libssl3"),
+        _local("no_wrappers", "the scripts that hand the session's options to ssh, scp and sftp cannot be created",
+               "set `XDG_RUNTIME_DIR` to a folder with mode 0700 that is not mounted noexec"),
         _local("role_missing", "no role was given", "pass `--role ROLE`, or set `SAFE_SESSION_ROLE`"),
         _local("server_uid_malformed", "`SAFE_SESSION_SERVER_UID` is not a number",
                "write the number that `id -u USER` prints"),

@@ -8,7 +8,12 @@ usage: safe-session [options] ssh [ssh options] host [command]
 
 Logs in with a short-lived certificate. Generates a key in memory, has the
 signing service certify it, and holds both in a private ssh-agent while the
-command runs. Leaves nothing behind.
+command runs. Leaves no key, agent, file or shared connection behind.
+
+Every ssh, scp and sftp that the command finds on PATH, and the ssh of a jump host,
+logs in with this certificate alone, whatever ~/.ssh/config says, and shares no
+connection (ControlMaster). A program that starts /usr/bin/ssh by that path follows
+its own configuration. `ssh -V`, -Q, -G and -O are answered by ssh; nothing is requested.
 
 options, before `ssh` or `exec`, or after it but before the remote command or `--`:
   --role ROLE            role to request; default: SAFE_SESSION_ROLE
