@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -86,6 +87,14 @@ class ApiClient:
         if status != 503:
             raise problem
         return Readiness(False, code=problem.code, text=problem.text)
+
+    def clock(self) -> int:
+        """The service's clock, from the header `Date` of an answer, in seconds since the epoch; raises `BadFormat`."""
+        _, _, date = self._exchange("GET", "/readyz", None, LOOKS_WITHIN, with_token=False)
+        try:
+            return int(parsedate_to_datetime(date).timestamp())
+        except (ValueError, TypeError, OverflowError):
+            raise self._not_ours("no header Date") from None
 
     def wait_ready(self, mode: str, ca_fingerprint: str | None, within: float) -> Readiness:
         """Waits until the service is ready in `mode`, with that CA key unless None; raises `Unavailable`.
@@ -162,7 +171,14 @@ class ApiClient:
     def _send(
         self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool = True
     ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one request, on its own connection: the service may be replaced between two requests."""
+        """Status and JSON of one request."""
+        status, found, _ = self._exchange(method, path, body, within, with_token=with_token)
+        return status, found
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool
+    ) -> tuple[int, dict[str, Any], str]:
+        """Status, JSON and `Date`, on a connection of its own: the service may be replaced between two requests."""
         headers = {"Connection": "close", "Accept": "application/json", "User-Agent": "signer"}
         if with_token:
             headers["Authorization"] = f"Bearer {self._read_token()}"
@@ -195,7 +211,7 @@ class ApiClient:
             session.close()
         if not isinstance(found, dict):
             raise self._not_ours("no JSON object")
-        return answer.status_code, found
+        return answer.status_code, found, answer.headers.get("Date", "")
 
     def _connect(self, within: float) -> socket.socket:
         """A connected socket, never to another machine in clear text; raises `Unavailable`. `within` is per address."""

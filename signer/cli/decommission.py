@@ -43,6 +43,8 @@ _STATES: Final[Mapping[str, str]] = {
     "gone": "gone: its address refuses connections",
 }
 
+_UNSEEN: Final = "nodes that cutover.toml does not name, what may start Vault later, and copies of its storage"
+
 
 @verb("decommission plan", examples=["signer decommission plan --config cutover.toml --out plan.json"])
 @config_option
@@ -237,11 +239,12 @@ def decommission_status(config: Path, as_json: bool) -> int:
         code = error.code
     following = _next(file, known, state, soak, code)
     if as_json:
-        now = {"vault": state, "mode": mode or None, "code": code or None, "soak_left": soak}
+        now = {"vault": state, "unseen": _UNSEEN, "mode": mode or None, "code": code or None, "soak_left": soak}
         output.show_json({"now": now, "runs": [run_as_json(run) for run in known], "next": following})
         return 0
     output.show(f"vault    {_STATES.get(state, f'state unknown: {state}')}")
     output.show(f"service  {f'mode {plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
+    output.show(f"unseen   {_UNSEEN}")
     output.show(f"soak     {_soak(soak)}")
     output.show(f"next     {following}")
     if known:

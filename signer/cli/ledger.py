@@ -167,15 +167,28 @@ def _readable(value: object) -> str:
 @json_option
 def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
     """Follows the hash chain from the first event to the last and compares the views with the events.
-    A saved head also finds a tail that was cut off. Exit status 1 if the ledger is broken."""
+    Only a saved head shows that the ledger was not cut off or rewritten as a whole, because the hashes
+    need no key. Exit status 1 if the ledger is broken."""
     from signer.ledger import audit
 
     saved = Head(*head, 0) if head else None
     with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         newest = audit.verify(reader, progress, saved)
+    if saved is None:
+        output.warn(
+            "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
+            "pass --head with an earlier `signer ledger head`"
+        )
     compared = ", and goes on from the saved head" if saved else ""
     if as_json:
-        output.show_json({"intact": True, "events": newest.seq, "head": _head_facts(newest)})
+        output.show_json(
+            {
+                "intact": True,
+                "events": newest.seq,
+                "head": _head_facts(newest),
+                "compared_with_saved_head": saved is not None,
+            }
+        )
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
         output.show(f"head    {_head_line(newest)}")

@@ -20,7 +20,7 @@ from typing import Any, Final
 from signer.errors import LedgerBroken
 from signer.files import open_or_create
 from signer.ledger.chain import GENESIS, entry_hash
-from signer.ledger.fold import add_events, create_views, decode_body, delete_views, folded_up_to, rows_of
+from signer.ledger.fold import add_events, create_views, delete_views, folded_up_to, rows_of_views
 from signer.ledger.reader import LedgerReader, broken_at, storage_errors
 from signer.ledger.schema import VIEW_INDEXES, VIEWS, VIEWS_NAME, View
 from signer.ledger.store import CHECKED_AT_START, Ledger
@@ -162,7 +162,7 @@ def _check_chunk(
         progress(last, total)
     if folded is None:
         return {}
-    events = [(seq, kind, body) for seq, _, kind, _, body, _, _ in rows if seq <= folded]
+    events = ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows if seq <= folded)
     return _compare_rows(reader.data_dir, events, first, min(last, folded))
 
 
@@ -201,17 +201,13 @@ def _folded(reader: LedgerReader) -> int | None:
         return folded_up_to(db, reader)
 
 
-def _compare_rows(data_dir: Path, events: Sequence[tuple[int, str, str]], first: int, last: int) -> Counts:
+def _compare_rows(data_dir: Path, events: Iterable[tuple[int, str, str]], first: int, last: int) -> Counts:
     """Compares the rows of all views for the events after `first` to `last`; returns how many there are."""
-    kinds = {kind for view in VIEWS for kind in view.kinds}
-    bodies = [(seq, kind, decode_body(seq, kind, body)) for seq, kind, body in events if kind in kinds]
-    counts: Counts = {}
+    wanted = rows_of_views(events)
     with _views(data_dir) as db:
         for view in VIEWS:
-            wanted = [row for seq, kind, body in bodies if kind in view.kinds for row in rows_of(view, seq, kind, body)]
-            _compare_view(db, view, wanted, first, last)
-            counts[view.name] = len(wanted)
-    return counts
+            _compare_view(db, view, wanted[view.name], first, last)
+    return {name: len(rows) for name, rows in wanted.items()}
 
 
 def _compare_view(
@@ -300,7 +296,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             for first in range(0, total, _CHUNK):
                 rows = ledger.query(_RANGE, (first, first + _CHUNK))
                 head = _follow_chain(iter(rows), head)
-                add_events(db, [(seq, kind, body) for seq, _, kind, _, body, _, _ in rows])
+                add_events(db, ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows))
                 progress(head.seq, total)
             for index in VIEW_INDEXES:
                 db.execute(index)

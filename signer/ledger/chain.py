@@ -6,10 +6,12 @@ hash function are enough to verify an exported ledger.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
+
+import msgspec
 
 from signer.model import Entry, Event, Head
 
@@ -17,10 +19,7 @@ GENESIS: Final = "0" * 64
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: larger numbers are stored as text
 
 _LISTS: Final = (list, tuple)
-_quote = json.encoder.encode_basestring  # as json.dumps(ensure_ascii=False) encodes text
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_ENCODER: Final = msgspec.json.Encoder(order="deterministic")  # sorts keys; tests hold it against `rfc8785`
 
 
 def canonical_json(body: dict[str, object]) -> str:
@@ -29,7 +28,7 @@ def canonical_json(body: dict[str, object]) -> str:
     Raises `ValueError` for all others, such as floats, so that no hash depends on number formatting.
     """
     _check_object(body)
-    return _ENCODER.encode(body)
+    return _ENCODER.encode(body).decode()
 
 
 def _check_object(value: dict[str, object]) -> None:
@@ -57,10 +56,19 @@ def _check_value(value: object) -> None:
 def entry_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, prev: str) -> str:
     """Hex SHA-256 over the canonical JSON of an entry without its hash; `body` is canonical JSON."""
     text = (
-        f'{{"actor":{_quote(actor)},"body":{body},"kind":{_quote(kind)},"prev":{_quote(prev)},'
+        f'{{"actor":{_quote(actor)},"body":{body},"kind":{_quote(kind)},"prev":{_quote_hash(prev)},'
         f'"seq":{seq},"time":{time_ms}}}'
     )
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)  # kinds, and identities of policy.toml
+def _quote(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _quote_hash(text: str) -> str:
+    return f'"{text}"' if text.isalnum() and text.isascii() else msgspec.json.encode(text).decode()
 
 
 def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:

@@ -6,20 +6,22 @@ version, or was folded from another ledger.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from signer.errors import Unavailable
 from signer.files import open_or_create, sync_file
 from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (
+    BODIES,
     VIEW_INDEXES,
     VIEW_TABLES,
     VIEWS,
@@ -27,7 +29,6 @@ from signer.ledger.schema import (
     VIEWS_NAME,
     VIEWS_VERSION,
     Row,
-    View,
 )
 
 SLICE_EVENTS: Final = 100
@@ -44,39 +45,31 @@ _TO_FOLD: Final = "SELECT seq, kind, body, hash FROM events WHERE seq > ? ORDER 
 _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, boot = ?, is_synced = 0"
 
 
-def rows_of(view: View, seq: int, kind: str, body: dict[str, Any]) -> Iterable[Row]:
-    """The rows of an event in a view; raises `LedgerBroken` if its body is malformed despite a correct hash."""
-    try:
-        return view.apply(seq, body)
-    except (KeyError, TypeError):
-        raise _malformed(seq, kind) from None
+def rows_of_views(events: Iterable[tuple[int, str, str]]) -> dict[str, list[Row]]:
+    """The rows of events (seq, kind, body), by view; raises `LedgerBroken` if a body is malformed."""
+    rows: dict[str, list[Row]] = {view.name: [] for view in VIEWS}
+    for seq, kind, text in events:
+        decoder = _DECODERS.get(kind)
+        if decoder is not None:
+            try:
+                body = decoder.decode(text)
+            except (msgspec.DecodeError, RecursionError):
+                raise broken_at(seq, f"it is not a valid {kind} event") from None
+            for name, apply in _APPLY[kind]:
+                rows[name].extend(apply(seq, body))
+    return rows
 
 
-def decode_body(seq: int, kind: str, body: str) -> dict[str, Any]:
-    """The body of an event; raises `LedgerBroken` as `rows_of`."""
-    try:
-        decoded = json.loads(body)
-    except (ValueError, RecursionError):
-        raise _malformed(seq, kind) from None
-    if not isinstance(decoded, dict):
-        raise _malformed(seq, kind)
-    return decoded
+_DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()}
+_APPLY: Final = {kind: [(view.name, view.apply) for view in VIEWS if view.kind == kind] for kind in BODIES}
 
 
-def _malformed(seq: int, kind: str) -> Exception:
-    return broken_at(seq, f"it is not a valid {kind} event")
-
-
-def add_events(db: sqlite3.Connection, events: Sequence[tuple[int, str, str]]) -> None:
+def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str]]) -> None:
     """Adds the rows of events (seq, kind, body) to all views."""
-    wanted = [(seq, kind, decode_body(seq, kind, body)) for seq, kind, body in events if kind in _KINDS]
+    rows = rows_of_views(events)
     for view in VIEWS:
-        rows = [row for seq, kind, body in wanted if kind in view.kinds for row in rows_of(view, seq, kind, body)]
-        if rows:
-            db.executemany(view.insert, rows)
-
-
-_KINDS: Final = frozenset(kind for view in VIEWS for kind in view.kinds)
+        if rows[view.name]:
+            db.executemany(view.insert, rows[view.name])
 
 
 def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from signer.errors import NotFound, SignerError
 from signer.ledger.views import certificate_details, certificate_row, operation_row
 from signer.model import Entry, Filter, Issued
@@ -138,4 +140,4 @@ def error_message(error: SignerError) -> bytes:
 
 
 def _message(shape: str, fields: dict[str, object]) -> bytes:
-    return shape.encode() + b"\n" + json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return shape.encode() + b"\n" + msgspec.json.encode(fields)

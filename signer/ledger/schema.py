@@ -9,11 +9,12 @@ and those of the events that it lacks are together the rows of all events, whate
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 2  # 1 had the views as tables beside the events, written by each commit
@@ -46,13 +47,37 @@ EVENT_INDEXES: Final = (
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
 )
 
+
+class IssuedBody(msgspec.Struct):
+    """What views need of a `certificate.issued` event."""
+
+    serial: str
+    backend: str
+    identity: str
+    role: str
+    principals: list[str]
+    fingerprint: str
+    key_id: str
+    valid_after: int
+    valid_before: int
+
+
+class WithheldBody(msgspec.Struct):
+    """What views need of a `certificate.withheld` event."""
+
+    serial: str
+
+
+BODIES: Final[dict[str, type[msgspec.Struct]]] = {
+    "certificate.issued": IssuedBody,
+    "certificate.withheld": WithheldBody,
+}
 Row = tuple[object, ...]
-_quote = json.encoder.encode_basestring  # as json.dumps(ensure_ascii=False) encodes text
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A table made from the events of `kinds`; `apply` returns the rows of an event by its number and decoded body.
+    """A table made from the events of one kind; `apply` returns the rows of an event by its number and decoded body.
 
     `columns` is the table's declaration: `seq`, or one column that rows are found by and then `seq`, and the rest. The
     first of these are the primary key.
@@ -60,8 +85,8 @@ class View:
 
     name: str
     columns: tuple[str, ...]
-    kinds: frozenset[str]
-    apply: Callable[[int, dict[str, Any]], Iterable[Row]]
+    kind: str
+    apply: Callable[[int, Any], Iterable[Row]]
     indexes: tuple[str, ...] = ()
 
     @property
@@ -84,30 +109,29 @@ class View:
         return f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"  # noqa: S608 - names from here
 
 
-def _certificate(seq: int, body: dict[str, Any]) -> Iterable[Row]:
-    principals = f"[{','.join(map(_quote, body['principals']))}]"
+def _certificate(seq: int, body: IssuedBody) -> Iterable[Row]:
     return (
         (
             seq,
-            body["serial"],
-            body["backend"],
-            body["identity"],
-            body["role"],
-            principals,
-            body["fingerprint"],
-            body["key_id"],
-            body["valid_after"],
-            body["valid_before"],
+            body.serial,
+            body.backend,
+            body.identity,
+            body.role,
+            msgspec.json.encode(body.principals).decode(),
+            body.fingerprint,
+            body.key_id,
+            body.valid_after,
+            body.valid_before,
         ),
     )
 
 
-def _principals(seq: int, body: dict[str, Any]) -> Iterable[Row]:
-    return [(principal, seq) for principal in body["principals"]]
+def _principals(seq: int, body: IssuedBody) -> Iterable[Row]:
+    return [(principal, seq) for principal in body.principals]
 
 
-def _withheld(seq: int, body: dict[str, Any]) -> Iterable[Row]:
-    return ((seq, body["serial"]),)
+def _withheld(seq: int, body: WithheldBody) -> Iterable[Row]:
+    return ((seq, body.serial),)
 
 
 VIEWS: Final = (
@@ -125,7 +149,7 @@ VIEWS: Final = (
             "valid_after INTEGER NOT NULL",
             "valid_before INTEGER NOT NULL",
         ),
-        frozenset({"certificate.issued"}),
+        "certificate.issued",
         _certificate,
         (
             "CREATE INDEX certificates_by_serial ON certificates (serial)",
@@ -138,14 +162,14 @@ VIEWS: Final = (
     View(
         "principals",
         ("principal TEXT NOT NULL", "seq INTEGER NOT NULL"),
-        frozenset({"certificate.issued"}),
+        "certificate.issued",
         _principals,
     ),
     # Serials of the local key that were recorded and never signed.
     View(
         "withheld",
         ("seq INTEGER PRIMARY KEY", "serial TEXT NOT NULL"),
-        frozenset({"certificate.withheld"}),
+        "certificate.withheld",
         _withheld,
         ("CREATE INDEX withheld_by_serial ON withheld (serial)",),
     ),

@@ -6,9 +6,12 @@ Pure except for `load_cutover_file`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -93,7 +96,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class DecommissionFacts:
-    """How Vault is removed. `soak` is seconds; empty commands are not run."""
+    """How Vault is removed. `soak` is seconds; empty commands are not run.
+
+    `audit_gaps` are times, as (begin, end) in seconds since the epoch, for which the operator answers that no entry of
+    the audit log is missing. `other_nodes` are addresses of Vault's other nodes, which `stop_command` stops as well.
+    """
 
     soak: int
     admin_token_file: Path
@@ -102,6 +109,9 @@ class DecommissionFacts:
     audit_log: Path | None
     stop_command: tuple[str, ...]
     remove_data_command: tuple[str, ...]
+    audit_log_prefix: str = ""
+    audit_gaps: tuple[tuple[int, int], ...] = ()
+    other_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,9 @@ class _RawDecommission(Table):
     snapshot_file: str = ""
     snapshot_sha256: str = ""
     audit_log: str = ""
+    audit_log_prefix: str = ""
+    audit_gaps: list[str] = Field(default_factory=list)
+    other_nodes: list[str] = Field(default_factory=list)
     stop_command: Names | None = None
     remove_data_command: list[str] = Field(default_factory=list)
 
@@ -254,6 +267,15 @@ class _Reader:
         except BadSettings as error:
             self._faults.add(place, f"{error.text.removeprefix('it ')}; {error.hint}")
         return text.rstrip("/")
+
+    def _gap(self, place: tuple[str | int, ...], text: str) -> tuple[int, int]:
+        """Two RFC 3339 times with a slash between them, as seconds since the epoch."""
+        with suppress(ValueError, OverflowError, TypeError):  # the fault below covers them
+            begin, end = (datetime.fromisoformat(part) for part in text.split("/"))
+            if begin.tzinfo is not None and end.tzinfo is not None and begin < end:
+                return int(begin.timestamp()), math.ceil(end.timestamp())
+        self._faults.add(place, "is not a time span such as 2026-11-22T03:00:00Z/2026-11-22T06:25:00Z")
+        return 0, 0
 
     def compose(self, data: object) -> ComposeFacts:
         raw = _RawCompose() if data is None else self._faults.table(_RawCompose, ("compose",), data)
@@ -352,4 +374,9 @@ class _Reader:
             audit_log=self._optional_path((*place, "audit_log"), raw.audit_log),
             stop_command=self._command((*place, "stop_command"), raw.stop_command),
             remove_data_command=self._command((*place, "remove_data_command"), raw.remove_data_command),
+            audit_log_prefix=raw.audit_log_prefix,
+            audit_gaps=tuple(self._gap((*place, "audit_gaps", at), gap) for at, gap in enumerate(raw.audit_gaps)),
+            other_nodes=tuple(
+                self._address((*place, "other_nodes", at), node) for at, node in enumerate(raw.other_nodes)
+            ),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -20,11 +21,12 @@ from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.http import MAX_BODY, Watch, new_session
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
-from signer.vault.errors import VaultContext, malformed, read_token, role_missing, sealed, translate_errors
+from signer.vault.errors import VaultContext, malformed, read_token, role_missing, says, sealed, translate_errors
 from signer.vault.role import MountTtls
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
 _CAPABILITIES: Final = {"GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete"}
+_NO_ROUTE: Final = "no handler for route"
 _SHOWN: Final = 120  # characters of a path in an error
 _T = TypeVar("_T")
 
@@ -87,6 +89,32 @@ class VaultAdmin:
                 raise
 
         return self._run(method, path, within, MAX_BODY, act)
+
+    def is_unrouted(self, method: str, path: str, body: Mapping[str, object]) -> bool:
+        """True if Vault reports that no mount serves `path`, False if the request succeeds; raises like `call`.
+
+        A 404 without that sentence, which may be a proxy's, is an error.
+        """
+
+        def act(client: Any) -> bool:
+            try:
+                _send(client, method, path, body)
+            except hvac_errors.InvalidPath as error:
+                if says(error, _NO_ROUTE):
+                    return True
+                raise
+            return False
+
+        return self._run(method, path, ANSWERS_WITHIN, MAX_BODY, act)
+
+    def clock(self) -> int:
+        """Vault's clock, from the header `Date` of an answer, in seconds since the epoch; raises like `call`."""
+
+        def act(client: Any) -> int:
+            answer = client.adapter.session.get(f"{self._address.rstrip('/')}/v1/sys/health", allow_redirects=False)
+            return int(parsedate_to_datetime(answer.headers.get("Date", "")).timestamp())
+
+        return self._run("GET", "sys/health", ANSWERS_WITHIN, MAX_BODY, act)
 
     def download(self, path: str, *, most: int, within: float) -> bytes:
         """The body of a GET, at most `most` bytes, within `within` seconds; raises like `call`."""

@@ -1,27 +1,33 @@
 """Reads Vault's audit log (JSON lines): the last signatures, and the other clients since a given time.
 
-Streams, within limits. Also reads rotated files in the same directory (`audit.log.1`, `audit.log-20261122.gz`). Counts
-and skips incomplete lines, which rotation and concurrent writes leave. Uncertain entries count as use of Vault. Values
-from the log are never passed on.
+Streams, within limits. Also reads rotated files in the same directory (`audit.log.1`, `audit.log-20261122.gz`,
+`audit-20261122.log.xz`). Reports each line that is not an entry, and each gap between two files: both may hide a use
+of Vault. Uncertain entries count as use of Vault. No value from the log is passed on; an excerpt of a line that is not
+an entry is masked.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, BinaryIO, Final
 
 from signer.errors import Unavailable
 from signer.files import open_regular
+from signer.units import plain
 
-MAX_LINE: Final = 1024 * 1024  # bytes
+MAX_LINE: Final = 16 * 1024 * 1024  # bytes
 MAX_BYTES: Final = 16 * 1024**3  # of all files together, unpacked
 MAX_FILES: Final = 1000
 MAX_CLIENTS: Final = 100  # distinct ones
@@ -31,11 +37,19 @@ _RENEWALS: Final = (
     ["auth", "token", "renew"], ["auth", "token", "renew-self"], ["auth", "token", "renew-accessor"],
     ["sys", "renew"], ["sys", "leases", "renew"],
 )  # fmt: skip
-_WORTH_READING: Final = (
-    b"/sign/", b"/issue/", b"/login", b"/callback",
-    b"/public_key", b"/config/ca", b"/issuer/", b"/creds/", b"/verify", b"/renew", b"/token/accessors", b"/roles/",
+MAX_FAULTS: Final = 20  # listed; all are counted
+EXCERPT: Final = 40  # characters
+MAX_SILENCE: Final = 3600  # seconds between two files that no number connects
+READ_AGAIN_AFTER: Final = 1.0  # seconds, for a last line that is being written
+ROUNDS: Final = 3  # of reading, if the log is rotated meanwhile
+KNOWN_PREFIXES: Final = ("@cee: ", "@cee:")  # of the device's option `prefix`, as rsyslog's documentation has them
+_SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9+/=_-]{16,}|(?<![\w.-])(?!\d{4}-\d\d-\d\dT)[\w.-]*\d[\w.-]{11,}", re.ASCII)
+_NUMBER: Final = re.compile(r"(\d{1,4})(?:\.[a-z0-9]{1,4})?", re.ASCII)
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"), (b"BZh", "bzip2"), (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x1f\x9d", "compress"),
+    (b"LZIP", "lzip"), (b"\x89LZO", "lzop"), (b"]\x00\x00", "lzma"),
 )  # fmt: skip
-_ANY_TIME: Final = re.compile(rb'"time" ?: ?"([^"]{20,40})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +76,29 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokenLine:
+    """A line that is not an entry: the file's name, its number from 1, its masked first characters."""
+
+    file: str
+    number: int
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time that no file covers, in seconds since the epoch; `why` names the files around it."""
+
+    begin: int
+    end: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class AuditFacts:
     """The content of the log. `first_at` and `last_at` are the times of its oldest and newest entries, 0 if empty.
 
-    `clients` are those since the given time, without signer itself; `broken` counts lines that are not valid entries.
+    `clients` are those since the given time, without signer itself; `broken` counts lines that are not valid entries,
+    `broken_lines` are the first of them. `gaps` are those after the given time.
     """
 
     first_at: int
@@ -74,49 +107,61 @@ class AuditFacts:
     broken: int
     signatures: tuple[Signature, ...]
     clients: tuple[Client, ...]
+    broken_lines: tuple[BrokenLine, ...] = ()
+    gaps: tuple[Gap, ...] = ()
 
     def last_signature(self) -> Signature | None:
         return max(self.signatures, key=lambda signature: signature.at, default=None)
 
 
 @dataclass(slots=True)
+class _File:
+    """What one file covers. `number` is that of its rotation, 0 for the log itself, None if its name has none."""
+
+    name: str
+    number: int | None
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(slots=True)
 class _Reading:
     since: int
     own: frozenset[str]
-    first: int = 0
-    last: int = 0
+    prefixes: tuple[bytes, ...]
+    clean: Callable[[str], str]
     entries: int = 0
     broken: int = 0
+    broken_lines: list[BrokenLine] = field(default_factory=list)
     signed: dict[tuple[str, str], int] = field(default_factory=dict)
     clients: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
     onlookers: set[str] = field(default_factory=set)
 
-    def take(self, line: bytes) -> None:
+    def take(self, file: _File, number: int, line: bytes) -> None:
         """Processes one line, complete or not."""
-        found = _ANY_TIME.search(line, 0, 200)
-        worth = any(word in line for word in _WORTH_READING)
-        if found is None or worth or not line.endswith(b"}\n"):
-            entry = _entry(line)
-            if entry is None:
-                self.broken += 1
-                return
-            at = _seconds(entry.get("time"))
-        else:
-            entry, at = None, _seconds(found[1].decode("latin-1"))
-        if at is None:
+        if line in (b"\n", b"\r\n"):
+            return
+        bare = next((line[len(prefix) :] for prefix in self.prefixes if line.startswith(prefix)), line)
+        entry = _entry(bare)
+        at = None if entry is None else _seconds(entry.get("time"))
+        if entry is None or at is None:
             self.broken += 1
+            if len(self.broken_lines) < MAX_FAULTS:
+                self.broken_lines.append(BrokenLine(file.name, number, self._excerpt(line)))
             return
         self.entries += 1
-        self.first = min(self.first or at, at)
-        self.last = max(self.last, at)
-        if entry is not None:
-            self._judge(entry, at)
+        file.first = min(file.first or at, at)
+        file.last = max(file.last, at)
+        self._judge(entry, at)
+
+    def _excerpt(self, line: bytes) -> str:
+        """The first characters; secrets are masked before the line is cut, so that no half of one is left."""
+        text = self.clean(line[: 16 * EXCERPT].decode("latin-1").strip())
+        return plain(_SECRET_LIKE.sub("…", text)[:EXCERPT])
 
     def _judge(self, entry: dict[str, Any], at: int) -> None:
         request = _object(entry, "request")
-        path = request.get("path")
-        if not isinstance(path, str):
-            return
+        path = str(request.get("path", ""))
         parts = path.split("/")
         signs = _mount_above(parts, "sign", "issue")
         logs_in = _login_mount(parts)
@@ -169,70 +214,182 @@ def read_audit_log(
     since: int,
     own: frozenset[str] = frozenset(),
     *,
+    prefixes: Iterable[str] = (),
+    clean: Callable[[str], str] = str,
     monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> AuditFacts:
     """Reads the log and its rotated files; raises `Unavailable` if any of it cannot be read.
 
-    `since` (seconds since the epoch) limits `clients`; `own` are the hashed accessors of signer's own tokens.
+    `since` (seconds since the epoch) limits `clients` and `gaps`; `own` are the accessors of signer's own tokens as the
+    log has them. `prefixes` are those of the audit devices; `clean` redacts an excerpt.
     """
-    reading = _Reading(since, own)
+    known = tuple(prefix.encode() for prefix in (*prefixes, *KNOWN_PREFIXES) if prefix)
     deadline = monotonic() + WITHIN
-    remaining = MAX_BYTES
-    for file in _files(path):
-        for line in _lines(file):
-            remaining -= len(line)
-            if remaining < 0 or monotonic() > deadline:
-                raise Unavailable(
-                    "audit_log_too_large",
-                    "Vault's audit log is too large to read",
-                    "move rotated files from before the cutover elsewhere, or set no audit_log",
-                )
-            reading.take(line)
+    for _ in range(ROUNDS):
+        reading = _Reading(since, own, known, clean)
+        remaining = MAX_BYTES
+        with _opened(path) as log:
+            before = _listed(path)
+            size = os.fstat(log.fileno()).st_size
+            files = [_file(name, path) for name in (*before, path.name)]
+            if any(file.number == 0 for file in files[:-1]):
+                files[-1].number = -1  # logrotate's `start 0`
+            for file in files:
+                for number, line in _numbered(path, file.name, log, sleep):
+                    remaining -= len(line)
+                    if remaining < 0 or monotonic() > deadline:
+                        raise _too_large()
+                    reading.take(file, number, line)
+            is_same = os.fstat(log.fileno()).st_size >= size and _listed(path) == before and _is_at(log, path)
+        if is_same:
+            return _facts(reading, files, since)
+    raise _unreadable(OSError(0, "it is rotated again and again"), path.name)
+
+
+def _facts(reading: _Reading, files: list[_File], since: int) -> AuditFacts:
+    filled = [file for file in files if file.first]
     return AuditFacts(
-        first_at=reading.first,
-        last_at=reading.last,
+        first_at=min((file.first for file in filled), default=0),
+        last_at=max((file.last for file in filled), default=0),
         entries=reading.entries,
         broken=reading.broken,
         signatures=tuple(Signature(*key, at) for key, at in sorted(reading.signed.items())),
         clients=reading.others(),
+        broken_lines=tuple(reading.broken_lines),
+        gaps=tuple(gap for gap in (*_missing_numbers(files), *_silences(filled)) if gap.end > since),
     )
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Rotated files first, then the log itself: a file rotated meanwhile is read twice instead of missed."""
+def _missing_numbers(files: list[_File]) -> Iterator[Gap]:
+    """Where a number is missing between rotated files: `.1` and `.3` without `.2`; the first one is 0 or 1."""
+    numbered = sorted((file for file in files if file.number is not None), key=lambda file: file.number or 0)
+    for newer, older in pairwise(numbered):
+        if (older.number or 0) - (newer.number or 0) > 1:
+            is_newer = [file for file in numbered if (file.number or 0) < (older.number or 0) and file.first]
+            end = min((file.first for file in is_newer), default=int(time.time()))
+            yield Gap(older.last, max(end, older.last), f"no file between {older.name} and {newer.name}")
+
+
+def _silences(filled: list[_File]) -> Iterator[Gap]:
+    """Long times between the entries of two files, unless both have numbers, which show what is missing."""
+    in_order = sorted(filled, key=lambda file: (file.first, file.last))
+    covered = in_order[:1]
+    for file in in_order[1:]:
+        before = max(covered, key=lambda other: other.last)
+        is_numbered = file.number is not None and before.number is not None  # see _missing_numbers
+        if file.first - before.last > MAX_SILENCE and not is_numbered:
+            yield Gap(before.last, file.first, f"no entry between {before.name} and {file.name}")
+        covered.append(file)
+
+
+def _listed(path: Path) -> dict[str, int]:
+    """Names of rotated files with their inodes, sorted."""
     try:
-        beside = sorted(other for other in path.parent.iterdir() if _is_rotated(other.name, path.name))
+        with os.scandir(path.parent) as entries:
+            found = {one.name: one.inode() for one in entries if _is_rotated(one.name, path)}
     except OSError as error:
-        raise _unreadable(error) from None
-    if len(beside) > MAX_FILES:
-        raise _unreadable(OSError(0, f"over {MAX_FILES} rotated files"))
-    yield from beside
-    yield path
+        raise _unreadable(error, path.name) from None
+    if len(found) > MAX_FILES:
+        raise _unreadable(OSError(0, f"over {MAX_FILES} rotated files"), path.name)
+    return dict(sorted(found.items()))
 
 
-def _is_rotated(name: str, log: str) -> bool:
-    return name != log and name.startswith((f"{log}.", f"{log}-")) and not name.endswith((".sha256", ".asc", ".sig"))
+def _is_rotated(name: str, log: Path) -> bool:
+    """True for `audit.log.1`, `audit.log-20261122.gz`, and with the extension last: `audit-20261122.log`."""
+    if name == log.name or name.endswith((".sha256", ".asc", ".sig")):
+        return False
+    return name.startswith((f"{log.name}.", f"{log.name}-")) or _extension_last(log).fullmatch(name) is not None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines with their line ends; a line that is too long is truncated."""
+def _extension_last(log: Path) -> re.Pattern[str]:
+    return re.compile(
+        rf"{re.escape(log.stem)}[-._](\d[\dT:_.-]{{0,40}}){re.escape(log.suffix)}(?:\.[a-z0-9]{{1,4}})?", re.ASCII
+    )
+
+
+def _file(name: str, log: Path) -> _File:
+    """With the number of its rotation: 1 for `audit.log.1.gz` and `audit.1.log`, none for `audit.log-20261122`."""
+    if name == log.name:
+        return _File(name, 0)
+    found = _NUMBER.fullmatch(name.removeprefix(f"{log.name}."))
+    text = found[1] if found else ""
+    if not text and log.suffix and (other := _extension_last(log).fullmatch(name)):
+        text = other[1]
+    return _File(name, int(text) if text.isdecimal() and len(text) < 5 else None)
+
+
+def _is_at(log: BinaryIO, path: Path) -> bool:
     try:
-        with open_regular(path, follow_links=True) as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
-            plain.seek(0)
-            file: IO[bytes] = gzip.GzipFile(fileobj=plain) if packed else plain  # type: ignore[assignment]
-            while line := file.readline(MAX_LINE):
-                yield line
-                while not line.endswith(b"\n") and line:
-                    line = file.readline(MAX_LINE)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(error) from None
+        return os.path.samestat(os.fstat(log.fileno()), path.stat())
+    except OSError:
+        return False
 
 
-def _unreadable(error: Exception) -> Unavailable:
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path, follow_links=True)
+    except OSError as error:
+        raise _unreadable(error, path.name) from None
+
+
+def _numbered(path: Path, name: str, log: BinaryIO, sleep: Callable[[float], None]) -> Iterator[tuple[int, bytes]]:
+    """The lines of one file with their numbers from 1."""
+    if name == path.name:
+        yield from enumerate(_lines(log, name, sleep), 1)
+        return
+    with _opened(path.with_name(name)) as rotated:
+        yield from enumerate(_lines(rotated, name, sleep), 1)
+
+
+def _lines(bare: BinaryIO, name: str, sleep: Callable[[float], None]) -> Iterator[bytes]:
+    """Lines with their line ends; a line that is too long is truncated. A last line without its end is read again."""
+    try:
+        file = _unpacked(bare, name)
+        while line := file.readline(MAX_LINE):
+            if not line.endswith(b"\n") and len(line) < MAX_LINE and file is bare:
+                sleep(READ_AGAIN_AFTER)
+                line += file.readline(MAX_LINE - len(line))
+            yield line
+            while not line.endswith(b"\n") and line:
+                line = file.readline(MAX_LINE)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _unreadable(error, name) from None
+
+
+def _unpacked(bare: BinaryIO, name: str) -> IO[bytes]:
+    begin = bare.read(8)
+    bare.seek(0)
+    kind = next((kind for magic, kind in _PACKED if begin.startswith(magic)), "")
+    if not kind:
+        return bare
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=bare)  # type: ignore[return-value]
+    if kind in ("xz", "lzma"):
+        return lzma.LZMAFile(bare)
+    if kind == "bzip2":
+        return bz2.BZ2File(bare)
+    raise Unavailable(
+        "audit_log_packed",
+        f"{name} is packed with {kind}, which cannot be read here",
+        "unpack it in place, or pack it with gzip, xz or bzip2",
+    )
+
+
+def _too_large() -> Unavailable:
+    return Unavailable(
+        "audit_log_too_large",
+        "Vault's audit log is too large to read",
+        "move rotated files from before the cutover elsewhere, or set no audit_log",
+    )
+
+
+def _unreadable(error: Exception, name: str) -> Unavailable:
     reason = getattr(error, "strerror", None) or "it is damaged"
     return Unavailable(
-        "audit_log_unreadable", f"Vault's audit log cannot be read: {reason}", "set audit_log to a readable file"
+        "audit_log_unreadable",
+        f"Vault's audit log cannot be read: {name}: {reason}",
+        "set audit_log to a readable file",
     )
 
 
@@ -274,12 +431,15 @@ def _looks_around(parts: list[str]) -> bool:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """The entry in a line, or None."""
+    """The entry in a line, or None. A request to `/v1/` has no path."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and entry.get("type") in ("request", "response") else None
+    if not isinstance(entry, dict) or entry.get("type") not in ("request", "response"):
+        return None
+    request = entry.get("request")
+    return entry if isinstance(request, dict) and isinstance(request.get("path", ""), str) else None
 
 
 def _object(entry: dict[str, Any], name: str) -> dict[str, Any]:

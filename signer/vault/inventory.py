@@ -7,11 +7,11 @@ time, entries and depth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from signer.errors import BadFormat, SignerError
+from signer.errors import BadFormat, SignerError, Unavailable
 from signer.ssh.publickey import parse_public_key
 from signer.vault.errors import sealed
 
@@ -21,6 +21,8 @@ WITHIN: Final = 120.0  # seconds in total
 CALL_WITHIN: Final = 10.0
 BUILTIN: Final = frozenset({"cubbyhole", "identity", "system", "ns_cubbyhole", "ns_identity", "ns_system"})
 KV_TYPES: Final = frozenset({"kv", "generic"})  # `generic` is an old name of version 1
+RAFT_CONFIGURATION: Final = "sys/storage/raft/configuration"
+_LEAVES_OUT: Final = ("filter", "exclude", "fallback")  # options of audit devices
 SNAPSHOT: Final = "sys/storage/raft/snapshot"
 _MISSING: Final = "vault_mount_missing"
 _T = TypeVar("_T")
@@ -47,15 +49,46 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A secrets engine or an auth method. `version` is that of a KV engine, otherwise 0; `path` ends with a slash."""
+    """A secrets engine or an auth method. `version` is that of a KV engine, otherwise 0; `path` ends with a slash.
+
+    `uuid` names its data in Vault's storage.
+    """
 
     path: str
     type: str
     version: int = 0
+    uuid: str = ""
 
     @property
     def is_kv(self) -> bool:
         return self.type in KV_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDevice:
+    """An audit device. `form` is its option `format`; `file_path` is "" unless it writes to a file.
+
+    `is_partial` means that its options leave entries out.
+    """
+
+    path: str
+    type: str
+    prefix: str = ""
+    form: str = "json"
+    file_path: str = ""
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A member of Vault's cluster. `node` is raft's, `api` an address for clients by `sys/ha-status`.
+
+    Each is "" if its source does not have the server. `cluster` is host and port, which both sources have.
+    """
+
+    node: str
+    cluster: str
+    api: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +135,10 @@ class OwnToken:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The inventory at one time (seconds since the epoch, local clock)."""
+    """The inventory at one time (seconds since the epoch, local clock).
+
+    `index` is the index of raft's last write before that time, 0 for another storage.
+    """
 
     at: int
     version: str
@@ -118,9 +154,15 @@ class Inventory:
     entities: int
     leases: int
     tokens: int
-    audit_devices: tuple[Mount, ...]
+    audit_devices: tuple[AuditDevice, ...]
     own_token: OwnToken | None
     unread: tuple[Unread, ...]
+    servers: tuple[Server, ...] = ()
+    index: int = 0
+
+    def uuid_of(self, mount: str) -> str:
+        """The uuid of a mount, "" if it is not known; `mount` may lack its slash."""
+        return next((one.uuid for one in self.mounts if one.path == f"{mount.strip('/')}/"), "")
 
     def as_json(self) -> dict[str, Any]:
         """The inventory for JSON, without the accessor of the token in use."""
@@ -139,38 +181,46 @@ def _counted(entries: KvEntries) -> dict[str, Any]:
 def read_inventory(
     vault: VaultReader,
     ssh_mount: str,
+    roles: Sequence[str] = (),
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Inventory:
     """Reads the inventory; raises `SignerError` only if Vault is down or sealed. Writes nothing.
 
-    `ssh_mount` is the mount to be disabled; `own_token` shows whether the token may do that.
+    `ssh_mount` is the mount to be disabled, `roles` those that must not sign after that; `own_token` shows whether the
+    token may do both.
     """
     state = vault.call("GET", "sys/seal-status", within=CALL_WITHIN)
     if state.get("sealed") is not False:
         raise sealed()
     reader = _InventoryReader(vault, monotonic)
-    mounts = reader.mounts("sys/mounts")
-    audit = reader.mounts("sys/audit")
+    storage = _text(state, "storage_type")
+    index = reader.index(storage)
+    servers = reader.servers(storage)
+    mounts = reader.mounts("sys/mounts", {"sys/": ("system", "ns_system")})
+    audit = reader.audit_devices()
+    own = reader.own_token(ssh_mount, roles, tuple(device.path for device in audit))
     return Inventory(
         at=int(clock()),
         version=_text(state, "version"),
         cluster=_text(state, "cluster_id"),
-        storage=_text(state, "storage_type"),
+        storage=storage,
         seal=_text(state, "type"),
         namespaces=reader.namespaces(),
         mounts=mounts,
         kv=tuple(reader.entries(mount) for mount in mounts if mount.is_kv),
         ssh=tuple(reader.engine(mount.path) for mount in mounts if mount.type == "ssh"),
-        auth_methods=reader.mounts("sys/auth"),
-        policies=tuple(sorted(reader.keys("sys/policies/acl"))),
+        auth_methods=reader.mounts("sys/auth", {"token/": ("token", "ns_token")}),
+        policies=tuple(sorted(reader.keys("sys/policies/acl", must_have="default"))),
         entities=len(reader.keys("identity/entity/id")),
         leases=len(reader.below("sys/leases/lookup/", "leases")),
-        tokens=len(reader.keys("auth/token/accessors")),
+        tokens=len(reader.keys("auth/token/accessors", must_have=own.accessor if own else "")),
         audit_devices=audit,
-        own_token=reader.own_token(ssh_mount, tuple(device.path for device in audit)),
+        own_token=own,
         unread=tuple(reader.unread),
+        servers=servers,
+        index=index,
     )
 
 
@@ -197,9 +247,16 @@ class _InventoryReader:
             self.unread.append(Unread(what, "vault_answer_malformed"))
         return otherwise
 
-    def keys(self, path: str) -> tuple[str, ...]:
-        """The names that a LIST returns; empty if there are none."""
-        return self._ask(path, (), lambda within: _keys(self._vault.find("LIST", path, within=within)))
+    def keys(self, path: str, *, must_have: str = "") -> tuple[str, ...]:
+        """The names that a LIST returns; empty if there are none. Without `must_have` the answer is incomplete."""
+
+        def ask(within: float) -> tuple[str, ...]:
+            names = _keys(self._vault.find("LIST", path, within=within))
+            if must_have and must_have not in names:
+                raise _incomplete()
+            return names
+
+        return self._ask(path, (), ask)
 
     def namespaces(self) -> tuple[str, ...]:
         """Child namespaces; empty for a Vault without namespaces, which has no such path."""
@@ -214,18 +271,75 @@ class _InventoryReader:
 
         return self._ask("sys/namespaces", (), ask)
 
-    def mounts(self, path: str) -> tuple[Mount, ...]:
-        """The mounts in `sys/mounts`, `sys/auth` or `sys/audit`, sorted by path."""
+    def mounts(self, path: str, must_have: Mapping[str, tuple[str, ...]]) -> tuple[Mount, ...]:
+        """The mounts that `path` lists; an answer without the built-in ones of `must_have` is incomplete."""
 
         def ask(within: float) -> tuple[Mount, ...]:
             found = []
             for name, facts in sorted(self._vault.call("GET", path, within=within)["data"].items()):
                 kind, options = str(facts["type"]), facts.get("options") or {}
                 version = (2 if str(options.get("version", "1")) == "2" else 1) if kind in KV_TYPES else 0
-                found.append(Mount(name, kind, version))
+                found.append(Mount(name, kind, version, str(facts.get("uuid") or "")))
+            types = {mount.path: mount.type for mount in found}
+            if any(types.get(name) not in kinds for name, kinds in must_have.items()):
+                raise _incomplete()
             return tuple(found)
 
         return self._ask(path, (), ask)
+
+    def audit_devices(self) -> tuple[AuditDevice, ...]:
+        """The audit devices, with the options that decide how their log is read."""
+
+        def ask(within: float) -> tuple[AuditDevice, ...]:
+            found = []
+            for name, facts in sorted(self._vault.call("GET", "sys/audit", within=within)["data"].items()):
+                options = {str(key): str(value) for key, value in (facts.get("options") or {}).items()}
+                found.append(
+                    AuditDevice(
+                        name,
+                        str(facts["type"]),
+                        options.get("prefix", ""),
+                        options.get("format", "") or "json",
+                        options.get("file_path", options.get("path", "")),
+                        any(options.get(key) for key in _LEAVES_OUT),
+                    )
+                )
+            return tuple(found)
+
+        return self._ask("sys/audit", (), ask)
+
+    def index(self, storage: str) -> int:
+        """Raft's last index; 0 for another storage."""
+        if storage != "raft":
+            return 0
+
+        def ask(within: float) -> int:
+            state = self._vault.call("GET", "sys/leader", within=within)
+            return max(_count(state["raft_applied_index"]), _count(state["raft_committed_index"]))
+
+        return self._ask("sys/leader", 0, ask)
+
+    def servers(self, storage: str) -> tuple[Server, ...]:
+        """All members of the cluster, from both sources; the one that answers is among them."""
+
+        def members(within: float) -> dict[str, str]:
+            config = self._vault.call("GET", RAFT_CONFIGURATION, within=within)["data"]["config"]
+            found = {str(one["address"]): str(one["node_id"]) for one in config["servers"]}
+            if not found:
+                raise _incomplete()
+            return found
+
+        def active(within: float) -> dict[str, str]:
+            nodes = self._vault.call("GET", "sys/ha-status", within=within)["data"]["nodes"]
+            found = {_host_and_port(one["cluster_address"]): str(one["api_address"]) for one in nodes}
+            if not any(one["active_node"] is True for one in nodes):
+                raise _incomplete()
+            return found
+
+        none: dict[str, str] = {}
+        raft = self._ask(RAFT_CONFIGURATION, none, members) if storage == "raft" else none
+        ha = self._ask("sys/ha-status", none, active)
+        return tuple(Server(raft.get(at, ""), at, ha.get(at, "")) for at in sorted({*raft, *ha}))
 
     def entries(self, mount: Mount) -> KvEntries:
         """The names of all entries. Uses only LIST, for version 2 below `metadata`."""
@@ -290,16 +404,20 @@ class _InventoryReader:
 
         return self._ask(f"{mount}issuers", (), ask)
 
-    def own_token(self, ssh_mount: str, devices: tuple[str, ...]) -> OwnToken | None:
+    def own_token(self, ssh_mount: str, roles: Sequence[str], devices: tuple[str, ...]) -> OwnToken | None:
         """The token in use: its lifetime and the rights that it lacks for the removal of Vault."""
 
         def ask(within: float) -> OwnToken:
             data = self._vault.call("GET", "auth/token/lookup-self", within=within)["data"]
-            asked = {"paths": [path for path, _ in _needed(ssh_mount)]}
+            needed = tuple(_needed(ssh_mount, roles))
+            asked = {"paths": [path for path, _ in needed]}
             may = self._vault.call("POST", "sys/capabilities-self", asked, within=within)["data"]
-            lacks = tuple(path for path, right in _needed(ssh_mount) if not {right, "root"} & set(may.get(path, ())))
+            lacks = tuple(path for path, right in needed if not {right, "root"} & set(may.get(path, ())))
             accessor = str(data["accessor"])
-            hashes = tuple(self._hashed(device, accessor) for device in devices)
+            hashes = (
+                accessor,
+                *(self._hashed(device, accessor) for device in devices),
+            )  # in clear: hmac_accessor=false
             return OwnToken(accessor, int(data["ttl"]), int(data["num_uses"]), data["orphan"] is True, lacks, hashes)
 
         return self._ask("auth/token/lookup-self", None, ask)
@@ -317,9 +435,11 @@ class _InventoryReader:
         return found
 
 
-def _needed(ssh_mount: str) -> Iterator[tuple[str, str]]:
+def _needed(ssh_mount: str, roles: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Paths that the removal of Vault uses, with the required capability."""
     yield f"sys/mounts/{ssh_mount.strip('/')}", "delete"
+    for role in roles:
+        yield f"{ssh_mount.strip('/')}/sign/{role}", "update"  # to be told that it does not exist, not "forbidden"
     yield "auth/token/accessors/", "list"
     yield "auth/token/revoke-accessor", "update"
     yield "sys/seal", "sudo"
@@ -333,6 +453,26 @@ def _keys(answer: Mapping[str, Any] | None) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("names must be strings")
     return tuple(name for name in names if name)
+
+
+def _incomplete() -> Unavailable:
+    """The error for an answer that lacks what every Vault has: it does not prove that anything is absent."""
+    return Unavailable(
+        "vault_answer_incomplete",
+        "Vault's answer lacks an entry that every Vault has",
+        "check the admin token's policies",
+    )
+
+
+def _host_and_port(address: object) -> str:
+    """As raft's configuration has it: `https://10.0.0.2:8201` without its scheme."""
+    return str(address).rpartition("://")[2].rstrip("/")
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("not an index")
+    return value
 
 
 def _text(state: Mapping[str, Any], name: str) -> str:

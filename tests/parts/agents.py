@@ -26,14 +26,23 @@ SO_PIN = "31415926"
 
 
 class Agent:
-    """OpenSSH's ssh-agent. A context manager; `kill` and `start` end and restart it at the same socket."""
+    """OpenSSH's ssh-agent. A context manager; `kill` and `start` end and restart it at the same socket.
 
-    def __init__(self, *options: str, environ: dict[str, str] | None = None, user: str | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="agent-"))
+    With a `socket` it is one that somebody else started, and is only spoken to.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        environ: dict[str, str] | None = None,
+        user: str | None = None,
+        socket: Path | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="agent-")) if socket is None else socket.parent
         if user is not None:
             shutil.chown(self.folder, user)
         self._user = user
-        self.socket = self.folder / "s"
+        self.socket = socket or self.folder / "s"
         self._options = options
         self._environ = {"PATH": os.environ["PATH"], **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None

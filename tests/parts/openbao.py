@@ -42,17 +42,23 @@ class BaoError(Exception):
 class OpenBao:
     """One server. In memory and unsealed at once, or with raft storage and a file audit device as in production.
 
-    Use as a context manager, or through the fixtures `bao` (in memory) and `bao_raft`.
+    Use as a context manager, or through the fixtures `bao` (in memory) and `bao_raft`. With `leader` it joins that
+    one's cluster as `node`; `prefix` is of its audit device.
     """
 
-    def __init__(self, folder: Path, *, raft: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, raft: bool = False, node: str = "one", leader: OpenBao | None = None, prefix: str = ""
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.raft = raft
+        self._node, self._leader, self._prefix = node, leader, prefix
+        self.unseal_key = ""
         self.port = 0
         self.root_token = ROOT_TOKEN
         self.log_file = folder / "bao.log"
-        self.audit_file = folder / "audit.log"  # with raft only
+        # with raft only; the devices of a cluster are the same on each node
+        self.audit_file: Path = folder / "audit.log" if leader is None else leader.audit_file
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -89,7 +95,8 @@ class OpenBao:
         ports.wait_until(lambda: ports.accepts(self.port), self._process, self.log)
         if self.raft:
             self._unseal()
-        ports.wait_until(lambda: self.call("GET", "sys/health").status == 200, self._process, self.log)
+        up = (200, 429)  # active; standby
+        ports.wait_until(lambda: self.call("GET", "sys/health", token="").status in up, self._process, self.log)
         return self
 
     def stop(self) -> None:
@@ -118,11 +125,12 @@ class OpenBao:
     def _configuration(self) -> Path:
         (self.folder / "raft").mkdir(exist_ok=True)
         listen, cluster = f"{ports.LOOPBACK}:{self.port}", f"{ports.LOOPBACK}:{ports.free_port()}"
+        prefix = f', prefix = "{self._prefix}"' if self._prefix else ""
         path = self.folder / "server.hcl"
         path.write_text(f"""
             storage "raft" {{
                 path = "{self.folder / "raft"}"
-                node_id = "one"
+                node_id = "{self._node}"
                 performance_multiplier = 1
             }}
             listener "tcp" {{
@@ -131,17 +139,26 @@ class OpenBao:
                 tls_disable = true
             }}
             audit "file" "file" {{
-                options = {{ file_path = "{self.audit_file}" }}
+                options = {{ file_path = "{self.audit_file}"{prefix} }}
             }}
+            allow_audit_log_prefixing = {str(bool(self._prefix)).lower()}
             api_addr = "http://{listen}"
             cluster_addr = "http://{cluster}"
         """)
         return path
 
     def _unseal(self) -> None:
-        made = self.must("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
-        self.root_token = made["root_token"]
-        self.must("PUT", "sys/unseal", {"key": made["keys"][0]})
+        if self._leader is not None:
+            self.root_token, self.unseal_key = self._leader.root_token, self._leader.unseal_key
+            self.must("POST", "sys/storage/raft/join", {"leader_api_addr": self._leader.address})
+        else:
+            made = self.must("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
+            self.root_token, self.unseal_key = made["root_token"], made["keys"][0]
+        self.unseal()
+
+    def unseal(self) -> None:
+        """With the key of its cluster."""
+        self.must("PUT", "sys/unseal", {"key": self.unseal_key})
 
     def call(
         self,

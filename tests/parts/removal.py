@@ -19,7 +19,7 @@ from signer.migration.decommission.survey import RemovalInputs, RemovalReadiness
 from signer.migration.plan import Observation, Step
 from signer.migration.run import Run
 from signer.vault.audit_log import AuditFacts, Signature
-from signer.vault.inventory import Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
+from signer.vault.inventory import AuditDevice, Inventory, KvEntries, Mount, OwnToken, SshEngine, SshRole, Unread
 
 CUT_OVER: Final = 1_795_000_000  # 2026-11-18T11:06:40Z
 HOUR: Final = 3600
@@ -43,13 +43,13 @@ CLEAR: Final = Inventory(
     entities=3,
     leases=2,
     tokens=4,
-    audit_devices=(Mount("file/", "file"),),
+    audit_devices=(AuditDevice("file/", "file"),),
     own_token=OWN,
     unread=(),
 )
 LEDGER: Final = LedgerFacts(RecordedCutover(50, CUT_OVER, "sha256:e"), 0, (40, CUT_OVER - 60), 0, "local")
 AUDIT: Final = AuditFacts(
-    CUT_OVER - HOUR, NOW - 10, 900, 2, (Signature("ssh/", "llmops", CUT_OVER - 60),), ()
+    CUT_OVER - HOUR, NOW - 10, 900, 0, (Signature("ssh/", "llmops", CUT_OVER - 60),), ()
 )  # fmt: skip
 CHECKS: Final = Checks((), AUDIT, None, None, None)
 READY: Final = RemovalReadiness(CLEAR, LEDGER, CHECKS, [])
@@ -155,6 +155,9 @@ class PlayedRemoval(RemovalActions):
 
     def begin(self, run: Run) -> None:
         self._run = run
+
+    def _present(self) -> list[str]:
+        return []
 
 
 def played_steps(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...]:

@@ -21,11 +21,12 @@ from signer.migration.decommission.snapshot import (
     FOLDER,
     MAX_DOWNLOAD,
     Snapshot,
+    check_origin,
     check_snapshot,
     copy_snapshot,
     store_snapshot,
 )
-from signer.migration.decommission.survey import blocked, decommission_of, read_readiness
+from signer.migration.decommission.survey import blocked, decommission_of, origin_of, read_readiness
 from signer.migration.plan import Observation
 from signer.migration.run import Run
 from signer.migration.samples import throwaway_key
@@ -34,15 +35,18 @@ from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.subprocesses import run
 from signer.vault.admin import VaultAdmin
-from signer.vault.inventory import SNAPSHOT
+from signer.vault.inventory import SNAPSHOT, Inventory, read_inventory
 
 COMMAND_WITHIN: Final = 120.0  # seconds for stop_command and remove_data_command
-GONE_WITHIN: Final = 30.0  # seconds for the address to refuse connections after the service was stopped
-LOOKS: Final = 4  # refused connections in a row, to detect an automatic restart
+GONE_WITHIN: Final = 30.0  # seconds for the addresses to refuse connections after the service was stopped
+WATCHED: Final = 30  # seconds without an accepted connection, to detect a supervisor that starts Vault again
 LOOK_EVERY: Final = 0.5  # seconds
+ELECTED_WITHIN: Final = 90.0  # seconds for another node to become active after one was sealed
 CONNECT_WITHIN: Final = 2.0
 MAX_ROUNDS: Final = 5  # of revoking: tokens may be created meanwhile
-_NO_SIGNATURE: Final = frozenset({"vault_mount_missing", "vault_forbidden"})
+_BUILTIN: Final = {"sys/": ("system", "ns_system"), "identity/": ("identity", "ns_identity")}
+_LATE: Final = "new-before-the-seal.json"
+_LAST_LOOK: Final = "last-look.json"
 _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
 _PASSED_ON: Final = (
     "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "CONTAINERS_CONF",
@@ -63,6 +67,8 @@ class RemovalActions:
     """
 
     _run: Run
+    _is_raft = True
+    _since = 0  # of the cutover, in seconds since the epoch
 
     def __init__(self, file: CutoverFile, api: ApiClient, removed_by: str = "") -> None:
         self._file = file
@@ -73,6 +79,7 @@ class RemovalActions:
     def begin(self, run: Run) -> None:
         """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
+        self._found: Inventory | None = None
         self._begun = frozenset(run.journal.state.begun)  # steps that an interrupted process of this run has begun
         guard = run.evidence.guard
         guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
@@ -93,6 +100,7 @@ class RemovalActions:
     def inventory(self) -> Observation:
         """Repeats the inventory; raises `Blocked`."""
         found = read_readiness(self._file, self._api)
+        self._found, self._since = found.inventory, found.ledger.cutover.at if found.ledger.cutover else 0
         inventory = found.inventory.as_json()
         self._run.evidence.write_json("inventory.json", inventory)
         self._keep_version(inventory)
@@ -101,38 +109,58 @@ class RemovalActions:
         summary = f"{len(found.inventory.mounts)} mounts, no secret, no blockers"
         return Observation(summary, {"inventory": inventory})
 
-    @property
-    def _snapshot_path(self) -> Path:
-        return self._file.evidence_dir / FOLDER / f"{self._run.evidence.run}.snap"
+    def _snapshot_path(self, number: int = 1) -> Path:
+        name = f"{self._run.evidence.run}.snap" if number == 1 else f"{self._run.evidence.run}.{number}.snap"
+        return self._file.evidence_dir / FOLDER / name
 
     def snapshot(self) -> Observation:
-        """Vault's own snapshot, or a copy of the operator's; stored beside the evidence, which holds its checksum."""
-        given, target = self._wanted.snapshot_file, self._snapshot_path
-        with self._vault() as vault:
-            if given is None:
-                content = vault.download(SNAPSHOT, most=MAX_DOWNLOAD, within=DOWNLOAD_WITHIN)
-                found = store_snapshot(content, target)
-            else:
-                is_raft = vault.call("GET", "sys/seal-status").get("storage_type") == "raft"
-                found = copy_snapshot(given, target, self._wanted.snapshot_sha256, must_be_raft=is_raft)
+        """Vault's own snapshot, or a copy of the operator's; stored beside the evidence, which holds its checksum.
+
+        It must be of the inventoried Vault, and not older than the inventory.
+        """
+        given, target, before = self._wanted.snapshot_file, self._snapshot_path(), self._inventoried()
+        if given is None:
+            found = self._download(target, before)
+        else:
+            found = copy_snapshot(
+                given,
+                target,
+                self._wanted.snapshot_sha256,
+                origin_of(before, self._file.vault.mount),
+                self._since,
+                must_be_raft=before.storage == "raft",
+            )
         return self._keep_snapshot_facts(found, target)
 
+    def _download(self, target: Path, before: Inventory, mount: str = "") -> Snapshot:
+        """Vault's own snapshot. `mount` is a mount that has entries in it, by default the SSH one."""
+        origin = origin_of(before, mount or self._file.vault.mount)
+        with self._vault() as vault:
+            content = vault.download(SNAPSHOT, most=MAX_DOWNLOAD, within=DOWNLOAD_WITHIN)
+        return store_snapshot(content, target, origin)
+
+    def _inventoried(self) -> Inventory:
+        if self._found is None:
+            raise RemovalFailed("inventory_missing", "this run has not read an inventory", "apply the same plan again")
+        return self._found
+
     def has_snapshot(self) -> bool:
-        """True if a complete snapshot exists; removes an incomplete one."""
-        path = self._snapshot_path
+        """True if a complete snapshot of this Vault in its present state exists; removes any other one."""
+        path, before = self._snapshot_path(), self._inventoried()
         if not os.path.lexists(path):
             return False
         try:
-            found = check_snapshot(path, self._wanted.snapshot_sha256, must_be_raft=not self._wanted.snapshot_sha256)
+            found = check_snapshot(path, self._wanted.snapshot_sha256, must_be_raft=before.storage == "raft")
+            check_origin(found, origin_of(before, self._file.vault.mount))
         except SignerError:
             path.unlink(missing_ok=True)
             return False
         self._keep_snapshot_facts(found, path)
         return True
 
-    def _keep_snapshot_facts(self, found: Snapshot, path: Path) -> Observation:
+    def _keep_snapshot_facts(self, found: Snapshot, path: Path, name: str = "snapshot.json") -> Observation:
         facts = {**found.as_json(), "path": str(path)}
-        self._run.evidence.write_json("snapshot.json", facts)
+        self._run.evidence.write_json(name, facts)
         return Observation(f"{found.size:,} bytes, {facts['inner_checksums']}", facts)
 
     def smoke(self, when: str) -> Observation:
@@ -165,33 +193,48 @@ class RemovalActions:
         return Observation(f"{mount} is gone, and Vault's CA key with it")
 
     def is_disabled(self) -> bool:
-        """True if Vault reports that the mount does not exist; raises if Vault does not answer."""
+        """True if Vault lists its built-in mounts and not this one; raises if Vault does not answer in full."""
         with self._vault() as vault:
-            return f"{self._file.vault.mount}/" not in _data(vault.call("GET", "sys/mounts"))
+            return f"{self._file.vault.mount}/" not in _mounts(vault)
 
     def signs_no_more(self) -> Observation:
-        """Requests a signature for a throwaway key from every role with both tokens; each request must fail."""
-        asked, codes = 0, set()
+        """Requests a signature for a throwaway key from every role with both tokens.
+
+        Vault must answer the admin token that no mount serves the request. "forbidden" proves nothing; it is accepted
+        only from the other token, which may have expired.
+        """
+        asked = proofs = 0
         for token_file in (self._wanted.admin_token_file, self._file.vault.token_file):
+            is_admin = token_file == self._wanted.admin_token_file
             try:
                 vault = VaultAdmin(self._file.vault.address, token_file, self._file.vault.ca_file)
             except BadSettings:
+                if is_admin:
+                    raise
                 continue  # without its token file no request is possible
             with vault:
                 for role in self._file.vault.roles:
                     asked += 1
-                    codes.add(self._refused(vault, role))
+                    proofs += self._is_unrouted(vault, role, must_prove=is_admin)
         if not self.is_disabled():
             raise RemovalFailed("vault_mount_stays", "Vault still has the SSH mount", "see Vault's log")
-        refusals = ", ".join(sorted(codes))
-        return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "refused": refusals})
+        return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "no_such_mount": proofs})
 
-    def _refused(self, vault: VaultAdmin, role: str) -> str:
+    def _is_unrouted(self, vault: VaultAdmin, role: str, *, must_prove: bool) -> bool:
+        """True if Vault has no mount for the role, False if it does not allow the token to know."""
+        path = f"{self._file.vault.mount}/sign/{role}"
         try:
-            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519"), "cert_type": "user"})
+            if vault.is_unrouted("POST", path, {"public_key": throwaway_key("ssh-ed25519"), "cert_type": "user"}):
+                return True
         except SignerError as error:
-            if error.code in _NO_SIGNATURE:
-                return error.code
+            if error.code == "vault_forbidden":
+                if not must_prove:
+                    return False
+                raise RemovalFailed(
+                    "vault_proof_missing",
+                    f"Vault does not allow the admin token to use {path}, which proves nothing",
+                    f"allow it update on {path}, then apply again",
+                ) from None
             raise
         raise RemovalFailed("vault_still_signs", f"Vault has signed for role {role}", "find the mount that signed")
 
@@ -217,19 +260,140 @@ class RemovalActions:
             return not _others(vault, _own_accessor(vault))
 
     def seal_vault(self) -> Observation:
-        """Seals Vault: from here on its data cannot be read without the unseal keys."""
-        with self._vault() as vault:
-            vault.call("PUT", "sys/seal")
+        """Looks once more for what has come since the snapshot, then seals every node of Vault that can sign.
+
+        From here on its data cannot be read without the unseal keys. A standby node cannot be sealed; without a
+        majority of nodes it cannot become active either, and the next step stops it.
+        """
+        look = self._last_look()
+        self._run.evidence.write_json(_LAST_LOOK, {"at": int(time.time()), "found": look})
+        states = self._seal_nodes()
         if not self.is_sealed():
             raise RemovalFailed("vault_not_sealed", "Vault is still unsealed", "see Vault's log")
-        return Observation("sealed")
+        standby = [address for address, state in states.items() if state == "standby"]
+        also = f"; standby without a majority: {', '.join(standby)}" if standby else ""
+        return Observation(f"{look}; sealed{also}", {"nodes": states})
+
+    def _last_look(self) -> str:
+        """Stops the run if Vault has something that is in no snapshot; continued, the run takes another one.
+
+        Raises `RemovalFailed`. Each new entry is reported once, by name; then it must be in the next snapshot.
+        """
+        evidence = self._run.evidence
+        told = evidence.read_json(_LATE) or {"new": [], "snapshots": 1}
+        found = self._look()
+        self._is_raft = found.storage == "raft"
+        baseline = evidence.read_json(_inventory_name(told["snapshots"])) or {}
+        new = self._new_since(found, baseline)
+        if unreported := [name for name in new if name not in told["new"]]:
+            evidence.write_json(_LATE, {**told, "new": [*told["new"], *unreported]})
+            raise self._changed(unreported)
+        if not told["new"]:
+            return "nothing new since the snapshot"
+        if self._wanted.snapshot_file is not None or found.storage != "raft":
+            if new:
+                raise self._changed(new)
+            return "nothing new is left"
+        return self._snapshot_again(found, told)
+
+    def _snapshot_again(self, found: Inventory, told: Mapping[str, Any]) -> str:
+        number = int(told["snapshots"]) + 1
+        path = self._snapshot_path(number)
+        path.unlink(missing_ok=True)  # of a run that was interrupted before it was recorded
+        taken = self._download(path, found, "identity")
+        evidence = self._run.evidence
+        self._keep_snapshot_facts(taken, path, f"snapshot-{number}.json")
+        evidence.write_json(_inventory_name(number), found.as_json())
+        evidence.write_json(_LATE, {**told, "snapshots": number})
+        if since := self._new_since(self._look(), evidence.read_json(_inventory_name(number)) or {}):
+            evidence.write_json(_LATE, {"new": [*told["new"], *since], "snapshots": number})
+            raise self._changed(since)
+        return f"snapshot {number} has what was new"
+
+    def _look(self) -> Inventory:
+        """A complete inventory; raises `RemovalFailed` if a part cannot be read."""
+        with self._vault() as vault:
+            found = read_inventory(vault, self._file.vault.mount)
+        if found.unread:
+            unread = ", ".join(f"{one.what} ({one.code})" for one in found.unread[:9])
+            raise RemovalFailed(
+                "vault_look_incomplete",
+                f"what has come into Vault since the snapshot cannot be read: {unread}",
+                "allow the admin token to read it, then apply again",
+            )
+        return found
+
+    def _new_since(self, found: Inventory, before: Mapping[str, Any]) -> list[str]:
+        """Names of what is in Vault now and was not before, sorted."""
+        now = self._run.evidence.guard.clean_value(found.as_json())
+        return sorted(_names_in(now) - _names_in(before))
+
+    def _changed(self, new: list[str]) -> RemovalFailed:
+        more = f" and {len(new) - 9} more" if len(new) > 9 else ""
+        then = "move it and delete it, then apply again"
+        if self._wanted.snapshot_file is None:
+            then += "; what you leave there is in a second snapshot only"
+        return RemovalFailed("vault_changed", f"new in Vault since the snapshot: {', '.join(new[:9])}{more}", then)
+
+    @property
+    def _addresses(self) -> tuple[str, ...]:
+        """Of all nodes of Vault, the configured one first."""
+        return (self._file.vault.address, *self._wanted.other_nodes)
+
+    def _seal_nodes(self) -> dict[str, str]:
+        """Seals the active node, and each that becomes active after that; the state of each node by its address.
+
+        Ends when no node is active and so few are standby that none can become active: raft needs a majority, another
+        storage one node. Raises `RemovalFailed` if none of enough nodes becomes active in time.
+        """
+        enough = len(self._addresses) // 2 + 1 if self._is_raft else 1
+        deadline = time.monotonic() + ELECTED_WITHIN
+        while True:
+            states = {address: self._node_state(address) for address in self._addresses}
+            active = [address for address, state in states.items() if state == "active"]
+            for address in active:
+                with self._vault(address) as vault:
+                    vault.call("PUT", "sys/seal")
+                deadline = time.monotonic() + ELECTED_WITHIN
+            standby = [address for address, state in states.items() if state == "standby"]
+            if not active and len(standby) < enough:
+                return states
+            if time.monotonic() > deadline:
+                raise RemovalFailed(
+                    "vault_not_sealed",
+                    f"{', '.join(standby or active)} can become active and sign",
+                    "stop it by hand, then apply again",
+                )
+            time.sleep(LOOK_EVERY)
+
+    def _node_state(self, address: str) -> str:
+        """`active`, `standby`, `sealed` or `gone`; raises `SignerError` for an answer that is none of these."""
+        if _is_refused(_places(address)):
+            return "gone"
+        with self._vault(address) as vault:
+            if _sealed(vault.call("GET", "sys/seal-status")):
+                return "sealed"
+            leader = vault.call("GET", "sys/leader")
+        is_active = leader.get("is_self") is True or leader.get("ha_enabled") is False
+        return "active" if is_active else "standby"
 
     def is_sealed(self) -> bool:
-        """True if Vault reports that it is sealed, or is gone."""
-        if self.is_gone():
-            return True
-        with self._vault() as vault:
-            return vault.call("GET", "sys/seal-status").get("sealed") is True
+        """True if no node of Vault is active and the configured one is sealed or gone, after a last look.
+
+        Standby nodes count as sealed if they are too few for one to become active. Raises `RemovalFailed` without a
+        last look.
+        """
+        states = [self._node_state(address) for address in self._addresses]
+        enough = len(states) // 2 + 1 if self._is_raft else 1
+        if "active" in states or states.count("standby") >= enough:
+            return False
+        if self._run.evidence.read_json(_LAST_LOOK) is None:
+            raise RemovalFailed(
+                "vault_sealed_early",
+                "Vault is sealed or stopped, and nobody has looked for what came since the snapshot",
+                "start and unseal Vault, then apply again",
+            )
+        return True
 
     # --- stop and removal --------------------------------------------------------------------------------------------
 
@@ -242,22 +406,30 @@ class RemovalActions:
         return "stop" in self._begun and self.is_gone()
 
     def is_gone(self) -> bool:
-        """True if every address of Vault refuses connections."""
-        return _is_refused(_places(self._file.vault.address))
+        """True if every address of every node of Vault refuses connections."""
+        return not self._present()
+
+    def _present(self) -> list[str]:
+        return [address for address in self._addresses if not _is_refused(_places(address))]
 
     def gone(self) -> Observation:
-        """Checks several times in a row, to detect an automatic restart."""
+        """Waits until every node refuses connections, then watches long enough to detect an automatic restart."""
         deadline = time.monotonic() + GONE_WITHIN
-        in_a_row = 0
-        while in_a_row < LOOKS:
-            in_a_row = in_a_row + 1 if self.is_gone() else 0
-            if in_a_row == 0 and time.monotonic() > deadline:
-                address = self._file.vault.address
-                raise RemovalFailed(
-                    "vault_still_there", f"{address} does not refuse connections", "stop it by hand, then apply again"
-                )
+        while present := self._present():
+            if time.monotonic() > deadline:
+                raise _still_there(present, "does not refuse connections", "stop it by hand, then apply again")
             time.sleep(LOOK_EVERY)
-        return Observation(f"{self._file.vault.address} refuses connections", {"looks": LOOKS})
+        began = time.monotonic()
+        while time.monotonic() - began < WATCHED:
+            time.sleep(LOOK_EVERY)
+            if present := self._present():
+                raise self._started_again(present, time.monotonic() - began)
+        summary = f"{', '.join(self._addresses)} refused connections for {WATCHED} s"
+        return Observation(summary, {"seconds": WATCHED, "addresses": list(self._addresses)})
+
+    def _started_again(self, present: list[str], after: float) -> RemovalFailed:
+        hint = "end what starts it again (a supervisor, a unit, a restart policy), then apply again"
+        return _still_there(present, f"accepts connections again after {after:.0f} s", hint)
 
     def remove_data(self) -> Observation:
         """Runs the operator's command, which also succeeds if no data is left, or records the confirmation."""
@@ -278,22 +450,75 @@ class RemovalActions:
         return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
 
     def seal(self) -> Observation:
-        """Seals the evidence and records its digest in the ledger."""
+        """Looks once more whether Vault is gone, seals the evidence and records its digest in the ledger."""
+        if present := self._present():
+            raise _still_there(
+                present,
+                "accepts connections again",
+                "end what starts it again (a supervisor, a unit, a restart policy), then apply again",
+            )
         return self._run.conclude(RunOutcome.APPLIED)
 
-    def _vault(self) -> VaultAdmin:
-        return VaultAdmin(self._file.vault.address, self._wanted.admin_token_file, self._file.vault.ca_file)
+    def _vault(self, address: str = "") -> VaultAdmin:
+        return VaultAdmin(address or self._file.vault.address, self._wanted.admin_token_file, self._file.vault.ca_file)
 
 
 def vault_state(file: CutoverFile) -> str:
     """`active`, `sealed`, `gone`, or the code of the error that prevents an answer. Reads only."""
-    if _is_refused(_places(file.vault.address)):
-        return "gone"
+    wanted = decommission_of(file)
     try:
-        with VaultAdmin(file.vault.address, decommission_of(file).admin_token_file, file.vault.ca_file) as vault:
-            return "sealed" if vault.call("GET", "sys/seal-status").get("sealed") is not False else "active"
+        if all(_is_refused(_places(address)) for address in (file.vault.address, *wanted.other_nodes)):
+            return "gone"
+        with VaultAdmin(file.vault.address, wanted.admin_token_file, file.vault.ca_file) as vault:
+            return "sealed" if _sealed(vault.call("GET", "sys/seal-status")) else "active"
     except SignerError as error:
         return error.code
+
+
+def _sealed(status: Mapping[str, Any]) -> bool:
+    """The seal state; raises `Unavailable` for an answer without it."""
+    sealed = status.get("sealed")
+    if not isinstance(sealed, bool):
+        raise _not_understood()
+    return sealed
+
+
+def _mounts(vault: VaultAdmin) -> Mapping[str, Any]:
+    """All mounts; raises `Unavailable` if the answer lacks the built-in ones, as it is then incomplete."""
+    found = _data(vault.call("GET", "sys/mounts"))
+    for name, kinds in _BUILTIN.items():
+        mount = found.get(name)
+        if not isinstance(mount, dict) or mount.get("type") not in kinds:
+            raise _not_understood()
+    return found
+
+
+def _inventory_name(number: int) -> str:
+    """The evidence file of the inventory before a snapshot, from 1."""
+    return "inventory.json" if number == 1 else f"inventory-{number}.json"
+
+
+def _names_in(inventory: object) -> set[str]:
+    """What an inventory names, apart from tokens and leases."""
+    found: set[str] = set()
+    if not isinstance(inventory, dict):
+        return found
+    for mount in inventory["mounts"]:
+        found.add(f"mount {mount['path']} ({mount['type']}, {mount['uuid']})")
+    for method in inventory["auth_methods"]:
+        found.add(f"auth method {method['path']} ({method['type']})")
+    for entries in inventory["kv"]:
+        found.update(f"{entries['mount']}{name}" for name in entries["names"])
+    for server in inventory["servers"]:
+        found.add(f"node {server['node']} at {server['api'] or server['cluster']}")
+    found.update(f"namespace {name}" for name in inventory["namespaces"])
+    found.update(f"policy {name}" for name in inventory["policies"])
+    found.update(f"entity {number}" for number in range(1, inventory["entities"] + 1))
+    return found
+
+
+def _still_there(present: list[str], what: str, then: str) -> RemovalFailed:
+    return RemovalFailed("vault_still_there", f"{', '.join(present)} {what}", then)
 
 
 def _data(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -313,9 +538,9 @@ def _own_accessor(vault: VaultAdmin) -> str:
 def _others(vault: VaultAdmin, own: str) -> list[str]:
     """Accessors of all other tokens; raises `Unavailable` if the list lacks `own`, as it is then incomplete."""
     keys = _data(vault.call("LIST", "auth/token/accessors")).get("keys")
-    if not isinstance(keys, list) or own not in keys:
+    if not isinstance(keys, list) or own not in keys or not all(isinstance(key, str) for key in keys):
         raise _not_understood()
-    return [key for key in keys if isinstance(key, str) and key != own]
+    return [key for key in keys if key != own]
 
 
 def _not_understood() -> Unavailable:

@@ -6,8 +6,8 @@ also block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import SignerError
@@ -15,6 +15,7 @@ from signer.units import render_duration, timestamp
 from signer.vault.audit_log import AuditFacts
 from signer.vault.inventory import BUILTIN, SNAPSHOT, Inventory, KvEntries
 
+MAX_SKEW: Final = 60  # seconds between the clocks
 AUDIT_MAY_BE_OLD: Final = 3600  # seconds since the newest entry of the log, which may be a copy
 TOKEN_MUST_LAST: Final = 600  # seconds
 SHOWN: Final = 20  # names
@@ -63,7 +64,8 @@ class Checks:
     """Results of checks; each is None or empty if it found no problem.
 
     `evidence` lists problems of the cutover's evidence, `missing` commands that do not exist. `audit` is None if no
-    audit log is configured, or if it cannot be read (`audit_fault`).
+    audit log is configured, or if it cannot be read (`audit_fault`). `clocks` are the clocks of Vault and of the
+    service, each minus ours, in seconds, by name.
     """
 
     evidence: tuple[str, ...]
@@ -72,15 +74,23 @@ class Checks:
     snapshot: SignerError | None
     smoke: SignerError | None
     missing: tuple[str, ...] = ()
+    clocks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Requirements of the configuration. `soak` is seconds."""
+    """Requirements of the configuration. `soak` is seconds.
+
+    `addresses` are those of all nodes of Vault; `audit_gaps` are times, (begin, end) in seconds since the epoch, that
+    the operator answers for; `audit_log` is its path, "" if none is configured.
+    """
 
     soak: int
     mount: str
     has_snapshot_file: bool
+    addresses: frozenset[str] = frozenset()
+    audit_gaps: tuple[tuple[int, int], ...] = ()
+    audit_log: str = ""
 
 
 def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: Terms, now: int) -> list[Blocker]:
@@ -89,7 +99,8 @@ def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: T
         *_of_the_cutover(ledger, checks, terms, now),
         *_of_signatures(inventory, ledger, checks, now),
         *_of_what_is_left(inventory, terms),
-        *_of_what_is_unknown(inventory, ledger, checks, now),
+        *_of_what_is_unknown(inventory, ledger, checks, terms, now),
+        *_of_the_cluster(inventory, terms),
         *_of_the_way(inventory, checks, terms),
     ]
 
@@ -113,6 +124,10 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
             f"the cutover was at {timestamp(cutover.at)}; {render_duration(left)} of {render_duration(terms.soak)} left"
         )
         yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + terms.soak)}")
+    wrong = [f"{name} by {skew:+,} s" for name, skew in checks.clocks.items() if abs(skew) > MAX_SKEW]
+    if wrong:
+        what = f"this host's clock, which judges the soak, differs from that of {_listed(wrong)}"
+        yield Blocker("clocks_differ", what, "set the clocks (NTP), then plan again")
     if ledger.mode != "local":
         what = f"the service is in mode {ledger.mode}" if ledger.mode else "the service is not ready"
         yield Blocker("not_local", what, "see signer cutover status --config FILE")
@@ -155,6 +170,9 @@ def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
     others = (mount for mount in inventory.mounts if mount.type not in BUILTIN)
     left = [f"{mount.path} ({mount.type})" for mount in others if (mount.path, mount.type) != (ssh, "ssh")]
     left += [f"{name} (namespace)" for name in inventory.namespaces]
+    if inventory.mounts and all(mount.path != ssh for mount in inventory.mounts):
+        what = f"Vault does not list an SSH mount {ssh}, so its removal cannot be checked"
+        yield Blocker("ssh_mount_missing", what, "check vault.mount in cutover.toml, and the admin token")
     if left:
         do = "move their content, then run bao secrets disable (bao namespace delete) each of them"
         yield Blocker("mounts_left", f"more than {ssh} is mounted: {_listed(left)}", do)
@@ -164,8 +182,11 @@ def _kv(entries: KvEntries) -> str:
     return f"{len(entries.names)} in {entries.mount} ({_listed(entries.names)})"
 
 
-def _of_what_is_unknown(inventory: Inventory, ledger: LedgerFacts, checks: Checks, now: int) -> Iterator[Blocker]:
+def _of_what_is_unknown(
+    inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: Terms, now: int
+) -> Iterator[Blocker]:
     unknown = [f"{unread.what} ({unread.code})" for unread in inventory.unread]
+    unknown += _of_the_devices(inventory, terms)
     if checks.audit_fault is not None:
         unknown.append(f"the audit log ({checks.audit_fault.code}): {checks.audit_fault.text}")
     audit = checks.audit
@@ -176,11 +197,47 @@ def _of_what_is_unknown(inventory: Inventory, ledger: LedgerFacts, checks: Check
             unknown.append(f"the audit log before {timestamp(audit.first_at)}, which begins after the cutover")
         elif audit.last_at < now - AUDIT_MAY_BE_OLD:
             unknown.append(f"the audit log after {timestamp(audit.last_at)}, where it ends")
+        unknown += [f"{one.file} line {one.number}, not an entry: {one.excerpt}" for one in audit.broken_lines]
+        if audit.broken > len(audit.broken_lines):
+            unknown.append(f"{audit.broken - len(audit.broken_lines):,} more lines of the audit log")
+        unknown += [
+            f"the audit log from {timestamp(gap.begin)} to {timestamp(gap.end)}: {gap.why}"
+            for gap in audit.gaps
+            if not any(begin <= gap.begin and gap.end <= end for begin, end in terms.audit_gaps)
+        ]
     if unknown:
         what = f"not everything could be read: {_listed(unknown)}"
         yield Blocker(
-            "inventory_incomplete", what, "allow the admin token to list and read it; configure a complete audit log"
+            "inventory_incomplete",
+            what,
+            "allow the admin token to list and read it; configure a complete audit log, its audit_log_prefix, and the "
+            "audit_gaps in which Vault was silent",
         )
+
+
+def _of_the_devices(inventory: Inventory, terms: Terms) -> Iterator[str]:
+    """Why the configured log may not have every request."""
+    if not terms.audit_log:
+        return
+    if not inventory.audit_devices:
+        yield "the audit log: Vault has no audit device that writes it"
+        return
+    named = [device for device in inventory.audit_devices if device.file_path == terms.audit_log]
+    partial = [device.path for device in named or inventory.audit_devices if device.is_partial]
+    if partial:
+        yield f"the audit log: the options of {_listed(partial)} leave entries out"
+
+
+def _of_the_cluster(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
+    """Each node has all of Vault's data and can sign as soon as it is active."""
+    if len(inventory.servers) < 2:
+        return
+    unnamed = [server for server in inventory.servers if server.api.rstrip("/") not in terms.addresses]
+    if unnamed:
+        names = [f"{one.node or 'a node'} at {one.api or f'{one.cluster} (not running)'}" for one in unnamed]
+        what = f"Vault has {len(inventory.servers)} nodes, and cutover.toml does not name {_listed(names)}"
+        do = "set other_nodes, with a stop_command that stops each; or bao operator raft remove-peer, and stop it"
+        yield Blocker("other_nodes", what, do)
 
 
 def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[Blocker]:

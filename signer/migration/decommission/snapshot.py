@@ -12,6 +12,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, Final
 
 from signer.errors import SignerError
 from signer.files import open_regular, sync_directory, write_new
+from signer.units import plain, timestamp
 
 FOLDER: Final = "snapshots"
 MAX_DOWNLOAD: Final = 256 * 1024**2  # bytes that Vault may send; the operator makes a larger one
@@ -32,7 +34,19 @@ MAX_SMALL: Final = 1024 * 1024  # bytes of meta.json and the sums
 _PIECE: Final = 1024 * 1024
 _STATE: Final = "state.bin"
 _SMALL: Final = ("meta.json", "SHA256SUMS", "SHA256SUMS.sealed")
+_MOUNT: Final = re.compile(rb"logical/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/")
+_MOUNT_SIZE: Final = 44  # bytes of it, less one
 _SUMMED: Final = {"meta.json", _STATE}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a raft snapshot of this Vault has: its `servers` as (node id, host and port), an index of at least `index`,
+    and entries of the mount whose uuid is `mount`. Without servers the storage is not raft."""
+
+    servers: frozenset[tuple[str, str]]
+    index: int
+    mount: str
 
 
 class BadSnapshot(SignerError):
@@ -41,19 +55,59 @@ class BadSnapshot(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checked snapshot. `index` is raft's, None for a file that is not a raft snapshot and has no inner checksums."""
+    """A checked snapshot. `index` is raft's, None for a file that is not a raft snapshot and has no inner checksums.
+
+    `servers` are those of its raft configuration; `mounts` the uuids of mounts with entries in it; `at` is the time of
+    its file in seconds since the epoch.
+    """
 
     sha256: str
     size: int
     index: int | None
+    servers: frozenset[tuple[str, str]] = frozenset()
+    mounts: frozenset[str] = frozenset()
+    at: int = 0
 
     def as_json(self) -> dict[str, object]:
         checked = "no inner checksums: not a raft snapshot" if self.index is None else "every inner checksum matches"
         return {"sha256": self.sha256, "size": self.size, "raft_index": self.index, "inner_checksums": checked}
 
 
+def check_origin(found: Snapshot, origin: Origin, since: int = 0) -> None:
+    """Raises `BadSnapshot` if a whole snapshot is not of that Vault, or older than its last write.
+
+    A file that is not raft's says nothing of its origin; it must not be older than `since`, seconds since the epoch.
+    """
+    if found.index is None:
+        if found.at < since:
+            raise _too_old(f"it is of {timestamp(found.at)}, before the cutover at {timestamp(since)}")
+        return
+    if not origin.servers:
+        raise _of_another("it is raft's, and the storage of this Vault is not")
+    if found.servers != origin.servers:
+        raise _of_another(f"its servers are {_names(found.servers)}, those of this Vault {_names(origin.servers)}")
+    if origin.mount not in found.mounts:
+        raise _of_another("it has no entry of this Vault's SSH mount")
+    if found.index < origin.index:
+        raise _too_old(f"its index is {found.index:,}, the last write of this Vault {origin.index:,}")
+
+
+def _names(servers: frozenset[tuple[str, str]]) -> str:
+    return plain(", ".join(f"{node} at {address}" for node, address in sorted(servers)[:9]) or "unknown")
+
+
+def _of_another(why: str) -> BadSnapshot:
+    return BadSnapshot(
+        "snapshot_of_another_vault", f"the snapshot is not of this Vault: {why}", "make one of this Vault"
+    )
+
+
+def _too_old(why: str) -> BadSnapshot:
+    return BadSnapshot("snapshot_old", f"the snapshot is too old: {why}", "make a new one, then plan again")
+
+
 def check_snapshot(path: Path, expected: str = "", *, must_be_raft: bool = True) -> Snapshot:
-    """Opens a snapshot and compares every sum in it; raises `BadSnapshot`.
+    """Opens a snapshot and compares every sum in it; raises `BadSnapshot`. `check_origin` tells whose it is.
 
     `expected` is the hex SHA-256 of the whole file, if known. With `must_be_raft` False another kind of file is
     accepted if it matches `expected`.
@@ -62,31 +116,40 @@ def check_snapshot(path: Path, expected: str = "", *, must_be_raft: bool = True)
         found, size = _digest(file)
         if expected and found != expected:
             raise BadSnapshot("snapshot_differs", "the snapshot does not match snapshot_sha256", "make a new one")
+        at = int(os.fstat(file.fileno()).st_mtime)
         file.seek(0)
         if not must_be_raft and file.read(2) != b"\x1f\x8b":
-            return Snapshot(found, size, None)
+            return Snapshot(found, size, None, at=at)
         file.seek(0)
         try:
-            index = _read_archive(file)
+            index, servers, mounts = _read_archive(file)
         except BadSnapshot as error:
             if must_be_raft or error.code != "snapshot_of_another_form":
                 raise
-            index = None
-    return Snapshot(found, size, index)
+            return Snapshot(found, size, None, at=at)
+    return Snapshot(found, size, index, servers, mounts, at)
 
 
-def store_snapshot(content: bytes, target: Path) -> Snapshot:
+def store_snapshot(content: bytes, target: Path, origin: Origin) -> Snapshot:
     """Writes what Vault sent to a file that must not exist, and checks it; raises `SignerError`, leaving no file."""
-    return _stored(target, iter([content]), "", must_be_raft=True)
+    return _stored(target, iter([content]), "", origin, 0, must_be_raft=True)
 
 
-def copy_snapshot(source: Path, target: Path, expected: str, *, must_be_raft: bool) -> Snapshot:
+def copy_snapshot(
+    source: Path, target: Path, expected: str, origin: Origin, since: int, *, must_be_raft: bool
+) -> Snapshot:
     """As `store_snapshot` for the operator's own file, with the checksum that the operator gave."""
     with _opened(source) as file:
-        return _stored(target, iter(lambda: file.read(_PIECE), b""), expected, must_be_raft=must_be_raft)
+        pieces = iter(lambda: file.read(_PIECE), b"")
+        at = int(os.fstat(file.fileno()).st_mtime)
+        if not must_be_raft and at < since:
+            raise _too_old(f"it is of {timestamp(at)}, before the cutover at {timestamp(since)}")
+        return _stored(target, pieces, expected, origin, since, must_be_raft=must_be_raft)
 
 
-def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raft: bool) -> Snapshot:
+def _stored(
+    target: Path, pieces: Iterator[bytes], expected: str, origin: Origin, since: int, *, must_be_raft: bool
+) -> Snapshot:
     """Stores under a temporary name until checked; replaces the rest of an interrupted run."""
     part = target.with_name(f".{target.name}.part")
     try:
@@ -94,6 +157,7 @@ def _stored(target: Path, pieces: Iterator[bytes], expected: str, *, must_be_raf
         part.unlink(missing_ok=True)
         write_new(part, _limited(pieces), 0o600)
         found = check_snapshot(part, expected, must_be_raft=must_be_raft)
+        check_origin(found, origin, since)
         os.link(part, target)
         sync_directory(target.parent)
     except OSError as error:
@@ -151,21 +215,27 @@ def _digest(file: BinaryIO) -> tuple[str, int]:
 # --- archive contents ------------------------------------------------------------------------------------------------
 
 
-def _read_archive(file: BinaryIO) -> int:
-    """The raft index of a complete snapshot; raises `BadSnapshot`."""
+def _read_archive(file: BinaryIO) -> tuple[int, frozenset[tuple[str, str]], frozenset[str]]:
+    """Raft index, servers, and uuids of mounts of a complete snapshot; raises `BadSnapshot`.
+
+    Vault encrypts values, not names: `logical/<uuid>/…` shows the mounts that have entries.
+    """
     small: dict[str, bytes] = {}
     sums: dict[str, str] = {}
     sizes: dict[str, int] = {}
+    mounts: set[str] = set()
     try:
         with gzip.GzipFile(fileobj=file, mode="rb") as archive:
             while (header := _header(archive)) is not None:
                 name, size = header
                 if name in sums:
                     raise _damaged(f"it has {name} twice")
-                digest, kept = sha256(), b""
+                digest, kept, end = sha256(), b"", b""
                 for piece in _content(archive, size):
                     digest.update(piece)
                     kept += piece if name in _SMALL else b""
+                    mounts.update(found.decode() for found in _MOUNT.findall(end + piece))
+                    end = piece[-_MOUNT_SIZE:]
                 sums[name], sizes[name] = digest.hexdigest(), size
                 if name in _SMALL:
                     small[name] = kept
@@ -181,7 +251,7 @@ def _read_archive(file: BinaryIO) -> int:
     except OSError as error:
         raise _unreadable(error.strerror or "it cannot be read") from None
     _check_sums(small, sums)
-    return _index(small["meta.json"], sizes[_STATE])
+    return *_read_meta(small["meta.json"], sizes[_STATE]), frozenset(mounts)
 
 
 def _header(archive: gzip.GzipFile) -> tuple[str, int] | None:
@@ -243,15 +313,19 @@ def _check_sums(small: dict[str, bytes], sums: dict[str, str]) -> None:
             raise _damaged(f"{name} differs from its checksum")
 
 
-def _index(meta: bytes, state_size: int) -> int:
+def _read_meta(meta: bytes, state_size: int) -> tuple[int, frozenset[tuple[str, str]]]:
+    """Raft's index and servers."""
     try:
         parsed: Any = json.loads(meta)
         index, size = parsed["Index"], parsed["Size"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        servers = frozenset(
+            (str(one["ID"]), str(one["Address"])) for one in (parsed.get("Configuration") or {}).get("Servers") or ()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged("meta.json is not raft's") from None
     if type(index) is not int or type(size) is not int or size != state_size or index < 1:
         raise _damaged("meta.json belongs to another state")
-    return index
+    return index, servers
 
 
 def _damaged(why: str) -> BadSnapshot:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from signer.migration.config import CutoverFile
-from signer.migration.decommission.actions import LOOKS, RemovalActions
+from signer.migration.decommission.actions import WATCHED, RemovalActions
 from signer.migration.decommission.snapshot import FOLDER
 from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState, decommission_of
 from signer.migration.plan import Plan, Step, describe
@@ -131,7 +131,10 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             "seal Vault",
             "CHANGES",
             actions.seal_vault,
-            lines=(f"PUT {file.vault.address}/v1/sys/seal",),
+            lines=(
+                "what is new since the snapshot looked for, by name; anything stops the run here",
+                *(f"PUT {address}/v1/sys/seal, if it is active" for address in _addresses(file)),
+            ),
             is_done=actions.is_sealed,
             undo_text=BEYOND,
         ),
@@ -146,10 +149,13 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
         ),
         Step(
             "gone",
-            "its address refuses connections",
+            "its addresses refuse connections",
             "reads",
             actions.gone,
-            lines=(f"connect to {file.vault.address}: must be refused, {LOOKS} times in a row",),
+            lines=tuple(
+                f"connect to {address}: must be refused for {WATCHED} s, and again before the evidence is sealed"
+                for address in _addresses(file)
+            ),
             reads=("Vault's address",),
         ),
         Step(
@@ -161,6 +167,10 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             reads=("sshd", "ledger"),
         ),
     )
+
+
+def _addresses(file: CutoverFile) -> tuple[str, ...]:
+    return (file.vault.address, *decommission_of(file).other_nodes)
 
 
 def _targets(file: CutoverFile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ from signer.errors import BadFormat, SignerError
 from signer.migration.config import CutoverFile, DecommissionFacts
 from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plan_value
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
-from signer.migration.decommission.snapshot import check_snapshot
+from signer.migration.decommission.snapshot import Origin, check_origin, check_snapshot
+from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
 from signer.migration.plan import PlanPart
@@ -76,14 +77,31 @@ def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
     """
     wanted = decommission_of(file)
     with VaultAdmin(file.vault.address, wanted.admin_token_file, file.vault.ca_file) as vault:
-        inventory = read_inventory(vault, file.vault.mount)
+        inventory = read_inventory(vault, file.vault.mount, file.vault.roles)
+        clocks = {"Vault": _skew(vault.clock)}
+    clocks["the service"] = _skew(api.clock)
     ledger = read_ledger(api)
     if ledger.cutover is not None:
         since = _local_since(file, ledger.cutover)
         ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
-    checks = _check(file, wanted, api, inventory, ledger.cutover)
-    terms = Terms(wanted.soak, file.vault.mount, wanted.snapshot_file is not None)
+    checks = replace(_check(file, wanted, api, inventory, ledger.cutover), clocks=clocks)
+    terms = Terms(
+        soak=wanted.soak,
+        mount=file.vault.mount,
+        has_snapshot_file=wanted.snapshot_file is not None,
+        addresses=frozenset((file.vault.address, *wanted.other_nodes)),
+        audit_gaps=wanted.audit_gaps,
+        audit_log=str(wanted.audit_log or ""),
+    )
     return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
+
+
+def _skew(clock: Callable[[], int]) -> int:
+    """Another clock minus ours, in seconds; the time that the answer takes is not counted as a difference."""
+    before = int(time.time())
+    theirs = clock()
+    after = int(time.time())
+    return theirs - min(max(theirs, before), after)
 
 
 def read_ledger(api: ApiClient) -> LedgerFacts:
@@ -126,7 +144,7 @@ def _check(
         evidence=() if cutover is None else _evidence_faults(file, api, cutover),
         audit=audit,
         audit_fault=audit_fault,
-        snapshot=_snapshot_fault(wanted, inventory),
+        snapshot=_snapshot_fault(wanted, inventory, file.vault.mount, cutover.at if cutover else 0),
         smoke=_smoke_fault(file, api),
         missing=tuple(words[0] for words in commands if words and shutil.which(words[0]) is None),
     )
@@ -136,7 +154,9 @@ def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCut
     assert wanted.audit_log is not None, "checked by the caller"  # noqa: S101
     own = inventory.own_token
     hashes = frozenset(digest for digest in (own.hashes if own else ()) if digest)
-    return read_audit_log(wanted.audit_log, cutover.at if cutover else 0, hashes)
+    prefixes = (wanted.audit_log_prefix, *(device.prefix for device in inventory.audit_devices))
+    since = cutover.at if cutover else 0
+    return read_audit_log(wanted.audit_log, since, hashes, prefixes=prefixes, clean=Guard().clean)
 
 
 def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
@@ -168,11 +188,20 @@ def _local_since(file: CutoverFile, cutover: RecordedCutover) -> int:
         return 0
 
 
-def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory) -> SignerError | None:
+def origin_of(inventory: Inventory, mount: str) -> Origin:
+    """What a snapshot of the Vault of this inventory has."""
+    is_raft = inventory.storage == "raft"
+    servers = frozenset((one.node, one.cluster) for one in inventory.servers if is_raft and one.node)
+    return Origin(servers, inventory.index, inventory.uuid_of(mount))
+
+
+def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory, mount: str, since: int) -> SignerError | None:
     if wanted.snapshot_file is None:
         return None
+    is_raft = inventory.storage == "raft"
     try:
-        check_snapshot(wanted.snapshot_file, wanted.snapshot_sha256, must_be_raft=inventory.storage == "raft")
+        found = check_snapshot(wanted.snapshot_file, wanted.snapshot_sha256, must_be_raft=is_raft)
+        check_origin(found, origin_of(inventory, mount), since)
     except SignerError as error:
         return error
     return None
@@ -238,7 +267,12 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
         snapshot=taken,
         soak=wanted.soak,
         targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        vault={"address": file.vault.address, "mount": file.vault.mount, "audit_log": str(wanted.audit_log or "")},
+        vault={
+            "address": file.vault.address,
+            "mount": file.vault.mount,
+            "audit_log": str(wanted.audit_log or ""),
+            "other_nodes": ", ".join(wanted.other_nodes),
+        },
         commands={"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
     )
 
@@ -246,7 +280,7 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
 def state_of(found: RemovalReadiness) -> RemovalState:
     """The state without tokens and leases, which change by themselves and by use."""
     inventory = found.inventory.as_json()
-    for name in ("at", "leases", "tokens", "own_token", "unread"):
+    for name in ("at", "leases", "tokens", "own_token", "unread", "index"):
         del inventory[name]
     return RemovalState(found.ledger.mode, plan_value(inventory))
 

@@ -21,6 +21,7 @@ pytestmark = missing.needs_podman_compose
 Config = dict[str, Any]
 KEY = "/run/safe-session/ca"
 SHADOW_FILE = OVERLAY_FILE.with_name("safe-session-shadow.yaml")
+AGENT_FILE = OVERLAY_FILE.with_name("safe-session-agent.yaml")
 
 
 @pytest.fixture
@@ -49,6 +50,27 @@ def read(done: Ended) -> Config:
     assert done.status == 0, done.err
     found: Config = yaml.safe_load(done.out)
     return found
+
+
+def test_the_overlay_with_an_agent_adds_the_folder_of_its_socket_and_nothing_else(
+    base: Config, config: Callable[..., Ended]
+) -> None:
+    found = read(config(BASE_FILE, AGENT_FILE, PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR="/run/agent"))
+    expected = copy.deepcopy(base)
+    expected["services"][API]["environment"] |= {"SIGNER_MODE": "local", "SIGNER_CA_KEY_SOURCE": "agent"}
+    expected["services"][API]["volumes"].append(
+        {
+            "type": "bind",
+            "source": "/run/agent",
+            "target": "/run/signer-agent",
+            "read_only": True,
+            "bind": {"create_host_path": False},
+        }
+    )
+    assert found == expected
+    without = config(BASE_FILE, AGENT_FILE)
+    assert without.status != 0
+    assert "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR" in without.err + without.out
 
 
 @pytest.mark.parametrize("which, mode", [("merged", "local"), ("shadowed", "shadow")])

@@ -85,6 +85,30 @@ def test_a_real_login_is_shown_with_its_record_and_nothing_is_left() -> None:
     check_gone(folder_of(done.stdout))
 
 
+@missing.needs_softhsm
+@missing.needs_sshd
+def test_with_a_ca_key_in_a_token_a_real_login_is_shown_and_nothing_is_left() -> None:
+    done = quickstart("--ca", "agent")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^CA +ecdsa-sha2-nistp256 SHA256:\S+ made in a SoftHSM token", done.stdout, re.MULTILINE)
+    assert re.search(r"^login .*uid=", done.stdout, re.MULTILINE)
+    assert re.search(r"^sshd says +Accepted publickey .*\(serial 1\) CA ECDSA SHA256:", done.stdout, re.MULTILINE)
+    assert re.search(r"^verify +intact", done.stdout, re.MULTILINE)
+    check_gone(folder_of(done.stdout))
+
+
+@missing.needs_softhsm
+def test_with_a_ca_key_in_a_token_and_without_root_the_certificate_is_shown() -> None:
+    if os.getuid() != 0:
+        pytest.skip(missing.root())
+    if subprocess.run([*AS_NOBODY, "test", "-r", QUICKSTART]).returncode != 0:
+        pytest.skip("this tree is closed to user nobody")
+    done = quickstart("--ca", "agent", before=AS_NOBODY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Signing CA: ECDSA SHA256:", done.stdout)
+    check_gone(folder_of(done.stdout))
+
+
 def test_where_nobody_can_log_in_the_certificate_is_shown_instead() -> None:
     if os.getuid() != 0:
         pytest.skip(missing.root())
@@ -188,7 +212,8 @@ def test_its_folder_is_closed_and_each_secret_in_it_is_its_owners_alone() -> Non
         assert folder.stat().st_mode & 0o066 == 0  # nobody else lists or writes it
 
 
-def test_another_word_than_keep_is_wrong_use() -> None:
-    done = quickstart("--kept")
+@pytest.mark.parametrize("words", [("--kept",), ("--ca",), ("--ca", "hsm"), ("--keep", "now"), ("--ca", "agent", "x")])
+def test_another_word_than_those_is_wrong_use(words: tuple[str, ...]) -> None:
+    done = quickstart(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert shlex.split(done.stderr)[0] == "usage:"

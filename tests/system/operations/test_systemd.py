@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +23,19 @@ from pathlib import Path
 
 import pytest
 
+from signer.ca.agent import CaAgent
 from signer.service.launcher import gunicorn_argv
 from signer.settings import load_settings
+from signer.ssh.publickey import parse_public_key
 from tests.parts import missing, ports
+from tests.parts.agents import Agent, SoftHsm
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
 from tests.parts.service import ROOT, STANDARD_POLICY, Service
 
 UNITS = ROOT / "scripts" / "systemd"
 NAMES = ("signer-keeper.service", "signer-api.service")
+AGENT = "signer-agent.service"
 KEEPER_USER, API_USER = "daemon", "www-data"  # in place of two that an operator makes; each has its own group
 _PR_SET_MDWE, _REFUSE_EXEC_GAIN = 65, 1
 
@@ -67,7 +72,7 @@ class Unit:
 
 
 @missing.needs_systemd_analyze
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, AGENT])
 def test_exposure_is_at_most_2(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -78,14 +83,11 @@ def test_exposure_is_at_most_2(name: str) -> None:
 
 @missing.needs_systemd_analyze
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    for name in NAMES:
+    for name in (*NAMES, AGENT):
         text = (UNITS / name).read_text().replace("/opt/signer/.venv/bin/python", sys.executable)
-        (tmp_path / name).write_text(
-            text.replace("file:/opt/signer/runbooks/install/systemd.md", "https://example.invalid/")
-        )
-    done = subprocess.run(
-        ["systemd-analyze", "verify", *(str(tmp_path / name) for name in NAMES)], capture_output=True, text=True
-    )
+        (tmp_path / name).write_text(re.sub(r"file:/opt/signer/\S+", "https://example.invalid/", text))
+    units = [str(tmp_path / name) for name in (*NAMES, AGENT)]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -300,3 +302,61 @@ def allowed(filters: list[str], groups: dict[str, list[str]]) -> set[str]:
         named = set().union(*(members(name, groups) for name in line.lstrip("~").split()))
         passing = passing - named if line.startswith("~") else passing | named
     return passing
+
+
+# --- the agent of the CA key -----------------------------------------------------------------------------------------
+
+
+def test_the_agent_unit_is_the_keepers_users_and_listens_where_the_keeper_looks() -> None:
+    unit, keeper = Unit.read(AGENT), Unit.read(NAMES[0])
+    assert unit.one("User") == keeper.environment["SIGNER_KEEPER_USER"]
+    socket = str(load_settings({}).ca_agent_socket)
+    assert unit.environment["SSH_AUTH_SOCK"] == socket
+    assert unit.one("ExecStart").split()[-1] == socket
+    assert f"/run/{unit.one('RuntimeDirectory')}" == str(Path(socket).parent)
+    assert AGENT in re.findall(r"^After=(.*)$", keeper.text, re.MULTILINE)[0].split()
+    assert re.findall(r"^Before=(.*)$", unit.text, re.MULTILINE) == [NAMES[0]]
+
+
+@missing.needs_systemd_analyze
+@missing.needs_strace
+@missing.needs_root
+@missing.needs_softhsm
+def test_the_agent_with_a_token_makes_no_system_call_that_its_unit_forbids(tmp_path: Path) -> None:
+    """Its own line, under strace, as its user and without a way to gain powers; a key of a token signs with it."""
+    unit = Unit.read(AGENT)
+    token = SoftHsm(tmp_path / "hsm")
+    with tempfile.TemporaryDirectory(prefix="agent-", dir="/tmp") as folder:
+        place = Path(folder)
+        socket, trace = place / "agent.sock", place / "trace"
+        for path in (tmp_path.parents[1], tmp_path.parent, tmp_path, place):
+            path.chmod(0o755)
+        shutil.chown(place, KEEPER_USER)
+        for path in (tmp_path / "hsm", *(tmp_path / "hsm").rglob("*")):
+            shutil.chown(path, KEEPER_USER)
+        command = [str(socket) if word == unit.environment["SSH_AUTH_SOCK"] else word for word in
+                   shlex.split(unit.one("ExecStart"))]  # fmt: skip
+        user = pwd.getpwnam(KEEPER_USER)
+        as_unit = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", f"--reuid={user.pw_uid}"]
+        as_unit += [f"--regid={user.pw_gid}", "--clear-groups"]
+        strace = ["strace", "--follow-forks", "--quiet=all", "--signal=none", "-s", "0", "-o", str(trace)]
+        process = subprocess.Popen(
+            ["unshare", "--net", *strace, *as_unit, *command],
+            env={"PATH": "/usr/bin:/bin", **token.environ},
+            stdout=subprocess.DEVNULL,
+            umask=int(unit.one("UMask"), 8),
+            preexec_fn=deny_executable_memory,  # noqa: PLW1509
+        )
+        try:
+            eventually(socket.exists, "it listens")
+            agent = Agent(socket=socket, environ=token.environ)
+            public = parse_public_key(token.load_into(agent))
+            signature = CaAgent(socket, user.pw_uid).find_key(public.fingerprint).sign(b"what is signed")
+            assert signature
+        finally:
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+            process.wait(30)
+        calls = set(re.findall(r"^\d+ +(\w+)\(", command_of_the_unit(trace.read_text()), re.MULTILINE))
+        assert {"socket", "setgid"} & calls
+        assert calls - allowed(unit.service["SystemCallFilter"], syscall_groups()) == set()

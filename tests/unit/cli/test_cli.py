@@ -509,13 +509,14 @@ def test_a_terminal_without_the_letters_gets_escapes(world: World) -> None:
 
 def test_progress_is_for_terminals_only(world: World) -> None:
     leader, follower = pty.openpty()
+    head = run("ledger", "head").out.split()[0]
     try:
-        shown = in_a_process("ledger", "verify", stderr=follower)
+        shown = in_a_process("ledger", "verify", "--head", head, stderr=follower)
         bar = os.read(leader, 4096).decode()
     finally:
         os.close(follower)
         os.close(leader)
-    silent = in_a_process("ledger", "verify")
+    silent = in_a_process("ledger", "verify", "--head", head)
     assert re.search(r"\rverify \[#{24}\] 100%  7 of 7  .*/s\x1b\[K\r\x1b\[K$", bar)
     assert silent.stderr == ""
     assert shown.stdout == silent.stdout
@@ -560,8 +561,18 @@ def test_what_a_keeper_commits_and_folds_meanwhile_is_no_difference(
         monkeypatch.setattr(LedgerReader, "query", commit_and_look)
         ran = run("ledger", "verify")
         assert writer.head().seq == 8, "nothing was committed meanwhile"
-    assert (ran.status, ran.err) == (0, "")
+    warned = ran.err.startswith("signer: warning: no saved head given") and ran.err.count("\n") == 1
+    assert (ran.status, warned or ran.err == "") == (0, True)
     assert "7 events" in ran.out
+
+
+def test_audit_5f2_verify_without_a_saved_head_says_what_it_cannot_know(world: World) -> None:
+    """A ledger that was computed anew as a whole, without any key, is intact to it."""
+    ran = run("ledger", "verify")
+    assert "rewritten as a whole, or cut off, looks intact as well; pass --head" in ran.err
+    assert json.loads(run("ledger", "verify", "--json").out)["compared_with_saved_head"] is False
+    compared = run("ledger", "verify", "--json", "--head", run("ledger", "head").out.split()[0])
+    assert (compared.err, json.loads(compared.out)["compared_with_saved_head"]) == ("", True)
 
 
 def test_looking_for_a_ledger_makes_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

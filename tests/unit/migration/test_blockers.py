@@ -12,8 +12,8 @@ import pytest
 from signer.error_catalogue import CATALOGUE
 from signer.errors import SignerError
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, Terms, blockers
-from signer.vault.audit_log import Client, Signature
-from signer.vault.inventory import SNAPSHOT, Inventory, KvEntries, Mount, Unread
+from signer.vault.audit_log import BrokenLine, Client, Gap, Signature
+from signer.vault.inventory import SNAPSHOT, AuditDevice, Inventory, KvEntries, Mount, Server, Unread
 from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, HOUR, LEDGER, NOW, OWN, TERMS
 from tests.parts.source import called_with, texts
 
@@ -49,6 +49,30 @@ def test_vault_may_sign_until_the_service_does_it_by_itself() -> None:
     assert found(ledger=switched(CUT_OVER - 3), checks=last) == []
 
 
+ONE = Server("one", "a:8201", "http://a:8200")
+NAMED = replace(TERMS, addresses=frozenset({"http://a:8200"}))
+PARTIAL = (AuditDevice("file/", "file", file_path="/a.log", is_partial=True),)
+
+
+def test_audit_5_a_node_that_is_named_and_a_single_one_are_in_nobodys_way() -> None:
+    two = (ONE, Server("two", "b:8201", "http://b:8200/"))
+    assert found(replace(CLEAR, servers=two), terms=replace(NAMED, addresses=NAMED.addresses | {"http://b:8200"})) == []
+    assert found(replace(CLEAR, servers=(replace(ONE, api="http://elsewhere"),)), terms=NAMED) == []
+
+
+def test_audit_5_a_gap_that_the_operator_answers_for_is_none() -> None:
+    gap = Gap(CUT_OVER, CUT_OVER + HOUR, "")
+    accepted = replace(TERMS, audit_gaps=((CUT_OVER - 1, CUT_OVER + HOUR),))
+    assert found(checks=audited(gaps=(gap,)), terms=accepted) == []
+    assert len(found(checks=audited(gaps=(replace(gap, end=gap.end + 1),)), terms=accepted)) == 1
+
+
+def test_audit_5_a_device_of_another_file_may_leave_entries_out() -> None:
+    whole = AuditDevice("whole/", "file", file_path="/a.log")
+    other = replace(PARTIAL[0], file_path="/b.log")
+    assert found(replace(CLEAR, audit_devices=(whole, other)), terms=replace(TERMS, audit_log="/a.log")) == []
+
+
 ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     "no cutover": ("no_cutover", lambda: found(ledger=replace(LEDGER, cutover=None)), "no successful cutover"),
     "evidence": (
@@ -57,6 +81,56 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
         "evidence_file_changed: plan.json",
     ),
     "rolled back": ("rolled_back_since", lambda: found(ledger=replace(LEDGER, rolled_back=51)), "event 51"),
+    "clocks": (
+        "clocks_differ",
+        lambda: found(checks=replace(CHECKS, clocks={"Vault": 61, "the service": -60})),
+        "that of Vault by +61 s",
+    ),
+    "clock ahead": (
+        "clocks_differ",
+        lambda: found(checks=replace(CHECKS, audit=None, clocks={"Vault": -288_000, "the service": -288_000})),
+        "the service by -288,000 s",
+    ),
+    "ssh mount": (
+        "ssh_mount_missing",
+        lambda: found(replace(CLEAR, mounts=tuple(m for m in CLEAR.mounts if m.type != "ssh"))),
+        "does not list an SSH mount ssh/",
+    ),
+    "other nodes": (
+        "other_nodes",
+        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", "http://b:8200"))), terms=NAMED),
+        "2 nodes, and cutover.toml does not name two at http://b:8200",
+    ),
+    "a node that is down": (
+        "other_nodes",
+        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", ""))), terms=NAMED),
+        "two at b:8201 (not running)",
+    ),
+    "a line that is no entry": (
+        "inventory_incomplete",
+        lambda: found(checks=audited(broken=1, broken_lines=(BrokenLine("audit.log.1", 7, "vault: {"),))),
+        "audit.log.1 line 7, not an entry: vault: {",
+    ),
+    "many lines that are no entry": (
+        "inventory_incomplete",
+        lambda: found(checks=audited(broken=9, broken_lines=(BrokenLine("audit.log.1", 7, "vault: {"),))),
+        "8 more lines",
+    ),
+    "a gap": (
+        "inventory_incomplete",
+        lambda: found(checks=audited(gaps=(Gap(CUT_OVER, CUT_OVER + HOUR, "no file between a and b"),))),
+        "no file between a and b",
+    ),
+    "no audit device": (
+        "inventory_incomplete",
+        lambda: found(replace(CLEAR, audit_devices=()), terms=replace(TERMS, audit_log="/a.log")),
+        "no audit device",
+    ),
+    "a device that leaves out": (
+        "inventory_incomplete",
+        lambda: found(replace(CLEAR, audit_devices=PARTIAL), terms=replace(TERMS, audit_log="/a.log")),
+        "the options of file/ leave entries out",
+    ),
     "soak": (
         "soak_not_over",
         lambda: found(now=CUT_OVER + 71 * HOUR, checks=replace(CHECKS, audit=None)),

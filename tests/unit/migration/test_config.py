@@ -89,3 +89,25 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         with pytest.raises(BadFile) as refused:
             load_cutover_file(path)
         assert refused.value.code == "cutover_file_unreadable"
+
+
+def test_what_a_decommission_knows_of_vaults_nodes_and_of_its_log() -> None:
+    text = GOOD + REMOVAL + 'other_nodes = ["http://127.0.0.1:8201/"]\naudit_log_prefix = "vault: "\n'
+    span = "2026-11-22T03:00:00Z/2026-11-22T06:25:00.5Z"
+    found = parse_cutover_file((text + f'audit_gaps = ["{span}"]\n').encode()).decommission
+    assert found is not None
+    assert (found.other_nodes, found.audit_log_prefix) == (("http://127.0.0.1:8201",), "vault: ")
+    assert found.audit_gaps == ((1_795_316_400, 1_795_328_701),)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        "", "2026-11-22T03:00:00Z", "a/b", "2026-11-22T03:00:00/2026-11-22T06:00:00",
+        "2026-11-22T06:00:00Z/2026-11-22T03:00:00Z", "2026-11-22T03:00:00Z/2026-11-22T06:00:00Z/2026-11-22T07:00:00Z",
+    ],
+)  # fmt: skip
+def test_a_gap_of_another_form_is_refused(span: str) -> None:
+    with pytest.raises(BadFile) as refused:
+        parse_cutover_file((GOOD + REMOVAL + f'audit_gaps = ["{span}"]\n').encode())
+    assert "audit_gaps" in str(refused.value.facts)

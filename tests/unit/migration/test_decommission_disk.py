@@ -66,6 +66,7 @@ class Removal:
         """Those of PLAN."""
         actions = RemovalActions(FILE, Ledger())  # type: ignore[arg-type]
         actions._run = run
+        actions._present = list  # type: ignore[method-assign]
         return [self._played(step) if step.name in ACTIONS else step for step in removal_steps(FILE, actions)]
 
     def _played(self, step: Step) -> Step:

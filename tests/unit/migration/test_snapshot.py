@@ -9,6 +9,7 @@ import os
 import stat
 import tarfile
 import zlib
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,10 +19,23 @@ from hypothesis import strategies as st
 
 from signer.errors import SignerError
 from signer.migration.decommission import snapshot as subject
-from signer.migration.decommission.snapshot import BadSnapshot, check_snapshot, copy_snapshot, store_snapshot
+from signer.migration.decommission.snapshot import (
+    BadSnapshot,
+    Origin,
+    check_origin,
+    check_snapshot,
+    copy_snapshot,
+    store_snapshot,
+)
 
-STATE = b"encrypted by Vault " * 100
-META = b'{"Version":1,"ID":"bolt-snapshot","Index":53,"Term":3,"Peers":null,"Size":%d}' % len(STATE)
+STATE = b"logical/8a351c82-914c-50d3-64f0-d9b0b6e23e10/config/ca" + b"encrypted by Vault " * 100
+SSH = "8a351c82-914c-50d3-64f0-d9b0b6e23e10"
+SERVERS = b'{"Servers":[{"Suffrage":0,"ID":"one","Address":"10.0.0.1:8201"}]}'
+META = b'{"Version":1,"ID":"bolt-snapshot","Index":53,"Term":3,"Peers":null,"Configuration":%s,"Size":%d}' % (
+    SERVERS,
+    len(STATE),
+)
+OURS = Origin(frozenset({("one", "10.0.0.1:8201")}), 53, SSH)
 
 
 def sums_of(files: dict[str, bytes]) -> bytes:
@@ -204,6 +218,61 @@ def test_a_damaged_raft_snapshot_is_refused_whatever_the_storage(tmp_path: Path)
     assert refused(tmp_path, edited, sha256(edited).hexdigest(), must_be_raft=False) == "snapshot_damaged"
 
 
+# --- whose it is, and of when ----------------------------------------------------------------------------------------
+
+OTHER_VAULTS = {
+    "another node": (replace(OURS, servers=frozenset({("two", "10.0.0.1:8201")})), "snapshot_of_another_vault"),
+    "another address": (replace(OURS, servers=frozenset({("one", "10.0.0.2:8201")})), "snapshot_of_another_vault"),
+    "one node more": (replace(OURS, servers=OURS.servers | {("two", "b:8201")}), "snapshot_of_another_vault"),
+    "no raft": (replace(OURS, servers=frozenset()), "snapshot_of_another_vault"),
+    "another mount": (replace(OURS, mount=SSH.replace("8", "9")), "snapshot_of_another_vault"),
+    "no mount": (replace(OURS, mount=""), "snapshot_of_another_vault"),
+    "written since": (replace(OURS, index=54), "snapshot_old"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_VAULTS)
+def test_audit_5_a_whole_snapshot_of_another_vault_or_another_day_is_refused(tmp_path: Path, what: str) -> None:
+    origin, code = OTHER_VAULTS[what]
+    found = checked(tmp_path, GOOD)
+    check_origin(found, OURS)
+    for refusing in (
+        lambda: check_origin(found, origin),
+        lambda: store_snapshot(GOOD, tmp_path / "run.snap", origin),
+        lambda: copy_snapshot(tmp_path / "given.snap", tmp_path / "run.snap", "", origin, 0, must_be_raft=True),
+    ):
+        with pytest.raises(BadSnapshot) as error:
+            refusing()
+        assert error.value.code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["given.snap"]
+
+
+def test_audit_5_a_mount_is_found_wherever_it_stands_in_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "_PIECE", 64)
+    for at in range(130):
+        state = b"." * at + STATE
+        files = {"state.bin": state, "meta.json": META.replace(b'"Size":%d' % len(STATE), b'"Size":%d' % len(state))}
+        assert checked(tmp_path, packed({**files, "SHA256SUMS": sums_of(files)})).mounts == {SSH}, at
+
+
+def test_audit_5_the_operators_file_of_another_storage_is_not_older_than_the_cutover(tmp_path: Path) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(b"a database dump")
+    os.utime(path, (1000, 1000))
+    expected = sha256(b"a database dump").hexdigest()
+    none = Origin(frozenset(), 0, SSH)
+    assert copy_snapshot(path, tmp_path / "run.snap", expected, none, 1000, must_be_raft=False).index is None
+    for act in (
+        lambda: check_origin(check_snapshot(path, expected, must_be_raft=False), none, 1001),
+        lambda: copy_snapshot(path, tmp_path / "other.snap", expected, none, 1001, must_be_raft=False),
+    ):
+        with pytest.raises(BadSnapshot) as error:
+            act()
+        assert error.value.code == "snapshot_old"
+
+
 # --- storing ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +280,7 @@ def test_a_stored_one_is_there_for_its_owner_alone(tmp_path: Path) -> None:
     target = tmp_path / "snapshots" / "run.snap"
     before = os.umask(0)
     try:
-        assert store_snapshot(GOOD, target).index == 53
+        assert store_snapshot(GOOD, target, OURS).index == 53
     finally:
         os.umask(before)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
@@ -223,7 +292,7 @@ def test_a_stored_one_is_there_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_damaged_one_is_not_stored(tmp_path: Path) -> None:
     target = tmp_path / "snapshots" / "run.snap"
     with pytest.raises(BadSnapshot):
-        store_snapshot(GOOD[:-9], target)
+        store_snapshot(GOOD[:-9], target, OURS)
     assert list(target.parent.iterdir()) == []
 
 
@@ -231,24 +300,24 @@ def test_a_stored_one_is_never_replaced(tmp_path: Path) -> None:
     target = tmp_path / "run.snap"
     target.write_bytes(b"of before")
     with pytest.raises(SignerError) as error:
-        store_snapshot(GOOD, target)
+        store_snapshot(GOOD, target, OURS)
     assert error.value.code == "snapshot_unwritable"
     assert target.read_bytes() == b"of before"
 
 
 def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / ".run.snap.part").write_bytes(GOOD[:99])
-    assert store_snapshot(GOOD, tmp_path / "run.snap").index == 53
+    assert store_snapshot(GOOD, tmp_path / "run.snap", OURS).index == 53
     assert [path.name for path in tmp_path.iterdir()] == ["run.snap"]
 
 
 def test_a_copy_is_the_operators_file_or_none(tmp_path: Path) -> None:
     given_file, target = tmp_path / "given.snap", tmp_path / "snapshots" / "run.snap"
     given_file.write_bytes(GOOD)
-    assert copy_snapshot(given_file, target, sha256(GOOD).hexdigest(), must_be_raft=True).index == 53
+    assert copy_snapshot(given_file, target, sha256(GOOD).hexdigest(), OURS, 0, must_be_raft=True).index == 53
     assert target.read_bytes() == GOOD
     with pytest.raises(BadSnapshot) as error:
-        copy_snapshot(given_file, tmp_path / "other.snap", "0" * 64, must_be_raft=True)
+        copy_snapshot(given_file, tmp_path / "other.snap", "0" * 64, OURS, 0, must_be_raft=True)
     assert error.value.code == "snapshot_differs"
     assert not (tmp_path / "other.snap").exists()
 
@@ -260,6 +329,6 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SignerError) as error:
-        store_snapshot(GOOD, tmp_path / "run.snap")
+        store_snapshot(GOOD, tmp_path / "run.snap", OURS)
     assert (error.value.code, error.value.hint) == ("snapshot_unwritable", "free space in the evidence directory")
     assert list(tmp_path.iterdir()) == []

@@ -16,12 +16,17 @@ from tests.parts.yaml_files import parse_yaml
 BASE: Final = "overlays/safe-session.yaml"
 LOCAL: Final = "overlays/safe-session-local-ca.yaml"
 SHADOW: Final = "overlays/safe-session-shadow.yaml"
-MODES: Final = {LOCAL: "local", SHADOW: "shadow"}
+AGENT: Final = "overlays/safe-session-agent.yaml"
+MODES: Final = {LOCAL: "local", SHADOW: "shadow", AGENT: "local"}
 CONTAINERFILE: Final = "Containerfile"
 UNITS: Final = ("scripts/systemd/signer-keeper.service", "scripts/systemd/signer-api.service")
+AGENT_UNIT: Final = "scripts/systemd/signer-agent.service"
 DEFAULTS: Final = {name: default for name, default, _ in SETTINGS}
 # Without the variable compose stops and prints the message.
-KEY_SOURCE: Final = re.compile(r"\$\{PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE:\?[^{}]+\}")
+VARIABLES: Final = dict.fromkeys((LOCAL, SHADOW), "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE")
+VARIABLES[AGENT] = "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR"
+TARGETS: Final = dict.fromkeys((LOCAL, SHADOW), DEFAULTS["SIGNER_CA_KEY_FILE"])
+TARGETS[AGENT] = DEFAULTS["SIGNER_CA_AGENT_SOCKET"].rpartition("/")[0]
 
 
 def read(name: str) -> str:
@@ -78,25 +83,36 @@ def places(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def overlay_faults(text: str, mode: str) -> list[str]:
-    """The places where an overlay differs from one mount of the key, read-only, and the mode."""
+def overlay_faults(text: str, name: str) -> list[str]:
+    """The places where an overlay differs from one mount of the key, or of its agent, read-only, and the mode."""
     mount = "services.safe-session-api.volumes.0"
     found = dict(places(parse_yaml(text)))
     wanted = {
-        "services.safe-session-api.environment.SIGNER_MODE": mode,
+        "services.safe-session-api.environment.SIGNER_MODE": MODES[name],
         f"{mount}.type": "bind",
-        f"{mount}.target": DEFAULTS["SIGNER_CA_KEY_FILE"],
+        f"{mount}.target": TARGETS[name],
         f"{mount}.read_only": "true",
         f"{mount}.bind.create_host_path": "false",
         f"{mount}.source": found.get(f"{mount}.source", ""),
     }
+    if name == AGENT:
+        wanted["services.safe-session-api.environment.SIGNER_CA_KEY_SOURCE"] = "agent"
+    source = re.compile(rf"\$\{{{VARIABLES[name]}:\?[^{{}}]+\}}")
     faults = [place for place in {**wanted, **found} if found.get(place) != wanted.get(place)]
-    return faults if KEY_SOURCE.fullmatch(wanted[f"{mount}.source"]) else [*faults, f"{mount}.source"]
+    return faults if source.fullmatch(wanted[f"{mount}.source"]) else [*faults, f"{mount}.source"]
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_an_overlay_sets_the_mode_and_mounts_the_key_and_nothing_else(name: str) -> None:
-    assert overlay_faults(read(name), MODES[name]) == []
+    assert overlay_faults(read(name), name) == []
+
+
+def of(name: str, text: str) -> str:
+    """A text of the table, which is in the words of the overlays that mount the key's file, in those of another one."""
+    if name != AGENT:
+        return text
+    text = text.replace(MESSAGE, ":?name the folder that holds the socket of the ssh-agent}")
+    return text.replace("SAFE_SESSION_CA_KEY_FILE", "SAFE_SESSION_CA_AGENT_DIR").replace(TARGETS[LOCAL], TARGETS[AGENT])
 
 
 MESSAGE = ":?name the file that holds the rendered CA key}"
@@ -124,12 +140,19 @@ MESSAGE = ":?name the file that holds the rendered CA key}"
     ],
 )
 def test_each_fault_of_an_overlay_is_found(name: str, before: str, after: str, fault: str) -> None:
+    before, after = of(name, before), of(name, after)
     assert before in read(name)
-    assert overlay_faults(read(name).replace(before, after), MODES[name]) == [f"services.safe-session-api.{fault}"]
+    assert overlay_faults(read(name).replace(before, after), name) == [f"services.safe-session-api.{fault}"]
 
 
 def test_the_modes_of_the_overlays_are_not_each_others() -> None:
-    assert overlay_faults(read(SHADOW), "local") == ["services.safe-session-api.environment.SIGNER_MODE"]
+    assert overlay_faults(read(SHADOW), LOCAL) == ["services.safe-session-api.environment.SIGNER_MODE"]
+
+
+@pytest.mark.parametrize("after", ["SIGNER_CA_KEY_SOURCE: file", "SIGNER_CA_KEY_FILE: agent"])
+def test_an_overlay_with_another_source_of_the_key_is_found(after: str) -> None:
+    text = read(AGENT).replace("SIGNER_CA_KEY_SOURCE: agent", after)
+    assert "services.safe-session-api.environment.SIGNER_CA_KEY_SOURCE" in overlay_faults(text, AGENT)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -139,7 +162,7 @@ def unknown_settings(text: str) -> set[str]:
     return set(re.findall(r"\bSIGNER_[A-Z0-9_]+", text)) - DEFAULTS.keys() - {FINGERPRINT_SETTING[0]}
 
 
-@pytest.mark.parametrize("name", [BASE, LOCAL, SHADOW, CONTAINERFILE, *UNITS])
+@pytest.mark.parametrize("name", [BASE, LOCAL, SHADOW, AGENT, CONTAINERFILE, *UNITS, AGENT_UNIT])
 def test_only_settings_that_exist_are_named(name: str) -> None:
     assert re.search(r"\bSIGNER_[A-Z]", read(name))
     assert unknown_settings(read(name)) == set()

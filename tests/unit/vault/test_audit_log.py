@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Unavailable
+from signer.migration.evidence.redact import Guard
+from signer.units import timestamp
 from signer.vault import audit_log
 from signer.vault.audit_log import AuditFacts, Client, Signature, read_audit_log
 
@@ -38,7 +43,7 @@ def lines(*entries: dict[str, Any]) -> bytes:
 def read(folder: Path, content: bytes, since: int = START - 1, own: frozenset[str] = frozenset()) -> AuditFacts:
     path = folder / "audit.log"
     path.write_bytes(content)
-    return read_audit_log(path, since, own)
+    return read_audit_log(path, since, own, sleep=lambda _: None)
 
 
 def test_the_newest_signature_of_each_role_is_told(tmp_path: Path) -> None:
@@ -155,14 +160,172 @@ def test_rotated_files_are_read_packed_or_not(tmp_path: Path) -> None:
     assert (found.first_at, found.entries, found.broken) == (START + 1, 3, 0)
 
 
-def test_half_lines_at_both_ends_are_passed_over(tmp_path: Path) -> None:
+def test_audit_5f1_half_lines_at_both_ends_are_told(tmp_path: Path) -> None:
     whole = lines(entry(1), entry(2), entry(3))
     found = read(tmp_path, whole[50:-40])
     assert (found.entries, found.broken) == (1, 2)
+    assert [(one.file, one.number) for one in found.broken_lines] == [("audit.log", 1), ("audit.log", 3)]
 
 
-def test_a_last_line_that_is_being_written_counts_once_it_is_whole(tmp_path: Path) -> None:
-    assert read(tmp_path, lines(entry(1))[:-1]).entries == 1
+@pytest.mark.parametrize("prefix", ["vault-audit: ", "@cee: ", "{"])
+def test_audit_5f1_a_prefix_hides_no_signature(tmp_path: Path, prefix: str) -> None:
+    """The device's own, one that is recognised, or none of ours: then no line is understood, and each one is told."""
+    log = b"".join(prefix.encode() + line for line in lines(entry(1), entry(2)).splitlines(keepends=True))
+    (tmp_path / "audit.log").write_bytes(log)
+    known = read_audit_log(tmp_path / "audit.log", START, prefixes=("vault-audit: ", "{"))
+    assert (known.entries, known.broken, len(known.signatures), len(known.clients)) == (2, 0, 1, 1)
+    unknown = read_audit_log(tmp_path / "audit.log", START, prefixes=())
+    if prefix == "@cee: ":
+        assert unknown == known
+    else:
+        assert (unknown.entries, unknown.broken) == (0, 2)
+        assert unknown.broken_lines[1].number == 2
+        assert unknown.broken_lines[0].excerpt.startswith(f'{prefix}{{"time":"2026-11-22T16:34:')
+
+
+NO_ENTRIES = {
+    "text": b"a note of the operator",
+    "another form": b'{"time":"2026-11-22T16:34:29Z","level":"info","msg":"audit"}',
+    "no request": lines({**entry(1), "request": None})[:-1],
+    "no time": lines({**entry(1), "time": None})[:-1],
+    "a path of another form": lines({**entry(1), "request": {"path": 7}})[:-1],
+    "two on a line": lines(entry(1))[:-1] + lines(entry(2, path="sys/health"))[:-1],
+    "XML, as the form jsonx has it": b"<json:object><json:string name='time'>",
+}
+
+
+@pytest.mark.parametrize("what", NO_ENTRIES)
+def test_audit_5f1_every_line_that_is_no_entry_is_told(tmp_path: Path, what: str) -> None:
+    found = read(tmp_path, lines(entry(1)) + NO_ENTRIES[what] + b"\n" + lines(entry(3)))
+    assert (found.entries, found.broken) == (2, 1)
+    (told,) = found.broken_lines
+    assert (told.file, told.number) == ("audit.log", 2)
+    assert 0 < len(told.excerpt) <= 40
+
+
+def test_audit_5f1_a_request_without_a_path_is_an_entry(tmp_path: Path) -> None:
+    """As OpenBao writes one for `/v1/`."""
+    assert read(tmp_path, lines({**entry(1), "request": {"operation": "read"}})).broken == 0
+
+
+@pytest.mark.parametrize("where", [0, 30, 600])
+def test_audit_5f1_a_secret_in_a_line_is_masked_whole(tmp_path: Path, where: int) -> None:
+    secret = b"hvs.CAESIJ0ijb2FvJlcm9vdC10b2tlbi1vZi12YXVsdA"
+    found = read(tmp_path, b"x " * (where // 2) + secret + b" password=hunter2-and-more-4711\n")
+    (told,) = found.broken_lines
+    assert all(part not in told.excerpt for part in ("CAES", "hunter2"))
+    cleaned = Guard().clean
+    (tmp_path / "audit.log").write_text('{"client_token":"abc"} X-Vault-Token: short\n')
+    (told,) = read_audit_log(tmp_path / "audit.log", 0, clean=cleaned).broken_lines
+    assert "short" not in told.excerpt
+
+
+def test_audit_5f1_a_last_line_that_is_being_written_is_read_again_once(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    half, rest = lines(entry(1))[:99], lines(entry(1))[99:]
+    slept: list[float] = []
+
+    def finish(seconds: float) -> None:
+        slept.append(seconds)
+        with path.open("ab") as log:
+            log.write(rest)
+
+    path.write_bytes(lines(entry(0)) + half)
+    found = read_audit_log(path, 0, sleep=finish)
+    assert (found.entries, found.broken, slept) == (2, 0, [audit_log.READ_AGAIN_AFTER])
+    path.write_bytes(lines(entry(0)) + half)
+    found = read_audit_log(path, 0, sleep=slept.append)
+    assert (found.entries, found.broken, len(slept)) == (1, 1, 2)
+
+
+def test_a_last_line_without_its_end_counts_if_it_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "audit.log").write_bytes(lines(entry(1))[:-1])
+    assert read_audit_log(tmp_path / "audit.log", 0, sleep=lambda _: None).entries == 1
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+    "gz": gzip.compress,
+    "lzma": lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
+}
+
+
+@pytest.mark.parametrize("name", ["audit.log.1", "audit.log-20261121", "audit-20261121.log", "audit.1.log"])
+@pytest.mark.parametrize("kind", PACKERS)
+def test_audit_5f1_rotated_files_count_however_they_are_packed_and_named(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / f"{name}.{kind}").write_bytes(PACKERS[kind](lines(entry(1, path="old/sign/r"))))
+    found = read(tmp_path, lines(entry(9)))
+    assert {signature.mount for signature in found.signatures} == {"old/", "ssh/"}
+    assert (found.broken, found.gaps) == (0, ())
+
+
+@pytest.mark.parametrize("magic", [b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PK\x03\x04"])
+def test_audit_5f1_what_cannot_be_unpacked_is_an_error_and_not_empty(tmp_path: Path, magic: bytes) -> None:
+    (tmp_path / "audit.log.1.zst").write_bytes(magic + b"\x00" * 40)
+    with pytest.raises(Unavailable) as refused:
+        read(tmp_path, lines(entry(9)))
+    assert refused.value.code == "audit_log_packed"
+    assert "audit.log.1.zst" in refused.value.text
+
+
+# --- gaps -----------------------------------------------------------------------------------------------------------
+
+HOUR = 3600
+
+
+def hours(*at: float) -> bytes:
+    """Entries so many hours after the start."""
+    return lines(*({**entry(), "time": f"{timestamp(START + int(h * HOUR))[:-1]}.5Z"} for h in at))
+
+
+def rotated(folder: Path, **files: bytes) -> AuditFacts:
+    for name, content in files.items():
+        (folder / name.replace("__", ".").replace("_", "-")).write_bytes(content)
+    return read_audit_log(folder / "audit.log", START)
+
+
+def test_audit_5_a_number_that_is_missing_between_rotated_files_is_a_gap(tmp_path: Path) -> None:
+    found = rotated(tmp_path, audit__log__3=hours(0, 5), audit__log__1=hours(9, 10), audit__log=hours(10.1))
+    (gap,) = found.gaps
+    assert (gap.begin, gap.end) == (START + 5 * HOUR, START + 9 * HOUR)
+    assert "audit.log.3 and audit.log.1" in gap.why
+    rotated(tmp_path, audit__log__2=hours(6))
+    assert rotated(tmp_path, audit__log__2=hours(6)).gaps == ()
+    (tmp_path / "audit.log.1").unlink()
+    (gap,) = rotated(tmp_path, audit__log=hours(9.9)).gaps
+    assert "audit.log.2 and audit.log" in gap.why
+
+
+def test_audit_5_the_first_number_may_be_nought(tmp_path: Path) -> None:
+    assert rotated(tmp_path, audit__log__1=hours(0), audit__log__0=hours(9), audit__log=hours(20)).gaps == ()
+
+
+def test_audit_5_a_long_silence_between_dated_files_is_a_gap(tmp_path: Path) -> None:
+    found = rotated(
+        tmp_path, audit__log_20261122=hours(0, 10), audit__log_20261124=hours(40, 48), audit__log=hours(48.5)
+    )
+    (gap,) = found.gaps
+    assert (gap.begin, gap.end) == (START + 10 * HOUR, START + 40 * HOUR)
+    assert rotated(tmp_path, audit__log_20261123=hours(10.5, 20, 30, 39.5)).gaps == ()
+
+
+def test_audit_5_a_silence_inside_a_file_or_before_the_cutover_is_none(tmp_path: Path) -> None:
+    assert rotated(tmp_path, audit__log_20261122=hours(-90, -80), audit__log=hours(-1, 70)).gaps == ()
+
+
+def test_a_log_that_is_rotated_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    path.write_bytes(lines(entry(1))[:-40])
+
+    def rotate(_: float) -> None:
+        if not (tmp_path / "audit.log.1").exists():
+            (tmp_path / "audit.log.1").write_bytes(lines(entry(1)))
+            path.unlink()
+            path.write_bytes(lines(entry(2)))
+
+    found = read_audit_log(path, 0, sleep=rotate)
+    assert (found.entries, found.broken) == (2, 0)
 
 
 def test_a_line_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +375,7 @@ def test_entries_with_their_time_last_are_read_as_well(tmp_path: Path) -> None:
     assert read(tmp_path, log).signatures == (Signature("ssh/", "llmops", START + 3),)
 
 
+PACKED = tuple(magic for magic, _ in audit_log._PACKED)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
@@ -226,7 +390,7 @@ def test_any_json_is_read(tmp_path_factory: pytest.TempPathFactory, odd: dict[st
     assert found.last_at >= START + 2
 
 
-@given(st.binary(max_size=300).filter(lambda odd: not odd.startswith(b"\x1f\x8b")))
+@given(st.binary(max_size=300).filter(lambda odd: not odd.startswith(PACKED)))
 def test_any_bytes_are_read(tmp_path_factory: pytest.TempPathFactory, odd: bytes) -> None:
     found = read(tmp_path_factory.mktemp("log"), odd + b"\n" + lines(entry(2)))
     assert Signature("ssh/", "llmops", START + 2) in found.signatures

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from signer.errors import SignerError, Unavailable
 from signer.vault import inventory as vaultinventory
-from signer.vault.inventory import Unread, read_inventory
+from signer.vault.inventory import AuditDevice, Server, Unread, read_inventory
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIC7yDX6KxUav4GMpN8yks0rWG3+iHBE0o+KvXaNowHOH"
 FORBIDDEN = Unavailable("vault_forbidden", "no")
 MOUNTS = {
-    "ssh/": {"type": "ssh", "options": {}},
+    "ssh/": {"type": "ssh", "options": {}, "uuid": "u-ssh"},
     "old/": {"type": "kv", "options": None},
     "new/": {"type": "kv", "options": {"version": "2"}},
-    "sys/": {"type": "system"},
+    "sys/": {"type": "system", "uuid": "u-sys"},
 }
 ANSWERS: dict[str, Any] = {
     "GET sys/seal-status": {
@@ -31,7 +31,18 @@ ANSWERS: dict[str, Any] = {
     },
     "GET sys/mounts": {"data": MOUNTS},
     "GET sys/auth": {"data": {"token/": {"type": "token"}}},
-    "GET sys/audit": {"data": {"file/": {"type": "file"}}},
+    "GET sys/audit": {"data": {"file/": {"type": "file", "options": {"file_path": "/a.log", "prefix": "p: "}}}},
+    "GET sys/leader": {"ha_enabled": True, "is_self": True, "raft_committed_index": 36, "raft_applied_index": 35},
+    "GET sys/storage/raft/configuration": {
+        "data": {"config": {"servers": [{"node_id": "one", "address": "10.0.0.1:8201", "leader": True}]}}
+    },
+    "GET sys/ha-status": {
+        "data": {
+            "nodes": [
+                {"api_address": "http://v1:8200", "cluster_address": "https://10.0.0.1:8201", "active_node": True}
+            ]
+        }
+    },
     "LIST old/": {"data": {"keys": ["a/", "top"]}},
     "LIST old/a/": {"data": {"keys": ["b/"]}},
     "LIST old/a/b/": {"data": {"keys": ["deep"]}},
@@ -86,8 +97,64 @@ def test_everything_is_counted_down_to_the_last_folder() -> None:
     assert (found.entities, found.leases, found.tokens, found.policies) == (2, 2, 3, ("default", "root"))
     assert (found.ssh[0].roles[0].max_ttl, len(found.ssh[0].issuers), found.ssh[0].max_lease) == (1800, 1, 2764800)
     assert found.own_token is not None
-    assert (found.own_token.hashes, found.own_token.lacks) == (("hmac-sha256:t1",), ())
+    assert (found.own_token.hashes, found.own_token.lacks) == (("t1", "hmac-sha256:t1"), ())
     assert (found.at, found.unread, found.namespaces) == (1, (), ())
+
+
+def test_where_the_data_lie_and_how_the_log_is_written_is_told() -> None:
+    found = read_inventory(Vault(), "ssh")
+    assert (found.uuid_of("ssh"), found.uuid_of("none"), found.index) == ("u-ssh", "", 36)
+    assert found.servers == (Server("one", "10.0.0.1:8201", "http://v1:8200"),)
+    assert found.audit_devices == (AuditDevice("file/", "file", "p: ", "json", "/a.log"),)
+
+
+def test_audit_5_every_node_of_either_source_is_told() -> None:
+    """A node of raft's that is down, and a standby of another storage."""
+    two = {"config": {"servers": [{"node_id": "one", "address": "a:8201"}, {"node_id": "two", "address": "b:8201"}]}}
+    nodes = [{"api_address": "http://a", "cluster_address": "https://a:8201", "active_node": True}]
+    standby = {"api_address": "http://c", "cluster_address": "https://c:8201", "active_node": False}
+    found = read_inventory(
+        Vault(**{"GET sys/storage/raft/configuration": {"data": two}, "GET sys/ha-status": {"data": {"nodes": nodes}}}),
+        "ssh",
+    )
+    assert found.servers == (Server("one", "a:8201", "http://a"), Server("two", "b:8201", ""))
+    of_consul = {"GET sys/seal-status": {**ANSWERS["GET sys/seal-status"], "storage_type": "consul"}}
+    found = read_inventory(Vault(**of_consul, **{"GET sys/ha-status": {"data": {"nodes": [*nodes, standby]}}}), "ssh")
+    assert (found.index, found.servers) == (0, (Server("", "a:8201", "http://a"), Server("", "c:8201", "http://c")))
+
+
+PARTIAL: dict[str, dict[str, Any]] = {
+    "GET sys/mounts": {"data": {}},
+    "GET sys/auth": {"data": {}},
+    "LIST sys/policies/acl": {"data": {"keys": ["mine"]}},
+    "LIST auth/token/accessors": {"data": {"keys": ["t9"]}},
+    "GET sys/storage/raft/configuration": {"data": {"config": {"servers": []}}},
+    "GET sys/ha-status": {"data": {"nodes": []}},
+}
+
+
+@pytest.mark.parametrize("place", PARTIAL)
+def test_audit_5_an_answer_without_what_every_vault_has_proves_nothing(place: str) -> None:
+    found = read_inventory(Vault(**{place: PARTIAL[place]}), "ssh")
+    assert found.unread == (Unread(place.split(" ")[1], "vault_answer_incomplete"),)
+
+
+def test_audit_5_a_mount_list_without_the_built_in_ones_is_incomplete_though_it_names_the_ssh_mount() -> None:
+    found = read_inventory(Vault(**{"GET sys/mounts": {"data": {"ssh/": {"type": "ssh"}}}}), "ssh")
+    assert (found.mounts, found.unread[0].code) == ((), "vault_answer_incomplete")
+
+
+@pytest.mark.parametrize("option", ["filter", "exclude", "fallback"])
+def test_audit_5_a_device_that_leaves_entries_out_is_told(option: str) -> None:
+    devices = {"file/": {"type": "file", "options": {option: "x"}}}
+    assert read_inventory(Vault(**{"GET sys/audit": {"data": devices}}), "ssh").audit_devices[0].is_partial
+
+
+def test_audit_5_the_token_must_be_able_to_ask_for_a_signature() -> None:
+    """Otherwise "forbidden" is all that it hears after the mount is gone, and it would hear that before as well."""
+    found = read_inventory(Vault(), "ssh", ("llmops", "web"))
+    assert found.own_token is not None
+    assert found.own_token.lacks == ("ssh/sign/llmops", "ssh/sign/web")
 
 
 def test_no_value_is_ever_asked_for() -> None:
@@ -125,7 +192,7 @@ def test_an_audit_device_that_does_not_tell_hashes_is_no_matter() -> None:
     found = read_inventory(Vault(**{"POST sys/audit-hash/file": FORBIDDEN}), "ssh")
     assert found.unread == ()
     assert found.own_token is not None
-    assert found.own_token.hashes == ("",)
+    assert found.own_token.hashes == ("t1", "")
 
 
 def test_namespaces_are_told() -> None:
