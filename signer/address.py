@@ -1,13 +1,19 @@
-"""The service's address for clients: http to this machine, https, or a unix socket. Pure.
+"""The rule of every address that receives a token: https, a unix socket, or plain http to this machine.
 
+`parse_address` reads the service's address, `check_clear_text` is the rule for any other one, `check_peer` repeats it
+for the address that a name resolved to. `check_listener` asks the kernel who listens at an address of this machine.
 `safe-session` imports this module at every login, so it has no slow imports.
 """
 
 from __future__ import annotations
 
-from signer.errors import BadSettings
+import _socket  # not `socket`: its enums cost 15 ms
+from sys import byteorder
+
+from signer.errors import BadSettings, Unavailable
 
 _PORTS = {"http": 80, "https": 443}
+THIS_MACHINE = "localhost"
 
 
 class Address:
@@ -24,10 +30,13 @@ class Address:
 
 
 def parse_address(text: str, setting: str = "SAFE_SESSION_ADDR") -> Address:
-    """`http://host[:port]`, `https://host[:port]` or `unix:/path`, from the setting `setting`. Raises `BadSettings`."""
+    """`http://host[:port]`, `https://host[:port]` or `unix:/path`, from the setting `setting`.
+
+    Raises `BadSettings`, also for plain http to another machine.
+    """
     scheme, _, rest = text.partition(":")
     if scheme == "unix" and rest.startswith("/") and len(rest.encode(errors="surrogateescape")) < 108:
-        return Address(text, "unix", host="localhost", path=rest)
+        return Address(text, "unix", host=THIS_MACHINE, path=rest)
     place = rest.removeprefix("//").removesuffix("/")
     host, colon, port = place.rpartition(":")
     if not colon or port.endswith("]"):
@@ -49,9 +58,165 @@ def parse_address(text: str, setting: str = "SAFE_SESSION_ADDR") -> Address:
             f"{setting} is not an address: {text}",
             "write http://127.0.0.1:8222, https://host[:port] or unix:/path",
         )
+    check_clear_text(scheme, bare, setting)
     return Address(text, scheme, host=bare, port=int(port))
 
 
+# --- no token in the clear --------------------------------------------------------------------------------------------
+
+
+def is_clear_text(scheme: str, host: str) -> bool:
+    """True if what is sent to `host` (a name, or a number without brackets) crosses a network unencrypted.
+
+    A name other than `localhost` is another machine, whatever it resolves to now.
+    """
+    return scheme == "http" and host.lower() != THIS_MACHINE and not is_this_machine(host)
+
+
+def check_clear_text(scheme: str, host: str, setting: str) -> None:
+    """Raises `BadSettings` if a token for `host` would be sent in the clear."""
+    if is_clear_text(scheme, host):
+        raise BadSettings(
+            "token_in_clear",
+            f"{setting} is plain http to {host[:80]}, which would send the token in the clear",
+            "use an https:// address, or a tunnel that ends at 127.0.0.1",
+        )
+
+
+def check_url(url: str, setting: str) -> None:
+    """As `check_clear_text`, for a URL; also raises `BadSettings` for one without scheme or host."""
+    from urllib.parse import urlsplit  # late: `safe-session` has no URLs
+
+    try:
+        parts = urlsplit(url)
+        scheme, host = parts.scheme, parts.hostname
+    except ValueError:
+        scheme, host = "", None
+    if not host or scheme not in _PORTS:
+        raise BadSettings(
+            "address_malformed", f"{setting} is not an address", "write one such as https://vault.example:8200"
+        )
+    check_clear_text(scheme, host, setting)
+
+
+def check_peer(scheme: str, number: str, setting: str) -> None:
+    """As `check_clear_text`, for the IP address `number` of the other side; raises `Unavailable`."""
+    if scheme == "http" and not is_this_machine(number):
+        raise Unavailable(
+            "token_in_clear",
+            f"{setting} leads to {number}, another machine, and plain http would send the token in the clear",
+            "use an https:// address, or a tunnel that ends at 127.0.0.1",
+        )
+
+
 def is_this_machine(number: str) -> bool:
-    """True if an IP address is this machine's; only there a token may be sent in the clear."""
-    return number.startswith("127.") or number == "::1"
+    """True if `number` is a loopback address in its usual spelling: 127.x.y.z or ::1."""
+    parts = number.split(".")
+    return number == "::1" or (
+        len(parts) == 4
+        and parts[0] == "127"
+        and all(part.isascii() and part.isdigit() and len(part) <= 3 and int(part) < 256 for part in parts)
+    )
+
+
+# --- who listens ------------------------------------------------------------------------------------------------------
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = 16  # bytes of nlmsghdr
+_TCP = _socket.IPPROTO_TCP
+_LISTEN = 10  # TCP_LISTEN
+_UID_AT = _HEADER + 64  # inet_diag_msg.idiag_uid
+_ENOENT = 2
+# A kernel, sandbox or container without sock_diag refuses in one of these ways: EPERM, EACCES, EINVAL, EPROTONOSUPPORT,
+# EOPNOTSUPP, EAFNOSUPPORT.
+_NOT_SUPPORTED = frozenset({1, 13, 22, 93, 95, 97})
+_ANSWERS_WITHIN = 2.0  # seconds; the kernel answers within 10 microseconds
+
+
+class NoListener(ConnectionRefusedError):
+    """No process listens at the address."""
+
+    def __init__(self) -> None:
+        super().__init__(111, "connection refused")
+
+
+def check_listener(family: int, number: str, port: int, trusted: frozenset[int], setting: str) -> None:
+    """Raises `Unavailable` unless a user in `trusted` (uids) listens at exactly this address of this machine.
+
+    Any local user may bind the port of a service that is down, and would receive the token. Raises `NoListener` if
+    nobody listens. Without sock_diag(7) the listener is unknown, and nothing is raised.
+    """
+    uid = listener_uid(family, number, port)
+    if uid is None or uid in trusted:
+        return
+    raise Unavailable(
+        "listener_not_trusted",
+        f"the process that listens at {number} port {port} belongs to uid {uid}, not to the signing service",
+        f"find out who it is (`ss -ltnp`); if uid {uid} runs the service, set {setting}={uid}",
+    )
+
+
+def listener_uid(family: int, number: str, port: int) -> int | None:
+    """The uid that listens at the address, which is the listener that the kernel would connect to; None without
+    sock_diag(7). Raises `NoListener`, or another `OSError` if the kernel's answer is lost."""
+    try:
+        with _Diagnosis(family, number, port) as kernel:
+            kind, answer = kernel.ask(_NLM_F_REQUEST)
+            if kind == _SOCK_DIAG_BY_FAMILY and len(answer) >= _UID_AT + 4 and answer[_HEADER + 1] == _LISTEN:
+                return int.from_bytes(answer[_UID_AT : _UID_AT + 4], byteorder)
+            # A kernel without the module for TCP answers ENOENT, too, but also to the question for all listeners.
+            if kind == _NLMSG_ERROR and _error(answer) in _NOT_SUPPORTED:
+                return None
+            kind, answer = kernel.ask(_NLM_F_REQUEST | _NLM_F_DUMP)
+            if kind in (_NLMSG_ERROR, _NLMSG_DONE) and _error(answer) in (*_NOT_SUPPORTED, _ENOENT):
+                return None
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return None
+        raise
+    raise NoListener
+
+
+def _error(answer: bytes) -> int:
+    return -int.from_bytes(answer[_HEADER : _HEADER + 4], byteorder, signed=True)
+
+
+class _Diagnosis:
+    """A netlink socket that asks for the TCP listener at one address (sock_diag(7), struct inet_diag_req_v2)."""
+
+    def __init__(self, family: int, number: str, port: int) -> None:
+        source = _socket.inet_pton(family, number).ljust(16, b"\0")
+        self._request = (
+            bytes((family, _TCP, 0, 0))
+            + (1 << _LISTEN).to_bytes(4, byteorder)
+            + port.to_bytes(2, "big")
+            + bytes(2)
+            + source
+            + bytes(16 + 4)
+            + b"\xff" * 8  # INET_DIAG_NOCOOKIE
+        )
+        self._socket = _socket.socket(_netlink(), _socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        self._socket.settimeout(_ANSWERS_WITHIN)
+
+    def __enter__(self) -> _Diagnosis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, flags: int) -> tuple[int, bytes]:
+        """Type and bytes of the kernel's first message."""
+        head = (_HEADER + len(self._request)).to_bytes(4, byteorder) + _SOCK_DIAG_BY_FAMILY.to_bytes(2, byteorder)
+        self._socket.sendto(head + flags.to_bytes(2, byteorder) + bytes(8) + self._request, (0, 0))
+        answer = self._socket.recv(65536)
+        return int.from_bytes(answer[4:6], byteorder), answer
+
+
+def _netlink() -> int:
+    family = getattr(_socket, "AF_NETLINK", None)
+    if family is None:
+        raise OSError(97, "this system has no netlink")
+    return int(family)

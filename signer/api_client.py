@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import requests
 
-from signer.address import Address, is_this_machine, parse_address
+from signer.address import Address, check_peer, parse_address
 from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.http import Watch, new_session
@@ -223,12 +223,7 @@ class ApiClient:
         except OSError as error:
             raise self._no_connection(error) from None
         for family, _, _, _, place in found:
-            if address.scheme == "http" and not is_this_machine(str(place[0])):
-                raise Unavailable(
-                    "token_in_clear",
-                    f"{address.text} is another machine, and plain http would show it and others the token",
-                    f"use an https:// address in {self._setting}.address, or a tunnel that ends on this machine",
-                )
+            check_peer(address.scheme, str(place[0]), f"{self._setting}.address")
             try:
                 return _connected(family, place, within)
             except OSError as error:

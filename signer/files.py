@@ -90,7 +90,7 @@ def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reade
             )
 
     try:
-        token = read_bounded(path, MAX_TOKEN, check=check).decode("utf-8", "replace").strip()
+        token = read_bounded(path, MAX_TOKEN, check=check).decode("utf-8-sig", "replace").strip()
     except (OSError, ValueError) as error:
         raise BadSettings(
             "vault_token_unreadable" if is_vaults else "signer_token_unreadable",

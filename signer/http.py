@@ -21,6 +21,8 @@ import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
+from signer.address import check_peer
+
 MAX_BODY: Final = 1024 * 1024  # bytes
 CONNECT_WITHIN: Final = 1.0  # seconds; also for the TLS handshake
 LOOK_EVERY: Final = 0.2  # seconds between two checks of the deadlines
@@ -96,6 +98,9 @@ def _note(connection: Any) -> None:
 class _Connection(urllib3.connection.HTTPConnection):
     def connect(self) -> None:
         super().connect()
+        if self.sock.family != socket.AF_UNIX:
+            # Each request carries a token or a secret, and a name that is this machine's now may have been another's.
+            check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
         _note(self)
 
     def request(self, *args: Any, **options: Any) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from signer.address import check_url
 from signer.errors import BadSettings
 
 # name, default, meaning
@@ -273,6 +274,10 @@ def _vault_address(text: str) -> str | None:
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.query:
         raise ValueError("is not an address such as https://vault.example:8200")
+    try:
+        check_url(text, "it")
+    except BadSettings as error:
+        raise ValueError(f"{error.text.removeprefix('it ')}; {error.hint}") from None
     return text.rstrip("/")
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import tomllib
@@ -32,11 +33,13 @@ def parse_toml(raw: bytes, limit: int, faults: Faults) -> dict[str, Any]:
     if len(raw) > limit:
         raise faults.refused(Problem(0, name, f"is larger than {limit} bytes"))
     try:
-        text = raw.decode()
+        text = raw.decode("utf-8-sig")  # editors on Windows write a byte order mark
         data = tomllib.loads(text)
         faults.places = find_places(text)
     except UnicodeDecodeError:
-        raise faults.refused(Problem(0, name, "is not UTF-8")) from None
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = "is UTF-16 text: save it as UTF-8" if is_utf16 else "is not UTF-8"
+        raise faults.refused(Problem(0, name, text)) from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a bare ValueError for a very long number
         match = re.search(r"line (\d+)", str(error))
         line = int(match.group(1)) if match else 0

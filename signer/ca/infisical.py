@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from signer.address import is_clear_text
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_bounded
 from signer.hardening import die_with_parent, forbid_dumps
@@ -32,7 +33,6 @@ _SITE_URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~/-]*)?"
 )
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _KEPT: Final = ("PATH", "LANG", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROXIES: Final = (
     "HTTPS_PROXY",
@@ -170,7 +170,7 @@ def _problems_of_url(text: str) -> Iterator[str]:
         yield "INFISICAL_SITE_URL: contains credentials; put them into the file of INFISICAL_CLIENT_SECRET_FILE"
     elif url is None or not 0 < int(url["port"] or "443") < 65_536:
         yield "INFISICAL_SITE_URL: is not an address such as https://infisical.example"
-    elif url["scheme"] == "http" and url["host"] not in _LOOPBACK:
+    elif is_clear_text(url["scheme"], url["host"].strip("[]")):
         yield "INFISICAL_SITE_URL: is plain http beyond loopback, which would send the CA key in the clear"
 
 
@@ -248,7 +248,7 @@ def _read_client_secret(path: Path) -> str:
             f"the file of INFISICAL_CLIENT_SECRET_FILE cannot be opened: {error.strerror}",
             "set it to a regular file that root can read",
         ) from None
-    secret = data.decode("utf-8", "replace").strip()
+    secret = data.decode("utf-8-sig", "replace").strip()
     if not secret or len(data) > MAX_CLIENT_SECRET or not secret.isprintable():
         raise BadSettings(
             "client_secret_malformed",

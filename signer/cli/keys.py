@@ -23,4 +23,4 @@ def load_public_key(path: Path) -> PublicKey:
         ) from None
     if b"PRIVATE KEY-----" in raw:
         raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
-    return parse_public_key(raw.decode("utf-8", "replace").strip().split("\n", 1)[0].strip())
+    return parse_public_key(raw.decode("utf-8-sig", "replace").strip().split("\n", 1)[0].strip())

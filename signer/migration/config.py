@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from signer.errors import BadFile
+from signer.address import check_url
+from signer.errors import BadFile, BadSettings
 from signer.files import read_owned
 from signer.migration.evidence.redact import Guard
 from signer.toml import Duration, Faults, Names, Table, parse_toml
@@ -260,6 +261,11 @@ class _Reader:
             return text or ""
         if not _is_address(text):
             self._faults.add(place, "is not an address such as http://127.0.0.1:8222 or https://vault.example:8200")
+            return ""
+        try:
+            check_url(text, "it")
+        except BadSettings as error:
+            self._faults.add(place, f"{error.text.removeprefix('it ')}; {error.hint}")
         return text.rstrip("/")
 
     def _gap(self, place: tuple[str | int, ...], text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ pid once the socket is ready, then waits for the end of a pipe that only this pr
 PR_SET_PDEATHSIG would be simpler, but the kernel clears it for set-group-id programs, and Debian's ssh-agent is one.
 """
 
-# ruff: noqa: PTH102, PTH106, PTH108, PTH120
+# ruff: noqa: PTH102, PTH106, PTH108, PTH120, PTH208
 # (pathlib costs more to import than everything here)
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import stat
 from signer.errors import Unavailable
 from signer.ssh.agent import check_reply, reply_length
 
-_WATCH = (
-    'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -f -- "$SSH_AUTH_SOCK"; rmdir -- "${SSH_AUTH_SOCK%/*}"'
-)
+_WATCH = 'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -rf -- "${SSH_AUTH_SOCK%/*}"'
+_PROGRAMS = "bin"  # folder of the wrappers, inside the private one
 _FALLBACK_FOLDER = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
 _MAX_FOLDER = 107 - len("/safe-session-0123456789abcdef/agent")  # sun_path of unix(7)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,11 +33,15 @@ _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 
 class PrivateAgent:
-    """Starts the agent without waiting; `add` waits. Use as a context manager or call `end`. `socket` is its path."""
+    """Starts the agent without waiting; `add` waits. Use as a context manager or call `end`.
+
+    `socket` is its path; `programs` is a path beside it for a folder of programs, which ends with the session.
+    """
 
     def __init__(self) -> None:
         self._folder = f"{_private_folder()}/safe-session-{os.urandom(8).hex()}"
         self.socket = f"{self._folder}/agent"
+        self.programs = f"{self._folder}/{_PROGRAMS}"
         self._agent = 0
         # Close-on-exec (Python's default): the session's command must not inherit the writing end, or the shell would
         # not notice that this process is dead.
@@ -137,6 +140,12 @@ class PrivateAgent:
 
     def _remove_folder(self) -> None:
         try:
+            for name in os.listdir(self.programs):
+                os.unlink(f"{self.programs}/{name}")
+            os.rmdir(self.programs)
+        except OSError:
+            pass  # there is none, or the shell has removed it
+        try:
             os.unlink(self.socket)
         except OSError:
             pass  # the agent has removed it
@@ -147,15 +156,18 @@ class PrivateAgent:
 
 
 def _private_folder() -> str:
-    """XDG_RUNTIME_DIR if it is the user's and has mode 0700, as its specification demands, and if it is short and plain
-    enough for a socket's path; otherwise /tmp, where the new folder's random name and mode 0700 protect it."""
+    """XDG_RUNTIME_DIR if it is the user's and has mode 0700, as its specification demands, if it is short and plain
+    enough for a socket's path, and if programs can run there; otherwise /tmp, where the new folder's random name and
+    mode 0700 protect it."""
     folder = os.environ.get("XDG_RUNTIME_DIR", "")
     if folder.startswith("/") and len(folder) <= _MAX_FOLDER and _PATH_LETTERS.issuperset(folder):
         try:
             facts = os.lstat(folder)
+            is_noexec = os.statvfs(folder).f_flag & os.ST_NOEXEC
         except OSError:
             return _FALLBACK_FOLDER
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077:
+        is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+        if is_private and not is_noexec:
             return folder
     return _FALLBACK_FOLDER
 

@@ -11,6 +11,8 @@ from signer.errors import SignerError
 # ssh's options that take a value, from the getopt string in ssh.c (OpenSSH 8.5 to 10.x). Needed to find the
 # host in `ssh -p 22 host`. With an option that a later ssh adds, write option and value as one word.
 _SSH_OPTIONS_WITH_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
+# ssh answers these itself and connects to nothing: version, supported algorithms, configuration, control of a master.
+_ANSWERED_BY_SSH = frozenset("VQGO")
 _OWN_OPTIONS = ("--role", "--reason", "--ttl", "--principal")
 
 
@@ -23,9 +25,10 @@ class UsageError(SignerError):
 
 class Invocation:
     """A parsed command line. `verb` is ssh, exec, help or version; `command` holds the words after it without
-    safe-session's own options: the words for ssh, or the whole command of exec."""
+    safe-session's own options: the words for ssh, or the whole command of exec. `asks_ssh` is true for a question that
+    ssh answers without a login, which needs no certificate."""
 
-    __slots__ = ("command", "principals", "reason", "role", "ttl", "verb", "verbose")
+    __slots__ = ("asks_ssh", "command", "principals", "reason", "role", "ttl", "verb", "verbose")
 
     def __init__(self) -> None:
         self.verb = ""
@@ -35,6 +38,7 @@ class Invocation:
         self.ttl = ""
         self.principals: list[str] = []
         self.verbose = False
+        self.asks_ssh = False
 
     def take_option(self, words: list[str], at: int) -> int:
         """Reads the long option at `words[at]`; returns the index after it. Raises `UsageError`."""
@@ -110,7 +114,9 @@ def _split_ssh(invocation: Invocation, words: list[str]) -> None:
             continue
         if len(word) > 1 and word[0] == "-":
             invocation.command.append(word)
-            if _value_follows(word):
+            options = _options_in(word)
+            invocation.asks_ssh = invocation.asks_ssh or not _ANSWERED_BY_SSH.isdisjoint(options)
+            if options == word[1:] and options[-1] in _SSH_OPTIONS_WITH_VALUE:
                 at += 1
                 if at == len(words):
                     raise UsageError(f"ssh option {word} has no value")
@@ -122,16 +128,16 @@ def _split_ssh(invocation: Invocation, words: list[str]) -> None:
             invocation.command += words[at:]
             break
         at += 1
-    if not host_seen:
+    if not host_seen and not invocation.asks_ssh:
         raise UsageError("no host given", "write `safe-session ssh [ssh options] HOST [COMMAND]`")
 
 
-def _value_follows(cluster: str) -> bool:
-    """True if ssh reads the next word as the value of this one: for `-p` and `-tp`, not for `-p22` and `-tt`."""
+def _options_in(cluster: str) -> str:
+    """The option letters of a word: `tp` for `-tp` (the next word is the value of p) and for `-tp22`."""
     for place, letter in enumerate(cluster[1:], start=2):
         if letter in _SSH_OPTIONS_WITH_VALUE:
-            return place == len(cluster)
-    return False
+            return cluster[1:place]
+    return cluster[1:]
 
 
 def _split_exec(invocation: Invocation, words: list[str]) -> None:

@@ -64,27 +64,35 @@ def ssh_command(words: list[str]) -> list[str]:
     return ["ssh", *(part for name, value in SSH_OPTIONS for part in ("-o", f"{name}={value}")), *words]
 
 
-def find_command(name: str) -> str:
+def find_command(name: str, *, required: bool = True) -> str:
     """The path of the command `name`, found as the shell finds it. Called before the request, so that a mistyped name
-    does not cost a certificate. Raises `NoCommand`."""
+    does not cost a certificate. Raises `NoCommand`, or returns "" unless `required`."""
     if "/" in name:
         return name
     for folder in os.environ.get("PATH", os.defpath).split(":"):
         path = f"{folder or '.'}/{name}"
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
+    if not required:
+        return ""
     raise NoCommand("no_command", f"no such command: {name}", "check its name and PATH")
 
 
-def run(path: str, command: list[str], agent_socket: str) -> int:
-    """Runs `command` from the file `path` with the agent and returns its exit status: 0 to 255, 128+n for signal n.
+def session_environment(agent_socket: str, programs: str) -> dict[str, str]:
+    """The environment of the session's command: the private agent, and the folder `programs` first on PATH."""
+    environment = {**os.environ, "SSH_AUTH_SOCK": agent_socket}
+    environment.pop("SSH_AGENT_PID", None)
+    environment["PATH"] = f"{programs}:{environment.get('PATH', os.defpath)}"
+    return environment
+
+
+def run(path: str, command: list[str], environment: dict[str, str]) -> int:
+    """Runs `command` from the file `path` and returns its exit status: 0 to 255, 128+n for signal n.
 
     The terminal sends Ctrl-C and Ctrl-\\ to both processes; this one ignores them and waits. SIGTERM and SIGHUP are
     passed on.
     Raises `NoCommand`.
     """
-    environment = {**os.environ, "SSH_AUTH_SOCK": agent_socket}
-    environment.pop("SSH_AGENT_PID", None)
     signals = (*_KEYBOARD_SIGNALS, *_FORWARDED_SIGNALS)
     handled = [number for number in signals if _signal.getsignal(number) != _signal.SIG_IGN]
     # Blocked until there is a child to pass them on to.

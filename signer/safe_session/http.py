@@ -1,8 +1,8 @@
 """One HTTP POST over a socket. Knows nothing of certificates.
 
-Not http.client, whose import takes 40 ms (it imports ssl and email) where the request takes 2: HTTP/1.0 with
-`Connection: close` needs no chunks, no keep-alive and no state. `ssl` is imported for https only. Proxies in the
-environment are ignored, so that no token goes through one by accident.
+Not http.client, whose import takes 40 ms (it imports ssl and email) where the request takes 2: HTTP/1.1 with
+`Connection: close` needs no keep-alive and no state. `ssl` is imported for https only. Proxies in the environment are
+ignored, so that no token goes through one by accident.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket  # not `socket`: its enums cost 15 ms
 import time
 
-from signer.address import Address, is_this_machine
+from signer.address import Address, NoListener, check_listener, check_peer
 from signer.errors import BadFormat, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SECONDS_FOR_ALL = 10.0
 _MAX_RESPONSE = 64 * 1024
+_MAX_INTERIM = 8  # responses with status 1xx before the final one
+_SETTING = "SAFE_SESSION_ADDR"
 
 
 class NoResponse(Unavailable):
@@ -36,22 +38,28 @@ class HttpResponse:
         self.body = body
 
 
-def post(address: Address, path: str, token: str, body: bytes) -> HttpResponse:
+def post(address: Address, path: str, token: str, body: bytes, trusted: frozenset[int]) -> HttpResponse:
     """Sends `body` (JSON) with the bearer `token`; takes at most `SECONDS_FOR_ALL`.
 
-    Raises `NoResponse` (a retry may help), `Unavailable` (too slow, no such host, TLS) or `BadFormat` (not HTTP, too
-    large).
+    Over plain http only a user in `trusted` (uids) may listen at the address, before the connection is made and again
+    before anything is sent.
+    Raises `NoResponse` (a retry may help), `Unavailable` (too slow, no such host, TLS, another user's process) or
+    `BadFormat` (not HTTP, too large).
     """
     deadline = time.monotonic() + SECONDS_FOR_ALL
     host = f"[{address.host}]" if ":" in address.host else address.host
     head = (
-        f"POST {path} HTTP/1.0\r\nHost: {host}{f':{address.port}' if address.port else ''}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}{f':{address.port}' if address.port else ''}\r\n"
         f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nAccept: application/json\r\n"
-        f"User-Agent: safe-session\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"Accept-Encoding: identity\r\nUser-Agent: safe-session\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
     )
     try:
-        connection = _connect(address, deadline)
+        connection = _connect(address, deadline, trusted)
         try:
+            if address.scheme == "http":
+                number, port = connection.getpeername()[:2]
+                _check_server(connection.family, number, port, trusted)
             connection.settimeout(_left(deadline))
             connection.sendall(head.encode("ascii") + body)
             raw = _read_all(connection, deadline)
@@ -75,8 +83,14 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocket:
-    """A connected socket, verified for https. Raises `OSError`; `Unavailable` if plain http would leave the machine."""
+def _check_server(family: int, number: str, port: int, trusted: frozenset[int]) -> None:
+    """Raises `Unavailable` if plain http to this IP address would send the token to another machine or user."""
+    check_peer("http", number, _SETTING)
+    check_listener(family, number, port, trusted, "SAFE_SESSION_SERVER_UID")
+
+
+def _connect(address: Address, deadline: float, trusted: frozenset[int]) -> _socket.socket | ssl.SSLSocket:
+    """A connected socket, verified for https. Raises `OSError`; `Unavailable` from `_check_server`."""
     if address.scheme == "unix":
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         connection.settimeout(_left(deadline))
@@ -86,13 +100,12 @@ def _connect(address: Address, deadline: float) -> _socket.socket | ssl.SSLSocke
     # As bytes: a str would be encoded by `encodings.idna`, which costs 10 ms to import.
     found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
     for family, kind, protocol, _, place in found:
-        number = str(place[0])
-        if address.scheme == "http" and not is_this_machine(number):
-            raise Unavailable(
-                "token_in_clear",
-                f"{address.text} is another machine, and plain http would send the token in the clear",
-                "use an https:// address in SAFE_SESSION_ADDR, or a tunnel that ends on this machine",
-            )
+        if address.scheme == "http":
+            try:
+                _check_server(family, str(place[0]), address.port, trusted)
+            except NoListener as error:
+                failure = error
+                continue
         connection = _socket.socket(family, kind, protocol)
         try:
             connection.settimeout(_left(deadline))
@@ -116,34 +129,80 @@ def _wrap(connection: _socket.socket, host: str, deadline: float) -> ssl.SSLSock
 
 
 def _read_all(connection: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
-    """Reads to the announced length or the end of the stream; at most `_MAX_RESPONSE` and one read more."""
+    """Reads to the end of the response or of the stream; at most `_MAX_RESPONSE` and one read more."""
     raw = bytearray()
-    seen, length = 0, _MAX_RESPONSE + 1  # the head does not end in the first `seen` bytes
-    while len(raw) < length:
+    framing = _Framing()
+    while len(raw) <= _MAX_RESPONSE and not framing.is_complete(raw):
         connection.settimeout(_left(deadline))
         piece = connection.recv(16384)
         if not piece:
             break
         raw += piece
-        if seen >= 0:  # not after the head is complete: a response may arrive byte by byte
-            end = raw.find(b"\r\n\r\n", seen)
-            seen = max(len(raw) - 3, 0)
-            if end >= 0:
-                seen, length = -1, min(_announced(raw, end) or length, length)
     return bytes(raw)
 
 
-def _announced(raw: bytearray, end: int) -> int | None:
-    """Length of head and body together by Content-Length, if the head that ends at `end` has one."""
-    for line in raw[:end].lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            number = line[15:].strip()
-            return end + 4 + int(number) if number.isdigit() and len(number) < 8 else None
-    return None
+class _Framing:
+    """Finds the end of a response in the bytes so far. Looks at each byte once, as a response may arrive byte by byte.
+    Judges nothing: malformed bytes may have no end, and `parse_response` rejects them."""
+
+    def __init__(self) -> None:
+        self._at = 0  # a head, or a line of a chunked body, begins here
+        self._seen = 0  # and does not end before here
+        self._end: int | None = None  # of the response
+        self._in_chunks = self._in_trailer = False
+
+    def is_complete(self, raw: bytearray) -> bool:
+        while self._end is None and self._advance(raw):
+            pass
+        return self._end is not None and len(raw) >= self._end
+
+    def _advance(self, raw: bytearray) -> bool:
+        """Reads one head or line; False if it is not complete yet."""
+        mark = b"\r\n" if self._in_chunks else b"\r\n\r\n"
+        end = raw.find(mark, max(self._seen, self._at))
+        if end < 0:
+            self._seen = len(raw) - len(mark) + 1
+            return False
+        piece, self._at = bytes(raw[self._at : end]), end + len(mark)
+        if self._in_chunks:
+            self._read_line(piece)
+        else:
+            self._read_head(piece.lower())
+        return True
+
+    def _read_head(self, head: bytes) -> None:
+        if head[:10] == b"http/1.1 1":
+            return  # an interim response; another head follows
+        self._end = _MAX_RESPONSE + 1  # unless the head announces one, the response ends with the stream
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            value = value.strip()
+            if name == b"transfer-encoding":
+                self._in_chunks, self._end = True, None
+                return
+            if name == b"content-length" and value.isdigit() and len(value) < 8:
+                self._end = self._at + int(value)
+
+    def _read_line(self, line: bytes) -> None:
+        size = 0 if self._in_trailer else _chunk_size(line)
+        if size is None or (self._in_trailer and not line):
+            self._end = self._at
+        elif size == 0:
+            self._in_trailer = True
+        else:
+            self._at += size + 2
+
+
+def _chunk_size(line: bytes) -> int | None:
+    """The size in the line of a chunk (RFC 9112 section 7.1), None if it is not valid or above seven digits."""
+    digits = line.partition(b";")[0].rstrip(b" \t")
+    if not digits or len(digits) > 7 or digits.strip(b"0123456789abcdefABCDEF"):
+        return None
+    return int(digits, 16)
 
 
 def parse_response(raw: bytes, place: str) -> HttpResponse:
-    """Parses a response (RFC 9112). Errors name `place`.
+    """Parses a response (RFC 9112), after any interim ones. Errors name `place`.
 
     Raises `NoResponse` for no bytes at all, `BadFormat` for anything but one complete response of valid size.
     """
@@ -151,21 +210,51 @@ def parse_response(raw: bytes, place: str) -> HttpResponse:
         raise NoResponse(
             "service_closed", f"the signing service at {place} closed the connection without a response", _CHECK
         )
-    head, gap, body = raw.partition(b"\r\n\r\n")
-    lines = head.decode("latin-1").split("\r\n")
-    words = lines[0].split(" ", 2)
-    status = words[1] if len(words) > 1 else ""
-    if not (gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
-        raise unexpected_response(place, "not HTTP")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     if len(raw) > _MAX_RESPONSE:
         raise unexpected_response(place, f"more than {_MAX_RESPONSE // 1024} KiB")
-    if "transfer-encoding" in headers:
-        raise unexpected_response(place, "a chunked body, which the request excludes")
+    for _ in range(_MAX_INTERIM + 1):
+        head, gap, body = raw.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        words = lines[0].split(" ", 2)
+        status = words[1] if len(words) > 1 else ""
+        if not (gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
+            raise unexpected_response(place, "not HTTP")
+        if status[0] != "1":
+            break
+        raw = body
+    else:
+        raise unexpected_response(place, f"more than {_MAX_INTERIM} interim responses")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if coding.lower() != "chunked" or "content-length" in headers:
+            raise unexpected_response(place, f"a body in transfer encoding {coding[:40]}")
+        return HttpResponse(int(status), headers, _join_chunks(body, place))
     length = headers.get("content-length", str(len(body)))
     if length != str(len(body)):
         raise unexpected_response(place, f"{len(body)} of {length[:8]} bytes")
     return HttpResponse(int(status), headers, body)
+
+
+def _join_chunks(raw: bytes, place: str) -> bytes:
+    """The body in `raw`, which holds all chunks and the trailer (RFC 9112 section 7.1) and nothing after them."""
+    pieces: list[bytes] = []
+    at = 0
+    while (end := raw.find(b"\r\n", at)) >= 0:
+        size = _chunk_size(raw[at:end])
+        if size is None:
+            break
+        at = end + 2
+        if size == 0:
+            if raw[at:] == b"\r\n" or (raw.find(b"\r\n\r\n", at) == len(raw) - 4 and len(raw) >= at + 4):
+                return b"".join(pieces)
+            break
+        pieces.append(raw[at : at + size])
+        at += size
+        if raw[at : at + 2] != b"\r\n":
+            break
+        at += 2
+    raise unexpected_response(place, "an incomplete chunked body")
 
 
 _CHECK = "check SAFE_SESSION_ADDR, and that the service runs"

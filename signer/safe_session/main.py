@@ -1,14 +1,28 @@
 """The `safe-session` command: runs one session from the arguments to the exit status."""
 
+# ruff: noqa: PTH119
+# (pathlib costs more to import than everything here)
+
 from __future__ import annotations
 
 import os
 import sys
 
-from signer.errors import SignerError
+from signer.errors import SignerError, Unavailable
 from signer.safe_session import output
 from signer.safe_session.arguments import Invocation, UsageError, parse_arguments
-from signer.safe_session.command import EndedBySignal, end_on_signals, find_command, run, ssh_command
+from signer.safe_session.command import (
+    EndedBySignal,
+    end_on_signals,
+    find_command,
+    run,
+    session_environment,
+    ssh_command,
+)
+
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
+if TYPE_CHECKING:
+    from signer.safe_session.agent import PrivateAgent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         if invocation.verb in ("help", "version"):
             _inform(invocation.verb)
             return 0
+        if invocation.asks_ssh:
+            return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
         return _session(invocation)
     except UsageError as error:
         output.say_error(error)
@@ -41,7 +57,7 @@ def _session(invocation: Invocation) -> int:
     3  generate the key
     4  request the certificate
     5  load both into the agent for the certificate's lifetime and wipe the key
-    6  run the command
+    6  run the command, with the session's options for every ssh that it starts
     7  end the agent, also after an error
     """
     # 1
@@ -81,8 +97,26 @@ def _session(invocation: Invocation) -> int:
         # 6
         if invocation.verbose:
             output.say_certificate(settings.role, certificate.serial, certificate.lifetime)
-        return run(path, command, agent.socket)
+        return _run_command(invocation, path, command, agent)
         # 7: the end of `with`
+
+
+def _run_command(invocation: Invocation, path: str, command: list[str], agent: PrivateAgent) -> int:
+    """Step 6. Without wrappers the command runs all the same, after a note."""
+    from signer.safe_session.wrappers import write_wrappers
+
+    try:
+        wrappers = write_wrappers(agent.programs, path)
+    except Unavailable as error:
+        output.say(f"note: {error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
+        output.say("note: your own configuration of ssh, and offer the certificate unless that prevents it")
+        wrappers = {}
+    if invocation.verb == "ssh":
+        # ssh starts the ssh of a jump host by its own name.
+        command = [wrappers.get("ssh", command[0]), *command[1:]]
+    else:
+        path = wrappers.get(os.path.basename(path), path)
+    return run(path, command, session_environment(agent.socket, agent.programs))
 
 
 def _inform(topic: str) -> None:

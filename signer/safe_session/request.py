@@ -27,7 +27,7 @@ def request_certificate(settings: Settings, invocation: Invocation, key: NewKey)
     give_up = time.monotonic() + SECONDS_FOR_RETRIES
     for pause in _PAUSES:
         try:
-            response = post(settings.address, path, settings.token, body)
+            response = post(settings.address, path, settings.token, body, settings.trusted)
         except NoResponse:
             retry_after = 0.0
         else:
@@ -35,7 +35,7 @@ def request_certificate(settings: Settings, invocation: Invocation, key: NewKey)
             if not 0 <= retry_after <= SECONDS_FOR_RETRIES:
                 return read_certificate(response, key.public, settings.address.text)
         time.sleep(max(0.0, min(max(pause, retry_after), give_up - time.monotonic())))
-    response = post(settings.address, path, settings.token, body)
+    response = post(settings.address, path, settings.token, body, settings.trusted)
     return read_certificate(response, key.public, settings.address.text)
 
 

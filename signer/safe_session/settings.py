@@ -1,4 +1,7 @@
-"""Reads and checks the three settings of `safe-session` from the environment and the token file."""
+"""Reads and checks the settings of `safe-session` from the environment and the token file."""
+
+# ruff: noqa: PTH112
+# (pathlib costs more to import than everything here)
 
 from __future__ import annotations
 
@@ -8,24 +11,33 @@ import stat
 from signer.address import Address, parse_address
 from signer.errors import BadSettings
 
-DEFAULT_ADDR = "http://127.0.0.1:8222"
+# Root creates the folder of the socket, so nobody else can listen there. Where a host has no such folder, the service
+# listens on TCP only.
+DEFAULT_ADDR = "unix:/run/signer-api/api.sock"
+_DEFAULT_FOLDER = "/run/signer-api"
+_DEFAULT_TCP_ADDR = "http://127.0.0.1:8222"
 _LARGEST_TOKEN_FILE = 4096
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows write it
+_BYTE_ORDER_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Settings:
-    """`token` is a secret: no repr shows it, and only the request contains it."""
+    """`token` is a secret: no repr shows it, and only the request contains it. `trusted` are the uids that may listen
+    at a plain http address."""
 
-    __slots__ = ("address", "role", "token")
+    __slots__ = ("address", "role", "token", "trusted")
 
-    def __init__(self, address: Address, role: str, token: str) -> None:
+    def __init__(self, address: Address, role: str, token: str, trusted: frozenset[int]) -> None:
         self.address = address
         self.role = role
         self.token = token
+        self.trusted = trusted
 
 
 def load_settings(role: str) -> Settings:
     """The settings in `os.environ`; `role` from the command line overrides SAFE_SESSION_ROLE. Raises `BadSettings`."""
-    address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or DEFAULT_ADDR)
+    address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or _default_address())
+    trusted = _trusted_uids(os.environ.get("SAFE_SESSION_SERVER_UID", ""))
     role = role or os.environ.get("SAFE_SESSION_ROLE", "")
     if not role:
         raise BadSettings("role_missing", "no role given", "give --role, or set SAFE_SESSION_ROLE")
@@ -36,7 +48,25 @@ def load_settings(role: str) -> Settings:
             "SAFE_SESSION_TOKEN_FILE is not set",
             "put your token into a file with mode 0600 and set SAFE_SESSION_TOKEN_FILE to its path",
         )
-    return Settings(address, role, load_token(path))
+    return Settings(address, role, load_token(path), trusted)
+
+
+def _default_address() -> str:
+    return DEFAULT_ADDR if os.path.isdir(_DEFAULT_FOLDER) else _DEFAULT_TCP_ADDR
+
+
+def _trusted_uids(text: str) -> frozenset[int]:
+    """Root, this user, and the uid `text` unless it is empty. Raises `BadSettings`."""
+    uids = {0, os.geteuid()}
+    if text:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise BadSettings(
+                "server_uid_malformed",
+                f"SAFE_SESSION_SERVER_UID is not a user id: {text[:40]}",
+                "write the number that `id -u USER` prints for the user that runs the service",
+            )
+        uids.add(int(text))
+    return frozenset(uids)
 
 
 def load_token(path: str) -> str:
@@ -67,12 +97,15 @@ def load_token(path: str) -> str:
         os.close(descriptor)
     if len(raw) > _LARGEST_TOKEN_FILE:
         raise BadSettings("token_file_size", f"the token file {path} is larger than {_LARGEST_TOKEN_FILE} bytes")
-    words = raw.split()
+    words = raw.removeprefix(_BYTE_ORDER_MARK).split()
     # One printable word, so that the file cannot add header lines to the request.
     if len(words) != 1 or not all(0x21 <= byte <= 0x7E for byte in words[0]):
+        fault = "does not contain exactly one token" if words else "is empty"
+        if raw.startswith(_BYTE_ORDER_MARKS_16):
+            fault = "is UTF-16 text"
         raise BadSettings(
             "token_file_content",
-            f"the token file {path} {'is empty' if not words else 'does not contain exactly one token'}",
-            "the file must contain only the token",
+            f"the token file {path} {fault}",
+            "the file must contain only the token, as ASCII or UTF-8",
         )
     return words[0].decode("ascii")

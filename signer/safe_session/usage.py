@@ -8,7 +8,12 @@ usage: safe-session [options] ssh [ssh options] host [command]
 
 Logs in with a short-lived certificate. Generates a key in memory, has the
 signing service certify it, and holds both in a private ssh-agent while the
-command runs. Leaves nothing behind.
+command runs. Leaves no key, agent, file or shared connection behind.
+
+Every ssh, scp and sftp that the command finds on PATH, and the ssh of a jump host,
+logs in with this certificate alone, whatever ~/.ssh/config says, and shares no
+connection (ControlMaster). A program that starts /usr/bin/ssh by that path follows
+its own configuration. `ssh -V`, -Q, -G and -O are answered by ssh; nothing is requested.
 
 options, before `ssh` or `exec`, or after it but before the remote command or `--`:
   --role ROLE            role to request; default: SAFE_SESSION_ROLE
@@ -20,8 +25,11 @@ options, before `ssh` or `exec`, or after it but before the remote command or `-
   --version              print the version
 
 settings, from the environment:
-  SAFE_SESSION_ADDR        http://127.0.0.1:8222 if unset; https://host[:port] or unix:/path;
-                           plain http:// only to this machine
+  SAFE_SESSION_ADDR        unix:/run/signer-api/api.sock if unset, or http://127.0.0.1:8222
+                           where /run/signer-api does not exist; https://host[:port],
+                           unix:/path, or plain http:// to this machine
+  SAFE_SESSION_SERVER_UID  over plain http: the uid of the process that listens there, if it
+                           is neither root's nor your own; nobody else gets the token
   SAFE_SESSION_TOKEN_FILE  a file that contains the token and that only its owner can read
   SAFE_SESSION_ROLE        the role, unless --role is given
 

@@ -54,6 +54,7 @@ def parse_public_key(text: str) -> PublicKey:
 
     Raises `BadPublicKey`, whose code identifies the fault.
     """
+    text = text.removeprefix("\ufeff")  # the byte order mark that editors on Windows write
     if not text:
         raise BadPublicKey("public_key_missing", "missing public_key", "send the text of your id_….pub file")
     if len(text) > MAX_TEXT:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import hvac
 from hvac import exceptions as hvac_errors
 
+from signer.address import check_url
 from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.http import MAX_BODY, Watch, new_session
 from signer.model import PublicKey
@@ -31,9 +32,11 @@ _T = TypeVar("_T")
 
 
 class VaultAdmin:
-    """Vault at `address` with the token in `token_file`; raises `BadSettings` if the file contains no token."""
+    """Vault at `address` with the token in `token_file`; raises `BadSettings` if the file contains no token, or if
+    the address would send it to another machine in the clear."""
 
     def __init__(self, address: str, token_file: Path, ca_file: Path | None = None) -> None:
+        check_url(address, "Vault's address")
         self._address = address
         self._token_file = token_file
         self._ca_file = ca_file

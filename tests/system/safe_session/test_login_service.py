@@ -50,7 +50,7 @@ def test_a_request_says_who_asks_and_for_what(client: Client, ca: Key) -> None:
         done = run_marked(client, api.address, "--role", "db/x y", "--principal", "llmops", "--ttl", "5m")
     assert (done.returncode, done.stderr) == (0, "")
     (asked,) = api.asked
-    assert asked.line == "POST /api/sign/db%2Fx%20y HTTP/1.0"
+    assert asked.line == "POST /api/sign/db%2Fx%20y HTTP/1.1"
     assert asked.headers["authorization"] == f"Bearer {TOKEN}"
     assert asked.headers["content-type"] == "application/json"
     assert (asked.body["principals"], asked.body["ttl"]) == (["llmops"], "5m")
@@ -206,7 +206,7 @@ def test_a_service_that_says_nothing_or_drips_is_given_up(client: Client) -> Non
 def test_a_token_does_not_leave_the_machine_over_plain_http(client: Client) -> None:
     done = run_marked(client, "http://192.0.2.1:8222")
     assert done.returncode == 1
-    assert "plain http would send the token in the clear" in done.stderr
+    assert "plain http to 192.0.2.1, which would send the token in the clear" in done.stderr
     assert "https://" in done.stderr
 
 

@@ -58,7 +58,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1", "https://[2001:db8::1]"]
+    "url", ["http://127.0.0.1:8080", "http://localhost", "http://127.0.0.2", "http://[::1]:1", "https://[2001:db8::1]"]
 )
 def test_plain_http_is_for_loopback_only(url: str) -> None:
     assert load_source({**GOOD, URL: url}).site_url == url
@@ -70,7 +70,7 @@ def test_plain_http_is_for_loopback_only(url: str) -> None:
         "http://infisical.example",
         "http://10.0.0.1",
         "http://127.0.0.1.evil.example",
-        "http://127.0.0.2",
+        "http://127.1",
         "http://localhost.",
         "http://[::2]",
     ],

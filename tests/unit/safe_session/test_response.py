@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.safe_session import output
 from signer.safe_session.arguments import parse_arguments
-from signer.safe_session.http import HttpResponse, NoResponse, parse_response
+from signer.safe_session.http import HttpResponse, NoResponse, _read_all, parse_response
 from signer.safe_session.keypair import make_key
 from signer.safe_session.request import render_body
 from signer.safe_session.response import CERTIFICATE_TYPE, check_certificate, parse_object, read_certificate
@@ -163,7 +165,17 @@ def test_one_whole_answer_is_parsed() -> None:
         http(b"{}", "201 x", "Content-Length: 3"),
         http(b"{}", "201 x", "Content-Length: 1"),
         http(b"{}", "201 x", "Content-Length: -1"),
-        http(b"2\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"2\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: gzip, chunked"),
+        http(b"2\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked", "Content-Length: 12"),
+        http(b"2\r\n{}\r\n0\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"2\r\n{}\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"3\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"1\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"-2\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"2_0\r\n{}\r\n0\r\n\r\n", "201 x", "Transfer-Encoding: chunked"),
+        http(b"2\r\n{}\r\n0\r\n\r\nx", "201 x", "Transfer-Encoding: chunked"),
+        http(b"", "100 Continue") * 20 + http(b"{}", "201 x"),
+        http(b"", "100 Continue"),
         http(b" " * 70000),
     ],
 )
@@ -171,6 +183,54 @@ def test_what_is_not_one_whole_http_answer_is_not_our_service(raw: bytes) -> Non
     with pytest.raises(BadFormat) as caught:
         parse_response(raw, PLACE)
     assert caught.value.code == "not_our_service"
+
+
+class Wire:
+    """A server that sends `pieces`, one a read, and keeps the connection open."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    def settimeout(self, _seconds: float) -> None:
+        """It never waits."""
+
+    def recv(self, _size: int) -> bytes:
+        assert self.pieces, "the end of the response was not seen"
+        return self.pieces.pop(0)
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(raw), *(place % len(raw) for place in places)})
+    return [raw[start:end] for start, end in pairwise(edges)]
+
+
+@given(
+    st.binary(max_size=300),
+    st.lists(st.integers(1, 50), min_size=1),
+    st.lists(st.integers(0, 5000)),
+    st.sampled_from([(), ("X: y",), ("X: y", "Z: 0")]),
+    st.integers(0, 3),
+)
+def test_audit_f8_a_chunked_body_is_the_same_however_it_is_cut(
+    body: bytes, sizes: list[int], places: list[int], trailer: tuple[str, ...], interim: int
+) -> None:
+    chunks, at = b"", 0
+    while at < len(body):
+        piece = body[at : at + sizes[at % len(sizes)]]
+        chunks += b"%X;a=b\r\n%s\r\n" % (len(piece), piece)
+        at += len(piece)
+    chunks += b"0\r\n" + "".join(f"{line}\r\n" for line in trailer).encode() + b"\r\n"
+    raw = http(b"", "103 Hints", "Link: x") * interim + http(chunks, "201 x", "Transfer-Encoding: Chunked")
+    got = _read_all(Wire(cut(raw, places)), time.monotonic() + 60)  # type: ignore[arg-type]
+    assert got == raw
+    assert parse_response(got, PLACE).body == body
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 5000)))
+def test_audit_f8_a_body_of_known_length_ends_there(body: bytes, places: list[int]) -> None:
+    raw = http(body, "201 x", f"Content-Length: {len(body)}")
+    got = _read_all(Wire(cut(raw, places)), time.monotonic() + 60)  # type: ignore[arg-type]
+    assert parse_response(got, PLACE).body == body
 
 
 def test_silence_is_no_answer() -> None:

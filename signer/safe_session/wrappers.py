@@ -1,0 +1,63 @@
+"""`ssh`, `scp` and `sftp` for the programs that a session runs: each runs the real one with the session's options.
+
+ssh takes options from its command line and its configuration only, and an `IdentitiesOnly` or `IdentityAgent` of the
+user's hides the private agent. So a private folder, first on PATH, has a script of each name. `ssh -J` and `ProxyJump`
+start the jump host's ssh by the name under which ssh itself was started: that is the script, too.
+"""
+
+# ruff: noqa: PTH102, PTH119, PTH123
+# (pathlib costs more to import than everything here)
+
+from __future__ import annotations
+
+import os
+import sys
+
+from signer.errors import Unavailable
+from signer.safe_session.command import SSH_OPTIONS, find_command
+
+NAMES = ("ssh", "scp", "sftp")
+# POSIX shells cannot set the name of a program that they execute. Python ignores two signals, which ssh would inherit.
+_EXECUTE = (
+    "import _signal, os, sys\n"
+    "_signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)\n"
+    "_signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[2:])"
+)
+
+
+def write_wrappers(folder: str, command: str) -> dict[str, str]:
+    """Creates `folder` with a script for each of the programs that exist; returns their paths by name.
+
+    `command` is the path of the session's command: if it is one of the programs, its script runs exactly that one.
+    Raises `Unavailable` if the scripts cannot be written or executed.
+    """
+    ssh = f"{folder}/ssh"
+    options = [word for key, value in SSH_OPTIONS for word in ("-o", f"{key}={value}")]
+    scripts = {}
+    try:
+        os.mkdir(folder, 0o700)
+        for name in NAMES:
+            real = command if os.path.basename(command) == name else find_command(name, required=False)
+            if real:
+                # scp and sftp start ssh by an absolute path unless they are given another.
+                words = [sys.executable, "-ISc", _EXECUTE, real, ssh, *options] if name == "ssh" else [real, "-S", ssh]
+                scripts[name] = f"{folder}/{name}"
+                _write(scripts[name], words)
+        fault = "" if all(os.access(path, os.X_OK) for path in scripts.values()) else "it is mounted noexec"
+    except OSError as error:
+        fault = (error.strerror or "unknown reason").lower()
+    if fault:
+        raise Unavailable("no_wrappers", f"cannot put a script for ssh into {folder}: {fault}")
+    return scripts
+
+
+def _write(path: str, words: list[str]) -> None:
+    text = "#!/bin/sh\nexec " + " ".join(map(_quoted, words)) + ' "$@"\n'
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+    with open(descriptor, "wb") as file:
+        file.write(os.fsencode(text))
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
