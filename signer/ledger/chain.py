@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from signer.model import Entry, Event, Head
+from signer.model import Entry, Event, Head, hide_tokens
 
 GENESIS: Final = "0" * 64
 MAX_SAFE_INTEGER: Final = 2**53 - 1  # RFC 8785 section 3.2.2.3: larger numbers are stored as text
@@ -82,7 +82,7 @@ def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
     time_ms = max(now_ms, head.time_ms)
     for event in events:
         seq += 1
-        body = canonical_json(event.body)
+        body = hide_tokens(canonical_json(event.body))  # callers send tokens in the wrong field
         digest = entry_hash(seq, time_ms, event.kind, event.actor, body, prev)
         yield Entry(seq, time_ms, event.kind, event.actor, body, prev, digest)
         prev = digest
