@@ -255,9 +255,9 @@ def token_new(identity: str, expires: int, as_json: bool) -> int:
 @click.argument("file", type=FILE, metavar="FILE", help="the public key, such as id_ed25519_sk.pub")
 @json_option
 def key_enrol(file: Path, as_json: bool) -> int:
-    """Prints the line for `[identities.NAME]` or `[roles.NAME]` in policy.toml: with it only this key, and the others
-    in its list, get certificates. Nothing in a public key proves that it is in hardware or asks for a PIN:
-    enrol a key that you saw being made."""
+    """Prints the line for `[identities.NAME]` or `[roles.NAME]` in policy.toml: with it only this key, and the
+    others in its list, get certificates. Nothing in a public key proves that it is in hardware or asks for a
+    PIN: enrol a key that you saw being made."""
     from signer.cli.keys import load_public_key
 
     key = load_public_key(file)

@@ -200,7 +200,7 @@ def test_audit_f3_keys_are_read_from_the_file() -> None:
     old, new = role_lines(line)
     text = builders.POLICY.replace(old, new).replace("[identities.deploy-agent]", f"[identities.deploy-agent]\n{line}")
     read = parse_policy(policy_text(text).encode())
-    assert read.roles["llmops"].keys == read.identities["deploy-agent"].keys == {OTHER.fingerprint}
+    assert read.roles["llmops"].keys == read.identities["deploy-agent"].keys == frozenset({OTHER.fingerprint})
     assert read.identities["operator"].keys is None
 
 
