@@ -244,6 +244,11 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Start and settings": (
         _local("directory_unusable", "the data directory or the run directory cannot be created",
                "create it, or set another one"),
+        _local("init_answer_unusable", "`signer init` cannot use an answer or a combination of answers",
+               "follow the hint"),
+        _local("init_not_written", "`signer init` cannot write a file; it leaves nothing behind",
+               "check who may write there"),
+        _local("init_target_not_empty", "the directory for `signer init` is not empty", "name another directory"),
         _local("keeper_refused_to_start", "the keeper exited; its error is printed above", "fix that error"),
         _local("keeper_too_slow", "the keeper was not ready in time", "see the keeper's log"),
         _local("run_dir_in_use", "another keeper listens in `SIGNER_RUN_DIR`",

@@ -17,13 +17,22 @@ export LC_ALL=C
 export PATH="${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 umask 077
 
-readonly VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
+readonly KEY_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
+readonly AGENT_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR
+# Where the key is, and the variable that the overlay needs: with an ssh-agent there is no file.
+if [ -n "${!AGENT_VARIABLE:-}" ]; then
+    readonly VARIABLE=$AGENT_VARIABLE key_source=agent
+else
+    readonly VARIABLE=$KEY_VARIABLE key_source=file
+fi
 readonly PIN=SAFE_SESSION_CA_FINGERPRINT
 readonly SERVICE=safe-session-api
 readonly PATIENCE=10 # seconds for a program that is asked something
 readonly MAX_KEY_FILE=16384 MIN_RSA_BITS=3072
 readonly SEP=$'\x1f' # between the parts of a place in the merged configuration
 readonly DEFAULT_TARGET=/run/signer-ca/ca # where the service looks for its key unless it is told otherwise
+readonly DEFAULT_SOCKET=/run/signer-agent/agent.sock # and for its ssh-agent
+readonly KEEPER_UID=8221 # the keeper's user in the image
 readonly LOGIN_USER=${SAFE_SESSION_LOGIN_USER:-llmops}
 readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only
     container_mounts)
@@ -61,6 +70,18 @@ readonly CATALOGUE=(
     "ok   ca_key_parses"
     "FAIL ca_key_not_a_private_key          it must be an OpenSSH private key as ssh-keygen writes it; render it again"
     "FAIL ca_key_has_passphrase             store the key without one in Infisical, and render it again"
+    "ok   ca_agent_socket"
+    "FAIL ca_agent_missing                  start signer-agent.service; it listens in the folder that $AGENT_VARIABLE names"
+    "ok   ca_agent_user"
+    "FAIL ca_agent_user_differs             run it as root or as user $KEEPER_UID, the keeper's in the image"
+    "ok   ca_agent_private"
+    "FAIL ca_agent_not_private              chmod 0700 the folder, and 0600 the socket in it"
+    "ok   ca_agent_key"
+    "FAIL ca_agent_not_answering            start it again, and look at its log"
+    "FAIL ca_agent_pin_not_set              set $PIN: the pin alone says which of its keys is the CA's"
+    "FAIL ca_agent_key_missing              give the pinned key to the agent: ssh-add FILE, or ssh-add -s PROVIDER"
+    "ok   ca_agent_signs"
+    "FAIL ca_agent_does_not_sign            unlock the agent or its token"
     "ok   ca_key_kind"
     "FAIL ca_key_kind_not_allowed           make a new key: signer ca new"
     "FAIL ca_key_rsa_too_short              make a new key: signer ca new"
@@ -89,6 +110,7 @@ readonly CATALOGUE=(
     "FAIL overlay_mount_target_differs      let SIGNER_CA_KEY_FILE name the target of the mount"
     "ok   overlay_mode"
     "FAIL overlay_mode_must_be_local        set SIGNER_MODE: local in the overlay"
+    "FAIL overlay_key_source_differs        set SIGNER_CA_KEY_SOURCE as the overlays of this repository do"
     "ok   overlay_needs_variable"
     "FAIL overlay_merges_without_variable   write \${$VARIABLE:?message} in the overlay, and set no default in .env"
     "FAIL overlay_stops_for_another_reason  write \${$VARIABLE:?message} in the overlay"
@@ -123,12 +145,14 @@ readonly CATALOGUE=(
 
 usage() {
     cat <<HELP
-usage: sudo $VARIABLE=FILE bash ${0##*/} [options]
+usage: sudo $KEY_VARIABLE=FILE bash ${0##*/} [options]
+       sudo $AGENT_VARIABLE=DIR $PIN=SHA256:... bash ${0##*/} [options]
 
 Says whether this host is ready for the local CA. Reads only; run it as root on the host.
 
   --base FILE         compose file of the service (default: overlays/safe-session.yaml of this repository)
-  --overlay FILE      compose file with the local CA (default: overlays/safe-session-local-ca.yaml)
+  --overlay FILE      compose file with the local CA (default: overlays/safe-session-local-ca.yaml, with an agent
+                      overlays/safe-session-agent.yaml)
   --expect-mode MODE  mode the running container must be in: vault, shadow or local (default: any)
   --sshd-elsewhere    the hosts that trust the CA are others; do not look at this host's sshd
   --json              the same as one JSON object
@@ -136,8 +160,9 @@ Says whether this host is ready for the local CA. Reads only; run it as root on 
   --help              this text
 
 environment:
-  $VARIABLE   the rendered CA key
-  $PIN                 fingerprint it must have (SHA256:...), if set
+  $KEY_VARIABLE   the rendered CA key
+  $AGENT_VARIABLE  instead of it: the folder with agent.sock, the socket of an ssh-agent that holds the key
+  $PIN                 fingerprint it must have (SHA256:...), if set; an agent needs it
   SAFE_SESSION_LOGIN_USER       account that sshd -T is asked about (default: llmops)
   PLATFORM_RUNTIME_COMPOSE      compose command (default: docker compose, podman compose or podman-compose)
   PLATFORM_RUNTIME_ENGINE       container engine (default: the one that the compose command drives)
@@ -276,7 +301,8 @@ find_unsafe() {
 
 # --- the key ----------------------------------------------------------------------------------------------------
 
-key=""      # its path, if that can be one
+key=""      # its path, if that can be one; the agent's socket, if the key is in an agent
+mounted=""  # what the overlay mounts: the key, or the folder of the agent's socket
 is_file=""  # yes: there is a regular file, and no link
 key_owner="" key_mode="" key_size=0
 public=""   # its public half, as ssh-keygen prints it
@@ -293,7 +319,8 @@ check_key_path() {
     elif [[ $path/ == *//* || $path/ == */./* || $path/ == */../* ]]; then
         say ca_key_path_not_plain "$path"
     else
-        key=$path
+        mounted=$path key=$path
+        if [ "$key_source" = agent ]; then key=${path%/}/agent.sock; fi
         say ca_key_path "$key"
     fi
 }
@@ -389,6 +416,85 @@ check_key_place() {
     done
     say ca_key_outside_git "no work tree around it"
 }
+
+# --- the agent --------------------------------------------------------------------------------------------------
+
+readonly NO_AGENT="no ssh-agent to look at"
+
+check_agent() {
+    local folder_mode
+    if [ -z "$key" ] || [ -L "$key" ]; then
+        skip "$NO_AGENT" ca_agent_socket
+    elif [ ! -S "$key" ] || ! stat_all "$mounted" "$key"; then
+        say ca_agent_missing "there is no socket $key"
+    else
+        is_file=yes
+        say ca_agent_socket "there is no key file: the key is in an ssh-agent"
+    fi
+    if [ -z "$is_file" ]; then
+        skip "$NO_AGENT" ca_agent_user ca_agent_private ca_key_parents ca_agent_key ca_agent_signs ca_key_kind \
+            ca_key_fingerprint
+        return
+    fi
+    key_owner=${uids[1]} key_mode=${modes[1]} folder_mode=${modes[0]}
+    if [ "$key_owner" = 0 ] || [ "$key_owner" = $KEEPER_UID ]; then
+        say ca_agent_user "$key_owner"
+    else
+        say ca_agent_user_differs "it runs as user $key_owner"
+    fi
+    if [ "${uids[0]}" != 0 ] && [ "${uids[0]}" != "$key_owner" ]; then
+        say ca_agent_not_private "the folder belongs to user ${uids[0]}"
+    elif ((0$folder_mode & 077 || 0$key_mode & 077)); then
+        printf -v folder_mode 'folder %04o, socket %04o' "0$folder_mode" "0$key_mode"
+        say ca_agent_not_private "$folder_mode"
+    else
+        say ca_agent_private "folder and socket are closed to others"
+    fi
+    find_above "$mounted"
+    if ! find_unsafe "${above[@]}"; then
+        say ca_key_parents "root's, and writable by nobody else"
+    elif [ "$fault" = writable ]; then
+        say ca_key_parent_writable_by_others "$fault_at"
+    else
+        say ca_key_parent_owner_must_be_root "$fault_at"
+    fi
+    ask_agent
+}
+
+# Prints what an agent says of its keys, or does with one; root is a user that every agent serves.
+agent_says() { SSH_AUTH_SOCK=$key timeout "$PATIENCE" ssh-add "$@" </dev/null 2>/dev/null; }
+
+ask_agent() {
+    local listed=() line kind="" bits=0 status
+    mapfile -t listed < <(agent_says -L; printf 'exit %d\n' $?)
+    status=${listed[-1]#exit }
+    unset -v 'listed[-1]'
+    if ((status > 1)); then
+        say ca_agent_not_answering "ssh-add -L ends with $status"
+    elif [ -z "${!PIN:-}" ]; then
+        say ca_agent_pin_not_set "it holds ${#listed[@]} keys, $PIN is ${!PIN+empty}${!PIN-not set}"
+    else
+        for line in "${listed[@]}"; do
+            public=$line
+            read_public
+            if [ "$print" = "${!PIN}" ]; then
+                say ca_agent_key "$kind $print, as pinned"
+                if agent_says -T <(printf '%s %s\n' "${public%% *}" "$blob"); then
+                    say ca_agent_signs "its signature verifies"
+                else
+                    say ca_agent_does_not_sign "ssh-add -T fails"
+                fi
+                check_key_kind
+                return
+            fi
+        done
+        say ca_agent_key_missing "none of its ${#listed[@]} keys is ${!PIN}"
+    fi
+    public="" blob="" print=""
+    skip "$NO_KEY" ca_agent_signs ca_key_kind ca_key_fingerprint
+}
+
+# --- its content --------------------------------------------------------------------------------------------------
 
 # The one place that has the key file read. ssh-keygen refuses a file that others may read, so nothing is parsed then.
 check_key_content() {
@@ -1074,12 +1180,16 @@ check_bare_merge() {
 }
 
 check_overlay_mode() {
-    local mode
+    local mode source
     mode=$(setting SIGNER_MODE)
     if [ "$mode" = local ]; then
         say overlay_mode "local"
     else
         say overlay_mode_must_be_local "it is ${mode:-not set}"
+    fi
+    source=$(setting SIGNER_CA_KEY_SOURCE)
+    if [ "${source:-file}" != "$key_source" ]; then
+        say overlay_key_source_differs "it is ${source:-not set}, $VARIABLE is set"
     fi
 }
 
@@ -1154,7 +1264,7 @@ add_mount() {
         source=$value
     fi
     # `docker compose config` doubles every dollar.
-    if [ "$source" != "$key" ]; then source=${source//\$\$/\$}; fi
+    if [ "$source" != "$mounted" ]; then source=${source//\$\$/\$}; fi
     case $source in
         \~ | \~/*) source=${HOME:-/root}${source:1} ;;
         [!/]*) source=${base%/*}/$source ;;
@@ -1231,7 +1341,7 @@ check_overlay_mount() {
         return
     fi
     for at in "${!mount_real[@]}"; do
-        if [[ ${mount_service[at]} == "$SERVICE" && ${mount_source[at]} == "$key" ]]; then
+        if [[ ${mount_service[at]} == "$SERVICE" && ${mount_source[at]} == "$mounted" ]]; then
             own+=("$at")
         elif ! reaches "${mount_real[at]}"; then
             continue
@@ -1244,7 +1354,7 @@ check_overlay_mount() {
         fi
     done
     if [ ${#own[@]} -eq 0 ]; then
-        say overlay_mount_missing "$SERVICE does not mount $key"
+        say overlay_mount_missing "$SERVICE does not mount $mounted"
         return
     fi
     if [ ${#own[@]} -gt 1 ]; then say overlay_mount_twice "${#own[@]} mounts of it"; fi
@@ -1256,8 +1366,14 @@ check_overlay_mount() {
         esac
         say overlay_mount_may_be_created "a missing key would become an empty folder"
     done
-    target=$(setting SIGNER_CA_KEY_FILE)
-    target=${target:-$DEFAULT_TARGET}
+    if [ "$key_source" = agent ]; then
+        target=$(setting SIGNER_CA_AGENT_SOCKET)
+        target=${target:-$DEFAULT_SOCKET}
+        target=${target%/*}
+    else
+        target=$(setting SIGNER_CA_KEY_FILE)
+        target=${target:-$DEFAULT_TARGET}
+    fi
     if [ ${#own[@]} -eq 1 ] && [ "${mount_target[${own[0]}]}" != "$target" ]; then
         say overlay_mount_target_differs "mounted at ${mount_target[${own[0]}]}, looked for at $target"
     fi
@@ -1454,6 +1570,7 @@ read_arguments() {
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
     base=$root/overlays/safe-session.yaml
     overlay=$root/overlays/safe-session-local-ca.yaml
+    if [ "$key_source" = agent ]; then overlay=$root/overlays/safe-session-agent.yaml; fi
     while [ $# -gt 0 ]; do
         case $1 in
             --json) json=yes ;;
@@ -1485,6 +1602,9 @@ read_arguments() {
         '' | local | shadow | vault) ;;
         *) wrong_use "--expect-mode is vault, shadow or local" "see --help" ;;
     esac
+    if [ -n "${!KEY_VARIABLE:-}" ] && [ "$key_source" = agent ]; then
+        wrong_use "$KEY_VARIABLE and $AGENT_VARIABLE are both set" "unset the one of the source that is not used"
+    fi
     if [ "$EUID" -ne 0 ]; then wrong_use "only root can see all of this" "run it with sudo"; fi
 }
 
@@ -1496,10 +1616,14 @@ main() {
     start_sshd_test
     start_clock_test
     check_key_links
-    check_key_file
-    check_key_rights
-    check_key_place
-    check_key_content
+    if [ "$key_source" = agent ]; then
+        check_agent
+    else
+        check_key_file
+        check_key_rights
+        check_key_place
+        check_key_content
+    fi
     read_sshd_test
     check_login_keys
     check_compose

@@ -30,6 +30,7 @@ _LEDGER, _MOVE, _HELP = "The ledger", "Moving from Vault", "Help"
 VERBS: Final = (
     Entry("serve", _RUN, "start the keeper and the API and keep both running", "services"),
     Entry("keeper", _RUN, "run only the keeper (CA key and ledger), for systemd", "services"),
+    Entry("init", _START, "write a first policy, settings, token and CA key", "init"),
     Entry("check", _START, "check everything a start depends on", "check"),
     Entry("ca inspect", _START, "show the public facts of a CA key file and check it", "check"),
     Entry("ca new", _START, "create a CA key (never overwrites a file)", "ca"),

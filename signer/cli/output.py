@@ -97,6 +97,13 @@ def note_bare(text: str) -> None:
         print(plain(text), file=sys.stderr, flush=True)
 
 
+def ask(question: str, default: str) -> str:
+    """The answer that a person types on the terminal, or `default` for an empty line or no more input."""
+    with suppress(OSError, ValueError):
+        print(f"{plain(question)} [{plain(default)}]: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() or default
+
+
 def note_over(text: str) -> None:
     """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
     with suppress(OSError, ValueError):

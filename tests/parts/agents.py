@@ -28,7 +28,7 @@ SO_PIN = "31415926"
 class Agent:
     """OpenSSH's ssh-agent. A context manager; `kill` and `start` end and restart it at the same socket.
 
-    With a `socket` it is one that somebody else started, and is only spoken to.
+    With a `socket` it is one that somebody else started, and is only spoken to; with a `folder` it listens there.
     """
 
     def __init__(
@@ -37,12 +37,14 @@ class Agent:
         environ: dict[str, str] | None = None,
         user: str | None = None,
         socket: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="agent-")) if socket is None else socket.parent
+        self._is_ours = socket is None and folder is None
+        self.folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="agent-")) if self._is_ours else folder or Path()
         if user is not None:
             shutil.chown(self.folder, user)
         self._user = user
-        self.socket = socket or self.folder / "s"
+        self.socket = socket or self.folder / ("s" if self._is_ours else "agent.sock")
         self._options = options
         self._environ = {"PATH": os.environ["PATH"], **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,7 +54,8 @@ class Agent:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        shutil.rmtree(self.folder)
+        if self._is_ours:
+            shutil.rmtree(self.folder)
 
     def start(self) -> Agent:
         """Returns when it listens."""

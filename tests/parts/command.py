@@ -187,6 +187,10 @@ class World:
         run.keep_ledger_answer({**told, "seq": head.seq, "hash": head.hash})
         self._sealed += [(run.digest, "<evidence>"), (head.hash, "<event>"), (body["plan"], "<plan>")]
 
+    def filled(self, word: str) -> str:
+        """A word of a transcript's command, with what `<dir>` and `<ca>` stand for."""
+        return word.replace("<dir>", str(self.folder)).replace("<ca>", self.ca.fingerprint)
+
     def steady(self, text: str) -> str:
         """What was printed, with names for what differs from run to run."""
         policy = self.folder / "policy.toml"

@@ -3,7 +3,7 @@
 A transcript's lines:  `# …` says what is shown;  `$ signer …` is run;  `| …` is its stdout,  `! …` its stderr,
 `? n` its exit status where it is not 0;  `% …` prepares something (see `World.prepare`). Each starts in a fresh
 folder with policy.toml, a CA key `ca` and `ca.pub`, a user's `user.pub`, and a ledger of seven events in `data/`.
-`<dir>` in a command is that folder. What Infisical holds is the file `infisical`.
+`<dir>` in a command is that folder, `<ca>` the CA key's fingerprint. What Infisical holds is the file `infisical`.
 
 What differs from run to run stands there as `<ca>`, `<token>` and so on (`World.steady`); all else is compared exactly.
 `WRITE_TRANSCRIPTS=1 pytest …` writes what was printed into the files, for a person to read before committing it.
@@ -40,7 +40,7 @@ def _replay(lines: Sequence[str], world: World) -> Iterator[str]:
         if line.startswith("% "):
             world.prepare(shlex.split(line[2:]))
         elif line.startswith("$ signer"):
-            ran = run(*(word.replace("<dir>", str(world.folder)) for word in shlex.split(line)[2:]))
+            ran = run(*(world.filled(word) for word in shlex.split(line)[2:]))
             yield from (f"| {text}".rstrip() for text in world.steady(ran.out).splitlines())
             yield from (f"! {text}".rstrip() for text in world.steady(ran.err).splitlines())
             if ran.status:

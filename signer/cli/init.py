@@ -1,0 +1,383 @@
+"""`signer init`: writes a first policy, settings, token and CA key into one directory. It overwrites nothing."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf, json_option
+from signer.cli.parser import verb
+from signer.errors import SignerError
+from signer.hardening import forbid_dumps
+from signer.units import plain, timestamp
+
+HOST, CONTAINER = "host", "container"
+NEW, INFISICAL, CREDENTIAL = KEY_SOURCES = ("new", "infisical", "systemd-creds")
+TOKEN_DAYS: Final = 90
+_DAY: Final = 86_400
+_ADDRESS: Final = "127.0.0.1:8222"
+_OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local-ca.yaml"
+_RENDERED: Final = "/run/signer-ca/ca"
+_USERS: Final = ("signer-keeper", "signer-api")
+_ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
+_CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What `signer init` has to know."""
+
+    platform: str
+    role: str
+    principal: str
+    operator: str
+    runs_in: str
+    key_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of an installation."""
+
+    folder: Path
+    answers: Answers
+
+    @property
+    def policy(self) -> Path:
+        # The container mounts its folder, so that no key or token may lie beside it.
+        return self.folder / ("policy/policy.toml" if self.answers.runs_in == CONTAINER else "policy.toml")
+
+    @property
+    def directories(self) -> list[Path]:
+        """The directories in the order in which they are created; the container mounts one for Vault's token."""
+        if self.answers.runs_in == CONTAINER:
+            return [self.folder, self.policy.parent, self.folder / "vault"]
+        return [self.folder]
+
+    @property
+    def token(self) -> Path:
+        return self.folder / f"{self.answers.operator}.token"
+
+    @property
+    def client(self) -> Path:
+        return self.folder / "client"
+
+    @property
+    def service(self) -> Path:
+        return self.folder / ("compose.env" if self.answers.runs_in == CONTAINER else "environment")
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "ca"
+
+    @property
+    def key_in_use(self) -> str:
+        """The path from which the service reads the key."""
+        return {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[self.answers.key_from]
+
+
+@verb(
+    "init",
+    examples=["signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes"],
+)
+@click.argument("folder", type=FILE, metavar="DIR", help="a directory that does not exist, or an empty one")
+@click.option("--platform", metavar="NAME", help="default: the name of this host")
+@click.option("--role", metavar="NAME", help="the first role; default llmops")
+@click.option("--principal", metavar="NAME", help="the name that sshd matches; default: the role's")
+@click.option("--operator", type=IDENTITY, metavar="IDENTITY", help="the first operator; default operator")
+@click.option("--for", "runs_in", type=OneOf((HOST, CONTAINER)), help="default host")
+@click.option(
+    "--ca", "key_from", type=OneOf((NEW, INFISICAL, CREDENTIAL)), help="where the CA key comes from; default new"
+)
+@click.option("--ca-fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="pin this existing key; create none")
+@click.option("--yes", is_flag=True, help="ask nothing; take the defaults")
+@json_option
+def init(
+    *,
+    folder: Path,
+    platform: str | None,
+    role: str | None,
+    principal: str | None,
+    operator: str | None,
+    runs_in: str | None,
+    key_from: str | None,
+    ca_fingerprint: str | None,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Writes policy.toml, the settings of service and client, the operator's token (0400) and a CA key (0400), and
+    shows the next commands. On a terminal it asks for what no flag says."""
+    forbid_dumps()
+    ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else _take_default
+    role = role or ask("role", "llmops")
+    answers = Answers(
+        platform=platform or ask("platform", os.uname().nodename),
+        role=role,
+        principal=principal or ask("principal", role),
+        operator=operator or ask("first operator", "operator"),
+        runs_in=runs_in or ask(f"runs on the {HOST} or in a {CONTAINER}", HOST),
+        key_from=key_from or ask(f"CA key: {NEW}, {INFISICAL} or {CREDENTIAL}", NEW),
+    )
+    _check_answers(answers, ca_fingerprint)
+    layout = Layout(folder.absolute(), answers)
+    fingerprint = _write(layout, ca_fingerprint)
+    steps = _next_steps(layout, fingerprint, is_new=ca_fingerprint is None)
+    if as_json:
+        files = sorted(str(path) for path in layout.folder.rglob("*") if path.is_file())
+        output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": steps})
+        return 0
+    _show(layout, fingerprint, steps)
+    return 0
+
+
+def _take_default(_question: str, default: str) -> str:
+    return default
+
+
+def _check_answers(answers: Answers, fingerprint: str | None) -> None:
+    if answers.runs_in not in (HOST, CONTAINER):
+        raise _unusable("where it runs", answers.runs_in, f"write {HOST} or {CONTAINER}")
+    if answers.key_from not in KEY_SOURCES:
+        raise _unusable("where the CA key comes from", answers.key_from, f"write {NEW}, {INFISICAL} or {CREDENTIAL}")
+    if not answers.platform.isprintable() or len(answers.platform) > 64:
+        raise _unusable("the platform's name", answers.platform, "use at most 64 printable characters")
+    if answers.key_from == NEW and fingerprint is not None:
+        raise _unusable("where the CA key comes from", NEW, "leave out --ca-fingerprint, or name another source")
+    if answers.key_from == CREDENTIAL and answers.runs_in == CONTAINER:
+        raise _unusable(
+            "where the CA key comes from", CREDENTIAL, f"{CREDENTIAL} is for units of systemd: use --for host"
+        )
+
+
+def _unusable(what: str, value: str, hint: str) -> SignerError:
+    return SignerError("init_answer_unusable", f"{what} cannot be {plain(value[:80])}", hint)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(layout: Layout, fingerprint: str | None) -> str:
+    """Writes all files, or none; returns the fingerprint of the CA key."""
+    from signer.ca.key import KeyMaterial
+    from signer.ca.render import create
+    from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
+
+    made: list[Path] = []
+    try:
+        for directory in layout.directories:
+            made += _make_directory(directory)
+        if fingerprint is None:
+            fingerprint = create(layout.key, lambda: KeyMaterial.generate("ed25519")).fingerprint
+            made.append(layout.key)
+        token = render_token(os.urandom(SECRET_BYTES))
+        ends = timestamp(int(time.time()) + TOKEN_DAYS * _DAY)
+        for path, content, mode in (
+            (layout.policy, _policy_text(layout.answers, fingerprint, token_digest(token), ends), 0o644),
+            (layout.service, _service_text(layout), 0o644),
+            (layout.client, _client_text(layout), 0o644),
+            (layout.token, f"{token}\n", 0o400),
+        ):
+            _write_file(path, content, mode)
+            made.append(path)
+        _check_written(layout, fingerprint)
+    except BaseException:
+        for path in reversed(made):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
+        raise
+    return fingerprint
+
+
+def _make_directory(path: Path) -> list[Path]:
+    """The directory if it was created; raises `SignerError` if it is there and has something in it."""
+    try:
+        path.mkdir(mode=0o755, parents=True)
+    except FileExistsError:
+        if path.is_dir() and not any(path.iterdir()):
+            return []
+        raise SignerError(
+            "init_target_not_empty",
+            f"{plain(path)} is there and not an empty directory",
+            "nothing is overwritten: name another directory",
+        ) from None
+    except OSError as error:
+        raise _not_written(path, error) from None
+    return [path]
+
+
+def _write_file(path: Path, content: str, mode: int) -> None:
+    from signer.files import sync_directory, write_new
+
+    try:
+        write_new(path, content.encode(), mode)
+        path.chmod(mode)  # whatever the umask: a policy that others may write is refused, and one they cannot read, too
+        sync_directory(path.parent)
+    except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> SignerError:
+    hint = "run it as a user who may write there, or name another directory"
+    return SignerError("init_not_written", f"{plain(path)} cannot be written: {error.strerror}", hint)
+
+
+def _check_written(layout: Layout, fingerprint: str) -> None:
+    """Reads the files back as the service will; raises `SignerError`."""
+    from signer.policy.file import load_policy
+    from signer.settings import load_settings
+
+    assert load_policy(layout.policy).ca.fingerprint == fingerprint, "the policy pins the key"  # noqa: S101
+    if layout.answers.runs_in == HOST:
+        load_settings(dict(line.split("=", 1) for line in _settings(layout)))
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _policy_text(answers: Answers, fingerprint: str, digest: str, ends: str) -> str:
+    return f"""\
+# Who may get which SSH certificate on {answers.platform}. Every key: runbooks/reference/policy-file.md.
+# After a change: `signer policy check`, then send the keeper SIGHUP. The file holds no secret; keep it in git.
+
+[ca]
+fingerprint = "{fingerprint}"  # the only CA key that may sign
+
+[roles.{_quoted_name(answers.role)}]
+principals = ["{answers.principal}"]  # exact names that sshd matches; an empty list means nobody
+default_principals = ["{answers.principal}"]
+default_ttl = "15m"
+max_ttl = "30m"
+key_types = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256"]
+extensions = {{ allowed = ["permit-pty"], default = ["permit-pty"] }}
+limits = {{ per_minute = 30 }}
+
+[identities.{_quoted_name(answers.operator)}]
+kind = "human"
+groups = ["operators"]
+roles = ["{answers.role}"]
+may = ["freeze", "ledger.read", "operate"]
+tokens = [{{ sha256 = "{digest}", expires = {ends} }}]
+
+# An agent or a CI job: `signer token new deploy-agent --expires 90d` prints its line `tokens`.
+# [identities.deploy-agent]
+# kind = "agent"
+# roles = ["{answers.role}"]
+"""
+
+
+def _quoted_name(name: str) -> str:
+    """A table name of TOML: bare, or in quotes if it has other characters."""
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
+
+
+def _settings(layout: Layout) -> list[str]:
+    """The settings of a service on the host, `NAME=value`."""
+    as_root = os.geteuid() == 0
+    state, run = ("/var/lib/signer", "/run/signer") if as_root else (f"{layout.folder}/data", f"{layout.folder}/run")
+    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    owner = f"{user}:{group}" if layout.answers.key_from == NEW else "root:root"
+    users = ["SIGNER_KEEPER_USER=signer-keeper", "SIGNER_API_USER=signer-api"] if as_root else []
+    return [
+        f"SIGNER_POLICY_FILE={layout.policy}",
+        f"SIGNER_CA_KEY_FILE={layout.key_in_use}",
+        f"SIGNER_CA_KEY_OWNER={owner}",
+        f"SIGNER_DATA_DIR={state}",
+        f"SIGNER_RUN_DIR={run}",
+        f"SIGNER_LISTEN={_ADDRESS}",
+        *users,
+    ]
+
+
+def _service_text(layout: Layout) -> str:
+    if layout.answers.runs_in == HOST:
+        return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
+    return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
+        [
+            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE={layout.key_in_use}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
+        ]
+    )
+
+
+def _client_text(layout: Layout) -> str:
+    return "# The settings of safe-session for this operator.\n" + _lines(
+        [
+            f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
+            f"SAFE_SESSION_ROLE={layout.answers.role}",
+            f"SAFE_SESSION_TOKEN_FILE={layout.token}",
+        ]
+    )
+
+
+def _lines(settings: list[str]) -> str:
+    return "".join(f"{line}\n" for line in settings)
+
+
+# --- what comes next --------------------------------------------------------------------------------------------------
+
+
+def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[str, str]]:
+    """Commands in their order, each with what it is for."""
+    key, made = layout.key, layout.folder / "ca.cred"
+    steps: list[tuple[str, str]] = []
+    if layout.answers.key_from == INFISICAL:
+        if is_new:
+            steps += [("after its whole content is stored in Infisical as SAFE_SESSION_CA_KEY", f"shred -u {key}")]
+        render = f"SIGNER_CA_FINGERPRINT={fingerprint} signer ca render --to {_RENDERED}"
+        steps += [("with the settings of Infisical: runbooks/ca-key.md", render)]
+    if layout.answers.key_from == CREDENTIAL:
+        if is_new:
+            encrypt = f"systemd-creds encrypt --name=ca {key} {made} && shred -u {key}"
+            steps += [("the key, readable on this host alone", encrypt)]
+        steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
+    if layout.answers.runs_in == CONTAINER:
+        start = f"podman-compose --env-file {layout.service} {_OVERLAYS} up -d"
+        steps += [("in a checkout, after scripts/container/build", start)]
+    else:
+        missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]
+        if missing:
+            add = f"for user in {' '.join(missing)}; do {_ADD_USER} $user; done"
+            steps += [("the users of the service", add)]
+        start = f"set -a; . {layout.service}; set +a; signer serve"
+        steps += [("the service; as units: runbooks/install/systemd.md", start)]
+    hosts = f"curl -fsS http://{_ADDRESS}/api/ca"
+    steps += [("on each host: into a file that TrustedUserCAKeys in sshd_config names", hosts)]
+    login = f"set -a; . {layout.client}; set +a; safe-session ssh HOST"
+    steps += [(f"a login as {layout.answers.principal}", login)]
+    return [{"command": command, "purpose": purpose} for purpose, command in steps]
+
+
+def _has_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _show(layout: Layout, fingerprint: str, steps: list[dict[str, str]]) -> None:
+    rows = [
+        ("policy", f"{layout.policy}: role {layout.answers.role}, identity {layout.answers.operator}"),
+        ("CA key", f"{fingerprint}, {layout.key if layout.key.exists() else 'not here'}"),
+        ("token", f"{layout.token}, for {TOKEN_DAYS} days"),
+        ("settings", f"{layout.service}, {layout.client}"),
+    ]
+    output.show_table(rows)
+    output.show()
+    output.show("next:")
+    for number, step in enumerate(steps, 1):
+        output.show(f"  {number}  {plain(step['purpose'])}")
+        output.show(f"     {plain(step['command'])}")

@@ -1,0 +1,144 @@
+"""`signer init`: what it writes is good, private where it must be, whole or not there, and never over anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.ca.key import load_ca_key
+from signer.policy.file import load_policy
+from signer.policy.tokens import token_digest
+from signer.settings import load_settings
+from tests.parts.command import run
+
+PIN = "SHA256:" + "A" * 43
+
+
+def made(folder: Path, *words: str) -> dict[str, Any]:
+    ran = run("init", str(folder), "--yes", "--json", *words)
+    assert ran.status == 0, ran.err
+    found: dict[str, Any] = json.loads(ran.out)
+    return found
+
+
+def settings_of(path: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in path.read_text().splitlines() if not line.startswith("#"))
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): stat.S_IMODE(p.stat().st_mode) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_it_writes_for_a_host_is_what_a_start_needs(tmp_path: Path) -> None:
+    folder = tmp_path / "etc" / "signer"
+    old = os.umask(0o077)
+    try:
+        told = made(folder, "--operator", "alice", "--role", "deploy", "--principal", "llmops")
+    finally:
+        os.umask(old)
+    assert modes(folder) == {
+        "policy.toml": 0o644, "environment": 0o644, "client": 0o644, "alice.token": 0o400, "ca": 0o400,
+    }  # fmt: skip
+    policy = load_policy(folder / "policy.toml")
+    settings = load_settings(settings_of(folder / "environment"))
+    key = load_ca_key(settings.ca_key_file, settings.ca_key_owner, policy.ca.fingerprint)
+    assert key.fingerprint == policy.ca.fingerprint == told["ca_fingerprint"]
+    assert policy.roles["deploy"].principals == ("llmops",)
+    (token,) = policy.tokens.values()
+    assert (token.identity, token.sha256) == ("alice", token_digest((folder / "alice.token").read_text().strip()))
+    assert policy.identities["alice"].roles == {"deploy"}
+    client = settings_of(folder / "client")
+    assert client["SAFE_SESSION_TOKEN_FILE"] == str(folder / "alice.token")
+    checked = run("policy", "check", str(folder / "policy.toml"))
+    assert (checked.status, checked.err) == (0, "")
+
+
+def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: Path) -> None:
+    made(tmp_path / "new", "--for", "container")
+    assert modes(tmp_path / "new") == {
+        "policy/policy.toml": 0o644, "compose.env": 0o644, "client": 0o644, "operator.token": 0o400, "ca": 0o400,
+    }  # fmt: skip
+    variables = settings_of(tmp_path / "new" / "compose.env")
+    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR"] == str(tmp_path / "new" / "policy")
+    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"] == str(tmp_path / "new" / "ca")
+
+
+@pytest.mark.parametrize("source", ["infisical", "systemd-creds"])
+def test_a_key_that_is_elsewhere_is_pinned_and_none_is_made(tmp_path: Path, source: str) -> None:
+    told = made(tmp_path / "new", "--ca", source, "--ca-fingerprint", PIN)
+    assert not (tmp_path / "new" / "ca").exists()
+    assert load_policy(tmp_path / "new" / "policy.toml").ca.fingerprint == PIN
+    assert not any("shred" in step["command"] for step in told["next"])
+    made_here = made(tmp_path / "other", "--ca", source)
+    assert any("shred" in step["command"] for step in made_here["next"])
+
+
+def test_the_secrets_are_in_their_files_alone(tmp_path: Path) -> None:
+    ran = run("init", str(tmp_path / "new"), "--yes")
+    token = (tmp_path / "new" / "operator.token").read_text().strip()
+    others = "".join(p.read_text() for p in (tmp_path / "new").iterdir() if p.suffix != ".token" and p.name != "ca")
+    assert token not in ran.out + ran.err + others
+    assert "PRIVATE KEY" not in ran.out + ran.err + others
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("mine")
+    ran = run("init", str(tmp_path), "--yes")
+    assert ran.status == 1
+    assert "is there and not an empty directory" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+    assert (tmp_path / "policy.toml").read_text() == "mine"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _content: bytes, _mode: int) -> None:
+        if path.name == "client":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"x")
+
+    monkeypatch.setattr("signer.files.write_new", full)
+    ran = run("init", str(tmp_path / "new"), "--yes")
+    assert ran.status == 1
+    assert "client cannot be written: No space left on device" in ran.err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--for", "container", "--ca", "systemd-creds"], "cannot be systemd-creds"),
+        (["--ca-fingerprint", PIN], "cannot be new"),
+        (["--role", "a b"], "policy"),
+        (["--principal", "a\nb"], "policy"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused_and_nothing_is_written(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    ran = run("init", str(tmp_path / "new"), "--yes", *words)
+    assert ran.status == 1
+    assert said in ran.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_on_a_terminal_it_asks_for_what_no_flag_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("edge\n\nbob\n\n\n"))
+    ran = run("init", str(tmp_path / "new"), "--role", "deploy")
+    assert ran.status == 0, ran.err
+    assert "platform [" in ran.err
+    assert "role [" not in ran.err
+    policy = load_policy(tmp_path / "new" / "policy.toml")
+    assert set(policy.identities) == {"bob"}
+    assert policy.roles["deploy"].principals == ("deploy",)
+    assert "on edge" in (tmp_path / "new" / "policy.toml").read_text()
