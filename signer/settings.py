@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from signer.address import check_url
@@ -20,7 +21,7 @@ from signer.errors import BadSettings
 
 # name, default, meaning
 SETTINGS: Final = (
-    ("SIGNER_MODE", "local", "`local`: our CA key signs; `vault`; `shadow`: Vault, compared with our key"),
+    ("SIGNER_MODE", "local", "`local`: the CA key signs; `vault`; `shadow`: Vault, compared with it"),
     ("SIGNER_POLICY_FILE", "/etc/signer/policy.toml", "who may get what"),
     ("SIGNER_CA_KEY_SOURCE", "file", "where the CA key is: `file` or `agent` (an ssh-agent)"),
     ("SIGNER_CA_KEY_FILE", "/run/signer-ca/ca", "the CA key, rendered there by the operator"),
@@ -28,13 +29,15 @@ SETTINGS: Final = (
     ("SIGNER_CA_AGENT_SOCKET", "/run/signer-agent/agent.sock", "the socket of that ssh-agent"),
     ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
-    ("SIGNER_LISTEN", "127.0.0.1:8222", "`host:port`, `[v6]:port` or `unix:/path` of the API"),
+    ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port`, `unix:/path` of the API"),
+    ("SIGNER_SOCKET_GROUP", "", "group that may connect to unix sockets of the API, besides their owner"),
     ("SIGNER_MOUNTS", "ssh", "comma list of Vault mount names that are served"),
     ("SIGNER_WORKERS", "1", "processes of the API"),
     ("SIGNER_THREADS", "16", "threads of each process of the API"),
     ("SIGNER_TLS_CERT_FILE", "", "certificate chain, to serve TLS"),
     ("SIGNER_TLS_KEY_FILE", "", "private key of that certificate"),
     ("SIGNER_TRUSTED_PROXIES", "", "comma list of CIDR blocks whose X-Forwarded-For is believed"),
+    ("SIGNER_TRUSTED_PROXY_USERS", "", "comma list of local users whose X-Forwarded-For is believed on a unix socket"),
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
     ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed where it signs"),
@@ -57,6 +60,7 @@ INFISICAL_SETTINGS: Final = (
     ("INFISICAL_SECRET_NAME", "SAFE_SESSION_CA_KEY", "name of the secret"),
 )
 FINGERPRINT_SETTING: Final = ("SIGNER_CA_FINGERPRINT", "", "fingerprint that a rendered key must have")
+SHORTEST_PREFIX: Final = 7  # of a network of proxies: fc00::/7 and 10.0.0.0/8 are the largest private ones
 MAX_WORKERS: Final = 32
 MAX_THREADS: Final = 256
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)
@@ -88,6 +92,13 @@ class Listen:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Proxies(NamedTuple):
+    """Whose X-Forwarded-For is believed: networks, and ids of local users on a unix socket."""
+
+    networks: tuple[Network, ...] = ()
+    users: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The service's settings."""
@@ -100,13 +111,15 @@ class Settings:
     ca_agent_socket: Path
     data_dir: Path
     run_dir: Path
-    listen: Listen
+    listen: tuple[Listen, ...]
+    socket_group: str | None
     mounts: tuple[str, ...]
     workers: int
     threads: int
     tls_cert_file: Path | None
     tls_key_file: Path | None
     trusted_proxies: tuple[Network, ...]
+    trusted_proxy_users: frozenset[int]
     keeper_user: str | None
     api_user: str | None
     vault_addr: str | None
@@ -114,6 +127,11 @@ class Settings:
     vault_mount: str
     vault_ca_file: Path | None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def proxies(self) -> Proxies:
+        """Whose X-Forwarded-For is believed."""
+        return Proxies(self.trusted_proxies, self.trusted_proxy_users)
 
     @property
     def socket(self) -> Path:
@@ -155,16 +173,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         problems += [f"{name}: is missing, and mode {mode} needs it" for name in needed if not environ.get(name)]
     if not problems:
         settings = Settings(**values, warnings=tuple(_unknown(environ)))
-        if settings.listen.is_private() or settings.tls_cert_file or settings.trusted_proxies:
+        exposed = [listen for listen in settings.listen if not listen.is_private()]
+        if not exposed or settings.tls_cert_file or names_proxies(settings.trusted_proxies):
             return settings
         problems.append(
-            f"SIGNER_LISTEN: {settings.listen} is beyond loopback, which would send tokens in the clear;"
+            f"SIGNER_LISTEN: {exposed[0]} is beyond loopback, which would send tokens in the clear;"
             " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
         )
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise BadSettings(
         "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
     )
+
+
+def names_proxies(networks: tuple[Network, ...]) -> bool:
+    """True if these are networks of proxies; not if one of them is most of the Internet."""
+    fourth = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
+    sixth = [network for network in networks if isinstance(network, ipaddress.IPv6Network)]
+    lengths = [network.prefixlen for network in ipaddress.collapse_addresses(fourth)]
+    lengths += [network.prefixlen for network in ipaddress.collapse_addresses(sixth)]
+    return bool(lengths) and min(lengths) >= SHORTEST_PREFIX
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
@@ -213,7 +241,14 @@ def _owner(text: str) -> str:
     return text
 
 
-def _listen(text: str) -> Listen:
+def _listen(text: str) -> tuple[Listen, ...]:
+    listens = tuple(_one_listen(part.strip()) for part in text.split(","))
+    if len(set(listens)) < len(listens):
+        raise ValueError("an address is listed twice")
+    return listens
+
+
+def _one_listen(text: str) -> Listen:
     if text.startswith("unix:"):
         return Listen(_absolute(text.removeprefix("unix:")), "", 0)
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
@@ -262,6 +297,16 @@ def _networks(text: str) -> tuple[Network, ...]:
         raise ValueError(f"{error}") from None
 
 
+def _users(text: str) -> frozenset[int]:
+    ids = set()
+    for name in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            ids.add(int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid)
+        except KeyError:
+            raise ValueError(f"there is no user {name[:64]!a} on this host") from None
+    return frozenset(ids)
+
+
 def _optional_text(text: str) -> str | None:
     return text or None
 
@@ -276,12 +321,14 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "data_dir": _absolute,
     "run_dir": _absolute,
     "listen": _listen,
+    "socket_group": _optional_text,
     "mounts": _mounts,
     "workers": _count(MAX_WORKERS),
     "threads": _count(MAX_THREADS),
     "tls_cert_file": _optional_path,
     "tls_key_file": _optional_path,
     "trusted_proxies": _networks,
+    "trusted_proxy_users": _users,
     "keeper_user": _optional_text,
     "api_user": _optional_text,
     "vault_addr": _vault_address,

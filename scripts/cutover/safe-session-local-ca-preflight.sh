@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/bash -p
 # Says whether this host is ready for the local CA, and changes nothing. `--help` tells how to use it.
 #
 # How key material stays where it is: no part of the key file is ever read into a variable, an argument, a here-string
@@ -11,10 +11,12 @@
 #
 # One line for each check. CATALOGUE holds every code that can stand there, its status, and what to do next.
 [ -n "${BASH_VERSION:-}" ] || { echo "preflight: error: this needs bash" >&2; exit 2; }
+# Nothing of the caller's environment steers it: -p takes no functions, BASH_ENV, CDPATH or SHELLOPTS from there.
+if [[ $- != *p* && ${BASH_SOURCE[0]:-} == "$0" ]]; then builtin exec /bin/bash -p -- "$0" "$@"; fi
 set -u -f -o pipefail
 unset -v IFS POSIXLY_CORRECT SSH_ASKPASS DISPLAY WAYLAND_DISPLAY
 export LC_ALL=C
-export PATH="${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin${PATH:+:$PATH}"
 umask 077
 
 readonly KEY_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
@@ -966,7 +968,7 @@ read_quoted() {
         value=${value//\'\'/\'}
     else
         value=${text%\"*}
-        unescape
+        unescape || return 1
     fi
 }
 
@@ -1010,7 +1012,10 @@ unescape() {
             *) value+=${from:0:1} ;;
         esac
         if ((digits > 0)); then
-            code=$((16#0${from:1:digits}))
+            # Digits alone: what stands in an arithmetic expression is evaluated, an index of an array as a command.
+            code=${from:1:digits}
+            if [[ ${#code} -ne digits || $code == *[!0-9a-fA-F]* ]]; then return 1; fi
+            code=$((16#$code))
             append_character "$code"
         fi
         from=${from:1+digits}
@@ -1494,7 +1499,7 @@ compare_container() {
             'mount true "'*)
                 value=${value#true \"}
                 value=${value%\"}
-                unescape
+                unescape || value=/ # what is not understood may reach the key
                 if [ -n "$key" ] && reaches "$(realpath -m -- "$value")"; then mounts+=("$name: $value"); fi
                 ;;
         esac

@@ -45,6 +45,7 @@ class _Stranger:
 
     peer: Peer
     requests: int
+    is_gone: Callable[[], bool]
     turn: asyncio.Future[bool]
 
 
@@ -88,14 +89,17 @@ class Admission:
 
     # --- strangers ----------------------------------------------------------------------------------------------
 
-    async def enter(self, peer: Peer, requests: int) -> None:
+    async def enter(self, peer: Peer, requests: int, is_gone: Callable[[], bool] = lambda: False) -> None:
         """Waits for the turn of a stranger, who must `leave` afterwards; raises `Unavailable` if too many wait.
 
-        `requests` is the number of requests that the stranger's connection has made before.
+        `requests` is the number of requests that the stranger's connection has made before; `is_gone` becomes true
+        when it is closed.
         """
         if not self._waiting and self._may_enter():
             return
-        stranger = _Stranger(peer, requests, asyncio.get_running_loop().create_future())
+        stranger = _Stranger(peer, requests, is_gone, asyncio.get_running_loop().create_future())
+        if len(self._waiting) >= MAX_WAITING:
+            self._drop_gone()
         if len(self._waiting) >= MAX_WAITING and not self._displace(stranger):
             raise busy()
         self._waiting.append(stranger)
@@ -115,6 +119,7 @@ class Admission:
 
     def admit(self) -> None:
         """Lets those in who may enter now; call it often."""
+        self._drop_gone()
         while self._waiting and self._may_enter():
             stranger = min(self._waiting, key=lambda waiting: (self._turns.get(waiting.peer, 0), waiting.requests))
             self._waiting.remove(stranger)
@@ -126,6 +131,15 @@ class Admission:
                 self._inside -= 1
             else:
                 stranger.turn.set_result(True)
+
+    def _drop_gone(self) -> None:
+        for stranger in [stranger for stranger in self._waiting if stranger.is_gone()]:
+            self._refuse(stranger)
+
+    def _refuse(self, stranger: _Stranger) -> None:
+        self._waiting.remove(stranger)
+        if not stranger.turn.done():
+            stranger.turn.set_result(False)
 
     def _may_enter(self) -> bool:
         now = self._clock()
@@ -146,9 +160,7 @@ class Admission:
         is_smaller = sizes[newcomer.peer] + 1 < sizes[victim.peer]
         if not is_smaller and (victim.peer != newcomer.peer or victim.requests <= newcomer.requests):
             return False
-        self._waiting.remove(victim)
-        if not victim.turn.done():
-            victim.turn.set_result(False)
+        self._refuse(victim)
         return True
 
 

@@ -51,7 +51,8 @@ def _render_fault(lines: LogLimit, error: Exception) -> Response:
     """The response for any exception: in Vault's format below /v1/, otherwise a problem of the native API."""
     if not isinstance(error, SignerError | HTTPException):
         lines.fault(f"{request.endpoint or 'a path below /v1/'} failed, request {native.request_id()}", error)
-    if not request.path.startswith("/v1/"):
+    # Not `request.path`, which has lost the second slash of `//v1/`.
+    if not str(request.environ["PATH_INFO"]).startswith("/v1/"):
         return native.render_fault(error)
     if not isinstance(error, SignerError):  # vault/routes.py handles every path below /v1/, so this is a bug
         sentence = f"internal error; look for {native.request_id()} in the service's log"

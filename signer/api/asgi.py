@@ -57,14 +57,18 @@ class Api:
         self.lines = LogLimit(log)
         self.admission = Admission()
         self.keeper = KeeperClient(settings.socket, judged=self._judge)
-        self._proxies = settings.trusted_proxies
-        self._routes = SignRoutes(settings.mounts, settings.trusted_proxies)
+        self._proxies = settings.proxies
+        self._routes = SignRoutes(settings.mounts, settings.proxies)
         self._flask = make_flask(self.keeper, settings, self.lines)
         self._pool = ThreadPoolExecutor(settings.threads, "flask")  # starts its threads when needed, after the fork
 
     def is_proxy(self, address: str) -> bool:
         """True if a peer's address is that of a trusted proxy."""
-        return bool(self._proxies) and read_address({"REMOTE_ADDR": address}, self._proxies) is None
+        return bool(self._proxies.networks) and read_address({"REMOTE_ADDR": address}, self._proxies) is None
+
+    def is_proxy_user(self, user: int) -> bool:
+        """True if a local user is a trusted proxy."""
+        return user in self._proxies.users
 
     def chores(self) -> None:
         """Checks what is due; the worker calls it about ten times a second."""
@@ -95,17 +99,20 @@ class Api:
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
 
     async def _respond(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
-        environ = read_environ(scope, body)
         connection = scope["extensions"]["signer"]["connection"]
+        environ = read_environ(scope, body, connection.user)
         token = read_token(environ)
         if self.admission.is_known(token):
             return await self._answer(environ, body, connection, token)
         connection.requests_as_stranger += 1
         try:
-            await self.admission.enter(self._peer(environ, connection.peer), connection.requests_as_stranger)
+            peer, is_gone = self._peer(environ, connection.peer), connection.transport.is_closing
+            await self.admission.enter(peer, connection.requests_as_stranger, is_gone)
         except SignerError as busy:
             self.lines.warn(EDGE_BUSY, f"requests are refused: {busy.text}")
-            return HttpResponse(*render_for_both(busy))
+            status, headers, content = render_for_both(busy)
+            # The connection ends, so that a flood costs its sender a connection for each refusal.
+            return HttpResponse(status, [*headers, ("Connection", "close")], content)
         try:
             return await self._answer(environ, body, connection, token)
         finally:
@@ -142,8 +149,11 @@ class Api:
         return HttpResponse(*render_for_both(fault, request_id))
 
 
-def read_environ(scope: dict[str, Any], body: bytes) -> Environ:
-    """The WSGI environment (PEP 3333) of a request, as far as the application reads it."""
+def read_environ(scope: dict[str, Any], body: bytes, user: int | None = None) -> Environ:
+    """The WSGI environment (PEP 3333) of a request, as far as the application reads it.
+
+    `user` is the id of the local user at the other end of a unix socket.
+    """
     client = scope["client"]
     path: bytes = scope["raw_path"]
     environ: Environ = {
@@ -156,6 +166,8 @@ def read_environ(scope: dict[str, Any], body: bytes) -> Environ:
         if key is not None:
             text = value.decode("latin-1")
             environ[key] = f"{environ[key]},{text}" if key in environ else text
+    if user is not None:
+        environ["REMOTE_UID"] = user
     environ["QUERY_STRING"] = scope["query_string"].decode("ascii")
     if body:
         environ["CONTENT_LENGTH"] = str(len(body))

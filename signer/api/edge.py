@@ -25,7 +25,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 from gunicorn import sock as gunicorn_sock
@@ -47,7 +47,7 @@ ARRIVES_WITHIN: Final = 10.0  # seconds from a request's first byte (a connectio
 TAKEN_WITHIN: Final = 10.0  # seconds for a client to read a response
 LINGERS: Final = 1.0  # seconds in which a refused client may still send, so that it can read the refusal
 STOPPING_KEEPS: Final = 0.3  # seconds that a stopping worker keeps idle connections, for requests in transit
-STOPS_WITHIN: Final = 1.5  # seconds until a stopping worker refuses the requests that still wait; gunicorn kills at 2
+STOPS_WITHIN: Final = 1.0  # seconds until a stopping worker refuses the requests that still wait; gunicorn kills at 2
 CHORES_EVERY: Final = 0.1  # seconds between two checks of the deadlines
 MAX_CONNECTIONS: Final = 1000  # of a worker
 MAX_OF_PEER: Final = 3 / 4  # of them that one address or local user may have, trusted proxies excepted
@@ -577,13 +577,23 @@ class _Listener:
         """Does nothing: `close` is immediate."""
 
 
+class Api(Protocol):
+    """What the server asks of the application, besides to answer requests."""
+
+    lines: LogLimit
+
+    def is_proxy(self, address: str) -> bool: ...
+    def is_proxy_user(self, user: int) -> bool: ...
+    def chores(self) -> None: ...
+
+
 class EdgeServer(Server):
     """uvicorn's server with its own way to accept, to check deadlines and to stop."""
 
-    def __init__(self, config: Config, clients: Connections, is_proxy: Callable[[str], bool]) -> None:
+    def __init__(self, config: Config, clients: Connections, api: Api) -> None:
         super().__init__(config)
         self.clients = clients
-        self._is_proxy = is_proxy
+        self._api = api
         self._handshakes: set[asyncio.Task[None]] = set()
         self._parent = os.getppid()
 
@@ -623,11 +633,12 @@ class EdgeServer(Server):
         peer: Peer
         if client_sock.family == socket.AF_UNIX:
             credentials = client_sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            peer = user = int(_UCRED.unpack(credentials)[1])
+            user = int(_UCRED.unpack(credentials)[1])
+            peer = None if self._api.is_proxy_user(user) else user
         else:
             client_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = (str(client[0]), int(client[1]))
-            peer = None if self._is_proxy(address[0]) else peer_of(address[0])
+            peer = None if self._api.is_proxy(address[0]) else peer_of(address[0])
         connection = ClientConnection(self.config, self, client_sock, address, peer, user)
         self.clients.add(connection)
         task = asyncio.get_running_loop().create_task(self._connect(connection))
@@ -657,7 +668,7 @@ class EdgeServer(Server):
     def chores(self) -> None:
         """Checks what is due."""
         self.clients.expire()
-        self.config.loaded_app.chores()
+        self._api.chores()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers the requests in transit, refuses those that wait too long, and ends."""
@@ -715,7 +726,7 @@ class EdgeWorker(UvicornWorker):  # type: ignore[misc]
         self.config.app = self.wsgi
         most = _connections(self.cfg.worker_connections, self.cfg.threads)
         clients = Connections(most, self.cfg.keepalive, self.wsgi.lines)
-        server = EdgeServer(self.config, clients, self.wsgi.is_proxy)
+        server = EdgeServer(self.config, clients, self.wsgi)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

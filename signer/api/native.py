@@ -33,7 +33,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     description = json.dumps(openapi.document()) + "\n"
 
     def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply:
-        header = message_header(op, request.environ, settings.trusted_proxies, request_id())
+        header = message_header(op, request.environ, settings.proxies, request_id())
         return keeper.ask({**header, **fields}, body)
 
     def sign(role: str) -> Response:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
 from signer.protocol.commands import normalize_address
-from signer.settings import Network
+from signer.settings import Proxies
 
 Environ = Mapping[str, Any]
 MAX_TOKEN: Final = 256  # characters; a token has 53
+MAX_HOP: Final = 64  # characters of an address with its port
+_WITH_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
 UNREADABLE: Final = "?"  # replaces text that cannot be a token and might not fit into a message
 
 
@@ -26,24 +29,32 @@ def read_token(environ: Environ) -> str | None:
     return token or None
 
 
-def read_address(environ: Environ, proxies: tuple[Network, ...]) -> str | None:
+def read_address(environ: Environ, proxies: Proxies) -> str | None:
     """The caller's IP address: the peer's, or the last one in X-Forwarded-For that is not a trusted proxy's.
 
-    None if it is unknown: a unix socket, or a proxy without the header. An invalid entry ends the search, because
-    the entries before it come from an untrusted sender.
+    None if it is unknown: a unix socket of a user who is no proxy, or a proxy without the header. An invalid entry ends
+    the search, because the entries before it come from an untrusted sender.
     """
     peer = str(environ.get("REMOTE_ADDR", ""))
-    if not proxies:
+    if peer and not proxies.networks:
         return normalize_address(peer)
+    if not peer and environ.get("REMOTE_UID") not in proxies.users:
+        return None
     forwarded = [part.strip() for part in str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")]
-    hops = [*forwarded, peer] if peer else forwarded
-    for hop in reversed(hops):
-        address = normalize_address(hop)
+    for hop in reversed([*forwarded, peer] if peer else forwarded):
+        address = normalize_address(_without_port(hop))
         if address is None:
             return None
-        if not any(ipaddress.ip_address(address) in network for network in proxies):
+        if not any(ipaddress.ip_address(address) in network for network in proxies.networks):
             return address
     return None
+
+
+def _without_port(hop: str) -> str:
+    """An entry of X-Forwarded-For without the port that some proxies add: `192.0.2.7:1`, `[2001:db8::7]:1`."""
+    if len(hop) > MAX_HOP or (match := _WITH_PORT.fullmatch(hop)) is None:
+        return hop
+    return match[1] or match[2]
 
 
 def new_request_id() -> str:
@@ -51,7 +62,7 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def message_header(op: str, environ: Environ, proxies: tuple[Network, ...], request_id: str) -> dict[str, object]:
+def message_header(op: str, environ: Environ, proxies: Proxies, request_id: str) -> dict[str, object]:
     """The fields that every keeper command has about its sender."""
     return {
         "op": op,

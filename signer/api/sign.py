@@ -16,9 +16,8 @@ from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.replies import Reply
 from signer.protocol.sign_request import MAX_BODY, body_too_large
-from signer.settings import Network
+from signer.settings import Proxies
 
-Proxies = tuple[Network, ...]
 ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; the keeper refuses longer names too
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 MAX_CONTENT_TYPE: Final = 1_024  # characters

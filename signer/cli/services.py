@@ -1,4 +1,4 @@
-"""`signer serve` and `signer keeper`: the verbs that run until they are stopped. They log to stderr."""
+"""`signer serve`, `signer keeper` and `signer api`: the verbs that run until they are stopped. They log to stderr."""
 
 from __future__ import annotations
 
@@ -30,12 +30,24 @@ def serve() -> int:
 @click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
 def keeper(key_channel: int | None) -> int:
     """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
-    separately: gunicorn -k signer.api.edge.EdgeWorker 'signer.api.asgi:create_app()'. SIGHUP reloads the
-    policy and the key file."""
+    separately: signer api. SIGHUP reloads the policy and the key file."""
     settings = _start()
     from signer.service.startup import run_keeper
 
     run_keeper(settings, key_channel)
+    return 0
+
+
+@verb("api", examples=["signer api"], is_service=True, lists_settings=True)
+# `signer serve` passes the sockets that it has bound through these descriptors; they have no other use.
+@click.option("--listener", type=whole(3, 1_000_000), multiple=True, hidden=True)
+def api(listener: tuple[int, ...]) -> int:
+    """Serves HTTP and passes each request to the keeper; holds no key, no policy and no state. It listens on the
+    sockets that systemd passes (LISTEN_FDS), otherwise on SIGNER_LISTEN. Requests get 503 while no keeper runs."""
+    settings = _start()
+    from signer.service.api import run_api
+
+    run_api(settings, listener)
     return 0
 
 

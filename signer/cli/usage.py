@@ -51,7 +51,7 @@ def render_group_help(words: Sequence[str]) -> str:
 
 
 _CLOSING: Final = """\
-Every verb takes --help; all but serve and keeper take --json. Settings come from SIGNER_*
+Every verb takes --help; all but serve, api and keeper take --json. Settings come from SIGNER_*
 environment variables: `signer serve --help` lists them, `signer check` checks them.
 
 examples:

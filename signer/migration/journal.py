@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
-from signer.files import lock, open_or_create, open_unread, sync_directory
+from signer.files import lock, open_or_create, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 
@@ -189,7 +190,8 @@ def runs(folder: Path) -> list[RunState]:
 def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     """Locks the platform against every other process, also with another evidence directory; raises `Unavailable`.
 
-    `base` is the compose file, which every operation on the platform uses; if it is missing, the plan reports that.
+    `base` is the compose file, which every operation on the platform uses. Others may read it, and who may open a file
+    can lock it; so a file of this user's that is named after it is locked in its place.
 
     A journal decides which steps are not repeated, so no other user may write there: `evidence_dir_not_private`.
     """
@@ -200,8 +202,10 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(error) from None
     try:
-        with suppress(OSError):
-            held.append(open_unread(base, follow_links=True))
+        try:
+            held.append(open_or_create(_own_folder() / f"{sha256(os.path.realpath(base).encode()).hexdigest()}.lock"))
+        except OSError as error:
+            raise _unwritable(error) from None
         if not all(lock(descriptor) for descriptor in held):
             raise Unavailable(
                 "run_in_progress",
@@ -214,9 +218,20 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _own_folder() -> Path:
+    """A directory of this user's that no other user may open; raises `OSError`, or `SignerError` if it is not."""
+    folder = Path("/run/signer-platform") if os.geteuid() == 0 else Path.home() / ".signer-platform"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    check_private(folder)
+    return folder
+
+
 def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
-    """Records a refused approval, without the typed text; raises `Unavailable`."""
+    """Records a refused approval, without the typed text; raises `Unavailable`, or `SignerError` for a directory in
+    which other users may write."""
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(folder)
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)

@@ -80,7 +80,8 @@ def trial(
     """The service with its own project, port and ledger, ready in `mode` while the block runs.
 
     Removes what an earlier trial left first, and this trial at the end. Raises `ComposeFailed`
-    (`trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_removed` and those of `Compose`).
+    (`trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_ours`, `trial_not_removed` and those of
+    `Compose`).
     """
     deadline = time.monotonic() + within
     address = f"127.0.0.1:{_free_port()}"
@@ -99,7 +100,9 @@ def trial(
         _check_apart(apart, found)
         with _guarded(apart, found.id, lives):
             apart.ask((facts.engine, "start", found.id), "the trial's container does not start")
-            yield Trial(f"http://{address}", _wait_until_ready(apart, address, mode, deadline), found, apart)
+            health = _wait_until_ready(apart, address, mode, deadline)
+            _check_listener(apart, found.id, address)
+            yield Trial(f"http://{address}", health, found, apart)
     except BaseException:
         remove_trial(apart)
         raise
@@ -214,8 +217,65 @@ def _ask_ready(address: str) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def _check_listener(apart: Compose, container: str, address: str) -> None:
+    """Raises `ComposeFailed` unless only processes of the container listen at the address.
+
+    The port is free until the container binds it: another local user who does so first would get the operator's token.
+    """
+    state = apart.ask_json((apart.facts.engine, "inspect", "--type", "container", container))[0].get("State") or {}
+    pid = state.get("Pid")
+    if type(pid) is not int or pid < 2 or not listens_alone(int(address.rpartition(":")[2]), pid):
+        raise ComposeFailed(
+            "trial_not_ours",
+            f"it is not proved that the trial itself listens at {address}, so it is sent no token",
+            "see `ss -ltnp`, then retry",
+        )
+
+
+def listens_alone(port: int, pid: int) -> bool:
+    """True if sockets listen on this port of IPv4, and each one belongs to `pid` or one of its descendants."""
+    inodes = set(_listening(port))
+    held = {inode for one in _descendants(pid) for inode in _sockets_of(one)}
+    return bool(inodes) and inodes <= held
+
+
+def _listening(port: int) -> Iterator[str]:
+    """Inodes of the sockets that listen on a port, from proc_net_tcp(5); `tcp6` has those that also take IPv4."""
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def _descendants(pid: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError, ValueError, IndexError):  # it has ended
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1]
+                )
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found
+
+
+def _sockets_of(pid: int) -> Iterator[str]:
+    """Inodes of a process's sockets; none of a process that has ended or may not be read."""
+    with suppress(OSError):
+        for entry in Path("/proc", str(pid), "fd").iterdir():
+            with suppress(OSError):
+                target = str(entry.readlink())
+                if target.startswith("socket:["):
+                    yield target[8:-1]
+
+
 def _free_port() -> int:
-    """A free loopback port. If it is taken before the service binds it, the trial does not become ready."""
+    """A free loopback port. If another process takes it before the service binds it, the trial is refused."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -73,12 +73,13 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
     yield Check("ok", "settings", f"mode {settings.mode}, mounts {', '.join(settings.mounts)}")
     for warning in settings.warnings:
         yield Check("warn", "unknown_setting", warning, "correct its name, or remove it from the environment")
-    protection = "reached from this host only" if settings.listen.is_private() else "beyond loopback"
-    if settings.tls_cert_file is not None:
-        protection += ", TLS"
-    if settings.trusted_proxies:
-        protection += f", behind {', '.join(map(str, settings.trusted_proxies))}"
-    yield Check("ok", "listen", f"{settings.listen}, {protection}")
+    for listen in settings.listen:
+        protection = "reached from this host only" if listen.is_private() else "beyond loopback"
+        if settings.tls_cert_file is not None:
+            protection += ", TLS"
+        if settings.trusted_proxies:
+            protection += f", behind {', '.join(map(str, settings.trusted_proxies))}"
+        yield Check("ok", "listen", f"{listen}, {protection}")
     for code, path in (("tls_certificate", settings.tls_cert_file), ("tls_key", settings.tls_key_file)):
         if path is not None and not os.access(path, os.R_OK):
             yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "fix the path or the file mode")

@@ -1,4 +1,4 @@
-"""The launcher: starts keeper and gunicorn, each as its own user, restarts them and forwards signals.
+"""The launcher: binds the api's sockets, starts keeper and api, each as its own user, and restarts them.
 
 It never reads a key: on SIGHUP it opens the key file for a keeper that is no longer root.
 """
@@ -23,6 +23,7 @@ from signer.errors import BadSettings, Unavailable
 from signer.files import open_name
 from signer.hardening import check_users, die_with_parent, look_up_user
 from signer.service.key_channel import hand_over, make_channel
+from signer.service.listeners import bind_listeners, check_listeners
 from signer.settings import Settings
 
 log = logging.getLogger("signer.serve")
@@ -33,7 +34,6 @@ KEEPER_STOPS_WITHIN: Final = 2.0
 RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a restart, by the number of failed starts in a row
 POLL_INTERVAL: Final = 0.02  # seconds between two checks of the children
 STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
-GUNICORN_TIMEOUT: Final = 30
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
 _UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
@@ -48,6 +48,7 @@ class _Child:
     user: str | None
     is_up: Callable[[_Child], bool]
     key_file: Path | None = None  # opened and passed to it on each SIGHUP
+    descriptors: tuple[int, ...] = ()  # passed to it at each start
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
     started: float = 0.0
@@ -74,9 +75,9 @@ class _Child:
         }
         self.process = subprocess.Popen(
             argv,
-            pass_fds=[theirs.fileno()] if theirs is not None else [],
+            pass_fds=[*self.descriptors, *([theirs.fileno()] if theirs is not None else [])],
             stdin=subprocess.DEVNULL,
-            cwd="/",  # gunicorn imports from its working directory first, and reads a gunicorn.conf.py there
+            cwd="/",
             env=environment,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
             **ids,  # type: ignore[call-overload]
@@ -132,6 +133,8 @@ def run_service(settings: Settings) -> None:
     for warning in settings.warnings:
         log.warning("%s", warning)
     _check_users(settings)
+    listeners = bind_listeners(settings)  # before anything else: it needs root, and a port may be taken
+    check_listeners(listeners, settings)
     _prepare_directories(settings)
     as_root = os.geteuid() == 0
     keeper = _Child(
@@ -141,7 +144,15 @@ def run_service(settings: Settings) -> None:
         lambda child: _listens(child, settings),
         settings.ca_key_file if settings.reads_key_file else None,
     )
-    api = _Child("api", gunicorn_argv(settings), settings.api_user if as_root else None, _is_stable)
+    numbers = tuple(listener.fileno() for listener in listeners)
+    passed = [word for number in numbers for word in ("--listener", str(number))]
+    api = _Child(
+        "api",
+        (sys.executable, "-P", "-m", "signer", "api", *passed),
+        settings.api_user if as_root else None,
+        _is_stable,
+        descriptors=numbers,
+    )
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
@@ -150,11 +161,20 @@ def run_service(settings: Settings) -> None:
         keeper.start()
         _wait_until_ready(keeper, stopping)
         api.start()
-        log.warning("serving on %s", settings.listen)
+        log.warning("serving on %s", ", ".join(map(str, settings.listen)))
         _supervise((keeper, api), stopping)
     finally:
         api.stop(API_STOPS_WITHIN)
         keeper.stop(KEEPER_STOPS_WITHIN)
+        _close(listeners, settings)
+
+
+def _close(listeners: list[socket.socket], settings: Settings) -> None:
+    """Stops to listen, and removes the unix sockets."""
+    for listener, listen in zip(listeners, settings.listen, strict=True):
+        listener.close()
+        if listen.path is not None:
+            listen.path.unlink(missing_ok=True)
 
 
 def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
@@ -209,27 +229,6 @@ def _listens(keeper: _Child, settings: Settings) -> bool:
 
 def _is_stable(api: _Child) -> bool:
     return time.monotonic() - api.started > STABLE_AFTER
-
-
-def gunicorn_argv(settings: Settings) -> list[str]:
-    """The api's command line; it contains no secret."""
-    listen = settings.listen
-    argv = [sys.executable, "-P", "-m", "gunicorn", "signer.api.asgi:create_app()"]
-    argv += ["--bind", str(listen), "--workers", str(settings.workers), "--threads", str(settings.threads)]
-    argv += ["--worker-class", "signer.api.edge.EdgeWorker", "--preload", "--no-control-socket"]
-    argv += ["--log-level", "warning", "--timeout", str(GUNICORN_TIMEOUT), "--graceful-timeout", "2"]
-    argv += ["--keep-alive", "75", "--worker-tmp-dir", _memory_dir(), "--name", "signer-api"]
-    argv += ["--backlog", "1024", "--worker-connections", "1000"]
-    # No configuration file from anywhere; no header may set SCRIPT_NAME.
-    argv += ["--config", "python:signer", "--forwarder-headers", ""]
-    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
-        argv += ["--certfile", str(settings.tls_cert_file), "--keyfile", str(settings.tls_key_file)]
-    return argv
-
-
-def _memory_dir() -> str:
-    """A directory in memory for gunicorn's heartbeat files, if there is one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"  # noqa: S108 - gunicorn makes and unlinks them itself
 
 
 def _check_users(settings: Settings) -> None:

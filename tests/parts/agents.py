@@ -35,7 +35,7 @@ class Agent:
         self,
         *options: str,
         environ: dict[str, str] | None = None,
-        user: str | None = None,
+        user: str | int | None = None,
         socket: Path | None = None,
         folder: Path | None = None,
     ) -> None:

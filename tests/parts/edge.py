@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
-from signer.api.edge import ClientConnection, Connections, EdgeServer, Phase, make_config
+from signer.api.edge import Api, ClientConnection, Connections, EdgeServer, Phase, make_config
 from signer.protocol.log_limit import LogLimit
 
 log = logging.getLogger("test.edge")
@@ -66,7 +66,7 @@ class Clients:
         config = make_config(app)
         config.load()
         self.registry = Connections(most, 75, lines or LogLimit(log))
-        self.server = EdgeServer(config, self.registry, lambda _: False)
+        self.server = EdgeServer(config, self.registry, cast(Api, None))
 
     def connect(self, peer: str = "192.0.2.7") -> tuple[ClientConnection, FakeTransport]:
         """A new connection."""

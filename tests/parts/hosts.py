@@ -178,8 +178,8 @@ class Host:
 
     def program(self, name: str, text: str) -> None:
         """A small program that stands for a real one."""
-        path = self.folder / "bin" / name
-        path.write_text(text)
+        path = self.folder / "bin" / name  # run as /usr/local/sbin/NAME
+        path.write_text(text.replace("${0%/*}", str(path.parent)))
         path.chmod(0o755)
 
     def write(self, name: str, text: str) -> Path:
@@ -225,9 +225,10 @@ class Host:
 
     def command(self, *arguments: str, bash: tuple[str, ...] = (), under: tuple[str, ...] = ()) -> list[str]:
         """The command line that runs the script on this host, `under` another program if one is named."""
-        mounts = [str(part) for place, path in self.over.items() for part in (path, place)]
+        over = {"/usr/local/sbin": self.folder / "bin", **self.over}  # first on the script's own PATH
+        mounts = [str(part) for place, path in over.items() for part in (path, place)]
         mount = 'set -e; while [ "$1" != -- ]; do mount --no-mtab --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
-        script = [*under, "bash", *bash, str(SCRIPT), *self.arguments, *arguments]
+        script = [*under, "/bin/bash", "-p", *bash, str(SCRIPT), *self.arguments, *arguments]
         return ["unshare", "-m", "--propagation", "private", "sh", "-c", mount, "sh", *mounts, "--", *script]
 
     def environment(self) -> dict[str, str]:

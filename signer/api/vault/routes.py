@@ -178,7 +178,7 @@ class VaultApi:
     def _mounted(self, vault_request: VaultRequest, rest: str) -> HttpResponse:
         if vault_request.operation == "update" and (match := re.fullmatch(f"sign/({NAME})", rest, re.ASCII)):
             # sign.py passed it to Flask for a namespace or wrapping header that has no effect.
-            proxies = self._settings.trusted_proxies
+            proxies = self._settings.proxies
             return SignCall(vault_request.environ, proxies, match[1], for_vault=True, body=vault_request.body).run(
                 self._keeper
             )
@@ -209,7 +209,7 @@ class VaultApi:
             return error
 
     def _ask(self, shape: type[_Shape], op: str, vault_request: VaultRequest, **fields: object) -> _Shape:
-        header = message_header(op, vault_request.environ, self._settings.trusted_proxies, vault_request.request_id)
+        header = message_header(op, vault_request.environ, self._settings.proxies, vault_request.request_id)
         return expect(shape, self._keeper.ask({**header, **fields}))
 
     def _ca(self) -> CaKey:

@@ -6,6 +6,7 @@ import json
 import shlex
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -123,6 +124,7 @@ class CutoverActions:
         """Compares roles, then real certificates of Vault and of the local CA, which signs in its own trial."""
         file, token = self._file, self._file.signer.token_file
         with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
+            check_trial_ca(tried.health, self._policy.ca.fingerprint)
             report = check_parity(
                 self._policy,
                 vault,
@@ -248,6 +250,16 @@ class CutoverActions:
                 return str(vault.call("GET", "sys/health").get("version", "unknown"))[:60]
         except SignerError:
             return "unknown"
+
+
+def check_trial_ca(health: Mapping[str, Any], pin: str) -> None:
+    """Raises `StepFailed` unless the trial reports the pinned CA; nothing has been sent to it before."""
+    if health.get("ca_fingerprint") != pin:
+        raise StepFailed(
+            "trial_not_ours",
+            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, policy.toml pins {pin}",
+            "see the key file that cutover.toml names",
+        )
 
 
 def _facts(found: ContainerState | None) -> dict[str, object] | None:

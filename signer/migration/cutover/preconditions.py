@@ -311,7 +311,7 @@ def plan_value(value: object) -> Any:
 def preflight_line(file: CutoverFile) -> list[str]:
     """The preflight's command line; the key's path and pin are in its environment."""
     files = ["--base", str(file.compose.base), "--overlay", str(file.compose.overlay)]
-    return ["bash", str(file.preflight.script), "--json", *files, *file.preflight.arguments]
+    return ["/bin/bash", "-p", str(file.preflight.script), "--json", *files, *file.preflight.arguments]
 
 
 def preflight_environment(file: CutoverFile, pin: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from signer.ssh.certificate import decode_certificate
 from tests.parts import builders, missing
 from tests.parts.agents import Agent, SoftHsm
 from tests.parts.eventually import eventually
+from tests.parts.fake_vault import TOKEN, FakeVault
 from tests.parts.keys import Key, KeyRing
 from tests.parts.rotation import API_USER, KEEPER_USER, ca_lines, why_not_two_users
 from tests.parts.service import STANDARD_POLICY, Service
@@ -216,6 +217,26 @@ def test_the_pin_chooses_the_key_and_rotates_it(tmp_path: Path, keyring: KeyRing
         assert in_use() == new.fingerprint, "a key that is not there is not taken"
         assert [body["code"] for body in events(service, "ca.refused")] == ["ca_agent_key_missing"]
         assert [body["code"] for body in events(service, "policy.refused")] == ["policy_pins_another_key"]
+
+
+def test_in_shadow_mode_the_agents_key_is_compared_with_and_needed_at_the_start_alone(
+    tmp_path: Path, keyring: KeyRing, agent: Agent, user: Key
+) -> None:
+    ca = keyring("ecdsa256", "ca")
+    agent.add(ca)
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text(TOKEN)
+    with FakeVault() as vault:
+        environ = {"SIGNER_MODE": "shadow", "SIGNER_VAULT_ADDR": vault.address, "SIGNER_VAULT_TOKEN_FILE": str(token)}
+        with service_with(tmp_path / "service", ca, agent, **environ) as service:
+            agent.kill()
+            ready = service.ask("GET", "/readyz").json()
+            assert (ready["mode"], ready["local_ca_fingerprint"]) == ("shadow", ca.fingerprint)
+            answer = service.sign(user.public_line)
+            assert answer.status == 201, answer.body
+            assert decode_certificate(builders.certificate_of(answer.json()))[0].ca_key == vault.ca.blob
+            assert [body["field"] for body in events(service, "shadow.difference")] == ["key_id"]
 
 
 def test_without_the_pinned_key_there_is_no_start(tmp_path: Path, keyring: KeyRing, agent: Agent) -> None:

@@ -143,10 +143,10 @@ def test_keeper_and_api_are_two_users_without_powers(local: Contained) -> None:
     for number, one in found.items():
         assert one.status["NoNewPrivs"] == ["1"]
         if number != 1:
-            users[one.command.split(" -m ")[1].split()[0]] = one.uid
+            users[one.command.split(" -m signer ")[1].split()[0]] = one.uid
             assert powers(one.status["CapEff"]) == powers(one.status["CapPrm"]) == set()
             assert one.status["Groups"] == []
-    assert users == {"signer": KEEPER_ID, "gunicorn": API_ID}
+    assert users == {"keeper": KEEPER_ID, "api": API_ID}
 
 
 def powers(mask: list[str]) -> set[str]:
@@ -268,13 +268,13 @@ def test_sighup_takes_a_policy_file_that_was_replaced(local: Contained, user: Ke
     eventually(lambda: asked() == 201, "the longer one is back")
 
 
-def test_no_zombie_is_left_of_a_killed_gunicorn(local: Contained) -> None:
+def test_no_zombie_is_left_of_a_killed_api(local: Contained) -> None:
     (arbiter, *workers) = sorted(
-        (one for one in local.processes().values() if " -m gunicorn " in one.command), key=lambda one: one.number
+        (one for one in local.processes().values() if " -m signer api " in one.command), key=lambda one: one.number
     )
     os.kill(arbiter.pid, signal.SIGKILL)
     eventually(lambda: not any(Path(f"/proc/{one.pid}").exists() for one in (arbiter, *workers)), "all are gone")
-    eventually(local.is_ready, "gunicorn is back")
+    eventually(local.is_ready, "the api is back")
     assert [one.status["State"] for one in local.processes().values() if one.status["State"][0] == "Z"] == []
 
 

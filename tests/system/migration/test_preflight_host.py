@@ -272,9 +272,8 @@ def test_a_host_without_sshd_is_warned_only(host: Host) -> None:
     for name in ("bash", "sh", "env", "timeout", "stat", "ls", "head", "sort", "realpath", "sha256sum", "ssh-keygen",
                  "dirname", "cat"):  # fmt: skip
         (host.folder / "bin" / name).symlink_to(shutil.which(name) or f"/usr/bin/{name}")
-    for folder in ("/usr/sbin", "/usr/local/sbin"):
-        (host.folder / "empty").mkdir(exist_ok=True)
-        host.over[folder] = host.folder / "empty"
+    (host.folder / "empty").mkdir()
+    host.over["/usr/sbin"] = host.folder / "empty"
     told = host.run()
     assert told.codes("FAIL", "warn") == {"sshd_elsewhere"}
     assert told.returncode == 0
@@ -420,3 +419,34 @@ def test_time_of_a_run_is_reported(host: Host, record_property: Callable[[str, o
         times.append(time.perf_counter() - start)
     record_property("preflight_seconds", min(times))
     print(f"preflight: {min(times):.3f} s")
+
+
+@pytest.mark.parametrize("what", ["function", "BASH_ENV", "PATH"])
+def test_audit_4e4_nothing_that_the_caller_exports_steers_it(host: Host, tmp_path: Path, what: str) -> None:
+    """Run as `bash SCRIPT`, as an operator may."""
+    before = host.run()
+    mark = tmp_path / "it-was-run"
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "stat").write_text(f"#!/bin/sh\ntouch {mark}\n")
+    (evil / "stat").chmod(0o755)
+    (evil / "env").write_text(f"stat() {{ touch {mark}; }}\n")
+    environ = host.environment()
+    environ |= {
+        "function": {"BASH_FUNC_stat%%": f"() {{ touch {mark}; }}", "BASH_FUNC_say%%": "() { :; }"},
+        "BASH_ENV": {"BASH_ENV": str(evil / "env")},
+        "PATH": {"PATH": f"{evil}:{environ['PATH']}"},
+    }[what]
+    command = [word for word in host.command() if word != "-p"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd="/", timeout=60)
+    assert done.stdout == before.stdout
+    assert not mark.exists()
+
+
+def test_audit_4e4_foreign_digits_are_no_expression(tmp_path: Path) -> None:
+    mark = tmp_path / "it-was-run"
+    for foreign in (f"\\u$(touch {mark})", "\\uX[$(touch " + str(mark) + ")]", "\\xa[", "\\u12"):
+        words = ["-c", 'source "$1"; value=$2; unescape', "test", str(SCRIPT), foreign]
+        done = subprocess.run(["/bin/bash", "-p", *words], capture_output=True, timeout=20, check=False)
+        assert done.returncode == 1, foreign
+        assert not mark.exists(), foreign

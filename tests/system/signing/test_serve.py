@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import signal
@@ -170,6 +171,123 @@ def test_modules_and_configuration_of_the_folder_it_starts_in_are_not_used(
     with Service(tmp_path / "service", keyring("ed25519", "ca")) as service:
         assert service.ask("GET", "/healthz").status == 200
         assert "the folder decides" not in service.log()
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_address_is_served_and_no_unix_socket_stays(tmp_path: Path, keyring: KeyRing) -> None:
+    other, path = ports.free_port(), tmp_path / "api.sock"
+    port = ports.free_port()
+    environ = {"SIGNER_LISTEN": f"{ports.LOOPBACK}:{port},127.0.0.2:{other},unix:{path}"}
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"), environ=environ)
+    service.port = port
+    with service:
+        for family, address in ((socket.AF_INET, ("127.0.0.2", other)), (socket.AF_UNIX, str(path))):
+            with socket.socket(family) as client:
+                client.settimeout(30)
+                client.connect(address)
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.1 200"
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("who", ["api", "keeper"])
+def test_no_port_is_free_while_a_part_restarts(who: str, start_service: StartService) -> None:
+    service = start_service()
+    os.kill(service.pid, signal.SIGSTOP)  # or the launcher would be faster than this test
+    victim = service.keeper_pid() if who == "keeper" else arbiter(service)
+    assert victim is not None
+    everybody = [victim, *family(victim)]
+    try:
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, everybody)), "it is dead")
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                thief.bind((ports.LOOPBACK, service.port))
+        client = socket.create_connection((ports.LOOPBACK, service.port), timeout=30)  # waits in the queue
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    with client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path, keyring: KeyRing) -> None:
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"))
+    with socket.socket() as other:
+        other.bind((ports.LOOPBACK, service.port))
+        other.listen()
+        said = refusal(service)
+    assert f"cannot listen on {ports.LOOPBACK}:{service.port}: Address already in use" in said
+    assert not service.data_dir.exists()
+
+
+def run_api(service: Service, *listeners: socket.socket, **environ: str) -> subprocess.Popen[bytes]:
+    """`signer api` with those sockets, as systemd passes them."""
+    numbers = range(3, 3 + len(listeners))
+    script = f"LISTEN_PID=$$ LISTEN_FDS={len(listeners)} exec {sys.executable} -P -m signer api"
+
+    def move() -> None:
+        copies = [os.dup(listener.fileno()) for listener in listeners]
+        high = [fcntl.fcntl(copy, fcntl.F_DUPFD, 100) for copy in copies]
+        for number, copy in zip(numbers, high, strict=True):
+            os.dup2(copy, number, inheritable=True)
+
+    with service.log_file.open("ab") as log:
+        return subprocess.Popen(
+            ["sh", "-c", script],
+            env={**service.environment(), **environ},
+            stdout=log,
+            stderr=log,
+            close_fds=False,
+            preexec_fn=move,  # noqa: PLW1509 - the test has one thread
+        )
+
+
+def test_sockets_of_systemd_are_served_and_stay_its_own(tmp_path: Path, keyring: KeyRing) -> None:
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"), environ={"SIGNER_LISTEN": "127.0.0.1:1"})
+    service.folder.mkdir(exist_ok=True)
+    path = tmp_path / "api.sock"
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind((ports.LOOPBACK, service.port))
+        unix.bind(str(path))
+        for listener in (tcp, unix):
+            listener.listen()
+        process = run_api(service, tcp, unix)
+        try:
+            assert service.ask("GET", "/healthz", timeout=30).status == 200
+            assert service.ask("GET", "/readyz").json()["code"] == "keeper_gone"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(30)
+                client.connect(str(path))
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.1 200"
+        finally:
+            ports.stop(process)
+        assert process.returncode == 0
+        assert path.exists()
+
+
+def test_audit_c3_a_socket_beyond_loopback_is_refused_whatever_the_setting_says(
+    tmp_path: Path, keyring: KeyRing
+) -> None:
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"), environ={"SIGNER_LISTEN": "127.0.0.1:1"})
+    with socket.socket() as exposed:
+        exposed.bind(("0.0.0.0", 0))
+        exposed.listen()
+        number = exposed.getsockname()[1]
+        for proxies in ("", "0.0.0.0/0"):
+            assert run_api(service, exposed, SIGNER_TRUSTED_PROXIES=proxies).wait(30) == 1
+    assert service.log().count(f"the socket at 0.0.0.0:{number} is beyond loopback") == 2
+
+
+def test_what_is_no_listening_socket_is_refused(tmp_path: Path, keyring: KeyRing) -> None:
+    service = Service(tmp_path / "s", keyring("ed25519", "ca"))
+    with socket.socket() as idle:
+        assert run_api(service, idle).wait(30) == 1
+    assert "descriptor 3 is not a listening socket" in service.log()
 
 
 # --- started as root ---------------------------------------------------------------------------------------------

@@ -155,6 +155,20 @@ def test_a_client_that_is_gone_leaves_the_queue(admission: Admission, clock: Clo
     run(scene())
 
 
+def test_closed_connections_make_room_for_a_newcomer(admission: Admission, clock: Clock) -> None:
+    async def scene() -> None:
+        await use_up(admission)
+        closed: list[int] = []
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(admission.enter("a", 1, lambda: bool(closed))) for _ in range(MAX_WAITING)]
+        assert await outcomes(*tasks, come(admission, requests=1)) == "." * MAX_WAITING + "-"
+        closed.append(1)
+        assert await outcomes(come(admission, requests=1)) == "."
+        assert await outcomes(*tasks) == "-" * MAX_WAITING
+
+    run(scene())
+
+
 def test_the_refusal_says_what_to_do() -> None:
     busy = admission_module.busy()
     assert isinstance(busy, Unavailable)

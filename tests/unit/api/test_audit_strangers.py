@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import pytest
 
-from signer.api.admission import Admission
+from signer.api.admission import Admission, busy
 from signer.api.asgi import Api, create_app, read_environ, run_flask
 from signer.api.edge import MAX_HEAD, Phase
 from signer.api.request import read_address, read_token
@@ -46,7 +46,7 @@ from signer.protocol.sign_request import (
 )
 from signer.safe_session.http import _read_all, parse_response
 from signer.safe_session.response import check_certificate, parse_object
-from signer.settings import load_settings
+from signer.settings import Proxies, load_settings
 from signer.ssh.publickey import MAX_TEXT, parse_public_key
 from signer.units import parse_duration
 from signer.vault.audit_log import read_audit_log
@@ -170,7 +170,7 @@ def _token(text: str) -> None:
     hide_tokens(text)
 
 
-NETWORKS: Final = (ipaddress.ip_network("127.0.0.0/8"),)
+NETWORKS: Final = Proxies((ipaddress.ip_network("127.0.0.0/8"),))
 
 
 def _sender(text: str) -> None:
@@ -607,3 +607,42 @@ def test_audit_b1_a_limited_log_counts_what_it_does_not_write(caplog: pytest.Log
     assert counts == ["4 more in a minute: odd", "4 more in a minute: other"]
     lines.warn("odd", "an odd request")
     assert caplog.records[-1].getMessage() == "an odd request"
+
+
+# --- addresses that old clients make ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target, status, location",
+    [
+        (b"//v1/sys/health", b"404", None),
+        (b"//v1/ssh/roles?list=true", b"404", None),
+        (b"///", b"404", None),
+        (b"/v1//sys/health", b"307", b"/v1/sys/health"),
+        (b"/v1/ssh//roles/x?a=b", b"307", b"/v1/ssh/roles/x?a=b"),
+        (b"/v1/sys//", b"307", b"/v1/sys/"),
+    ],
+)
+def test_audit_f6_doubled_slashes_are_answered_as_openbao_does(
+    target: bytes, status: bytes, location: bytes | None, edge: _Edge
+) -> None:
+    answer = edge.send(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = answer.partition(b"\r\n\r\n")[0]
+    assert head.split()[1] == status
+    locations = [line.partition(b": ")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"location:")]
+    assert locations == ([] if location is None else [location])
+
+
+def test_a_stranger_for_whom_there_is_no_room_is_told_when_to_retry_and_its_connection_ends(
+    edge: _Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise busy()
+
+    for path, code in ((b"/api/certificates", b"edge_busy"), (b"/v1/ssh/sign/x", b"edge_busy")):
+        monkeypatch.setattr(Admission, "enter", full)
+        head, _, body = edge.send(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert {b"retry-after: 1", b"connection: close"} <= set(head.lower().split(b"\r\n"))
+        assert code in body
+        assert json.loads(body)["errors"]

@@ -10,8 +10,9 @@ import pytest
 from signer.api.request import MAX_TOKEN, UNREADABLE, message_header, new_request_id, read_address, read_token
 from signer.protocol import commands
 from signer.protocol.commands import MAX_HEADER, split_message
+from signer.settings import Proxies
 
-PROXIES = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
+PROXIES = Proxies((ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128")))
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,16 @@ def test_a_text_that_can_be_no_token_still_fits_into_a_message(token: str) -> No
         ("10.0.0.1", "10.0.0.2, 10.0.0.3", None),
         ("::1", "2001:db8::5", "2001:db8::5"),
         ("::ffff:10.0.0.1", "::ffff:198.51.100.9", "198.51.100.9"),
-        ("", "198.51.100.9", "198.51.100.9"),  # the proxy talks through a unix socket
-        ("", "", None),
+        ("10.0.0.1", "203.0.113.7:51022", "203.0.113.7"),  # as Azure's gateway writes it
+        ("10.0.0.1", "[2001:db8::7]:51022", "2001:db8::7"),
+        ("10.0.0.1", "[2001:db8::7]", "2001:db8::7"),
+        ("10.0.0.1", "198.51.100.9, 10.0.0.2:80", "198.51.100.9"),
+        ("10.0.0.1", "203.0.113.7:", None),
+        ("10.0.0.1", "203.0.113.7:x", None),
+        ("10.0.0.1", "203.0.113.7:510220", None),
+        ("10.0.0.1", "2001:db8::7:51022:1:2:3:4", None),
+        ("10.0.0.1", "[203.0.113.7:1", None),
+        ("", "198.51.100.9", None),  # a unix socket, and nobody says whose
         ("10.0.0.1", "fe80::1%eth0", None),
     ],
 )
@@ -68,9 +77,25 @@ def test_a_text_too_long_for_an_address_is_none_and_is_not_remembered() -> None:
     assert commands._normalize_short.cache_info().currsize == 1  # the proxy's own
 
 
+@pytest.mark.parametrize(
+    "user, forwarded, address",
+    [
+        (33, "198.51.100.9", "198.51.100.9"),
+        (33, "203.0.113.5, 198.51.100.9, 10.0.0.2", "198.51.100.9"),
+        (33, "", None),
+        (1000, "198.51.100.9", None),
+        (0, "198.51.100.9", None),
+    ],
+)
+def test_audit_c2_on_a_unix_socket_only_a_named_user_is_a_proxy(user: int, forwarded: str, address: str | None) -> None:
+    environ = {"REMOTE_ADDR": "", "REMOTE_UID": user, "HTTP_X_FORWARDED_FOR": forwarded}
+    assert read_address(environ, Proxies(PROXIES.networks, frozenset({33}))) == address
+    assert read_address(environ, PROXIES) is None
+
+
 @pytest.mark.parametrize("peer, address", [("192.0.2.1", "192.0.2.1"), ("", None), ("::ffff:192.0.2.1", "192.0.2.1")])
 def test_without_trusted_proxies_only_the_peer_counts(peer: str, address: str | None) -> None:
-    assert read_address({"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "198.51.100.9"}, ()) == address
+    assert read_address({"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": "198.51.100.9"}, Proxies()) == address
 
 
 def test_the_largest_header_fits_into_a_message_to_the_keeper() -> None:

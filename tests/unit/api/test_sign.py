@@ -10,6 +10,7 @@ from signer.api.asgi import read_environ
 from signer.api.sign import SignCall, SignRoutes
 from signer.protocol.client import make_message
 from signer.protocol.commands import split_message
+from signer.settings import Proxies
 
 
 def environ(*fields: tuple[bytes, bytes], client: Any = ("192.0.2.7", 4711), **scope: Any) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def test_a_client_of_a_unix_socket_has_no_address() -> None:
     assert environ(client=None)["REMOTE_ADDR"] == ""
 
 
-ROUTES = SignRoutes(("ssh", "team/ssh"), ())
+ROUTES = SignRoutes(("ssh", "team/ssh"), Proxies())
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,6 @@ def test_a_namespace_or_wrapping_is_for_the_rest_of_vaults_api(field: bytes) -> 
 @pytest.mark.parametrize("content_type", ["\xe9" * 3_000, "a" * 30_000, "text/plain; a=\xe9"])
 def test_a_content_type_that_no_form_has_is_left_out_of_the_message(content_type: str) -> None:
     asked = environ((b"content-type", content_type.encode("latin-1")))
-    call = SignCall(asked, (), "llmops", for_vault=True, body=b"{}")
+    call = SignCall(asked, Proxies(), "llmops", for_vault=True, body=b"{}")
     assert call.header["content_type"] == ""
     split_message(make_message(call.header, call.body))

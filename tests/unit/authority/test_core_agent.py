@@ -6,19 +6,21 @@ import os
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.ca.agent import too_slow
 from signer.errors import SignerError
+from signer.ledger.audit import verify
 from signer.model import Returned
 from signer.protocol.commands import Freeze, ShowHead, Unfreeze
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders
 from tests.parts.agent_episodes import AgentEpisode, Bench
 from tests.parts.builders import NOW, PretendKey
-from tests.parts.episodes import Memory
+from tests.parts.episodes import Disk, Memory
 
 SLOW = too_slow()
 LIMITED = builders.policy(builders.POLICY, builders.role_lines("limits = { per_minute = 2, live = 2 }"))
@@ -184,6 +186,7 @@ def test_one_that_fails_spoils_no_other() -> None:
 # --- the same promises, after each of many random steps -------------------------------------------------------------
 
 STEPS = 30_000  # commands
+ON_DISK = 2_000  # commands of the run on SQLite
 
 
 @pytest.mark.slow
@@ -210,6 +213,21 @@ def test_every_promise_holds_after_each_of_many_random_steps_where_an_agent_sign
         "too_many_live", "clock_behind", "keeper_stopping",
     }  # fmt: skip
     assert events["certificate.withheld"] > 100
+
+
+@pytest.mark.slow
+def test_every_promise_holds_on_a_real_ledger_where_an_agent_signs(tmp_path: Path) -> None:
+    seed = os.environ.get("SIGNER_RANDOM_SEED") or str(random.SystemRandom().randrange(2**32))
+    print(f"repeat with SIGNER_RANDOM_SEED={seed}")
+    ledger = Disk(tmp_path)
+    episode = AgentEpisode(seed, ledger)
+    while episode.commands < ON_DISK:
+        episode.step()
+    ledger.fail = ""
+    head = verify(ledger)
+    ledger.close()
+    assert head.seq == episode.watcher.seen
+    assert episode.released <= episode.watcher.issued.keys() - episode.watcher.withheld - episode.lost
 
 
 def test_the_watcher_of_these_steps_sees_a_broken_promise() -> None:

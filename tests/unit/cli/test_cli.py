@@ -39,7 +39,7 @@ from tests.parts.command import POLICY, World, issued, make_world, run, tamper
 from tests.parts.keys import KeyRing
 
 VERBS = {entry.words: verb for entry, verb in load_all()}
-ONE_SHOT = [words for words in VERBS if words not in ("serve", "keeper")]
+ONE_SHOT = [words for words in VERBS if words not in ("serve", "api", "keeper")]
 ANY_TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
 IN_A_WORLD = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -182,7 +182,7 @@ def _assert_civil(ran: Any) -> None:
         assert ran.err or ran.out
 
 
-_WORDS = sorted({word for words in VERBS for word in words.split()} - {"serve", "keeper"})
+_WORDS = sorted({word for words in VERBS for word in words.split()} - {"serve", "api", "keeper"})
 _FLAGS = sorted({name for verb in VERBS.values() for param in verb.params for name in param.opts})
 _VALUES = ["llmops", "deploy-agent", "ca", "user.pub", "policy.toml", "data", "1", "0", "-1", "1d", "--", "-", "", "3"]
 
@@ -205,7 +205,7 @@ def test_no_command_line_makes_a_stack(world: World, verb: str, words: list[str]
 @IN_A_WORLD
 @given(st.lists(st.one_of(st.sampled_from([*_FLAGS, *_VALUES, *_WORDS]), ANY_TEXT), max_size=4))
 def test_no_verb_makes_a_stack(world: World, words: list[str]) -> None:
-    _assert_civil(run(*[word for word in words if word not in ("serve", "keeper")]))
+    _assert_civil(run(*[word for word in words if word not in ("serve", "api", "keeper")]))
 
 
 @IN_A_WORLD
@@ -407,7 +407,7 @@ def test_every_verb_has_a_function(words: str) -> None:
 def test_the_services_list_every_setting() -> None:
     from signer.settings import SETTINGS
 
-    for words in ("serve", "keeper", "check"):
+    for words in ("serve", "api", "keeper", "check"):
         out = run(words, "--help").out
         assert [name for name, _, _ in SETTINGS if f"\n  {name} " not in out] == []
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -470,3 +472,24 @@ def test_where_others_could_plant_a_journal_nothing_is_begun(tmp_path: Path, mod
 def test_a_name_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a run name"):
         Journal(tmp_path, "../x")
+
+
+def test_audit_3d3_a_lock_on_the_compose_file_that_anybody_may_take_stops_nothing(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.touch(0o644)
+    with base.open() as opened:  # as any user may who can read it
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        with platform_lock(tmp_path / "evidence", base):
+            locks = [path for path in journals._own_folder().iterdir() if path.suffix == ".lock"]
+            assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in locks)
+            assert stat.S_IMODE(journals._own_folder().stat().st_mode) == 0o700
+
+
+def test_audit_3d6_a_refused_approval_is_not_noted_where_others_may_write(tmp_path: Path) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir(0o777)
+    folder.chmod(0o777)
+    with pytest.raises(SignerError) as refused:
+        note_attempt(folder, {"why": "approval_wrong"})
+    assert refused.value.code == "evidence_dir_not_private"
+    assert list(folder.iterdir()) == []

@@ -21,7 +21,7 @@ def problems(**environ: str) -> tuple[str, ...]:
 
 def test_nothing_said_is_the_documented_defaults() -> None:
     settings = load_settings({})
-    assert str(settings.listen) == "127.0.0.1:8222"
+    assert [str(listen) for listen in settings.listen] == ["127.0.0.1:8222"]
     assert settings.policy_file == Path("/etc/signer/policy.toml")
     assert settings.ca_key_owner == "root:root"
     assert settings.mounts == ("ssh",)
@@ -120,13 +120,32 @@ def test_listening_beyond_loopback_needs_tls_or_proxies(listen: str) -> None:
         f"SIGNER_LISTEN: {listen} is beyond loopback, which would send tokens in the clear;"
         " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
     )
-    assert str(load_settings({"SIGNER_LISTEN": listen, **TLS}).listen) == listen
-    assert str(load_settings({"SIGNER_LISTEN": listen, "SIGNER_TRUSTED_PROXIES": "10.0.0.0/8"}).listen) == listen
+    for more in (TLS, {"SIGNER_TRUSTED_PROXIES": "10.0.0.0/8"}):
+        assert [str(one) for one in load_settings({"SIGNER_LISTEN": listen, **more}).listen] == [listen]
+    (problem,) = problems(SIGNER_LISTEN=f"127.0.0.1:1,{listen}")
+    assert problem.startswith(f"SIGNER_LISTEN: {listen} is beyond loopback")
+
+
+@pytest.mark.parametrize("proxies", ["0.0.0.0/0", "::/0", "10.0.0.0/8,0.0.0.0/0", "0.0.0.0/1,128.0.0.0/1", "8000::/1"])
+def test_audit_c3_everybody_is_no_proxy(proxies: str) -> None:
+    (problem,) = problems(SIGNER_LISTEN="0.0.0.0:8222", SIGNER_TRUSTED_PROXIES=proxies)
+    assert problem.startswith("SIGNER_LISTEN: 0.0.0.0:8222 is beyond loopback")
+
+
+def test_several_addresses_are_listened_on_and_none_twice() -> None:
+    text = "127.0.0.1:8222, [::1]:8222 ,unix:/run/a"
+    assert [str(one) for one in load_settings({"SIGNER_LISTEN": text}).listen] == [
+        "127.0.0.1:8222", "[::1]:8222", "unix:/run/a",
+    ]  # fmt: skip
+    (problem,) = problems(SIGNER_LISTEN="127.0.0.1:1,127.0.0.1:1")
+    assert problem == "SIGNER_LISTEN: an address is listed twice"
+    (problem,) = problems(SIGNER_LISTEN="127.0.0.1:1,")
+    assert problem.startswith("SIGNER_LISTEN: '' is not host:port")
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.8.8:65535", "[::1]:8222", "localhost:8222", "unix:/run/a"])
 def test_listening_where_nobody_elsewhere_reaches_needs_nothing(listen: str) -> None:
-    assert str(load_settings({"SIGNER_LISTEN": listen}).listen) == listen
+    assert [str(one) for one in load_settings({"SIGNER_LISTEN": listen}).listen] == [listen]
 
 
 def test_an_unknown_setting_is_warned_about_with_the_nearest_name() -> None:
@@ -172,3 +191,9 @@ def test_the_key_file_is_read_where_a_local_key_is_needed_and_no_agent_has_it(
 def test_the_socket_of_an_agent_may_be_as_long_as_the_kernel_allows() -> None:
     path = "/" + "x" * 106
     assert str(load_settings({"SIGNER_CA_AGENT_SOCKET": path}).ca_agent_socket) == path
+
+
+def test_proxies_on_a_unix_socket_are_users_by_name_or_number() -> None:
+    assert load_settings({"SIGNER_TRUSTED_PROXY_USERS": "root, 33"}).proxies.users == {0, 33}
+    (problem,) = problems(SIGNER_TRUSTED_PROXY_USERS="nosuchuser")
+    assert problem == "SIGNER_TRUSTED_PROXY_USERS: there is no user 'nosuchuser' on this host"
