@@ -150,6 +150,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
               "correct the query parameter"),
         _sent("request_malformed", 400, "the request is not valid HTTP/1.1", "fix the client"),
         _sent("request_too_slow", 408, "the request did not arrive in time", "send the request without pauses"),
+        _refusal("token_in_request", 400, "a field of the certificate holds a bearer token; nothing is signed",
+                 "replace the token, which was sent in the wrong field"),
         _sent("unknown_route", 404, "the path does not exist", _SEE_OPENAPI),
     ),
     "Service": (

@@ -16,7 +16,10 @@ LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant mor
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 MAX_REASON: Final = 500  # characters
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
-_TOKEN_LIKE: Final = re.compile(TOKEN_PREFIX + "[0-9A-Za-z]{12,}")
+HIDDEN: Final = "[hidden]"
+_TOKEN_LIKE: Final = re.compile(
+    TOKEN_PREFIX + r"[0-9A-Za-z]{12,}|(?<![\w.-])hv[sbr]\.[\w-]{8,}|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII
+)
 
 IdentityKind = Literal["human", "agent", "workload"]
 
@@ -276,5 +279,8 @@ class Filter:
 
 
 def hide_tokens(text: str) -> str:
-    """The text without what is, or was meant as, one of our tokens: for a caller's words that are kept."""
-    return _TOKEN_LIKE.sub(TOKEN_PREFIX + "…", text)
+    """The text without tokens of signer, also mistyped ones, tokens of Vault and JSON web tokens.
+
+    JSON text stays JSON text with the same keys in the same order, unless a key has the form of a token.
+    """
+    return _TOKEN_LIKE.sub(HIDDEN, text)

@@ -1,4 +1,4 @@
-"""A ledger with very many certificates, made by `signer.ledger`'s own commit: chain and tables are real ones."""
+"""A ledger with very many certificates, made by `signer.ledger`'s own commit: the chain is a real one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fill_ledger(
                 events.append(_event(template, number, issued, source))
                 if number == certificates // 2:
                     middle = str(events[-1].body["fingerprint"])
-            ledger.commit(events, _issued_at(start, certificates, active, now) * 1000)
+            ledger.commit(events, _issued_at(start + size - 1, certificates, active, now) * 1000)
             progress(start + size, certificates)
         return middle, ledger.head().seq
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from signer.authority.queries import check_scope, require
 from signer.errors import BadRequest, NotFound, Refused
-from signer.model import Event, Finding, Identity
+from signer.model import Event, Finding, Identity, hide_tokens
 from signer.policy.decide import Policy
 from signer.protocol.commands import Freeze, RecordOperation, Unfreeze
 from signer.protocol.operations import operation_event
@@ -23,8 +23,8 @@ def freeze(
     scope = command.scope
     if isinstance(command, Freeze):
         check_scope(scope, policy)
-        freezes[scope] = command.reason
-        body: dict[str, object] = {"scope": scope, "reason": command.reason}
+        freezes[scope] = reason = hide_tokens(command.reason)  # everybody whom it stops is told
+        body: dict[str, object] = {"scope": scope, "reason": reason}
         return FreezeState(scope=scope, frozen=True), Event("freeze.set", identity.name, body)
     if scope not in freezes:
         raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")

@@ -82,19 +82,17 @@ def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:
 
 
 def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
-    """The number of the last event that the views contain; None for views of another version, ledger or boot.
+    """The number of the last event that the views contain; None for views of another version or ledger.
 
     Raises `sqlite3.Error` if the file is damaged.
     """
     found = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
     if found != (VIEWS_APPLICATION_ID, VIEWS_VERSION):
         return None
-    row = db.execute("SELECT seq, hash, boot, is_synced FROM folded").fetchone()
+    row = db.execute("SELECT seq, hash FROM folded").fetchone()
     if row is None:
         return None
-    seq, digest, boot, is_synced = row
-    if not is_synced and abs(boot - boot_time()) > _BOOT_TOLERANCE:
-        return None
+    seq, digest = row
     is_ours = (seq, digest) == (0, GENESIS) or bool(
         ledger.query("SELECT 1 FROM events WHERE seq = ? AND hash = ?", (seq, digest))
     )
@@ -104,6 +102,12 @@ def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
 def boot_time() -> int:
     """When the host started, in seconds since 1970 by its present clock."""
     return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def _is_written_out(db: sqlite3.Connection) -> bool:
+    """False if the host stopped since the file was written, unless it was synced before."""
+    found = db.execute("SELECT boot, is_synced FROM folded").fetchone()
+    return found is not None and bool(found[1] or abs(found[0] - boot_time()) <= _BOOT_TOLERANCE)
 
 
 def inode_of(path: Path) -> int:
@@ -156,7 +160,7 @@ class Fold:
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
-        if self._db is not None and head_seq == self._seq:
+        if self._db is not None and head_seq == self._seq and inode_of(self._path) == self._inode:
             self._waits_since = None
             return None
         if self._waits_since is None:
@@ -171,6 +175,13 @@ class Fold:
             raise
         self._waits_since = None if self._seq >= head_seq else now
         return 0.0 if self._seq < head_seq else None
+
+    def recheck(self, *, is_damaged: bool) -> None:
+        """Opens the file again at the next slice, after a reader could not use it; deletes it if it is damaged."""
+        self._drop()
+        if is_damaged and self._may_discard():
+            with suppress(OSError):  # then the next slice fails, and says why
+                delete_views(self._path)
 
     def fold_slice(self) -> int:
         """Folds at most `SLICE_EVENTS` events or for `SLICE_SECONDS`; returns the number of the last one folded."""
@@ -210,7 +221,7 @@ class Fold:
         self._drop()
         db = self._connect()
         try:
-            seq = folded_up_to(db, self._ledger)
+            seq = folded_up_to(db, self._ledger) if _is_written_out(db) else None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if _name(error) in _TEMPORARY:
                 db.close()
@@ -228,6 +239,8 @@ class Fold:
         return db
 
     def _connect(self) -> sqlite3.Connection:
+        if not inode_of(self._path):
+            delete_views(self._path)  # the journal of a file that is gone would become part of the new one
         os.close(open_or_create(self._path))
         db = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, isolation_level=None, timeout=0)
         try:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
-from signer.ledger.reader import LedgerReader
+from signer.ledger.reader import REACH, LedgerReader
 from signer.ledger.schema import VIEWS_NAME
 from signer.model import Entry, Filter, Issued
 
@@ -65,15 +65,16 @@ class CertificateReader(LedgerReader):
         table, column, value = _driver(wanted)
         before = "" if wanted.before is None else f" AND seq < {wanted.before:d}"
         with self._snapshot() as (memory, file, folded):
-            floor = None
+            floor = 0
             if file is not None:
                 rows = file.execute(
                     f"SELECT seq FROM {table} WHERE {column} = ?{before}"  # noqa: S608 - names from here
                     f" ORDER BY seq DESC LIMIT 1 OFFSET {MAX_SCANNED - 1}",
                     (value,),
                 ).fetchall()
-                floor = int(rows[0][0]) if rows else None
-            return self._find(memory, file, folded, wanted, floor or 0), floor
+                floor = int(rows[0][0]) if rows else 0
+            oldest = self._oldest(wanted)
+            return self._find(memory, file, folded, wanted, max(floor, oldest)), floor if floor > oldest else None
 
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None:
         """One certificate and its event; the local one if Vault used the same serial."""
@@ -87,6 +88,10 @@ class CertificateReader(LedgerReader):
             return None
         issued = min(found, key=lambda row: row.backend)
         return issued, self.entry(issued.seq)
+
+    def _oldest(self, wanted: Filter) -> int:
+        """The first event that can have a match: no certificate is active for longer than `REACH`."""
+        return 0 if wanted.active_at is None else self.first_since((wanted.active_at - REACH) * 1000)
 
     def _find(
         self, memory: sqlite3.Connection, file: sqlite3.Connection | None, folded: int, wanted: Filter, floor: int

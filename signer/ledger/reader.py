@@ -126,7 +126,7 @@ class LedgerReader:
         first of those is found by bisection. A certificate of Vault's is granted before it is recorded; if the clock
         is set back in between, only its validity says so.
         """
-        first = self._first_since((since - REACH) * 1000)
+        first = self.first_since((since - REACH) * 1000)
         withheld = {
             serial
             for (serial,) in self.query(
@@ -143,7 +143,7 @@ class LedgerReader:
         )
         return [Recent(*facts) for serial, backend, *facts in rows if backend != "local" or serial not in withheld]
 
-    def _first_since(self, time_ms: int) -> int:
+    def first_since(self, time_ms: int) -> int:
         """The number of the first event that is not before a time (milliseconds), or the one after the last."""
         low, high = 1, self.head().seq + 1
         while low < high:

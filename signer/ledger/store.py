@@ -155,6 +155,10 @@ class Ledger(LedgerReader):
         """
         return self._views.run((self._head or self.head()).seq)
 
+    def recheck_views(self, *, is_damaged: bool) -> None:
+        """Checks the views at the next `fold`, after a reader could not use them; folds damaged ones anew."""
+        self._views.recheck(is_damaged=is_damaged)
+
     def fold_all(self) -> None:
         """Folds all events into the views."""
         head = self.head().seq

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from signer.errors import BadRequest
-from signer.model import Caller, Event, Identity, hide_tokens
+from signer.model import Caller, Event, Identity
 from signer.protocol.bodies import Reason, read_body_as
 
 KIND: Final = "operation.recorded"
@@ -56,7 +56,7 @@ def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> 
             "outcome": body.outcome,
             "plan": body.plan,
             "evidence": body.evidence,
-            "reason": hide_tokens(body.reason),
+            "reason": body.reason,
             "address": caller.address or "",
             "request_id": caller.request_id,
         },

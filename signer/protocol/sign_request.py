@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import SignRequest
+from signer.model import SignRequest, hide_tokens
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import (
     has_too_many_strings,
@@ -188,7 +188,7 @@ def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     `""` for ttl, valid_principals and key_id counts as unset (hvac always sends it), a deliberate difference.
     """
     principals = _vault_text(fields, "valid_principals")
-    return SignRequest(
+    asked = SignRequest(
         role=role,
         public_key=_vault_text(fields, "public_key"),
         principals=_split(principals) if principals else None,
@@ -199,6 +199,25 @@ def read_vault_sign(role: str, fields: dict[str, Any]) -> SignRequest:
         extensions=_vault_map(fields, "extensions"),
         reason=_vault_text(fields, "reason") or None,
     )
+    _refuse_tokens(asked)
+    return asked
+
+
+def _refuse_tokens(asked: SignRequest) -> None:
+    """Raises `BadRequest` for a token in a field of the certificate, which every host would log."""
+    for field, texts in (
+        ("key_id", (asked.key_id or "",)),
+        ("principals", asked.principals or ()),
+        ("critical_options", [text for option in asked.critical_options for text in option]),
+        ("extensions", [text for extension in asked.extensions for text in extension]),
+    ):
+        if any(hide_tokens(text) != text for text in texts):
+            raise BadRequest(
+                "token_in_request",
+                f"field {field} has a token in it, which would be written into the certificate",
+                f"replace that token, and send {field} without it",
+                {"vault": f"field {field} has a token in it"},
+            )
 
 
 def vault_sign_warnings(fields: dict[str, Any]) -> list[str]:
@@ -322,7 +341,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
             f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             "see /api/openapi.json",
         ) from None
-    return SignRequest(
+    asked = SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
         principals=None if body.principals is None else tuple(map(well_formed, body.principals)),
@@ -334,6 +353,8 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
         extensions=tuple(sorted((well_formed(name), "") for name in body.extensions or ())),
         reason=None if body.reason is None else well_formed(body.reason),
     )
+    _refuse_tokens(asked)
+    return asked
 
 
 _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)

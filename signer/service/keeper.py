@@ -273,7 +273,10 @@ class Keeper:
             self._send(item.peer, item.number, reply)
             self.metrics.latency.observe(item.watch.seconds())
             if reply.startswith(b"Error\n"):
-                self.metrics.count_refusal(str(json.loads(reply.partition(b"\n")[2])["code"]))
+                code = str(json.loads(reply.partition(b"\n")[2])["code"])
+                self.metrics.count_refusal(code)
+                if code in ("ledger_tables_differ", "views_behind") and self._fold_due is None:
+                    self._ledger.recheck_views(is_damaged=code == "ledger_tables_differ")
 
     def _close_reader(self) -> None:
         stopping = Unavailable("keeper_stopping", "the service is stopping", "retry")

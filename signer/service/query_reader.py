@@ -59,12 +59,14 @@ class QueryReader(Generic[_K]):
         self._askers: OrderedDict[str, _Asker[_K]] = OrderedDict()  # the next one first
         self._current: tuple[_K, Lookup, float] | None = None  # with the time when it was sent
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed: list[subprocess.Popen[bytes]] = []
         self._sock: socket.socket | None = None
         self._started = -RESTART_PAUSE
 
     def start(self) -> None:
-        """Starts the process; it is started again when it has ended and a lookup waits."""
+        """Starts the process; it is started again when it has ended and a lookup waits, also if it cannot be now."""
         self._started = time.monotonic()
+        self._killed = [process for process in self._killed if process.poll() is None]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         command = [sys.executable, "-P", "-m", "signer.service.query_reader", str(theirs.fileno()), str(self._data_dir)]
@@ -73,9 +75,9 @@ class QueryReader(Generic[_K]):
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
             )
-        except OSError:
+        except OSError:  # no process is left
             ours.close()
-            raise
+            return
         finally:
             theirs.close()
         ours.setblocking(False)
@@ -117,6 +119,9 @@ class QueryReader(Generic[_K]):
         self._current = None
         self._askers.clear()
         self._stop()
+        for process in self._killed:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
         return left
 
     def _receive(self) -> list[tuple[_K, bytes]]:
@@ -160,8 +165,7 @@ class QueryReader(Generic[_K]):
 
     def _is_running(self, now: float) -> bool:
         if self._sock is None and now >= self._started + RESTART_PAUSE:
-            with suppress(OSError):  # no process or descriptor is left; it is tried again
-                self.start()
+            self.start()
         return self._sock is not None
 
     def _stop(self) -> None:
@@ -171,7 +175,7 @@ class QueryReader(Generic[_K]):
             self._sock = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._killed.append(self._process)  # not waited for: on a disk that hangs it does not end
             self._process = None
 
 

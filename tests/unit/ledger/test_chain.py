@@ -72,3 +72,33 @@ def test_entries_follow_each_other_from_the_head_on() -> None:
 def test_an_entrys_time_never_runs_backwards() -> None:
     (entry,) = chain([Event("a", "x", {})], Head(7, GENESIS, 5_000), 4_000)
     assert entry.time_ms == 5_000
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "sgn_0123456789abcdefghijABCDEFGHIJ0123456789abcdefghi",
+        "hvs.CAESIAbcdefghijklmnop",
+        "hvb.AAAAAQJabcdefgh-_x",
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJjaSJ9.c2lnbmF0dXJl",
+    ],
+)
+def test_audit_f1_no_event_holds_a_token_wherever_a_caller_put_it(token: str) -> None:
+    body: dict[str, object] = {
+        "reason": f"used {token} here",
+        "key_id": token,
+        "principals": ["llmops", token],
+        "critical_options": {"force-command": f'curl -H "X-Vault-Token: {token}"'},
+    }
+    (entry,) = chain([Event("freeze.set", "operator", body)], Head(0, GENESIS, 0), 1)
+    assert token not in entry.body
+    read = json.loads(entry.body)
+    assert read["reason"] == "used [hidden] here"
+    assert canonical_json(read) == entry.body
+    assert entry.hash == entry_hash(1, 1, "freeze.set", "operator", entry.body, GENESIS)
+
+
+def test_words_that_only_look_a_little_like_tokens_stay() -> None:
+    body: dict[str, object] = {"reason": "sgn_short, hvs.x, server.hvs.example.org/abcdefgh, eyJ.a.b, SHA256:eyJ0"}
+    (entry,) = chain([Event("a", "x", body)], Head(0, GENESIS, 0), 1)
+    assert json.loads(entry.body) == body

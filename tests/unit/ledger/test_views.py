@@ -119,6 +119,10 @@ def delete(path: Path) -> None:
     delete_views(path)
 
 
+def delete_all_but_the_log(path: Path) -> None:
+    path.unlink()
+
+
 def truncate(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(5_000)
@@ -166,6 +170,7 @@ def without_a_table(path: Path) -> None:
 
 FAULTS: list[Callable[[Path], None]] = [
     delete,
+    delete_all_but_the_log,
     truncate,
     scramble,
     from_another_version,
@@ -208,7 +213,9 @@ def folded_at_last(ledger: Ledger) -> None:
         time.sleep(due)
 
 
-@pytest.mark.parametrize("spoil", [delete, truncate, scramble, of_another_ledger, of_somebody_else])
+@pytest.mark.parametrize(
+    "spoil", [delete, delete_all_but_the_log, truncate, scramble, of_another_ledger, of_somebody_else]
+)
 def test_views_that_go_wrong_under_the_keeper_are_folded_anew(
     tmp_path: Path, ledger: Ledger, spoil: Callable[[Path], None]
 ) -> None:
@@ -289,11 +296,42 @@ def test_views_that_cannot_be_created_stop_no_commit(tmp_path: Path, ledger: Led
     assert len(rows_of_views(tmp_path)["certificates"]) == 5
 
 
+def test_a_keeper_without_new_events_notices_that_the_views_are_gone(tmp_path: Path, ledger: Ledger) -> None:
+    folded(ledger)
+    delete_views(tmp_path / VIEWS_NAME)
+    assert ledger.fold() is not None
+    folded(ledger)
+    assert len(rows_of_views(tmp_path)["certificates"]) == 4
+
+
+@pytest.mark.parametrize("spoil", [scramble, without_a_table, truncate])
+def test_views_that_a_reader_cannot_use_are_folded_anew_without_a_new_event(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.commit([*EVENTS, *(issued(serial) for serial in range(5, 300))], 1_800_000_000_000)
+        folded(ledger)
+        spoil(tmp_path / VIEWS_NAME)
+        ledger.recheck_views(is_damaged=spoil is truncate)
+        folded_at_last(ledger)
+        assert len(rows_of_views(tmp_path)["certificates"]) == 299
+        inode = (tmp_path / VIEWS_NAME).stat().st_ino
+        ledger.recheck_views(is_damaged=False)
+        folded(ledger)
+        assert (tmp_path / VIEWS_NAME).stat().st_ino == inode, "a good file stays"
+
+
 def test_a_link_in_place_of_the_views_is_not_followed(tmp_path: Path, ledger: Ledger) -> None:
-    (tmp_path / VIEWS_NAME).symlink_to(tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"of somebody else")
+    (tmp_path / VIEWS_NAME).symlink_to(elsewhere)
     with pytest.raises(Unavailable, match=os.strerror(errno.ELOOP)):
         ledger.fold()
-    assert not (tmp_path / "elsewhere").exists()
+    assert elsewhere.read_bytes() == b"of somebody else"
+    elsewhere.unlink()
+    folded_at_last(ledger)
+    assert not elsewhere.exists()
+    assert not (tmp_path / VIEWS_NAME).is_symlink()
 
 
 KILLED = """
@@ -365,6 +403,13 @@ def test_a_reader_says_how_far_the_views_are_behind_instead_of_showing_less(
     monkeypatch.setattr(pages, "_STEP", 2)
     delete_views(tmp_path / VIEWS_NAME)
     assert shown(tmp_path) == EXPECTED
+
+
+def test_a_clock_that_was_set_hides_no_views_from_readers(tmp_path: Path, ledger: Ledger) -> None:
+    folded(ledger)
+    of_an_earlier_boot(tmp_path / VIEWS_NAME)
+    with closing(CertificateReader(tmp_path, max_missing=0)) as reader:
+        assert len(reader.page(Filter())[0]) == 4
 
 
 def test_a_reader_that_stays_open_sees_each_commit_at_once(tmp_path: Path) -> None:

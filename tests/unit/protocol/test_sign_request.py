@@ -209,7 +209,12 @@ UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10*
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(sorted(UNITS))), min_size=1, max_size=5))
 def test_a_duration_is_the_sum_of_its_parts(parts: list[tuple[int, str]]) -> None:
     text = "".join(f"{number}{unit}" for number, unit in parts)
-    assert parse_go_duration(text) == sum(number * UNITS[unit] for number, unit in parts) // 10**9
+    nanoseconds = sum(number * UNITS[unit] for number, unit in parts)
+    if nanoseconds < 2**63:
+        assert parse_go_duration(text) == nanoseconds // 10**9
+    else:
+        with pytest.raises(BadDuration):
+            parse_go_duration(text)
 
 
 @given(st.text(alphabet="0123456789.+-smhdnuµe ") | st.text())
@@ -273,3 +278,24 @@ def test_a_warning_about_unknown_fields_is_short_whatever_their_names() -> None:
     fields = dict.fromkeys(["\x01" * 60_000, *(f"n{number}" for number in range(500))], "")
     (warning,) = vault_sign_warnings(fields)
     assert len(warning) < 8_192
+
+
+TOKEN = "sgn_" + "0123456789abcdefghijABCDEFGHIJ0123456789abcdefghi"
+
+
+@pytest.mark.parametrize(
+    "field, vaults, natives",
+    [
+        ("key_id", f"me:{TOKEN}", f"me:{TOKEN}"),
+        ("principals", f"llmops,{TOKEN}", ["llmops", TOKEN]),
+        ("critical_options", {"force-command": f"login {TOKEN}"}, {"force-command": f"login {TOKEN}"}),
+        ("extensions", {f"x-{TOKEN}": ""}, [f"x-{TOKEN}"]),
+    ],
+)
+def test_audit_f1_a_token_in_a_field_of_the_certificate_is_refused(field: str, vaults: object, natives: object) -> None:
+    named = "valid_principals" if field == "principals" else field
+    for read, fields in ((read_vault_sign, {named: vaults}), (read_native_sign, {field: natives})):
+        with pytest.raises(BadRequest) as caught:
+            read("r", fields)
+        assert caught.value.code == "token_in_request"
+        assert TOKEN not in f"{caught.value.text} {caught.value.hint} {caught.value.facts}"
