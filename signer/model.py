@@ -43,6 +43,8 @@ class Identity:
     groups: frozenset[str]
     roles: frozenset[str]
     may: frozenset[str]
+    keys: frozenset[str] | None = None  # fingerprints; None takes any key
+    known: frozenset[str] = field(default=frozenset(), repr=False)  # the names of all identities
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class CaKeys:
 class Grant:
     """A decision to issue: everything the certificate may say, except serial, nonce and the clock's time.
 
-    Options are sorted by name. `ttl` is seconds from now; `backdate` seconds before now.
+    Options are sorted by name; `extension_values` has the extensions that are no flags. `ttl` is seconds from now;
+    `backdate` seconds before now.
     """
 
     identity: str
@@ -119,6 +122,13 @@ class Grant:
     extensions: tuple[str, ...]
     reason: str | None
     address: str | None
+    extension_values: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def extension_fields(self) -> tuple[tuple[str, str], ...]:
+        """Name and value of each extension, as the certificate has them."""
+        values = dict(self.extension_values)
+        return tuple((name, values.get(name, "")) for name in self.extensions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +170,10 @@ class Role:
     reason_required: bool
     approval: Approval | None
     limits: Limits
+    extension_values: tuple[tuple[str, str], ...] = ()  # pinned; a value may hold `{identity}`
+    unlisted_extensions: Literal["refuse", "drop"] = "refuse"
+    backdate: int = BACKDATE
+    keys: frozenset[str] | None = None  # fingerprints; None takes any key
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,8 @@ def type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return ", ".join(code(f'"{value}"') for value in arguments)
     if get_origin(annotation) is list:
         return f"list of {'words' if get_origin(arguments[0]) is Literal else 'texts'}"
+    if get_origin(annotation) is dict:
+        return "table of texts"
     if hasattr(annotation, "__metadata__"):
         return type_name(arguments[0], annotation.__metadata__)
     return " or ".join(type_name(part) for part in arguments if part is not NoneType)

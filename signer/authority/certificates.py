@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from signer.errors import CertificateMismatch
-from signer.model import Caller, Event, Grant
+from signer.model import BACKDATE, Caller, Event, Grant
 from signer.protocol.replies import Certificate
 from signer.signing import SigningKey
 from signer.ssh.certificate import (
@@ -60,7 +60,7 @@ def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_ke
         valid_after=now - grant.backdate,
         valid_before=now + grant.ttl,
         critical_options=grant.critical_options,
-        extensions=tuple((name, "") for name in grant.extensions),
+        extensions=grant.extension_fields,
         ca_key=ca_key,
     )
     unsigned = encode_unsigned(fields)
@@ -84,7 +84,7 @@ def check_matches_grant(
         ("valid after", fields.valid_after, now - grant.backdate),
         ("valid before", fields.valid_before, now + grant.ttl),
         ("critical options", fields.critical_options, grant.critical_options),
-        ("extensions", fields.extensions, tuple((name, "") for name in grant.extensions)),
+        ("extensions", fields.extensions, grant.extension_fields),
         ("CA key", fields.ca_key, ca_key),
     ):
         if found != granted:
@@ -125,13 +125,14 @@ def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: 
             "valid_after": fields.valid_after,
             "valid_before": fields.valid_before,
             "critical_options": dict(fields.critical_options),
-            "extensions": [name for name, _ in fields.extensions],
+            "extensions": [f"{name}={value}" if value else name for name, value in fields.extensions],
             "reason": grant.reason,
             "address": grant.address,
             "request_id": caller.request_id,
             "policy": policy_digest,
             "ca": ca_fingerprint,
             "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
+            **({} if grant.backdate == BACKDATE else {"backdate": grant.backdate}),
         },
     )
 

@@ -150,7 +150,11 @@ def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
         max_ttl=role.max_ttl,
         key_types=sorted(role.key_types),
         rsa_min_bits=role.rsa_min_bits,
-        extensions=Extensions(allowed=sorted(role.allowed_extensions), default=list(role.default_extensions)),
+        extensions=Extensions(
+            allowed=sorted(role.allowed_extensions),
+            default=list(role.default_extensions),
+            values={name: value.replace("{identity}", identity.name) for name, value in role.extension_values},
+        ),
         critical_options=sorted(role.allowed_critical_options),
         force_command=role.force_command,
         source_address=list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
@@ -158,6 +162,7 @@ def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
         no_touch_required=role.no_touch_required,
         allow_key_id=role.allow_key_id,
         reason_required=role.reason_required,
+        backdate=role.backdate,
     )
 
 

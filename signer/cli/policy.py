@@ -1,4 +1,4 @@
-"""`signer policy check|explain` and `signer token new`: policy.toml and its contents. Nothing is written."""
+"""`signer policy check|explain`, `signer token new` and `signer key enrol`: policy.toml. Nothing is written."""
 
 from __future__ import annotations
 
@@ -248,6 +248,30 @@ def token_new(identity: str, expires: int, as_json: bool) -> int:
     else:
         output.note(f"put into [identities.{identity}] in policy.toml, and send the keeper SIGHUP:")
         output.note_bare(f"  {line}")
+    return 0
+
+
+@verb("key enrol", examples=["signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json"])
+@click.argument("file", type=FILE, metavar="FILE", help="the public key, such as id_ed25519_sk.pub")
+@json_option
+def key_enrol(file: Path, as_json: bool) -> int:
+    """Prints the line for `[identities.NAME]` or `[roles.NAME]` in policy.toml: with it only this key, and the
+    others in its list, get certificates. Nothing in a public key proves that it is in hardware or asks for a
+    PIN: enrol a key that you saw being made."""
+    from signer.cli.keys import load_public_key
+
+    key = load_public_key(file)
+    line = f'keys = ["{key.fingerprint}"]'
+    if as_json:
+        output.show_json({"fingerprint": key.fingerprint, "key_type": key.kind, "policy_line": line})
+        return 0
+    output.show(line)
+    output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, and send the keeper SIGHUP;")
+    output.note("add further fingerprints to the same list")
+    if key.kind.startswith("sk-"):
+        output.warn(
+            "nothing attests that this key is in hardware or asks for a PIN: enrol a key that you saw being made"
+        )
     return 0
 
 

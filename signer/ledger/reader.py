@@ -136,7 +136,8 @@ class LedgerReader:
         }
         rows = self.query(
             "SELECT body ->> 'serial', body ->> 'backend', body ->> 'identity', body ->> 'role',"
-            " max(time / 1000, body ->> 'valid_after' + ?), body ->> 'valid_before' FROM events"
+            " max(time / 1000, body ->> 'valid_after' + coalesce(body ->> 'backdate', ?)), body ->> 'valid_before'"
+            " FROM events"
             " WHERE seq >= ? AND kind = 'certificate.issued' AND body ->> 'valid_before' > ? ORDER BY seq",
             (BACKDATE, first, since),
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from signer.errors import BadFile, NotAuthenticated, Refused
-from signer.model import BACKDATE, CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, UsageCounts
+from signer.model import CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, UsageCounts
 from signer.policy.rules import RULES, Case, rule_key, rule_name
 from signer.policy.tokens import is_mistyped, token_digest
 
@@ -86,9 +86,10 @@ def decide(
         key_id=case.key_id,
         principals=case.principals,
         ttl=case.ttl,
-        backdate=BACKDATE,
+        backdate=role.backdate,
         critical_options=tuple(sorted(case.critical_options.items())),
         extensions=case.extensions,
+        extension_values=case.extension_values,
         reason=request.reason or None,
         address=address,
     )

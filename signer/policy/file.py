@@ -44,6 +44,10 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
 # Actors of events that are not identities; no identity may have such a name.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
+# An extension that is no flag of OpenSSH's, such as login@github.com; the role pins its value.
+_EXTENSION_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}", re.ASCII)
+_EXTENSION_VALUE: Final = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
+MAX_BACKDATE: Final = 300  # seconds
 _MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 
 
@@ -125,6 +129,13 @@ def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
         faults.add((*place, "fingerprint"), "is not a fingerprint such as SHA256:… with 43 characters")
 
 
+def _check_fingerprints(faults: Faults, place: Place, fingerprints: list[str]) -> None:
+    _check_unique(faults, place, fingerprints)
+    for index, fingerprint in enumerate(fingerprints):
+        if _FINGERPRINT.fullmatch(fingerprint) is None:
+            faults.add((*place, index), "is not a fingerprint such as SHA256:… with 43 characters")
+
+
 def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | None:
     """The public half of a CA key; None, and a problem, if it is invalid."""
     place = (*place, "public_key")
@@ -190,6 +201,10 @@ def _freeze_role(name: str, raw: RawRole) -> Role:
         reason_required=raw.reason_required,
         approval=Approval(frozenset(approval.for_), tuple(approval.by), approval.valid_for) if approval else None,
         limits=Limits(raw.limits.per_minute, raw.limits.live),
+        extension_values=tuple(sorted((raw.extensions.values or {}).items()) if raw.extensions else ()),
+        unlisted_extensions=raw.extensions.unlisted if raw.extensions else "refuse",
+        backdate=raw.backdate,
+        keys=None if raw.keys is None else frozenset(raw.keys),
     )
 
 
@@ -232,12 +247,15 @@ def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
     for key, value in (("default_ttl", default_ttl), ("max_ttl", max_ttl)):
         if value < 1:
             faults.add((*place, key), "is below one second")
+    if raw.backdate > MAX_BACKDATE:
+        faults.add((*place, "backdate"), f"{render_duration(raw.backdate)} is above {render_duration(MAX_BACKDATE)}")
     if raw.approval is not None and raw.approval.valid_for < 1:
         faults.add((*place, "approval", "valid_for"), "is below one second")
 
 
 def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
     _check_unique(faults, (*place, "key_types"), raw.key_types or [])
+    _check_fingerprints(faults, (*place, "keys"), raw.keys or [])
     for index, kind in enumerate(raw.key_types or []):
         if kind not in USER_KEY_KINDS:
             near = difflib.get_close_matches(kind, sorted(USER_KEY_KINDS), 1)
@@ -284,11 +302,21 @@ def _check_choice(faults: Faults, place: Place, raw: RawChoice) -> None:
     for index, name in enumerate(raw.allowed):
         if name == "no-touch-required":
             faults.add((*place, "allowed", index), "is not listed here; set no_touch_required = true instead")
-        elif name not in _EXTENSIONS:
+        elif name not in _EXTENSIONS and name not in (raw.values or {}):
             faults.add(
                 (*place, "allowed", index),
-                f"{name[:64]!a} is not an extension; use {', '.join(sorted(_EXTENSIONS))}",
+                f"{name[:64]!a} is not an extension; use {', '.join(sorted(_EXTENSIONS))}, or pin its value in values",
             )
+    for name, value in (raw.values or {}).items():
+        at = (*place, "values", name)
+        if name in _EXTENSIONS or name == "no-touch-required":
+            faults.add(at, "is a flag of OpenSSH's and takes no value")
+        elif _EXTENSION_NAME.fullmatch(name) is None:
+            faults.add(at, "is not the name of an extension: use letters, digits and ._@-")
+        if name not in raw.allowed:
+            faults.add(at, f"{name[:64]!a} is not among allowed")
+        if _EXTENSION_VALUE.fullmatch(value.replace("{identity}", "x")) is None:
+            faults.add(at, "is not 1 to 256 printable characters of ASCII")
     for index, name in enumerate(raw.default or []):
         if name not in raw.allowed:
             faults.add((*place, "default", index), f"{name[:64]!a} is not among allowed")
@@ -301,6 +329,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
         faults.add(("identities",), "is missing: define at least one identity")
         return identities, tokens
     known_roles = list(role_tables) if isinstance(role_tables, dict) else []
+    known = frozenset(data)
     for name, table in data.items():
         place: Place = ("identities", name)
         if IDENTITY_NAME.fullmatch(name) is None:
@@ -325,7 +354,10 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
             frozenset(raw.groups or ()),
             frozenset(raw.roles or ()),
             frozenset(raw.may or ()),
+            None if raw.keys is None else frozenset(raw.keys),
+            known,
         )
+        _check_fingerprints(faults, (*place, "keys"), raw.keys or [])
         _read_tokens(faults, (*place, "tokens"), name, raw.tokens or [], tokens)
     return identities, tokens
 

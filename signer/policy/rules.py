@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,8 @@ KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
 CLOSED_BY_FORCE_COMMAND: Final = frozenset(
     {"permit-port-forwarding", "permit-agent-forwarding", "permit-X11-forwarding", "permit-user-rc"}
 )
+MIN_REASON_LETTERS: Final = 3  # characters of the Unicode categories L and N
+_BLANK_LETTERS: Final = "\u115f\u1160\u3164\uffa0"  # Hangul fillers: letters by category, and invisible
 _CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+(?:/\d{1,3})?", re.ASCII)
 OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-required"})
 
@@ -44,6 +47,7 @@ class Case:
     ttl: int = 0
     critical_options: dict[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
+    extension_values: tuple[tuple[str, str], ...] = ()
 
 
 def allowed_principals(role: Role, identity: Identity) -> frozenset[str]:
@@ -72,6 +76,14 @@ def rule_key(case: Case) -> str:
             "use an ssh-ed25519 key",
             {"bits": key.bits},
         )
+    for keys, place in ((case.identity.keys, f"identities.{case.identity.name}"), (role.keys, f"roles.{role.name}")):
+        if keys is not None and key.fingerprint not in keys:
+            raise Refused(
+                "key_not_enrolled",
+                f"the key {key.fingerprint} is not among {place}.keys",
+                "use an enrolled key, or have the operator enrol this one (`signer key enrol`)",
+                {"fingerprint": key.fingerprint},
+            )
     return f"{key.kind} {key.fingerprint}, allowed"
 
 
@@ -91,6 +103,13 @@ def _rule_key_id(case: Case) -> str:
             "key_id_malformed",
             f"key_id must have at most {MAX_KEY_ID} characters, only letters, digits and ._@=:+/-",
             "shorten key_id, or omit it",
+        )
+    owner = asked.partition(":")[0].lower()
+    if owner in case.identity.known and owner != case.identity.name:
+        raise Refused(
+            "key_id_of_another_identity",
+            f"key_id begins with the name of another identity, {owner}",
+            f"begin it with {case.identity.name}: or another word, or omit it",
         )
     case.key_id = asked
     return f"{asked} (requested)"
@@ -198,6 +217,9 @@ def _rule_source_address(case: Case) -> str:
 
 def _rule_extensions(case: Case) -> str:
     role, asked = case.role, dict(case.request.extensions)
+    dropped = [name for name in asked if name not in role.allowed_extensions]
+    if role.unlisted_extensions == "drop":
+        asked = {name: value for name, value in asked.items() if name in role.allowed_extensions}
     outside = sorted(set(asked) - role.allowed_extensions)
     if outside:
         raise Refused(
@@ -206,8 +228,11 @@ def _rule_extensions(case: Case) -> str:
             f"it allows {', '.join(sorted(role.allowed_extensions)) or 'no extensions'}",
             {"extensions": outside},
         )
-    if any(asked.values()):
-        raise Refused("extension_has_value", "an extension is a flag and takes no value", 'send "" as its value')
+    values = {name: _fill((value,), case.identity)[0] for name, value in role.extension_values}
+    for name, value in asked.items():
+        if value and value != values.get(name):
+            what = "another value than the role pins" if name in values else "a value, but is a flag"
+            raise Refused("extension_has_value", f"extension {name} has {what}", 'send "" as its value')
     wanted = set(role.default_extensions) | set(asked)
     if "force-command" in case.critical_options:
         clash = sorted(CLOSED_BY_FORCE_COMMAND & set(asked))
@@ -221,7 +246,9 @@ def _rule_extensions(case: Case) -> str:
     if role.no_touch_required:
         wanted.add("no-touch-required")
     case.extensions = tuple(sorted(wanted))
-    return ", ".join(case.extensions) or "none"
+    case.extension_values = tuple((name, values[name]) for name in case.extensions if name in values)
+    listed = _list_options({name: values.get(name, "") for name in case.extensions})
+    return f"{listed}; dropped: {', '.join(map(_show, sorted(dropped)[:8]))}" if dropped else listed
 
 
 def _rule_reason(case: Case) -> str:
@@ -230,6 +257,12 @@ def _rule_reason(case: Case) -> str:
         if case.role.reason_required:
             raise Refused("reason_missing", f"role {case.role.name} requires a reason", "pass `--reason TEXT`")
         return "none, not required"
+    if case.role.reason_required and sum(map(_is_letter_or_digit, reason)) < MIN_REASON_LETTERS:
+        raise Refused(
+            "reason_too_short",
+            f"the reason has fewer than {MIN_REASON_LETTERS} letters and digits",
+            "pass `--reason TEXT` with a ticket or a few words",
+        )
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise Refused(
             "reason_malformed",
@@ -237,6 +270,10 @@ def _rule_reason(case: Case) -> str:
             "shorten it",
         )
     return "given"
+
+
+def _is_letter_or_digit(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LN" and character not in _BLANK_LETTERS
 
 
 def _rule_limits(case: Case) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from signer.model import IdentityKind
+from signer.model import BACKDATE, IdentityKind
 from signer.toml import Duration, Names, Table
 
 
@@ -36,6 +36,8 @@ class RawCa(Table):
 class RawChoice(Table):
     allowed: Names
     default: Names | None = None
+    values: dict[str, str] | None = None
+    unlisted: Literal["refuse", "drop"] = "refuse"
 
 
 class RawAllowed(Table):
@@ -59,6 +61,7 @@ class RawRole(Table):
     default_ttl: Duration | None = None
     max_ttl: Duration | None = None
     key_types: Names | None = None
+    keys: Names | None = None
     rsa_min_bits: int = 3072
     extensions: RawChoice | None = None
     critical_options: RawAllowed | None = None
@@ -68,6 +71,7 @@ class RawRole(Table):
     no_touch_required: bool = False
     allow_key_id: bool = False
     reason_required: bool = False
+    backdate: Duration = BACKDATE
     approval: RawApproval | None = None
     limits: RawLimits = RawLimits()
 
@@ -82,4 +86,5 @@ class RawIdentity(Table):
     groups: Names | None = None
     roles: Names | None = None
     may: Names | None = None
+    keys: Names | None = None
     tokens: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None

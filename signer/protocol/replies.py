@@ -164,14 +164,16 @@ class Roles(Reply):
 
 
 class Extensions(Reply):
-    """The extensions of a role: those that a caller may request, and those granted by default."""
+    """The extensions of a role: those that a caller may request, those granted by default, and the pinned values of
+    those that are no flags."""
 
     allowed: list[str]
     default: list[str]
+    values: dict[str, str]
 
 
 class RoleDetails(Reply):
-    """A role, with the caller's principals; times to live are in seconds."""
+    """A role, with the caller's principals; times to live and `backdate` are in seconds."""
 
     name: str
     principals: list[str]
@@ -188,6 +190,7 @@ class RoleDetails(Reply):
     no_touch_required: bool
     allow_key_id: bool
     reason_required: bool
+    backdate: int
 
 
 class CallerDetails(Reply):

@@ -234,8 +234,8 @@ def _role_ttls(vaults: VaultRole, role: Role, mount: MountTtls) -> Iterator[Diff
             yield Difference(field, _span(mine), _span(other), "error", "signer's certificates live longer")
         elif mine < other:
             yield Difference(field, _span(mine), _span(other), "note", "signer's certificates live shorter")
-    if vaults.number("not_before_duration") != BACKDATE:
-        shown = _span(BACKDATE), _span(vaults.number("not_before_duration"))
+    if vaults.number("not_before_duration") != role.backdate:
+        shown = _span(role.backdate), _span(vaults.number("not_before_duration"))
         yield Difference("not_before_duration", *shown, "note", "the time by which certificates are backdated")
 
 
@@ -262,7 +262,8 @@ def _key_types(vaults: VaultRole, role: Role) -> Iterator[Difference]:
 
 
 def _role_extensions(vaults: VaultRole, role: Role) -> Iterator[Difference]:
-    defaults = tuple((name, "") for name in role.default_extensions)
+    values = dict(role.extension_values)
+    defaults = tuple((name, values.get(name, "")) for name in role.default_extensions)
     if role.no_touch_required:
         defaults += (("no-touch-required", ""),)
     always = vaults.pairs("default_extensions")

@@ -66,7 +66,7 @@ class VaultClient:
             "cert_type": "user",
             "valid_principals": ",".join(grant.principals),
             "ttl": f"{grant.ttl}s",
-            "extensions": dict.fromkeys(grant.extensions, ""),
+            "extensions": dict(grant.extension_fields),
             "critical_options": dict(grant.critical_options),
         }
         with self._watch.within(ANSWERS_WITHIN):

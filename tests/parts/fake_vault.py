@@ -95,7 +95,7 @@ class ForeignCa:
                 valid_after=now - 30,
                 valid_before=now + grant.ttl,
                 critical_options=grant.critical_options,
-                extensions=tuple((name, "") for name in grant.extensions),
+                extensions=grant.extension_fields,
                 ca_key=self.blob,
             ),
             **changes,

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 
 from signer.api.problems import RETRY_AFTER, status_of
 from signer.errors import SignerError
-from signer.model import BACKDATE
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
 _ALWAYS: Final = (
@@ -268,7 +267,7 @@ def role_fields(role: RoleDetails, ca_line: str) -> dict[str, Any]:
         "allowed_users": ",".join(role.principals),
         "allowed_users_template": False,
         "default_critical_options": dict(sorted(options.items())),
-        "default_extensions": dict.fromkeys(sorted(extensions), ""),
+        "default_extensions": {name: role.extensions.values.get(name, "") for name in sorted(extensions)},
         "default_extensions_template": False,
         "default_user": ",".join(role.default_principals),
         "default_user_template": False,
@@ -276,6 +275,6 @@ def role_fields(role: RoleDetails, ca_line: str) -> dict[str, Any]:
         "key_id_format": "{{token_display_name}}:{{role_name}}",
         "key_type": "ca",
         "max_ttl": role.max_ttl,
-        "not_before_duration": BACKDATE,
+        "not_before_duration": role.backdate,
         "ttl": role.default_ttl,
     }

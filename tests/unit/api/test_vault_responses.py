@@ -28,7 +28,7 @@ ROLE = RoleDetails(
     max_ttl=1800,
     key_types=["ssh-rsa", "sk-ssh-ed25519@openssh.com"],
     rsa_min_bits=3072,
-    extensions=Extensions(allowed=["permit-pty"], default=["permit-pty"]),
+    extensions=Extensions(allowed=["permit-pty"], default=["permit-pty"], values={}),
     critical_options=["source-address"],
     force_command="ls",
     source_address=["10.0.0.0/8", "192.0.2.0/24"],
@@ -36,6 +36,7 @@ ROLE = RoleDetails(
     no_touch_required=True,
     allow_key_id=True,
     reason_required=False,
+    backdate=30,
 )
 SETTINGS = replace(load_settings({}), mounts=("ssh", "team/ssh", "team"))
 
