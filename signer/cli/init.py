@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local
 _RENDERED: Final = "/run/signer-ca/ca"
 _USERS: Final = ("signer-keeper", "signer-api")
 _ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
+_PATH: Final = re.compile(r"[A-Za-z0-9._@+:/-]+")
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
 
 
@@ -129,6 +131,8 @@ def init(
     )
     _check_answers(answers, ca_fingerprint)
     layout = Layout(folder.absolute(), answers)
+    if _PATH.fullmatch(str(layout.folder)) is None:  # shells read the files that name it
+        raise _unusable("the directory", str(layout.folder), "use letters, digits and . _ @ + : - only")
     fingerprint = _write(layout, ca_fingerprint)
     steps = _next_steps(layout, fingerprint, is_new=ca_fingerprint is None)
     if as_json:
@@ -220,7 +224,7 @@ def _write_file(path: Path, content: str, mode: int) -> None:
     from signer.files import sync_directory, write_new
 
     try:
-        write_new(path, content.encode(), mode)
+        write_new(path, os.fsencode(content), mode)  # an answer that is no text is found when it is read back
         path.chmod(mode)  # whatever the umask: a policy that others may write is refused, and one they cannot read, too
         sync_directory(path.parent)
     except OSError as error:

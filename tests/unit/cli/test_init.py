@@ -117,6 +117,8 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         (["--ca-fingerprint", PIN], "cannot be new"),
         (["--role", "a b"], "policy"),
         (["--principal", "a\nb"], "policy"),
+        (["--principal", "\udcff"], "policy"),
+        (["--platform", "a\nb"], "platform's name"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused_and_nothing_is_written(
@@ -126,6 +128,14 @@ def test_answers_that_do_not_fit_are_refused_and_nothing_is_written(
     assert ran.status == 1
     assert said in ran.err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "$(id)", "a\nSIGNER_MODE=vault", "a;b", "\udcff", "a'b"])
+def test_a_directory_that_a_shell_would_read_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    ran = run("init", str(tmp_path / name), "--yes")
+    assert ran.status == 1
+    assert "the directory cannot be" in ran.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_on_a_terminal_it_asks_for_what_no_flag_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
