@@ -91,5 +91,9 @@ class BadKeyFile(SignerError):
     """The CA key file is not valid; `code` names the failed check."""
 
 
+class ForeignCertificate(SignerError):
+    """A certificate that Vault signed is not within its grant: Vault's fault or its configuration's, not ours."""
+
+
 class CertificateMismatch(SignerError):
     """A certificate about to be signed differs from its grant: an internal error, never the caller's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Protocol
 
 from signer.authority import freezes, queries
@@ -25,6 +26,7 @@ from signer.errors import (
     BadPublicKey,
     BadRequest,
     CertificateMismatch,
+    ForeignCertificate,
     LedgerBroken,
     NotAuthenticated,
     Refused,
@@ -41,6 +43,7 @@ from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, Sign
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
+INTERNAL_ERROR: Final = "internal_error"
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
@@ -48,7 +51,7 @@ Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one 
 
 
 def _internal_error() -> Unavailable:
-    return Unavailable("internal_error", "internal error", "see the service's log")
+    return Unavailable(INTERNAL_ERROR, "internal error", "see the service's log")
 
 
 def _clock_behind(seconds: int, what: str) -> Unavailable:
@@ -138,16 +141,17 @@ class Core:
         now = self._now()
         signs_at_once = isinstance(self._backend.order, SignAtOnce)
         decisions = [self._decide(command, now) for command in commands]
-        entries = self._commit([event for decision in decisions for event in decision.events], now)
-        failure = entries if isinstance(entries, SignerError) else None
-        for index, decision in enumerate(decisions):
-            if failure is not None and (decision.events or isinstance(commands[index], Unfreeze)):
+        recorded = self._commit_all([decision.events for decision in decisions], now)
+        failure = next((entries for entries in recorded if isinstance(entries, SignerError)), None)
+        for index, (decision, entries) in enumerate(zip(decisions, recorded, strict=True)):
+            if isinstance(entries, SignerError):
+                yield index, entries
+            elif failure is not None and isinstance(commands[index], Unfreeze):
                 yield index, failure
             elif signs_at_once and isinstance(decision.reply, PendingSignature):
                 yield index, self._sign_at_once(decision.reply, now)
-            elif decision.replies_with_entry and not isinstance(entries, SignerError):
-                place = sum(len(before.events) for before in decisions[:index])
-                yield index, queries.recorded_operation(entries[place])
+            elif decision.replies_with_entry:
+                yield index, queries.recorded_operation(entries[0])
             elif decision.reply is not None:
                 yield index, decision.reply
 
@@ -163,6 +167,26 @@ class Core:
         """Commits events; returns the failure, if any, after which the state is read from the ledger again."""
         entries = self._commit(events, now)
         return entries if isinstance(entries, SignerError) else None
+
+    def _commit_all(self, groups: Sequence[Sequence[Event]], now: float) -> list[list[Entry] | SignerError]:
+        """Commits the events of all requests in one transaction; returns the entries or the failure of each request.
+
+        If an event cannot be encoded, which is an internal error, each request gets a transaction of its own.
+        """
+        together = self._commit([event for group in groups for event in group], now)
+        if not isinstance(together, SignerError):
+            entries = iter(together)
+            return [list(islice(entries, len(group))) for group in groups]
+        if together.code != INTERNAL_ERROR or sum(map(bool, groups)) == 1:
+            return [together if group else [] for group in groups]
+        alone: list[list[Entry] | SignerError] = []
+        failure: SignerError | None = None
+        for group in groups:
+            depends = failure is not None and any(event.kind == "freeze.lifted" for event in group)
+            done = failure if failure is not None and depends else self._commit(list(group), now)
+            failure = done if isinstance(done, SignerError) else failure
+            alone.append(done)
+        return alone
 
     def _commit(self, events: list[Event], now: float | None) -> list[Entry] | SignerError:
         if not events:
@@ -200,12 +224,12 @@ class Core:
             else self._certified(pending, result, now, serials)
             for pending, result in results
         ]
-        failure = self.record([event for _, events in decisions for event in events], now)
+        recorded = self._commit_all([events for _, events in decisions], now)
         for pending, _ in results:  # only now: a state that is reread before the commit must still count it
             if isinstance(pending, PendingCertificate):
                 self._pending.discard(pending)
-        for index, (reply, events) in enumerate(decisions):
-            yield index, failure if failure is not None and events else reply
+        for index, ((reply, _), entries) in enumerate(zip(decisions, recorded, strict=True)):
+            yield index, entries if isinstance(entries, SignerError) else reply
 
     def _signed(
         self, pending: PendingSignature, result: Obtained | SignerError, now: float
@@ -244,7 +268,7 @@ class Core:
             if made.fields.serial in serials or self._ledger.has_vault_serial(made.fields.serial):
                 raise outside_grant("serial already used")
         except SignerError as error:
-            if isinstance(error, CertificateMismatch):
+            if isinstance(error, ForeignCertificate):
                 self._report(error)
             self._pending.remove(pending)
             self._uncount(grant, pending.asked_at, pending.asked_at + grant.ttl)

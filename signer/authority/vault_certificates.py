@@ -7,12 +7,13 @@ local key are in `certificates.py`.
 from __future__ import annotations
 
 import binascii
+import re
 from dataclasses import dataclass
 from typing import Final
 
-from signer.errors import BadFormat, CertificateMismatch
+from signer.errors import BadFormat, ForeignCertificate
 from signer.model import Grant, Returned
-from signer.policy.rules import MAX_KEY_ID
+from signer.policy.rules import KEY_ID, MAX_KEY_ID
 from signer.protocol.commands import Sign
 from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
@@ -21,6 +22,7 @@ from signer.ssh.signature import check_signature
 
 # Seconds by which times may differ, from Vault's clock and the round trip.
 TOLERANCE: Final = 60
+_VAULT_KEY_ID: Final = re.compile(f"(?:{KEY_ID.pattern})?")  # Vault may leave it empty
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +55,7 @@ class VaultCertificate:
 
 
 def read_vault_certificate(returned: Returned, pending: PendingCertificate) -> VaultCertificate:
-    """Verifies grant and signature; raises `CertificateMismatch` if the certificate exceeds the grant."""
+    """Verifies grant and signature; raises `ForeignCertificate` if the certificate exceeds the grant."""
     grant = pending.grant
     label, _, encoded = returned.line.partition(" ")
     try:
@@ -69,13 +71,13 @@ def read_vault_certificate(returned: Returned, pending: PendingCertificate) -> V
 
 
 def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key: bytes) -> None:
-    """Raises `CertificateMismatch` for a certificate that permits more, or restricts less, than its grant."""
+    """Raises `ForeignCertificate` for a certificate that permits more, or restricts less, than its grant."""
     for what, holds in (
         ("CA key", fields.ca_key == ca_key),
         ("public key", fields.key == grant.public_key.blob),
         ("type", fields.cert_type == USER_CERTIFICATE),
-        ("principals", bool(fields.principals) and set(fields.principals) == set(grant.principals)),
-        ("key id", len(fields.key_id.encode()) <= MAX_KEY_ID and fields.key_id.isprintable()),
+        ("principals", bool(fields.principals) and sorted(fields.principals) == sorted(set(grant.principals))),
+        ("key id", len(fields.key_id) <= MAX_KEY_ID and _VAULT_KEY_ID.fullmatch(fields.key_id) is not None),
         ("valid after", asked_at - grant.backdate - TOLERANCE <= fields.valid_after <= asked_at + TOLERANCE),
         ("valid before", asked_at < fields.valid_before <= asked_at + grant.ttl + TOLERANCE),
         ("lifetime", fields.valid_after < fields.valid_before),
@@ -86,9 +88,9 @@ def _check_within(fields: CertificateFields, grant: Grant, asked_at: int, ca_key
             raise outside_grant(what)
 
 
-def outside_grant(what: str) -> CertificateMismatch:
+def outside_grant(what: str) -> ForeignCertificate:
     """The error for a certificate of Vault's whose `what` is outside the grant."""
-    return CertificateMismatch(
+    return ForeignCertificate(
         "vault_outside_grant",
         f"Vault's certificate is outside the grant: {what}",
         "align Vault's role with policy.toml",

@@ -18,7 +18,7 @@ from signer import __version__
 from signer.authority.core import Core
 from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
-from signer.errors import BadSettings, Unavailable
+from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
@@ -96,7 +96,7 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
     lines = LogLimit(log)
-    report = partial(lines.fault, "internal error")
+    report = partial(_report, lines)
     source: KeySource | None = None
     key: SigningKey | None = None
     if settings.reads_key_file:
@@ -131,6 +131,14 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     Keeper(core, backend, ledger, listener, reloader, settings.threads * 3 // 4 or 1, lines=lines).serve()
     ledger.close()
     os.close(claim)
+
+
+def _report(lines: LogLimit, error: Exception) -> None:
+    """Logs an error that the core met: ours with its stack, one of Vault's as a sentence."""
+    if isinstance(error, ForeignCertificate):
+        lines.warn(error.code, error.text)
+    else:
+        lines.fault("internal error", error)
 
 
 def check_run_dir(run_dir: Path) -> None:

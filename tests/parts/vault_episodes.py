@@ -9,7 +9,7 @@ from signer.authority.certificates import PendingSignature
 from signer.authority.core import Core, ReplyOrError
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import VaultBackend
-from signer.errors import CertificateMismatch, SignerError, Unavailable
+from signer.errors import ForeignCertificate, SignerError, Unavailable
 from signer.model import BACKDATE, Entry, Grant, PublicKey, Returned
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply
@@ -176,7 +176,7 @@ class VaultEpisode(Episode):
             self.count("Released", reply)
             self.check_reply(back[index].command, reply)
         assert answered == set(range(len(back))), "a grant got no reply"
-        self.faults[:] = [fault for fault in self.faults if not isinstance(fault, CertificateMismatch)]
+        self.faults[:] = [fault for fault in self.faults if not isinstance(fault, ForeignCertificate)]
 
     def count(self, name: str, reply: ReplyOrError) -> None:
         self.replies[reply.code if isinstance(reply, SignerError) else name] += 1

@@ -28,6 +28,7 @@ from signer.errors import SignerError
         (errors.Unavailable, "keeper_gone", 503),
         (errors.Unavailable, "internal_error", 500),
         (errors.LedgerBroken, "ledger_broken", 503),
+        (errors.ForeignCertificate, "vault_outside_grant", 500),
         (errors.CertificateMismatch, "certificate_differs_from_grant", 500),
         (SignerError, "never_heard_of", 500),
     ],

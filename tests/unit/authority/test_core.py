@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from signer.errors import BadRequest, CertificateMismatch, SignerError, Unavailable
-from signer.model import Event
-from signer.protocol.commands import Explain, Freeze, ShowCaller, ShowHead, Sign, Unfreeze
+from signer.model import Entry, Event
+from signer.protocol.commands import Explain, Freeze, RecordOperation, ShowCaller, ShowHead, Sign, Unfreeze
+from signer.protocol.operations import OperationBody
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, certificate_of, policy, role_lines, sign
@@ -186,6 +188,27 @@ def test_a_command_without_anything_to_record_is_answered_while_the_ledger_fails
     assert isinstance(whoami, dict)
     assert whoami["identity"] == "deploy-agent"
     assert code_of(refused) == "ledger_unavailable"
+
+
+def test_audit_an_event_that_cannot_be_recorded_fails_its_own_request_only() -> None:
+    bench = Bench()
+    unwritable = RecordOperation(caller("operator"), OperationBody(operation="cutover", outcome="applied"))
+    commit, sizes = bench.store.commit, list[int]()
+
+    def strict(events: Sequence[Event], now_ms: int) -> list[Entry]:
+        sizes.append(len(events))
+        if any(event.kind == "operation.recorded" for event in events):
+            raise ValueError("an event cannot hold a float")
+        return commit(events, now_ms)
+
+    bench.store.commit = strict  # type: ignore[method-assign]
+    first, wrong, refused, last = bench.ask(sign(), unwritable, sign(principals=("root",)), sign("operator"))
+    assert (serial_of(first), serial_of(last)) == (1, 2)
+    assert code_of(wrong) == "internal_error"
+    assert code_of(refused) == "principal_not_allowed"
+    assert sizes == [4, 1, 1, 1, 1]
+    assert bench.store.kinds().count("certificate.issued") == 2
+    assert {type(fault) for fault in bench.faults} == {ValueError}
 
 
 def test_an_unfreeze_is_not_answered_by_one_that_never_reached_the_disk() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signer.authority.vault_certificates import PendingCertificate
-from signer.errors import CertificateMismatch, Refused
+from signer.errors import ForeignCertificate, Refused
 from signer.model import Event
 from signer.protocol.commands import Freeze, ShowHead, Unfreeze
 from signer.ssh.publickey import fingerprint_of
@@ -55,7 +55,7 @@ def test_a_certificate_outside_its_grant_is_refused_recorded_and_told_to_the_log
     (body,) = bench.store.bodies("request.refused")
     assert (body["code"], body["role"], body["address"]) == ("vault_outside_grant", "llmops", "192.0.2.7")
     assert bench.store.entries[-1].actor == "deploy-agent"
-    assert [type(fault) for fault in bench.faults] == [CertificateMismatch]
+    assert [type(fault) for fault in bench.faults] == [ForeignCertificate]
     assert "certificate.issued" not in bench.store.kinds()
 
 

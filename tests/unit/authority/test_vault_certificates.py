@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.authority.vault_certificates import TOLERANCE, PendingCertificate, VaultCertificate, read_vault_certificate
-from signer.errors import CertificateMismatch
+from signer.errors import ForeignCertificate
 from signer.model import Grant, Returned
 from signer.ssh.publickey import fingerprint_of
 from signer.ssh.wire import string
@@ -38,7 +38,7 @@ def read(**changes: Any) -> VaultCertificate:
 
 def fault(answer: Returned, asked: PendingCertificate | None = None) -> str:
     """What is wrong with it, in the words of the error."""
-    with pytest.raises(CertificateMismatch) as caught:
+    with pytest.raises(ForeignCertificate) as caught:
         read_vault_certificate(answer, asked or forward())
     assert caught.value.code == "vault_outside_grant"
     return caught.value.text.partition(": ")[2]
@@ -97,6 +97,9 @@ def test_any_kind_of_user_key_may_be_in_it(kind: str) -> None:
         ("key id", {"key_id": "ü" * 129}),
         ("key id", {"key_id": "ok\nAccepted publickey for root"}),
         ("key id", {"key_id": "\x1b[31m"}),
+        ("key id", {"key_id": "vault-$(id)"}),
+        ("key id", {"key_id": 'vault-"root"'}),
+        ("principals", {"principals": ("backup", "backup", "llmops")}),
     ],
     ids=repr,
 )
