@@ -25,6 +25,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
+from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -39,6 +40,7 @@ from uvicorn_worker import UvicornWorker
 from signer.api.admission import KNOWN_FOR, Peer, peer_of
 from signer.api.problems import render_for_both
 from signer.api.request import new_request_id
+from signer.api.vault.responses import render_error
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
@@ -85,9 +87,10 @@ class _Refusal(Exception):
         self.error = error
 
 
-def render_refusal(error: SignerError, request_id: str) -> bytes:
-    """The response for a request that no application sees."""
-    status, headers, body = render_for_both(error, request_id)
+def render_refusal(error: SignerError, request_id: str, *, is_vaults: bool = False) -> bytes:
+    """The response for a request that no application sees, in Vault's shape if its path is known to be Vault's."""
+    number, headers, body = render_error(error) if is_vaults else render_for_both(error, request_id)
+    status = HTTPStatus(number)
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", f"date: {formatdate(time.time(), usegmt=True)}"]
     lines += ["connection: close", f"content-length: {len(body)}"]
     lines += [f"{name.lower()}: {value}" for name, value in headers]
@@ -511,7 +514,8 @@ class ClientConnection(HttpToolsProtocol):
         self._response.parts.clear()
         request_id = new_request_id()
         self.registry.lines.warn(error.code, f"request {request_id} was refused: {error.code}")
-        self.transport.write(render_refusal(error, request_id))
+        is_vaults = self._has_head and self.scope["raw_path"].startswith(b"/v1/")
+        self.transport.write(render_refusal(error, request_id, is_vaults=is_vaults))
         if self.flow.write_paused:
             self.registry.await_phase(self, Phase.LEAVING)
         else:

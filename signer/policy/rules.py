@@ -231,8 +231,10 @@ def _rule_extensions(case: Case) -> str:
     values = {name: _fill((value,), case.identity)[0] for name, value in role.extension_values}
     for name, value in asked.items():
         if value and value != values.get(name):
-            what = "another value than the role pins" if name in values else "a value, but is a flag"
-            raise Refused("extension_has_value", f"extension {name} has {what}", 'send "" as its value')
+            what = f"extension {name} has another value than the role pins"
+            if name not in values:
+                what = "an extension is a flag and takes no value"
+            raise Refused("extension_has_value", what, 'send "" as its value')
     wanted = set(role.default_extensions) | set(asked)
     if "force-command" in case.critical_options:
         clash = sorted(CLOSED_BY_FORCE_COMMAND & set(asked))

@@ -260,7 +260,7 @@ def _vault_text(fields: dict[str, Any], field: str) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, str):
-        return well_formed(value)
+        return str(well_formed(value))  # a `Number` is text from here on
     raise _unconvertible(field, "string", value)
 
 

@@ -40,9 +40,11 @@ def request_certificate(settings: Settings, invocation: Invocation, key: NewKey)
 
 
 def _retry_after(response: HttpResponse) -> float:
-    """Seconds in the `Retry-After` of a 503 (RFC 9110 section 10.2.3, without dates); -1 if there is none."""
+    """Seconds in the `Retry-After` (RFC 9110 section 10.2.3, without dates) of a 503, or of a service that is too busy
+    for callers whom it does not know yet; -1 if there is none."""
     text = response.headers.get("retry-after", "")
-    if response.status != 503 or not (text.isascii() and text.isdigit()):
+    is_busy = response.status == 429 and b'"edge_busy"' in response.body
+    if not (response.status == 503 or is_busy) or not (text.isascii() and text.isdigit()):
         return -1
     return float(text[:6])
 

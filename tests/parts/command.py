@@ -138,6 +138,10 @@ class World:
             environ.setenv("SIGNER_KEEPER_USER", "daemon")
             environ.setenv("SIGNER_API_USER", "nobody")
         environ.chdir(folder)
+        locks = folder.parent / f"{folder.name}-locks"
+        locks.mkdir(mode=0o700)
+        # Tests run at once and name the same compose file, which stands for a host's one platform.
+        environ.setattr("signer.migration.journal._own_folder", lambda: locks)
 
     def prepare(self, words: Sequence[str]) -> None:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,

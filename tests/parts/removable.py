@@ -75,7 +75,7 @@ evidence_dir = "{self.evidence_dir}"
 command = ["podman-compose"]
 engine = "podman"
 project = "safe-session"
-base = "/base"
+base = "{self.folder}/base.yaml"
 overlay = "/overlay"
 environment = {{ PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE = "/ca" }}
 [preflight]

@@ -139,14 +139,14 @@ def test_keeper_and_api_are_two_users_without_powers(local: Contained) -> None:
     launcher = found[1]
     assert launcher.uid == 0
     assert powers(launcher.status["CapEff"]) == {"chown", "kill", "setgid", "setuid"}
-    users = {}
+    users: dict[str, int] = {}
     for number, one in found.items():
         assert one.status["NoNewPrivs"] == ["1"]
         if number != 1:
-            users[one.command.split(" -m signer ")[1].split()[0]] = one.uid
+            users[re.split(r" -m signer[ .]", one.command)[1].split()[0]] = one.uid
             assert powers(one.status["CapEff"]) == powers(one.status["CapPrm"]) == set()
             assert one.status["Groups"] == []
-    assert users == {"keeper": KEEPER_ID, "api": API_ID}
+    assert users == {"keeper": KEEPER_ID, "service.query_reader": KEEPER_ID, "api": API_ID}
 
 
 def powers(mask: list[str]) -> set[str]:

@@ -325,17 +325,15 @@ def test_the_agent_unit_is_the_keepers_users_and_listens_where_the_keeper_looks(
 @missing.needs_strace
 @missing.needs_root
 @missing.needs_softhsm
-def test_the_agent_with_a_token_makes_no_system_call_that_its_unit_forbids(tmp_path: Path) -> None:
+def test_the_agent_with_a_token_makes_no_system_call_that_its_unit_forbids() -> None:
     """Its own line, under strace, as its user and without a way to gain powers; a key of a token signs with it."""
     unit = Unit.read(AGENT)
-    token = SoftHsm(tmp_path / "hsm")
-    with tempfile.TemporaryDirectory(prefix="agent-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="agent-", dir="/tmp") as folder:  # pytest's folders are closed to that user
         place = Path(folder)
+        token = SoftHsm(place / "hsm")
         socket, trace = place / "agent.sock", place / "trace"
-        for path in (tmp_path.parents[1], tmp_path.parent, tmp_path, place):
-            path.chmod(0o755)
-        shutil.chown(place, KEEPER_USER)
-        for path in (tmp_path / "hsm", *(tmp_path / "hsm").rglob("*")):
+        place.chmod(0o755)
+        for path in (place, *place.rglob("*")):
             shutil.chown(path, KEEPER_USER)
         command = [str(socket) if word == unit.environment["SSH_AUTH_SOCK"] else word for word in
                    shlex.split(unit.one("ExecStart"))]  # fmt: skip
