@@ -16,6 +16,7 @@ from signer.protocol.go_json import MAX_DEPTH, has_too_many_strings, is_too_deep
 from signer.protocol.sign_request import (
     MAX_BODY,
     MAX_TTL_SECONDS,
+    Number,
     decode_body,
     is_form,
     read_native_sign,
@@ -278,6 +279,15 @@ def test_a_warning_about_unknown_fields_is_short_whatever_their_names() -> None:
     fields = dict.fromkeys(["\x01" * 60_000, *(f"n{number}" for number in range(500))], "")
     (warning,) = vault_sign_warnings(fields)
     assert len(warning) < 8_192
+
+
+def test_a_number_of_vaults_shape_is_text_from_here_on() -> None:
+    asked = read_vault_sign("r", {"key_id": Number("12"), "reason": Number("812"), "public_key": Number("7")})
+    assert [(type(value), value) for value in (asked.key_id, asked.reason, asked.public_key)] == [
+        (str, "12"),
+        (str, "812"),
+        (str, "7"),
+    ]
 
 
 TOKEN = "sgn_" + "0123456789abcdefghijABCDEFGHIJ0123456789abcdefghi"
