@@ -231,6 +231,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _reset(self) -> None:
         """Prepares for the next request."""
+        self.url = b""
         self._has_head = self._is_whole = False
         self._method = b""
         self._length = 0  # bytes to wait for: the body, or a chunk with its line end
@@ -514,7 +515,7 @@ class ClientConnection(HttpToolsProtocol):
         self._response.parts.clear()
         request_id = new_request_id()
         self.registry.lines.warn(error.code, f"request {request_id} was refused: {error.code}")
-        is_vaults = self._has_head and self.scope["raw_path"].startswith(b"/v1/")
+        is_vaults = self.url.startswith(b"/v1/")
         self.transport.write(render_refusal(error, request_id, is_vaults=is_vaults))
         if self.flow.write_paused:
             self.registry.await_phase(self, Phase.LEAVING)
