@@ -17,6 +17,7 @@ BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates
 MAX_REASON: Final = 500  # characters
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
 HIDDEN: Final = "[hidden]"
+_TOKEN_MARKS: Final = (TOKEN_PREFIX, "hvs.", "hvb.", "hvr.", "eyJ")  # one of them is in every token
 _TOKEN_LIKE: Final = re.compile(
     TOKEN_PREFIX + r"[0-9A-Za-z]{12,}|(?<![\w.-])hv[sbr]\.[\w-]{8,}|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII
 )
@@ -283,4 +284,5 @@ def hide_tokens(text: str) -> str:
 
     JSON text stays JSON text with the same keys in the same order, unless a key has the form of a token.
     """
-    return _TOKEN_LIKE.sub(HIDDEN, text)
+    # The search for a constant costs a twentieth of the expression's, and each event passes here.
+    return _TOKEN_LIKE.sub(HIDDEN, text) if any(mark in text for mark in _TOKEN_MARKS) else text
