@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.parts import missing
-from tests.parts.keys import Key, KeyRing, make_key
+from tests.parts.keys import Key, make_key
 from tests.parts.sshd import Sshd, StartSshd
-from tests.parts.standin import Client, Signer, Standin, make_client
+from tests.parts.standin import Client, Signer, Standin
 
 pytestmark = missing.needs_sshd
 
@@ -25,17 +25,6 @@ HIDING = [
     ("PubkeyAuthentication no",),
 ]
 hiding = pytest.mark.parametrize("lines", HIDING, ids=lambda lines: lines[0])
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with make_client(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def ca(keyring: KeyRing) -> Key:
-    return keyring("ed25519", "ca")
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from signer.safe_session.settings import DEFAULT_ADDR
 from signer.vault.admin import VaultAdmin
 from signer.vault.signing import VaultClient
 from tests.parts import missing
-from tests.parts.keys import Key, KeyRing
-from tests.parts.standin import TOKEN, Asked, Client, Signer, Standin, http, make_client
+from tests.parts.keys import Key
+from tests.parts.standin import TOKEN, Asked, Client, Signer, Standin, http
 
 NOBODY = 65534
 # Prints its port, then everything that it receives.
@@ -41,17 +41,6 @@ while True:
     link.sendall(b"HTTP/1.1 403 X\\r\\nContent-Length: 30\\r\\n\\r\\n" + b'{"detail":"no","code":"other"}')
     link.close()
 """
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with make_client(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def ca(keyring: KeyRing) -> Key:
-    return keyring("ed25519", "ca")
 
 
 @contextmanager

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.parts import missing
-from tests.parts.keys import Key, KeyRing, make_key, sign_with_ssh_keygen
+from tests.parts.keys import Key, make_key, sign_with_ssh_keygen
 from tests.parts.sshd import Sshd, StartSshd
-from tests.parts.standin import Client, Signer, Standin, make_client
+from tests.parts.standin import Client, Signer, Standin
 
 pytestmark = missing.needs_sshd
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with make_client(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def ca(keyring: KeyRing) -> Key:
-    return keyring("ed25519", "ca")
 
 
 @pytest.fixture

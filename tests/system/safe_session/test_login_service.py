@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,8 @@ from tests.parts.standin import (
     Signer,
     Standin,
     http,
-    make_client,
     problem,
 )
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with make_client(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def ca(keyring: KeyRing) -> Key:
-    return keyring("ed25519", "ca")
 
 
 def run_marked(client: Client, address: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -17,19 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.parts import missing
-from tests.parts.keys import Key, KeyRing
-from tests.parts.standin import TOKEN, Client, Signer, Standin, make_client
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with make_client(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def ca(keyring: KeyRing) -> Key:
-    return keyring("ed25519", "ca")
+from tests.parts.keys import Key
+from tests.parts.standin import TOKEN, Client, Signer, Standin
 
 
 @pytest.fixture
