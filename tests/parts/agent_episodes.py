@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from signer.authority.certificates import PendingSignature
-from signer.authority.core import Core, ReplyOrError
+from signer.authority.core import Core
 from signer.ca.agent import key_missing, too_slow
-from signer.ca.backends import SlowAgent
+from signer.ca.backends import Backend, SlowAgent
 from signer.errors import SignerError, Unavailable
 from signer.ledger.lookups import Lookup
 from signer.model import PublicKey
@@ -16,7 +16,7 @@ from signer.protocol.replies import Reply
 from signer.signing import Obtained, SigningKey, SignInPool
 from tests.parts import builders
 from tests.parts.builders import PretendKey
-from tests.parts.episodes import POLICIES, Episode
+from tests.parts.episodes import Episode
 
 FAILED = (too_slow(), key_missing("SHA256:x"), Unavailable("keeper_stopping", "the service is stopping"))
 
@@ -45,29 +45,14 @@ class PoolBackend:
 class Bench(builders.Bench):
     """A core whose certificates are signed later."""
 
-    def restart(self) -> Core:
-        nonces = iter(range(1, 2**40))
-        self.core = Core(
-            policy=self.policy,
-            backend=PoolBackend(self.key),
-            ledger=self.store,
-            clock=lambda: self.now,
-            random=lambda count: next(nonces).to_bytes(count, "big"),
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
+    def make_backend(self) -> Backend:
+        return PoolBackend(self.key)
 
     def send(self, who: str = "deploy-agent", **changes: Any) -> PendingSignature:
         """The certificate of one sign request, recorded and not signed."""
         pending = self.sign(who, **changes)
         assert isinstance(pending, PendingSignature), pending
         return pending
-
-    def finish(self, *results: tuple[PendingSignature, Obtained | SignerError]) -> list[Any]:
-        """The replies, in order."""
-        replies = dict(self.core.finish(results))
-        return [builders.fields_of(replies[index]) for index in range(len(results))]
 
     def finish_one(self, pending: PendingSignature, result: Obtained | SignerError | None = None) -> Any:
         """Its reply; by default the key signs."""
@@ -85,16 +70,10 @@ class AgentEpisode(Episode):
     def start(self) -> Core:
         self.lost |= {pending.certificate.fields.serial for _, pending in self.out}
         self.out.clear()
-        self.core = Core(
-            policy=self.rng.choice(POLICIES),
-            backend=PoolBackend(self.key),
-            ledger=self.store,
-            clock=self.clock,
-            random=self.rng.randbytes,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
+        return super().start()
+
+    def make_backend(self) -> Backend:
+        return PoolBackend(self.key)
 
     def batch(self) -> None:
         commands = [self.command() for _ in range(self.rng.choice((1, 1, 2, 3, 5, 8)))]
@@ -143,6 +122,3 @@ class AgentEpisode(Episode):
             elif self.store.fail == "" and reply.code != "ledger_unavailable":
                 assert serial in self.watcher.withheld, f"neither released nor withheld: {reply.code}"
         assert answered == set(range(len(back))), "a certificate got no reply"
-
-    def count(self, name: str, reply: ReplyOrError) -> None:
-        self.replies[reply.code if isinstance(reply, SignerError) else name] += 1

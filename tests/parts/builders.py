@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Answer, Core
-from signer.ca.backends import FileBackend
+from signer.ca.backends import Backend, FileBackend
 from signer.errors import NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.lookups import Lookup, Reader
@@ -45,6 +45,7 @@ from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply, decode_reply
+from signer.signing import Obtained
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
 
@@ -365,7 +366,7 @@ class Bench:
         make: Callable[[int], bytes] = lambda count: next(nonces).to_bytes(count, "big")  # noqa: E731
         self.core = Core(
             policy=self.policy,
-            backend=FileBackend(self.key),
+            backend=self.make_backend(),
             ledger=self.store,
             clock=lambda: self.now,
             random=make,
@@ -373,6 +374,15 @@ class Bench:
         )
         self.core.begin({})
         return self.core
+
+    def make_backend(self) -> Backend:
+        """Who signs; subclasses have another one."""
+        return FileBackend(self.key)
+
+    def finish(self, *results: tuple[Any, Obtained | SignerError]) -> list[Any]:
+        """The replies for what a slow signer was to make, in order."""
+        replies = dict(self.core.finish(results))
+        return [fields_of(replies[index]) for index in range(len(results))]
 
     def ask(self, *commands: Any) -> list[Any]:
         """The replies to one batch, in the order of its commands; lookups are answered from the store."""

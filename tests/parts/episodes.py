@@ -14,7 +14,7 @@ import pytest
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import CLOCK_TOLERANCE, Core, ReplyOrError
 from signer.authority.vault_certificates import PendingCertificate
-from signer.ca.backends import FileBackend
+from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.lookups import FindCertificates, Lookup, Reader
 from signer.ledger.pages import CertificateReader
@@ -171,7 +171,7 @@ class Episode:
     def start(self) -> Core:
         self.core = Core(
             policy=self.rng.choice(POLICIES),
-            backend=FileBackend(self.key),
+            backend=self.make_backend(),
             ledger=self.store,
             clock=self.clock,
             random=self.rng.randbytes,
@@ -179,6 +179,13 @@ class Episode:
         )
         self.core.begin({})
         return self.core
+
+    def make_backend(self) -> Backend:
+        """Who signs; subclasses have another one."""
+        return FileBackend(self.key)
+
+    def count(self, name: str, reply: ReplyOrError) -> None:
+        self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
 
     def clock(self) -> float:
         """Moves on while it is read, as clocks do; at times it is set, even in the middle of a batch."""

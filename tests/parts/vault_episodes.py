@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from signer.authority.certificates import PendingSignature
-from signer.authority.core import Core, ReplyOrError
+from signer.authority.core import Core
 from signer.authority.vault_certificates import PendingCertificate
-from signer.ca.backends import VaultBackend
+from signer.ca.backends import Backend, VaultBackend
 from signer.errors import ForeignCertificate, SignerError, Unavailable
 from signer.model import BACKDATE, Entry, Grant, PublicKey, Returned
 from signer.protocol.commands import Sign
@@ -45,28 +44,14 @@ DOWN = Unavailable("vault_down", "Vault cannot be reached", "start Vault")
 class Bench(builders.Bench):
     """A core without a key."""
 
-    def restart(self) -> Core:
-        self.core = Core(
-            policy=self.policy,
-            backend=backend(),
-            ledger=self.store,
-            clock=lambda: self.now,
-            random=os.urandom,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
+    def make_backend(self) -> Backend:
+        return backend()
 
     def send(self, who: str = "deploy-agent", **changes: Any) -> PendingCertificate:
         """The grant that one sign request gives out."""
         forward = self.sign(who, **changes)
         assert isinstance(forward, PendingCertificate), forward
         return forward
-
-    def finish(self, *results: tuple[PendingCertificate, Returned | SignerError]) -> list[Any]:
-        """The replies, in order."""
-        replies = dict(self.core.finish(results))
-        return [builders.fields_of(replies[index]) for index in range(len(results))]
 
     def finish_one(self, forward: PendingCertificate, result: Returned | SignerError) -> Any:
         return self.finish((forward, result))[0]
@@ -126,16 +111,10 @@ class VaultEpisode(Episode):
 
     def start(self) -> Core:
         self.out.clear()  # a keeper that ended knows nothing of what it had sent
-        self.core = Core(
-            policy=self.rng.choice(POLICIES),
-            backend=backend(),
-            ledger=self.store,
-            clock=self.clock,
-            random=self.rng.randbytes,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
+        return super().start()
+
+    def make_backend(self) -> Backend:
+        return backend()
 
     def swap_policy(self) -> None:
         self.core.use_policy(self.rng.choice(POLICIES))
@@ -177,9 +156,6 @@ class VaultEpisode(Episode):
             self.check_reply(back[index].command, reply)
         assert answered == set(range(len(back))), "a grant got no reply"
         self.faults[:] = [fault for fault in self.faults if not isinstance(fault, ForeignCertificate)]
-
-    def count(self, name: str, reply: ReplyOrError) -> None:
-        self.replies[reply.code if isinstance(reply, SignerError) else name] += 1
 
     def result(self, forward: PendingCertificate) -> tuple[Returned | SignerError, bool]:
         roll = self.rng.random()

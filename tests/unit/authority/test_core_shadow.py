@@ -18,7 +18,7 @@ from signer.authority import shadow
 from signer.authority.core import Core
 from signer.authority.limits import Differences
 from signer.authority.vault_certificates import PendingCertificate
-from signer.ca.backends import FileBackend
+from signer.ca.backends import Backend, FileBackend
 from signer.ca.key import load_ca_key
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.store import Ledger
@@ -33,7 +33,7 @@ from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.vault.parity import Difference, compare_certificates
 from tests.parts import builders, vault_episodes
 from tests.parts.builders import NOW, MemoryStore, PretendKey
-from tests.parts.episodes import POLICIES, Memory
+from tests.parts.episodes import Memory
 from tests.parts.keys import KeyRing
 from tests.parts.vault_episodes import CA, DOWN, VaultEpisode, backend, code, made
 
@@ -403,18 +403,8 @@ def test_no_difference_is_lost(noted: list[tuple[str, bool, int]]) -> None:
 class ShadowEpisode(VaultEpisode):
     """As in mode vault, with a shadow beside."""
 
-    def start(self) -> Core:
-        self.out.clear()
-        self.core = Core(
-            policy=self.rng.choice(POLICIES),
-            backend=backend(OURS),
-            ledger=self.store,
-            clock=self.clock,
-            random=self.rng.randbytes,
-            report=self.faults.append,
-        )
-        self.core.begin({})
-        return self.core
+    def make_backend(self) -> Backend:
+        return backend(OURS)
 
     def swap_policy(self) -> None:
         self.core.use_key(self.key)
