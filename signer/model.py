@@ -17,10 +17,14 @@ BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates
 MAX_REASON: Final = 500  # characters
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
 HIDDEN: Final = "[hidden]"
-_TOKEN_MARKS: Final = (TOKEN_PREFIX, "hvs.", "hvb.", "hvr.", "eyJ")  # one of them is in every token
-_TOKEN_LIKE: Final = re.compile(
-    TOKEN_PREFIX + r"[0-9A-Za-z]{12,}|(?<![\w.-])hv[sbr]\.[\w-]{8,}|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", re.ASCII
+# The forms of bearer tokens, for regular expressions; each is searched in linear time.
+TOKEN_SHAPES: Final = (
+    TOKEN_PREFIX + r"[0-9A-Za-z]{12,}",  # signer's, also mistyped
+    r"hv[sbr]\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9]+)?",  # Vault's since 1.10: service, batch, recovery
+    r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # Vault's before 1.10, and OpenBao's
 )
+_TOKEN_LIKE: Final = re.compile("|".join((*TOKEN_SHAPES, r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")), re.ASCII)
+_TOKEN_MARKS: Final = (TOKEN_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
 
 IdentityKind = Literal["human", "agent", "workload"]
 

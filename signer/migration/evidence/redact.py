@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Final
 from urllib.parse import quote
 
-from signer.model import TOKEN_PREFIX
+from signer.model import TOKEN_SHAPES
 
 REMOVED: Final = "[removed]"
 SHORTEST: Final = 8  # characters: removing shorter values would garble other text
@@ -31,9 +31,7 @@ _SHAPES: Final = tuple(
         f"{_BEGIN}.*?(?:{_END}|\\Z)",
         r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=_\\\s-]*",  # OpenSSH's: `openssh-key-v1` in base64
         r"PuTTY-User-Key-File-.*",
-        TOKEN_PREFIX + r"[0-9A-Za-z]{12,}",  # signer's, also mistyped
-        r"hv[sbr]\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9]+)?",  # Vault's since 1.10: service, batch, recovery
-        r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # Vault's before 1.10, and OpenBao's
+        *TOKEN_SHAPES,
         r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",  # a JSON web token
     )
 )

@@ -80,6 +80,8 @@ def test_an_entrys_time_never_runs_backwards() -> None:
         "sgn_0123456789abcdefghijABCDEFGHIJ0123456789abcdefghi",
         "hvs.CAESIAbcdefghijklmnop",
         "hvb.AAAAAQJabcdefgh-_x",
+        "s.0123456789abcdefghijABCD",
+        "s.0123456789abcdefghijABCD.ns1",
         "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJjaSJ9.c2lnbmF0dXJl",
     ],
 )
