@@ -20,8 +20,9 @@ _PROBED: Final = frozenset(
 )  # fmt: skip
 _SIGNED: Final = frozenset(
     {
-        "signing_failed", "vault_ca_unknown", "vault_down", "vault_forbidden", "vault_mount_missing",
-        "vault_not_trusted", "vault_sealed",
+        "ca_agent_down", "ca_agent_key_missing", "ca_agent_malformed", "ca_agent_not_trusted", "ca_agent_refused",
+        "ca_agent_wrong_signature", "signing_failed", "vault_ca_unknown", "vault_down", "vault_forbidden",
+        "vault_mount_missing", "vault_not_trusted", "vault_sealed",
     }
 )  # fmt: skip
 OUTAGES: Final = _PROBED | _SIGNED

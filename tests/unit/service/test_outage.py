@@ -53,12 +53,15 @@ def test_what_fails_for_one_caller_is_no_outage(outage: Outage, caplog: pytest.L
     assert caplog.messages == []
 
 
-def test_only_a_signature_ends_an_outage_of_vault(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:
-    outage.note_failure(DOWN)
+@pytest.mark.parametrize("down", [DOWN, Unavailable("ca_agent_down", "the ssh-agent cannot be reached", "start it")])
+def test_only_a_signature_ends_an_outage_of_another_signer(
+    outage: Outage, caplog: pytest.LogCaptureFixture, down: Unavailable
+) -> None:
+    outage.note_failure(down)
     outage.note_ready()
     assert len(caplog.messages) == 1
     outage.note_signature()
-    assert caplog.messages[1] == "certificates are issued again, after 0 s (vault_down)"
+    assert caplog.messages[1] == f"certificates are issued again, after 0 s ({down.code})"
 
 
 def test_an_outage_that_comes_and_goes_writes_few_lines(
