@@ -7,7 +7,9 @@ import os
 import pwd
 import resource
 import signal
-from typing import Final
+import socket
+import struct
+from typing import Final, NamedTuple
 
 from signer.errors import BadSettings
 
@@ -15,6 +17,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_PDEATHSIG: Final = 2
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_UCRED: Final = struct.Struct("3i")  # struct ucred
 
 
 def forbid_dumps() -> None:
@@ -77,6 +80,19 @@ def check_users(keeper_user: str | None, api_user: str | None) -> None:
     for user in (keeper_user, api_user):
         if user is not None:
             look_up_user(user)
+
+
+class PeerProcess(NamedTuple):
+    """The process at the other end of a unix socket, as it was when it connected or began to listen."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_process(connection: socket.socket) -> PeerProcess:
+    """The kernel's word for who is at the other end (unix(7), SO_PEERCRED); raises `OSError`."""
+    return PeerProcess(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 def look_up_user(user: str) -> pwd.struct_passwd:

@@ -18,7 +18,6 @@ import re
 import resource
 import socket
 import ssl
-import struct
 import sys
 import time
 from collections import Counter, OrderedDict
@@ -42,6 +41,7 @@ from signer.api.problems import render_for_both
 from signer.api.request import new_request_id
 from signer.api.vault.responses import render_error
 from signer.errors import BadRequest, SignerError, Unavailable
+from signer.hardening import peer_process
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 
@@ -69,7 +69,6 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{0,19}) ([!-~]+) HTTP/1\.[01]")
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MAX_DIGITS: Final = 18  # of a length
-_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Phase(Enum):
@@ -637,8 +636,7 @@ class EdgeServer(Server):
         address: tuple[str, int] | None = None
         peer: Peer
         if client_sock.family == socket.AF_UNIX:
-            credentials = client_sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            user = int(_UCRED.unpack(credentials)[1])
+            user = peer_process(client_sock).uid
             peer = None if self._api.is_proxy_user(user) else user
         else:
             client_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import binascii
 import os
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import Final
 
 from signer.errors import BadFormat, BadKeyFile, Unavailable
+from signer.hardening import peer_process
 from signer.model import PublicKey
 from signer.ssh.agent import (
     read_identities,
@@ -32,10 +32,8 @@ from signer.ssh.wire import Reader
 ANSWERS_WITHIN: Final = 3.0  # seconds for a connection, from its opening to the whole reply
 MAX_SIGNATURE_REPLY: Final = 8 * 1024  # bytes; a signature of RSA-16384 has 2 KiB
 SELF_TEST: Final = b"signer self-test"  # signed to see whether a key can sign
-_ALGORITHMS: Final = {
-    "ssh-rsa": "rsa-sha2-512"
-}  # of a signature, by the kind of key; others are called like their kind
-_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+# Of a signature, by the kind of key; others are called like their kind.
+_ALGORITHMS: Final = {"ssh-rsa": "rsa-sha2-512"}
 
 
 class AgentKey:
@@ -122,7 +120,7 @@ class CaAgent:
             ) from None
 
     def _check_owner(self, connection: socket.socket) -> None:
-        uid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        uid = peer_process(connection).uid
         if uid not in (0, self._owner):
             raise Unavailable(
                 "ca_agent_not_trusted",

@@ -13,7 +13,6 @@ import resource
 import selectors
 import signal
 import socket
-import struct
 import time
 from collections import OrderedDict, deque
 from contextlib import suppress
@@ -27,6 +26,7 @@ from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
+from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup
 from signer.model import Caller, PublicKey
@@ -71,7 +71,6 @@ BACKLOG: Final = 512
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
 _DIRECT: Final = ("health", "metrics", "ca")  # messages that need no credential
 _SEND_BUFFER: Final = 1024 * 1024
-_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 @dataclass(slots=True, eq=False)
@@ -312,7 +311,7 @@ class Keeper:
         """Registers a connection; at the limit of its process, or of all, the most idle connection is dropped."""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        pid = peer_process(sock).pid
         of_process = self._peers.get(pid, ())
         if len(of_process) >= MAX_PER_PROCESS:
             self._drop(next(iter(of_process)))

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Final
 
 from signer.errors import BadSettings, Unavailable
 from signer.files import open_name
-from signer.hardening import check_users, die_with_parent, look_up_user
+from signer.hardening import check_users, die_with_parent, look_up_user, peer_process
 from signer.service.key_channel import hand_over, make_channel
 from signer.service.listeners import bind_listeners, check_listeners
 from signer.settings import Settings
@@ -35,7 +34,6 @@ RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a restart, by the 
 POLL_INTERVAL: Final = 0.02  # seconds between two checks of the children
 STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
-_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
 
@@ -66,9 +64,8 @@ class _Child:
         if self.key_file is not None:
             if self.channel is not None:
                 self.channel.close()
-            self.channel, theirs = (
-                make_channel()
-            )  # a new channel for each start, without unread messages of the last keeper
+            # A new channel for each start, without unread messages of the last keeper.
+            self.channel, theirs = make_channel()
             argv += ["--key-channel", str(theirs.fileno())]
         environment = {
             name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _PASSED_ON
@@ -223,8 +220,8 @@ def _listens(keeper: _Child, settings: Settings) -> bool:
             probe.connect(str(settings.socket))
         except OSError:
             return False
-        pid = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-    return keeper.process is not None and bool(pid == keeper.process.pid)
+        pid = peer_process(probe).pid
+    return keeper.process is not None and pid == keeper.process.pid
 
 
 def _is_stable(api: _Child) -> bool:
