@@ -9,11 +9,12 @@ from _json import encode_basestring_ascii as quoted
 from signer.safe_session.arguments import Invocation
 from signer.safe_session.http import HttpResponse, NoResponse, post
 from signer.safe_session.keypair import NewKey
-from signer.safe_session.response import Certificate, read_certificate
+from signer.safe_session.response import Certificate, problem_code, read_certificate
 from signer.safe_session.settings import Settings
 
-# A restarted service is back within 2 s. A retry is safe: at worst it issues and records a second certificate for the
-# same key. Refusals, malformed and late responses are final, so that retries never multiply the load of a fault.
+# A restarted service is back within 2 s, and one that is too busy for callers whom it does not know yet says when to
+# come back. A retry is safe: at worst it issues and records a second certificate for the same key. Refusals, malformed
+# and late responses are final, so that retries never multiply the load of a fault.
 SECONDS_FOR_RETRIES = 3.0
 _PAUSES = (0.2, 0.6, 1.6)
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -40,11 +41,11 @@ def request_certificate(settings: Settings, invocation: Invocation, key: NewKey)
 
 
 def _retry_after(response: HttpResponse) -> float:
-    """Seconds in the `Retry-After` (RFC 9110 section 10.2.3, without dates) of a 503, or of a service that is too busy
-    for callers whom it does not know yet; -1 if there is none."""
+    """Seconds in the `Retry-After` (RFC 9110 section 10.2.3, without dates) of a response that passes by itself; -1 if
+    there is none."""
     text = response.headers.get("retry-after", "")
-    is_busy = response.status == 429 and b'"edge_busy"' in response.body
-    if not (response.status == 503 or is_busy) or not (text.isascii() and text.isdigit()):
+    passes = response.status == 503 or (response.status == 429 and problem_code(response) == "edge_busy")
+    if not passes or not (text.isascii() and text.isdigit()):
         return -1
     return float(text[:6])
 

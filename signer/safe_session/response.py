@@ -83,6 +83,15 @@ def _problem(response: HttpResponse, fields: dict[str, object], place: str) -> S
     return kind(code if type(code) is str else "refused", detail, hint if type(hint) is str else "")
 
 
+def problem_code(response: HttpResponse) -> str:
+    """The code of an RFC 9457 problem, "" if there is none."""
+    try:
+        code = parse_object(response.body.decode()).get("code")
+    except (BadFormat, UnicodeDecodeError):
+        return ""
+    return code if type(code) is str else ""
+
+
 def check_certificate(line: str, public: bytes, expires_in: int) -> Certificate:
     """Reads `<type> <base64>` (draft-ietf-sshm-cert section 2.1) and checks all that a client can check:
 

@@ -51,13 +51,13 @@ def http(status: int, body: object, *headers: str, kind: str = "application/json
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-def problem(status: int, detail: str, hint: str = "", *headers: str) -> bytes:
+def problem(status: int, detail: str, hint: str = "", *headers: str, code: str = "some_code") -> bytes:
     body = {
         "type": "about:blank",
         "title": "x",
         "status": status,
         "detail": detail,
-        "code": "some_code",
+        "code": code,
         "hint": hint,
     }
     return http(status, body, *headers, kind="application/problem+json")

@@ -145,6 +145,20 @@ def test_a_connection_that_breaks_before_the_answer_is_tried_again(client: Clien
     assert len(api.asked) == 2
 
 
+def test_a_service_too_busy_for_newcomers_is_asked_again(client: Client, ca: Key) -> None:
+    signer, busy = Signer(client.folder, ca), problem(429, "busy", "", "Retry-After: 1", code="edge_busy")
+    with Standin(lambda asked: busy if len(api.asked) == 1 else signer(asked)) as api:
+        assert run_marked(client, api.address).returncode == 0
+    assert len(api.asked) == 2
+
+
+def test_a_limit_of_the_role_is_final(client: Client) -> None:
+    limit = problem(429, 'not "edge_busy", but a limit', "", "Retry-After: 1", code="rate_limited")
+    with Standin(lambda _: limit) as api:
+        assert run_marked(client, api.address).returncode == 1
+    assert len(api.asked) == 1
+
+
 @pytest.mark.parametrize("header", [[], ["Retry-After: 60"], ["Retry-After: soon"]], ids=["none", "long", "garbage"])
 def test_a_503_that_does_not_pass_soon_is_final(client: Client, header: list[str]) -> None:
     with Standin(lambda _: problem(503, "the disk is full", "", *header)) as api:
