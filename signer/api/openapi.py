@@ -48,6 +48,9 @@ class Route:
     is_open: bool = False  # needs no token
 
 
+# What the edge answers before any route sees the request: malformed, late, too large, a long line, too many requests
+# without a known token, a large head.
+EDGE_FAULTS: Final = (400, 408, 413, 414, 429, 431)
 _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256}
 _LIST: Final = (
     Query("identity", "issued to this identity; another identity requires the right ledger.read", _WORD),
@@ -148,7 +151,7 @@ def _operation(route: Route) -> dict[str, Any]:
     responses: dict[str, Any] = {
         str(route.status): {"description": HTTPStatus(route.status).phrase, "content": content}
     }
-    for status in route.faults:
+    for status in sorted({*route.faults, *EDGE_FAULTS}):
         problem = _of_model(schemas.Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     operation: dict[str, Any] = {

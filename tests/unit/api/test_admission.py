@@ -20,16 +20,9 @@ from signer.api.admission import (
     peer_of,
 )
 from signer.errors import Unavailable
+from tests.parts.clock import Clock
 
 pytestmark = pytest.mark.unix_socket  # the event loop wakes itself through a pair of them
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

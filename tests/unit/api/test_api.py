@@ -304,6 +304,12 @@ def test_every_reference_in_openapi_leads_somewhere_and_every_id_is_its_own() ->
     assert len(ids) == len(set(ids)) == len(openapi.ROUTES)
 
 
+def test_audit_openapi_has_the_statuses_of_the_edge_on_every_route() -> None:
+    operations = [operation for item in openapi.document()["paths"].values() for operation in item.values()]
+    edge = {"400", "408", "413", "414", "429", "431"}
+    assert all(edge <= operation["responses"].keys() for operation in operations)
+
+
 def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeKeeperClient) -> None:
     paths = openapi.document()["paths"]
     opened = {path for path, item in paths.items() for operation in item.values() if operation.get("security") == []}

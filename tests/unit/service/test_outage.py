@@ -10,16 +10,10 @@ from signer.error_catalogue import find_entry
 from signer.errors import Refused, Unavailable
 from signer.protocol.log_limit import LogLimit
 from signer.service.outage import OUTAGES, Outage
+from tests.parts.clock import Clock
 
 FULL = Unavailable("ledger_unavailable", "the ledger cannot be used: disk is full", "free disk space")
 DOWN = Unavailable("vault_down", "Vault cannot be reached", "start Vault")
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
