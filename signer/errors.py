@@ -51,6 +51,10 @@ class NotAuthenticated(SignerError):
     """The credential is missing, mistyped, unknown or expired."""
 
 
+# The codes of `NotAuthenticated`, where an error has come as a message.
+TOKEN_CODES = ("token_expired", "token_missing", "token_mistyped", "token_unknown")
+
+
 class Refused(SignerError):
     """Policy, a limit or a freeze forbids the request. `code` names the rule."""
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from signer.errors import SignerError
+from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.commands import MAX_NUMBER, MAX_REPLY
 from signer.protocol.replies import Reply, decode_reply, keeper_gone
 
@@ -103,7 +103,7 @@ class KeeperClient:
         try:
             reply = decode_reply(message)
         except SignerError as error:
-            if isinstance(token, str) and error.code.startswith("token_"):
+            if isinstance(token, str) and error.code in TOKEN_CODES:
                 self.judged(token, False)
             raise
         if isinstance(token, str):

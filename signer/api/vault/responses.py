@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from signer.api.problems import RETRY_AFTER, status_of
-from signer.errors import SignerError
+from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
 _ALWAYS: Final = (
@@ -110,7 +110,6 @@ def _malformed_key(facts: Mapping[str, Any], text: str) -> str:
     return _NOT_A_KEY + (text if known is None else known.format(facts.get("detail")))
 
 
-_TOKEN_CODES: Final = ("token_expired", "token_missing", "token_mistyped", "token_unknown")
 _VAULT_SAYS_400: Final = (
     "caller_address_unknown", "cert_type_not_allowed", "cert_type_unknown", "critical_option_malformed",
     "critical_option_not_allowed", "extension_against_force_command", "extension_has_value", "extension_not_allowed",
@@ -119,11 +118,11 @@ _VAULT_SAYS_400: Final = (
     "unknown_role",
 )  # fmt: skip
 # Where Vault's status differs from that of the native API.
-STATUSES: Final = {**dict.fromkeys(_TOKEN_CODES, 403), **dict.fromkeys(_VAULT_SAYS_400, 400)}
+STATUSES: Final = {**dict.fromkeys(TOKEN_CODES, 403), **dict.fromkeys(_VAULT_SAYS_400, 400)}
 _Sentence = Callable[[Mapping[str, Any]], str]
 # Vault's sentences by code. Other codes keep the error's own sentence and hint.
 _SENTENCES: Final[dict[str, _Sentence]] = {
-    **dict.fromkeys(_TOKEN_CODES, lambda _: "permission denied"),
+    **dict.fromkeys(TOKEN_CODES, lambda _: "permission denied"),
     **dict.fromkeys(("not_permitted", "role_not_granted"), lambda _: wrapped("permission denied")),
     # To Vault a ttl of 0 is the mount's 768 hours, which is above every role's maximum.
     **dict.fromkeys(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.errors import Refused
+from signer.errors import TOKEN_CODES, Refused
 from signer.model import Approval, Grant, Limits, Role, SignRequest, UsageCounts
+from signer.policy import decide as decide_module
 from signer.policy.decide import decide, explain
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals, rule_name
 from tests.parts import builders
@@ -378,3 +381,8 @@ def test_a_role_is_the_callers_or_refused_or_unknown() -> None:
     with pytest.raises(Refused) as caught:
         read.role_for(stranger, "llmops")
     assert caught.value.code == "role_not_granted"
+
+
+def test_the_codes_of_a_credential_that_is_not_accepted_are_those_that_the_edge_knows() -> None:
+    raised = set(re.findall(r'"(token_\w+)"', Path(decide_module.__file__).read_text()))
+    assert raised == set(TOKEN_CODES)

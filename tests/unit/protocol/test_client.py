@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from signer.errors import NotAuthenticated, Refused, SignerError, Unavailable
+from signer.errors import BadRequest, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.protocol import client as client_module
 from signer.protocol.client import KeeperClient
 from signer.protocol.replies import MetricsText, Reply, encode_reply
@@ -276,6 +276,11 @@ def test_a_thread_gets_the_answer_to_its_question_and_no_other(client: KeeperCli
 def test_each_token_that_the_keeper_judged_is_told(
     client: KeeperClient, keeper: Keeper, judged: list[tuple[str, bool]]
 ) -> None:
-    replies = (NUMBERED[1], NotAuthenticated("token_unknown", "no"), Refused("frozen", "no"))
+    replies = (
+        NUMBERED[1],
+        NotAuthenticated("token_unknown", "no"),
+        Refused("frozen", "no"),
+        BadRequest("token_in_request", "a good token, and another one in the wrong field"),
+    )
     in_a_thread(client, keeper, *(b"@ " + encode_reply(reply) for reply in replies))
     assert judged == [("t", True), ("t", False)]  # a refusal may come before the token was looked at
