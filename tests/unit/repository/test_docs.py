@@ -124,6 +124,13 @@ def test_readme_stays_short() -> None:
     assert len(README.splitlines()) <= 260
 
 
+@pytest.mark.parametrize("page", ["README.md", "runbooks/install/systemd.md"])
+def test_the_lines_that_install_the_units_copy_every_kind_of_them(page: str) -> None:
+    kinds = {path.suffix for path in (ROOT / "scripts" / "systemd").iterdir()}
+    copied = re.findall(r"scripts/systemd/\*(\.\w+)", (ROOT / page).read_text())
+    assert set(copied) == kinds
+
+
 def test_readme_names_the_scripts_to_begin_with() -> None:
     shown = re.findall(r"^ {4}(scripts/\S+)", section("Try it", README), re.MULTILINE)
     assert shown == ["scripts/quickstart", "scripts/rehearse-cutover", "scripts/test"]
