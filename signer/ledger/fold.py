@@ -165,9 +165,9 @@ class Fold:
             return None
         if self._waits_since is None:
             self._waits_since = now
-        missing, due = head_seq - self._seq, self._waits_since + FOLD_AFTER
-        if self._db is not None and missing < SLICE_EVENTS and now < due:
-            return due - now
+        missing, waited = head_seq - self._seq, now - self._waits_since
+        if self._db is not None and missing < SLICE_EVENTS and waited < FOLD_AFTER:
+            return FOLD_AFTER - waited
         try:
             self.fold_slice()
         except Exception:
