@@ -1,8 +1,9 @@
 """Client of the native API for the operator's commands: readiness, certificates, recorded operations.
 
 Addresses follow the rules of `safe-session`: https, a unix socket, or plain http to this machine only. Every call is
-bounded in time and sent once; every failure is a `SignerError`, with the code and hint of the service's own problem.
-The token is read from its file at each call and is in no error. For one thread at a time.
+bounded in time and taken at most once: only one that the edge refused, because too many unknown callers wait, is sent
+again. Every failure is a `SignerError`, with the code and hint of the service's own problem. The token is read from its
+file at each call and is in no error. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from signer.units import plain
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
 LOOKS_WITHIN: Final = 3.0  # seconds for one GET /readyz
 PAUSE: Final = 0.1  # seconds between two polls
+BUSY: Final = "edge_busy"  # the code of a request that the edge did not pass on
+BUSY_PAUSE: Final = 0.5  # seconds before such a request is sent again
 PAGE: Final = 200
 _CODE: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _KINDS: Final[dict[int, type[SignerError]]] = {
@@ -84,7 +87,7 @@ class ApiClient:
             mode, ca, policy = (str(answer.get(name, "")) for name in ("mode", "ca_fingerprint", "policy"))
             return Readiness(True, mode, ca, policy)
         problem = self._problem(status, answer)
-        if status != 503:
+        if status != 503 and problem.code != BUSY:
             raise problem
         return Readiness(False, code=problem.code, text=problem.text)
 
@@ -171,9 +174,14 @@ class ApiClient:
     def _send(
         self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool = True
     ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one request."""
-        status, found, _ = self._exchange(method, path, body, within, with_token=with_token)
-        return status, found
+        """Status and JSON of one request, which the edge has passed on or still refuses when the time is over."""
+        deadline = time.monotonic() + within
+        while True:
+            left = deadline - time.monotonic()
+            status, found, _ = self._exchange(method, path, body, left, with_token=with_token)
+            if status != 429 or found.get("code") != BUSY or time.monotonic() + 2 * BUSY_PAUSE > deadline:
+                return status, found
+            time.sleep(BUSY_PAUSE)
 
     def _exchange(
         self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool

@@ -99,6 +99,43 @@ def fault(act: Callable[[], Any]) -> SignerError:
     return caught.value
 
 
+BUSY = {"type": "about:blank", "code": "edge_busy", "detail": "too many", "hint": "retry"}
+
+
+def busy_at_first(times: int, then: object) -> Talk:
+    left = [BUSY] * times
+
+    def talk(link: socket.socket, _request: str) -> None:
+        status, body = (429, left.pop()) if left else (200, then)
+        data = json.dumps(body).encode()
+        link.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+    return talk
+
+
+def test_a_request_that_the_edge_did_not_pass_on_is_sent_again(client: ApiClient, service: Service) -> None:
+    service.talk = busy_at_first(2, {"seq": 7})
+    assert client.record("cutover", "applied") == {"seq": 7}
+    assert len(service.asked) == 3
+
+
+def test_a_limit_that_the_service_itself_sets_is_final(client: ApiClient, service: Service) -> None:
+    service.answers({**BUSY, "code": "rate_limited"}, status=429)
+    assert fault(client.head).code == "rate_limited"
+    assert len(service.asked) == 1
+
+
+def test_a_service_that_is_busy_with_others_is_not_ready_yet(
+    client: ApiClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_client, "LOOKS_WITHIN", 0.8)
+    ready = {"ready": True, "mode": "local", "ca_fingerprint": "SHA256:a", "policy": "p"}
+    service.talk = busy_at_first(3, ready)
+    assert client.wait_ready("local", "SHA256:a", 10).ready
+    service.answers(BUSY, status=429)
+    assert fault(lambda: client.wait_ready("local", None, 1)).code == "service_never_ready"
+
+
 PROBLEM = {"type": "about:blank", "code": "not_permitted", "detail": "ci lacks the right operate", "hint": "add it"}
 
 
