@@ -1098,19 +1098,12 @@ merge_without_variable() {
 # Prints "running NAME" and facts in further lines for each running container of the service; then as run_to_end.
 # A template picks single fields, so that the environment, which may hold secrets, stays in the engine.
 ask_engine() {
-    local - template powers line ids=()
+    local - template powers line told ids=()
     set +x
     case $(timeout 5 "$engine" --version </dev/null 2>/dev/null) in
         *podman*) powers='{{range .BoundingCaps}}{{.}} {{end}}' ;;
         *) powers='{{range .HostConfig.CapAdd}}{{.}} {{end}}/ {{range .HostConfig.CapDrop}}{{.}} {{end}}' ;;
     esac
-    mapfile -t ids < <(run_to_end "$engine" ps --no-trunc --quiet --filter "label=com.docker.compose.service=$SERVICE")
-    line=${ids[-1]}
-    unset -v 'ids[-1]' 'ids[-1]'
-    if [ "$line" != "exit 0" ] || [ ${#ids[@]} -eq 0 ]; then
-        printf '%s\n' "$line"
-        return
-    fi
     template='running {{.Name}}
 mode {{range .Config.Env}}{{if eq . "SIGNER_MODE=local"}}local{{end}}{{if eq . "SIGNER_MODE=vault"}}vault{{end}}'
     template+='{{if eq . "SIGNER_MODE=shadow"}}shadow{{end}}{{end}}
@@ -1121,7 +1114,18 @@ security {{range .HostConfig.SecurityOpt}}{{.}} {{end}}
 powers '"$powers"'
 {{range .Mounts}}mount {{.RW}} {{json .Source}}
 {{end}}'
-    run_to_end "$engine" inspect --type container --format "$template" "${ids[@]}"
+    for _ in 1 2 3; do # a container may end between the two questions; an engine that hangs is asked once
+        mapfile -t ids < <(run_to_end "$engine" ps --no-trunc --quiet --filter "label=com.docker.compose.service=$SERVICE")
+        line=${ids[-1]}
+        unset -v 'ids[-1]' 'ids[-1]'
+        if [ "$line" != "exit 0" ] || [ ${#ids[@]} -eq 0 ]; then
+            printf '%s\n' "$line"
+            return
+        fi
+        told=$(run_to_end "$engine" inspect --type container --format "$template" "${ids[@]}")
+        case ${told##*$'\n'} in "exit 0" | "exit 124") break ;; esac
+    done
+    printf '%s\n' "$told"
 }
 
 check_compose() {

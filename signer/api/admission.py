@@ -99,6 +99,7 @@ class Admission:
             return
         stranger = _Stranger(peer, requests, is_gone, asyncio.get_running_loop().create_future())
         if len(self._waiting) >= MAX_WAITING:
+            await asyncio.sleep(0)  # the loop reads the ends of connections that it has not seen yet
             self._drop_gone()
         if len(self._waiting) >= MAX_WAITING and not self._displace(stranger):
             raise busy()

@@ -410,6 +410,13 @@ def test_a_program_that_hangs_does_not_hang_it(host: Host) -> None:
     assert {"compose_merge_failed", "engine_not_answering"} <= told.codes("FAIL")
 
 
+def test_a_container_that_ends_while_the_engine_is_asked_fails_nothing(host: Host) -> None:
+    host.write("container-ends", "")
+    done = subprocess.run(host.command(), capture_output=True, text=True, env=host.environment(), timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert not (host.folder / "container-ends").exists()
+
+
 def test_time_of_a_run_is_reported(host: Host, record_property: Callable[[str, object], None]) -> None:
     """With the small programs in place of podman and podman-compose, so this is the script's own share."""
     times = []

@@ -162,6 +162,20 @@ def test_closed_connections_make_room_for_a_newcomer(admission: Admission, clock
     run(scene())
 
 
+def test_a_newcomer_has_the_room_of_those_who_end_in_the_same_moment(admission: Admission, clock: Clock) -> None:
+    async def scene() -> None:
+        await use_up(admission)
+        closed: list[int] = []
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(admission.enter("a", 1, lambda: bool(closed))) for _ in range(MAX_WAITING)]
+        await outcomes(*tasks)
+        newcomer = come(admission, requests=1)
+        loop.call_soon(closed.append, 1)  # the loop reads these ends after the newcomer's request
+        assert await outcomes(newcomer) == "."
+
+    run(scene())
+
+
 def test_the_refusal_says_what_to_do() -> None:
     busy = admission_module.busy()
     assert isinstance(busy, Unavailable)
