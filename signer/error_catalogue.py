@@ -431,6 +431,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("preflight_not_ready", "the preflight found that the host is not ready; its codes are listed",
                "follow `runbooks/preflight.md`"),
         _local("preflight_unreadable", "the preflight ended without a result", "run it by hand as the hint says"),
+        _local("sample_expired", "the sample certificate for the hosts has expired: the run was interrupted",
+               "make a new plan: `signer cutover plan --config FILE`"),
         _local("service_not_ready", "the service is not ready", "see its `/readyz`, fix that first"),
         _local("vault_is_gone", "Vault was decommissioned, a rollback is not possible", "see `runbooks/rollback.md`"),
     ),
@@ -460,6 +462,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Smoke logins": (
         _local("ca_not_trusted", "the CA file of the host lacks the pinned CA",
                "add the line of `signer ca bundle` to it on that host"),
+        _local("certificate_refused", "a host's sshd refuses a sample certificate of the new CA for the login user",
+               "see that sshd's log at LogLevel VERBOSE, or run the preflight on that host"),
         _local("smoke_login_failed", "a login through `safe-session` failed; the text ends with ssh's last message",
                "follow the hint, try the login by hand"),
         _local("smoke_not_recorded",

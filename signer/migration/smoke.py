@@ -225,6 +225,19 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
     `LocalCommand` runs on this host after the login, with the session's private agent: it shows the certificate.
     """
     options = {
+        **ssh_options(target),
+        "PermitLocalCommand": "yes",
+        "LocalCommand": "ssh-add -L",
+        "LogLevel": "ERROR",
+    }
+    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
+    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where(target), command]
+
+
+def ssh_options(target: Target) -> dict[str, str]:
+    """Options of every connection to a target: no questions, its known host key, nothing forwarded."""
+    return {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "UserKnownHostsFile": str(target.known_hosts),
@@ -233,14 +246,12 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
         "ConnectTimeout": str(CONNECT_WITHIN),
         "ConnectionAttempts": "1",
         "ClearAllForwardings": "yes",
-        "PermitLocalCommand": "yes",
-        "LocalCommand": "ssh-add -L",
-        "LogLevel": "ERROR",
     }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    where = ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
-    ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
-    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where, command]
+
+
+def where(target: Target) -> list[str]:
+    """ssh's arguments for a target; without the configuration files of user and system."""
+    return ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
 
 
 def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,11 +18,12 @@ from signer.files import read_secret_word
 from signer.migration.compose import Compose, ContainerState, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
+from signer.migration.offer import certificate_fields, offer_certificate
 from signer.migration.parity import SAMPLES, check_parity
 from signer.migration.plan import Observation
 from signer.migration.run import Run
-from signer.migration.samples import throwaway_key
-from signer.migration.smoke import on_each, read_trusted_cas, smoke, smoke_refusal
+from signer.migration.samples import REASON, USUAL_KIND, throwaway_key
+from signer.migration.smoke import LOGIN_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
 from signer.migration.trial import trial
 from signer.model import RunOutcome
 from signer.policy.decide import Policy
@@ -32,6 +34,7 @@ from signer.vault.admin import VaultAdmin
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
 READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
 _LOOK_EVERY: Final = 0.05  # seconds between two polls of `Pause`
+SAMPLE_FILE: Final = "sample.json"  # in the evidence: the certificate that step 3 offers
 Backend = Literal["vault", "local"]
 
 
@@ -95,7 +98,7 @@ class CutoverActions:
         """Runs the host's preflight script; raises `StepFailed` unless it reports ready."""
         environment = {
             **self._compose.unmarked_environment,
-            **preflight_environment(self._file, self._policy.ca.fingerprint),
+            **preflight_environment(self._file, self._policy),
         }
         ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
         try:
@@ -125,15 +128,19 @@ class CutoverActions:
         file, token = self._file, self._file.signer.token_file
         with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
             check_trial_ca(tried.health, self._policy.ca.fingerprint)
-            report = check_parity(
-                self._policy,
-                vault,
-                file.vault.mount,
-                lambda role, body: str(api.sign(role, body)["certificate"]),
-                file.vault.roles,
-                SAMPLES,
-            )
+            usual: list[str] = []
+
+            def sign(role: str, body: Mapping[str, Any]) -> str:
+                made = str(api.sign(role, body)["certificate"])
+                if role == file.signer.role and str(body["public_key"]).startswith(f"{USUAL_KIND} "):
+                    usual.append(made)
+                return made
+
+            report = check_parity(self._policy, vault, file.vault.mount, sign, file.vault.roles, SAMPLES)
+            if report.is_parity and not usual:  # no sample is as logins are
+                sign(file.signer.role, {"public_key": throwaway_key(USUAL_KIND), "reason": REASON})
             self._run.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
+            self._run.evidence.write_json(SAMPLE_FILE, {"certificate": usual[0] if usual else ""})
         self._run.evidence.write_json("parity.json", report.as_json())
         if not report.is_parity:
             raise BadFile(
@@ -145,25 +152,40 @@ class CutoverActions:
         return Observation(report.summary)
 
     def trust(self) -> Observation:
-        """Checks over logins that the hosts' files trust the new CA."""
-        pin = self._policy.ca.fingerprint
-        return self._run.keep_logs(
-            "trust",
-            lambda: on_each(self._file.smoke, lambda target: read_trusted_cas(target, self._file.signer, pin)),
-            required=False,
-        )
+        """Has each host's sshd say whether it accepts certificates of the new CA for the login user.
+
+        It is offered a sample certificate of step 2, which has no private key. A role that binds certificates to the
+        caller has none that fits: then the hosts' CA files are read over logins.
+        """
+        policy, signer = self._policy, self._file.signer
+        if policy.roles[signer.role].source_address == "caller":
+            observe = partial(read_trusted_cas, signer=signer, ca_fingerprint=policy.ca.fingerprint)
+        else:
+            observe = partial(offer_certificate, certificate=self._sample(), signer=signer)
+        return self._run.keep_logs("trust", lambda: on_each(self._file.smoke, observe), required=False)
+
+    def _sample(self) -> str:
+        """The sample certificate of step 2; raises `StepFailed` if it has expired, as in a run that is resumed late."""
+        line = str((self._run.evidence.read_json(SAMPLE_FILE) or {}).get("certificate", ""))
+        if certificate_fields(line).valid_before <= time.time() + LOGIN_WITHIN:
+            raise StepFailed(
+                "sample_expired",
+                "the sample certificate of step 2 has expired, so no host can be asked",
+                "make a new plan and apply it: signer cutover plan",
+            )
+        return line
 
     def vault_signs(self) -> Observation:
         """Checks that Vault signs for throwaway keys, with the operator's token and through a trial in mode vault."""
         role = self._file.signer.role
         with self._vault() as vault:
             vault.check_ready()
-            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
+            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key(USUAL_KIND)})
         with (
             trial(self._file.compose, with_overlay=False, mode="vault") as tried,
             ApiClient(tried.address, self._file.signer.token_file) as api,
         ):
-            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "check that Vault can sign"}
+            body = {"public_key": throwaway_key(USUAL_KIND), "reason": "check that Vault can sign"}
             made = api.sign(role, body)
             self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
