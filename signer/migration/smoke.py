@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from signer.address import SERVER_UID
 from signer.errors import BadFormat, BadPublicKey, SignerError
 from signer.migration.config import CutoverFile, SignerFacts, Target
 from signer.migration.plan import Observation
@@ -35,7 +36,7 @@ _PACKAGES: Final = str(Path(__file__).parents[2])  # directory of the running pa
 _CERTIFICATE: Final = re.compile(r"^ssh-ed25519-cert-v01@openssh\.com ([A-Za-z0-9+/=]+)", re.MULTILINE)
 _SERIAL: Final = re.compile(r"^safe-session: .*\(serial (\d{1,20}),", re.MULTILINE)
 _NO_LOGIN: Final = 255  # ssh(1): an error of ssh itself, not the status of the remote command
-_PASSED_ON: Final = ("PATH", "HOME")
+_PASSED_ON: Final = ("PATH", "HOME", SERVER_UID)
 # The base point of Ed25519: a valid key whose private half is unknown.
 _KEY_WITHOUT_PRIVATE_HALF: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFhmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZm"
 

@@ -180,11 +180,13 @@ class CutoverActions:
         role = self._file.signer.role
         with self._vault() as vault:
             vault.check_ready()
+            vaults_ca = vault.ca_public_key(self._file.vault.mount).fingerprint
             vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key(USUAL_KIND)})
         with (
             trial(self._file.compose, with_overlay=False, mode="vault") as tried,
             ApiClient(tried.address, self._file.signer.token_file) as api,
         ):
+            check_trial_ca(tried.health, vaults_ca)
             body = {"public_key": throwaway_key(USUAL_KIND), "reason": "check that Vault can sign"}
             made = api.sign(role, body)
             self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
@@ -274,13 +276,13 @@ class CutoverActions:
             return "unknown"
 
 
-def check_trial_ca(health: Mapping[str, Any], pin: str) -> None:
-    """Raises `StepFailed` unless the trial reports the pinned CA; nothing has been sent to it before."""
-    if health.get("ca_fingerprint") != pin:
+def check_trial_ca(health: Mapping[str, Any], expected: str) -> None:
+    """Raises `StepFailed` unless the trial reports the expected CA; nothing has been sent to it before."""
+    if health.get("ca_fingerprint") != expected:
         raise StepFailed(
             "trial_not_ours",
-            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, policy.toml pins {pin}",
-            "see the key file that cutover.toml names",
+            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, expected is {expected}",
+            "compare the key file and the Vault that cutover.toml names with those of the compose files",
         )
 
 
