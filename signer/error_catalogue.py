@@ -431,8 +431,6 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("preflight_not_ready", "the preflight found that the host is not ready; its codes are listed",
                "follow `runbooks/preflight.md`"),
         _local("preflight_unreadable", "the preflight ended without a result", "run it by hand as the hint says"),
-        _local("sample_expired", "the sample certificate for the hosts has expired: the run was interrupted",
-               "make a new plan: `signer cutover plan --config FILE`"),
         _local("service_not_ready", "the service is not ready", "see its `/readyz`, fix that first"),
         _local("vault_is_gone", "Vault was decommissioned, a rollback is not possible", "see `runbooks/rollback.md`"),
     ),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
+from signer.files import write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import APPLICATION_ID, FILE_NAME, IS_FREEZE, IS_OPERATION, IS_VAULTS, IS_WITHHELD, VERSION
 from signer.model import BACKDATE, LONGEST_VALIDITY, Entry, Head
@@ -21,6 +22,7 @@ from signer.model import BACKDATE, LONGEST_VALIDITY, Entry, Head
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
 REACH: Final = LONGEST_VALIDITY + 120
+UNAVAILABLE: Final = "ledger_unavailable"  # the code of all errors that the disk may get over
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +210,9 @@ def storage_errors() -> Iterator[None]:
                 "keep the file unchanged and restore a backup",
             ) from None
         raise Unavailable(
-            "ledger_unavailable",
+            UNAVAILABLE,
             f"the ledger cannot be used: {_short_reason(error)}",
-            "free disk space or fix SIGNER_DATA_DIR; the service recovers by itself",
+            write_hint(error, "SIGNER_DATA_DIR"),
         ) from None
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(

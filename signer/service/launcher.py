@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
-from signer.files import open_name
+from signer.files import open_name, write_hint
 from signer.hardening import check_users, die_with_parent, look_up_user, peer_process
 from signer.service.key_channel import hand_over, make_channel
 from signer.service.listeners import bind_listeners, check_listeners
@@ -265,7 +265,7 @@ def _prepare_directories(settings: Settings) -> None:
         raise BadSettings(
             "directory_unusable",
             f"{error.filename or 'the run directory'} cannot be prepared: {error.strerror}",
-            "fix its owner, use another directory, or give root CAP_CHOWN and CAP_SETGID",
+            f"{write_hint(error, 'it')}; root needs CAP_CHOWN and CAP_SETGID",
         ) from None
 
 
@@ -304,7 +304,9 @@ def _make_directory(path: Path, mode: int) -> None:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise BadSettings(
-            "directory_unusable", f"{path} cannot be created: {error.strerror}", "create it, or use another directory"
+            "directory_unusable",
+            f"{path} cannot be created: {error.strerror}",
+            write_hint(error, "its parent directory"),
         ) from None
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise BadSettings("directory_unusable", f"{path} is not a directory", "use another path")

@@ -22,10 +22,10 @@ from signer.migration.offer import certificate_fields, offer_certificate
 from signer.migration.parity import SAMPLES, check_parity
 from signer.migration.plan import Observation
 from signer.migration.run import Run
-from signer.migration.samples import REASON, USUAL_KIND, throwaway_key
-from signer.migration.smoke import LOGIN_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
+from signer.migration.samples import USUAL_KIND, make_samples, throwaway_key
+from signer.migration.smoke import CONNECT_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
 from signer.migration.trial import trial
-from signer.model import RunOutcome
+from signer.model import Role, RunOutcome
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.subprocesses import run
@@ -128,19 +128,18 @@ class CutoverActions:
         file, token = self._file, self._file.signer.token_file
         with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
             check_trial_ca(tried.health, self._policy.ca.fingerprint)
-            usual: list[str] = []
+            as_logins, usual = sample_body(self._policy.roles[file.signer.role]), [""]
 
             def sign(role: str, body: Mapping[str, Any]) -> str:
                 made = str(api.sign(role, body)["certificate"])
-                if role == file.signer.role and str(body["public_key"]).startswith(f"{USUAL_KIND} "):
+                is_usual = str(body["public_key"]).startswith(f"{USUAL_KIND} ")
+                if role == file.signer.role and is_usual and {**as_logins, "public_key": body["public_key"]} == body:
                     usual.append(made)
                 return made
 
             report = check_parity(self._policy, vault, file.vault.mount, sign, file.vault.roles, SAMPLES)
-            if report.is_parity and not usual:  # no sample is as logins are
-                sign(file.signer.role, {"public_key": throwaway_key(USUAL_KIND), "reason": REASON})
             self._run.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
-            self._run.evidence.write_json(SAMPLE_FILE, {"certificate": usual[0] if usual else ""})
+            self._run.evidence.write_json(SAMPLE_FILE, {"certificate": usual[-1]})
         self._run.evidence.write_json("parity.json", report.as_json())
         if not report.is_parity:
             raise BadFile(
@@ -165,14 +164,16 @@ class CutoverActions:
         return self._run.keep_logs("trust", lambda: on_each(self._file.smoke, observe), required=False)
 
     def _sample(self) -> str:
-        """The sample certificate of step 2; raises `StepFailed` if it has expired, as in a run that is resumed late."""
+        """A sample certificate of step 2; of another trial if none is left, as in a run that is resumed late."""
         line = str((self._run.evidence.read_json(SAMPLE_FILE) or {}).get("certificate", ""))
-        if certificate_fields(line).valid_before <= time.time() + LOGIN_WITHIN:
-            raise StepFailed(
-                "sample_expired",
-                "the sample certificate of step 2 has expired, so no host can be asked",
-                "make a new plan and apply it: signer cutover plan",
-            )
+        if line and certificate_fields(line).valid_before > time.time() + CONNECT_WITHIN:
+            return line
+        file, policy = self._file, self._policy
+        with trial(file.compose) as tried, ApiClient(tried.address, file.signer.token_file) as api:
+            check_trial_ca(tried.health, policy.ca.fingerprint)
+            line = str(api.sign(file.signer.role, sample_body(policy.roles[file.signer.role]))["certificate"])
+            self._run.evidence.write_text("sample-ledger.jsonl", tried.export_ledger())
+        self._run.evidence.write_json(SAMPLE_FILE, {"certificate": line})
         return line
 
     def vault_signs(self) -> Observation:
@@ -284,6 +285,12 @@ def check_trial_ca(health: Mapping[str, Any], expected: str) -> None:
             f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, expected is {expected}",
             "compare the key file and the Vault that cutover.toml names with those of the compose files",
         )
+
+
+def sample_body(role: Role) -> dict[str, Any]:
+    """A request as logins make it, for a key without a private half."""
+    first = next(make_samples(role, 1), None)
+    return {"public_key": throwaway_key(USUAL_KIND), **({} if first is None else first.asked)}
 
 
 def _facts(found: ContainerState | None) -> dict[str, object] | None:
