@@ -630,6 +630,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("bad_certificate", "the certificate is not for this key, is not a user certificate, or has expired",
                "check `SAFE_SESSION_ADDR`, inform the operator of the service"),
         _local("bad_json", "the reply of the service is not JSON", "check `SAFE_SESSION_ADDR`"),
+        _local("bad_statement", "a request for approval has a value that cannot be signed, such as a fraction",
+               "do not approve it; check the address of the service"),
         _local("no_agent", "ssh-agent is missing or did not start", "install openssh-client"),
         _local("no_command", "the command to run does not exist", "check its name and PATH"),
         _local("no_key", "OpenSSL cannot create an Ed25519 key", "check openssl.cnf"),
