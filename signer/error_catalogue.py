@@ -130,6 +130,18 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _refusal("public_key_too_long", 400, "the public key is longer than any valid key", "send one key"),
         _refusal("public_key_truncated", 400, "the public key is incomplete", _SAME_KEY_LINE),
     ),
+    "Signatures of approvers": (
+        _refusal("signature_by_another_key", 403, "the signature is by another key than the approver's",
+                 "sign with the key that policy.toml lists in `approval_keys`"),
+        _refusal("signature_for_another_namespace", 403, "the signature was made for something other than an approval",
+                 "sign with `ssh-keygen -Y sign -n approval.v1@signer`"),
+        _refusal("signature_malformed", 403, "the signature is not one that `ssh-keygen -Y sign` writes",
+                 "send the whole output of `ssh-keygen -Y sign`"),
+        _refusal("signature_too_long", 403, "the signature exceeds 16 KiB",
+                 "send the whole output of `ssh-keygen -Y sign`"),
+        _refusal("signature_wrong", 403, "the signature is for another request, waiver or approver, or was changed",
+                 "show the request again and sign what it shows"),
+    ),
     "Requests": (
         _refusal("body_too_large", 413, "the body exceeds 64 KiB", "send a smaller body"),
         _sent("edge_busy", 429, "too many requests wait whose token was not accepted within the last minute",
