@@ -90,7 +90,7 @@ def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
     merged: list[Range] = []
     for first, last in sorted(ranges):
         if not 0 < first <= last <= MAX_SERIAL:
-            raise BadFormat("bad_krl", f"serials {first} to {last} are no range of serials from 1 to 2**64 - 1")
+            raise BadFormat("bad_format", f"serials {first} to {last} are no range of serials from 1 to 2**64 - 1")
         if merged and first <= merged[-1][1] + 1:
             merged[-1] = merged[-1][0], max(merged[-1][1], last)
         else:
@@ -188,15 +188,15 @@ def decode_krl(data: bytes) -> RevocationList:
     Unknown extensions that are not critical are passed over, as sshd does.
     """
     if len(data) > MAX_LIST:
-        raise BadFormat("bad_krl", f"the list has {len(data)} bytes; at most {MAX_LIST} are read")
+        raise BadFormat("bad_format", f"the list has {len(data)} bytes; at most {MAX_LIST} are read")
     reader = Reader(data)
     if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
-        raise BadFormat("bad_krl", "this is no revocation list of OpenSSH's format 1")
+        raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
     version, date, flags = reader.uint64(), reader.uint64(), reader.uint64()
     reader.string()  # reserved
     comment = reader.text()
     if flags:
-        raise BadFormat("bad_krl", f"flags {flags:#x} are unknown")
+        raise BadFormat("bad_format", f"flags {flags:#x} are unknown")
     found = _Found()
     while not reader.at_end():
         kind, section = reader.byte(), Reader(reader.string())
@@ -207,7 +207,7 @@ def decode_krl(data: bytes) -> RevocationList:
         elif kind == _EXTENSION:
             _pass_over_extension(section)
         else:
-            raise BadFormat("bad_krl", f"sshd does not load a section of type {kind}")
+            raise BadFormat("bad_format", f"sshd does not load a section of type {kind}")
     certificates = {ca: RevokedCertificates(merge_ranges(found.ranges[ca]), frozenset(found.key_ids[ca]))
                     for ca in found.ranges}  # fmt: skip
     keys, short, long = (frozenset(found.blobs[kind]) for kind in (_EXPLICIT_KEY, _SHA1, _SHA256))
@@ -226,7 +226,7 @@ class _Found:
     def add_range(self, ca: bytes, first: int, last: int) -> None:
         self._left -= 1
         if self._left < 0:
-            raise BadFormat("bad_krl", f"the list has more than {MAX_RANGES} ranges of serials")
+            raise BadFormat("bad_format", f"the list has more than {MAX_RANGES} ranges of serials")
         self.ranges[ca].append((first, last))
 
 
@@ -237,7 +237,9 @@ def _read_blobs(kind: int, section: Reader, found: _Found) -> None:
     while not section.at_end():
         blob = section.string()
         if len(blob) != _DIGEST_SIZES.get(kind, len(blob)) or not blob:
-            raise BadFormat("bad_krl", f"a digest has {len(blob)} bytes instead of {_DIGEST_SIZES.get(kind, 'some')}")
+            raise BadFormat(
+                "bad_format", f"a digest has {len(blob)} bytes instead of {_DIGEST_SIZES.get(kind, 'some')}"
+            )
         found.blobs[kind].add(blob)
 
 
@@ -263,14 +265,14 @@ def _read_certificates(section: Reader, found: _Found) -> None:
         elif kind == _CERT_EXTENSION:
             _pass_over_extension(part)
         else:
-            raise BadFormat("bad_krl", f"sshd does not load a section of type {kind:#x} about certificates")
+            raise BadFormat("bad_format", f"sshd does not load a section of type {kind:#x} about certificates")
         part.expect_end()
 
 
 def _runs(offset: int, mpint: bytes) -> Iterator[Range]:
     """The ranges in a bitmap whose lowest bit is the serial `offset`."""
     if mpint[:1] >= b"\x80" or len(mpint.lstrip(b"\0")) * 8 > MAX_BITMAP:
-        raise BadFormat("bad_krl", f"a bitmap is negative, or longer than the {MAX_BITMAP} bits that sshd loads")
+        raise BadFormat("bad_format", f"a bitmap is negative, or longer than the {MAX_BITMAP} bits that sshd loads")
     bits = bin(int.from_bytes(mpint, "big"))[:1:-1]  # lowest bit first
     at = bits.find("1")
     while at >= 0:
@@ -286,4 +288,4 @@ def _pass_over_extension(section: Reader) -> None:
     section.string()
     section.expect_end()
     if critical:
-        raise BadFormat("bad_krl", f"the critical extension {name[:40]!r} is unknown")
+        raise BadFormat("bad_format", f"the critical extension {name[:40]!r} is unknown")
