@@ -397,7 +397,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("file_unreadable", "a file that the command or cutover.toml names cannot be read", "name another file"),
         _local("io_failed", "reading or writing failed for a reason without its own code", "see the system's message"),
         _local("output_failed", "the result cannot be written", "free space where the output goes"),
-        _local("usage", "the command line is not valid (exit 2)", "see `--help`"),
+        _local("usage", "the command line is not valid (exit 2; `safe-session`: 64)", "see `--help`"),
     ),
     "Plans, approvals and runs": (
         _local("approval_for_another_operation",
@@ -661,6 +661,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "run `chmod 0600` on it, and ask for a new token"),
         _local("token_file_size", "the token file exceeds 4 KiB", "put only the token into it"),
         _local("token_file_unreadable", "the token file cannot be opened", "check `SAFE_SESSION_TOKEN_FILE`"),
+        _local("wrong_scheme", "`SAFE_SESSION_ADDR` says https where the service speaks http, or the reverse",
+               "set the scheme that the error names"),
     ),
 }  # fmt: skip
 
