@@ -59,7 +59,8 @@ def _main(words: list[str], invocation: Invocation) -> int:
         _inform(invocation.verb)
         return 0
     if invocation.asks_ssh:
-        return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
+        command = ssh_command(invocation.command, may_persist=_may_persist(invocation))
+        return run(find_command("ssh"), command, dict(os.environ))
     if invocation.verb in ("ssh", "exec"):
         return _session(invocation)
     from signer.safe_session.questions import answer
@@ -79,10 +80,9 @@ def _session(invocation: Invocation) -> int:
     6  end the agent, also after an error
     """
     # 1
-    may_persist = has_terminal() or invocation.sets_persist
     command = invocation.command
     if invocation.verb == "ssh":
-        command = ssh_command(command, may_persist=may_persist)
+        command = ssh_command(command, may_persist=_may_persist(invocation))
     path = find_command(command[0])
     from signer.safe_session.settings import load_settings
 
@@ -126,8 +126,7 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     from signer.safe_session.wrappers import write_wrappers
 
     try:
-        may_persist = has_terminal() or invocation.sets_persist
-        wrappers = write_wrappers(agent.programs, path, may_persist=may_persist)
+        wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation))
     except Unavailable as error:
         _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
         _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")
@@ -138,6 +137,11 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     else:
         path = wrappers.get(os.path.basename(path), path)
     return run(path, command, session_environment(agent.socket, agent.programs))
+
+
+def _may_persist(invocation: Invocation) -> bool:
+    """False where a master connection would keep a program waiting for the end of what is written."""
+    return has_terminal() or invocation.sets_persist
 
 
 def _note(invocation: Invocation, text: str) -> None:
