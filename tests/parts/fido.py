@@ -1,4 +1,4 @@
-"""FIDO keys without hardware, and the ssh-agent that holds them: `ssh-keygen -Y sign` signs through it.
+"""FIDO keys without hardware; `FidoAgent` of agents.py holds them, and `ssh-keygen -Y sign` signs through it.
 
 By OpenSSH's PROTOCOL.u2f; shares no code with signer/ssh, which is tested with it. A key signs with the flags that a
 test sets: touched or not, verified or not.
@@ -7,6 +7,7 @@ test sets: touched or not, verified or not.
 from __future__ import annotations
 
 import base64
+import re
 import subprocess
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.parts.agents import FakeAgent, data_of
 from tests.parts.keys import Key
 
 SK_ED25519 = "sk-ssh-ed25519@openssh.com"
@@ -55,26 +55,16 @@ class FidoKey:
         return _string(self.kind.encode()) + _string(raw) + tail
 
 
-class FidoAgent(FakeAgent):
-    """An ssh-agent that holds FIDO keys; a context manager."""
-
-    def __init__(self, *keys: FidoKey) -> None:
-        super().__init__()
-        self._keys = {key.blob: key for key in keys}
-        self.held = list(self._keys)
-
-    def honest(self, message: bytes) -> bytes:
-        if message[0] == 13:  # SSH_AGENTC_SIGN_REQUEST
-            blob = message[5 : 5 + int.from_bytes(message[1:5], "big")]
-            return b"\x0e" + _string(self._keys[blob].sign(data_of(message)))
-        return super().honest(message)
+def fill_fido_keys(policy: str) -> str:
+    """A policy text with each `{fido:NAME}` as the public line of `FidoKey(name=NAME)`."""
+    return re.sub(r"\{fido:([^}]+)\}", lambda found: FidoKey(name=found[1]).line, policy)
 
 
-def sign_through_agent(agent: FakeAgent, key: FidoKey, message: bytes, namespace: str, folder: Path) -> str:
-    """What `ssh-keygen -Y sign` prints for a key of the agent."""
+def sign_through_agent(socket: Path, key: FidoKey, message: bytes, namespace: str, folder: Path) -> str:
+    """What `ssh-keygen -Y sign` prints for a key of the agent at `socket`."""
     public = folder / f"{key.kind.partition('@')[0]}.pub"
     public.write_text(key.line + "\n")
-    return _ssh_keygen_sign(public, message, namespace, ("-U",), {"SSH_AUTH_SOCK": str(agent.socket)})
+    return _ssh_keygen_sign(public, message, namespace, ("-U",), {"SSH_AUTH_SOCK": str(socket)})
 
 
 def sign_with_file(key: Key, message: bytes, namespace: str, *options: str) -> str:

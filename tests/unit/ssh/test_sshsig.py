@@ -20,12 +20,12 @@ from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
 from signer.ssh.sshsig import MAX_ARMOR, SshSignature, signature_key, verify
 from signer.ssh.wire import string, uint32
+from tests.parts.agents import FidoAgent
 from tests.parts.fido import (
     PRESENT,
     SK_ECDSA,
     SK_ED25519,
     VERIFIED,
-    FidoAgent,
     FidoKey,
     sign_through_agent,
     sign_with_file,
@@ -101,7 +101,7 @@ def test_the_flags_of_a_fido_key_are_those_that_it_signed(tmp_path: Path, kind: 
     held = FidoKey(kind)
     held.flags, held.counter = flags, 4_294_967_295
     with FidoAgent(held) as agent:
-        armored = sign_through_agent(agent, held, MESSAGE, NAMESPACE, tmp_path)
+        armored = sign_through_agent(agent.socket, held, MESSAGE, NAMESPACE, tmp_path)
     key = parse_public_key(held.line)
     found = verify(armored, MESSAGE, NAMESPACE, key)
     assert found == SshSignature(held.fingerprint, bool(flags & PRESENT), bool(flags & VERIFIED), 4_294_967_295)
@@ -113,7 +113,7 @@ def test_a_signature_made_by_hand_is_the_one_that_ssh_keygen_makes(tmp_path: Pat
     """`made` stands in for it below; only Ed25519 signs the same bytes twice."""
     held = FidoKey(kind)
     with FidoAgent(held) as agent:
-        armored = sign_through_agent(agent, held, MESSAGE, NAMESPACE, tmp_path)
+        armored = sign_through_agent(agent.socket, held, MESSAGE, NAMESPACE, tmp_path)
     if kind == SK_ED25519:
         assert made(held) == armored
     verify(made(held), MESSAGE, NAMESPACE, parse_public_key(held.line))
