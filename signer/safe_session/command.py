@@ -8,7 +8,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # not `signal`: its enums cost 8 ms
 import os
 
-from signer.errors import SignerError
+from signer.safe_session.statuses import NOT_EXECUTABLE, SIGNALLED, NoCommand
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ SSH_OPTIONS = (
     # The private agent is not forwarded unless this command has -A.
     ("ForwardAgent", "no"),
 )
+# Where no terminal is, unless the command line has a ControlPersist of its own (with -M and -S).
+NO_PERSIST = ("ControlPersist", "no")
 
 
 class EndedBySignal(BaseException):
@@ -42,10 +44,6 @@ class EndedBySignal(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-class NoCommand(SignerError):
-    """The command cannot be executed."""
 
 
 def end_on_signals() -> None:
@@ -59,9 +57,21 @@ def _raise_ended(number: int, _frame: FrameType | None) -> None:
     raise EndedBySignal(number)
 
 
-def ssh_command(words: list[str]) -> list[str]:
-    """The ssh command: `SSH_OPTIONS`, then `words` unchanged."""
-    return ["ssh", *(part for name, value in SSH_OPTIONS for part in ("-o", f"{name}={value}")), *words]
+def has_terminal() -> bool:
+    """True if somebody reads stderr; otherwise a program reads, which waits for the end of all that is written."""
+    return os.isatty(2)
+
+
+def ssh_command(words: list[str], *, may_persist: bool = True) -> list[str]:
+    """The ssh command: `SSH_OPTIONS`, then `words` unchanged. Without `may_persist` no master connection outlives it,
+    which would hold the standard streams of whoever waits for their end."""
+    return ["ssh", *option_words(may_persist=may_persist), *words]
+
+
+def option_words(*, may_persist: bool) -> list[str]:
+    """The session's options for ssh's command line."""
+    options = SSH_OPTIONS if may_persist else (*SSH_OPTIONS, NO_PERSIST)
+    return [part for name, value in options for part in ("-o", f"{name}={value}")]
 
 
 def find_command(name: str, *, required: bool = True) -> str:
@@ -75,7 +85,7 @@ def find_command(name: str, *, required: bool = True) -> str:
             return path
     if not required:
         return ""
-    raise NoCommand("no_command", f"no such command: {name}", "check its name and PATH")
+    raise NoCommand(f"no such command: {name}", "check its name and PATH")
 
 
 def session_environment(agent_socket: str, programs: str) -> dict[str, str]:
@@ -112,9 +122,9 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
             _signal.signal(number, lambda number, _frame: os.kill(child, number))
     except OSError as error:
         raise NoCommand(
-            "no_command",
             f"cannot run {command[0]}: {(error.strerror or 'unknown reason').lower()}",
             "check its name and mode",
+            *(() if isinstance(error, FileNotFoundError) else (NOT_EXECUTABLE,)),
         ) from None
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
@@ -127,4 +137,4 @@ def _wait(child: int) -> int:
     for number in _FORWARDED_SIGNALS:
         _signal.signal(number, _signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else SIGNALLED - status

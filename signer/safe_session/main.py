@@ -10,58 +10,79 @@ import sys
 
 from signer.errors import SignerError, Unavailable
 from signer.safe_session import output
-from signer.safe_session.arguments import Invocation, UsageError, parse_arguments
+from signer.safe_session.arguments import Invocation, parse_arguments
 from signer.safe_session.command import (
     EndedBySignal,
     end_on_signals,
     find_command,
+    has_terminal,
     run,
     session_environment,
     ssh_command,
 )
+from signer.safe_session.statuses import INTERRUPTED, SIGNALLED, Limited, RequestOver, StillPending, UsageError
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from signer.safe_session.agent import PrivateAgent
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the command's exit status (128+n for signal n), 2 for a usage error, 1 without a certificate."""
+    """Returns the command's exit status (128+n for signal n), or one of `statuses` if the command was not run."""
+    words = sys.argv[1:] if arguments is None else arguments
+    invocation = Invocation()
     try:
-        _occupy_standard_descriptors()
-        end_on_signals()
-        invocation = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if invocation.verb in ("help", "version"):
-            _inform(invocation.verb)
-            return 0
-        if invocation.asks_ssh:
-            return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
-        return _session(invocation)
+        return _main(words, invocation)
     except UsageError as error:
-        output.say_error(error)
-        return 2
+        return output.report(error, as_json=invocation.json or "--json" in words)
+    except (StillPending, RequestOver, Limited) as error:
+        as_json = invocation.json or invocation.is_for_program()
+        to_stderr = invocation.verb == "ssh" and not invocation.json
+        return output.report(error, as_json=as_json, to_stderr=to_stderr)
     except SignerError as error:
-        output.say_error(error)
-        return 1
+        return output.report(error, as_json=invocation.json)
     except EndedBySignal as ended:
-        return 128 + ended.number
+        return SIGNALLED + ended.number
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - status 1, which Python would end with, is the command's own
+        return output.say_internal_error(error, as_json=invocation.json)
+
+
+def _main(words: list[str], invocation: Invocation) -> int:
+    _occupy_standard_descriptors()
+    end_on_signals()
+    parse_arguments(words, invocation)
+    if invocation.verb in ("help", "version"):
+        _inform(invocation.verb)
+        return 0
+    if invocation.asks_ssh:
+        command = ssh_command(invocation.command, may_persist=_may_persist(invocation))
+        return run(find_command("ssh"), command, dict(os.environ))
+    if invocation.verb in ("ssh", "exec"):
+        return _session(invocation)
+    from signer.safe_session.questions import answer
+    from signer.safe_session.settings import load_settings
+
+    return answer(load_settings("", needs_role=False), invocation)
 
 
 def _session(invocation: Invocation) -> int:
     """Runs the session and returns its exit status.
 
     1  check the command and the settings
-    2  start the agent, which gets ready during steps 3 and 4
-    3  generate the key
-    4  request the certificate
-    5  load both into the agent for the certificate's lifetime and wipe the key
-    6  run the command, with the session's options for every ssh that it starts
-    7  end the agent, also after an error
+    2  start the agent, which gets ready during step 3
+    3  generate the key and request the certificate
+    4  load both into the agent for the certificate's lifetime and wipe the key
+    5  run the command, with the session's options for every ssh that it starts
+    6  end the agent, also after an error
     """
     # 1
-    command = ssh_command(invocation.command) if invocation.verb == "ssh" else invocation.command
+    command = invocation.command
+    if invocation.verb == "ssh":
+        command = ssh_command(command, may_persist=_may_persist(invocation))
     path = find_command(command[0])
     from signer.safe_session.settings import load_settings
 
@@ -71,16 +92,15 @@ def _session(invocation: Invocation) -> int:
 
     with PrivateAgent() as agent:
         # 3 (imported here because the agent starts meanwhile)
-        from signer.safe_session.keypair import forbid_core_dumps, make_key
-        from signer.safe_session.request import request_certificate
+        from signer.safe_session.keypair import forbid_core_dumps
+        from signer.safe_session.request import Patience, obtain_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
         forbid_core_dumps()
-        key = make_key()
+        patience = Patience(invocation.wait, _say_away(invocation))
+        key, certificate = obtain_certificate(settings, invocation, patience)
         try:
             # 4
-            certificate = request_certificate(settings, invocation, key)
-            # 5
             message = render_add_ed25519_certificate(
                 certificate.blob,
                 memoryview(key.seed).cast("B"),
@@ -94,22 +114,22 @@ def _session(invocation: Invocation) -> int:
                 message[:] = bytes(len(message))
         finally:
             key.wipe()
-        # 6
+        # 5
         if invocation.verbose:
-            output.say_certificate(settings.role, certificate.serial, certificate.lifetime)
+            output.say_certificate(settings.role, certificate.serial, certificate.lifetime, as_json=invocation.json)
         return _run_command(invocation, path, command, agent)
-        # 7: the end of `with`
+        # 6: the end of `with`
 
 
 def _run_command(invocation: Invocation, path: str, command: list[str], agent: PrivateAgent) -> int:
-    """Step 6. Without wrappers the command runs all the same, after a note."""
+    """Step 5. Without wrappers the command runs all the same, after a note."""
     from signer.safe_session.wrappers import write_wrappers
 
     try:
-        wrappers = write_wrappers(agent.programs, path)
+        wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation))
     except Unavailable as error:
-        output.say(f"note: {error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
-        output.say("note: your own configuration of ssh, and offer the certificate unless that prevents it")
+        _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
+        _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")
         wrappers = {}
     if invocation.verb == "ssh":
         # ssh starts the ssh of a jump host by its own name.
@@ -117,6 +137,28 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     else:
         path = wrappers.get(os.path.basename(path), path)
     return run(path, command, session_environment(agent.socket, agent.programs))
+
+
+def _may_persist(invocation: Invocation) -> bool:
+    """False where a master connection would keep a program waiting for the end of what is written."""
+    return has_terminal() or invocation.sets_persist
+
+
+def _note(invocation: Invocation, text: str) -> None:
+    output.remark(text if invocation.json else f"note: {text}", as_json=invocation.json)
+
+
+def _say_away(invocation: Invocation) -> Callable[[Unavailable], None]:
+    """Says once, with `--wait`, that the service is away."""
+    said = False
+
+    def say(error: Unavailable) -> None:
+        nonlocal said
+        if not said:
+            _note(invocation, f"{error.text}; trying again for {invocation.wait} s")
+        said = True
+
+    return say
 
 
 def _inform(topic: str) -> None:

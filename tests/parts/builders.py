@@ -26,6 +26,7 @@ from signer.ledger.lookups import Lookup, Reader
 from signer.ledger.reader import Recent
 from signer.model import (
     BACKDATE,
+    ActiveFreeze,
     Caller,
     Entry,
     Event,
@@ -48,6 +49,7 @@ from signer.protocol.replies import Reply, decode_reply
 from signer.signing import Obtained
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
+from tests.parts.fido import fill_fido_keys
 
 NOW = 1_800_000_000  # 2027-01-15T08:00:00Z
 NO_USAGE = UsageCounts()
@@ -190,6 +192,7 @@ kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
 may = ["approve", "freeze", "ledger.read", "operate"]
+approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
 [identities.stranger]
@@ -199,8 +202,8 @@ tokens = [{ sha256 = "{token:stranger}", expires = 2099-01-01T00:00:00Z }]
 
 
 def policy_text(text: str = POLICY, ca: str = "") -> str:
-    """A policy text with `{ca}` and `{token:NAME}` filled in."""
-    text = text.replace("{ca}", ca or PretendKey().fingerprint)
+    """A policy text with `{ca}`, `{token:NAME}` and `{fido:NAME}` filled in."""
+    text = fill_fido_keys(text.replace("{ca}", ca or PretendKey().fingerprint))
     for name in ("deploy-agent", "operator", "stranger", "second"):
         text = text.replace(f"{{token:{name}}}", token_digest(token(name)))
     return text
@@ -229,7 +232,7 @@ class MemoryStore:
         self.entries: list[Entry] = []
         self.fail: str = ""
         self.rows: dict[int, Issued] = {}
-        self.frozen: dict[str, str] = {}
+        self.frozen: dict[str, ActiveFreeze] = {}
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         if self.fail == "read":
@@ -266,7 +269,8 @@ class MemoryStore:
             serial = int(body["serial"])
             self.rows[serial] = replace(self.rows[serial], withheld=True)
         elif entry.kind == "freeze.set":
-            self.frozen[body["scope"]] = body["reason"]
+            facts = body["reason"], entry.actor, entry.time_ms // 1000, body.get("until")
+            self.frozen[body["scope"]] = ActiveFreeze(*facts)
         elif entry.kind == "freeze.lifted":
             del self.frozen[body["scope"]]
 
@@ -302,7 +306,7 @@ class MemoryStore:
         self._readable()
         return serial in self.rows and self.rows[serial].backend == "vault"
 
-    def freezes(self) -> dict[str, str]:
+    def freezes(self) -> dict[str, ActiveFreeze]:
         self._readable()
         return dict(self.frozen)
 

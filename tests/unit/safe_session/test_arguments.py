@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.safe_session.arguments import UsageError, check_ttl, parse_arguments
+from signer.safe_session.arguments import SHORT_TTL, parse_arguments, read_duration
 from signer.safe_session.command import SSH_OPTIONS, ssh_command
+from signer.safe_session.statuses import UsageError
 
 # words after `safe-session` → what ssh is given, and what we take for ourselves
 SSH = [
@@ -46,6 +47,8 @@ SSH = [
     ("-v ssh rs2000", "rs2000", {"verbose": True}),
     ("ssh ssh://u@h:22", "ssh://u@h:22", {}),
     ("ssh ssh", "ssh", {}),
+    ("--json --wait 1m ssh h", "h", {"json": True, "wait": 60}),
+    ("ssh h --wait=0 --json cmd --json", "h cmd --json", {"json": True, "wait": 0}),
 ]
 
 EXEC = [
@@ -103,6 +106,21 @@ def test_exec_takes_ours_before_the_command_only(line: str, passed: str, ours: d
         ("exec", "no command given"),
         ("exec --", "no command given"),
         ("exec -x -- true", "unknown option -x"),
+        ("ssh h --json=yes", "--json takes no value"),
+        ("ssh h --wait", "--wait has no value"),
+        ("ssh h --wait soon", "--wait soon is not a duration"),
+        ("--wait 0 ssh h --wait 5", "--wait is given twice"),
+        ("--wait 5 --no-wait ssh h", "--wait and --no-wait exclude each other"),
+        ("ssh --exact h", "--exact needs a remote command"),
+        ("exec --exact -- true", "--exact is an option of `ssh`"),
+        ("--exact whoami", "--exact is an option of `ssh`"),
+        ("whoami me", 'unexpected argument "me"'),
+        ("wait", "no request given"),
+        ("withdraw --json", "no request given"),
+        ("wait r-a r-b", 'unexpected argument "r-b"'),
+        ("wait r-a --for soon", "--for soon is not a duration"),
+        ("requests --for 5s", "unknown option --for"),
+        ("ssh --for 5s h", "unknown option --for"),
     ],
 )
 def test_what_cannot_be_understood_is_a_usage_error(line: str, complaint: str) -> None:
@@ -121,9 +139,83 @@ def test_the_version_is_told() -> None:
     assert parse_arguments(["--version"]).verb == "version"
 
 
-@pytest.mark.parametrize("text", ["1", "900", "15m", "1h", "30s"])
-def test_times_are_read(text: str) -> None:
-    check_ttl(text)
+@pytest.mark.parametrize(
+    "line,remote",
+    [
+        ("ssh h", ""),
+        ("ssh h uptime -a", "uptime -a"),
+        ("ssh -p 22 h -v uptime", "uptime"),
+        ("ssh h -- uptime -a", "uptime -a"),
+        ("ssh -- h uptime", "uptime"),
+        ("ssh -p 22 -- h -v", "-v"),
+    ],
+)
+def test_the_remote_command_is_what_ssh_takes_for_it(line: str, remote: str) -> None:
+    assert parse_arguments(line.split()).remote == remote.split()
+
+
+def test_exact_forces_the_remote_command_as_ssh_sends_it() -> None:
+    asked = parse_arguments(["ssh", "h", "--exact", "sh", "-c", "a  b"])
+    assert asked.force_command() == "sh -c a  b"
+    assert asked.command == ["h", "sh", "-c", "a  b"]
+    assert parse_arguments(["ssh", "h", "sh"]).force_command() == ""
+
+
+@pytest.mark.parametrize(
+    "line,sets",
+    [
+        ("ssh h", False),
+        ("ssh -o ControlPersist=10m h", True),
+        ("ssh -ocontrolpersist=no h", True),
+        ("ssh -to ControlPersist=yes h", True),
+        ("ssh h -o ControlPersist=yes x", True),
+        ("ssh -o ControlPath=ControlPersist h", False),
+        ("ssh h echo -o ControlPersist=yes", False),
+        ("ssh -i ControlPersist h", False),
+    ],
+)
+def test_a_control_persist_of_the_command_line_is_seen(line: str, sets: bool) -> None:
+    assert parse_arguments(line.split()).sets_persist == sets
+
+
+@pytest.mark.parametrize("words", ["whoami", "requests", "wait r-a", "withdraw r-a"])
+def test_questions_run_nothing(words: str) -> None:
+    asked = parse_arguments([*words.split(), "--json"])
+    assert (asked.verb, asked.request, asked.command, asked.json) == (
+        words.split(maxsplit=1)[0], " ".join(words.split()[1:]), [], True,
+    )  # fmt: skip
+    assert parse_arguments(["--wait", "3s", *words.split()]).wait == 3
+    assert parse_arguments([*words.split(), "-h"]).verb == "help"
+
+
+def test_wait_says_for_how_long() -> None:
+    assert parse_arguments(["wait", "r-a", "--for", "50s"]).wait == 50
+
+
+@pytest.mark.parametrize("text,seconds", [("1", 1), ("900", 900), ("15m", 900), ("1h", 3600), ("30s", 30)])
+def test_times_are_read(text: str, seconds: int) -> None:
+    assert read_duration("--ttl", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "line,seconds",
+    [
+        ("ssh h", SHORT_TTL),
+        ("ssh h uptime", SHORT_TTL),
+        ("exec -- ssh h uptime", SHORT_TTL),
+        ("exec -- /usr/bin/scp a h:", SHORT_TTL),
+        ("exec rsync -a x h:", SHORT_TTL),
+        ("exec sftp h", SHORT_TTL),
+        # They may log in again after minutes.
+        ("exec -- bash", 0),
+        ("exec -- git fetch", 0),
+        ("exec -- ansible-playbook site.yml", 0),
+        ("ssh h --ttl 5m", 0),
+        ("--ttl 5m exec -- ssh h", 0),
+    ],
+)
+def test_a_single_login_asks_for_two_minutes(line: str, seconds: int) -> None:
+    assert parse_arguments(line.split()).short_ttl() == seconds
 
 
 def test_a_reason_may_hold_anything_in_one_word() -> None:
@@ -131,9 +223,12 @@ def test_a_reason_may_hold_anything_in_one_word() -> None:
     assert (asked.reason, asked.principals) == ("restart the queue, ticket 812", ["-x"])
 
 
-@given(
-    st.lists(st.sampled_from(["ssh", "exec", "--", "-", "-p", "-v", "--role", "--role=x", "x", "", "-tp", "--help"]))
-)
+WORDS = (
+    "ssh", "exec", "wait", "--", "-", "-p", "-v", "--role", "--role=x", "x", "-tp", "--help", "--exact", "-o", "",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS)))
 def test_no_words_raise_anything_but_usage_errors(words: list[str]) -> None:
     with contextlib.suppress(UsageError):
         parse_arguments(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import time
 from itertools import pairwise
@@ -13,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
-from signer.safe_session import output
+from signer.safe_session import output, statuses
 from signer.safe_session.arguments import parse_arguments
 from signer.safe_session.http import HttpResponse, NoResponse, _read_all, parse_response
-from signer.safe_session.keypair import make_key
+from signer.safe_session.keypair import make_key, sha256
 from signer.safe_session.request import render_body
 from signer.safe_session.response import CERTIFICATE_TYPE, check_certificate, parse_object, read_certificate
 from signer.ssh.wire import string, uint32, uint64
@@ -134,6 +135,24 @@ def test_a_refusal_is_the_services_own_sentence_and_hint(status: int, kind: type
     with pytest.raises(kind) as caught:
         read_certificate(answer(status, said), OURS, PLACE)
     assert (caught.value.text, caught.value.hint, caught.value.code) == (said["detail"], said["hint"], "c")
+
+
+@pytest.mark.parametrize(
+    "header,text,hint,seconds,shown",
+    [
+        ("7", "too many", "", 7, "try again in 7 s"),
+        ("7", "too many", "use another role", 7, "try again in 7 s; use another role"),
+        ("7", "too many", "wait 7 s", 7, "wait 7 s"),
+        ("soon", "too many", "later", None, "later"),
+        ("12345678", "too many", "later", None, "later"),
+    ],
+)
+def test_a_limit_says_in_how_many_seconds(header: str, text: str, hint: str, seconds: int | None, shown: str) -> None:
+    body = json.dumps({"detail": text, "hint": hint, "code": "rate_limited"}).encode()
+    with pytest.raises(statuses.Limited) as caught:
+        read_certificate(HttpResponse(429, {"retry-after": header}, body), OURS, PLACE)
+    assert caught.value.hint == shown
+    assert caught.value.facts.get("retry_after_s") == seconds
 
 
 @pytest.mark.parametrize(
@@ -274,13 +293,24 @@ def test_bad_json_is_refused(text: str) -> None:
         parse_object(text)
 
 
+DIGEST = 64 * "0"
+
+
+def body_of(*words: str) -> dict[str, object]:
+    body: dict[str, object] = json.loads(render_body(parse_arguments(list(words)), b"blob", DIGEST))
+    return body
+
+
 def test_a_request_holds_what_was_given_and_nothing_else() -> None:
-    bare = json.loads(render_body(parse_arguments(["ssh", "h"]), b"blob"))
-    assert bare == {"public_key": "ssh-ed25519 YmxvYg=="}
+    bare = body_of("ssh", "h")
+    assert bare == {"public_key": "ssh-ed25519 YmxvYg==", "claim_sha256": DIGEST, "ttl": 120}
+    assert body_of("exec", "--", "make") == {"public_key": "ssh-ed25519 YmxvYg==", "claim_sha256": DIGEST}
     words = ["--ttl", "900", "--principal", "a", "--principal", 'b"', "--reason", 'say "hi"\n\u00e9', "ssh", "h"]
-    full = json.loads(render_body(parse_arguments(words), b"blob"))
+    full = body_of(*words)
     assert full == {**bare, "ttl": 900, "principals": ["a", 'b"'], "reason": 'say "hi"\n\u00e9'}
-    assert json.loads(render_body(parse_arguments(["--ttl", "15m", "ssh", "h"]), b"b"))["ttl"] == "15m"
+    assert body_of("--ttl", "15m", "ssh", "h")["ttl"] == "15m"
+    exact = body_of("ssh", "--exact", "h", "echo", 'a "b"')
+    assert exact["critical_options"] == {"force-command": 'echo a "b"'}
 
 
 def test_keys_are_new_match_their_public_half_and_can_be_wiped() -> None:
@@ -291,6 +321,11 @@ def test_keys_are_new_match_their_public_half_and_can_be_wiped() -> None:
     assert Ed25519PrivateKey.from_private_bytes(key.seed.raw).public_key().public_bytes_raw() == key.public
     key.wipe()
     assert key.seed.raw == bytes(32)
+
+
+@given(st.binary(max_size=200))
+def test_sha256_is_what_hashlib_computes(data: bytes) -> None:
+    assert sha256(data) == hashlib.sha256(data).digest()
 
 
 def test_a_missing_libcrypto_is_named() -> None:
@@ -307,7 +342,8 @@ def test_what_is_printed_is_one_line_that_moves_no_cursor(text: str) -> None:
 
 
 def test_escape_sequences_from_a_server_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.say_error(Refused("c", "no\x1b]0;owned\x07\r\nsafe-session: fake\u202e", "\x9b2Jdo"))
+    error = Refused("c", "no\x1b]0;owned\x07\r\nsafe-session: fake\u202e", "\x9b2Jdo")
+    assert output.report(error, as_json=False) == statuses.REFUSED
     err = capsys.readouterr().err
     assert err == "safe-session: error: no ]0;owned safe-session: fake\nsafe-session: hint: 2Jdo\n"
 
@@ -318,7 +354,7 @@ def test_the_line_of_v_says_what_was_issued(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 0)
     monkeypatch.setattr("time.localtime", __import__("time").gmtime)
-    output.say_certificate("llmops", 4711, seconds)
+    output.say_certificate("llmops", 4711, seconds, as_json=False)
     until = f"{seconds // 3600:02}:{seconds // 60 % 60:02}"
     said_whole = f"safe-session: llmops for {said} (serial 4711, until {until}), key only in a private agent\n"
     assert capsys.readouterr().err == said_whole
