@@ -250,27 +250,3 @@ def name_unnamed(directory: int, descriptor: int, name: str) -> None:
     """Gives a file from `create_unnamed` a name in `directory` that must not exist."""
     # With a directory's descriptor Python calls linkat(2), which follows; without one link(2), which does not.
     os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
-
-
-# --- what to do after a failed write ---------------------------------------------------------------------------------
-
-_SQLITE_ERRNO: Final = {"FULL": errno.ENOSPC, "IOERR": errno.EIO}
-
-
-def write_hint(error: Exception, place: str) -> str:
-    """The next action after a write to `place` failed with this error, of the system or of SQLite."""
-    number = getattr(error, "errno", None)
-    name = str(getattr(error, "sqlite_errorname", "")).split("_")
-    if len(name) > 1:
-        number = _SQLITE_ERRNO.get(name[1])
-        if name[1] in ("READONLY", "CANTOPEN"):
-            return f"check whether the file system of {place} is read-only, then owner and mode of its files"
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"free disk space for {place}"
-    if number == errno.EROFS:
-        return f"check whether the file system of {place} is read-only (`findmnt -o TARGET,OPTIONS -T DIR`)"
-    if number == errno.EIO:
-        return f"check the disk of {place}; the kernel's log shows what failed"
-    if number in (errno.EACCES, errno.EPERM):
-        return f"fix owner and mode of {place}"
-    return f"check {place}: that it exists, its owner, its free space and its disk"

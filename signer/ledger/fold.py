@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
-from signer.errors import Unavailable
-from signer.files import open_or_create, sync_file, write_hint
+from signer.errors import Unavailable, write_hint
+from signer.files import open_or_create, sync_file
 from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import LedgerBroken, Unavailable
-from signer.files import write_hint
+from signer.errors import LedgerBroken, Unavailable, write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import APPLICATION_ID, FILE_NAME, IS_FREEZE, IS_OPERATION, IS_VAULTS, IS_WITHHELD, VERSION
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head

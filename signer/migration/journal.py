@@ -19,8 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from signer.errors import LedgerBroken, SignerError, Unavailable
-from signer.files import lock, open_or_create, sync_directory, write_hint
+from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
+from signer.files import lock, open_or_create, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 

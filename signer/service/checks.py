@@ -17,8 +17,7 @@ from typing import Final, Literal
 
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
-from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
-from signer.files import write_hint
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, write_hint
 from signer.hardening import check_users
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from signer.errors import BadSettings, Unavailable
-from signer.files import open_name, write_hint
+from signer.errors import BadSettings, Unavailable, write_hint
+from signer.files import open_name
 from signer.hardening import check_users, die_with_parent, look_up_user, peer_process
 from signer.service.key_channel import hand_over, make_channel
 from signer.service.listeners import bind_listeners, check_listeners

@@ -34,7 +34,6 @@ from signer.vault.admin import VaultAdmin
 PREFLIGHT_WITHIN: Final = 60.0  # seconds
 READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
 _LOOK_EVERY: Final = 0.05  # seconds between two polls of `Pause`
-SAMPLE_FILE: Final = "sample.json"  # in the evidence: the certificate that step 3 offers
 Backend = Literal["vault", "local"]
 
 
@@ -139,7 +138,7 @@ class CutoverActions:
 
             report = check_parity(self._policy, vault, file.vault.mount, sign, file.vault.roles, SAMPLES)
             self._run.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
-            self._run.evidence.write_json(SAMPLE_FILE, {"certificate": usual[-1]})
+            self._run.evidence.write_json("sample.json", {"certificate": usual[-1]})
         self._run.evidence.write_json("parity.json", report.as_json())
         if not report.is_parity:
             raise BadFile(
@@ -165,7 +164,7 @@ class CutoverActions:
 
     def _sample(self) -> str:
         """A sample certificate of step 2; of another trial if none is left, as in a run that is resumed late."""
-        line = str((self._run.evidence.read_json(SAMPLE_FILE) or {}).get("certificate", ""))
+        line = str((self._run.evidence.read_json("sample.json") or {}).get("certificate", ""))
         if line and certificate_fields(line).valid_before > time.time() + CONNECT_WITHIN:
             return line
         file, policy = self._file, self._policy
@@ -173,7 +172,7 @@ class CutoverActions:
             check_trial_ca(tried.health, policy.ca.fingerprint)
             line = str(api.sign(file.signer.role, sample_body(policy.roles[file.signer.role]))["certificate"])
             self._run.evidence.write_text("sample-ledger.jsonl", tried.export_ledger())
-        self._run.evidence.write_json(SAMPLE_FILE, {"certificate": line})
+        self._run.evidence.write_json("sample.json", {"certificate": line})
         return line
 
     def vault_signs(self) -> Observation:

@@ -19,8 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from signer.errors import NotFound, SignerError, Unavailable
-from signer.files import open_or_create, sync_directory, write_atomically, write_hint
+from signer.errors import NotFound, SignerError, Unavailable, write_hint
+from signer.files import open_or_create, sync_directory, write_atomically
 from signer.migration.evidence.files import (
     JSON_LIMIT,
     LEDGER,

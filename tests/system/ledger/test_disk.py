@@ -177,20 +177,19 @@ def disk_that_fails(folder: Path) -> Iterator[Callable[[], None]]:
     image = folder.with_name("disk.img")
     with image.open("wb") as file:
         file.truncate(48 << 20)
-    for command in (
-        ["mkfs.ext4", "-q", str(image)],
-        ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)],
-    ):
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
+    for command in (["mkfs.ext4", "-q", str(image)], mount):
         if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode != 0:
             pytest.skip(f"no {command[0]} of a loop device here")
     try:
         folder.chmod(0o700)
         device = Path(subprocess.run(["findmnt", "-no", "SOURCE", str(folder)], capture_output=True, text=True).stdout)
-        yield (
-            lambda: (
-                Path("/sys/fs/ext4", device.name.strip(), "trigger_fs_error").write_text("1") and None  # type: ignore[func-returns-value]
-            )
-        )
+        error = Path("/sys/fs/ext4", device.name.strip(), "trigger_fs_error")
+
+        def fail() -> None:
+            error.write_text("1")
+
+        yield fail
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.errors import Unavailable
-from signer.files import write_hint
+from signer.errors import Unavailable, write_hint
 from signer.ledger.reader import storage_errors
 
 CAUSES = {
