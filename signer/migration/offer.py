@@ -99,8 +99,9 @@ def _offer(target: Target, certificate: str, within: float) -> CommandResult:
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="signer-offer-") as folder:
         path = Path(folder, "certificate.pub")
-        path.write_text(f"{certificate.strip()}\n")
-        path.chmod(0o600)
+        path.touch(mode=0o600)
+        with path.open("w") as file:
+            print(certificate.strip(), file=file)
         return run(offer_line(target, str(path)), environment=environment, within=within)
 
 
