@@ -21,7 +21,6 @@ from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
 REACH: Final = LONGEST_VALIDITY + 120
-UNAVAILABLE: Final = "ledger_unavailable"  # the code of all errors that the disk may get over
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ def storage_errors() -> Iterator[None]:
                 "keep the file unchanged and restore a backup",
             ) from None
         raise Unavailable(
-            UNAVAILABLE,
+            "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",
             write_hint(error, "SIGNER_DATA_DIR"),
         ) from None

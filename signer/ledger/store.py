@@ -17,7 +17,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.files import lock, open_or_create
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
-from signer.ledger.reader import UNAVAILABLE, LedgerReader, storage_errors
+from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
 
@@ -72,7 +72,7 @@ class Ledger(LedgerReader):
         try:
             return super().query(sql, values)
         except Unavailable as failure:
-            if failure.code != UNAVAILABLE:
+            if failure.code != "ledger_unavailable":
                 raise
             return self._reader.query(sql, values)
 

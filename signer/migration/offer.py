@@ -101,7 +101,7 @@ def _offer(target: Target, certificate: str, within: float) -> CommandResult:
         path = Path(folder, "certificate.pub")
         path.touch(mode=0o600)
         with path.open("w") as file:
-            print(certificate.strip(), file=file)
+            file.write(f"{certificate.strip()}\n")
         return run(offer_line(target, str(path)), environment=environment, within=within)
 
 
