@@ -57,6 +57,7 @@ from signer.service.outage import Outage
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.service.supervisor import Supervisor
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
@@ -114,6 +115,7 @@ class Keeper:
         reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
+        supervisor: Supervisor | None = None,
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
@@ -122,6 +124,7 @@ class Keeper:
         self._listener = listener
         self._reloader = reloader
         self._max_when_slow = max_when_slow  # see `SigningPool`
+        self._supervisor = supervisor or Supervisor(None, {})
         self._lines = lines or LogLimit(log)
         self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
@@ -157,8 +160,10 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        self._supervisor.ready()
         ticked = time.monotonic()
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._supervisor.alive()
             self._serve_once(woken)
             self._collect_signatures()
             self._collect_lookups()
@@ -178,10 +183,13 @@ class Keeper:
             self._signals.discard(signal.SIGHUP)
             self._reloader.start()
         reloaded = self._reloader.collect()
-        if reloaded is not None and reloaded.policy:
+        if reloaded is None:
+            return
+        if reloaded.policy:
             self._policy_since = time.time()
-        if reloaded is not None and reloaded.key:
+        if reloaded.key:
             self._key_since = time.time()
+        self._supervisor.reloaded(reloaded.began, reloaded.report)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)

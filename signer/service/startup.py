@@ -26,10 +26,10 @@ from signer.model import PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Keeper
-from signer.service.key_channel import adopt_channel
 from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
 from signer.service.reload import Reloader
+from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
 from signer.signing import SigningKey
 
@@ -84,13 +84,14 @@ def bind_socket(path: str, mode: int) -> socket.socket:
     return listener
 
 
-def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
+def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     """Starts the keeper and serves in this process; raises `SignerError` if it cannot start.
 
-    As root, it reads the key file first and drops root before it opens anything else. `key_channel` is the descriptor
-    through which a launcher passes the opened key file on SIGHUP.
+    As root, it reads the key file first and drops root before it opens anything else. `channel_number` is the
+    descriptor of a launcher's channel, through which the opened key file comes at a reload.
     """
-    channel = None if key_channel is None else adopt_channel(key_channel)
+    channel = adopt_channel(channel_number)
+    supervisor = Supervisor(channel, os.environ)
     forbid_dumps()
     take_descriptors()
     os.umask(0o077)
@@ -109,7 +110,7 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
         source = AgentSource(agent)
         key = source.load(policy.ca)
     check_run_dir(settings.run_dir)
-    ledger = TimedLedger(settings.data_dir)
+    ledger = TimedLedger(settings.data_dir, supervisor.alive)
     claim = claim_run_dir(settings.run_dir)
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
@@ -128,7 +129,8 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     shared = settings.run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
     listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
     reloader = Reloader(core, backend, settings, source)
-    Keeper(core, backend, ledger, listener, reloader, settings.threads * 3 // 4 or 1, lines=lines).serve()
+    max_when_slow = settings.threads * 3 // 4 or 1
+    Keeper(core, backend, ledger, listener, reloader, max_when_slow, supervisor=supervisor, lines=lines).serve()
     ledger.close()
     os.close(claim)
 
