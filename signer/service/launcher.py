@@ -54,15 +54,16 @@ class _Reload:
 class _Launcher:
     """The children, and what is done to them until SIGTERM or SIGINT."""
 
-    def __init__(self, settings: Settings, listeners: list[socket.socket], hangs_after: float) -> None:
+    def __init__(
+        self, settings: Settings, ids: dict[str, Ids], listeners: list[socket.socket], hangs_after: float
+    ) -> None:
         self._settings = settings
-        ids = _look_up_ids(settings)
         self.keeper = Child(
             "keeper",
             lambda: (sys.executable, "-P", "-m", "signer", "keeper"),
             None,
             hangs_after,
-            prepare=lambda: _prepare_directories(settings),
+            prepare=lambda: _prepare_directories(settings, ids),
             key_file=settings.ca_key_file if settings.reads_key_file else None,
         )
         numbers = tuple(listener.fileno() for listener in listeners)
@@ -231,8 +232,9 @@ def run_service(settings: Settings, hangs_after: float = HANGS_AFTER) -> None:
     listeners = bind_listeners(settings)  # before anything else: it needs root, and a port may be taken
     try:
         check_listeners(listeners, settings)
-        _prepare_directories(settings)
-        _Launcher(settings, listeners, hangs_after).serve()
+        ids = look_up_ids(settings)
+        _prepare_directories(settings, ids)
+        _Launcher(settings, ids, listeners, hangs_after).serve()
     finally:
         _close(listeners, settings)
 
@@ -271,7 +273,7 @@ def _reap_orphans(children: tuple[Child, ...]) -> None:
         os.waitpid(ended.si_pid, 0)
 
 
-def _look_up_ids(settings: Settings) -> dict[str, Ids]:
+def look_up_ids(settings: Settings) -> dict[str, Ids]:
     """The ids of the users that are set, if this is root; once, because a lookup fails while descriptors are short."""
     if os.geteuid() != 0:
         return {}
@@ -291,7 +293,7 @@ def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
     return (("SIGNER_KEEPER_USER", settings.keeper_user), ("SIGNER_API_USER", settings.api_user))
 
 
-def _prepare_directories(settings: Settings) -> None:
+def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
     """Creates the data and run directories and sets their owners and modes.
 
     With two users, the run directory is set-group-id to the api's group, which the socket inherits. Root in a
@@ -299,19 +301,19 @@ def _prepare_directories(settings: Settings) -> None:
     """
     _make_directory(settings.data_dir, 0o700)
     _make_directory(settings.run_dir, 0o700)
-    if os.geteuid() != 0 or settings.keeper_user is None or settings.api_user is None:
+    keeper, api = ids.get("SIGNER_KEEPER_USER"), ids.get("SIGNER_API_USER")
+    if keeper is None or api is None:
         return
-    keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
-    shared = keeper.pw_uid != api.pw_uid
+    shared = keeper.user != api.user
     try:
-        for path in _ledger_files(settings.data_dir, keeper.pw_uid):
-            _give(path, keeper.pw_uid, keeper.pw_gid)
-        _set_owner(settings.data_dir, keeper.pw_uid, keeper.pw_gid)
+        for path in _ledger_files(settings.data_dir, keeper.user):
+            _give(path, keeper.user, keeper.group)
+        _set_owner(settings.data_dir, keeper.user, keeper.group)
         if shared:
-            os.setgroups([api.pw_gid])
+            os.setgroups([api.group])
             if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
                 settings.run_dir.chmod(_SHARED_MODE)
-        _set_owner(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
+        _set_owner(settings.run_dir, keeper.user, api.group if shared else keeper.group)
     except OSError as error:
         raise BadSettings(
             "directory_unusable",
