@@ -287,7 +287,7 @@ class KitHosts:
 @contextmanager
 def kit_hosts() -> Iterator[KitHosts]:
     """Hosts below a folder that is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="signer-kit-", dir="/var/tmp"))  # noqa: S108 - /run is hidden in a host
+    folder = Path(tempfile.mkdtemp(prefix="signer-kit-", dir="/var/tmp"))
     folder.chmod(0o755)
     hosts = KitHosts(folder)
     try:
@@ -302,10 +302,10 @@ def why_not_here() -> str:
     """Why no such host can be made on this machine; empty if one can."""
     if os.getuid() != 0:
         return "not root"
+    overlay = "mount -t overlay -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w overlay /etc"
     tried = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc", "sh", "-c",
-         "mount -t tmpfs none /mnt && mkdir /mnt/u /mnt/w && "
-         "mount -t overlay -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w overlay /etc"],
+         f"mount -t tmpfs none /mnt && mkdir /mnt/u /mnt/w && {overlay}"],
         capture_output=True,
     )  # fmt: skip
     return "" if tried.returncode == 0 else "no overlays: this root may not mount any"

@@ -40,7 +40,9 @@ class ListServer:
                 etag = f'"{hashlib.sha256(content or b"").hexdigest()}"'
                 if content is not None and self.headers.get("If-None-Match") == etag:
                     status = 304
-                server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, status))
+                server.requests.append(
+                    (self.path, {name.lower(): value for name, value in self.headers.items()}, status)
+                )
                 self.send_response(status)
                 body = (content or b"") if status == 200 else b""
                 self.send_header("ETag", etag)
