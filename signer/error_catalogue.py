@@ -130,6 +130,18 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _refusal("public_key_too_long", 400, "the public key is longer than any valid key", "send one key"),
         _refusal("public_key_truncated", 400, "the public key is incomplete", _SAME_KEY_LINE),
     ),
+    "Signatures of approvers": (
+        _refusal("signature_by_another_key", 403, "the signature is by another key than the approver's",
+                 "sign with the key that policy.toml lists in `approval_keys`"),
+        _refusal("signature_for_another_namespace", 403, "the signature was made for something other than an approval",
+                 "sign with `ssh-keygen -Y sign -n approval.v1@signer`"),
+        _refusal("signature_malformed", 403, "the signature is not one that `ssh-keygen -Y sign` writes",
+                 "send the whole output of `ssh-keygen -Y sign`"),
+        _refusal("signature_too_long", 403, "the signature exceeds 16 KiB",
+                 "send the whole output of `ssh-keygen -Y sign`"),
+        _refusal("signature_wrong", 403, "the signature is for another request, waiver or approver, or was changed",
+                 "show the request again and sign what it shows"),
+    ),
     "Requests": (
         _refusal("body_too_large", 413, "the body exceeds 64 KiB", "send a smaller body"),
         _sent("edge_busy", 429, "too many requests wait whose token was not accepted within the last minute",
@@ -385,7 +397,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("file_unreadable", "a file that the command or cutover.toml names cannot be read", "name another file"),
         _local("io_failed", "reading or writing failed for a reason without its own code", "see the system's message"),
         _local("output_failed", "the result cannot be written", "free space where the output goes"),
-        _local("usage", "the command line is not valid (exit 2)", "see `--help`"),
+        _local("usage", "the command line is not valid (exit 2; `safe-session`: 64)", "see `--help`"),
     ),
     "Plans, approvals and runs": (
         _local("approval_for_another_operation",
@@ -630,6 +642,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("bad_certificate", "the certificate is not for this key, is not a user certificate, or has expired",
                "check `SAFE_SESSION_ADDR`, inform the operator of the service"),
         _local("bad_json", "the reply of the service is not JSON", "check `SAFE_SESSION_ADDR`"),
+        _local("bad_statement", "a request for approval has a value that cannot be signed, such as a fraction",
+               "do not approve it; check the address of the service"),
         _local("no_agent", "ssh-agent is missing or did not start", "install openssh-client"),
         _local("no_command", "the command to run does not exist", "check its name and PATH"),
         _local("no_key", "OpenSSL cannot create an Ed25519 key", "check openssl.cnf"),
@@ -647,6 +661,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "run `chmod 0600` on it, and ask for a new token"),
         _local("token_file_size", "the token file exceeds 4 KiB", "put only the token into it"),
         _local("token_file_unreadable", "the token file cannot be opened", "check `SAFE_SESSION_TOKEN_FILE`"),
+        _local("wrong_scheme", "`SAFE_SESSION_ADDR` says https where the service speaks http, or the reverse",
+               "set the scheme that the error names"),
     ),
 }  # fmt: skip
 

@@ -43,6 +43,10 @@ class BadPublicKey(BadFormat):
     """The public key in a request cannot be read or is malformed."""
 
 
+class BadSignature(BadFormat):
+    """A signature of an approver cannot be read, is for something else, or does not verify."""
+
+
 class BadRequest(SignerError):
     """The body of a request cannot be read: JSON, a field's type, an unknown field."""
 

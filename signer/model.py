@@ -16,6 +16,10 @@ LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant mor
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 MAX_REASON: Final = 500  # characters
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
+WAIVER_SECONDS: Final = 4 * 3600  # from its approval; no waiver lasts longer
+WAIVER_USES: Final = 20  # certificates of one waiver
+MAX_VALID_FOR: Final = 12 * 3600  # seconds between an approval and its certificate
+BREAK_GLASS_TTL: Final = 15 * 60  # seconds; no certificate of a break-glass role lives longer
 HIDDEN: Final = "[hidden]"
 # The forms of bearer tokens, for regular expressions; each is searched in linear time.
 TOKEN_SHAPES: Final = (
@@ -40,6 +44,26 @@ class RunOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A vetted OpenSSH public key. `blob` is exactly what the caller sent, decoded; `fingerprint` is `SHA256:…`."""
+
+    kind: str
+    blob: bytes
+    bits: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalKey:
+    """A key whose signature approves. `software` allows a key that is not a FIDO key, and so signs without a human;
+    `verify` requires that the FIDO key verified its user (PIN or fingerprint)."""
+
+    key: PublicKey
+    software: bool = False
+    verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who asks, as policy.toml names it."""
 
@@ -50,6 +74,7 @@ class Identity:
     may: frozenset[str]
     keys: frozenset[str] | None = None  # fingerprints; None takes any key
     known: frozenset[str] = field(default=frozenset(), repr=False)  # the names of all identities
+    approval_keys: tuple[ApprovalKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +102,6 @@ class SignRequest:
     critical_options: tuple[tuple[str, str], ...] = ()
     extensions: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PublicKey:
-    """A vetted OpenSSH public key. `blob` is exactly what the caller sent, decoded; `fingerprint` is `SHA256:…`."""
-
-    kind: str
-    blob: bytes
-    bits: int
-    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +153,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """Which kinds of identity need a human of which groups, and for how many seconds a yes is good."""
+    """Which kinds of identity need `count` humans of which groups, and for how many seconds their approval is good.
+
+    `waivers` allows an approval that also covers later requests.
+    """
 
     kinds: frozenset[IdentityKind]
     by: tuple[str, ...]
     valid_for: int
+    count: int = 1
+    waivers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,8 @@ class Role:
     unlisted_extensions: Literal["refuse", "drop"] = "refuse"
     backdate: int = BACKDATE
     keys: frozenset[str] | None = None  # fingerprints; None takes any key
+    presence: bool = False  # a human also signs for themself
+    break_glass: bool = False  # humans only, with their own signature; opens an incident
 
 
 @dataclass(frozen=True, slots=True)

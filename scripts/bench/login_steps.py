@@ -23,7 +23,7 @@ def main() -> None:
     from signer.safe_session.agent import PrivateAgent
     from signer.safe_session.arguments import parse_arguments
     from signer.safe_session.keypair import make_key
-    from signer.safe_session.request import ask
+    from signer.safe_session.request import Patience, request_certificate
     from signer.safe_session.settings import load_settings
     from signer.ssh.agent import render_add_ed25519_certificate
 
@@ -33,7 +33,7 @@ def main() -> None:
     note("settings, token file")
     key = make_key()
     note("key")
-    certificate = ask(settings, asked, key)
+    certificate = request_certificate(settings, asked, key, Patience(None))
     note("request and answer")
     agent = PrivateAgent()
     note("agent: start")

@@ -150,16 +150,17 @@ def render_results(middle: dict[int, dict[str, Figures]], memory: dict[str, dict
 
 
 def read_targets(middle: dict[int, dict[str, Figures]], together: float | None) -> list[Target]:
-    """What issue 2 wants, of what was measured."""
+    """What is wanted, of what was measured: by connections, the rate at least and p99 at most in OpenBao's."""
     targets = []
-    for at in (8, 32):
+    for at, rate_bound, p99_bound in ((1, 0.7, None), (8, 1.1, 0.35), (32, 1.5, 0.35)):
         sides = middle.get(at, {})
         bao, ours = sides.get("OpenBao"), sides.get("signer")
         if bao is not None and ours is not None:
             rate, p99 = ratio(ours["rate"], bao["rate"]), ratio(ours["p99_ms"], bao["p99_ms"])
-            targets.append(Target(f"signatures/s at {at}", rate, "at least", 1.0, " x OpenBao's"))
-            targets.append(Target(f"p99 at {at}", p99, "at most", 0.5, " x OpenBao's"))
-    targets.append(Target("whole service", together, "at most", 150, " MB PSS"))
+            targets.append(Target(f"signatures/s at {at}", rate, "at least", rate_bound, " x OpenBao's"))
+            if p99_bound is not None:
+                targets.append(Target(f"p99 at {at}", p99, "at most", p99_bound, " x OpenBao's"))
+    targets.append(Target("whole service", together, "at most", 120, " MB PSS"))
     return targets
 
 

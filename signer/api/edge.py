@@ -65,6 +65,7 @@ MAX_FIELDS: Final = 64
 MAX_CHUNKED: Final = 2 * MAX_BODY  # bytes of a chunked body with its chunk lines and trailers
 MAX_DISCARDED: Final = 4 * 1024 * 1024  # bytes that a refused client may send before it is cut off
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_TLS_HANDSHAKE: Final = b"\x16"  # TLSPlaintext.type of RFC 8446 section 5.1; no method begins with it
 _REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{0,19}) ([!-~]+) HTTP/1\.[01]")
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -307,6 +308,8 @@ class ClientConnection(HttpToolsProtocol):
         inbox = self.inbox
         while inbox.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are ignored
             del inbox[:2]
+        if inbox.startswith(_TLS_HANDSHAKE):  # https to plain http: the client must not wait for the deadline
+            raise _Refusal(_MALFORMED)
         end = inbox.find(_END_OF_HEAD, max(0, self._searched - len(_END_OF_HEAD) + 1))
         if (end if end >= 0 else len(inbox)) > MAX_HEAD:
             raise _Refusal(_HEAD_TOO_LARGE)

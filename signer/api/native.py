@@ -15,12 +15,22 @@ from werkzeug.exceptions import HTTPException
 from signer.api import openapi
 from signer.api.problems import render_problem
 from signer.api.request import message_header, new_request_id
-from signer.api.schemas import Alive
+from signer.api.schemas import Alive, CallerToken, WhoAmI
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS
 from signer.protocol.client import KeeperClient
-from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply, expect
+from signer.protocol.replies import (
+    CaKey,
+    CallerDetails,
+    CertificatePage,
+    MetricsText,
+    NotReady,
+    OperationPage,
+    Ready,
+    Reply,
+    expect,
+)
 from signer.protocol.sign_request import body_too_large
 from signer.settings import Settings
 
@@ -80,6 +90,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/freezes", lambda: _json(ask("freezes", {}))),
         ("POST", "/api/freezes", freeze),
         ("DELETE", "/api/freezes/<scope>", unfreeze),
+        ("GET", "/api/whoami", lambda: _json(_who_am_i(ask("whoami", {})))),
         ("GET", "/api/ca", ca),
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
         ("GET", "/healthz", lambda: _json(Alive(status="ok"))),
@@ -125,6 +136,18 @@ def _of_http(error: HTTPException) -> SignerError:
 
 def _json(value: BaseModel, status: int = 200) -> Response:
     return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
+
+
+def _who_am_i(reply: Reply) -> WhoAmI:
+    caller = expect(CallerDetails, reply)
+    return WhoAmI(
+        identity=caller.identity,
+        kind=caller.kind,
+        roles=caller.roles,
+        groups=caller.groups,
+        may=caller.may,
+        token=CallerToken(expires=caller.expires),
+    )
 
 
 def _page(page: CertificatePage | OperationPage) -> Response:

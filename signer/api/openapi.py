@@ -102,6 +102,10 @@ ROUTES: Final = (
         "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
     ),
     Route(
+        "GET", "/api/whoami", "Who the caller is: identity, roles, rights, and when the token ends", schemas.WhoAmI,
+        faults=(401, 503),
+    ),
+    Route(
         "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
         is_open=True,
     ),

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Strict(BaseModel):
@@ -30,3 +30,20 @@ class Alive(_Strict):
     """The API process responds."""
 
     status: Literal["ok"]
+
+
+class CallerToken(_Strict):
+    """The credential of a request."""
+
+    expires: Annotated[str | None, Field(description="when it ends; null if it does not end")]
+
+
+class WhoAmI(_Strict):
+    """The caller, as policy.toml knows it: roles it may ask for, groups, and rights (`may`)."""
+
+    identity: str
+    kind: Literal["human", "agent", "workload"]
+    roles: list[str]
+    groups: list[str]
+    may: list[str]
+    token: CallerToken

@@ -30,7 +30,11 @@ NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 @click.argument("file", type=FILE, metavar="FILE", required=False, help="default: SIGNER_POLICY_FILE")
 @json_option
 def policy_check(file: Path | None, as_json: bool) -> int:
-    """Reads the policy file as the keeper would. Exit status 1 if it has a problem."""
+    """Reads the policy file as the keeper would, and warns of approvals that a token alone can avoid.
+
+    Exit status 1 if it has a problem; a warning is none.
+    """
+    from signer.policy.concerns import find_concerns
     from signer.policy.file import load_policy
 
     path = file or read_settings().policy_file
@@ -50,8 +54,10 @@ def policy_check(file: Path | None, as_json: bool) -> int:
         "ca_retired": [key.fingerprint for key in policy.ca.retired],
         "sha256": policy.digest,
     }
+    concerns = list(find_concerns(policy))
     if as_json:
-        output.show_json({"file": str(path), "good": True, "problems": [], **facts})
+        warnings = [concern._asdict() for concern in concerns]
+        output.show_json({"file": str(path), "good": True, "problems": [], "warnings": warnings, **facts})
     else:
         output.show(f"{plain(path)}: good")
         output.show_table(
@@ -62,6 +68,8 @@ def policy_check(file: Path | None, as_json: bool) -> int:
             ],
             "  ",
         )
+        for concern in concerns:
+            output.warn(plain(f"{concern.text}: {concern.hint}"))
     return 0
 
 

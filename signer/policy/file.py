@@ -18,10 +18,32 @@ from typing import Any, Final
 
 from signer.errors import BadFile, BadPublicKey
 from signer.files import check_regular, read_bounded
-from signer.model import LONGEST_VALIDITY, Approval, CaKeys, Identity, Limits, PublicKey, Role, Token
+from signer.model import (
+    BREAK_GLASS_TTL,
+    LONGEST_VALIDITY,
+    MAX_VALID_FOR,
+    Approval,
+    ApprovalKey,
+    CaKeys,
+    Identity,
+    Limits,
+    PublicKey,
+    Role,
+    Token,
+)
 from signer.policy.decide import Policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
-from signer.policy.tables import RawCa, RawCaKey, RawChoice, RawIdentity, RawPolicy, RawRole, RawToken
+from signer.policy.tables import (
+    RawApproval,
+    RawApprovalKey,
+    RawCa,
+    RawCaKey,
+    RawChoice,
+    RawIdentity,
+    RawPolicy,
+    RawRole,
+    RawToken,
+)
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, parse_public_key
 from signer.toml import Faults, Place, parse_toml
@@ -48,6 +70,10 @@ RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
 _EXTENSION_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}", re.ASCII)
 _EXTENSION_VALUE: Final = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 MAX_BACKDATE: Final = 300  # seconds
+MAX_APPROVERS: Final = 5  # people whose approval one certificate may need
+MAX_APPROVAL_KEYS: Final = 8  # of one identity
+MIN_APPROVAL_RSA_BITS: Final = 3072
+_NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
 _MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 
 
@@ -181,7 +207,6 @@ def _ttls(raw: RawRole) -> tuple[int, int]:
 def _freeze_role(name: str, raw: RawRole) -> Role:
     default_ttl, max_ttl = _ttls(raw)
     source = raw.source_address
-    approval = raw.approval
     return Role(
         name=name,
         principals=tuple(raw.principals or ()),
@@ -199,13 +224,19 @@ def _freeze_role(name: str, raw: RawRole) -> Role:
         no_touch_required=raw.no_touch_required,
         allow_key_id=raw.allow_key_id,
         reason_required=raw.reason_required,
-        approval=Approval(frozenset(approval.for_), tuple(approval.by), approval.valid_for) if approval else None,
+        approval=None if raw.approval is None else _freeze_approval(raw.approval),
         limits=Limits(raw.limits.per_minute, raw.limits.live),
         extension_values=tuple(sorted((raw.extensions.values or {}).items()) if raw.extensions else ()),
         unlisted_extensions=raw.extensions.unlisted if raw.extensions else "refuse",
         backdate=raw.backdate,
         keys=None if raw.keys is None else frozenset(raw.keys),
+        presence=raw.presence,
+        break_glass=raw.break_glass,
     )
+
+
+def _freeze_approval(raw: RawApproval) -> Approval:
+    return Approval(frozenset(raw.for_), tuple(raw.by), raw.valid_for, raw.count, raw.waivers)
 
 
 def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
@@ -213,6 +244,7 @@ def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
     _check_ttls(faults, place, raw)
     _check_keys(faults, place, raw)
     _check_options(faults, place, raw)
+    _check_approval(faults, place, raw)
 
 
 def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
@@ -249,8 +281,29 @@ def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
             faults.add((*place, key), "is below one second")
     if raw.backdate > MAX_BACKDATE:
         faults.add((*place, "backdate"), f"{render_duration(raw.backdate)} is above {render_duration(MAX_BACKDATE)}")
-    if raw.approval is not None and raw.approval.valid_for < 1:
-        faults.add((*place, "approval", "valid_for"), "is below one second")
+
+
+def _check_approval(faults: Faults, place: Place, raw: RawRole) -> None:
+    if (approval := raw.approval) is not None:
+        at = (*place, "approval")
+        if approval.valid_for < 1:
+            faults.add((*at, "valid_for"), "is below one second")
+        if approval.valid_for > MAX_VALID_FOR:
+            most = render_duration(MAX_VALID_FOR)
+            faults.add((*at, "valid_for"), f"{render_duration(approval.valid_for)} is above {most}, the maximum")
+        if approval.count > MAX_APPROVERS:
+            faults.add((*at, "count"), f"{approval.count} is above {MAX_APPROVERS}, the maximum")
+        _check_unique(faults, (*at, "for"), list(approval.for_))
+        _check_unique(faults, (*at, "by"), approval.by)
+    if raw.break_glass:
+        if raw.approval is not None:
+            faults.add((*place, "break_glass"), "contradicts approval: break-glass does not wait for anybody")
+        _, max_ttl = _ttls(raw)
+        if max_ttl > BREAK_GLASS_TTL:
+            shown = render_duration(max_ttl) + ("" if raw.max_ttl else ", the default of max_ttl,")
+            most = render_duration(BREAK_GLASS_TTL)
+            key = "max_ttl" if raw.max_ttl else "break_glass"
+            faults.add((*place, key), f"{shown} is above {most}, the maximum of a break-glass role")
 
 
 def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
@@ -330,6 +383,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
         return identities, tokens
     known_roles = list(role_tables) if isinstance(role_tables, dict) else []
     known = frozenset(data)
+    owners: dict[str, str] = {}  # of approval keys, by fingerprint
     for name, table in data.items():
         place: Place = ("identities", name)
         if IDENTITY_NAME.fullmatch(name) is None:
@@ -344,9 +398,11 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
         for index, right in enumerate(raw.may or []):
             if right not in _MAY:
                 faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(sorted(_MAY))}")
-            elif right == "approve" and raw.kind in ("agent", "workload"):
+            elif right == "approve" and raw.kind in _NEVER_APPROVE:
+                faults.add((*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never approve")
+            elif right == "approve" and isinstance(table, dict) and "approval_keys" not in table:
                 faults.add(
-                    (*place, "may", index), f"{'an agent' if raw.kind == 'agent' else 'a workload'} can never approve"
+                    (*place, "may", index), "requires approval_keys: an approval is a signature, never a token alone"
                 )
         identities[name] = Identity(
             name,
@@ -356,10 +412,58 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
             frozenset(raw.may or ()),
             None if raw.keys is None else frozenset(raw.keys),
             known,
+            _read_approval_keys(faults, place, name, raw, owners),
         )
         _check_fingerprints(faults, (*place, "keys"), raw.keys or [])
         _read_tokens(faults, (*place, "tokens"), name, raw.tokens or [], tokens)
     return identities, tokens
+
+
+def _read_approval_keys(
+    faults: Faults, place: Place, identity: str, raw: RawIdentity, owners: dict[str, str]
+) -> tuple[ApprovalKey, ...]:
+    """The keys whose signatures approve; `owners` has those of the identities before, and gets these."""
+    lines = raw.approval_keys or []
+    place = (*place, "approval_keys")
+    if lines and raw.kind in _NEVER_APPROVE:
+        faults.add(place, f"{_NEVER_APPROVE[raw.kind]} can never approve")
+    if len(lines) > MAX_APPROVAL_KEYS:
+        faults.add(place, f"has {len(lines)} keys; {MAX_APPROVAL_KEYS} are allowed")
+    found: list[ApprovalKey] = []
+    for index, line in enumerate(lines):
+        key = _read_approval_key(faults, (*place, index), line)
+        if key is None:
+            continue
+        owner = owners.setdefault(key.fingerprint, identity)
+        if owner != identity:
+            faults.add((*place, index, "key"), f"is also an approval key of {owner}: each person has their own")
+        elif any(key.fingerprint == other.key.fingerprint for other in found):
+            faults.add((*place, index, "key"), f"{key.fingerprint} is listed twice")
+        found.append(ApprovalKey(key, line.software, line.verify))
+    return tuple(found)
+
+
+def _read_approval_key(faults: Faults, place: Place, line: RawApprovalKey) -> PublicKey | None:
+    """The public key of an entry; None, and a problem, if it cannot be read."""
+    at = (*place, "key")
+    try:
+        key = parse_public_key(line.key.strip())
+    except BadPublicKey as error:
+        faults.add(at, f"cannot be read: {error.text}")
+        return None
+    if key.kind.startswith("sk-"):
+        if line.software:
+            faults.add((*place, "software"), f"contradicts the key, which is {key.kind}: remove it")
+        return key
+    if not line.software:
+        faults.add(
+            at, f"is {key.kind}, with which a program signs unseen: use an sk-… key, or accept it with software = true"
+        )
+    if line.verify:
+        faults.add((*place, "verify"), f"applies only to FIDO keys, not to {key.kind}")
+    if key.kind == "ssh-rsa" and key.bits < MIN_APPROVAL_RSA_BITS:
+        faults.add(at, f"has {key.bits} bits; an RSA key that approves requires {MIN_APPROVAL_RSA_BITS}")
+    return key
 
 
 def _read_tokens(
@@ -380,10 +484,21 @@ def _read_tokens(
 
 
 def _check_approvers(faults: Faults, roles: dict[str, Role], identities: dict[str, Identity]) -> None:
+    approvers = [identity for identity in identities.values() if "approve" in identity.may]
     for name, role in roles.items():
-        for index, group in enumerate(role.approval.by if role.approval else ()):
-            if not any(group in identity.groups and "approve" in identity.may for identity in identities.values()):
-                faults.add(
-                    ("roles", name, "approval", "by", index),
-                    f"no identity in group {group[:64]!a} has the right approve",
-                )
+        if (approval := role.approval) is None:
+            continue
+        place: Place = ("roles", name, "approval")
+        for index, group in enumerate(approval.by):
+            if not any(group in identity.groups for identity in approvers):
+                faults.add((*place, "by", index), f"no identity in group {group[:64]!a} has the right approve")
+        able = sum(not identity.groups.isdisjoint(approval.by) for identity in approvers)
+        if 0 < able < approval.count:
+            groups = ", ".join(group[:64] for group in approval.by)
+            faults.add((*place, "count"), f"{approval.count} is above {able}, the members of {groups} who may approve")
+    for name, identity in identities.items():
+        if identity.kind == "human":
+            continue
+        for role_name in sorted(identity.roles):
+            if role_name in roles and roles[role_name].break_glass:
+                faults.add(("identities", name, "roles"), f"{role_name} is a break-glass role, for humans only")

@@ -297,6 +297,12 @@ def _rule_limits(case: Case) -> str:
 
 def _rule_approval(case: Case) -> str:
     approval = case.role.approval
+    if case.role.break_glass or (case.role.presence and case.identity.kind == "human"):
+        raise Refused(
+            "approval_not_available",
+            f"role {case.role.name} requires the asker's own signature, which this version does not offer",
+            "use another role",
+        )
     if approval is None or case.identity.kind not in approval.kinds:
         return "not needed"
     raise Refused(

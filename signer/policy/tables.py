@@ -48,6 +48,8 @@ class RawApproval(Table):
     for_: Annotated[list[IdentityKind], Field(alias="for", min_length=1)]
     by: Names
     valid_for: Duration
+    count: Annotated[int, Field(ge=1)] = 1
+    waivers: bool = True
 
 
 class RawLimits(Table):
@@ -73,6 +75,8 @@ class RawRole(Table):
     reason_required: bool = False
     backdate: Duration = BACKDATE
     approval: RawApproval | None = None
+    presence: bool = False
+    break_glass: bool = False
     limits: RawLimits = RawLimits()
 
 
@@ -81,10 +85,18 @@ class RawToken(Table):
     expires: datetime | None = None
 
 
+class RawApprovalKey(Table):
+    kind: Literal["ssh"]
+    key: str
+    software: bool = False
+    verify: bool = False
+
+
 class RawIdentity(Table):
     kind: IdentityKind | None = None
     groups: Names | None = None
     roles: Names | None = None
     may: Names | None = None
     keys: Names | None = None
+    approval_keys: Annotated[list[RawApprovalKey], Field(min_length=1)] | None = None
     tokens: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None

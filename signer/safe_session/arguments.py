@@ -6,29 +6,32 @@ longer than the whole request to the signing service.
 
 from __future__ import annotations
 
-from signer.errors import SignerError
+from signer.safe_session.statuses import UsageError
 
 # ssh's options that take a value, from the getopt string in ssh.c (OpenSSH 8.5 to 10.x). Needed to find the
 # host in `ssh -p 22 host`. With an option that a later ssh adds, write option and value as one word.
 _SSH_OPTIONS_WITH_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
 # ssh answers these itself and connects to nothing: version, supported algorithms, configuration, control of a master.
 _ANSWERED_BY_SSH = frozenset("VQGO")
-_OWN_OPTIONS = ("--role", "--reason", "--ttl", "--principal")
-
-
-class UsageError(SignerError):
-    """The command line is not valid; nothing was done."""
-
-    def __init__(self, text: str, hint: str = "see `safe-session --help`") -> None:
-        super().__init__("usage", text, hint)
+_VALUES = {"--role": "role", "--reason": "reason", "--ttl": "ttl", "--principal": "principals", "--wait": "wait"}
+_FLAGS = {"--json": "json"}
+_WRITE_ONE = "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`"
+_LONGEST_NUMBER = 9  # digits of a duration
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+# Each logs in when it starts and stays connected, so that its session outlives the certificate. Others, such as git
+# with submodules or Ansible, may log in again after minutes.
+_LOGS_IN_ONCE = frozenset({"ssh", "scp", "sftp", "rsync"})
+SHORT_TTL = 120  # seconds; ends soon, as a role's `limits.live` counts what has not ended
 
 
 class Invocation:
     """A parsed command line. `verb` is ssh, exec, help or version; `command` holds the words after it without
     safe-session's own options: the words for ssh, or the whole command of exec. `asks_ssh` is true for a question that
-    ssh answers without a login, which needs no certificate."""
+    ssh answers without a login, which needs no certificate. `wait` is in seconds, None if not given."""
 
-    __slots__ = ("asks_ssh", "command", "principals", "reason", "role", "ttl", "verb", "verbose")
+    __slots__ = (
+        "asks_ssh", "command", "json", "principals", "reason", "role", "ttl", "verb", "verbose", "wait",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.verb = ""
@@ -37,6 +40,8 @@ class Invocation:
         self.reason = ""
         self.ttl = ""
         self.principals: list[str] = []
+        self.wait: int | None = None
+        self.json = False
         self.verbose = False
         self.asks_ssh = False
 
@@ -46,7 +51,12 @@ class Invocation:
         if words[at] in ("--help", "--version"):
             self.verb = name[2:]
             return len(words)
-        if name not in _OWN_OPTIONS:
+        if name in _FLAGS:
+            if equals:
+                raise UsageError(f"{name} takes no value")
+            setattr(self, _FLAGS[name], True)
+            return at + 1
+        if name not in _VALUES:
             raise UsageError(f"unknown option {name}")
         if not equals:
             at += 1
@@ -55,18 +65,35 @@ class Invocation:
                 raise UsageError(f"{name} has no value", f"write {name}=VALUE if the value begins with --")
         if not value:
             raise UsageError(f"{name} has no value")
-        if name == "--principal":
-            self.principals.append(value)
-            return at + 1
-        if getattr(self, name[2:]):
-            raise UsageError(f"{name} is given twice")
-        setattr(self, name[2:], value)
+        self._take_value(name, value)
         return at + 1
 
+    def _take_value(self, name: str, value: str) -> None:
+        if name == "--principal":
+            self.principals.append(value)
+            return
+        if getattr(self, _VALUES[name]) not in ("", None):
+            raise UsageError(f"{name} is given twice")
+        if name == "--wait":
+            self.wait = read_duration(name, value, smallest=0)
+            return
+        if name == "--ttl":
+            read_duration(name, value)
+        setattr(self, _VALUES[name], value)
 
-def parse_arguments(words: list[str]) -> Invocation:
-    """Parses the words after `safe-session`. Raises `UsageError`."""
-    invocation = Invocation()
+    def short_ttl(self) -> int:
+        """Seconds to request where the command line says nothing of a lifetime and one login is all that is made; 0
+        otherwise, for the role's default."""
+        logs_in_once = self.verb == "ssh" or (
+            self.verb == "exec" and self.command[0].rpartition("/")[2] in _LOGS_IN_ONCE
+        )
+        return SHORT_TTL if logs_in_once and not self.ttl else 0
+
+
+def parse_arguments(words: list[str], invocation: Invocation | None = None) -> Invocation:
+    """Parses the words after `safe-session` into `invocation`, which after an error holds what was read before it.
+    Raises `UsageError`."""
+    invocation = invocation or Invocation()
     at = 0
     while at < len(words) and words[at].startswith("-"):
         if words[at] == "-h":
@@ -80,18 +107,14 @@ def parse_arguments(words: list[str]) -> Invocation:
             if invocation.verb:
                 return invocation
     if at == len(words):
-        raise UsageError("no command given", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`")
+        raise UsageError("no command given", _WRITE_ONE)
     invocation.verb = words[at]
     if invocation.verb == "ssh":
         _split_ssh(invocation, words[at + 1 :])
     elif invocation.verb == "exec":
         _split_exec(invocation, words[at + 1 :])
     else:
-        raise UsageError(
-            f"unknown command {invocation.verb}", "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`"
-        )
-    if invocation.ttl:
-        check_ttl(invocation.ttl)
+        raise UsageError(f"unknown command {invocation.verb}", _WRITE_ONE)
     return invocation
 
 
@@ -164,8 +187,9 @@ def _split_exec(invocation: Invocation, words: list[str]) -> None:
         raise UsageError("no command given", "write `safe-session exec -- COMMAND`")
 
 
-def check_ttl(text: str) -> None:
-    """Accepts whole seconds, or a number with s, m or h; raises `UsageError`. The service checks the limit."""
-    number = text[:-1] if text[-1] in "smh" else text
-    if not (number.isascii() and number.isdigit() and len(number) <= 9 and int(number) > 0):
-        raise UsageError(f"--ttl {text} is not a duration", "write it as 15m, 1h or 900 (seconds)")
+def read_duration(name: str, text: str, *, smallest: int = 1) -> int:
+    """The seconds in whole seconds, or in a number with s, m or h. Raises `UsageError`, which names the option."""
+    number = text[:-1] if text[-1] in _SECONDS else text
+    if number.isascii() and number.isdigit() and len(number) <= _LONGEST_NUMBER and int(number) >= smallest:
+        return int(number) * _SECONDS.get(text[-1], 1)
+    raise UsageError(f"{name} {text} is not a duration", "write it as 15m, 1h or 900 (seconds)")

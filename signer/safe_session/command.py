@@ -8,7 +8,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # not `signal`: its enums cost 8 ms
 import os
 
-from signer.errors import SignerError
+from signer.safe_session.statuses import NOT_EXECUTABLE, SIGNALLED, NoCommand
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ class EndedBySignal(BaseException):
         self.number = number
 
 
-class NoCommand(SignerError):
-    """The command cannot be executed."""
-
-
 def end_on_signals() -> None:
     """Makes SIGTERM and SIGHUP raise `EndedBySignal` until the command runs, unless they are ignored (nohup)."""
     for number in _FORWARDED_SIGNALS:
@@ -75,7 +71,7 @@ def find_command(name: str, *, required: bool = True) -> str:
             return path
     if not required:
         return ""
-    raise NoCommand("no_command", f"no such command: {name}", "check its name and PATH")
+    raise NoCommand(f"no such command: {name}", "check its name and PATH")
 
 
 def session_environment(agent_socket: str, programs: str) -> dict[str, str]:
@@ -112,9 +108,9 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
             _signal.signal(number, lambda number, _frame: os.kill(child, number))
     except OSError as error:
         raise NoCommand(
-            "no_command",
             f"cannot run {command[0]}: {(error.strerror or 'unknown reason').lower()}",
             "check its name and mode",
+            *(() if isinstance(error, FileNotFoundError) else (NOT_EXECUTABLE,)),
         ) from None
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
@@ -127,4 +123,4 @@ def _wait(child: int) -> int:
     for number in _FORWARDED_SIGNALS:
         _signal.signal(number, _signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else SIGNALLED - status

@@ -1,4 +1,4 @@
-"""One HTTP POST over a socket. Knows nothing of certificates.
+"""One HTTP request over a socket. Knows nothing of certificates.
 
 Not http.client, whose import takes 40 ms (it imports ssl and email) where the request takes 2: HTTP/1.1 with
 `Connection: close` needs no keep-alive and no state. `ssl` is imported for https only. Proxies in the environment are
@@ -10,21 +10,37 @@ from __future__ import annotations
 import _socket  # not `socket`: its enums cost 15 ms
 import time
 
-from signer.address import Address, NoListener, check_listener, check_peer
-from signer.errors import BadFormat, Unavailable
+from signer.address import Address, NoListener, check_listener, check_peer, is_clear_text
+from signer.errors import BadFormat, BadSettings, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 SECONDS_FOR_ALL = 10.0
 _MAX_RESPONSE = 64 * 1024
 _MAX_INTERIM = 8  # responses with status 1xx before the final one
+_SECONDS_PER_TICK = 1.0
+_SECONDS_FOR_SCHEME = 2.0
 _SETTING = "SAFE_SESSION_ADDR"
+_TLS_ALERT = b"\x15"  # TLSPlaintext.type of RFC 8446 section 5.1
 
 
 class NoResponse(Unavailable):
     """There was no response, or the connection broke before its end; the same request may be sent again."""
+
+
+class Server:
+    """Where requests go: `token` is a secret that no repr shows; `trusted` are the uids that may listen at a plain http
+    address."""
+
+    __slots__ = ("address", "token", "trusted")
+
+    def __init__(self, address: Address, token: str, trusted: frozenset[int]) -> None:
+        self.address = address
+        self.token = token
+        self.trusted = trusted
 
 
 class HttpResponse:
@@ -38,42 +54,59 @@ class HttpResponse:
         self.body = body
 
 
-def post(address: Address, path: str, token: str, body: bytes, trusted: frozenset[int]) -> HttpResponse:
-    """Sends `body` (JSON) with the bearer `token`; takes at most `SECONDS_FOR_ALL`.
+def send(
+    server: Server,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    seconds: float = SECONDS_FOR_ALL,
+    largest: int = _MAX_RESPONSE,
+    tick: Callable[[], None] | None = None,
+) -> HttpResponse:
+    """Sends `body` (JSON, or nothing) with the server's bearer token; takes at most `seconds`, and a response of at
+    most `largest` bytes. `tick` is called about once a second while the response is awaited.
 
-    Over plain http only a user in `trusted` (uids) may listen at the address, before the connection is made and again
-    before anything is sent.
-    Raises `NoResponse` (a retry may help), `Unavailable` (too slow, no such host, TLS, another user's process) or
-    `BadFormat` (not HTTP, too large).
+    Over plain http only a user in `server.trusted` (uids) may listen at the address, before the connection is made and
+    again before anything is sent.
+    Raises `NoResponse` (a retry may help), `Unavailable` (too slow, no such host, TLS, another user's process),
+    `BadSettings` (the address has the wrong scheme) or `BadFormat` (not HTTP, too large).
     """
-    deadline = time.monotonic() + SECONDS_FOR_ALL
+    address = server.address
+    deadline = time.monotonic() + seconds
     host = f"[{address.host}]" if ":" in address.host else address.host
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}{f':{address.port}' if address.port else ''}\r\n"
-        f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nAccept: application/json\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: {host}{f':{address.port}' if address.port else ''}\r\n"
+        f"Authorization: Bearer {server.token}\r\nContent-Type: application/json\r\nAccept: application/json\r\n"
         f"Accept-Encoding: identity\r\nUser-Agent: safe-session\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
+    raw = b""
     try:
-        connection = _connect(address, deadline, trusted)
+        connection = _connect(address, deadline, server.trusted)
         try:
             if address.scheme == "http":
                 number, port = connection.getpeername()[:2]
-                _check_server(connection.family, number, port, trusted)
+                _check_server(connection.family, number, port, server.trusted)
             connection.settimeout(_left(deadline))
             connection.sendall(head.encode("ascii") + body)
-            raw = _read_all(connection, deadline)
+            raw = _read_all(connection, deadline, largest, tick)
         finally:
             connection.close()
     except TimeoutError:
         raise Unavailable(
             "service_slow",
-            f"the signing service at {address.text} did not answer within {SECONDS_FOR_ALL:.0f} seconds",
+            f"the signing service at {address.text} did not answer within {seconds:.0f} seconds",
             "check SAFE_SESSION_ADDR and the service's /readyz",
         ) from None
     except OSError as error:
+        if _may_be_other_scheme(error):
+            _check_scheme(address)
         raise _connection_error(address, error) from None
-    return parse_response(raw, address.text)
+    # A TLS server ends a connection of plain http, with or without an alert; nginx sends a page.
+    if not raw or raw[:1] == _TLS_ALERT or raw[:12] in (b"HTTP/1.1 400", b"HTTP/1.0 400"):
+        _check_scheme(address)
+    return parse_response(raw, address.text, largest)
 
 
 def _left(deadline: float) -> float:
@@ -128,13 +161,91 @@ def _wrap(connection: _socket.socket, host: str, deadline: float) -> ssl.SSLSock
     return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
 
 
-def _read_all(connection: _socket.socket | ssl.SSLSocket, deadline: float) -> bytes:
-    """Reads to the end of the response or of the stream; at most `_MAX_RESPONSE` and one read more."""
+def _may_be_other_scheme(error: OSError) -> bool:
+    if type(error).__module__ == "ssl":
+        return not getattr(error, "verify_message", "")
+    return isinstance(error, (ConnectionResetError, BrokenPipeError))
+
+
+def _check_scheme(address: Address) -> None:
+    """Raises `BadSettings` if the service speaks the other one of http and https; called after a failure. Asks it on a
+    connection of its own, without the token."""
+    if address.scheme == "unix":
+        return
+    speaks_other = _speaks_http(address) if address.scheme == "https" else _speaks_tls(address)
+    if not speaks_other:
+        return
+    other = "http" if address.scheme == "https" else "https"
+    place = address.text.partition("://")[2]
+    hint = f"set SAFE_SESSION_ADDR={other}://{place}"
+    if other == "http" and is_clear_text("http", address.host):
+        hint = "an https:// address is needed to reach another machine: give the service TLS, or use a tunnel"
+    text = f"{_SETTING} has the wrong scheme: the service at {place} speaks {other}, not {address.scheme}"
+    raise BadSettings("wrong_scheme", text, hint)
+
+
+def _speaks_http(address: Address) -> bool:
+    try:
+        connection = _dial(address)
+        try:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(16).startswith(b"HTTP/1.")
+        finally:
+            connection.close()
+    except OSError:
+        return False
+
+
+def _speaks_tls(address: Address) -> bool:
+    """Nothing is sent but the handshake, so that the certificate need not be verified."""
+    import socket
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        plain = socket.socket(fileno=_dial(address).detach())
+        plain.settimeout(_SECONDS_FOR_SCHEME)
+        context.wrap_socket(plain, server_hostname=address.host).close()
+    except OSError as error:
+        return type(error).__module__ == "ssl" and "ALERT" in str(getattr(error, "reason", ""))
+    return True
+
+
+def _dial(address: Address) -> _socket.socket:
+    """A connected socket, without checks: for what is no secret. Raises `OSError`."""
+    found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
+    family, kind, protocol, _, place = found[0]
+    connection = _socket.socket(family, kind, protocol)
+    connection.settimeout(_SECONDS_FOR_SCHEME)
+    try:
+        connection.connect(place)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _read_all(
+    connection: _socket.socket | ssl.SSLSocket,
+    deadline: float,
+    largest: int = _MAX_RESPONSE,
+    tick: Callable[[], None] | None = None,
+) -> bytes:
+    """Reads to the end of the response or of the stream; at most `largest` bytes and one read more."""
     raw = bytearray()
-    framing = _Framing()
-    while len(raw) <= _MAX_RESPONSE and not framing.is_complete(raw):
-        connection.settimeout(_left(deadline))
-        piece = connection.recv(16384)
+    framing = _Framing(largest)
+    while len(raw) <= largest and not framing.is_complete(raw):
+        left = _left(deadline)
+        connection.settimeout(left if tick is None else min(left, _SECONDS_PER_TICK))
+        try:
+            piece = connection.recv(16384)
+        except TimeoutError:
+            if tick is None:
+                raise
+            tick()
+            continue
         if not piece:
             break
         raw += piece
@@ -145,7 +256,8 @@ class _Framing:
     """Finds the end of a response in the bytes so far. Looks at each byte once, as a response may arrive byte by byte.
     Judges nothing: malformed bytes may have no end, and `parse_response` rejects them."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
         self._at = 0  # a head, or a line of a chunked body, begins here
         self._seen = 0  # and does not end before here
         self._end: int | None = None  # of the response
@@ -173,7 +285,7 @@ class _Framing:
     def _read_head(self, head: bytes) -> None:
         if head[:10] == b"http/1.1 1":
             return  # an interim response; another head follows
-        self._end = _MAX_RESPONSE + 1  # unless the head announces one, the response ends with the stream
+        self._end = self._largest + 1  # unless the head announces one, the response ends with the stream
         for line in head.split(b"\r\n"):
             name, _, value = line.partition(b":")
             value = value.strip()
@@ -201,7 +313,7 @@ def _chunk_size(line: bytes) -> int | None:
     return int(digits, 16)
 
 
-def parse_response(raw: bytes, place: str) -> HttpResponse:
+def parse_response(raw: bytes, place: str, largest: int = _MAX_RESPONSE) -> HttpResponse:
     """Parses a response (RFC 9112), after any interim ones. Errors name `place`.
 
     Raises `NoResponse` for no bytes at all, `BadFormat` for anything but one complete response of valid size.
@@ -210,8 +322,8 @@ def parse_response(raw: bytes, place: str) -> HttpResponse:
         raise NoResponse(
             "service_closed", f"the signing service at {place} closed the connection without a response", _CHECK
         )
-    if len(raw) > _MAX_RESPONSE:
-        raise unexpected_response(place, f"more than {_MAX_RESPONSE // 1024} KiB")
+    if len(raw) > largest:
+        raise unexpected_response(place, f"more than {largest // 1024} KiB")
     for _ in range(_MAX_INTERIM + 1):
         head, gap, body = raw.partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")

@@ -10,7 +10,7 @@ import sys
 
 from signer.errors import SignerError, Unavailable
 from signer.safe_session import output
-from signer.safe_session.arguments import Invocation, UsageError, parse_arguments
+from signer.safe_session.arguments import Invocation, parse_arguments
 from signer.safe_session.command import (
     EndedBySignal,
     end_on_signals,
@@ -19,34 +19,43 @@ from signer.safe_session.command import (
     session_environment,
     ssh_command,
 )
+from signer.safe_session.statuses import INTERRUPTED, SIGNALLED, UsageError
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from signer.safe_session.agent import PrivateAgent
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the command's exit status (128+n for signal n), 2 for a usage error, 1 without a certificate."""
+    """Returns the command's exit status (128+n for signal n), or one of `statuses` if the command was not run."""
+    words = sys.argv[1:] if arguments is None else arguments
+    invocation = Invocation()
     try:
-        _occupy_standard_descriptors()
-        end_on_signals()
-        invocation = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if invocation.verb in ("help", "version"):
-            _inform(invocation.verb)
-            return 0
-        if invocation.asks_ssh:
-            return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
-        return _session(invocation)
+        return _main(words, invocation)
     except UsageError as error:
-        output.say_error(error)
-        return 2
+        return output.report(error, as_json=invocation.json or "--json" in words)
     except SignerError as error:
-        output.say_error(error)
-        return 1
+        return output.report(error, as_json=invocation.json)
     except EndedBySignal as ended:
-        return 128 + ended.number
+        return SIGNALLED + ended.number
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - status 1, which Python would end with, is the command's own
+        return output.say_internal_error(error, as_json=invocation.json)
+
+
+def _main(words: list[str], invocation: Invocation) -> int:
+    _occupy_standard_descriptors()
+    end_on_signals()
+    parse_arguments(words, invocation)
+    if invocation.verb in ("help", "version"):
+        _inform(invocation.verb)
+        return 0
+    if invocation.asks_ssh:
+        return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
+    return _session(invocation)
 
 
 def _session(invocation: Invocation) -> int:
@@ -72,14 +81,15 @@ def _session(invocation: Invocation) -> int:
     with PrivateAgent() as agent:
         # 3 (imported here because the agent starts meanwhile)
         from signer.safe_session.keypair import forbid_core_dumps, make_key
-        from signer.safe_session.request import request_certificate
+        from signer.safe_session.request import Patience, request_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
         forbid_core_dumps()
+        patience = Patience(invocation.wait, _say_away(invocation))
         key = make_key()
         try:
             # 4
-            certificate = request_certificate(settings, invocation, key)
+            certificate = request_certificate(settings, invocation, key, patience)
             # 5
             message = render_add_ed25519_certificate(
                 certificate.blob,
@@ -96,7 +106,7 @@ def _session(invocation: Invocation) -> int:
             key.wipe()
         # 6
         if invocation.verbose:
-            output.say_certificate(settings.role, certificate.serial, certificate.lifetime)
+            output.say_certificate(settings.role, certificate.serial, certificate.lifetime, as_json=invocation.json)
         return _run_command(invocation, path, command, agent)
         # 7: the end of `with`
 
@@ -108,8 +118,8 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     try:
         wrappers = write_wrappers(agent.programs, path)
     except Unavailable as error:
-        output.say(f"note: {error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
-        output.say("note: your own configuration of ssh, and offer the certificate unless that prevents it")
+        _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
+        _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")
         wrappers = {}
     if invocation.verb == "ssh":
         # ssh starts the ssh of a jump host by its own name.
@@ -117,6 +127,23 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     else:
         path = wrappers.get(os.path.basename(path), path)
     return run(path, command, session_environment(agent.socket, agent.programs))
+
+
+def _note(invocation: Invocation, text: str) -> None:
+    output.remark(text if invocation.json else f"note: {text}", as_json=invocation.json)
+
+
+def _say_away(invocation: Invocation) -> Callable[[Unavailable], None]:
+    """Says once, with `--wait`, that the service is away."""
+    said = False
+
+    def say(error: Unavailable) -> None:
+        nonlocal said
+        if not said:
+            _note(invocation, f"{error.text}; trying again for {invocation.wait} s")
+        said = True
+
+    return say
 
 
 def _inform(topic: str) -> None:

@@ -1,18 +1,24 @@
 """All output of `safe-session`.
 
-1. Errors and remarks go to stderr; stdout belongs to the command. Only `--help` and `--version` use stdout.
+1. Errors and remarks go to stderr; stdout belongs to the command. stdout gets `--help`, `--version`, and with `--json`
+   the one line that says why no command was run.
 2. `safe-session: error: <lowercase, no full stop>`, then `safe-session: hint: <next action>`.
-3. Text from outside (server, arguments, file names) is printed only through `plain`.
+3. Text from outside (server, arguments, file names) is printed only through `plain`; JSON is ASCII.
+4. Each line of JSON is an object whose `state` is one word; remarks go to stderr as JSON, too.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from _json import encode_basestring_ascii as quoted
 
 from signer.errors import SignerError
+from signer.safe_session.statuses import LATER, NOT_REACHABLE, Internal, NotWritten, judge
 
 _LONGEST_LINE = 600
+_LONGEST_VALUE = 4096  # characters of a text in JSON
 
 
 def plain(text: str) -> str:
@@ -26,27 +32,92 @@ def plain(text: str) -> str:
 
 def say(text: str) -> None:
     """Prints one line on stderr; a closed stderr is not an error."""
-    try:
-        sys.stderr.write(f"safe-session: {plain(text)}\n")
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # stderr is the only place to report it
+    _write_stderr(f"safe-session: {plain(text)}\n")
 
 
-def say_error(error: SignerError) -> None:
+def remark(text: str, *, as_json: bool, state: str = "note", **facts: object) -> None:
+    """A remark on stderr beside the running command: `text`, or a line of JSON with it and `facts`."""
+    if as_json:
+        _write_stderr(render_json({"state": state, "text": plain(text), **facts}) + "\n")
+    else:
+        say(text)
+
+
+def report(error: SignerError, *, as_json: bool) -> int:
+    """Says why no command is run, on stderr or as a line of JSON on stdout; returns the exit status."""
+    status, state = judge(error)
+    if as_json:
+        try:
+            show(render_json(error_facts(error, status, state)) + "\n")
+        except NotWritten as failure:
+            error = failure
+        else:
+            return status
     say(f"error: {error.text}")
     if error.hint:
         say(f"hint: {error.hint}")
+    return judge(error)[0]
 
 
-def say_certificate(role: str, serial: int, lifetime: int) -> None:
+def error_facts(error: SignerError, status: int, state: str) -> dict[str, object]:
+    """What the JSON line of an error holds. `may_retry` is true where the same command may succeed later."""
+    return {
+        "state": state,
+        "code": error.code,
+        "text": plain(error.text),
+        "hint": plain(error.hint),
+        **{name: value for name, value in error.facts.items() if value != []},
+        "may_retry": status in (LATER, NOT_REACHABLE),
+        "exit_status": status,
+    }
+
+
+def render_json(value: object) -> str:
+    """JSON as ASCII on one line. Only for what `parse_object` returns and this program makes: no `json`, whose import
+    takes 15 ms."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return quoted(value[:_LONGEST_VALUE])
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{quoted(str(key))}:{render_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(render_json, value)) + "]"
+    raise TypeError(type(value).__name__)
+
+
+def say_certificate(role: str, serial: int, lifetime: int, *, as_json: bool) -> None:
     """Prints the line of `-v`; `lifetime` is in seconds."""
     until = time.strftime("%H:%M", time.localtime(time.time() + lifetime))
     span = f"{round(lifetime / 60)} min" if lifetime >= 60 else f"{lifetime} s"
-    say(f"{role} for {span} (serial {serial}, until {until}), key only in a private agent")
+    text = f"{role} for {span} (serial {serial}, until {until}), key only in a private agent"
+    remark(text, as_json=as_json, state="issued", role=role, serial=str(serial), lifetime_s=lifetime)
+
+
+def say_internal_error(error: Exception, *, as_json: bool) -> int:
+    """An error of this program, with the place where it was raised; returns the exit status."""
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"internal error, {type(error).__name__} in {os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119
+    return report(Internal(text), as_json=as_json)
 
 
 def show(text: str) -> None:
-    """Prints `text` on stdout."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Prints `text` on stdout, at once. Raises `NotWritten`."""
+    data = text.encode(errors="backslashreplace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError as error:
+        raise NotWritten((error.strerror or "unknown reason").lower()) from None
+
+
+def _write_stderr(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # stderr is the only place to report it

@@ -1,4 +1,4 @@
-"""Requests a certificate and retries while the signing service restarts."""
+"""Requests a certificate and retries while the signing service restarts, or for as long as `--wait` says."""
 
 from __future__ import annotations
 
@@ -6,57 +6,105 @@ import binascii
 import time
 from _json import encode_basestring_ascii as quoted
 
-from signer.safe_session.arguments import Invocation
-from signer.safe_session.http import HttpResponse, NoResponse, post
-from signer.safe_session.keypair import NewKey
-from signer.safe_session.response import Certificate, problem_code, read_certificate
-from signer.safe_session.settings import Settings
+from signer.errors import Unavailable
+from signer.safe_session.http import HttpResponse, NoResponse, Server, send
+from signer.safe_session.response import Certificate, problem_code, read_certificate, retry_after
+
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from signer.safe_session.arguments import Invocation
+    from signer.safe_session.keypair import NewKey
+    from signer.safe_session.settings import Settings
 
 # A restarted service is back within 2 s, and one that is too busy for callers whom it does not know yet says when to
 # come back. A retry is safe: at worst it issues and records a second certificate for the same key. Refusals, malformed
 # and late responses are final, so that retries never multiply the load of a fault.
 SECONDS_FOR_RETRIES = 3.0
 _PAUSES = (0.2, 0.6, 1.6)
+_LAST_PAUSE = 3.0  # between later attempts, which only --wait makes
+# What --wait waits for beside `NoResponse`; the causes of others do not pass.
+_AWAY = frozenset({"service_unreachable", "service_slow"})
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
-def request_certificate(settings: Settings, invocation: Invocation, key: NewKey) -> Certificate:
-    """The certificate for `key`. Raises the errors of `post` and `read_certificate` in the last attempt."""
+class Patience:
+    """Until when to try again. `seconds` is what `--wait` says; without it (None) a service that restarts is waited
+    for, and one that is away is not."""
+
+    def __init__(self, seconds: int | None, waits: Callable[[Unavailable], None] | None = None) -> None:
+        self._waits_for_absent = bool(seconds)
+        self._seconds = max(float(seconds or 0), SECONDS_FOR_RETRIES)
+        self._deadline = time.monotonic() + self._seconds
+        self._waits = waits
+        self._pauses = iter(_PAUSES)
+
+    def allows_for(self, response: HttpResponse) -> bool:
+        """Sleeps and returns true if a response passes by itself in time."""
+        passes = response.status == 503 or (response.status == 429 and problem_code(response) == "edge_busy")
+        seconds = retry_after(response)
+        if not passes or (seconds is None and not self._waits_for_absent):
+            return False
+        return self._sleep(float(seconds or 0))
+
+    def allows_after(self, error: Unavailable) -> bool:
+        """Sleeps and returns true if the request may be sent again after `error`."""
+        if not isinstance(error, NoResponse) and not (self._waits_for_absent and error.code in _AWAY):
+            return False
+        if self._waits and self._waits_for_absent:
+            self._waits(error)
+        return self._sleep(0.0)
+
+    def _sleep(self, seconds: float) -> bool:
+        """Sleeps at least `seconds`; false if there is no time for it, or has been none left since the last call."""
+        left = self._deadline - time.monotonic()
+        if left <= 0 or seconds > self._seconds:
+            return False
+        pause = next(self._pauses, _LAST_PAUSE if self._waits_for_absent else 0.0)
+        if not pause:
+            return False
+        time.sleep(min(max(pause, seconds), left))
+        return True
+
+
+def call(server: Server, method: str, path: str, body: bytes, patience: Patience) -> HttpResponse:
+    """The first response that does not pass by itself, or the last one. Raises the errors of `send`."""
+    while True:
+        try:
+            response = send(server, method, path, body)
+        except Unavailable as error:
+            if patience.allows_after(error):
+                continue
+            raise
+        if not patience.allows_for(response):
+            return response
+
+
+def request_certificate(settings: Settings, invocation: Invocation, key: NewKey, patience: Patience) -> Certificate:
+    """The certificate for `key`. Raises the errors of `send` and `read_certificate` in the last attempt.
+
+    A short lifetime of our own choice that a role does not allow is left to the role's default.
+    """
     role = settings.role.encode(errors="surrogateescape")
     path = "/api/sign/" + "".join(chr(b) if chr(b) in _PATH_LETTERS else f"%{b:02X}" for b in role)
-    body = render_body(invocation, key.blob())
-    give_up = time.monotonic() + SECONDS_FOR_RETRIES
-    for pause in _PAUSES:
-        try:
-            response = post(settings.address, path, settings.token, body, settings.trusted)
-        except NoResponse:
-            retry_after = 0.0
-        else:
-            retry_after = _retry_after(response)
-            if not 0 <= retry_after <= SECONDS_FOR_RETRIES:
-                return read_certificate(response, key.public, settings.address.text)
-        time.sleep(max(0.0, min(max(pause, retry_after), give_up - time.monotonic())))
-    response = post(settings.address, path, settings.token, body, settings.trusted)
-    return read_certificate(response, key.public, settings.address.text)
+    response = call(settings.server, "POST", path, render_body(invocation, key.blob()), patience)
+    if invocation.short_ttl() and problem_code(response) == "ttl_above_max":
+        body = render_body(invocation, key.blob(), short=False)
+        response = call(settings.server, "POST", path, body, patience)
+    return read_certificate(response, key.public, settings.server.address.text)
 
 
-def _retry_after(response: HttpResponse) -> float:
-    """Seconds in the `Retry-After` (RFC 9110 section 10.2.3, without dates) of a response that passes by itself; -1 if
-    there is none."""
-    text = response.headers.get("retry-after", "")
-    passes = response.status == 503 or (response.status == 429 and problem_code(response) == "edge_busy")
-    if not passes or not (text.isascii() and text.isdigit()):
-        return -1
-    return float(text[:6])
-
-
-def render_body(invocation: Invocation, blob: bytes) -> bytes:
-    """The request's JSON; options that were not given are omitted, so that the role's defaults apply."""
+def render_body(invocation: Invocation, blob: bytes, *, short: bool = True) -> bytes:
+    """The request's JSON; options that were not given are omitted, so that the role's defaults apply. `short` asks for
+    the short lifetime that suits a single login."""
     fields = ['"public_key":' + quoted("ssh-ed25519 " + binascii.b2a_base64(blob, newline=False).decode())]
     if invocation.principals:
         fields.append('"principals":[' + ",".join(map(quoted, invocation.principals)) + "]")
     if invocation.ttl:
         fields.append('"ttl":' + (str(int(invocation.ttl)) if invocation.ttl.isdigit() else quoted(invocation.ttl)))
+    elif short and (seconds := invocation.short_ttl()):
+        fields.append(f'"ttl":{seconds}')
     if invocation.reason:
         fields.append('"reason":' + quoted(invocation.reason))
     return ("{" + ",".join(fields) + "}").encode("ascii")

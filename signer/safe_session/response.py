@@ -7,11 +7,13 @@ from _json import make_scanner  # the C parser inside `json`; the package around
 
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.safe_session.http import HttpResponse, unexpected_response
+from signer.safe_session.statuses import Limited
 from signer.ssh.wire import Reader
 
 CERTIFICATE_TYPE = "ssh-ed25519-cert-v01@openssh.com"
 _USER_CERTIFICATE = 1
 _LONGEST_LIFETIME = 24 * 3600  # the service's own limit
+_LONGEST_NUMBER = 6  # digits of a Retry-After
 
 
 class Certificate:
@@ -62,7 +64,7 @@ def read_certificate(response: HttpResponse, public: bytes, place: str) -> Certi
     except (BadFormat, UnicodeDecodeError):
         raise unexpected_response(place, f"status {response.status}, not JSON") from None
     if response.status != 201:
-        raise _problem(response, fields, place)
+        raise read_problem(response, fields, place)
     line = fields.get("certificate")
     expires_in = fields.get("expires_in")
     if type(line) is not str or type(expires_in) is not int:
@@ -70,7 +72,7 @@ def read_certificate(response: HttpResponse, public: bytes, place: str) -> Certi
     return check_certificate(line, public, expires_in)
 
 
-def _problem(response: HttpResponse, fields: dict[str, object], place: str) -> SignerError:
+def read_problem(response: HttpResponse, fields: dict[str, object], place: str) -> SignerError:
     """The error for an RFC 9457 problem, with the service's own sentence and hint."""
     detail, hint, code = fields.get("detail"), fields.get("hint"), fields.get("code")
     if type(detail) is not str or not detail:
@@ -78,9 +80,24 @@ def _problem(response: HttpResponse, fields: dict[str, object], place: str) -> S
     kind: type[SignerError] = Refused
     if response.status == 401:
         kind = NotAuthenticated
+    elif response.status == 429:
+        kind = Limited
     elif response.status >= 500:
         kind = Unavailable
-    return kind(code if type(code) is str else "refused", detail, hint if type(hint) is str else "")
+    hint = hint if type(hint) is str else ""
+    facts: dict[str, object] = {}
+    seconds = retry_after(response)
+    if seconds is not None and kind in (Limited, Unavailable):
+        facts["retry_after_s"] = seconds
+        if kind is Limited and f"{seconds} s" not in detail + hint:
+            hint = f"try again in {seconds} s" + (f"; {hint}" if hint else "")
+    return kind(code if type(code) is str else "refused", detail, hint, facts)
+
+
+def retry_after(response: HttpResponse) -> int | None:
+    """Seconds in `Retry-After` (RFC 9110 section 10.2.3, without dates)."""
+    text = response.headers.get("retry-after", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER else None
 
 
 def problem_code(response: HttpResponse) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import stat
 
-from signer.address import Address, parse_address
+from signer.address import parse_address
 from signer.errors import BadSettings
+from signer.safe_session.http import Server
 
 # Root creates the folder of the socket, so nobody else can listen there. Where a host has no such folder, the service
 # listens on TCP only.
@@ -22,24 +23,21 @@ _BYTE_ORDER_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Settings:
-    """`token` is a secret: no repr shows it, and only the request contains it. `trusted` are the uids that may listen
-    at a plain http address."""
+    """The service's address with the token, and the role to request: "" where a command needs none."""
 
-    __slots__ = ("address", "role", "token", "trusted")
+    __slots__ = ("role", "server")
 
-    def __init__(self, address: Address, role: str, token: str, trusted: frozenset[int]) -> None:
-        self.address = address
+    def __init__(self, server: Server, role: str) -> None:
+        self.server = server
         self.role = role
-        self.token = token
-        self.trusted = trusted
 
 
-def load_settings(role: str) -> Settings:
+def load_settings(role: str, *, needs_role: bool = True) -> Settings:
     """The settings in `os.environ`; `role` from the command line overrides SAFE_SESSION_ROLE. Raises `BadSettings`."""
     address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or _default_address())
     trusted = _trusted_uids(os.environ.get("SAFE_SESSION_SERVER_UID", ""))
     role = role or os.environ.get("SAFE_SESSION_ROLE", "")
-    if not role:
+    if needs_role and not role:
         raise BadSettings("role_missing", "no role given", "give --role, or set SAFE_SESSION_ROLE")
     path = os.environ.get("SAFE_SESSION_TOKEN_FILE", "")
     if not path:
@@ -48,7 +46,7 @@ def load_settings(role: str) -> Settings:
             "SAFE_SESSION_TOKEN_FILE is not set",
             "put your token into a file with mode 0600 and set SAFE_SESSION_TOKEN_FILE to its path",
         )
-    return Settings(address, role, load_token(path), trusted)
+    return Settings(Server(address, load_token(path), trusted), role)
 
 
 def _default_address() -> str:

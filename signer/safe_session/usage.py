@@ -18,8 +18,13 @@ its own configuration. `ssh -V`, -Q, -G and -O are answered by ssh; nothing is r
 options, before `ssh` or `exec`, or after it but before the remote command or `--`:
   --role ROLE            role to request; default: SAFE_SESSION_ROLE
   --principal NAME       principal to request, if not the role's default; may be repeated
-  --ttl TIME             lifetime: 15m, 1h or 900 (seconds), if not the role's default
+  --ttl TIME             lifetime: 15m, 1h or 900 (seconds); default: 2 minutes with `ssh`, and with
+                         `exec` of ssh, scp, sftp or rsync, whose session outlives its certificate,
+                         otherwise the role's default
   --reason TEXT          reason for the ledger; some roles require it
+  --wait TIME            wait this long for a service that is away; default: 3 s
+  --json                 what is said before the command runs, as lines of JSON: the reason for not
+                         running it on stdout, remarks on stderr
   -v                     print what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's option)
   -h, --help             print this text
   --version              print the version
@@ -33,6 +38,11 @@ settings, from the environment:
   SAFE_SESSION_TOKEN_FILE  a file that contains the token and that only its owner can read
   SAFE_SESSION_ROLE        the role, unless --role is given
 
-exit status: the command's own, 128+n if signal n ended it; 2 for a usage error;
-1 if no certificate could be obtained; nothing was run.
+exit status: the command's own, 128+n if signal n ended it, ssh's 255 if it cannot log in;
+if the command was not run:
+  64   the command line is not valid           75   a limit is reached; try again later
+  69   the service is not reachable, or a      77   refused, or frozen; the token expired
+       program of this host is missing         78   a setting is missing or wrong
+  70   internal error                         126   the command cannot be executed
+  74   the text cannot be written             127   there is no such command
 """

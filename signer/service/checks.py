@@ -21,6 +21,7 @@ from signer.hardening import check_users
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
+from signer.policy.concerns import find_concerns
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.key_source import agent_for_check
@@ -114,6 +115,8 @@ def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Chec
             yield Check(
                 "warn", "token_expires_soon", f"a token of {token.identity}, on {timestamp(token.expires)}", hint
             )
+    for concern in find_concerns(policy):
+        yield Check("warn", concern.code, concern.text, concern.hint)
 
 
 def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:

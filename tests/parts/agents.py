@@ -1,4 +1,5 @@
-"""SSH agents for tests: OpenSSH's own, one whose keys are in a SoftHSM token, and a stand-in that answers wrongly.
+"""SSH agents for tests: OpenSSH's own, one whose keys are in a SoftHSM token, and stand-ins: one that answers wrongly,
+one that holds FIDO keys.
 
 Sockets live in a folder of their own under /tmp, because a socket's path must be short.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from signer.ssh.wire import string, uint32
 from tests.parts.eventually import eventually
 from tests.parts.fake_vault import ForeignCa
+from tests.parts.fido import FidoKey
 from tests.parts.keys import Key
 
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
@@ -202,6 +204,21 @@ class FakeAgent:
             connection.sendall(data[at : at + step])
             if self.pieces and self._ends.wait(self.pause):
                 return
+
+
+class FidoAgent(FakeAgent):
+    """An ssh-agent that holds FIDO keys; a context manager."""
+
+    def __init__(self, *keys: FidoKey) -> None:
+        super().__init__()
+        self._keys = {key.blob: key for key in keys}
+        self.held = list(self._keys)
+
+    def honest(self, message: bytes) -> bytes:
+        if message[0] == 13:  # SSH_AGENTC_SIGN_REQUEST
+            blob = message[5 : 5 + int.from_bytes(message[1:5], "big")]
+            return b"\x0e" + string(self._keys[blob].sign(data_of(message)))
+        return super().honest(message)
 
 
 def data_of(message: bytes) -> bytes:

@@ -48,6 +48,7 @@ from signer.protocol.replies import Reply, decode_reply
 from signer.signing import Obtained
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.wire import string
+from tests.parts.fido import fill_fido_keys
 
 NOW = 1_800_000_000  # 2027-01-15T08:00:00Z
 NO_USAGE = UsageCounts()
@@ -190,6 +191,7 @@ kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
 may = ["approve", "freeze", "ledger.read", "operate"]
+approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
 [identities.stranger]
@@ -199,8 +201,8 @@ tokens = [{ sha256 = "{token:stranger}", expires = 2099-01-01T00:00:00Z }]
 
 
 def policy_text(text: str = POLICY, ca: str = "") -> str:
-    """A policy text with `{ca}` and `{token:NAME}` filled in."""
-    text = text.replace("{ca}", ca or PretendKey().fingerprint)
+    """A policy text with `{ca}`, `{token:NAME}` and `{fido:NAME}` filled in."""
+    text = fill_fido_keys(text.replace("{ca}", ca or PretendKey().fingerprint))
     for name in ("deploy-agent", "operator", "stranger", "second"):
         text = text.replace(f"{{token:{name}}}", token_digest(token(name)))
     return text

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from signer.policy.tokens import render_token, token_digest
 from tests.parts import ports
+from tests.parts.fido import fill_fido_keys
 from tests.parts.keys import Key
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
 may = ["approve", "freeze", "ledger.read", "operate"]
+approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
 [identities.stranger]
@@ -63,8 +65,8 @@ class Tokens(dict[str, str]):
 
 
 def fill_policy(text: str, ca_fingerprint: str, tokens: Tokens) -> str:
-    """A policy text with its `{ca}` and `{token:NAME}` filled in."""
-    text = text.replace("{ca}", ca_fingerprint)
+    """A policy text with its `{ca}`, `{token:NAME}` and `{fido:NAME}` filled in."""
+    text = fill_fido_keys(text.replace("{ca}", ca_fingerprint))
     while (at := text.find("{token:")) >= 0:
         name = text[at + len("{token:") : text.index("}", at)]
         text = text.replace(f"{{token:{name}}}", token_digest(tokens[name]))

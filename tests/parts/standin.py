@@ -102,6 +102,9 @@ class Standin:
 
     def _answer(self, link: socket.socket) -> None:
         with link:
+            if self.wrap is None and link.recv(1, socket.MSG_PEEK) == b"\x16":  # a TLS handshake, which HTTP is not
+                link.sendall(b"HTTP/1.1 400 X\r\nContent-Length: 0\r\n\r\n")
+                return
             asked = self._read(link)
             self.asked.append(asked)
             link.sendall(self.handler(asked))

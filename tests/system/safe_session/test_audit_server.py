@@ -43,6 +43,10 @@ while True:
 """
 
 
+def server(address: str, *uids: int) -> client_http.Server:
+    return client_http.Server(parse_address(address), TOKEN, frozenset(uids))
+
+
 @contextmanager
 def others_listener(port: int = 0) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A process of another user that listens on loopback: its port, and itself."""
@@ -118,7 +122,7 @@ def test_audit_f8_the_end_of_a_chunked_answer_is_seen_on_an_open_connection(clie
 
     with Holding(answer) as api:
         done = client.run(api.address, "exec", "--", "true")
-    assert (done.returncode, done.stderr) == (1, "safe-session: error: no\n")
+    assert (done.returncode, done.stderr) == (77, "safe-session: error: no\n")
     assert time.monotonic() - hold[0] < 5
 
 
@@ -130,7 +134,7 @@ def test_audit_d2_another_users_listener_gets_neither_connection_nor_token(clien
     with others_listener() as (port, process):
         done = client.run(f"http://127.0.0.1:{port}", "exec", "--", "true")
         seen = received(process)
-    assert done.returncode == 1
+    assert done.returncode == 69
     assert f"the process that listens at 127.0.0.1 port {port} belongs to uid {NOBODY}" in done.stderr
     assert f"set SAFE_SESSION_SERVER_UID={NOBODY}" in done.stderr
     assert seen == ""
@@ -174,7 +178,7 @@ def test_audit_d2_a_listener_that_is_replaced_after_the_connection_gets_no_byte(
         monkeypatch.setattr(client_http, "_connect", then_replaced)
         try:
             with pytest.raises(Unavailable) as caught:
-                client_http.post(parse_address(f"http://127.0.0.1:{port}"), "/", TOKEN, b"{}", frozenset({0}))
+                client_http.send(server(f"http://127.0.0.1:{port}", 0), "POST", "/", b"{}")
             assert caught.value.code == "listener_not_trusted"
             assert accepted[0].recv(100) == b""
         finally:
@@ -263,7 +267,7 @@ def test_audit_d2_the_default_address_is_the_socket_in_roots_folder(client: Clie
 def test_audit_d2_a_malformed_uid_is_refused_before_anything_is_sent(client: Client, uid: str) -> None:
     with Standin(lambda _: b"") as api:
         done = client.run(api.address, "exec", "--", "true", SAFE_SESSION_SERVER_UID=uid)
-    assert (done.returncode, api.asked) == (1, [])
+    assert (done.returncode, api.asked) == (78, [])
     assert "SAFE_SESSION_SERVER_UID is not a user id" in done.stderr
 
 
@@ -286,7 +290,7 @@ def test_audit_c4_the_other_side_is_checked_before_a_token_is_sent(
             closing(VaultClient(address, token, "ssh")) as vault,
         ):
             calls: list[Callable[[], object]] = [
-                lambda: client_http.post(parse_address(address), "/", TOKEN, b"{}", frozenset({0, os.geteuid()})),
+                lambda: client_http.send(server(address, 0, os.geteuid()), "POST", "/", b"{}"),
                 api_client.head,
                 admin.check_ready,
                 vault.ask_ca,

@@ -64,6 +64,8 @@ def test_real_answers_are_what_the_models_say(service: Service, keyring: KeyRing
     listed = replies.Freezes.model_validate_json(ask("GET", "/api/freezes"))
     assert [(row.scope, row.reason) for row in listed.freezes] == [("identity:ci", "drill")]
     replies.FreezeState.model_validate_json(ask("DELETE", "/api/freezes/identity:ci"))
+    me = schemas.WhoAmI.model_validate_json(ask("GET", "/api/whoami"))
+    assert (me.identity, me.kind, me.token.expires) == ("operator", "human", "2099-01-01T00:00:00Z")
     schemas.Alive.model_validate_json(ask("GET", "/healthz"))
     replies.Ready.model_validate_json(ask("GET", "/readyz"))
     schemas.Problem.model_validate_json(ask("GET", "/api/certificates/999"))

@@ -17,7 +17,16 @@ from signer.api import native, openapi
 from signer.api.app import make_flask
 from signer.errors import NotAuthenticated, SignerError, Unavailable
 from signer.protocol.client import KeeperClient
-from signer.protocol.replies import CaKey, CertificatePage, MetricsText, NotReady, OperationPage, Ready, Reply
+from signer.protocol.replies import (
+    CaKey,
+    CallerDetails,
+    CertificatePage,
+    MetricsText,
+    NotReady,
+    OperationPage,
+    Ready,
+    Reply,
+)
 from signer.protocol.sign_request import MAX_BODY
 from signer.settings import load_settings
 
@@ -40,10 +49,20 @@ REPLIES: dict[str, Reply] = {
     "certificates": CertificatePage(certificates=[], before=None),
     "operations": OperationPage(operations=[], before=None),
     "ca": CaKey(fingerprint="f", public_key="k", bundle="b"),
+    "whoami": CallerDetails(
+        identity="ci",
+        kind="workload",
+        roles=["deploy", "llmops"],
+        groups=["bots"],
+        may=["operate"],
+        expires="2027-01-01T00:00:00Z",
+        expires_in=60,
+        accessor="a" * 24,
+    ),
     "metrics": MetricsText(text="t"),
     "health": Ready(ready=True, ca_fingerprint="f", policy="p", mode="local"),
     **dict.fromkeys(
-        ("whoami", "sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
+        ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
     ),
 }
@@ -91,6 +110,7 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("GET", "/api/certificates/17", None, {"op": "certificate", "serial": 17}),
         ("GET", "/api/ledger/head", None, {"op": "head"}),
         ("GET", "/api/freezes", None, {"op": "freezes"}),
+        ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),
         ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
         ("DELETE", "/api/freezes/identity:ci", None, {"op": "unfreeze", "scope": "identity:ci"}),
@@ -106,6 +126,19 @@ def test_a_route_asks_the_keeper_with_the_callers_credential(
     header, sent = link.asked[-1]
     assert (header["token"], header["address"]) == ("sgn_x", "127.0.0.1")
     assert sent == (body or b"")
+
+
+def test_whoami_shows_the_caller_and_when_its_token_ends_and_nothing_else(client: FlaskClient) -> None:
+    answer = client.get("/api/whoami", headers={"Authorization": "Bearer sgn_x"})
+    assert answer.json == {
+        "identity": "ci",
+        "kind": "workload",
+        "roles": ["deploy", "llmops"],
+        "groups": ["bots"],
+        "may": ["operate"],
+        "token": {"expires": "2027-01-01T00:00:00Z"},
+    }
+    assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_a_list_passes_every_filter_on_and_links_to_the_next_page(client: FlaskClient, link: FakeKeeperClient) -> None:

@@ -7,6 +7,7 @@ time of the thread. A reader that is linear needs four times as long; one that i
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import ipaddress
 import json
@@ -48,14 +49,18 @@ from signer.safe_session.http import _read_all, parse_response
 from signer.safe_session.response import check_certificate, parse_object
 from signer.settings import Proxies, load_settings
 from signer.ssh.publickey import MAX_TEXT, parse_public_key
+from signer.ssh.sshsig import MAX_ARMOR, verify
+from signer.ssh.statement import request_digest
 from signer.units import parse_duration
 from signer.vault.audit_log import read_audit_log
 from tests.parts import builders
 from tests.parts.edge import Clients, exchange
+from tests.parts.fido import FidoKey
 
 pytestmark = pytest.mark.unix_socket  # the api looks for a keeper that is not there
 
 Reader = Callable[[str], object]
+APPROVER: Final = parse_public_key(FidoKey().line)
 FORM: Final = "application/x-www-form-urlencoded"
 MAX_FIELD: Final = 8_000  # characters of one header field; gunicorn takes 8,190
 AT_MOST: Final = 6.0  # times as long for four times as much
@@ -127,6 +132,22 @@ NASTY: dict[str, Callable[[int], str]] = {
 
 def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def _signature(text: str) -> None:
+    verify(text, b"", "approval.v1@signer", APPROVER)
+
+
+def _armored(text: str) -> str:
+    """The text in an armor, where it is read as base64 and then as the fields of a signature."""
+    encoded = base64.b64encode(b"SSHSIG\0\0\0\1" + _raw(text)[: MAX_ARMOR * 7 // 10]).decode()
+    lines = (encoded[at : at + 70] for at in range(0, len(encoded), 70))
+    return "\n".join(("-----BEGIN SSH SIGNATURE-----", *lines, "-----END SSH SIGNATURE-----"))
+
+
+def _shown_request(text: str) -> None:
+    request_digest({"reason": text, text: {"reason": text}})
+    request_digest(decode_body(_raw(f'{{"options":{text}}}')))
 
 
 def _vault_fields(text: str) -> None:
@@ -330,6 +351,9 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A2 text as Go holds it": (lambda text: well_formed(unverified_text(_raw(text))), MAX_BODY),
     "audit_A2 a key": (parse_public_key, MAX_TEXT),
     "audit_A2 a key with its kind": (lambda text: parse_public_key("ssh-ed25519 " + text), MAX_TEXT - 12),
+    "a signature of an approver": (_signature, MAX_ARMOR),
+    "a signature's content": (lambda text: _signature(_armored(text)), MAX_ARMOR),
+    "a request to be approved": (_shown_request, MAX_BODY),
     "audit_A2 a token": (_token, MAX_HEADER),
     "audit_A2 a sender": (_sender, MAX_FIELD),
     "audit_A2 source addresses": (check_cidr_list, MAX_BODY),

@@ -59,6 +59,13 @@ def with_length(body: bytes, length: object = None) -> bytes:
     return HEAD + f"Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
+def test_a_tls_handshake_is_refused_before_a_head_could_end() -> None:
+    """A client with https:// where http is spoken learns it at once, not at the deadline for a head."""
+    statuses, bodies, _ = ask(b"\x16")
+    assert statuses == [400]
+    assert bodies[0]["code"] == "request_malformed"
+
+
 @pytest.mark.parametrize("request_", [GET, with_length(b"{}"), with_length(b""), with_length(b"x" * MAX_BODY)])
 def test_a_whole_request_is_answered_and_the_next_one_waits(request_: bytes) -> None:
     statuses, _, phase = ask(request_ + b"GET /next")

@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 
 from signer.cli.catalogue import VERBS
-from signer.safe_session.arguments import UsageError, parse_arguments
+from signer.safe_session.arguments import parse_arguments
+from signer.safe_session.statuses import UsageError
 from tests.parts.documents import ROOT, read_documents
 from tests.parts.shown import shown_commands
 

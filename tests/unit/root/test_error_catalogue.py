@@ -173,4 +173,4 @@ def test_the_reference_page_has_a_section_for_each_subject_and_a_row_for_each_co
     assert re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) == list(CATALOGUE)
     entry = CATALOGUE["frozen"]
     assert f"| `frozen` | 403 | {entry.meaning} | {entry.action} |" in page.splitlines()
-    assert page.splitlines()[-1].startswith("| `token_file_unreadable` | |"), "no status, no blank cell"
+    assert page.splitlines()[-1].startswith("| `wrong_scheme` | |"), "no status, no blank cell"

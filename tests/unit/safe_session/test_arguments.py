@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.safe_session.arguments import UsageError, check_ttl, parse_arguments
+from signer.safe_session.arguments import SHORT_TTL, parse_arguments, read_duration
 from signer.safe_session.command import SSH_OPTIONS, ssh_command
+from signer.safe_session.statuses import UsageError
 
 # words after `safe-session` → what ssh is given, and what we take for ourselves
 SSH = [
@@ -46,6 +47,8 @@ SSH = [
     ("-v ssh rs2000", "rs2000", {"verbose": True}),
     ("ssh ssh://u@h:22", "ssh://u@h:22", {}),
     ("ssh ssh", "ssh", {}),
+    ("--json --wait 1m ssh h", "h", {"json": True, "wait": 60}),
+    ("ssh h --wait=0 --json cmd --json", "h cmd --json", {"json": True, "wait": 0}),
 ]
 
 EXEC = [
@@ -103,6 +106,10 @@ def test_exec_takes_ours_before_the_command_only(line: str, passed: str, ours: d
         ("exec", "no command given"),
         ("exec --", "no command given"),
         ("exec -x -- true", "unknown option -x"),
+        ("ssh h --json=yes", "--json takes no value"),
+        ("ssh h --wait", "--wait has no value"),
+        ("ssh h --wait soon", "--wait soon is not a duration"),
+        ("--wait 0 ssh h --wait 5", "--wait is given twice"),
     ],
 )
 def test_what_cannot_be_understood_is_a_usage_error(line: str, complaint: str) -> None:
@@ -121,9 +128,30 @@ def test_the_version_is_told() -> None:
     assert parse_arguments(["--version"]).verb == "version"
 
 
-@pytest.mark.parametrize("text", ["1", "900", "15m", "1h", "30s"])
-def test_times_are_read(text: str) -> None:
-    check_ttl(text)
+@pytest.mark.parametrize("text,seconds", [("1", 1), ("900", 900), ("15m", 900), ("1h", 3600), ("30s", 30)])
+def test_times_are_read(text: str, seconds: int) -> None:
+    assert read_duration("--ttl", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "line,seconds",
+    [
+        ("ssh h", SHORT_TTL),
+        ("ssh h uptime", SHORT_TTL),
+        ("exec -- ssh h uptime", SHORT_TTL),
+        ("exec -- /usr/bin/scp a h:", SHORT_TTL),
+        ("exec rsync -a x h:", SHORT_TTL),
+        ("exec sftp h", SHORT_TTL),
+        # They may log in again after minutes.
+        ("exec -- bash", 0),
+        ("exec -- git fetch", 0),
+        ("exec -- ansible-playbook site.yml", 0),
+        ("ssh h --ttl 5m", 0),
+        ("--ttl 5m exec -- ssh h", 0),
+    ],
+)
+def test_a_single_login_asks_for_two_minutes(line: str, seconds: int) -> None:
+    assert parse_arguments(line.split()).short_ttl() == seconds
 
 
 def test_a_reason_may_hold_anything_in_one_word() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
-from signer.safe_session import output
+from signer.safe_session import output, statuses
 from signer.safe_session.arguments import parse_arguments
 from signer.safe_session.http import HttpResponse, NoResponse, _read_all, parse_response
 from signer.safe_session.keypair import make_key
@@ -134,6 +134,24 @@ def test_a_refusal_is_the_services_own_sentence_and_hint(status: int, kind: type
     with pytest.raises(kind) as caught:
         read_certificate(answer(status, said), OURS, PLACE)
     assert (caught.value.text, caught.value.hint, caught.value.code) == (said["detail"], said["hint"], "c")
+
+
+@pytest.mark.parametrize(
+    "header,text,hint,seconds,shown",
+    [
+        ("7", "too many", "", 7, "try again in 7 s"),
+        ("7", "too many", "use another role", 7, "try again in 7 s; use another role"),
+        ("7", "too many", "wait 7 s", 7, "wait 7 s"),
+        ("soon", "too many", "later", None, "later"),
+        ("12345678", "too many", "later", None, "later"),
+    ],
+)
+def test_a_limit_says_in_how_many_seconds(header: str, text: str, hint: str, seconds: int | None, shown: str) -> None:
+    body = json.dumps({"detail": text, "hint": hint, "code": "rate_limited"}).encode()
+    with pytest.raises(statuses.Limited) as caught:
+        read_certificate(HttpResponse(429, {"retry-after": header}, body), OURS, PLACE)
+    assert caught.value.hint == shown
+    assert caught.value.facts.get("retry_after_s") == seconds
 
 
 @pytest.mark.parametrize(
@@ -276,7 +294,9 @@ def test_bad_json_is_refused(text: str) -> None:
 
 def test_a_request_holds_what_was_given_and_nothing_else() -> None:
     bare = json.loads(render_body(parse_arguments(["ssh", "h"]), b"blob"))
-    assert bare == {"public_key": "ssh-ed25519 YmxvYg=="}
+    assert bare == {"public_key": "ssh-ed25519 YmxvYg==", "ttl": 120}
+    default = json.loads(render_body(parse_arguments(["exec", "--", "make"]), b"blob"))
+    assert default == {"public_key": "ssh-ed25519 YmxvYg=="}
     words = ["--ttl", "900", "--principal", "a", "--principal", 'b"', "--reason", 'say "hi"\n\u00e9', "ssh", "h"]
     full = json.loads(render_body(parse_arguments(words), b"blob"))
     assert full == {**bare, "ttl": 900, "principals": ["a", 'b"'], "reason": 'say "hi"\n\u00e9'}
@@ -307,7 +327,8 @@ def test_what_is_printed_is_one_line_that_moves_no_cursor(text: str) -> None:
 
 
 def test_escape_sequences_from_a_server_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.say_error(Refused("c", "no\x1b]0;owned\x07\r\nsafe-session: fake\u202e", "\x9b2Jdo"))
+    error = Refused("c", "no\x1b]0;owned\x07\r\nsafe-session: fake\u202e", "\x9b2Jdo")
+    assert output.report(error, as_json=False) == statuses.REFUSED
     err = capsys.readouterr().err
     assert err == "safe-session: error: no ]0;owned safe-session: fake\nsafe-session: hint: 2Jdo\n"
 
@@ -318,7 +339,7 @@ def test_the_line_of_v_says_what_was_issued(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 0)
     monkeypatch.setattr("time.localtime", __import__("time").gmtime)
-    output.say_certificate("llmops", 4711, seconds)
+    output.say_certificate("llmops", 4711, seconds, as_json=False)
     until = f"{seconds // 3600:02}:{seconds // 60 % 60:02}"
     said_whole = f"safe-session: llmops for {said} (serial 4711, until {until}), key only in a private agent\n"
     assert capsys.readouterr().err == said_whole

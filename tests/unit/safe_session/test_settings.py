@@ -88,7 +88,7 @@ def test_the_command_line_beats_the_environment(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("SAFE_SESSION_ADDR", raising=False)
     assert load_settings("from-line").role == "from-line"
     settings = load_settings("")
-    assert (settings.role, settings.address.text) == ("from-environment", "http://127.0.0.1:8222")
+    assert (settings.role, settings.server.address.text) == ("from-environment", "http://127.0.0.1:8222")
     assert TOKEN not in repr(settings)
 
 

@@ -1,0 +1,291 @@
+"""Key revocation lists: what is revoked to the bytes that sshd reads, and back.
+
+Format: OpenSSH PROTOCOL.krl, format version 1. Pure. Two limits of OpenSSH decide what is written: it cannot load a
+bitmap of more than 16,384 bits though `ssh-keygen -k` writes one, and it refuses a list with a signature section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha1, sha256
+from itertools import chain
+from types import MappingProxyType
+from typing import Final
+
+from signer.errors import BadFormat
+from signer.ssh.wire import Reader, string, uint32, uint64
+
+MAX_LIST: Final = 4 * 1024 * 1024  # bytes that the reader takes
+MAX_RANGES: Final = 500_000  # ranges of serials that the reader takes; a bitmap of 2 kB can hold 8,192
+MAX_SERIAL: Final = 2**64 - 1
+MAX_BITMAP: Final = 16_384  # bits; `sshbuf_get_bignum2_bytes_direct` takes 2,048 bytes and a zero before them
+ANY_CA: Final = b""
+
+_MAGIC: Final = b"SSHKRL\n\0"
+_FORMAT: Final = 1
+_CERTIFICATES, _EXPLICIT_KEY, _SHA1, _SIGNATURE, _SHA256, _EXTENSION = 1, 2, 3, 4, 5, 255
+_SERIAL_LIST, _SERIAL_RANGE, _SERIAL_BITMAP, _KEY_ID, _CERT_EXTENSION = 0x20, 0x21, 0x22, 0x23, 0x39
+_SECTION_HEAD: Final = 5  # bytes: the type, and the length of what follows
+_LISTED: Final = 8  # bytes of a serial in a list
+_RANGED: Final = _SECTION_HEAD + 16
+_MAPPED: Final = _SECTION_HEAD + 8 + 4 + 1  # bytes of a bitmap besides its bits
+
+Range = tuple[int, int]  # the first and the last serial
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedCertificates:
+    """Certificates of one CA: `ranges` are sorted and neither overlap nor touch; serials are 1 to 2**64 - 1."""
+
+    ranges: tuple[Range, ...] = ()
+    key_ids: frozenset[str] = frozenset()
+
+    def has_serial(self, serial: int) -> bool:
+        """Whether one of `ranges` has the serial. OpenSSH never matches serial 0."""
+        low, high = 0, len(self.ranges)
+        while low < high:
+            middle = (low + high) // 2
+            if self.ranges[middle][1] < serial:
+                low = middle + 1
+            else:
+                high = middle
+        return low < len(self.ranges) and self.ranges[low][0] <= serial != 0
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """What sshd refuses. A key is a user's or a CA's: a revoked CA key ends all of its certificates.
+
+    `certificates` maps the CA's public key blob, or `ANY_CA`, to what is revoked of it; `date` is in seconds since
+    1970; `sha256` and `sha1` are digests of public key blobs, `keys` the blobs themselves.
+    """
+
+    version: int
+    date: int
+    comment: str = ""
+    certificates: Mapping[bytes, RevokedCertificates] = field(default_factory=lambda: MappingProxyType({}))
+    sha256: frozenset[bytes] = frozenset()
+    keys: frozenset[bytes] = frozenset()
+    sha1: frozenset[bytes] = frozenset()
+
+    def has_key(self, blob: bytes) -> bool:
+        """Whether the public key is revoked by itself or by a digest."""
+        digests = sha256(blob).digest() in self.sha256 or sha1(blob).digest() in self.sha1  # noqa: S324 - the format's
+        return digests or blob in self.keys
+
+    def has_certificate(self, ca: bytes, serial: int, key_id: str, key: bytes) -> bool:
+        """Whether a certificate by the CA with this blob is revoked (`ssh_krl_check_key` in OpenSSH's krl.c).
+
+        `key` is the blob of the certified public key.
+        """
+        if self.has_key(key) or self.has_key(ca):
+            return True
+        parts = [self.certificates[of] for of in (ca, ANY_CA) if of in self.certificates]
+        return any(key_id in part.key_ids or part.has_serial(serial) for part in parts)
+
+
+def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The same serials as sorted ranges that neither overlap nor touch; raises `BadFormat` for an invalid range."""
+    merged: list[Range] = []
+    for first, last in sorted(ranges):
+        if not 0 < first <= last <= MAX_SERIAL:
+            raise BadFormat("bad_format", f"serials {first} to {last} are no range of serials from 1 to 2**64 - 1")
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def encode_krl(revoked: RevocationList) -> bytes:
+    """The list as bytes: the same list always gives the same bytes. Raises `BadFormat` for an invalid range."""
+    parts = [_MAGIC, uint32(_FORMAT), uint64(revoked.version), uint64(revoked.date), uint64(0), string(b"")]
+    parts.append(string(revoked.comment.encode()))
+    for ca, certificates in sorted(revoked.certificates.items()):
+        parts.append(_section(_CERTIFICATES, _encode_certificates(ca, certificates)))
+    for kind, blobs in ((_EXPLICIT_KEY, revoked.keys), (_SHA1, revoked.sha1), (_SHA256, revoked.sha256)):
+        if blobs:
+            parts.append(_section(kind, b"".join(map(string, sorted(blobs)))))
+    return b"".join(parts)
+
+
+def _section(kind: int, data: bytes) -> bytes:
+    return bytes((kind,)) + string(data)
+
+
+def _encode_certificates(ca: bytes, certificates: RevokedCertificates) -> bytes:
+    parts = [string(ca), string(b""), *_encode_serials(merge_ranges(certificates.ranges))]
+    if certificates.key_ids:
+        names = sorted(name.encode() for name in certificates.key_ids)
+        parts.append(_section(_KEY_ID, b"".join(map(string, names))))
+    return b"".join(parts)
+
+
+def _encode_serials(ranges: tuple[Range, ...]) -> Iterator[bytes]:
+    """Sections in ascending order: dense parts as bitmaps, the rest as lists and ranges, whichever is smaller."""
+    listed: list[int] = []
+    for cluster in _clusters(ranges):
+        apart = sum(_size(first, last) for first, last in cluster)
+        start, end = cluster[0][0], cluster[-1][1]
+        if _MAPPED + (end - start) // 8 + 1 < apart:
+            yield from _flush(listed)
+            yield _section(_SERIAL_BITMAP, uint64(start) + _encode_bitmap(start, end, cluster))
+            continue
+        for first, last in cluster:
+            if _size(first, last) == _RANGED:
+                yield from _flush(listed)
+                yield _section(_SERIAL_RANGE, uint64(first) + uint64(last))
+            else:
+                listed += range(first, last + 1)
+    yield from _flush(listed)
+
+
+def _size(first: int, last: int) -> int:
+    """Bytes of a range by itself, at most."""
+    return min(_RANGED, _LISTED * (last - first + 1))
+
+
+def _clusters(ranges: tuple[Range, ...]) -> Iterator[list[Range]]:
+    """Neighbouring ranges that a bitmap may hold: each makes it longer by fewer bytes than it takes by itself."""
+    cluster: list[Range] = []
+    for first, last in ranges:
+        if cluster:
+            grows = (last - cluster[-1][1]) // 8
+            if grows >= _size(first, last) or last - cluster[0][0] >= MAX_BITMAP:
+                yield cluster
+                cluster = []
+        cluster.append((first, last))
+    if cluster:
+        yield cluster
+
+
+def _encode_bitmap(start: int, end: int, cluster: list[Range]) -> bytes:
+    """The bits of the serials from `start` to `end` as an mpint; bit 0 is `start`."""
+    bits = bytearray((end - start) // 8 + 1)  # little endian
+    for serial in chain.from_iterable(range(first, last + 1) for first, last in cluster):
+        at = serial - start
+        bits[at // 8] |= 1 << at % 8
+    number = bytes(reversed(bits))  # its first byte is not 0, as `end` is in it
+    return string(b"\0" + number if number[0] >= 0x80 else number)
+
+
+def _flush(listed: list[int]) -> Iterator[bytes]:
+    if listed:
+        yield _section(_SERIAL_LIST, b"".join(map(uint64, listed)))
+        listed.clear()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def decode_krl(data: bytes) -> RevocationList:
+    """Reads a list, of this module's or of OpenSSH's; raises `BadFormat` for anything that sshd would not load.
+
+    Unknown extensions that are not critical are passed over, as sshd does.
+    """
+    if len(data) > MAX_LIST:
+        raise BadFormat("bad_format", f"the list has {len(data)} bytes; at most {MAX_LIST} are read")
+    reader = Reader(data)
+    if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
+        raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
+    version, date, flags = reader.uint64(), reader.uint64(), reader.uint64()
+    reader.string()  # reserved
+    comment = reader.text()
+    if flags:
+        raise BadFormat("bad_format", f"flags {flags:#x} are unknown")
+    found = _Found()
+    while not reader.at_end():
+        kind, section = reader.byte(), Reader(reader.string())
+        if kind == _CERTIFICATES:
+            _read_certificates(section, found)
+        elif kind in found.blobs:
+            _read_blobs(kind, section, found)
+        elif kind == _EXTENSION:
+            _pass_over_extension(section)
+        else:
+            raise BadFormat("bad_format", f"sshd does not load a section of type {kind}")
+    certificates = {ca: RevokedCertificates(merge_ranges(found.ranges[ca]), frozenset(found.key_ids[ca]))
+                    for ca in found.ranges}  # fmt: skip
+    keys, short, long = (frozenset(found.blobs[kind]) for kind in (_EXPLICIT_KEY, _SHA1, _SHA256))
+    return RevocationList(version, date, comment, MappingProxyType(certificates), long, keys, short)
+
+
+class _Found:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[bytes, list[Range]] = {}
+        self.key_ids: dict[bytes, set[str]] = {}
+        self.blobs: dict[int, set[bytes]] = {_EXPLICIT_KEY: set(), _SHA1: set(), _SHA256: set()}
+        self._left = MAX_RANGES
+
+    def add_range(self, ca: bytes, first: int, last: int) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise BadFormat("bad_format", f"the list has more than {MAX_RANGES} ranges of serials")
+        self.ranges[ca].append((first, last))
+
+
+_DIGEST_SIZES: Final = {_SHA1: 20, _SHA256: 32}
+
+
+def _read_blobs(kind: int, section: Reader, found: _Found) -> None:
+    while not section.at_end():
+        blob = section.string()
+        if len(blob) != _DIGEST_SIZES.get(kind, len(blob)) or not blob:
+            raise BadFormat(
+                "bad_format", f"a digest has {len(blob)} bytes instead of {_DIGEST_SIZES.get(kind, 'some')}"
+            )
+        found.blobs[kind].add(blob)
+
+
+def _read_certificates(section: Reader, found: _Found) -> None:
+    ca = section.string()
+    section.string()  # reserved
+    found.ranges.setdefault(ca, [])
+    found.key_ids.setdefault(ca, set())
+    while not section.at_end():
+        kind, part = section.byte(), Reader(section.string())
+        if kind == _SERIAL_LIST:
+            while not part.at_end():
+                serial = part.uint64()
+                found.add_range(ca, serial, serial)
+        elif kind == _SERIAL_RANGE:
+            found.add_range(ca, part.uint64(), part.uint64())
+        elif kind == _SERIAL_BITMAP:
+            for first, last in _runs(part.uint64(), part.string()):
+                found.add_range(ca, first, last)
+        elif kind == _KEY_ID:
+            while not part.at_end():
+                found.key_ids[ca].add(part.text())
+        elif kind == _CERT_EXTENSION:
+            _pass_over_extension(part)
+        else:
+            raise BadFormat("bad_format", f"sshd does not load a section of type {kind:#x} about certificates")
+        part.expect_end()
+
+
+def _runs(offset: int, mpint: bytes) -> Iterator[Range]:
+    """The ranges in a bitmap whose lowest bit is the serial `offset`."""
+    if mpint[:1] >= b"\x80" or len(mpint.lstrip(b"\0")) * 8 > MAX_BITMAP:
+        raise BadFormat("bad_format", f"a bitmap is negative, or longer than the {MAX_BITMAP} bits that sshd loads")
+    bits = bin(int.from_bytes(mpint, "big"))[:1:-1]  # lowest bit first
+    at = bits.find("1")
+    while at >= 0:
+        end = bits.find("0", at)
+        end = len(bits) if end < 0 else end
+        yield offset + at, offset + end - 1
+        at = bits.find("1", end)
+
+
+def _pass_over_extension(section: Reader) -> None:
+    """Raises `BadFormat` if the extension is critical: no name is known here."""
+    name, critical = section.text(), section.byte()
+    section.string()
+    section.expect_end()
+    if critical:
+        raise BadFormat("bad_format", f"the critical extension {name[:40]!r} is unknown")
