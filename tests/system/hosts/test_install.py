@@ -1,4 +1,4 @@
-"""The host kit's `install`, against a real sshd: nobody is locked out, whatever a host is like and whatever is killed."""
+"""The host kit's `install`, against a real sshd: nobody is locked out, whatever a host is like or is killed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_awkward_host(hosts: KitHosts) -> None:
 
 
 def test_without_run_sshd_nothing_is_made_there(hosts: KitHosts) -> None:
-    """As with socket activation: sshd -t refuses while /run/sshd is missing, and systemd makes that with the service."""
+    """As with socket activation: sshd -t refuses while /run/sshd is missing; systemd makes that with the service."""
     host = hosts.new()
     host.path("/run/sshd").rmdir()
     assert "Missing privilege separation directory" in host.run("/usr/sbin/sshd", "-t").err
@@ -234,7 +234,7 @@ def test_a_read_only_etc_is_refused(quiet_host: KitHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    "arguments, said",
     [
         ((), "--ca is missing"),
         (("--ca", "x"), "--principals is missing"),
