@@ -311,7 +311,7 @@ MOMENTS: Final = {
     "principals": ("mv", f"{FOLDER}/principals/{ACCOUNT}", 1),
     "drop-in written": ("sync", "/.00-safe-session.conf.new", 1),
     "drop-in in place": ("mv", DROP_IN, 1),
-    "reloaded": ("sleep", "1", 1),
+    "reloading": ("sleep", "0.1", 1),
     "waiting": ("mv", f"{STATE}/pending", 2),
 }
 SHIM: Final = """\
