@@ -81,12 +81,24 @@ class Identity:
 class Caller:
     """What one message claims about its sender; nothing of it is proven but the token, and that by the keeper.
 
-    `address` is an IP address as text or None when the edge does not know it.
+    `address` is an IP address as text or None when the edge does not know it. `local_user` is the account of a process
+    on this host that needs no token; only the keeper sets it, from what the kernel says of the connection.
     """
 
     token: str | None = field(repr=False)
     address: str | None
     request_id: str
+    local_user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveFreeze:
+    """A freeze in force: who set it, why and when; until when, None for ever. Times are in seconds since 1970."""
+
+    reason: str
+    by: str
+    since: int
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

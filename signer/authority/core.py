@@ -35,9 +35,19 @@ from signer.errors import (
 )
 from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
-from signer.model import Entry, Event, Grant, Head, Identity, Returned, Role, SignRequest, Token
+from signer.model import ActiveFreeze, Entry, Event, Grant, Head, Identity, Returned, Role, SignRequest, Token
 from signer.policy.decide import Policy, decide, explain
-from signer.protocol.commands import Command, Explain, Freeze, Query, RecordOperation, Sign, Unauthenticated, Unfreeze
+from signer.protocol.commands import (
+    Command,
+    Explain,
+    Freeze,
+    ListFreezes,
+    Query,
+    RecordOperation,
+    Sign,
+    Unauthenticated,
+    Unfreeze,
+)
 from signer.protocol.replies import Explanation, Reply
 from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
@@ -69,7 +79,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def recent(self, since: int) -> list[Recent]: ...
     def last_serial(self) -> int: ...
     def has_vault_serial(self, serial: int) -> bool: ...
-    def freezes(self) -> dict[str, str]: ...
+    def freezes(self) -> dict[str, ActiveFreeze]: ...
 
 
 class Backend(Protocol):
@@ -99,7 +109,7 @@ class _State:
 
     head: Head
     certificates: CertificateUsage
-    freezes: dict[str, str] = field(default_factory=dict)
+    freezes: dict[str, ActiveFreeze] = field(default_factory=dict)
 
 
 class Core:
@@ -324,8 +334,13 @@ class Core:
 
     def _refused(self, command: Command, refusal: SignerError, now: float) -> tuple[Event, ...]:
         """The events of a refusal; none if it repeats an earlier one."""
+        local = command.caller.local_user
         try:
-            actor = self.policy.authenticate(command.caller.token, int(now))[0].name
+            actor = (
+                freezes.local_identity(local).name
+                if local
+                else self.policy.authenticate(command.caller.token, int(now))[0].name
+            )
         except NotAuthenticated:
             actor = UNAUTHENTICATED
         role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
@@ -339,6 +354,8 @@ class Core:
             return self._sign(command, now)
         if isinstance(command, Unauthenticated):
             raise command.fault
+        if command.caller.local_user is not None:
+            return self._handle_local(command, command.caller.local_user, now)
         identity, token = self.policy.authenticate(command.caller.token, int(now))
         if isinstance(command, Explain):
             return Decision(self._explain(command, identity, now))
@@ -437,9 +454,21 @@ class Core:
         frozen = freezes.explain_freezes(state.freezes, identity.name, role.name)
         return queries.explained(identity, role, [frozen, *findings])
 
+    def _handle_local(self, command: Command, user: str, now: float) -> Decision:
+        """What root or the keeper's user on this host may do without a token: stop access, and see what is stopped."""
+        identity = freezes.local_identity(user)
+        if isinstance(command, Freeze):
+            return self._freeze(command, identity, now)
+        if isinstance(command, ListFreezes):
+            return Decision(queries.freezes_in_force(identity, self._ledger))
+        raise Refused("token_needed", f"{user} needs a token for this", "give --token-file; only a freeze needs none")
+
     def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Decision:
-        queries.require(identity, "freeze")
-        reply, event = freezes.freeze(command, identity, self.policy, self._ready(now).freezes)
+        in_force = self._ready(now).freezes
+        if isinstance(command, Unfreeze):
+            reply, event = freezes.unfreeze(command, identity, in_force)
+        else:
+            reply, event = freezes.freeze(command, identity, self.policy, in_force, int(now))
         return Decision(reply, (event,))
 
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
@@ -480,9 +509,13 @@ class Core:
         self._ready(self._clock())
 
     def tick(self) -> None:
-        """Records counts of repeats that are due; the keeper calls it about once a second."""
+        """Records ends of freezes and counts of repeats that are due; the keeper calls it about once a second."""
         now = int(self._clock())
-        self.record([*self._refusals.due(now), *self.shadow.due(now)])
+        ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
+        failure = self.record([*ended, *self._refusals.due(now), *self.shadow.due(now)])
+        if failure is None and self._state is not None:
+            for event in ended:
+                self._state.freezes.pop(str(event.body["scope"]))
 
     def end(self) -> None:
         """Records all counts of repeats and the end."""

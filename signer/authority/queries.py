@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from signer.errors import NotFound, Refused
 from signer.ledger.lookups import FindCertificate, FindCertificates, FindOperations, Lookup
 from signer.ledger.views import operation_details
-from signer.model import Entry, Finding, Head, Identity, Role, Token
+from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
 from signer.protocol.commands import (
@@ -50,7 +50,7 @@ class LedgerReader(Protocol):
     """The read access that queries need."""
 
     def head(self) -> Head: ...
-    def freezes(self) -> dict[str, str]: ...
+    def freezes(self) -> dict[str, ActiveFreeze]: ...
 
 
 def require(identity: Identity, right: str) -> None:
@@ -92,8 +92,7 @@ def answer(
             require(identity, "ledger.read")
             return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
         case ListFreezes():
-            rows = sorted(visible_freezes(ledger.freezes(), identity).items())
-            return Freezes(freezes=[FreezeRow(scope=scope, reason=reason) for scope, reason in rows])
+            return freezes_in_force(identity, ledger)
         case ListRoles():
             return Roles(roles=sorted(identity.roles))
         case ShowRole():
@@ -111,12 +110,23 @@ def answer(
             )
 
 
-def visible_freezes(freezes: Mapping[str, str], identity: Identity) -> dict[str, str]:
+def freezes_in_force(identity: Identity, ledger: LedgerReader) -> Freezes:
+    """The freezes that the identity may see."""
+    rows = sorted(visible_freezes(ledger.freezes(), identity).items())
+    return Freezes(freezes=[_freeze_row(scope, freeze) for scope, freeze in rows])
+
+
+def _freeze_row(scope: str, freeze: ActiveFreeze) -> FreezeRow:
+    row = FreezeRow(scope=scope, reason=freeze.reason, by=freeze.by, since=timestamp(freeze.since))
+    return row if freeze.until is None else row.model_copy(update={"until": timestamp(freeze.until)})
+
+
+def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> dict[str, ActiveFreeze]:
     """All freezes with the right `freeze` or `ledger.read`; otherwise those that stop the identity."""
     if {"freeze", "ledger.read"} & identity.may:
         return dict(freezes)
     own = {"all", f"identity:{identity.name}", *(f"role:{role}" for role in identity.roles)}
-    return {scope: reason for scope, reason in freezes.items() if scope in own}
+    return {scope: freeze for scope, freeze in freezes.items() if scope in own}
 
 
 def _certificates(query: ListCertificates, identity: Identity, now: int) -> FindCertificates:

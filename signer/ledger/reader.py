@@ -16,7 +16,7 @@ from typing import Any, Final
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import APPLICATION_ID, FILE_NAME, IS_FREEZE, IS_OPERATION, IS_VAULTS, IS_WITHHELD, VERSION
-from signer.model import BACKDATE, LONGEST_VALIDITY, Entry, Head
+from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
@@ -169,14 +169,15 @@ class LedgerReader:
             self.query(f"SELECT 1 FROM events WHERE {IS_VAULTS} AND body ->> 'serial' = ?", (str(serial),))  # noqa: S608
         )
 
-    def freezes(self) -> dict[str, str]:
-        """The reason of every freeze in force, by scope."""
-        found: dict[str, str] = {}
-        for kind, scope, reason in self.query(
-            f"SELECT kind, body ->> 'scope', body ->> 'reason' FROM events WHERE {IS_FREEZE} ORDER BY seq"  # noqa: S608
+    def freezes(self) -> dict[str, ActiveFreeze]:
+        """Every freeze in force, by scope."""
+        found: dict[str, ActiveFreeze] = {}
+        for kind, scope, *facts in self.query(
+            "SELECT kind, body ->> 'scope', body ->> 'reason', actor, time / 1000, body ->> 'until'"  # noqa: S608
+            f" FROM events WHERE {IS_FREEZE} ORDER BY seq"
         ):
             if kind == "freeze.set":
-                found[scope] = reason
+                found[scope] = ActiveFreeze(*facts)
             else:
                 found.pop(scope, None)
         return found

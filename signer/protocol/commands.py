@@ -12,7 +12,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -67,6 +67,7 @@ class Freeze:
     caller: Caller
     scope: str
     reason: str
+    seconds: int | None = None  # for which it lasts; None for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,10 @@ Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperat
 Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Query
 
 
-def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None]) -> Command:
-    """The command of a message; raises `BadRequest`.
+def read_command(
+    header: dict[str, Any], body: bytes, authenticate: Callable[[Caller], None], local_user: str | None = None
+) -> Command:
+    """The command of a message; raises `BadRequest`. `local_user` is the account that the kernel names, if it counts.
 
     If `authenticate` raises `NotAuthenticated`, only the caller and the role are read.
     """
@@ -161,6 +164,8 @@ def read_command(header: dict[str, Any], body: bytes, authenticate: Callable[[Ca
     if reader is None:
         raise _bad_message("op")
     caller = read_caller(header)
+    if local_user is not None:
+        return reader(header, body, replace(caller, local_user=local_user))
     try:
         authenticate(caller)
     except NotAuthenticated as fault:
@@ -318,7 +323,7 @@ def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
 
 def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     asked = read_body_as(FreezeBody, decode_body(body))
-    return Freeze(caller, asked.scope, asked.reason)
+    return Freeze(caller, asked.scope, asked.reason, asked.seconds())
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {

@@ -142,6 +142,7 @@ class FreezeState(Reply):
 
     scope: str
     frozen: bool
+    until: str | None = None
 
 
 class FreezeRow(Reply):
@@ -149,6 +150,9 @@ class FreezeRow(Reply):
 
     scope: str
     reason: str
+    by: str
+    since: str
+    until: str | None = None
 
 
 class Freezes(Reply):

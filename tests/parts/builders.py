@@ -26,6 +26,7 @@ from signer.ledger.lookups import Lookup, Reader
 from signer.ledger.reader import Recent
 from signer.model import (
     BACKDATE,
+    ActiveFreeze,
     Caller,
     Entry,
     Event,
@@ -231,7 +232,7 @@ class MemoryStore:
         self.entries: list[Entry] = []
         self.fail: str = ""
         self.rows: dict[int, Issued] = {}
-        self.frozen: dict[str, str] = {}
+        self.frozen: dict[str, ActiveFreeze] = {}
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         if self.fail == "read":
@@ -268,7 +269,8 @@ class MemoryStore:
             serial = int(body["serial"])
             self.rows[serial] = replace(self.rows[serial], withheld=True)
         elif entry.kind == "freeze.set":
-            self.frozen[body["scope"]] = body["reason"]
+            facts = body["reason"], entry.actor, entry.time_ms // 1000, body.get("until")
+            self.frozen[body["scope"]] = ActiveFreeze(*facts)
         elif entry.kind == "freeze.lifted":
             del self.frozen[body["scope"]]
 
@@ -304,7 +306,7 @@ class MemoryStore:
         self._readable()
         return serial in self.rows and self.rows[serial].backend == "vault"
 
-    def freezes(self) -> dict[str, str]:
+    def freezes(self) -> dict[str, ActiveFreeze]:
         self._readable()
         return dict(self.frozen)
 

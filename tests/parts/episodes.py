@@ -19,7 +19,7 @@ from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.lookups import FindCertificates, Lookup, Reader
 from signer.ledger.pages import CertificateReader
 from signer.ledger.store import Ledger
-from signer.model import Entry, Filter, Issued
+from signer.model import ActiveFreeze, Entry, Filter, Issued
 from signer.protocol.commands import (
     Command,
     Explain,
@@ -102,7 +102,7 @@ class Failing(Protocol):
 
     def entries_after(self, seq: int) -> list[Entry]: ...
     def lookups(self) -> Reader: ...
-    def tables(self) -> tuple[dict[int, Issued], dict[str, str]]: ...
+    def tables(self) -> tuple[dict[int, Issued], dict[str, ActiveFreeze]]: ...
 
 
 class Memory(MemoryStore):
@@ -112,7 +112,7 @@ class Memory(MemoryStore):
     def entries_after(self, seq: int) -> list[Entry]:
         return self.entries[seq:]
 
-    def tables(self) -> tuple[dict[int, Issued], dict[str, str]]:
+    def tables(self) -> tuple[dict[int, Issued], dict[str, ActiveFreeze]]:
         return self.rows, self.frozen
 
 
@@ -146,7 +146,7 @@ class Disk(Ledger):
         newer = "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq"
         return [Entry(*row) for row in self.query(newer, (seq,))]
 
-    def tables(self) -> tuple[dict[int, Issued], dict[str, str]]:
+    def tables(self) -> tuple[dict[int, Issued], dict[str, ActiveFreeze]]:
         if self.folds.random() < 0.3:  # else the reader folds in memory what is missing
             with suppress(Unavailable):
                 self.fold_all()
@@ -286,7 +286,8 @@ class Episode:
                 )
                 return Sign(caller, asked.role, asked) if which == 0 else Explain(caller, asked.role, asked)
             case 2:
-                return Freeze(builders.caller("operator"), self.rng.choice(SCOPES), "drill")
+                seconds = self.rng.choice([None, None, 60, 600])
+                return Freeze(builders.caller("operator"), self.rng.choice(SCOPES), "drill", seconds)
             case 3:
                 return Unfreeze(builders.caller("operator"), self.rng.choice((*self.watcher.frozen, "all")))
             case 4:

@@ -12,7 +12,7 @@ from typing import Any
 
 from signer.authority.core import CLOCK_TOLERANCE
 from signer.ledger.chain import GENESIS, entry_hash
-from signer.model import BACKDATE, Entry, Role
+from signer.model import BACKDATE, ActiveFreeze, Entry, Role
 from signer.policy.decide import Policy
 
 
@@ -26,7 +26,7 @@ class Watcher:
         self.newest_ms = self.guard_ms = 0
         self.issued: dict[int, dict[str, Any]] = {}
         self.withheld: set[int] = set()
-        self.frozen: dict[str, str] = {}
+        self.frozen: dict[str, ActiveFreeze] = {}
         self.last_serial = 0
         self.held: defaultdict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
         self.counts: Counter[str] = Counter()
@@ -48,7 +48,8 @@ class Watcher:
                     assert serial not in self.withheld, "withheld twice"
                     self.withheld.add(serial)
                 case "freeze.set":
-                    self.frozen[body["scope"]] = body["reason"]
+                    facts = body["reason"], entry.actor, entry.time_ms // 1000, body.get("until")
+                    self.frozen[body["scope"]] = ActiveFreeze(*facts)
                 case "freeze.lifted":
                     del self.frozen[body["scope"]]
 

@@ -41,7 +41,10 @@ def test_every_branch_of_the_tree_has_a_status() -> None:
     def below(kind: type[SignerError]) -> set[type[SignerError]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    assert all(isinstance(status_of(kind("some_code", "text")), HTTPStatus) for kind in below(SignerError))
+    for kind in below(SignerError):
+        error = kind.__new__(kind)
+        SignerError.__init__(error, "some_code", "text")  # some kinds set their own code
+        assert isinstance(status_of(error), HTTPStatus)
 
 
 def test_a_problem_says_code_hint_and_request() -> None:

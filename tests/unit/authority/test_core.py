@@ -145,6 +145,8 @@ class Poison:
     request_id = "r-1"
     address = None
 
+    local_user = None
+
     @property
     def token(self) -> str:
         raise ZeroDivisionError("poison")

@@ -9,8 +9,9 @@ import pytest
 
 from signer.errors import BadFile, SignerError
 from signer.model import Filter
-from signer.protocol.commands import Explain, Freeze, ListCertificates, ListFreezes, ShowHead, Sign, Unfreeze
+from signer.protocol.commands import Explain, Freeze, ListCertificates, ListFreezes, ListRoles, ShowHead, Sign, Unfreeze
 from signer.ssh.certificate import decode_certificate
+from signer.units import timestamp
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, certificate_of, policy, role_lines, sign
 
@@ -98,7 +99,8 @@ def test_a_freeze_stops_what_it_names_until_it_is_lifted(scope: str) -> None:
     assert "a drill" in str(reply)
     bench.restart()
     assert code_of(bench.sign()) == "frozen"
-    assert bench.ask(ListFreezes(caller()))[0] == {"freezes": [{"scope": scope, "reason": "a drill"}]}
+    row = {"scope": scope, "reason": "a drill", "by": "operator", "since": timestamp(int(NOW))}
+    assert bench.ask(ListFreezes(caller()))[0] == {"freezes": [row]}
     bench.ask(Unfreeze(caller("operator"), scope))
     assert serial_of(bench.sign()) == 1
 
@@ -140,6 +142,74 @@ def test_only_who_may_freeze_freezes_and_only_what_exists() -> None:
     for scope in ("role:none", "identity:none", "everything", "role:", ""):
         assert code_of(bench.ask(Freeze(caller("operator"), scope, "x"))[0]) == "unknown_scope"
     assert code_of(bench.ask(Unfreeze(caller("operator"), "all"))[0]) == "not_frozen"
+
+
+def test_a_freeze_with_an_end_ends_by_an_event_and_counts_until_then() -> None:
+    bench = Bench()
+    assert bench.ask(Freeze(caller("operator"), "all", "a drill", 120))[0]["until"] == timestamp(int(NOW) + 120)
+    bench.now += 119
+    bench.core.tick()
+    assert "until 20" in str(bench.sign())
+    bench.restart()
+    assert code_of(bench.sign()) == "frozen"
+    bench.now += 1
+    assert code_of(bench.sign()) == "frozen"  # no event has lifted it yet
+    bench.core.tick()
+    assert serial_of(bench.sign()) == 1
+    assert bench.store.entries[-2].kind == "freeze.lifted"
+    assert bench.store.entries[-2].actor == "keeper"
+    bench.restart()
+    assert serial_of(bench.sign()) == 2
+
+
+def test_a_freeze_that_ends_while_nothing_can_be_recorded_stays_until_its_end_is() -> None:
+    bench = Bench()
+    bench.ask(Freeze(caller("operator"), "all", "a drill", 60))
+    bench.now += 61
+    bench.store.fail = "before"
+    bench.core.tick()
+    bench.store.fail = ""
+    assert code_of(bench.sign()) == "frozen"
+    bench.core.tick()
+    assert serial_of(bench.sign()) == 1
+
+
+@pytest.mark.parametrize("first, second, last", [(None, 60, None), (600, 60, 600), (60, 600, 600), (60, None, None)])
+def test_a_second_freeze_never_shortens_the_first(first: int | None, second: int | None, last: int | None) -> None:
+    bench = Bench()
+    for seconds in (first, second):
+        bench.ask(Freeze(caller("operator"), "all", "a drill", seconds))
+    row = bench.ask(ListFreezes(caller("operator")))[0]["freezes"][0]
+    assert row.get("until") == (None if last is None else timestamp(int(NOW) + last))
+
+
+def test_an_agent_freezes_itself_and_nothing_else_and_lifts_nothing() -> None:
+    may_freeze = policy(builders.POLICY, ('kind = "agent"', 'kind = "agent"\nmay = ["freeze"]'))
+    for bench in (Bench(), Bench(may_freeze)):
+        assert bench.ask(Freeze(caller(), "identity:deploy-agent", "my token leaked"))[0]["frozen"] is True
+        assert code_of(bench.sign()) == "frozen"
+    assert code_of(bench.ask(Freeze(caller(), "role:llmops", "x"))[0]) == "freeze_only_itself"
+    assert code_of(bench.ask(Unfreeze(caller(), "identity:deploy-agent"))[0]) == "unfreeze_needs_human"
+
+
+def test_nobody_who_is_frozen_by_name_lifts_a_freeze_and_others_lift_all() -> None:
+    bench = Bench()
+    bench.ask(Freeze(caller("operator"), "all", "a drill"), Freeze(caller("operator"), "identity:operator", "a drill"))
+    for scope in ("identity:operator", "all"):
+        assert code_of(bench.ask(Unfreeze(caller("operator"), scope))[0]) == "frozen_by_name"
+    other = Bench()
+    other.ask(Freeze(caller("operator"), "all", "a drill"))
+    assert other.ask(Unfreeze(caller("operator"), "all"))[0]["frozen"] is False
+
+
+def test_root_of_this_host_freezes_and_lists_without_a_token_and_does_nothing_else() -> None:
+    bench, root = Bench(), replace(caller(), token=None, local_user="root")
+    assert bench.ask(Freeze(root, "all", "a drill"))[0]["frozen"] is True
+    assert bench.ask(ListFreezes(root))[0]["freezes"][0]["by"] == "local:root"
+    assert code_of(bench.sign()) == "frozen"
+    for command in (Unfreeze(root, "all"), ListRoles(root), replace(sign(), caller=root)):
+        assert code_of(bench.ask(command)[0]) in ("token_needed", "token_missing")
+    assert code_of(bench.ask(Freeze(root, "role:none", "x"))[0]) == "unknown_scope"
 
 
 def test_a_policy_that_pins_another_key_is_refused_and_the_old_one_stays() -> None:

@@ -19,7 +19,7 @@ from signer.ledger.audit import verify
 from signer.ledger.reader import REACH, LedgerReader, Recent
 from signer.ledger.schema import FILE_NAME, VERSION
 from signer.ledger.store import LOCK_NAME, Ledger
-from signer.model import BACKDATE, Event
+from signer.model import BACKDATE, ActiveFreeze, Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def test_what_was_committed_is_there_after_reopening(tmp_path: Path, ledger: Led
     assert [again.entry(seq) for seq in (1, 2, 3)] == entries
     assert again.head().hash == entries[-1].hash
     assert again.last_serial() == 1
-    assert again.freezes() == {"all": "drill"}
+    assert again.freezes() == {"all": ActiveFreeze("drill", "operator", 1)}
     again.close()
     ledger.__init__(tmp_path)  # type: ignore[misc] # the fixture closes what is open
 

@@ -58,7 +58,7 @@ class Rounds:
         for end in (ours, theirs):
             self._stack.enter_context(end)
             end.setblocking(False)
-        peer = _Peer(ours, 1, 0.0)
+        peer = _Peer(ours, 1, 1, 0.0)
         self.keeper._peers.setdefault(1, OrderedDict())[peer] = None
         self.keeper._selector.register(ours, selectors.EVENT_READ, peer)
         return theirs
