@@ -29,7 +29,7 @@ from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
 from signer.model import CaKeys, Head, Role, Token
 from signer.policy import file as policy_file
-from signer.policy import rules, tables
+from signer.policy import reading, rules, tables
 from signer.policy.decide import Policy
 from signer.protocol import commands, sign_request
 from signer.safe_session import settings as safe_session_settings
@@ -215,7 +215,7 @@ def query_type(query: Query) -> str:
 
 def bodies() -> str:
     """Every model of the native API, those that a caller sends included, each once."""
-    parts = (part for route in ROUTES for part in (route.body, route.answer))
+    parts = (part for route in ROUTES for part in (route.body, route.answer, route.accepted))
     models: set[type[BaseModel]] = {Problem}
     models.update(part for part in parts if part is not None and not isinstance(part, str))
     definitions: dict[str, Any] = {}
@@ -318,7 +318,7 @@ def limits() -> Table:
     rows = (
         ("body of a request", f"{sign_request.MAX_BODY // 1024} KiB"),
         ("public key in a request", f"{publickey.MAX_TEXT // 1024} KiB"),
-        ("policy file", f"{policy_file.MAX_POLICY_BYTES // 1024**2} MiB"),
+        ("policy file", f"{reading.MAX_POLICY_BYTES // 1024**2} MiB"),
         ("name of a role", f"{policy_file.MAX_ROLE_NAME} characters"),
         ("CA key file", f"{ca_key.MAX_KEY_FILE // 1024} KiB"),
         ("lifetime of a certificate", f"{policy_file.DEFAULT_CEILING // hours} hour unless the role sets another"),

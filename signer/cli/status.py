@@ -62,6 +62,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "live", _listed(facts["live"].items())
     if "freezes" in facts:
         yield "freezes", _first(row["scope"] for row in facts["freezes"])
+    if "requests" in facts:
+        yield "requests", f"open {facts['requests']['open']}"
+        yield "incidents", f"open {facts['incidents']['open']}, overdue {facts['incidents']['overdue']}"
     if "tokens" in facts:
         yield "tokens", _first(f"{row['identity']} until {row['expires']}" for row in facts["tokens"])
     if "clock" in facts:

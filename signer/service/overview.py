@@ -46,6 +46,11 @@ class Overview:
         if self.state is not None:
             yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
             yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))
+            text = "requests that wait for humans, or to be claimed"
+            yield GaugeMetricFamily("signer_requests_open", text, value=self.state.requests)
+            text = "incidents opened by break-glass and not closed"
+            yield GaugeMetricFamily("signer_incidents_open", text, value=self.state.incidents)
+            yield GaugeMetricFamily("signer_incidents_overdue", "of them, open for too long", value=self.state.overdue)
             live = GaugeMetricFamily("signer_live_certificates", "certificates that are valid now", labels=["role"])
             for role in sorted(self.policy.roles):
                 live.add_metric([role], self.state.live.get(role, 0))
@@ -77,6 +82,9 @@ class Overview:
             policy_since=timestamp(int(self.policy_since)),
             fault=Error(code=fault.code, text=fault.text, hint=fault.hint, facts={}) if fault is not None else None,
             ledger=self._ledger(state) if state is not None else None,
+            requests=state.requests if state is not None else 0,
+            incidents=state.incidents if state is not None else 0,
+            incidents_overdue=state.overdue if state is not None else 0,
             live=[
                 LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())

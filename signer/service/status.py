@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import belongs_to
-from signer.hardening import become
 from signer.ledger.marks import VERIFIED, read_mark
 from signer.policy.reading import read_policy
+from signer.service.access import become_reader
 from signer.settings import Listen, Settings
 from signer.units import render_span, timestamp
 
@@ -77,40 +77,6 @@ def gather(settings: Settings, environ: Mapping[str, str], now: int) -> Report:
     _add_ledger(report, settings, status, now)
     _add_remotes(report, settings, environ)
     return report
-
-
-# --- who looks --------------------------------------------------------------------------------------------------------
-
-
-def become_reader(settings: Settings) -> None:
-    """Root becomes the keeper's user if it may not read the keeper's files, as in a container without CAP_DAC_OVERRIDE.
-
-    Raises `Unavailable` if this user may not read them, whoever it is.
-    """
-    data_dir = settings.data_dir
-    if not os.path.lexists(data_dir):
-        return
-    if os.geteuid() == 0 and not os.access(data_dir, os.R_OK | os.X_OK):
-        try:
-            if settings.keeper_user is not None:
-                become(settings.keeper_user)
-            else:
-                owner = data_dir.stat()
-                os.setgroups([])
-                os.setgid(owner.st_gid)
-                os.setuid(owner.st_uid)
-        except PermissionError:
-            raise Unavailable(
-                "files_denied",
-                f"root may not become the keeper's user here; {belongs_to(data_dir)} (SIGNER_DATA_DIR)",
-                "run it as that user, or give root CAP_SETUID and CAP_SETGID",
-            ) from None
-    if not os.access(data_dir, os.R_OK | os.X_OK):
-        raise Unavailable(
-            "files_denied",
-            f"this user may not read {data_dir} (SIGNER_DATA_DIR): {belongs_to(data_dir / '.')}",
-            "run it as root or as that user",
-        )
 
 
 # --- keeper and api ---------------------------------------------------------------------------------------------------
@@ -208,9 +174,13 @@ def _add_status(report: Report, status: Mapping[str, Any], now: int) -> None:
     if status["ledger"] is not None:  # without it the keeper knows neither
         facts["live"] = {row["role"]: row["count"] for row in status["live"]}
         facts["freezes"] = status["freezes"]
+        facts["requests"] = {"open": status["requests"]}
+        facts["incidents"] = {"open": status["incidents"], "overdue": status["incidents_overdue"]}
     facts["tokens"] = status["tokens"]
     facts["clock"] = {"keeper": status["time"], "newest_event": (status["ledger"] or {}).get("time")}
     report.notes += [f"{row['scope']} is frozen by {row['by']}: {row['reason']}" for row in status["freezes"]]
+    if status["incidents_overdue"]:
+        report.notes.append(f"incidents that break-glass opened are overdue: {status['incidents_overdue']}")
     for row in status["tokens"]:
         ends = "ended" if row["expires"] <= timestamp(now) else "ends"
         report.notes.append(f"the token {row['id']} of {row['identity']} {ends} on {row['expires']}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import yaml
 
 from scripts.documents.facts import metric_families
-from signer.cli.parser import read_words
+from signer.cli.parser import Help, read_words
 from signer.error_catalogue import CATALOGUE
 from tests.parts import missing
 from tests.parts.documents import ROOT
@@ -20,7 +20,7 @@ FILE: Final = ROOT / "overlays" / "monitoring" / "alerts.yaml"
 RULES: Final[list[dict[str, Any]]] = parse_yaml(FILE.read_text())["groups"][0]["rules"]
 METRICS: Final = {row[0].strip("`") for row in metric_families().rows}
 # Alert, minutes that pass, the series of a minute each, and the labels of the alert.
-FIRING: Final = (
+FIRING: Final[tuple[tuple[str, int, str, str, dict[str, str]], ...]] = (
     ("SignerDown", 3, 'up{job="signer",instance="a:1"}', "0+0x9", {"job": "signer", "instance": "a:1"}),
     ("SignerCannotRecord", 3, 'signer_refusals_total{code="ledger_unavailable"}', "0 0 5+0x9",
      {"code": "ledger_unavailable"}),
@@ -30,6 +30,7 @@ FIRING: Final = (
      {"identity": "ci"}),
     ("SignerTokenEnded", 3, 'signer_token_expires_timestamp_seconds{identity="ci"}', "60+0x9", {"identity": "ci"}),
     ("SignerFrozen", 62, "signer_freezes", "1+0x70", {}),
+    ("SignerIncidentOverdue", 1, "signer_incidents_overdue", "1+0x9", {}),
     ("SignerShadowDiffers", 3, 'signer_shadow_differences_total{field="ttl"}', "0 0 3+0x9", {"field": "ttl"}),
 )  # fmt: skip
 QUIET: Final = (
@@ -47,7 +48,7 @@ def test_each_rule_says_what_is_wrong_and_what_to_do() -> None:
         assert set(rule["annotations"]) == {"summary", "action"}
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         for command in re.findall(r"`signer ([a-z ]+?)(?: \{\{.*?)?`", rule["annotations"]["action"]):
-            assert read_words([*command.split(), "--help"])
+            assert isinstance(read_words([*command.split(), "--help"]), Help)
         for path in re.findall(r"runbooks/\S+\.md", rule["annotations"]["action"]):
             assert (ROOT / path).is_file()
 
