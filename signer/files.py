@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,26 @@ def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reade
     return token
 
 
+def belongs_to(path: Path) -> str:
+    """Whose file or directory refused the access to `path`: `/var/lib/signer belongs to user signer, mode 0700`."""
+    refuser = path
+    for part in (*reversed(path.absolute().parents), path.absolute()):
+        try:
+            part.stat()
+        except OSError:  # the directory before it may not be searched, or it is not there
+            break
+        refuser = part
+    try:
+        facts = refuser.stat()
+    except OSError as error:
+        return f"{refuser} cannot be looked at: {error.strerror}"
+    try:
+        owner = pwd.getpwuid(facts.st_uid).pw_name
+    except KeyError:
+        owner = str(facts.st_uid)
+    return f"{refuser} belongs to user {owner}, mode {stat.S_IMODE(facts.st_mode):04o}"
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -135,16 +156,22 @@ def write_new(path: Path, content: bytes | Iterator[bytes], mode: int) -> None:
         raise
 
 
-def write_atomically(path: Path, content: bytes, mode: int, *, temporary: str | None = None) -> None:
+def write_atomically(
+    path: Path, content: bytes, mode: int, *, temporary: str | None = None, like: os.stat_result | None = None
+) -> None:
     """Replaces the file as a whole or keeps the old one; file and name are synced when this returns.
 
     `temporary` names the file beside it that is written first, `.NAME.new` by default. One left by a crash is
-    replaced, so two processes must not use the same name at once.
+    replaced, so two processes must not use the same name at once. The new file has owner and group of `like`, and
+    `mode` whatever the umask.
     """
     first = path.with_name(temporary or f".{path.name}.new")
     first.unlink(missing_ok=True)
     try:
         write_new(first, content, mode)
+        if like is not None:
+            os.chown(first, like.st_uid, like.st_gid, follow_symlinks=False)
+            first.chmod(mode)
         first.rename(path)
         sync_directory(path.parent)
     except BaseException:

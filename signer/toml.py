@@ -1,7 +1,7 @@
 """TOML files that an operator writes: read into typed tables, with every problem and its line. Pure.
 
 `parse_toml` reads whole files, `Table` is the base of their tables. `tomllib` does not report the line of a key;
-`find_places` does, for texts that `tomllib` has accepted.
+`find_places` and `find_headers` do, for texts that `tomllib` has accepted.
 """
 
 from __future__ import annotations
@@ -171,6 +171,21 @@ def find_places(text: str) -> dict[Place, int]:
         else:
             _read_pair(tokens, table, places)
     return places
+
+
+def find_headers(text: str) -> list[tuple[int, Place]]:
+    """Line number from 1 and path of every table's header, in the order of the text."""
+    headers: list[tuple[int, Place]] = []
+    tables: dict[Place, int] = {}
+    tokens = _Tokens(text)
+    while (token := tokens.peek()) is not None:
+        if token == "\n":
+            tokens.next()
+        elif token == "[":
+            headers.append((tokens.line(), _read_header(tokens, {}, tables)))
+        else:
+            _read_pair(tokens, (), {})
+    return headers
 
 
 class _Tokens:

@@ -94,7 +94,7 @@ def cutover_parity(config: Path, samples: int, as_json: bool) -> int:
     from signer.vault.admin import VaultAdmin
 
     file = load_cutover_file(config)
-    policy = load_policy(file.signer.policy_file)
+    policy = load_policy(file.signer.policy_file, "signer.policy_file")
     with VaultAdmin(file.vault.address, file.vault.token_file, file.vault.ca_file) as vault:
         vault.check_ready()
         with local_side(file) as (sign, who):

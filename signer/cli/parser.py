@@ -16,6 +16,7 @@ import click
 
 from signer.cli.arguments import quoted
 from signer.cli.catalogue import VERBS, Entry, find, next_words, starting_with
+from signer.cli.suggestions import list_verbs, nearest, suggest_verb
 from signer.cli.usage import HELP_FLAGS, UsageError, answer, render_group_help, render_help
 
 PROGRAM: Final = "signer"
@@ -111,10 +112,8 @@ class Verb(click.Command):
                 raise self._usage_error(f"{name} needs a value")
 
     def _nearest_flag(self, name: str) -> str:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, list(self.flags), 1)
-        return f"did you mean {near[0]}" if near else f"see `signer {self.words} --help`"
+        near = nearest(name, self.flags)
+        return f"did you mean {near}" if near else f"see `signer {self.words} --help`"
 
     def get_help(self, ctx: click.Context) -> str:
         return self.render_help()
@@ -290,13 +289,8 @@ def _no_such_verb(group: Sequence[str], left: Sequence[str]) -> UsageError:
     if not group and name.startswith("-"):
         return UsageError(f"unexpected option {quoted(name, 60)}", "options go after the verb: `signer VERB --flag`")
     if group and (not name or name.startswith("-")):
-        names = ", ".join(f"signer {entry.words}" for entry in starting_with(group))
-        return UsageError(f"{' '.join(group)} needs a second word", f"write one of {names}")
-    from difflib import get_close_matches
-
-    asked = " ".join([*group, name])
-    known = [entry.words for entry in VERBS]
-    near = get_close_matches(asked, known, 1) or get_close_matches(" ".join([*group, *left[:2]]), known, 1)
-    near = near or [words for words in known if name in words.split()][:1]
-    hint = f"did you mean `signer {near[0]}`" if near else "see `signer --help`"
-    return UsageError(f"there is no verb {quoted(asked, 60)}", hint)
+        return UsageError(f"{' '.join(group)} needs a second word", f"write {list_verbs(group)}")
+    asked = [*group, *left[: 2 - len(group)]]
+    meant, verbs = suggest_verb(asked), list_verbs(asked)
+    hint = f"did you mean `signer {meant}`" if meant else f"write {verbs}" if verbs else "see `signer --help`"
+    return UsageError(f"there is no verb {quoted(' '.join([*group, name]), 60)}", hint)

@@ -1,9 +1,8 @@
-"""`signer policy check|explain`, `signer token new` and `signer key enrol`: policy.toml. Nothing is written."""
+"""`signer policy check|explain` and `signer key enrol`: policy.toml. Nothing is written."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import ADDRESS, DURATION, FILE, IDENTITY, TOKEN_LIFE, json_option, read_settings
+from signer.cli.arguments import ADDRESS, DURATION, FILE, json_option, read_settings
 from signer.cli.parser import verb
-from signer.errors import BadFile, BadPublicKey, Refused, SignerError
+from signer.errors import BadFile, BadPublicKey, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
-from signer.units import plain, render_duration, timestamp
+from signer.units import plain, render_duration
 
 if TYPE_CHECKING:
     from signer.policy.decide import Policy
@@ -35,11 +34,11 @@ def policy_check(file: Path | None, as_json: bool) -> int:
     Exit status 1 if it has a problem; a warning is none.
     """
     from signer.policy.concerns import find_concerns
-    from signer.policy.file import load_policy
+    from signer.policy.file import POLICY_SETTING, load_policy
 
     path = file or read_settings().policy_file
     try:
-        policy = load_policy(path)
+        policy = load_policy(path, "FILE" if file else POLICY_SETTING)
     except BadFile as error:
         if error.code != "policy_refused":
             raise
@@ -231,34 +230,6 @@ def _show_explanation(found: Explanation) -> None:
     output.show(f"not looked at: {' and '.join(NOT_CHECKED)}, which only the running keeper knows")
 
 
-@verb("token new", examples=["signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --json"])
-@click.argument("identity", type=IDENTITY, metavar="IDENTITY", help="the identity of the token")
-@click.option("--expires", type=TOKEN_LIFE, metavar="TIME", required=True, help="from now, such as 90d")
-@json_option
-def token_new(identity: str, expires: int, as_json: bool) -> int:
-    """Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which contains only
-    the token's SHA-256, goes to stderr; with --json everything is on stdout."""
-    from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
-
-    known = _known_tokens(identity)
-    token = render_token(os.urandom(SECRET_BYTES))
-    digest, ends = token_digest(token), timestamp(int(time.time()) + expires)
-    entry = f'{{ sha256 = "{digest}", expires = {ends} }}'
-    line = f"tokens = [{entry}]"
-    if as_json:
-        output.show_json({"token": token, "sha256": digest, "expires": ends, "policy_line": line})
-    else:
-        output.show(token)
-    output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
-    if known:
-        output.note(f"add to the list identities.{identity}.tokens in policy.toml, and send the keeper SIGHUP:")
-        output.note_bare(f"  {entry}")
-    else:
-        output.note(f"put into [identities.{identity}] in policy.toml, and send the keeper SIGHUP:")
-        output.note_bare(f"  {line}")
-    return 0
-
-
 @verb("key enrol", examples=["signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json"])
 @click.argument("file", type=FILE, metavar="FILE", help="the public key, such as id_ed25519_sk.pub")
 @json_option
@@ -274,25 +245,10 @@ def key_enrol(file: Path, as_json: bool) -> int:
         output.show_json({"fingerprint": key.fingerprint, "key_type": key.kind, "policy_line": line})
         return 0
     output.show(line)
-    output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, and send the keeper SIGHUP;")
+    output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, then `signer reload`;")
     output.note("add further fingerprints to the same list")
     if key.kind.startswith("sk-"):
         output.warn(
             "nothing attests that this key is in hardware or asks for a PIN: enrol a key that you saw being made"
         )
     return 0
-
-
-def _known_tokens(name: str) -> int:
-    """The number of tokens of the identity in policy.toml; a policy that cannot be read is only a warning."""
-    from signer.policy.file import load_policy
-
-    try:
-        policy = load_policy(read_settings().policy_file)
-    except SignerError as error:
-        output.warn(f"not compared with the policy: {error.text}")
-        return 0
-    if name not in policy.identities:
-        near = difflib.get_close_matches(name, list(policy.identities), 1)
-        output.warn(f"the policy has no identity {name}" + (f", did you mean {near[0]}" if near else ""))
-    return sum(token.identity == name for token in policy.tokens.values())

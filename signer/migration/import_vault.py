@@ -21,7 +21,7 @@ from signer.vault.role import MountTtls
 
 FILL_IN: Final = "SHA256:fill-in"
 _BARE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-_TRIAL_PIN: Final = "SHA256:" + "A" * 43
+_TRIAL_PIN: Final = "SHA256:" + "T" * 43
 _TRIAL_IDENTITY: Final = '\n[identities.trial]\nkind = "human"\n'
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from signer.errors import BadFile, BadPublicKey
-from signer.files import check_regular, read_bounded
+from signer.files import belongs_to, check_regular, read_bounded
 from signer.model import (
     BREAK_GLASS_TTL,
     LONGEST_VALIDITY,
@@ -63,6 +63,10 @@ IDENTITY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?", re
 PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+# Texts of examples, as documents show them: a file that still has one is not finished.
+_PLACEHOLDER_PIN: Final = "SHA256:" + "A" * 43
+_PLACEHOLDER_DIGESTS: Final = frozenset({"0" * 64, "1" * 64})
+POLICY_SETTING: Final = "SIGNER_POLICY_FILE"
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
 # Actors of events that are not identities; no identity may have such a name.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
@@ -77,17 +81,30 @@ _NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
 _MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
 
 
-def load_policy(path: Path) -> Policy:
-    """Reads and validates policy.toml; raises `BadFile` with every problem found."""
+def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:
+    """Reads and validates policy.toml; raises `BadFile` with every problem found.
+
+    `named_by` is the setting or the argument that names the file.
+    """
+    return parse_policy(read_policy(path, named_by), path.name)
+
+
+def read_policy(path: Path, named_by: str = POLICY_SETTING) -> bytes:
+    """The bytes of a policy file that no other user can write; raises `BadFile`."""
     try:
-        raw = read_bounded(path, MAX_POLICY_BYTES, check=_check_writers, follow_links=True)
+        return read_bounded(path, MAX_POLICY_BYTES, check=_check_writers, follow_links=True)
     except OSError as error:
+        denied = isinstance(error, PermissionError)
+        if denied:
+            hint = "run it as a user who may read it, or change its mode"
+        elif named_by == POLICY_SETTING:
+            hint = "set SIGNER_POLICY_FILE to the policy.toml of the service, or name the file as an argument"
+        else:
+            hint = f"check the path that {named_by} names"
+        whose = f"; {belongs_to(path)}" if denied else ""
         raise BadFile(
-            "policy_unreadable",
-            f"the policy file cannot be read: {error.strerror}",
-            "set SIGNER_POLICY_FILE to a policy.toml that the keeper's user may read",
+            "policy_unreadable", f"the policy file {path} ({named_by}) cannot be read: {error.strerror}{whose}", hint
         ) from None
-    return parse_policy(raw, path.name)
 
 
 def _check_writers(facts: os.stat_result) -> None:
@@ -153,6 +170,8 @@ def _read_ca(faults: Faults, data: object) -> CaKeys:
 def _check_fingerprint(faults: Faults, place: Place, fingerprint: str) -> None:
     if _FINGERPRINT.fullmatch(fingerprint) is None:
         faults.add((*place, "fingerprint"), "is not a fingerprint such as SHA256:… with 43 characters")
+    elif fingerprint == _PLACEHOLDER_PIN:
+        faults.add((*place, "fingerprint"), "is a placeholder: `signer ca inspect FILE` shows that of the CA key")
 
 
 def _check_fingerprints(faults: Faults, place: Place, fingerprints: list[str]) -> None:
@@ -475,6 +494,8 @@ def _read_tokens(
         faults.require(at, data, "sha256", "expires")
         if raw.sha256 is not None and _SHA256.fullmatch(raw.sha256) is None:
             faults.add((*at, "sha256"), "is not a SHA-256: 64 lower case hexadecimal digits")
+        if raw.sha256 in _PLACEHOLDER_DIGESTS:
+            faults.add((*at, "sha256"), "is a placeholder: `signer token new` prints that of a token")
         if raw.sha256 in tokens:
             faults.add((*at, "sha256"), f"is also the token of {tokens[raw.sha256].identity}")
         if raw.expires is not None and raw.expires.tzinfo is None:

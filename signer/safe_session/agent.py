@@ -156,20 +156,27 @@ class PrivateAgent:
 
 
 def _private_folder() -> str:
-    """XDG_RUNTIME_DIR if it is the user's and has mode 0700, as its specification demands, if it is short and plain
-    enough for a socket's path, and if programs can run there; otherwise /tmp, where the new folder's random name and
-    mode 0700 protect it."""
-    folder = os.environ.get("XDG_RUNTIME_DIR", "")
-    if folder.startswith("/") and len(folder) <= _MAX_FOLDER and _PATH_LETTERS.issuperset(folder):
+    """XDG_RUNTIME_DIR if it is private, if it is short and plain enough for a socket's path, and if programs can run
+    there; otherwise /tmp, where the new folder's random name and mode 0700 protect it."""
+    folder = runtime_folder()
+    if folder and len(folder) <= _MAX_FOLDER and _PATH_LETTERS.issuperset(folder):
         try:
-            facts = os.lstat(folder)
-            is_noexec = os.statvfs(folder).f_flag & os.ST_NOEXEC
+            if not os.statvfs(folder).f_flag & os.ST_NOEXEC:
+                return folder
         except OSError:
             return _FALLBACK_FOLDER
-        is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
-        if is_private and not is_noexec:
-            return folder
     return _FALLBACK_FOLDER
+
+
+def runtime_folder() -> str:
+    """XDG_RUNTIME_DIR if it is the user's and has mode 0700, as its specification demands; otherwise ""."""
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        facts = os.lstat(folder)
+    except (OSError, ValueError):
+        return ""
+    is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+    return folder if folder.startswith("/") and is_private else ""
 
 
 def _kill_and_reap(*pids: int) -> None:

@@ -6,6 +6,7 @@ longer than the whole request to the signing service.
 
 from __future__ import annotations
 
+from signer.safe_session.command import has_terminal
 from signer.safe_session.statuses import UsageError
 
 # ssh's options that take a value, from the getopt string in ssh.c (OpenSSH 8.5 to 10.x). Needed to find the
@@ -13,8 +14,18 @@ from signer.safe_session.statuses import UsageError
 _SSH_OPTIONS_WITH_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
 # ssh answers these itself and connects to nothing: version, supported algorithms, configuration, control of a master.
 _ANSWERED_BY_SSH = frozenset("VQGO")
-_VALUES = {"--role": "role", "--reason": "reason", "--ttl": "ttl", "--principal": "principals", "--wait": "wait"}
-_FLAGS = {"--json": "json"}
+_VALUES = {
+    "--role": "role",
+    "--reason": "reason",
+    "--ttl": "ttl",
+    "--principal": "principals",
+    "--wait": "wait",
+    "--for": "wait",
+    "--sign-key": "sign_key",
+}
+_FLAGS = {"--json": "json", "--no-wait": "no_wait", "--exact": "exact"}
+_TAKES_ID = ("wait", "withdraw")
+_QUESTIONS = ("whoami", "requests", *_TAKES_ID)
 _WRITE_ONE = "write `safe-session ssh HOST` or `safe-session exec -- COMMAND`"
 _LONGEST_NUMBER = 9  # digits of a duration
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -25,12 +36,15 @@ SHORT_TTL = 120  # seconds; ends soon, as a role's `limits.live` counts what has
 
 
 class Invocation:
-    """A parsed command line. `verb` is ssh, exec, help or version; `command` holds the words after it without
-    safe-session's own options: the words for ssh, or the whole command of exec. `asks_ssh` is true for a question that
-    ssh answers without a login, which needs no certificate. `wait` is in seconds, None if not given."""
+    """A parsed command line. `verb` is ssh, exec, a question of `_QUESTIONS`, help or version; `command` holds the
+    words after it without safe-session's own options: the words for ssh, or the whole command of exec. `asks_ssh` is
+    true for a question that ssh answers without a login, which needs no certificate. `remote` are the words of ssh's
+    remote command, and `sets_persist` says that ssh's options have a ControlPersist. `wait` is in seconds, None if not
+    given; `request` is the id that `wait` and `withdraw` are for."""
 
     __slots__ = (
-        "asks_ssh", "command", "json", "principals", "reason", "role", "ttl", "verb", "verbose", "wait",
+        "asks_ssh", "command", "exact", "json", "no_wait", "principals", "reason", "remote", "request", "role",
+        "sets_persist", "sign_key", "ttl", "verb", "verbose", "wait",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -41,7 +55,10 @@ class Invocation:
         self.ttl = ""
         self.principals: list[str] = []
         self.wait: int | None = None
-        self.json = False
+        self.sign_key = ""
+        self.request = ""
+        self.remote: list[str] = []
+        self.json = self.no_wait = self.exact = self.sets_persist = False
         self.verbose = False
         self.asks_ssh = False
 
@@ -56,7 +73,7 @@ class Invocation:
                 raise UsageError(f"{name} takes no value")
             setattr(self, _FLAGS[name], True)
             return at + 1
-        if name not in _VALUES:
+        if name not in _VALUES or (name == "--for" and self.verb != "wait"):
             raise UsageError(f"unknown option {name}")
         if not equals:
             at += 1
@@ -74,7 +91,7 @@ class Invocation:
             return
         if getattr(self, _VALUES[name]) not in ("", None):
             raise UsageError(f"{name} is given twice")
-        if name == "--wait":
+        if _VALUES[name] == "wait":
             self.wait = read_duration(name, value, smallest=0)
             return
         if name == "--ttl":
@@ -88,6 +105,25 @@ class Invocation:
             self.verb == "exec" and self.command[0].rpartition("/")[2] in _LOGS_IN_ONCE
         )
         return SHORT_TTL if logs_in_once and not self.ttl else 0
+
+    def force_command(self) -> str:
+        """What `--exact` requests as the certificate's force-command: the remote command as ssh sends it."""
+        return " ".join(self.remote) if self.exact else ""
+
+    def is_for_program(self) -> bool:
+        """True if a program reads what is said: it gets JSON of a request to humans, and does not wait for them."""
+        return self.no_wait or not has_terminal()
+
+    def check(self) -> None:
+        """Raises `UsageError` for options that do not go together."""
+        if self.no_wait and self.wait:
+            raise UsageError("--wait and --no-wait exclude each other")
+        if not self.exact:
+            return
+        if self.verb != "ssh":
+            raise UsageError("--exact is an option of `ssh`", "write `safe-session ssh --exact HOST COMMAND`")
+        if not self.remote:
+            raise UsageError("--exact needs a remote command", "write `safe-session ssh --exact HOST COMMAND`")
 
 
 def parse_arguments(words: list[str], invocation: Invocation | None = None) -> Invocation:
@@ -113,9 +149,35 @@ def parse_arguments(words: list[str], invocation: Invocation | None = None) -> I
         _split_ssh(invocation, words[at + 1 :])
     elif invocation.verb == "exec":
         _split_exec(invocation, words[at + 1 :])
+    elif invocation.verb in _QUESTIONS:
+        _read_question(invocation, words[at + 1 :])
     else:
         raise UsageError(f"unknown command {invocation.verb}", _WRITE_ONE)
+    if invocation.verb not in ("help", "version"):
+        invocation.check()
     return invocation
+
+
+def _read_question(invocation: Invocation, words: list[str]) -> None:
+    """Reads the words after `whoami`, `requests`, `wait` or `withdraw`: an id for the last two, and options."""
+    verb = invocation.verb
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "-h":
+            invocation.verb = "help"
+            return
+        if word.startswith("-"):
+            at = invocation.take_option(words, at)
+            if invocation.verb != verb:
+                return
+            continue
+        if verb not in _TAKES_ID or invocation.request:
+            raise UsageError(f'unexpected argument "{word}"')
+        invocation.request = word
+        at += 1
+    if verb in _TAKES_ID and not invocation.request:
+        raise UsageError("no request given", f"write `safe-session {verb} ID`; `safe-session requests` lists them")
 
 
 def _split_ssh(invocation: Invocation, words: list[str]) -> None:
@@ -128,6 +190,7 @@ def _split_ssh(invocation: Invocation, words: list[str]) -> None:
         word = words[at]
         if word == "--":
             invocation.command += words[at:]
+            invocation.remote = words[at + (1 if host_seen else 2) :]
             host_seen = host_seen or at + 1 < len(words)
             break
         if word.startswith("--"):
@@ -139,16 +202,21 @@ def _split_ssh(invocation: Invocation, words: list[str]) -> None:
             invocation.command.append(word)
             options = _options_in(word)
             invocation.asks_ssh = invocation.asks_ssh or not _ANSWERED_BY_SSH.isdisjoint(options)
-            if options == word[1:] and options[-1] in _SSH_OPTIONS_WITH_VALUE:
+            value = word[1 + len(options) :]
+            if not value and options[-1] in _SSH_OPTIONS_WITH_VALUE:
                 at += 1
                 if at == len(words):
                     raise UsageError(f"ssh option {word} has no value")
-                invocation.command.append(words[at])
+                value = words[at]
+                invocation.command.append(value)
+            if options[-1] == "o" and value.lstrip().lower().startswith("controlpersist"):
+                invocation.sets_persist = True
         elif not host_seen:
             host_seen = True
             invocation.command.append(word)
         else:
             invocation.command += words[at:]
+            invocation.remote = words[at:]
             break
         at += 1
     if not host_seen and not invocation.asks_ssh:

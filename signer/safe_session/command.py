@@ -34,6 +34,8 @@ SSH_OPTIONS = (
     # The private agent is not forwarded unless this command has -A.
     ("ForwardAgent", "no"),
 )
+# Where no terminal is, unless the command line has a ControlPersist of its own (with -M and -S).
+NO_PERSIST = ("ControlPersist", "no")
 
 
 class EndedBySignal(BaseException):
@@ -55,9 +57,21 @@ def _raise_ended(number: int, _frame: FrameType | None) -> None:
     raise EndedBySignal(number)
 
 
-def ssh_command(words: list[str]) -> list[str]:
-    """The ssh command: `SSH_OPTIONS`, then `words` unchanged."""
-    return ["ssh", *(part for name, value in SSH_OPTIONS for part in ("-o", f"{name}={value}")), *words]
+def has_terminal() -> bool:
+    """True if somebody reads stderr; otherwise a program reads, which waits for the end of all that is written."""
+    return os.isatty(2)
+
+
+def ssh_command(words: list[str], *, may_persist: bool = True) -> list[str]:
+    """The ssh command: `SSH_OPTIONS`, then `words` unchanged. Without `may_persist` no master connection outlives it,
+    which would hold the standard streams of whoever waits for their end."""
+    return ["ssh", *option_words(may_persist=may_persist), *words]
+
+
+def option_words(*, may_persist: bool) -> list[str]:
+    """The session's options for ssh's command line."""
+    options = SSH_OPTIONS if may_persist else (*SSH_OPTIONS, NO_PERSIST)
+    return [part for name, value in options for part in ("-o", f"{name}={value}")]
 
 
 def find_command(name: str, *, required: bool = True) -> str:

@@ -14,6 +14,7 @@ from signer.ssh.wire import string
 _EVP_PKEY_ED25519 = 1087  # NID_ED25519 in openssl/obj_mac.h; stable since OpenSSL 1.1.1
 _LIBRARIES = ("libcrypto.so.3", "libcrypto.so.1.1")
 _PR_SET_DUMPABLE = 4
+_SHA256_SIZE = 32
 
 
 class NewKey:
@@ -52,6 +53,13 @@ def make_key(libraries: tuple[str, ...] = _LIBRARIES) -> NewKey:
     raise Unavailable("no_key", "libcrypto cannot generate an Ed25519 key", "check OpenSSL's openssl.cnf (FIPS?)")
 
 
+def sha256(data: bytes) -> bytes:
+    """SHA-256 of `data`: libcrypto is loaded in any case, and the import of `hashlib` takes 4 ms."""
+    digest = ctypes.create_string_buffer(_SHA256_SIZE)
+    _load(_LIBRARIES).SHA256(data, len(data), digest)
+    return digest.raw
+
+
 def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
     for name in libraries:
         try:
@@ -65,6 +73,8 @@ def _load(libraries: tuple[str, ...]) -> ctypes.CDLL:
         crypto.EVP_PKEY_new_raw_private_key.argtypes = (ctypes.c_int, pointer, pointer, ctypes.c_size_t)
         crypto.EVP_PKEY_get_raw_public_key.argtypes = (pointer, pointer, pointer)
         crypto.EVP_PKEY_free.argtypes = (pointer,)
+        crypto.SHA256.argtypes = (ctypes.c_char_p, ctypes.c_size_t, pointer)
+        crypto.SHA256.restype = pointer
         return crypto
     raise Unavailable(
         "no_libcrypto",

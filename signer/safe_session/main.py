@@ -15,11 +15,12 @@ from signer.safe_session.command import (
     EndedBySignal,
     end_on_signals,
     find_command,
+    has_terminal,
     run,
     session_environment,
     ssh_command,
 )
-from signer.safe_session.statuses import INTERRUPTED, SIGNALLED, UsageError
+from signer.safe_session.statuses import INTERRUPTED, SIGNALLED, Limited, RequestOver, StillPending, UsageError
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(words, invocation)
     except UsageError as error:
         return output.report(error, as_json=invocation.json or "--json" in words)
+    except (StillPending, RequestOver, Limited) as error:
+        as_json = invocation.json or invocation.is_for_program()
+        to_stderr = invocation.verb == "ssh" and not invocation.json
+        return output.report(error, as_json=as_json, to_stderr=to_stderr)
     except SignerError as error:
         return output.report(error, as_json=invocation.json)
     except EndedBySignal as ended:
@@ -54,23 +59,30 @@ def _main(words: list[str], invocation: Invocation) -> int:
         _inform(invocation.verb)
         return 0
     if invocation.asks_ssh:
-        return run(find_command("ssh"), ssh_command(invocation.command), dict(os.environ))
-    return _session(invocation)
+        command = ssh_command(invocation.command, may_persist=_may_persist(invocation))
+        return run(find_command("ssh"), command, dict(os.environ))
+    if invocation.verb in ("ssh", "exec"):
+        return _session(invocation)
+    from signer.safe_session.questions import answer
+    from signer.safe_session.settings import load_settings
+
+    return answer(load_settings("", needs_role=False), invocation)
 
 
 def _session(invocation: Invocation) -> int:
     """Runs the session and returns its exit status.
 
     1  check the command and the settings
-    2  start the agent, which gets ready during steps 3 and 4
-    3  generate the key
-    4  request the certificate
-    5  load both into the agent for the certificate's lifetime and wipe the key
-    6  run the command, with the session's options for every ssh that it starts
-    7  end the agent, also after an error
+    2  start the agent, which gets ready during step 3
+    3  generate the key and request the certificate
+    4  load both into the agent for the certificate's lifetime and wipe the key
+    5  run the command, with the session's options for every ssh that it starts
+    6  end the agent, also after an error
     """
     # 1
-    command = ssh_command(invocation.command) if invocation.verb == "ssh" else invocation.command
+    command = invocation.command
+    if invocation.verb == "ssh":
+        command = ssh_command(command, may_persist=_may_persist(invocation))
     path = find_command(command[0])
     from signer.safe_session.settings import load_settings
 
@@ -80,17 +92,15 @@ def _session(invocation: Invocation) -> int:
 
     with PrivateAgent() as agent:
         # 3 (imported here because the agent starts meanwhile)
-        from signer.safe_session.keypair import forbid_core_dumps, make_key
-        from signer.safe_session.request import Patience, request_certificate
+        from signer.safe_session.keypair import forbid_core_dumps
+        from signer.safe_session.request import Patience, obtain_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
         forbid_core_dumps()
         patience = Patience(invocation.wait, _say_away(invocation))
-        key = make_key()
+        key, certificate = obtain_certificate(settings, invocation, patience)
         try:
             # 4
-            certificate = request_certificate(settings, invocation, key, patience)
-            # 5
             message = render_add_ed25519_certificate(
                 certificate.blob,
                 memoryview(key.seed).cast("B"),
@@ -104,19 +114,19 @@ def _session(invocation: Invocation) -> int:
                 message[:] = bytes(len(message))
         finally:
             key.wipe()
-        # 6
+        # 5
         if invocation.verbose:
             output.say_certificate(settings.role, certificate.serial, certificate.lifetime, as_json=invocation.json)
         return _run_command(invocation, path, command, agent)
-        # 7: the end of `with`
+        # 6: the end of `with`
 
 
 def _run_command(invocation: Invocation, path: str, command: list[str], agent: PrivateAgent) -> int:
-    """Step 6. Without wrappers the command runs all the same, after a note."""
+    """Step 5. Without wrappers the command runs all the same, after a note."""
     from signer.safe_session.wrappers import write_wrappers
 
     try:
-        wrappers = write_wrappers(agent.programs, path)
+        wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation))
     except Unavailable as error:
         _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
         _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")
@@ -127,6 +137,11 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
     else:
         path = wrappers.get(os.path.basename(path), path)
     return run(path, command, session_environment(agent.socket, agent.programs))
+
+
+def _may_persist(invocation: Invocation) -> bool:
+    """False where a master connection would keep a program waiting for the end of what is written."""
+    return has_terminal() or invocation.sets_persist
 
 
 def _note(invocation: Invocation, text: str) -> None:

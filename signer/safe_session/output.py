@@ -1,7 +1,7 @@
 """All output of `safe-session`.
 
-1. Errors and remarks go to stderr; stdout belongs to the command. stdout gets `--help`, `--version`, and with `--json`
-   the one line that says why no command was run.
+1. Errors and remarks go to stderr; stdout belongs to the command. stdout gets the answer of what runs no command, and
+   the one line of JSON that says why none was run: with `--json`, and to a program that has to wait for humans.
 2. `safe-session: error: <lowercase, no full stop>`, then `safe-session: hint: <next action>`.
 3. Text from outside (server, arguments, file names) is printed only through `plain`; JSON is ASCII.
 4. Each line of JSON is an object whose `state` is one word; remarks go to stderr as JSON, too.
@@ -18,7 +18,8 @@ from signer.errors import SignerError
 from signer.safe_session.statuses import LATER, NOT_REACHABLE, Internal, NotWritten, judge
 
 _LONGEST_LINE = 600
-_LONGEST_VALUE = 4096  # characters of a text in JSON
+_USUAL_WIDTH = 80  # columns, where the terminal does not say
+_NAME_WIDTH = 12
 
 
 def plain(text: str) -> str:
@@ -35,6 +36,21 @@ def say(text: str) -> None:
     _write_stderr(f"safe-session: {plain(text)}\n")
 
 
+def say_over(text: str) -> None:
+    """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
+    try:
+        width = os.get_terminal_size(2).columns or _USUAL_WIDTH
+    except OSError:
+        width = _USUAL_WIDTH
+    line = plain(f"safe-session: {text}")[: width - 1] if text else ""
+    _write_stderr(f"\r{line}\x1b[K")
+
+
+def say_row(name: str, value: str) -> None:
+    """A name and its value below a line of `say`."""
+    _write_stderr(f"safe-session:   {name.ljust(_NAME_WIDTH)}{plain(value)}\n")
+
+
 def remark(text: str, *, as_json: bool, state: str = "note", **facts: object) -> None:
     """A remark on stderr beside the running command: `text`, or a line of JSON with it and `facts`."""
     if as_json:
@@ -43,9 +59,13 @@ def remark(text: str, *, as_json: bool, state: str = "note", **facts: object) ->
         say(text)
 
 
-def report(error: SignerError, *, as_json: bool) -> int:
-    """Says why no command is run, on stderr or as a line of JSON on stdout; returns the exit status."""
+def report(error: SignerError, *, as_json: bool, to_stderr: bool = False) -> int:
+    """Says why no command is run, on stderr or as a line of JSON on stdout; returns the exit status. `to_stderr` is for
+    JSON in place of a command whose stdout has a protocol of its own, as rsync's and git's have."""
     status, state = judge(error)
+    if as_json and to_stderr:
+        _write_stderr(render_json(error_facts(error, status, state)) + "\n")
+        return status
     if as_json:
         try:
             show(render_json(error_facts(error, status, state)) + "\n")
@@ -80,7 +100,7 @@ def render_json(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return quoted(value[:_LONGEST_VALUE])
+        return quoted(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{quoted(str(key))}:{render_json(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

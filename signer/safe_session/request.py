@@ -6,8 +6,10 @@ import binascii
 import time
 from _json import encode_basestring_ascii as quoted
 
-from signer.errors import Unavailable
+from signer.errors import Refused, Unavailable
+from signer.safe_session.claims import load_claim
 from signer.safe_session.http import HttpResponse, NoResponse, Server, send
+from signer.safe_session.keypair import make_key
 from signer.safe_session.response import Certificate, problem_code, read_certificate, retry_after
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from signer.safe_session.arguments import Invocation
+    from signer.safe_session.claims import Claim
     from signer.safe_session.keypair import NewKey
     from signer.safe_session.settings import Settings
 
@@ -26,6 +29,7 @@ _PAUSES = (0.2, 0.6, 1.6)
 _LAST_PAUSE = 3.0  # between later attempts, which only --wait makes
 # What --wait waits for beside `NoResponse`; the causes of others do not pass.
 _AWAY = frozenset({"service_unreachable", "service_slow"})
+_ASKS_HUMANS = 202
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -50,7 +54,7 @@ class Patience:
 
     def allows_after(self, error: Unavailable) -> bool:
         """Sleeps and returns true if the request may be sent again after `error`."""
-        if not isinstance(error, NoResponse) and not (self._waits_for_absent and error.code in _AWAY):
+        if not isinstance(error, NoResponse) and not (self._waits_for_absent and is_away(error)):
             return False
         if self._waits and self._waits_for_absent:
             self._waits(error)
@@ -81,24 +85,74 @@ def call(server: Server, method: str, path: str, body: bytes, patience: Patience
             return response
 
 
-def request_certificate(settings: Settings, invocation: Invocation, key: NewKey, patience: Patience) -> Certificate:
-    """The certificate for `key`. Raises the errors of `send` and `read_certificate` in the last attempt.
+def is_away(error: Unavailable) -> bool:
+    """True if the service may be back later; the causes of other errors do not pass."""
+    return isinstance(error, NoResponse) or error.code in _AWAY
 
-    A short lifetime of our own choice that a role does not allow is left to the role's default.
+
+def obtain_certificate(settings: Settings, invocation: Invocation, patience: Patience) -> tuple[NewKey, Certificate]:
+    """A certificate and its new key, which the caller wipes; waits for humans where the role asks them.
+
+    Raises the errors of `send`, `read_certificate` and `approval.await_certificate`.
     """
-    role = settings.role.encode(errors="surrogateescape")
-    path = "/api/sign/" + "".join(chr(b) if chr(b) in _PATH_LETTERS else f"%{b:02X}" for b in role)
-    response = call(settings.server, "POST", path, render_body(invocation, key.blob()), patience)
-    if invocation.short_ttl() and problem_code(response) == "ttl_above_max":
-        body = render_body(invocation, key.blob(), short=False)
+    while True:
+        claim = load_claim(settings, invocation)
+        key = make_key()
+        try:
+            response = _ask(settings, invocation, key, claim, patience)
+            if response.status != _ASKS_HUMANS:
+                return key, read_certificate(response, key.public, settings.server.address.text)
+        except BaseException as error:
+            key.wipe()
+            if claim.is_kept and isinstance(error, Refused) and error.code == "request_denied":
+                from signer.safe_session.approval import read_end
+
+                raise read_end(settings, claim.request, error) from None
+            raise
+        key.wipe()  # the certificate may come hours later, for a key that is made then
+        from signer.safe_session.approval import AskedTwice, await_certificate
+
+        try:
+            return await_certificate(settings, invocation, claim, response)
+        except AskedTwice:
+            continue
+
+
+def _ask(settings: Settings, invocation: Invocation, key: NewKey, claim: Claim, patience: Patience) -> HttpResponse:
+    """The response to the request, without what the service does not take: a short lifetime of our own choice that is
+    above the role's is left to the role's default, and a service older than approvals knows no claim."""
+    path = f"/api/sign/{quoted_path(settings.role)}"
+    claim_sha256, short = claim.digest(), True
+    while True:
+        body = render_body(invocation, key.blob(), claim_sha256, short=short)
         response = call(settings.server, "POST", path, body, patience)
-    return read_certificate(response, key.public, settings.server.address.text)
+        code = problem_code(response)
+        if short and invocation.short_ttl() and code == "ttl_above_max":
+            short = False
+        elif claim_sha256 and code == "field_malformed" and b"claim_sha256" in response.body:
+            claim_sha256 = ""
+        else:
+            return response
 
 
-def render_body(invocation: Invocation, blob: bytes, *, short: bool = True) -> bytes:
+def quoted_path(text: str) -> str:
+    """A segment of a path, or a value of a query (RFC 3986 section 2.1)."""
+    data = text.encode(errors="surrogateescape")
+    return "".join(chr(b) if chr(b) in _PATH_LETTERS else f"%{b:02X}" for b in data)
+
+
+def render_key(blob: bytes) -> str:
+    """`ssh-ed25519 <base64>`."""
+    return "ssh-ed25519 " + binascii.b2a_base64(blob, newline=False).decode()
+
+
+def render_body(invocation: Invocation, blob: bytes, claim_sha256: str, *, short: bool = True) -> bytes:
     """The request's JSON; options that were not given are omitted, so that the role's defaults apply. `short` asks for
-    the short lifetime that suits a single login."""
-    fields = ['"public_key":' + quoted("ssh-ed25519 " + binascii.b2a_base64(blob, newline=False).decode())]
+    the short lifetime that suits a single login. Where a human is asked, the request is bound to the claim secret with
+    this digest, otherwise the key is certified at once."""
+    fields = ['"public_key":' + quoted(render_key(blob))]
+    if claim_sha256:
+        fields.append('"claim_sha256":' + quoted(claim_sha256))
     if invocation.principals:
         fields.append('"principals":[' + ",".join(map(quoted, invocation.principals)) + "]")
     if invocation.ttl:
@@ -107,4 +161,6 @@ def render_body(invocation: Invocation, blob: bytes, *, short: bool = True) -> b
         fields.append(f'"ttl":{seconds}')
     if invocation.reason:
         fields.append('"reason":' + quoted(invocation.reason))
+    if command := invocation.force_command():
+        fields.append('"critical_options":{"force-command":' + quoted(command) + "}")
     return ("{" + ",".join(fields) + "}").encode("ascii")

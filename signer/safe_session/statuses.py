@@ -53,12 +53,35 @@ class Limited(Refused):
     """A limit of the role or of the service is reached; the same request succeeds later."""
 
 
+# Codes of the service's own, by the state of a request that is over.
+_OVER = {
+    "denied": "request_denied",
+    "expired": "request_expired",
+    "issued": "request_issued",
+    "lapsed": "request_lapsed",
+    "withdrawn": "request_withdrawn",
+}
+
+
+class StillPending(SignerError):
+    """No human has decided yet. `facts` are what the JSON line shows of the request."""
+
+
+class RequestOver(Refused):
+    """A request to humans ended without a certificate. `state` says how: denied, expired, withdrawn, lapsed, issued."""
+
+    def __init__(self, state: str, text: str, hint: str, facts: dict[str, object]) -> None:
+        super().__init__(_OVER[state], text, hint, facts)
+        self.state = state
+
+
 # The first that fits; anything else means that there was no usable answer.
 _BY_TYPE: tuple[tuple[type[SignerError], int, str], ...] = (
     (UsageError, USAGE, "usage"),
     (NoCommand, NO_COMMAND, "no_command"),
     (BadSettings, SETTINGS, "settings"),
     (Limited, LATER, "limited"),
+    (StillPending, LATER, "pending"),
     (Refused, REFUSED, "refused"),
     (NotAuthenticated, REFUSED, "refused"),
     (NotFound, REFUSED, "refused"),
@@ -73,6 +96,8 @@ def judge(error: SignerError) -> tuple[int, str]:
     status, state = next(found, (NOT_REACHABLE, "unreachable"))
     if isinstance(error, NoCommand):
         status = error.status
+    elif isinstance(error, RequestOver):
+        state = error.state
     elif error.code == "frozen":
         state = "frozen"
     return status, state

@@ -5,6 +5,7 @@ from __future__ import annotations
 TEXT = """\
 usage: safe-session [options] ssh [ssh options] host [command]
        safe-session [options] exec -- command [arguments]
+       safe-session whoami | requests | wait ID [--for TIME] | withdraw ID
 
 Logs in with a short-lived certificate. Generates a key in memory, has the
 signing service certify it, and holds both in a private ssh-agent while the
@@ -15,6 +16,16 @@ logs in with this certificate alone, whatever ~/.ssh/config says, and shares no
 connection (ControlMaster). A program that starts /usr/bin/ssh by that path follows
 its own configuration. `ssh -V`, -Q, -G and -O are answered by ssh; nothing is requested.
 
+Where a role asks humans, a person sees the request and waits; Ctrl-C withdraws it. A
+program (stderr is no terminal) gets one line of JSON and status 75 at once; the same
+command later goes on with the same request. The secret that claims the certificate is
+kept in XDG_RUNTIME_DIR, if that is a private folder in memory; elsewhere use --wait.
+
+  whoami                 identity, roles, and when the token ends
+  requests               your requests to humans, of the last day
+  wait ID                wait until humans have decided: 0 approved, 75 pending, 77 over
+  withdraw ID            withdraw a request
+
 options, before `ssh` or `exec`, or after it but before the remote command or `--`:
   --role ROLE            role to request; default: SAFE_SESSION_ROLE
   --principal NAME       principal to request, if not the role's default; may be repeated
@@ -22,7 +33,13 @@ options, before `ssh` or `exec`, or after it but before the remote command or `-
                          `exec` of ssh, scp, sftp or rsync, whose session outlives its certificate,
                          otherwise the role's default
   --reason TEXT          reason for the ledger; some roles require it
-  --wait TIME            wait this long for a service that is away; default: 3 s
+  --wait TIME            wait this long for humans, and for a service that is away; default: 3 s for
+                         a service; for humans as long as it takes on a terminal, else not at all
+  --no-wait              do not wait for humans; the line of JSON on a terminal, too
+  --exact                with `ssh`: request a certificate for the remote command alone (force-command),
+                         so that humans approve a command and not a shell
+  --sign-key FILE        the key for your own signature, where the role wants it (presence, break-glass);
+                         default: your approval key in ~/.ssh or in your ssh-agent
   --json                 what is said before the command runs, as lines of JSON: the reason for not
                          running it on stdout, remarks on stderr
   -v                     print what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's option)
@@ -40,9 +57,9 @@ settings, from the environment:
 
 exit status: the command's own, 128+n if signal n ended it, ssh's 255 if it cannot log in;
 if the command was not run:
-  64   the command line is not valid           75   a limit is reached; try again later
-  69   the service is not reachable, or a      77   refused, or frozen; the token expired
-       program of this host is missing         78   a setting is missing or wrong
-  70   internal error                         126   the command cannot be executed
-  74   the text cannot be written             127   there is no such command
+  64   the command line is not valid           75   no human has decided yet, or a limit is
+  69   the service is not reachable, or a           reached; try again later
+       program of this host is missing         77   refused, denied, expired or frozen
+  70   internal error                          78   a setting is missing or wrong
+  74   stdout cannot be written          126, 127   the command cannot be executed, does not exist
 """

@@ -14,26 +14,34 @@ import os
 import sys
 
 from signer.errors import Unavailable
-from signer.safe_session.command import SSH_OPTIONS, find_command
+from signer.safe_session.command import find_command, option_words
 
 NAMES = ("ssh", "scp", "sftp")
 # POSIX shells cannot set the name of a program that they execute. Python ignores two signals, which ssh would inherit.
+# A ControlPersist of the command's own removes ours, which would win: of two values ssh takes the first.
 _EXECUTE = (
     "import _signal, os, sys\n"
     "_signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)\n"
     "_signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)\n"
-    "os.execv(sys.argv[1], sys.argv[2:])"
+    "words = sys.argv[2:]\n"
+    "ours = 'ControlPersist=no'\n"
+    "if ours in words:\n"
+    "    at = words.index(ours)\n"
+    "    if any('controlpersist' in word.lower() for word in words[at + 1:]):\n"
+    "        del words[at - 1:at + 1]\n"
+    "os.execv(sys.argv[1], words)"
 )
 
 
-def write_wrappers(folder: str, command: str) -> dict[str, str]:
+def write_wrappers(folder: str, command: str, *, may_persist: bool) -> dict[str, str]:
     """Creates `folder` with a script for each of the programs that exist; returns their paths by name.
 
     `command` is the path of the session's command: if it is one of the programs, its script runs exactly that one.
+    Without `may_persist` ssh gets `NO_PERSIST`, too, unless its own words have a ControlPersist.
     Raises `Unavailable` if the scripts cannot be written or executed.
     """
     ssh = f"{folder}/ssh"
-    options = [word for key, value in SSH_OPTIONS for word in ("-o", f"{key}={value}")]
+    options = option_words(may_persist=may_persist)
     scripts = {}
     try:
         os.mkdir(folder, 0o700)

@@ -112,8 +112,11 @@ class World:
         self.ca = ca
         self._environ = environ
         self._sealed: list[tuple[str, str]] = []
+        self._made: list[str] = []  # digests of tokens
         self._runs = False
-        (folder / "policy.toml").write_text(fill_policy(POLICY, ca.fingerprint, Tokens()))
+        policy = fill_policy(POLICY, ca.fingerprint, Tokens())
+        self._made += re.findall(r'sha256 = "([0-9a-f]{64})"', policy)
+        (folder / "policy.toml").write_text(policy)
         (folder / "ca").write_bytes(ca.private.read_bytes())
         (folder / "ca").chmod(0o400)
         (folder / "ca.pub").write_text(ca.public_line + "\n")
@@ -217,7 +220,9 @@ class World:
             known += [(digest, "<policy>"), (digest[:16], "<policy>")]
         for token in re.findall(r"sgn_\w{49}", text):
             known.append((token, "<token>"))
-            known.append((sha256(token.encode()).hexdigest(), "<sha256>"))
+            self._made.append(sha256(token.encode()).hexdigest())
+        known += [(digest, "<sha256>") for digest in self._made]
+        known += [(digest[:12], "<token-id>") for digest in self._made]
         for blob in re.findall(r"ssh-ed25519 (AAAA\S{64})", text):  # after those above, of a key that was made
             print_of = base64.b64encode(sha256(base64.b64decode(blob)).digest()).decode().rstrip("=")
             known += [(blob, "<new-key>"), (f"SHA256:{print_of}", "<new>")]

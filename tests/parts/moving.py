@@ -50,7 +50,7 @@ key_types = ["ssh-ed25519"]
 kind = "human"
 roles = ["llmops"]
 may = ["operate", "ledger.read"]
-tokens = [{{ sha256 = "{"0" * 64}", expires = 2099-01-01T00:00:00Z }}]
+tokens = [{{ sha256 = "{"ab" * 32}", expires = 2099-01-01T00:00:00Z }}]
 """
 
 

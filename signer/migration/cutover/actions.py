@@ -89,7 +89,7 @@ class CutoverActions:
 
     @property
     def _policy(self) -> Policy:
-        return load_policy(self._file.signer.policy_file)
+        return load_policy(self._file.signer.policy_file, "signer.policy_file")
 
     def preflight(self) -> Observation:
         """Runs the host's preflight script; raises `StepFailed` unless it reports ready."""

@@ -131,7 +131,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
 
     `may_be_down`: an interrupted run may have left a service that does not answer.
     """
-    policy = load_policy(file.signer.policy_file)
+    policy = load_policy(file.signer.policy_file, "signer.policy_file")
     operator = check_operator(file, policy)
     compose = Compose(file.compose)
     with VaultAdmin(file.vault.address, file.vault.token_file, file.vault.ca_file) as vault:

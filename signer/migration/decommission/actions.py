@@ -165,7 +165,7 @@ class RemovalActions:
 
     def smoke(self, when: str) -> Observation:
         """A real login to every target with a certificate of the local CA."""
-        pin = load_policy(self._file.signer.policy_file).ca.fingerprint
+        pin = load_policy(self._file.signer.policy_file, "signer.policy_file").ca.fingerprint
         return self._run.keep_logs(
             when, lambda: smoke(self._file, self._api.certificate, backend="local", ca_fingerprint=pin)
         )

@@ -209,7 +209,7 @@ def _snapshot_fault(wanted: DecommissionFacts, inventory: Inventory, mount: str,
 
 def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
     try:
-        pin = load_policy(file.signer.policy_file).ca.fingerprint
+        pin = load_policy(file.signer.policy_file, "signer.policy_file").ca.fingerprint
         smoke(file, api.certificate, backend="local", ca_fingerprint=pin)
     except SignerError as error:
         return error
@@ -253,7 +253,7 @@ class RemovalGoal(PlanPart):
 def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
     """The inputs of a plan; raises `SignerError`."""
     wanted = decommission_of(file)
-    policy = load_policy(file.signer.policy_file)
+    policy = load_policy(file.signer.policy_file, "signer.policy_file")
     operator = check_operator(file, policy)
     cutover = read_ledger(api).cutover
     taken: dict[str, str] = {"from": "raft API"}

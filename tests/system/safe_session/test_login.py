@@ -139,6 +139,29 @@ def test_a_shared_master_is_not_ridden(client: Client, signer: Signer, sshd: Ssh
         subprocess.run(end, check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("verb", [("ssh",), ("exec", "--", "ssh")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words,kept",
+    [((), "no"), (("-o", "ControlPersist=30"), "30"), (("-oControlPersist 30",), "30")],
+    ids=["configuration", "command line", "in one word"],
+)
+def test_without_a_terminal_no_master_connection_outlives_the_command(
+    client: Client, signer: Signer, sshd: Sshd, verb: tuple[str, ...], words: tuple[str, ...], kept: str
+) -> None:
+    path = configure(client, sshd, "ControlPersist 60")
+    with Standin(signer) as api:
+        done = client.run(api.address, *verb, "-G", "-F", str(path), *words, "rs2000")
+    settings = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert settings["controlpersist"] == kept
+
+
+def test_a_command_with_a_master_connection_ends_when_it_ends(client: Client, signer: Signer, sshd: Sshd) -> None:
+    """A master that persisted would hold the pipe that `run` reads to its end, and its socket would be left."""
+    master = ("-M", "-S", f"{client.runtime}/master")
+    done = log_in(client, signer, sshd, *master, "rs2000", "echo in", config=("ControlPersist 600",))
+    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
+
+
 @pytest.mark.parametrize("words,forwarded", [((), False), (("-A",), True)], ids=["configuration", "-A"])
 def test_the_agent_is_forwarded_only_when_this_command_says_so(
     client: Client, signer: Signer, sshd: Sshd, words: tuple[str, ...], forwarded: bool

@@ -18,7 +18,7 @@ from signer.policy.tokens import token_digest
 from signer.settings import load_settings
 from tests.parts.command import run
 
-PIN = "SHA256:" + "A" * 43
+PIN = "SHA256:" + "P" * 43
 
 
 def made(folder: Path, *words: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_what_is_missing_yet_is_what_check_says_is_missing_and_comments_ask_for(
     assert made.policy.count("FILL IN") == 3
     assert FILL_IN in made.policy
     uncommented = "\n".join(
-        line.removeprefix("# ").replace("…", "0" * 64)
+        line.removeprefix("# ").replace("…", "ab" * 32)
         for line in made.policy.split("FILL IN the identities,")[1].split("#\n")[1:]
     )
     filled = made.policy.replace(FILL_IN, PIN) + uncommented.replace("# ", "")

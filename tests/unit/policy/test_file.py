@@ -311,7 +311,10 @@ def test_a_file_is_read_from_disk_and_one_that_cannot_be_is_refused(tmp_path: Pa
         with pytest.raises(BadFile) as caught:
             load_policy(unreadable)
         assert caught.value.code == "policy_unreadable"
-        assert str(tmp_path) not in caught.value.text
+        assert f"{unreadable} (SIGNER_POLICY_FILE)" in caught.value.text
+        with pytest.raises(BadFile, match=r"\(--file\)") as caught:
+            load_policy(unreadable, "--file")
+        assert "--file" in caught.value.hint
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o664, 0o666])

@@ -18,6 +18,7 @@ from scripts.documents.facts import FACTS, Fact, Table
 from signer import __version__
 from signer.api.vault import routes as vault
 from signer.api.vault import system
+from signer.errors import BadFile
 from signer.policy import file as policy_file
 from signer.policy import tables
 from tests.parts.documents import (
@@ -152,9 +153,15 @@ def test_the_page_of_all_runbooks_links_to_each() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "runbooks/reference/policy-file.md", "runbooks/install/first-policy.md"])
 def test_policy_example_is_a_policy(name: str) -> None:
+    """With its placeholders filled in, each of which is a problem of the file as it is shown."""
     (example,) = blocks(DOCUMENTS[name], "toml")
-    read = policy_file.parse_policy(example.encode())
+    filled = example.replace("A" * 43, "x" * 43).replace("0" * 64, "a0" * 32).replace("1" * 64, "b0" * 32)
+    read = policy_file.parse_policy(filled.encode())
     assert set(read.roles) == set(tomllib.loads(example)["roles"])
+    with pytest.raises(BadFile) as caught:
+        policy_file.parse_policy(example.encode())
+    assert [text for text in caught.value.problems if "is a placeholder" not in text] == []
+    assert len(caught.value.problems) == 1 + len(read.tokens)
 
 
 def test_policy_defaults_and_rights_are_those_of_the_code() -> None:

@@ -110,6 +110,17 @@ def test_exec_takes_ours_before_the_command_only(line: str, passed: str, ours: d
         ("ssh h --wait", "--wait has no value"),
         ("ssh h --wait soon", "--wait soon is not a duration"),
         ("--wait 0 ssh h --wait 5", "--wait is given twice"),
+        ("--wait 5 --no-wait ssh h", "--wait and --no-wait exclude each other"),
+        ("ssh --exact h", "--exact needs a remote command"),
+        ("exec --exact -- true", "--exact is an option of `ssh`"),
+        ("--exact whoami", "--exact is an option of `ssh`"),
+        ("whoami me", 'unexpected argument "me"'),
+        ("wait", "no request given"),
+        ("withdraw --json", "no request given"),
+        ("wait r-a r-b", 'unexpected argument "r-b"'),
+        ("wait r-a --for soon", "--for soon is not a duration"),
+        ("requests --for 5s", "unknown option --for"),
+        ("ssh --for 5s h", "unknown option --for"),
     ],
 )
 def test_what_cannot_be_understood_is_a_usage_error(line: str, complaint: str) -> None:
@@ -126,6 +137,59 @@ def test_help_is_given_wherever_it_is_asked_before_the_command(line: str) -> Non
 
 def test_the_version_is_told() -> None:
     assert parse_arguments(["--version"]).verb == "version"
+
+
+@pytest.mark.parametrize(
+    "line,remote",
+    [
+        ("ssh h", ""),
+        ("ssh h uptime -a", "uptime -a"),
+        ("ssh -p 22 h -v uptime", "uptime"),
+        ("ssh h -- uptime -a", "uptime -a"),
+        ("ssh -- h uptime", "uptime"),
+        ("ssh -p 22 -- h -v", "-v"),
+    ],
+)
+def test_the_remote_command_is_what_ssh_takes_for_it(line: str, remote: str) -> None:
+    assert parse_arguments(line.split()).remote == remote.split()
+
+
+def test_exact_forces_the_remote_command_as_ssh_sends_it() -> None:
+    asked = parse_arguments(["ssh", "h", "--exact", "sh", "-c", "a  b"])
+    assert asked.force_command() == "sh -c a  b"
+    assert asked.command == ["h", "sh", "-c", "a  b"]
+    assert parse_arguments(["ssh", "h", "sh"]).force_command() == ""
+
+
+@pytest.mark.parametrize(
+    "line,sets",
+    [
+        ("ssh h", False),
+        ("ssh -o ControlPersist=10m h", True),
+        ("ssh -ocontrolpersist=no h", True),
+        ("ssh -to ControlPersist=yes h", True),
+        ("ssh h -o ControlPersist=yes x", True),
+        ("ssh -o ControlPath=ControlPersist h", False),
+        ("ssh h echo -o ControlPersist=yes", False),
+        ("ssh -i ControlPersist h", False),
+    ],
+)
+def test_a_control_persist_of_the_command_line_is_seen(line: str, sets: bool) -> None:
+    assert parse_arguments(line.split()).sets_persist == sets
+
+
+@pytest.mark.parametrize("words", ["whoami", "requests", "wait r-a", "withdraw r-a"])
+def test_questions_run_nothing(words: str) -> None:
+    asked = parse_arguments([*words.split(), "--json"])
+    assert (asked.verb, asked.request, asked.command, asked.json) == (
+        words.split(maxsplit=1)[0], " ".join(words.split()[1:]), [], True,
+    )  # fmt: skip
+    assert parse_arguments(["--wait", "3s", *words.split()]).wait == 3
+    assert parse_arguments([*words.split(), "-h"]).verb == "help"
+
+
+def test_wait_says_for_how_long() -> None:
+    assert parse_arguments(["wait", "r-a", "--for", "50s"]).wait == 50
 
 
 @pytest.mark.parametrize("text,seconds", [("1", 1), ("900", 900), ("15m", 900), ("1h", 3600), ("30s", 30)])
@@ -159,9 +223,12 @@ def test_a_reason_may_hold_anything_in_one_word() -> None:
     assert (asked.reason, asked.principals) == ("restart the queue, ticket 812", ["-x"])
 
 
-@given(
-    st.lists(st.sampled_from(["ssh", "exec", "--", "-", "-p", "-v", "--role", "--role=x", "x", "", "-tp", "--help"]))
-)
+WORDS = (
+    "ssh", "exec", "wait", "--", "-", "-p", "-v", "--role", "--role=x", "x", "-tp", "--help", "--exact", "-o", "",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS)))
 def test_no_words_raise_anything_but_usage_errors(words: list[str]) -> None:
     with contextlib.suppress(UsageError):
         parse_arguments(words)

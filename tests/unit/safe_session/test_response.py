@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import time
 from itertools import pairwise
@@ -16,7 +17,7 @@ from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Una
 from signer.safe_session import output, statuses
 from signer.safe_session.arguments import parse_arguments
 from signer.safe_session.http import HttpResponse, NoResponse, _read_all, parse_response
-from signer.safe_session.keypair import make_key
+from signer.safe_session.keypair import make_key, sha256
 from signer.safe_session.request import render_body
 from signer.safe_session.response import CERTIFICATE_TYPE, check_certificate, parse_object, read_certificate
 from signer.ssh.wire import string, uint32, uint64
@@ -292,15 +293,24 @@ def test_bad_json_is_refused(text: str) -> None:
         parse_object(text)
 
 
+DIGEST = 64 * "0"
+
+
+def body_of(*words: str) -> dict[str, object]:
+    body: dict[str, object] = json.loads(render_body(parse_arguments(list(words)), b"blob", DIGEST))
+    return body
+
+
 def test_a_request_holds_what_was_given_and_nothing_else() -> None:
-    bare = json.loads(render_body(parse_arguments(["ssh", "h"]), b"blob"))
-    assert bare == {"public_key": "ssh-ed25519 YmxvYg==", "ttl": 120}
-    default = json.loads(render_body(parse_arguments(["exec", "--", "make"]), b"blob"))
-    assert default == {"public_key": "ssh-ed25519 YmxvYg=="}
+    bare = body_of("ssh", "h")
+    assert bare == {"public_key": "ssh-ed25519 YmxvYg==", "claim_sha256": DIGEST, "ttl": 120}
+    assert body_of("exec", "--", "make") == {"public_key": "ssh-ed25519 YmxvYg==", "claim_sha256": DIGEST}
     words = ["--ttl", "900", "--principal", "a", "--principal", 'b"', "--reason", 'say "hi"\n\u00e9', "ssh", "h"]
-    full = json.loads(render_body(parse_arguments(words), b"blob"))
+    full = body_of(*words)
     assert full == {**bare, "ttl": 900, "principals": ["a", 'b"'], "reason": 'say "hi"\n\u00e9'}
-    assert json.loads(render_body(parse_arguments(["--ttl", "15m", "ssh", "h"]), b"b"))["ttl"] == "15m"
+    assert body_of("--ttl", "15m", "ssh", "h")["ttl"] == "15m"
+    exact = body_of("ssh", "--exact", "h", "echo", 'a "b"')
+    assert exact["critical_options"] == {"force-command": 'echo a "b"'}
 
 
 def test_keys_are_new_match_their_public_half_and_can_be_wiped() -> None:
@@ -311,6 +321,11 @@ def test_keys_are_new_match_their_public_half_and_can_be_wiped() -> None:
     assert Ed25519PrivateKey.from_private_bytes(key.seed.raw).public_key().public_bytes_raw() == key.public
     key.wipe()
     assert key.seed.raw == bytes(32)
+
+
+@given(st.binary(max_size=200))
+def test_sha256_is_what_hashlib_computes(data: bytes) -> None:
+    assert sha256(data) == hashlib.sha256(data).digest()
 
 
 def test_a_missing_libcrypto_is_named() -> None:

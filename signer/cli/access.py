@@ -1,0 +1,271 @@
+"""`signer policy list`, `signer identity add|remove` and `signer role add|show`: who may get what."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import DURATION, IDENTITY, OneOf, json_option, whole
+from signer.cli.edits import file_option, finish, make_edit, read_policy_file, write_option
+from signer.cli.parser import verb
+from signer.cli.tokens import in_order, token_id, token_state
+from signer.errors import NotFound, Refused
+from signer.units import render_duration, timestamp
+
+if TYPE_CHECKING:
+    from signer.model import Identity, Role
+    from signer.policy.decide import Policy
+
+_KINDS = ("human", "agent", "workload")
+_RIGHTS = ("approve", "freeze", "ledger.read", "operate")
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+@verb("policy list", examples=["signer policy list", "signer policy list --json | jq -r '.identities[].name'"])
+@file_option
+@json_option
+def policy_list(file: Path | None, as_json: bool) -> int:
+    """Lists the identities, roles and tokens of policy.toml. Times are UTC."""
+    now = int(time.time())
+    policy = read_policy_file(file).policy
+    identities = [_identity_facts(policy, identity, now) for _, identity in sorted(policy.identities.items())]
+    roles = [_role_row(role) for _, role in sorted(policy.roles.items())]
+    if as_json:
+        output.show_json({"identities": identities, "roles": roles, "policy": policy.digest})
+        return 0
+    output.show_table(
+        [
+            ("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"),
+            *(
+                (row["name"], row["kind"], _listed(row["roles"]), _listed(row["groups"]), _listed(row["may"]))
+                for row in identities
+            ),
+        ]
+    )
+    output.show()
+    output.show_table(
+        [
+            ("ROLE", "PRINCIPALS", "TTL", "MAX TTL", "KEY TYPES"),
+            *(
+                (row["name"], _listed(row["principals"]), row["default_ttl"], row["max_ttl"], _listed(row["key_types"]))
+                for row in roles
+            ),
+        ]
+    )
+    tokens = [
+        (token["id"], row["name"], token["expires"], token["state"]) for row in identities for token in row["tokens"]
+    ]
+    if tokens:
+        output.show()
+        output.show_table([("TOKEN", "IDENTITY", "EXPIRES", "STATE"), *tokens])
+    return 0
+
+
+def _identity_facts(policy: Policy, identity: Identity, now: int) -> dict[str, Any]:
+    tokens = in_order(token for token in policy.tokens.values() if token.identity == identity.name)
+    return {
+        "name": identity.name,
+        "kind": identity.kind,
+        "roles": sorted(identity.roles),
+        "groups": sorted(identity.groups),
+        "may": sorted(identity.may),
+        "tokens": [
+            {"id": token_id(token), "expires": timestamp(token.expires), "state": token_state(token, now)}
+            for token in tokens
+        ],
+    }
+
+
+def _role_row(role: Role) -> dict[str, Any]:
+    return {
+        "name": role.name,
+        "principals": sorted(role.principals),
+        "default_ttl": render_duration(role.default_ttl),
+        "max_ttl": render_duration(role.max_ttl),
+        "key_types": sorted(role.key_types),
+    }
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(values) or "none"
+
+
+@verb("role show", examples=["signer role show llmops", "signer role show llmops --json"])
+@click.argument("name", metavar="ROLE", help="the name of a role")
+@file_option
+@json_option
+def role_show(name: str, file: Path | None, as_json: bool) -> int:
+    """Shows every value of a role as it is in force, defaults included, and who may ask for it."""
+    policy = read_policy_file(file).policy
+    role = policy.roles.get(name)
+    if role is None:
+        near = difflib.get_close_matches(name, list(policy.roles), 1)
+        hint = f"did you mean {near[0]}" if near else f"policy.toml has {', '.join(sorted(policy.roles)[:8])}"
+        raise NotFound("unknown_role", f"there is no role {name[:64]}", hint)
+    facts = {**_role_row(role), **_role_rules(role)}
+    facts["identities"] = sorted(one.name for one in policy.identities.values() if role.name in one.roles)
+    if as_json:
+        output.show_json(facts)
+    else:
+        output.show_table([(key.replace("_", " "), _readable(value)) for key, value in facts.items()])
+    return 0
+
+
+def _role_rules(role: Role) -> dict[str, Any]:
+    approval = role.approval
+    return {
+        "default_principals": sorted(role.default_principals),
+        "keys": None if role.keys is None else sorted(role.keys),
+        "rsa_min_bits": role.rsa_min_bits,
+        "allowed_extensions": sorted(role.allowed_extensions),
+        "default_extensions": sorted(role.default_extensions),
+        "extension_values": dict(role.extension_values),
+        "unlisted_extensions": role.unlisted_extensions,
+        "critical_options": sorted(role.allowed_critical_options),
+        "force_command": role.force_command,
+        "source_address": list(role.source_address) if isinstance(role.source_address, tuple) else role.source_address,
+        "verify_required": role.verify_required,
+        "no_touch_required": role.no_touch_required,
+        "allow_key_id": role.allow_key_id,
+        "reason_required": role.reason_required,
+        "backdate": render_duration(role.backdate),
+        "approval_for": sorted(approval.kinds) if approval else [],
+        "approval_by": sorted(approval.by) if approval else [],
+        "limit_per_minute": role.limits.per_minute,
+        "limit_live": role.limits.live,
+    }
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return _listed(f"{key} = {text}" for key, text in value.items())
+    if isinstance(value, list):
+        return _listed(map(str, value))
+    return "none" if value is None else value
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+@verb("identity add", examples=["signer identity add ci --kind workload --role llmops --write"])
+@click.argument("name", type=IDENTITY, metavar="IDENTITY", help="a name that policy.toml does not have yet")
+@click.option("--kind", type=OneOf(_KINDS), required=True, help="what it is")
+@click.option("--role", "roles", multiple=True, metavar="ROLE", help="a role that it may ask for; repeat for more")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="a group that it is in; repeat for more")
+@click.option("--may", multiple=True, type=OneOf(_RIGHTS), help="a right; repeat for more")
+@file_option
+@write_option
+@json_option
+def identity_add(
+    *,
+    name: str,
+    kind: str,
+    roles: tuple[str, ...],
+    groups: tuple[str, ...],
+    may: tuple[str, ...],
+    file: Path | None,
+    write: bool,
+    as_json: bool,
+) -> int:
+    """Adds an identity to policy.toml. It can do nothing before it has a token: `signer token new IDENTITY
+    --expires 90d --write`."""
+    from signer.policy.edit import add_table
+
+    found = read_policy_file(file)
+    if name in found.policy.identities:
+        raise Refused("identity_exists", f"policy.toml already has the identity {name}", "see `signer policy list`")
+    values = {"kind": kind, "roles": roles or None, "groups": groups or None, "may": may or None}
+    edit = make_edit(found, lambda text: add_table(text, "identities", name, values), write=write)
+    return finish(edit, {"identity": name}, as_json=as_json)
+
+
+@verb("identity remove", examples=["signer identity remove ci --write"])
+@click.argument("name", metavar="IDENTITY", help="the name of an identity")
+@file_option
+@write_option
+@json_option
+def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool) -> int:
+    """Removes an identity with its tokens from policy.toml. It is refused from the next `signer reload` on; its
+    certificates remain valid until they end, minutes later. A freeze stops an identity at once."""
+    from signer.policy.edit import remove_table
+
+    found = read_policy_file(file)
+    if name not in found.policy.identities:
+        near = difflib.get_close_matches(name, list(found.policy.identities), 1)
+        raise NotFound(
+            "unknown_identity",
+            f"there is no identity {name[:64]}",
+            f"did you mean {near[0]}" if near else "see `signer policy list`",
+        )
+    edit = make_edit(found, lambda text: remove_table(text, "identities", name), write=write)
+    return finish(edit, {"identity": name}, as_json=as_json)
+
+
+@verb(
+    "role add",
+    examples=["signer role add deploy --principal deploy --max-ttl 10m --force-command /usr/bin/deploy --write"],
+)
+@click.argument("name", metavar="ROLE", help="a name that policy.toml does not have yet")
+@click.option(
+    "--principal", "principals", multiple=True, required=True, metavar="NAME", help="as sshd matches; repeat for more"
+)
+@click.option("--key-type", "key_types", multiple=True, metavar="TYPE", help="repeat for more; default ssh-ed25519")
+@click.option("--default-ttl", type=DURATION, metavar="TTL", help="default 15m, or --max-ttl if that is shorter")
+@click.option("--max-ttl", type=DURATION, metavar="TTL", help="default 30m")
+@click.option("--extension", "extensions", multiple=True, metavar="NAME", help="granted by default; repeat for more")
+@click.option("--force-command", metavar="COMMAND", help="the only command that its certificates run")
+@click.option("--reason-required", is_flag=True, help="refuse a request without a reason")
+@click.option("--per-minute", type=whole(1, 1_000_000), metavar="N", help="certificates per identity and minute")
+@click.option("--live", type=whole(1, 1_000_000), metavar="N", help="certificates per identity that are valid at once")
+@file_option
+@write_option
+@json_option
+def role_add(
+    *,
+    name: str,
+    principals: tuple[str, ...],
+    key_types: tuple[str, ...],
+    default_ttl: int | None,
+    max_ttl: int | None,
+    extensions: tuple[str, ...],
+    force_command: str | None,
+    reason_required: bool,
+    per_minute: int | None,
+    live: int | None,
+    file: Path | None,
+    write: bool,
+    as_json: bool,
+) -> int:
+    """Adds a role to policy.toml. Nobody may ask for it before it is among `roles` of an identity."""
+    from signer.policy.edit import add_table
+
+    found = read_policy_file(file)
+    if name in found.policy.roles:
+        raise Refused(
+            "role_exists", f"policy.toml already has the role {name[:64]}", f"see `signer role show {name[:64]}`"
+        )
+    longest = 30 * 60 if max_ttl is None else max_ttl
+    limits = {key: value for key, value in (("per_minute", per_minute), ("live", live)) if value is not None}
+    values = {
+        "principals": principals,
+        "default_principals": principals,
+        "default_ttl": render_duration(min(15 * 60, longest) if default_ttl is None else default_ttl),
+        "max_ttl": render_duration(longest),
+        "key_types": key_types or ("ssh-ed25519",),
+        "extensions": {"allowed": extensions, "default": extensions} if extensions else None,
+        "force_command": force_command,
+        "reason_required": reason_required or None,
+        "limits": limits or None,
+    }
+    edit = make_edit(found, lambda text: add_table(text, "roles", name, values), write=write)
+    return finish(edit, {"role": name}, as_json=as_json)

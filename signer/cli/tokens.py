@@ -1,0 +1,221 @@
+"""`signer token new|list|renew|revoke`: the tokens of policy.toml, of which it contains only the SHA-256."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import IDENTITY, TOKEN_LIFE, json_option
+from signer.cli.edits import Edit, file_option, finish, make_edit, read_policy_file, write_option
+from signer.cli.parser import verb
+from signer.errors import NotFound, Refused, SignerError
+from signer.units import timestamp
+
+if TYPE_CHECKING:
+    from signer.model import Token
+    from signer.policy.decide import Policy
+
+ID_DIGITS: Final = 12  # hexadecimal digits of the SHA-256 that name a token
+SOON: Final = 30 * 86_400  # seconds
+_ID: Final = re.compile(r"[0-9a-f]{6,64}")
+token_argument: Final = click.argument(
+    "token", metavar="TOKEN", help="its id in `token list`, or an identity that has one token"
+)
+expires_option: Final = click.option(
+    "--expires", type=TOKEN_LIFE, metavar="TIME", required=True, help="from now, such as 90d"
+)
+
+
+def token_id(token: Token) -> str:
+    """The name of a token in lists and commands: the beginning of its SHA-256."""
+    return token.sha256[:ID_DIGITS]
+
+
+def token_state(token: Token, now: int) -> str:
+    """`good`, `ends soon` or `expired`."""
+    if token.expires <= now:
+        return "expired"
+    return "ends soon" if token.expires <= now + SOON else "good"
+
+
+@verb(
+    "token new", examples=["signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --write"]
+)
+@click.argument("identity", type=IDENTITY, metavar="IDENTITY", help="the identity of the token")
+@expires_option
+@file_option
+@write_option
+@json_option
+def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
+    """Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which contains only
+    the token's SHA-256, goes to stderr, or with --write into the file; with --json everything is on stdout."""
+    from signer.policy.edit import add_token, token_entry
+    from signer.policy.tokens import SECRET_BYTES, render_token, token_digest
+
+    token = render_token(os.urandom(SECRET_BYTES))
+    digest, ends = token_digest(token), timestamp(int(time.time()) + expires)
+    line = f"tokens = [{token_entry(digest, ends)}]"
+    edit: Edit | None = None
+    known = 0
+    if write:
+        found = read_policy_file(file)
+        _check_identity(found.policy, identity)
+        edit = make_edit(found, lambda text: add_token(text, identity, digest, ends), write=True)
+    else:
+        known = _known_tokens(identity, file)
+    if as_json:
+        facts = {"token": token, "sha256": digest, "expires": ends, "policy_line": line}
+        output.show_json({**facts, **(edit.facts() if edit else {})})
+    else:
+        output.show(token)
+    output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
+    if edit is not None:
+        edit.show_next()
+    elif known:
+        output.note(f"add to identities.{identity}.tokens in policy.toml (--write does), then `signer reload`:")
+        output.note_bare(f"  {token_entry(digest, ends)}")
+    else:
+        output.note(f"put into [identities.{identity}] in policy.toml (--write does), then `signer reload`:")
+        output.note_bare(f"  {line}")
+    return 0
+
+
+@verb("token list", examples=["signer token list", "signer token list deploy-agent --json"])
+@click.argument("identity", type=IDENTITY, metavar="IDENTITY", required=False, help="default: all identities")
+@file_option
+@json_option
+def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
+    """Lists the tokens of policy.toml, the next one to expire first. The id is the beginning of the SHA-256 of
+    the token, which stands in the file; nothing of the token itself is known. Times are UTC."""
+    now = int(time.time())
+    policy = read_policy_file(file).policy
+    if identity is not None:
+        _check_identity(policy, identity)
+    tokens = [token for token in in_order(policy.tokens.values()) if identity in (None, token.identity)]
+    if as_json:
+        rows = [
+            {
+                "id": token_id(token),
+                "identity": token.identity,
+                "expires": timestamp(token.expires),
+                "state": token_state(token, now),
+                "sha256": token.sha256,
+            }
+            for token in tokens
+        ]
+        output.show_json({"tokens": rows})
+    elif tokens:
+        output.show_table(
+            [
+                ("TOKEN", "IDENTITY", "EXPIRES", "STATE"),
+                *(
+                    (token_id(token), token.identity, timestamp(token.expires), token_state(token, now))
+                    for token in tokens
+                ),
+            ]
+        )
+    else:
+        output.note("no tokens")
+    return 0
+
+
+@verb("token renew", examples=["signer token renew deploy-agent --expires 90d --write"])
+@token_argument
+@expires_option
+@file_option
+@write_option
+@json_option
+def token_renew(*, token: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
+    """Gives a token another end, counted from now; the token itself stays the same, so its owner does nothing.
+    To replace a token that others may know: token new, then token revoke."""
+    from signer.policy.edit import renew_token
+
+    found = read_policy_file(file)
+    chosen = _choose(found.policy, token)
+    ends = timestamp(int(time.time()) + expires)
+    edit = make_edit(found, lambda text: renew_token(text, chosen.sha256, ends), write=write)
+    facts = {"id": token_id(chosen), "identity": chosen.identity, "expires": ends}
+    return finish(edit, facts, as_json=as_json)
+
+
+@verb(
+    "token revoke",
+    examples=["signer token revoke deploy-agent --write", "signer token revoke 1f0a77c2b9e4 --write"],
+)
+@token_argument
+@click.option("--all", "every", is_flag=True, help="every token of the identity")
+@file_option
+@write_option
+@json_option
+def token_revoke(*, token: str, every: bool, file: Path | None, write: bool, as_json: bool) -> int:
+    """Removes a token from policy.toml. It is refused from the next `signer reload` on; certificates that it got
+    remain valid until they end, minutes later. A freeze stops an identity at once."""
+    from signer.policy.edit import remove_tokens
+
+    found = read_policy_file(file)
+    chosen = _all_of(found.policy, token) if every else [_choose(found.policy, token)]
+    edit = make_edit(found, lambda text: remove_tokens(text, {one.sha256 for one in chosen}), write=write)
+    facts = {"ids": [token_id(one) for one in chosen], "identity": chosen[0].identity}
+    return finish(edit, facts, as_json=as_json)
+
+
+# --- tokens of a policy -----------------------------------------------------------------------------------------------
+
+
+def in_order(tokens: Iterable[Token]) -> list[Token]:
+    """The tokens, the next one to expire first."""
+    return sorted(tokens, key=lambda token: (token.expires, token.identity, token.sha256))
+
+
+def _check_identity(policy: Policy, name: str) -> None:
+    if name not in policy.identities:
+        near = difflib.get_close_matches(name, list(policy.identities), 1)
+        hint = f"did you mean {near[0]}" if near else f"add it: `signer identity add {name}`"
+        raise NotFound("unknown_identity", f"there is no identity {name[:64]}", hint)
+
+
+def _all_of(policy: Policy, name: str) -> list[Token]:
+    """Every token of an identity; raises `NotFound`."""
+    _check_identity(policy, name)
+    found = in_order(token for token in policy.tokens.values() if token.identity == name)
+    if not found:
+        raise NotFound("unknown_token", f"{name} has no token", "see `signer token list`")
+    return found
+
+
+def _choose(policy: Policy, word: str) -> Token:
+    """The one token that an id or an identity names; raises `NotFound` or `Refused`."""
+    if word in policy.identities:
+        found, what = _all_of(policy, word), word
+    elif _ID.fullmatch(word):
+        found = in_order(token for token in policy.tokens.values() if token.sha256.startswith(word))
+        what = word[:ID_DIGITS]
+    else:
+        found, what = [], word[:64]
+    if not found:
+        raise NotFound("unknown_token", f"no identity and no token is named {what}", "see `signer token list`")
+    if len(found) > 1:
+        listed = ", ".join(f"{token_id(token)} (ends {timestamp(token.expires)})" for token in found[:8])
+        raise Refused("token_ambiguous", f"{what} names {len(found)} tokens: {listed}", "name one by its id")
+    return found[0]
+
+
+def _known_tokens(name: str, file: Path | None) -> int:
+    """The number of tokens of the identity in policy.toml; a policy that cannot be read is only a warning."""
+    try:
+        policy = read_policy_file(file).policy
+    except SignerError as error:
+        output.warn(f"not compared with the policy: {error.text}")
+        return 0
+    if name not in policy.identities:
+        near = difflib.get_close_matches(name, list(policy.identities), 1)
+        output.warn(f"the policy has no identity {name}" + (f", did you mean {near[0]}" if near else ""))
+    return sum(token.identity == name for token in policy.tokens.values())
