@@ -39,7 +39,10 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     def ask_api(client: ApiClient, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
         scope = unquote(path.removeprefix("/api/freezes/")) if method == "DELETE" else None
-        header = {"op": _ROUTES[method, path if scope is None else ""], "token": client._read_token()}
+        header: dict[str, object] = {
+            "op": _ROUTES[method, path if scope is None else ""],
+            "token": client._read_token(),
+        }
         header |= {} if scope is None else {"scope": scope}
         return handle(header, json.dumps(body).encode(), None).model_dump(exclude_unset=True)
 
