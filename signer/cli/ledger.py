@@ -1,4 +1,4 @@
-"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark beside them."""
+"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark."""
 
 from __future__ import annotations
 

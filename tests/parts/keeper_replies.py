@@ -57,7 +57,7 @@ REPLIES = {
 }
 
 
-def play_keeper(environ: pytest.MonkeyPatch, _folder: Path, case: str) -> None:
+def play_status(environ: pytest.MonkeyPatch, _folder: Path, case: str) -> None:
     """A keeper that gives one of the replies, or is down, and an api that answers if the service is well."""
 
     def converse(_settings: Settings) -> dict[str, Any]:
