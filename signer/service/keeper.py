@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Any, Final
 
 from signer.authority.certificates import PendingSignature
-from signer.authority.core import Core, Pending, ReplyOrError
+from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
+from signer.authority.incidents import OVERDUE_AFTER
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
@@ -35,6 +36,7 @@ from signer.model import Caller, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
     MAX_REPLY,
+    Claim,
     Command,
     Sign,
     Unauthenticated,
@@ -48,6 +50,7 @@ from signer.protocol.replies import (
     CaKey,
     Certificate,
     CertificateWithWarnings,
+    Changes,
     MetricsText,
     NotReady,
     Ready,
@@ -67,6 +70,8 @@ log = logging.getLogger("signer.keeper")
 MAX_PER_PROCESS: Final = 300  # connections; an api process has one for each thread, at most 256
 MAX_CONNECTIONS: Final = 8192  # of all processes
 MAX_STRANGERS: Final = 8  # messages without an accepted token in one round; more wait for the next
+MAX_WATCHERS: Final = 4  # connections of a process that are told of changed requests; an api process has one
+MAX_TOLD: Final = 200  # ids in one message of changes; with more, any request may have changed
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
@@ -134,6 +139,7 @@ class Keeper:
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
         self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
+        self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
@@ -165,6 +171,7 @@ class Keeper:
             self._serve_once(woken)
             self._collect_signatures()
             self._collect_lookups()
+            self._tell_watchers()
             self._fold()
             self._reload()
             if time.monotonic() - ticked >= 1:
@@ -280,6 +287,15 @@ class Keeper:
                 if code in ("ledger_tables_differ", "views_behind") and self._fold_due is None:
                     self._ledger.recheck_views(is_damaged=code == "ledger_tables_differ")
 
+    def _tell_watchers(self) -> None:
+        """Sends each `watch` connection the ids of requests that changed; what is in them, it has to ask for."""
+        if not (changed := self._core.take_changes()) or not self._watchers:
+            return
+        is_any = ALL_REQUESTS in changed or len(changed) > MAX_TOLD
+        message = encode_reply(Changes(requests=[] if is_any else sorted(changed)))
+        for peer, number in list(self._watchers.items()):
+            self._send(peer, number, message)
+
     def _close_reader(self) -> None:
         stopping = Unavailable("keeper_stopping", "the service is stopping", "retry")
         for item in self._reader.close():
@@ -290,8 +306,8 @@ class Keeper:
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)
-        elif isinstance(item.command, Sign):
-            self.metrics.count_signature(item.command.role)
+        elif isinstance(reply, Certificate) and isinstance(item.command, Sign | Claim):
+            self.metrics.count_signature(reply.role)
             self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
@@ -336,6 +352,7 @@ class Keeper:
         if not peer.is_postponed:
             self._selector.unregister(peer.sock)
         peer.sock.close()
+        self._watchers.pop(peer, None)
         of_process = self._peers[peer.pid]
         del of_process[peer]
         if not of_process:
@@ -362,6 +379,9 @@ class Keeper:
                     "message_too_large", f"the message is longer than {MAX_MESSAGE} bytes", "send a shorter request"
                 )
             header, body = split_message(message)
+            if header.get("op") == "watch":
+                self._watch(peer, number)
+                return
             if header.get("op") in _DIRECT:
                 self._take_stranger(_Postponed(peer, number, header), waiting)
                 return
@@ -375,6 +395,14 @@ class Keeper:
             self._send(peer, number, encode_reply(error))
         except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
             self._fail(peer, number, error)
+
+    def _watch(self, peer: _Peer, number: bytes) -> None:
+        """Keeps a connection that is told which requests change; the first reply says that any may have."""
+        own = [other for other in self._watchers if other.pid == peer.pid and other is not peer]
+        if len(own) >= MAX_WATCHERS:
+            self._drop(own[0])
+        self._watchers[peer] = number
+        self._send(peer, number, encode_reply(Changes(requests=[])))
 
     def _take_stranger(self, postponed: _Postponed, waiting: list[_Waiting]) -> None:
         """Handles a message without an accepted token, or postpones it if there were many in this round."""
@@ -469,6 +497,10 @@ class Keeper:
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
         self._outage.note_ready()
         ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        _, overdue = self._core.incidents()
+        if overdue:
+            text = f"{overdue} incident(s) opened by break-glass are not closed after {OVERDUE_AFTER // 3600} hours"
+            ready = ready.model_copy(update={"warnings": [f"{text}: see `signer incidents list`"]})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
@@ -480,10 +512,14 @@ class Keeper:
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()
+        opened, overdue = self._core.incidents()
         return {
             "signer_key_age_seconds": ("since the CA key was loaded", now - self._key_since),
             "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
             "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
+            "signer_requests_open": ("requests that wait for humans, or to be claimed", self._core.open_requests()),
+            "signer_incidents_open": ("incidents opened by break-glass and not closed", opened),
+            "signer_incidents_overdue": ("of them, open for too long", overdue),
         }
 
 

@@ -62,22 +62,23 @@ def test_top_level_is_fixed() -> None:
     assert not strangers, f"the top level of the repository is fixed; move or remove {sorted(strangers)}"
 
 
-_DATA = {".lua", ".py", ".toml", ".txt", ".md", ".json", ".service", ".socket"}  # endings of what is not started
+_DATA = {
+    ".lua",
+    ".py",
+    ".toml",
+    ".txt",
+    ".md",
+    ".json",
+    ".service",
+    ".socket",
+    ".timer",
+}  # endings of what is not started
 
 
 def test_scripts_can_be_started() -> None:
     wrong = []
     for path in _files("scripts", ".ci"):
-        if "requirements" in path.parts or path.suffix in {
-            ".lua",
-            ".py",
-            ".toml",
-            ".txt",
-            ".md",
-            ".json",
-            ".service",
-            ".socket",
-        }:
+        if "requirements" in path.parts or path.suffix in _DATA:
             continue
         if not _first_line(path).startswith("#!/"):
             wrong.append(f"{path.relative_to(ROOT)}: no #! line")
