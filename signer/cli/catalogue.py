@@ -29,6 +29,7 @@ _LEDGER, _MOVE, _HELP = "The ledger", "Moving from Vault", "Help"
 
 VERBS: Final = (
     Entry("serve", _RUN, "start the keeper and the API and keep both running", "services"),
+    Entry("reload", _RUN, "take a changed policy, CA key and TLS certificate", "reload"),
     Entry("api", _RUN, "run only the API, for systemd", "services"),
     Entry("keeper", _RUN, "run only the keeper (CA key and ledger), for systemd", "services"),
     Entry("init", _START, "write a first policy, settings, token and CA key", "init"),

@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -62,6 +63,7 @@ from signer.service.outage import Outage
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.service.supervisor import Supervisor
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
@@ -122,6 +124,8 @@ class Keeper:
         reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
+        supervisor: Supervisor | None = None,
+        listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
@@ -130,6 +134,8 @@ class Keeper:
         self._listener = listener
         self._reloader = reloader
         self._max_when_slow = max_when_slow  # see `SigningPool`
+        self._supervisor = supervisor or Supervisor(None, {})
+        self._listen_again = listen_again
         self._lines = lines or LogLimit(log)
         self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
@@ -153,7 +159,10 @@ class Keeper:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Runs until SIGTERM or SIGINT; before it returns, it answers every command read and records every count."""
+        """Runs until SIGTERM or SIGINT; before it returns, it answers every command read and records every count.
+
+        Raises `SignerError`, after the same, if nobody can reach its socket any more.
+        """
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
@@ -166,8 +175,11 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        self._supervisor.ready()
         ticked = time.monotonic()
-        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        failure: SignerError | None = None
+        while failure is None and not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._supervisor.alive()
             self._serve_once(woken)
             self._collect_signatures()
             self._collect_lookups()
@@ -177,10 +189,30 @@ class Keeper:
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
+                failure = self._check_listener()
                 ticked = time.monotonic()
         self._close_pool()
         self._close_reader()
         self._core.end()
+        if failure is not None:
+            raise failure
+
+    def _check_listener(self) -> SignerError | None:
+        """Listens again if the socket's name is gone; the failure if that is not possible."""
+        try:
+            fresh = self._listen_again()
+        except SignerError as error:
+            return error
+        except OSError as error:  # such as no descriptors: the next look may find some
+            self._lines.warn("not listening", f"the keeper's socket was removed, and is not back: {error.strerror}")
+            return None
+        if fresh is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = fresh
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        return None
 
     def _reload(self) -> None:
         """Starts a reload after SIGHUP, one at a time, and uses what it read once it is there."""
@@ -188,10 +220,13 @@ class Keeper:
             self._signals.discard(signal.SIGHUP)
             self._reloader.start()
         reloaded = self._reloader.collect()
-        if reloaded is not None and reloaded.policy:
+        if reloaded is None:
+            return
+        if reloaded.policy:
             self._policy_since = time.time()
-        if reloaded is not None and reloaded.key:
+        if reloaded.key:
             self._key_since = time.time()
+        self._supervisor.reloaded(reloaded.began, reloaded.report)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)
