@@ -323,3 +323,8 @@ def test_audit_7_the_sentence_about_an_ecdsa_key_says_its_size_where_another_siz
     assert sentence("ecdsa-sha2-nistp521", 521, "ssh-ed25519", "ecdsa-sha2-nistp256") == (
         "key of type ecdsa is not allowed: it is ecdsa-sha2-nistp521 (521 bits), the role takes ecdsa-sha2-nistp256"
     )
+
+
+def test_a_limit_says_when_it_frees_a_place() -> None:
+    answer = responses.render_error(Refused("too_many_live", "held", "", {"retry_after_s": 240}))
+    assert (answer.status, ("Retry-After", "240") in answer.headers) == (429, True)
