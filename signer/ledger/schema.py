@@ -37,7 +37,7 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"
 IS_WITHHELD: Final = "kind = 'certificate.withheld'"
-# What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So the insert of
+# What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So an insert of
 # a certificate's event decides it by two comparisons; a list of the kinds would cost each certificate 1 µs.
 IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))"
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
