@@ -29,7 +29,7 @@ TEXTS: Final = (
     "x y " * 126,
 )  # fmt: skip
 NUMBERS: Final = (-1, 0, 1, 60, LONGEST_VALIDITY, LONGEST_VALIDITY + 1, 2**31, 2**53)
-VALUES: Final = (
+VALUES: Final[tuple[Any, ...]] = (
     None, True, 1.5, {}, [], [""], ["a"], ["a", "a"], ["a b"], ["a,b"], ["*"], ["x" * 256], ["x" * 257], ["a\n"], ["é"],
     [1], [None], "text", {"force-command": "/bin/true"}, {"source-address": "192.0.2.0/24"}, {"verify-required": ""},
     {"no-such-option": ""}, {"verify-required": "", "x": "y"}, {"force-command": 1},
@@ -41,7 +41,7 @@ def accepts(schema: dict[str, Any], value: object) -> bool:
     if "anyOf" in schema:
         return any(accepts(one, value) for one in schema["anyOf"])
     if "enum" in schema:
-        return value in schema["enum"]
+        return any(value == one for one in schema["enum"])
     kinds: dict[str, tuple[type, ...]] = {
         "string": (str,), "integer": (int,), "array": (list,), "object": (dict,), "null": (type(None),),
     }  # fmt: skip
