@@ -103,7 +103,10 @@ class ActiveFreeze:
 
 @dataclass(frozen=True, slots=True)
 class SignRequest:
-    """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies."""
+    """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies.
+
+    If humans have to approve it, `claim_sha256` is the SHA-256 in hex of the secret that claims the certificate.
+    """
 
     role: str
     public_key: str
@@ -114,6 +117,7 @@ class SignRequest:
     critical_options: tuple[tuple[str, str], ...] = ()
     extensions: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
+    claim_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,35 @@ class Grant:
         """Name and value of each extension, as the certificate has them."""
         values = dict(self.extension_values)
         return tuple((name, values.get(name, "")) for name in self.extensions)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A grant before humans have agreed: everything the certificate may say, except key, serial and time.
+
+    `extensions` are names and values, sorted by name, as `critical_options`.
+    """
+
+    identity: str
+    kind: IdentityKind
+    role: str
+    key_id: str
+    principals: tuple[str, ...]
+    ttl: int
+    critical_options: tuple[tuple[str, str], ...]
+    extensions: tuple[tuple[str, str], ...]
+    reason: str | None
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The humans who let a certificate be issued: by their approvals of a request, or of a waiver that covers it."""
+
+    request: str | None
+    approvers: tuple[str, ...]
+    waiver: str | None = None
+    break_glass: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def query_type(query: Query) -> str:
 
 def bodies() -> str:
     """Every model of the native API, those that a caller sends included, each once."""
-    parts = (part for route in ROUTES for part in (route.body, route.answer))
+    parts = (part for route in ROUTES for part in (route.body, route.answer, route.accepted))
     models: set[type[BaseModel]] = {Problem}
     models.update(part for part in parts if part is not None and not isinstance(part, str))
     definitions: dict[str, Any] = {}

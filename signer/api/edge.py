@@ -28,7 +28,6 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
 
 import httptools
-from gunicorn import sock as gunicorn_sock
 from gunicorn.arbiter import Arbiter
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -597,8 +596,11 @@ class Api(Protocol):
 class EdgeServer(Server):
     """uvicorn's server with its own way to accept, to check deadlines and to stop."""
 
-    def __init__(self, config: Config, clients: Connections, api: Api) -> None:
+    def __init__(
+        self, config: Config, clients: Connections, api: Api, note_started: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
+        self._note_started = note_started
         self.clients = clients
         self._api = api
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -613,6 +615,7 @@ class EdgeServer(Server):
             loop.add_reader(listener.fileno(), self._accept, listener)
             self.servers.append(_Listener(loop, listener))
         self.started = True
+        self._note_started()
 
     def _report(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -721,18 +724,23 @@ class EdgeWorker(UvicornWorker):  # type: ignore[misc]
             None,  # the arbiter loads it later
             timeout_notify=int(self.timeout),
             callback_notify=self.callback_notify,
-            ssl_context_factory=self._tls if self.cfg.is_ssl else None,
+            ssl_context_factory=None if self.app.tls is None else self._tls,
         )
 
     def _tls(self, _config: Config, _default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        context: ssl.SSLContext = gunicorn_sock.ssl_context(self.cfg)
+        """The context that the arbiter made: a worker reads no file, which may be half of a renewal."""
+        context: ssl.SSLContext = self.app.tls
         return context
+
+    def _note_started(self) -> None:
+        self.app.supervisor.ready()
+        self.app.supervisor.leave()
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         most = _connections(self.cfg.worker_connections, self.cfg.threads)
         clients = Connections(most, self.cfg.keepalive, self.wsgi.lines)
-        server = EdgeServer(self.config, clients, self.wsgi)
+        server = EdgeServer(self.config, clients, self.wsgi, self._note_started)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

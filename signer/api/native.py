@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlencode
 
 from flask import Flask, Response, g, request
@@ -20,6 +20,7 @@ from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS
 from signer.protocol.client import KeeperClient
+from signer.protocol.commands import MAX_WAIT, STATES
 from signer.protocol.replies import (
     CaKey,
     CallerDetails,
@@ -29,6 +30,8 @@ from signer.protocol.replies import (
     OperationPage,
     Ready,
     Reply,
+    RequestDetails,
+    RequestPage,
     expect,
 )
 from signer.protocol.sign_request import body_too_large
@@ -38,37 +41,51 @@ FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "ac
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 
 
-def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
-    """Adds the native routes to `app`."""
-    description = json.dumps(openapi.document()) + "\n"
+class Ask(Protocol):
+    """Asks the keeper for the sender of the current HTTP request."""
+
+    def __call__(self, op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply: ...
+
+
+def make_ask(keeper: KeeperClient, settings: Settings) -> Ask:
+    """How the routes ask the keeper."""
 
     def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply:
         header = message_header(op, request.environ, settings.proxies, request_id())
         return keeper.ask({**header, **fields}, body)
 
+    return ask
+
+
+def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
+    """Adds the native routes to `app`."""
+    description = json.dumps(openapi.document()) + "\n"
+
+    ask = make_ask(keeper, settings)
+
     def sign(role: str) -> Response:
-        return _json(ask("sign", {"role": role}, read_body(request.environ)), 201)
+        return issued_response(ask("sign", {"role": role}, read_body(request.environ)))
 
     def explain(role: str) -> Response:
-        return _json(ask("explain", {"role": role}, read_body(request.environ)))
+        return json_response(ask("explain", {"role": role}, read_body(request.environ)))
 
     def certificates() -> Response:
-        return _page(expect(CertificatePage, ask("certificates", _read_query(FILTERS))))
+        return page_response(expect(CertificatePage, ask("certificates", read_query(FILTERS))))
 
     def certificate(serial: str) -> Response:
-        return _json(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
+        return json_response(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
 
     def operations() -> Response:
-        return _page(expect(OperationPage, ask("operations", _read_query(OPERATION_FILTERS))))
+        return page_response(expect(OperationPage, ask("operations", read_query(OPERATION_FILTERS))))
 
     def record() -> Response:
-        return _json(ask("record", {}, read_body(request.environ)), 201)
+        return json_response(ask("record", {}, read_body(request.environ)), 201)
 
     def freeze() -> Response:
-        return _json(ask("freeze", {}, read_body(request.environ)), 201)
+        return json_response(ask("freeze", {}, read_body(request.environ)), 201)
 
     def unfreeze(scope: str) -> Response:
-        return _json(ask("unfreeze", {"scope": _word("scope", scope)}))
+        return json_response(ask("unfreeze", {"scope": read_word("scope", scope)}))
 
     def ca() -> Response:
         return _text(expect(CaKey, keeper.ask({"op": "ca"})).bundle, "text/plain; charset=utf-8")
@@ -77,23 +94,23 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         health = keeper.ask({"op": "health"})
         if isinstance(health, NotReady):
             raise Unavailable(health.code, health.text, health.hint)
-        return _json(expect(Ready, health))
+        return json_response(expect(Ready, health))
 
     for method, path, view in (
         ("POST", "/api/sign/<role:role>", sign),  # reached only without `sign.py` in front
         ("POST", "/api/explain/<role:role>", explain),
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
-        ("GET", "/api/ledger/head", lambda: _json(ask("head", {}))),
+        ("GET", "/api/ledger/head", lambda: json_response(ask("head", {}))),
         ("GET", "/api/operations", operations),
         ("POST", "/api/operations", record),
-        ("GET", "/api/freezes", lambda: _json(ask("freezes", {}))),
+        ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),
         ("POST", "/api/freezes", freeze),
         ("DELETE", "/api/freezes/<scope>", unfreeze),
-        ("GET", "/api/whoami", lambda: _json(_who_am_i(ask("whoami", {})))),
+        ("GET", "/api/whoami", lambda: json_response(_who_am_i(ask("whoami", {})))),
         ("GET", "/api/ca", ca),
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
-        ("GET", "/healthz", lambda: _json(Alive(status="ok"))),
+        ("GET", "/healthz", lambda: json_response(Alive(status="ok"))),
         ("GET", "/readyz", readyz),
         ("GET", "/metrics", lambda: _text(expect(MetricsText, ask("metrics", {})).text, CONTENT_TYPE_LATEST)),
     ):
@@ -134,7 +151,8 @@ def _of_http(error: HTTPException) -> SignerError:
     return BadRequest("request_malformed", "the request cannot be read", "see GET /api/openapi.json")
 
 
-def _json(value: BaseModel, status: int = 200) -> Response:
+def json_response(value: BaseModel, status: int = 200) -> Response:
+    """The fields that were set, as JSON."""
     return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
 
 
@@ -150,8 +168,14 @@ def _who_am_i(reply: Reply) -> WhoAmI:
     )
 
 
-def _page(page: CertificatePage | OperationPage) -> Response:
-    answer = _json(page)
+def issued_response(answer: Reply) -> Response:
+    """A certificate, or the request that humans have to approve first."""
+    return json_response(answer, 202 if isinstance(answer, RequestDetails) else 201)
+
+
+def page_response(page: CertificatePage | OperationPage | RequestPage) -> Response:
+    """A page, with a link to the next one."""
+    answer = json_response(page)
     if page.before is not None:
         query = urlencode({**request.args.to_dict(), "before": page.before})
         answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
@@ -165,7 +189,7 @@ def _text(text: str, content_type: str, status: int = 200) -> Response:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def _read_query(known: tuple[str, ...]) -> dict[str, object]:
+def read_query(known: tuple[str, ...]) -> dict[str, object]:
     """The filters of a list; raises `BadRequest` for an unknown or repeated one: to ignore it would change the list."""
     fields: dict[str, object] = {}
     for name, values in request.args.lists():
@@ -178,18 +202,24 @@ def _read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name in ("before", "limit"):
+        elif name == "limit" or (name == "before" and "state" not in known):  # of requests, it is an id
             fields[name] = _whole(name, value)
+        elif name == "wait":
+            fields[name] = _whole(name, value, MAX_WAIT)
         else:
-            fields[name] = _word(name, value)
+            fields[name] = read_word(name, value)
     if fields.get("backend", BACKENDS[0]) not in BACKENDS:
         raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
+    states = STATES if "before" in known else ("all", "open")
+    if "state" in known and fields.get("state", states[0]) not in states:
+        raise _bad_query(f"state must be one of {', '.join(states)}", "correct state")
     if fields.get("limit") == 0:
         raise _bad_query("limit must be at least 1", "correct limit")
     return fields
 
 
-def _word(name: str, value: str) -> str:
+def read_word(name: str, value: str) -> str:
+    """A short printable text of a path or a query; raises `BadRequest`."""
     if not 0 < len(value) <= 256 or not value.isprintable():
         raise _bad_query(f"{name} must have 1 to 256 printable characters", f"correct {name}")
     return value

@@ -17,6 +17,8 @@ from signer import __version__
 from signer.api import schemas
 from signer.model import BACKENDS
 from signer.protocol import replies
+from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
+from signer.protocol.commands import MAX_WAIT, STATES
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import SignBody
@@ -46,6 +48,7 @@ class Route:
     faults: tuple[int, ...] = (401, 403, 503)
     queries: tuple[Query, ...] = ()
     is_open: bool = False  # needs no token
+    accepted: type[BaseModel] | None = None  # the answer 202, while humans have not approved
 
 
 # What the edge answers before any route sees the request: malformed, late, too large, a long line, too many requests
@@ -62,6 +65,16 @@ _LIST: Final = (
     Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
     Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
+_STATES: Final = {"type": "string", "enum": list(STATES)}
+_REQUESTS: Final = (
+    Query("state", "in this state now", _STATES),
+    Query("identity", "asked by this identity", _WORD),
+    Query("before", "`before` of the previous page", _WORD),
+)
+_WAIT: Final = (
+    Query("wait", "seconds to wait while it is pending", {"type": "integer", "minimum": 0, "maximum": MAX_WAIT}),
+)
+_INCIDENTS: Final = (Query("state", "all: also closed ones", {"type": "string", "enum": ["all", "open"]}),)
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
     Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
@@ -69,8 +82,8 @@ _OPERATIONS: Final = (
 )
 ROUTES: Final = (
     Route(
-        "POST", "/api/sign/{role}", "Issue a certificate", replies.Certificate, SignBody, 201,
-        (400, 401, 403, 404, 413, 429, 503),
+        "POST", "/api/sign/{role}", "Issue a certificate, or ask humans to approve it", replies.Certificate, SignBody,
+        201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
     ),
     Route(
         "POST", "/api/explain/{role}", "Show the policy decision; signs nothing", replies.Explanation, SignBody,
@@ -106,6 +119,43 @@ ROUTES: Final = (
         faults=(401, 503),
     ),
     Route(
+        "GET", "/api/requests", "List requests that you may see, newest first, also those that ended in the last day",
+        replies.RequestPage, faults=(400, 401, 403, 503), queries=_REQUESTS,
+    ),
+    Route(
+        "GET", "/api/requests/{name}", "Show a request; with `wait`, as soon as it is decided", replies.RequestDetails,
+        faults=(400, 401, 404, 503), queries=_WAIT,
+    ),
+    Route(
+        "POST", "/api/requests/{name}/claim", "Issue the certificate of an approved request", replies.Certificate,
+        ClaimBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
+    ),
+    Route(
+        "POST", "/api/requests/{name}/approve", "Approve a request with a signature", replies.RequestDetails,
+        ApproveBody, faults=(400, 401, 403, 404, 409, 413, 503),
+    ),
+    Route(
+        "POST", "/api/requests/{name}/deny", "Deny a request", replies.RequestDetails, DenyBody,
+        faults=(400, 401, 403, 404, 409, 413, 503),
+    ),
+    Route(
+        "POST", "/api/requests/{name}/withdraw", "Withdraw your own request", replies.RequestDetails, WithdrawBody,
+        faults=(400, 401, 403, 404, 409, 413, 503),
+    ),
+    Route("GET", "/api/waivers", "List the waivers in force that you may see", replies.Waivers, faults=(401, 503)),
+    Route(
+        "POST", "/api/waivers/{name}/end", "End a waiver", replies.WaiverEnded, EndBody,
+        faults=(400, 401, 403, 404, 413, 503),
+    ),
+    Route(
+        "GET", "/api/incidents", "List the incidents that you may see, newest first", replies.Incidents,
+        faults=(400, 401, 503), queries=_INCIDENTS,
+    ),
+    Route(
+        "POST", "/api/incidents/{name}/close", "Close an incident with a reference to a commit", replies.IncidentRow,
+        CloseBody, faults=(400, 401, 403, 404, 409, 413, 503),
+    ),
+    Route(
         "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
         is_open=True,
     ),
@@ -124,7 +174,11 @@ def document() -> dict[str, Any]:
     """The whole document."""
     models: set[type[BaseModel]] = {schemas.Problem}
     for route in ROUTES:
-        models |= {part for part in (route.answer, route.body) if part is not None and not isinstance(part, str)}
+        models |= {
+            part
+            for part in (route.answer, route.body, route.accepted)
+            if part is not None and not isinstance(part, str)
+        }
     ordered = sorted(models, key=lambda model: model.__name__)
     _, definitions = models_json_schema([(model, "validation") for model in ordered], ref_template=_SCHEMAS + "{model}")
     paths: dict[str, dict[str, Any]] = {}
@@ -155,6 +209,9 @@ def _operation(route: Route) -> dict[str, Any]:
     responses: dict[str, Any] = {
         str(route.status): {"description": HTTPStatus(route.status).phrase, "content": content}
     }
+    if route.accepted is not None:
+        accepted = _of_model(route.accepted, "application/json")
+        responses["202"] = {"description": HTTPStatus.ACCEPTED.phrase, "content": accepted}
     for status in sorted({*route.faults, *EDGE_FAULTS}):
         problem = _of_model(schemas.Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from signer.api.problems import render_problem
@@ -14,7 +15,7 @@ from signer.api.request import message_header, new_request_id
 from signer.api.vault import responses
 from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
-from signer.protocol.replies import Reply
+from signer.protocol.replies import Reply, RequestDetails
 from signer.protocol.sign_request import MAX_BODY, body_too_large
 from signer.settings import Proxies
 
@@ -62,9 +63,29 @@ class SignCall:
             if self.for_vault:
                 return responses.render_error(outcome)
             return responses.HttpResponse(*render_problem(outcome, self.request_id))
+        if isinstance(outcome, RequestDetails):
+            return _asked(outcome, for_vault=self.for_vault)
         if self.for_vault:
             return responses.HttpResponse(200, responses.HEADERS, responses.signed(outcome, self.request_id))
         return responses.HttpResponse(201, _CREATED, outcome.as_json() + b"\n")
+
+
+def _asked(request: RequestDetails, *, for_vault: bool) -> responses.HttpResponse:
+    """The response while humans have not approved yet; Vault has none, and a client of Vault's shows a 400."""
+    if for_vault:
+        return responses.failure(HTTPStatus.BAD_REQUEST, waiting_sentence(request))
+    return responses.HttpResponse(HTTPStatus.ACCEPTED, _CREATED, request.as_json() + b"\n")
+
+
+def waiting_sentence(request: RequestDetails) -> str:
+    """What a Vault client is told to do about a request that waits for humans."""
+    who = [f"{request.needs} of {', '.join(request.may_approve)}"] if request.needs else []
+    if request.presence == "missing":
+        who.append(f"{request.frozen.identity}'s own signature")
+    return (
+        f"request {request.request} waits for approval by {' and '.join(who) or 'nobody'} until {request.expires};"
+        f" repeat the same call after approval (`signer requests approve {request.request}`)"
+    )
 
 
 class SignRoutes:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from signer.errors import CertificateMismatch
-from signer.model import BACKDATE, Caller, Event, Grant
+from signer.model import BACKDATE, Caller, Consent, Event, Grant
 from signer.protocol.replies import Certificate
 from signer.signing import SigningKey
 from signer.ssh.certificate import (
@@ -106,7 +106,14 @@ class Recordable(Protocol):
     def unsigned(self) -> bytes: ...
 
 
-def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: str, ca_fingerprint: str) -> Event:
+def issued_event(
+    made: Recordable,
+    caller: Caller,
+    policy_digest: str,
+    backend: str,
+    ca_fingerprint: str,
+    consent: Consent | None = None,
+) -> Event:
     """The event of one certificate; hosts log its key id and serial, and the digest fixes its exact bytes."""
     grant, fields = made.grant, made.fields
     return Event(
@@ -133,8 +140,13 @@ def issued_event(made: Recordable, caller: Caller, policy_digest: str, backend: 
             "ca": ca_fingerprint,
             "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
             **({} if grant.backdate == BACKDATE else {"backdate": grant.backdate}),
+            **({} if consent is None else _consent_fields(consent)),
         },
     )
+
+
+def _consent_fields(consent: Consent) -> dict[str, object]:
+    return {"request": consent.request, "approved_by": list(consent.approvers), "waiver": consent.waiver}
 
 
 def certificate_line(certificate: UnsignedCertificate, signature: bytes) -> str:

@@ -7,11 +7,24 @@ first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Protocol
 
-from signer.authority import freezes, queries
+from signer.authority import freezes, queries, requests
+from signer.authority.approvals import (
+    REMEMBERED,
+    Approvals,
+    Request,
+    Signatures,
+    Situation,
+    Status,
+    asked_again,
+    check_as_approved,
+    consent_events,
+    needs_humans,
+    unknown_request,
+)
 from signer.authority.certificates import (
     PendingSignature,
     certificate_line,
@@ -19,12 +32,15 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
+from signer.authority.incidents import check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
+from signer.authority.signatures import SSH_SIGNATURES
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
     BadRequest,
+    BadSignature,
     CertificateMismatch,
     ForeignCertificate,
     LedgerBroken,
@@ -35,9 +51,23 @@ from signer.errors import (
 )
 from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
-from signer.model import ActiveFreeze, Entry, Event, Grant, Head, Identity, Returned, Role, SignRequest, Token
-from signer.policy.decide import Policy, decide, explain
+from signer.model import (
+    ActiveFreeze,
+    Consent,
+    Entry,
+    Event,
+    Grant,
+    Head,
+    Identity,
+    Returned,
+    Role,
+    SignRequest,
+    Token,
+)
+from signer.policy.decide import Policy, decide, explain, preview
 from signer.protocol.commands import (
+    AboutRequest,
+    Claim,
     Command,
     Explain,
     Freeze,
@@ -48,13 +78,17 @@ from signer.protocol.commands import (
     Unauthenticated,
     Unfreeze,
 )
-from signer.protocol.replies import Explanation, Reply
+from signer.protocol.replies import Explanation, IncidentRow, Incidents, Reply, RequestDetails, RequestPage, Waivers
 from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
 
 INTERNAL_ERROR: Final = "internal_error"
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
+ALL_REQUESTS: Final = ""  # among the changes: any request may have changed
+# Kinds of events that later ones of the same batch may depend on, and replies that may show such an event.
+_DEPENDENT: Final = ("freeze.lifted", "approval.", "waiver.", "incident.")
+_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents)
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
 Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
@@ -80,6 +114,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def last_serial(self) -> int: ...
     def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, ActiveFreeze]: ...
+    def asked(self, since: int) -> list[Entry]: ...
 
 
 class Backend(Protocol):
@@ -110,6 +145,7 @@ class _State:
     head: Head
     certificates: CertificateUsage
     freezes: dict[str, ActiveFreeze] = field(default_factory=dict)
+    approvals: Approvals = field(default_factory=Approvals)
 
 
 class Core:
@@ -124,6 +160,7 @@ class Core:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
+        signatures: Signatures = SSH_SIGNATURES,
     ) -> None:
         self.policy = policy
         self._backend = backend
@@ -131,6 +168,8 @@ class Core:
         self._clock = clock
         self._random = random
         self._report = report  # logs internal errors
+        self._signatures = signatures  # of humans who approve
+        self._changed: set[str] = set()
         self.shadow = Shadow(report)
         self._refusals = Refusals()
         self._state: _State | None = None
@@ -145,8 +184,8 @@ class Core:
 
         What has to be obtained from a slow signer is yielded instead of a reply, and `finish` makes the reply.
 
-        If the transaction fails, each command with an event gets the failure as its reply. So does each `Unfreeze`:
-        its reply may depend on an event of the same batch.
+        If the transaction fails, each command with an event gets the failure as its reply. So does each whose reply
+        may depend on an event of the same batch: `Unfreeze`, and what shows a request.
         """
         now = self._now()
         signs_at_once = isinstance(self._backend.order, SignAtOnce)
@@ -156,7 +195,9 @@ class Core:
         for index, (decision, entries) in enumerate(zip(decisions, recorded, strict=True)):
             if isinstance(entries, SignerError):
                 yield index, entries
-            elif failure is not None and isinstance(commands[index], Unfreeze):
+            elif failure is not None and (
+                isinstance(commands[index], Unfreeze) or isinstance(decision.reply, _SHOWS_EVENTS)
+            ):
                 yield index, failure
             elif signs_at_once and isinstance(decision.reply, PendingSignature):
                 yield index, self._sign_at_once(decision.reply, now)
@@ -192,7 +233,7 @@ class Core:
         alone: list[list[Entry] | SignerError] = []
         failure: SignerError | None = None
         for group in groups:
-            depends = failure is not None and any(event.kind == "freeze.lifted" for event in group)
+            depends = failure is not None and any(event.kind.startswith(_DEPENDENT) for event in group)
             done = failure if failure is not None and depends else self._commit(list(group), now)
             failure = done if isinstance(done, SignerError) else failure
             alone.append(done)
@@ -273,6 +314,8 @@ class Core:
             made = read_vault_certificate(result, pending)
             state = self._ready(now)
             freezes.refuse_frozen(state.freezes, grant.identity, grant.role)  # a freeze may be newer than the grant
+            if pending.consent is not None:
+                state.approvals.check_consent(pending.consent, self._situation(state, now))
             if int(now) < pending.asked_at - CLOCK_TOLERANCE:  # then it would end later than a start looks for
                 raise _clock_behind(pending.asked_at - int(now), "the grant")
             if made.fields.serial in serials or self._ledger.has_vault_serial(made.fields.serial):
@@ -285,10 +328,12 @@ class Core:
             compared = self.shadow.refused(pending, error, int(now))
             return error, (*self._refused(pending.command, error, now), *compared)
         serials.add(made.fields.serial)
-        event = issued_event(made, pending.command.caller, pending.policy_digest, "vault", made.ca_fingerprint)
+        consent = pending.consent
+        event = issued_event(made, pending.command.caller, pending.policy_digest, "vault", made.ca_fingerprint, consent)
+        given = self._use_consent(consent, grant, str(made.fields.serial), state, now)
         expires_in = max(made.fields.valid_before - int(now), 0)
         compared = self.shadow.compare(made, pending, int(now))
-        return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *compared)
+        return issued_reply(made, made.line, made.ca_fingerprint, expires_in), (event, *given, *compared)
 
     def _sign_at_once(self, pending: PendingSignature, now: float) -> ReplyOrError:
         # 9 sign; a failure is recorded, as the serial was never released
@@ -321,7 +366,7 @@ class Core:
         """Calls `handle`; turns errors into replies, and refusals also into events (repeats are only counted)."""
         try:
             return self.handle(command, now)
-        except (NotAuthenticated, Refused, BadRequest, BadPublicKey) as refusal:
+        except (NotAuthenticated, Refused, BadRequest, BadPublicKey, BadSignature) as refusal:
             return Decision(refusal, self._refused(command, refusal, now))
         except CertificateMismatch as fault:
             self._report(fault)
@@ -363,6 +408,14 @@ class Core:
             return self._freeze(command, identity, now)
         if isinstance(command, RecordOperation):
             return Decision(None, (freezes.record(command, identity),), replies_with_entry=True)
+        if isinstance(command, Claim):
+            return self._claim(command, identity, now)
+        if isinstance(command, AboutRequest):
+            state = self._ready(now)
+            reply, events = requests.handle(
+                command, identity, state.approvals, self._situation(state, now), self._signatures
+            )
+            return Decision(reply, events)
         return Decision(self._answer(command, identity, token, now))
 
     def _sign(self, command: Sign, now: float) -> Decision:
@@ -372,7 +425,7 @@ class Core:
         2   check the role, freezes and the clock
         3   parse the public key
         4   decide by policy
-        5   approval by a human: not implemented, so policy refuses the request
+        5   if the role asks humans: a request, unless they have approved it already (`_ask`)
         6   allot the serial; the validity comes from the keeper's clock
         7   encode the certificate, decode it and compare it with the grant
         8   the event, which `run` commits with the rest of the batch
@@ -387,15 +440,24 @@ class Core:
         role, request = self._role(identity, command)
         state = self._ready(now)
         freezes.refuse_frozen(state.freezes, identity.name, role.name)
+        # 5
+        if (role.approval is not None or role.presence or role.break_glass) and needs_humans(role, identity.kind):
+            return self._ask(command, identity, role, request, state, now)
         # 3
         key = parse_public_key(request.public_key)
-        # 4 and 5
+        # 4
         usage = state.certificates.usage(identity.name, role.name, int(now))
         grant = decide(identity, role, request, key, command.caller.address, usage)
+        return self._issue(command, grant, None, state, now)
+
+    def _issue(
+        self, command: Sign | Claim, grant: Grant, consent: Consent | None, state: _State, now: float
+    ) -> Decision:
+        """Steps 6 to 8 of `_sign`."""
         order = self._backend.order
         if isinstance(order, CertifyInPool):
-            state.certificates.add(identity.name, role.name, int(now), int(now) + grant.ttl)
-            pending = PendingCertificate(command, grant, int(now), self.policy.digest, order)
+            state.certificates.add(grant.identity, grant.role, int(now), int(now) + grant.ttl)
+            pending = PendingCertificate(command, grant, int(now), self.policy.digest, order, consent)
             self._pending.add(pending)
             return Decision(pending)
         # 6 and 7
@@ -403,9 +465,120 @@ class Core:
         self._last_serial += 1
         certificate = prepare_certificate(grant, self._last_serial, self._random(NONCE_BYTES), int(now), ca.blob)
         # 8
-        state.certificates.add(identity.name, role.name, int(now), certificate.fields.valid_before)
-        event = issued_event(certificate, command.caller, self.policy.digest, "local", ca.fingerprint)
-        return Decision(PendingSignature(certificate, ca), (event,))
+        state.certificates.add(grant.identity, grant.role, int(now), certificate.fields.valid_before)
+        event = issued_event(certificate, command.caller, self.policy.digest, "local", ca.fingerprint, consent)
+        given = self._use_consent(consent, grant, str(certificate.fields.serial), state, now)
+        return Decision(PendingSignature(certificate, ca), (event, *given))
+
+    # --- humans -------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self, command: Sign, identity: Identity, role: Role, request: SignRequest, state: _State, now: float
+    ) -> Decision:
+        """Issues what humans have approved; otherwise asks them, and the reply is the request.
+
+        Only a request that is bound to the caller's own key is claimed here: the secret of another is for `Claim`.
+        """
+        address = command.caller.address
+        is_keyless = not request.public_key and request.claim_sha256 is not None
+        key = None if is_keyless else parse_public_key(request.public_key)
+        terms = preview(identity, role, request, key, address)
+        if role.break_glass:
+            check_break_glass(terms)
+        approvals, situation = state.approvals, self._situation(state, now)
+        frozen = approvals.freeze(terms, key, request.claim_sha256, situation, self._random)
+        asked = approvals.known(frozen, situation)
+        status = None if asked is None else approvals.status(asked, situation)
+        if asked is not None and status is not None and status.state == "approved" and frozen.public_key is not None:
+            return self._issue_approved(command, identity, asked, status, state, now)
+        if key is not None and (waiver := approvals.covering(terms, situation)) is not None:
+            usage = state.certificates.usage(identity.name, role.name, int(now))
+            grant = decide(identity, role, request, key, address, usage)
+            return self._issue(command, grant, Consent(None, waiver.by, waiver.id), state, now)
+        if asked is not None and status is not None:
+            if status.state == "denied":
+                raise approvals.why_not(asked, status)
+            return Decision(requests.details(asked, approvals, situation, identity))
+        event = approvals.ask(frozen, situation)
+        approvals.apply(event, situation.now)
+        return Decision(requests.details(approvals.open[frozen.id], approvals, situation, identity), (event,))
+
+    def _claim(self, command: Claim, identity: Identity, now: float) -> Decision:
+        """Issues the certificate of an approved request; the reply to a pending one is the request."""
+        state = self._ready(now)
+        approvals, situation = state.approvals, self._situation(state, now)
+        asked = approvals.get(command.request)
+        if asked is None or asked.frozen.identity != identity.name:
+            raise unknown_request(command.request)
+        role = self.policy.role_for(identity, asked.frozen.role)
+        if role is None:
+            raise Refused("unknown_role", f"there is no role {asked.frozen.role}", "ask for another role")
+        freezes.refuse_frozen(state.freezes, identity.name, role.name)
+        key = parse_public_key(command.public_key or asked.frozen.public_key or "")
+        approvals.check_claim(asked, key, command.secret)
+        status = approvals.status(asked, situation)
+        if status.state == "pending":
+            return Decision(requests.details(asked, approvals, situation, identity))
+        if status.state != "approved":
+            raise approvals.why_not(asked, status)
+        return self._issue_approved(command, identity, asked, status, state, now)
+
+    def _issue_approved(
+        self,
+        command: Sign | Claim,
+        identity: Identity,
+        asked: Request,
+        status: Status,
+        state: _State,
+        now: float,
+    ) -> Decision:
+        """Decides again, by the policy now in force, and issues nothing but what humans approved."""
+        frozen, situation = asked.frozen, self._situation(state, now)
+        role = self.policy.roles[frozen.role]
+        line = command.public_key if isinstance(command, Claim) and command.public_key else frozen.public_key or ""
+        key = parse_public_key(line)
+        usage = state.certificates.usage(identity.name, role.name, int(now))
+        grant = decide(identity, role, asked_again(frozen, role, line), key, command.caller.address, usage)
+        if role.break_glass:
+            check_break_glass(frozen)
+        check_as_approved(grant, frozen)
+        return self._issue(command, grant, state.approvals.consent(asked, status, situation), state, now)
+
+    def _use_consent(
+        self, consent: Consent | None, grant: Grant, serial: str, state: _State, now: float
+    ) -> tuple[Event, ...]:
+        """The events of a consent that a certificate uses up; it is recorded with it."""
+        if consent is None:
+            return ()
+        events = consent_events(consent, grant, serial)
+        at = self._situation(state, now).now
+        for event in events:
+            state.approvals.apply(event, at)
+        return tuple(events)
+
+    def _situation(self, state: _State, now: float) -> Situation:
+        """By what requests are judged. Their time never goes back: neither a clock that is set back revives one."""
+        in_flight = tuple(pending.consent for pending in self._pending if pending.consent is not None)
+        return Situation(self.policy, state.freezes, max(int(now), state.head.time_ms // 1000), in_flight)
+
+    def take_changes(self) -> set[str]:
+        """The ids of requests that may have changed since the last call; `ALL_REQUESTS` for any."""
+        if self._state is not None and self._state.approvals.changed:
+            self._changed |= self._state.approvals.changed
+            self._state.approvals.changed.clear()
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def open_requests(self) -> int:
+        """How many requests wait for humans, or to be claimed."""
+        return 0 if self._state is None else len(self._state.approvals.open)
+
+    def incidents(self) -> tuple[int, int]:
+        """How many incidents are open, and how many of them for too long."""
+        if self._state is None:
+            return 0, 0
+        known = self._state.approvals.incidents
+        return len(known.open()), len(known.overdue(int(self._clock())))
 
     def _role(self, identity: Identity, command: Sign | Explain) -> tuple[Role, SignRequest]:
         """The role and the request. Errors in Vault's order: role not granted, malformed field, unknown role."""
@@ -436,7 +609,11 @@ class Core:
         rows = [(row.identity, row.role, row.issued, row.valid_before) for row in recent]
         rows += [(f.grant.identity, f.grant.role, f.asked_at, f.asked_at + f.grant.ttl) for f in self._pending]
         self._last_serial = max(self._last_serial, self._ledger.last_serial())
-        return _State(self._ledger.head(), CertificateUsage(rows), self._ledger.freezes())
+        head = self._ledger.head()
+        approvals = Approvals.from_entries(self._ledger.asked(max(now, head.time_ms // 1000) - REMEMBERED))
+        approvals.forget(now)
+        self._changed.add(ALL_REQUESTS)
+        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals)
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -464,11 +641,13 @@ class Core:
         raise Refused("token_needed", f"{user} needs a token for this", "give --token-file; only a freeze needs none")
 
     def _freeze(self, command: Freeze | Unfreeze, identity: Identity, now: float) -> Decision:
-        in_force = self._ready(now).freezes
+        state = self._ready(now)
         if isinstance(command, Unfreeze):
-            reply, event = freezes.unfreeze(command, identity, in_force)
+            reply, event = freezes.unfreeze(command, identity, state.freezes)
         else:
-            reply, event = freezes.freeze(command, identity, self.policy, in_force, int(now))
+            reply, event = freezes.freeze(command, identity, self.policy, state.freezes, int(now))
+        state.approvals.apply(event, self._situation(state, now).now)
+        self._changed.add(ALL_REQUESTS)
         return Decision(reply, (event,))
 
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
@@ -489,8 +668,17 @@ class Core:
         if (own := self._backend.order.local_key) is not None:
             policy.check_key(own.fingerprint)
         changed = policy.digest != self.policy.digest
+        events = [Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})]
+        state = self._state
+        before = None if state is None else self._situation(state, self._clock())
         self.policy = policy
-        return self.record([Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})])
+        if state is not None and before is not None:
+            ended = state.approvals.ended_waivers(before, replace(before, policy=policy))
+            for event in ended:
+                state.approvals.apply(event, before.now)
+            events += ended
+        self._changed.add(ALL_REQUESTS)
+        return self.record(events)
 
     def use_key(self, key: SigningKey) -> SignerError | None:
         """Records the new key, then signs or compares with it from the next command on.
@@ -512,10 +700,23 @@ class Core:
         """Records ends of freezes and counts of repeats that are due; the keeper calls it about once a second."""
         now = int(self._clock())
         ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
-        failure = self.record([*ended, *self._refusals.due(now), *self.shadow.due(now)])
+        failure = self.record([*ended, *self._refusals.due(now), *self.shadow.due(now), *self._over(now)])
         if failure is None and self._state is not None:
             for event in ended:
                 self._state.freezes.pop(str(event.body["scope"]))
+                self._changed.add(ALL_REQUESTS)
+
+    def _over(self, now: int) -> list[Event]:
+        """The events of requests whose time is over."""
+        state = self._state
+        if state is None:
+            return []
+        situation = self._situation(state, now)
+        events = state.approvals.due(situation)
+        for event in events:
+            state.approvals.apply(event, situation.now)
+        state.approvals.forget(situation.now)
+        return events
 
     def end(self) -> None:
         """Records all counts of repeats and the end."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from signer.errors import BadFormat, ForeignCertificate
-from signer.model import Grant, Returned
+from signer.model import Consent, Grant, Returned
 from signer.policy.rules import KEY_ID, MAX_KEY_ID
-from signer.protocol.commands import Sign
+from signer.protocol.commands import Claim, Sign
 from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
 from signer.ssh.publickey import certificate_kind, fingerprint_of
@@ -29,14 +29,15 @@ _VAULT_KEY_ID: Final = re.compile(f"(?:{KEY_ID.pattern})?")  # Vault may leave i
 class PendingCertificate:
     """A grant that waits for Vault's certificate; `asked_at` is the time of the decision, in seconds.
 
-    Compared by identity: each is one outstanding certificate.
+    `consent` is of the humans who were asked, if any. Compared by identity: each is one outstanding certificate.
     """
 
-    command: Sign
+    command: Sign | Claim
     grant: Grant
     asked_at: int
     policy_digest: str
     order: CertifyInPool
+    consent: Consent | None = None
 
     def obtain(self) -> Returned:
         """The certificate that Vault makes; raises what the client raises. Slow, safe in any thread."""

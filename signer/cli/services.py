@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @verb("serve", examples=["signer serve"], is_service=True, lists_settings=True)
 def serve() -> int:
     """Checks the settings, starts the keeper and the API, each under its own user when started as root, and
-    restarts either when it exits. SIGHUP reloads the policy and the key file."""
+    restarts either when it ends or hangs. `signer reload`, or SIGHUP, takes a changed policy, CA key and TLS
+    certificate."""
     settings = _start()
     from signer.service.launcher import run_service
 
@@ -26,28 +27,30 @@ def serve() -> int:
 
 
 @verb("keeper", examples=["signer keeper"], is_service=True, lists_settings=True)
-# `signer serve` passes the CA key file through this descriptor at SIGHUP; it has no other use.
-@click.option("--key-channel", type=whole(3, 1_000_000), hidden=True)
-def keeper(key_channel: int | None) -> int:
+# `signer serve` watches its children through this descriptor, and passes the CA key file; it has no other use.
+@click.option("--channel", type=whole(3, 1_000_000), hidden=True)
+def keeper(channel: int | None) -> int:
     """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
-    separately: signer api. SIGHUP reloads the policy and the key file."""
+    separately: signer api. SIGHUP takes a changed policy and CA key."""
     settings = _start()
     from signer.service.startup import run_keeper
 
-    run_keeper(settings, key_channel)
+    run_keeper(settings, channel)
     return 0
 
 
 @verb("api", examples=["signer api"], is_service=True, lists_settings=True)
 # `signer serve` passes the sockets that it has bound through these descriptors; they have no other use.
 @click.option("--listener", type=whole(3, 1_000_000), multiple=True, hidden=True)
-def api(listener: tuple[int, ...]) -> int:
+@click.option("--channel", type=whole(3, 1_000_000), hidden=True)
+def api(listener: tuple[int, ...], channel: int | None) -> int:
     """Serves HTTP and passes each request to the keeper; holds no key, no policy and no state. It listens on the
-    sockets that systemd passes (LISTEN_FDS), otherwise on SIGNER_LISTEN. Requests get 503 while no keeper runs."""
+    sockets that systemd passes (LISTEN_FDS), otherwise on SIGNER_LISTEN. Requests get 503 while no keeper runs.
+    SIGHUP takes a renewed TLS certificate."""
     settings = _start()
     from signer.service.api import run_api
 
-    run_api(settings, listener)
+    run_api(settings, listener, channel)
     return 0
 
 

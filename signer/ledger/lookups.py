@@ -21,7 +21,7 @@ from signer.model import Entry, Filter, Issued
 _DETAILS: Final = (
     "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
     "status", "kind", "key_type", "critical_options", "extensions", "reason", "address", "request_id", "policy", "ca",
-    "to_be_signed_sha256", "recorded",
+    "to_be_signed_sha256", "recorded", "request", "approved_by", "waiver",
 )  # fmt: skip
 
 

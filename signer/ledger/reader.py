@@ -15,7 +15,17 @@ from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.chain import GENESIS
-from signer.ledger.schema import APPLICATION_ID, FILE_NAME, IS_FREEZE, IS_OPERATION, IS_VAULTS, IS_WITHHELD, VERSION
+from signer.ledger.schema import (
+    APPLICATION_ID,
+    FILE_NAME,
+    IS_ASKED,
+    IS_FREEZE,
+    IS_INCIDENT,
+    IS_OPERATION,
+    IS_VAULTS,
+    IS_WITHHELD,
+    VERSION,
+)
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
@@ -181,6 +191,19 @@ class LedgerReader:
             else:
                 found.pop(scope, None)
         return found
+
+    def asked(self, since: int) -> list[Entry]:
+        """What requests and waivers are made of, from `since` (seconds) on, and all incidents; oldest first."""
+        columns, first = "seq, time, kind, actor, body, prev, hash", self.first_since(since * 1000)
+        rows = [
+            row
+            for condition, start in ((IS_ASKED, first), (IS_FREEZE, first), (IS_INCIDENT, 0))
+            for row in self.query(
+                f"SELECT {columns} FROM events WHERE {condition} AND seq >= ? ORDER BY seq",  # noqa: S608
+                (start,),
+            )
+        ]
+        return [Entry(*row) for row in sorted(rows)]
 
 
 _NO_END: Final = 2**63 - 1

@@ -68,8 +68,8 @@ class Ledger(LedgerReader):
     def _open(self, db: sqlite3.Connection) -> None:
         """Creates the tables of a new ledger, or migrates an older one.
 
-        Raises `LedgerBroken` if the file is not the one open before. The migration adds indexes on events and keeps
-        the tables of version 1, which nothing reads or writes any more.
+        Raises `LedgerBroken` if the file is not the one open before. The migration keeps the tables of version 1, which
+        nothing reads or writes any more. Indexes on events that the file lacks are added; they change no version.
         """
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
@@ -78,12 +78,7 @@ class Ledger(LedgerReader):
         if is_new or version == 1:
             steps = (EVENTS if is_new else "", *(f"{index};" for index in EVENT_INDEXES))
             numbers = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-            try:
-                db.executescript(f"BEGIN EXCLUSIVE; {''.join(steps)} {numbers} COMMIT;")
-            except sqlite3.Error:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+            _run_script(db, "".join(steps) + numbers)
         last, own = self._last_written, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
         if last is not None and db.execute(own, (last.seq, last.hash)).fetchone() is None:
             raise LedgerBroken(
@@ -91,6 +86,8 @@ class Ledger(LedgerReader):
                 f"the ledger in SIGNER_DATA_DIR lacks event {last.seq}, which this keeper wrote",
                 "restore the right file; or stop the keeper and run `signer ledger verify` on this one",
             )
+        if missing := _missing_indexes(db):  # a release that does not know them goes on writing them
+            _run_script(db, "".join(f"{index};" for index in missing))
         os.pwrite(self._lock, b"a ledger was begun here\n", 0)
         self._file_ids = self._identify_files()
 
@@ -179,6 +176,22 @@ class Ledger(LedgerReader):
         """Closes the connection and drops the head after a failure: whether the transaction was written is unknown."""
         LedgerReader.close(self)
         self._head = self._last_serial = None
+
+
+def _run_script(db: sqlite3.Connection, statements: str) -> None:
+    """Runs all statements in one transaction, or none."""
+    try:
+        db.executescript(f"BEGIN EXCLUSIVE; {statements} COMMIT;")
+    except sqlite3.Error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _missing_indexes(db: sqlite3.Connection) -> list[str]:
+    """The statements of the indexes on events that the file lacks."""
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    return [index for index in EVENT_INDEXES if not any(name in index.split() for name in found)]
 
 
 def _take_lock(data_dir: Path) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from signer.errors import BadFile, NotAuthenticated, Refused
-from signer.model import CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Token, UsageCounts
+from signer.model import CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Terms, Token, UsageCounts
 from signer.policy.rules import RULES, Case, rule_key, rule_name
 from signer.policy.tokens import is_mistyped, token_digest
 
@@ -90,6 +90,30 @@ def decide(
         critical_options=tuple(sorted(case.critical_options.items())),
         extensions=case.extensions,
         extension_values=case.extension_values,
+        reason=request.reason or None,
+        address=address,
+    )
+
+
+def preview(identity: Identity, role: Role, request: SignRequest, key: PublicKey | None, address: str | None) -> Terms:
+    """What humans are asked to approve; raises the first `Refused` of the rules.
+
+    Limits count when the certificate is claimed. A key that is not known yet is checked then, too.
+    """
+    case = Case(identity, role, request, key, address, UsageCounts())
+    for rule in RULES:
+        if key is not None or rule is not rule_key:
+            rule(case)
+    values = dict(case.extension_values)
+    return Terms(
+        identity=identity.name,
+        kind=identity.kind,
+        role=role.name,
+        key_id=case.key_id,
+        principals=case.principals,
+        ttl=case.ttl,
+        critical_options=tuple(sorted(case.critical_options.items())),
+        extensions=tuple((name, values.get(name, "")) for name in case.extensions),
         reason=request.reason or None,
         address=address,
     )

@@ -296,20 +296,18 @@ def _rule_limits(case: Case) -> str:
 
 
 def _rule_approval(case: Case) -> str:
-    approval = case.role.approval
-    if case.role.break_glass or (case.role.presence and case.identity.kind == "human"):
-        raise Refused(
-            "approval_not_available",
-            f"role {case.role.name} requires the asker's own signature, which this version does not offer",
-            "use another role",
-        )
-    if approval is None or case.identity.kind not in approval.kinds:
-        return "not needed"
-    raise Refused(
-        "approval_not_available",
-        f"{case.identity.kind}s need the approval of {' or '.join(approval.by)}, which this version does not offer",
-        f"use another role, or change roles.{case.role.name}.approval in policy.toml",
-    )
+    """Reports whose signatures the core will ask for; to ask them is no refusal."""
+    role, kind = case.role, case.identity.kind
+    if role.break_glass and kind != "human":
+        raise Refused("break_glass_humans_only", f"role {role.name} is for humans only", "ask a human")
+    if role.break_glass:
+        return f"break-glass: {case.identity.name} signs, and an incident opens"
+    needed = []
+    if (approval := role.approval) is not None and kind in approval.kinds:
+        needed.append(f"{kind}s need {approval.count} of {' or '.join(approval.by)}")
+    if role.presence and kind == "human":
+        needed.append("humans sign for themselves")
+    return f"would be asked: {', '.join(needed)}" if needed else "not needed"
 
 
 RULES: Final[tuple[Callable[[Case], str], ...]] = (

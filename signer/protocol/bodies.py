@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from signer.errors import BadRequest
 from signer.model import MAX_REASON
-from signer.protocol.sign_request import Number
+from signer.protocol.sign_request import Number, read_number
 
 _Model = TypeVar("_Model", bound=BaseModel)
 # The part of `str.isprintable` that a regular expression of ECMA 262 can say.
@@ -32,10 +32,21 @@ Reason = Annotated[Printable, Field(max_length=MAX_REASON, description="one prin
 def read_body_as(model: type[_Model], fields: dict[str, Any]) -> _Model:
     """Validates a decoded body; raises `BadRequest` that names the first invalid field."""
     try:
-        return model.model_validate({k: float(v) if isinstance(v, Number) else v for k, v in fields.items()})
+        return model.model_validate(_with_numbers(fields))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:64]
         raise BadRequest(
             "field_malformed", f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see /api/openapi.json"
         ) from None
+
+
+def _with_numbers(value: Any) -> Any:
+    """A decoded body with its numbers as such; pydantic would take a `Number` for text."""
+    if isinstance(value, Number):
+        return read_number(value)
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    return value

@@ -12,12 +12,13 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, Caller, Filter, SignRequest
+from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
@@ -28,6 +29,8 @@ MAX_NUMBER: Final = 20  # digits of a message's number
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's default limits
 MAX_PAGE: Final = 200
+STATES: Final = ("pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed")  # of a request
+MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many give up after 60
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
@@ -149,8 +152,99 @@ class ShowCaller:
     caller: Caller
 
 
+@dataclass(frozen=True, slots=True)
+class ShowRequest:
+    """One request that waits for humans."""
+
+    caller: Caller
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequests:
+    """A page of requests, newest first; `before` is the id of the last one of the page before."""
+
+    caller: Caller
+    state: str | None
+    identity: str | None
+    before: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Issue the certificate of an approved request; `secret` is the claim secret in hex."""
+
+    caller: Caller
+    request: str
+    public_key: str
+    secret: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Approve:
+    """Approve a request with an armored signature; the waiver is its `until` as text and its uses."""
+
+    caller: Caller
+    request: str
+    signature: str
+    waiver: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Deny a request."""
+
+    caller: Caller
+    request: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Withdraw the caller's own request."""
+
+    caller: Caller
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListWaivers:
+    """The waivers in force."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class EndWaiver:
+    """End a waiver."""
+
+    caller: Caller
+    waiver: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListIncidents:
+    """The open incidents, or all that are kept."""
+
+    caller: Caller
+    also_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseIncident:
+    """Close an incident with a reference to a commit."""
+
+    caller: Caller
+    incident: str
+    reference: str
+
+
+AboutRequest = (
+    ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
+)
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Query
+Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutRequest | Query
 
 
 def read_command(
@@ -324,6 +418,45 @@ def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
 def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     asked = read_body_as(FreezeBody, decode_body(body))
     return Freeze(caller, asked.scope, asked.reason, asked.seconds())
+
+
+def _optional_text(header: dict[str, Any], key: str) -> str | None:
+    return None if header.get(key) is None else _read_text(header, key)
+
+
+def _read_requests(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    state = _optional_text(header, "state")
+    if state not in (None, *STATES):
+        raise BadRequest("field_malformed", f"state must be one of {', '.join(STATES)}", "correct state")
+    return ListRequests(caller, state, _optional_text(header, "identity"), _optional_text(header, "before"))
+
+
+def _read_claim(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(ClaimBody, decode_body(body))
+    return Claim(caller, _read_text(header, "request"), asked.public_key, asked.claim_secret)
+
+
+def _read_approve(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(ApproveBody, decode_body(body))
+    waiver = None if asked.waiver is None else (asked.waiver.until, asked.waiver.uses)
+    return Approve(caller, _read_text(header, "request"), asked.signature, waiver)
+
+
+def _read_deny(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    return Deny(caller, _read_text(header, "request"), read_body_as(DenyBody, decode_body(body)).reason)
+
+
+def _read_withdraw(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    read_body_as(WithdrawBody, decode_body(body))
+    return Withdraw(caller, _read_text(header, "request"))
+
+
+def _read_end_waiver(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    return EndWaiver(caller, _read_text(header, "waiver"), read_body_as(EndBody, decode_body(body)).reason)
+
+
+def _read_close(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    return CloseIncident(caller, _read_text(header, "incident"), read_body_as(CloseBody, decode_body(body)).reference)
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {

@@ -110,6 +110,9 @@ class CertificateDetails(CertificateRow):
     ca: Annotated[str, Field(description="fingerprint of the CA key")]
     to_be_signed_sha256: str
     recorded: Recorded
+    request: Annotated[str | None, Field(description="the request that humans approved")] = None
+    approved_by: Annotated[list[str] | None, Field(description="who approved it, or its waiver")] = None
+    waiver: Annotated[str | None, Field(description="the waiver that it was issued under")] = None
 
 
 class OperationRow(Recorded):
@@ -159,6 +162,162 @@ class Freezes(Reply):
     """All freezes in force."""
 
     freezes: list[FreezeRow]
+
+
+class Binding(Reply):
+    """What claims a certificate: the key that was asked for, or the secret with this digest."""
+
+    public_key: str | None = None
+    claim_sha256: str | None = None
+
+
+class FrozenFields(Reply):
+    """What humans approve, exactly; `digest` of a request is the SHA-256 over the RFC 8785 form of this object."""
+
+    id: str
+    nonce: str
+    asked: str
+    expires: str
+    policy: Annotated[str, Field(description="digest of the policy in force when it was asked")]
+    identity: str
+    kind: Literal["human", "agent", "workload"]
+    role: str
+    key_id: str
+    principals: list[str]
+    critical_options: dict[str, str]
+    extensions: dict[str, str]
+    ttl: Annotated[int, Field(description="seconds from the claim")]
+    reason: str | None
+    address: Annotated[str | None, Field(description="of the caller")]
+    binding: Binding
+
+
+class WaiverTerms(Reply):
+    """How long a waiver lasts and how many certificates it covers."""
+
+    until: str
+    uses: int
+
+
+class ApprovalRow(Reply):
+    """One human's signature; `counts` is false if they have lost the right or the key since."""
+
+    by: str
+    at: str
+    key: Annotated[str, Field(description="fingerprint")]
+    software: Annotated[bool, Field(description="not a FIDO key: a program can sign with it unseen")]
+    waiver: WaiverTerms | None
+    counts: bool
+
+
+class Denial(Reply):
+    """Who denied a request, and why."""
+
+    by: str
+    why: str
+
+
+class NextSteps(Reply):
+    """The two ways on for the asker."""
+
+    wait: str
+    claim: str
+
+
+class RequestDetails(Reply):
+    """A request that waits for humans, or that they have decided."""
+
+    request: str
+    state: Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
+    digest: str
+    frozen: FrozenFields
+    expires: Annotated[str, Field(description="while pending: for approval; while approved: to be claimed")]
+    claim_by: str | None
+    may_approve: Annotated[list[str], Field(description="who may still approve, the asker excepted")]
+    needs: Annotated[int, Field(description="approvals of others that it needs in all")]
+    presence: Annotated[
+        Literal["missing", "given"] | None, Field(description="the asker's own signature, if it needs one")
+    ]
+    approvals: list[ApprovalRow]
+    denied: Denial | None
+    waiver: Annotated[str | None, Field(description="the waiver that covers it now")]
+    serial: Annotated[str | None, Field(description="of the issued certificate")]
+    asked_today: Annotated[int, Field(description="requests of this identity in the last 24 hours")]
+    retry_after_s: int
+    next: NextSteps
+    presence_keys: Annotated[
+        list[str] | None, Field(description="to the asker, while presence is missing: keys that may give it")
+    ] = None
+
+
+class RequestPage(Reply):
+    """Requests, newest first; `before` requests the next page, null after the last. A page may be short."""
+
+    requests: list[RequestDetails]
+    before: str | None
+
+
+class WaiverRow(Reply):
+    """A waiver in force."""
+
+    waiver: str
+    identity: str
+    role: str
+    principals: list[str]
+    force_command: str | None
+    source_address: str | None
+    address: str | None
+    by: list[str]
+    until: str
+    uses: int
+    used: int
+    request: str
+
+
+class Waivers(Reply):
+    """The waivers in force, oldest first."""
+
+    waivers: list[WaiverRow]
+
+
+class WaiverEnded(Reply):
+    """A waiver that is no longer in force."""
+
+    waiver: str
+    ended: Literal[True]
+
+
+class Closing(Reply):
+    """Who closed an incident, when, and with which commit."""
+
+    by: str
+    at: str
+    reference: str
+
+
+class IncidentRow(Reply):
+    """One use of break-glass."""
+
+    incident: str
+    identity: str
+    role: str
+    serial: str
+    reason: str
+    opened: str
+    overdue: bool
+    closed: Closing | None
+
+
+class Incidents(Reply):
+    """Incidents, newest first."""
+
+    incidents: list[IncidentRow]
+
+
+class Changes(Reply):
+    """What a `watch` connection receives: ids of requests that may have changed; empty for all of them."""
+
+    requests: list[str]
 
 
 class Roles(Reply):
@@ -232,6 +391,7 @@ class Ready(Reply):
     local_ca_fingerprint: str | None = None  # mode shadow: of the local CA key
     policy: str
     mode: str
+    warnings: Annotated[list[str], Field(description="what should not stay as it is")] = []
 
 
 class NotReady(Reply):
@@ -257,8 +417,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     shape.__name__.encode(): shape
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, OperationPage,
-        OperationDetails, FreezeState, Freezes, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady,
-        Error,
+        OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow,
+        Incidents, Changes, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady, Error,
     )
 }  # fmt: skip
 

@@ -326,6 +326,10 @@ class SignBody(BaseModel):
     critical_options: dict[str, str] | None = None
     extensions: Annotated[list[str] | None, Field(fail_fast=True, description="added to the role's defaults")] = None
     reason: Annotated[str | None, Field(description="one line for the ledger")] = None
+    claim_sha256: Annotated[
+        str | None,
+        Field(pattern="^[0-9a-f]{64}$", description="if humans must approve: SHA-256 of the secret for /claim"),
+    ] = None
 
 
 def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
@@ -352,6 +356,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
         ),
         extensions=tuple(sorted((well_formed(name), "") for name in body.extensions or ())),
         reason=None if body.reason is None else well_formed(body.reason),
+        claim_sha256=body.claim_sha256,
     )
     _refuse_tokens(asked)
     return asked
@@ -360,9 +365,14 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
 _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
+def read_number(text: Number) -> int | float:
+    """A JSON number; whole ones of at most 18 digits as `int`."""
+    return int(text) if _WHOLE.fullmatch(text) else float(text)
+
+
 def _whole_number(value: object) -> object:
     if isinstance(value, Number):
-        return int(value) if _WHOLE.fullmatch(value) else float(value)
+        return read_number(value)
     # Fields nest one level at most; pydantic would take a `Number` for text.
     if isinstance(value, list):
         return [float(item) if isinstance(item, Number) else item for item in value]

@@ -17,13 +17,15 @@ import signal
 import socket
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
 from signer.authority.certificates import PendingSignature
-from signer.authority.core import Core, Pending, ReplyOrError
+from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
+from signer.authority.incidents import OVERDUE_AFTER
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
@@ -35,6 +37,7 @@ from signer.model import Caller, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
     MAX_REPLY,
+    Claim,
     Command,
     Sign,
     Unauthenticated,
@@ -48,6 +51,7 @@ from signer.protocol.replies import (
     CaKey,
     Certificate,
     CertificateWithWarnings,
+    Changes,
     MetricsText,
     NotReady,
     Ready,
@@ -59,6 +63,7 @@ from signer.service.outage import Outage
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
+from signer.service.supervisor import Supervisor
 from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
 
@@ -67,6 +72,8 @@ log = logging.getLogger("signer.keeper")
 MAX_PER_PROCESS: Final = 300  # connections; an api process has one for each thread, at most 256
 MAX_CONNECTIONS: Final = 8192  # of all processes
 MAX_STRANGERS: Final = 8  # messages without an accepted token in one round; more wait for the next
+MAX_WATCHERS: Final = 4  # connections of a process that are told of changed requests; an api process has one
+MAX_TOLD: Final = 200  # ids in one message of changes; with more, any request may have changed
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
@@ -117,6 +124,8 @@ class Keeper:
         reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
+        supervisor: Supervisor | None = None,
+        listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
     ) -> None:
         self._core = core
@@ -125,6 +134,8 @@ class Keeper:
         self._listener = listener
         self._reloader = reloader
         self._max_when_slow = max_when_slow  # see `SigningPool`
+        self._supervisor = supervisor or Supervisor(None, {})
+        self._listen_again = listen_again
         self._lines = lines or LogLimit(log)
         self._outage = Outage(self._lines)
         self._selector = selectors.DefaultSelector()
@@ -134,6 +145,7 @@ class Keeper:
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
         self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
+        self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
@@ -147,7 +159,10 @@ class Keeper:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Runs until SIGTERM or SIGINT; before it returns, it answers every command read and records every count."""
+        """Runs until SIGTERM or SIGINT; before it returns, it answers every command read and records every count.
+
+        Raises `SignerError`, after the same, if nobody can reach its socket any more.
+        """
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
@@ -160,20 +175,44 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        self._supervisor.ready()
         ticked = time.monotonic()
-        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        failure: SignerError | None = None
+        while failure is None and not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._supervisor.alive()
             self._serve_once(woken)
             self._collect_signatures()
             self._collect_lookups()
+            self._tell_watchers()
             self._fold()
             self._reload()
             if time.monotonic() - ticked >= 1:
                 self._core.tick()
                 self._lines.flush()
+                failure = self._check_listener()
                 ticked = time.monotonic()
         self._close_pool()
         self._close_reader()
         self._core.end()
+        if failure is not None:
+            raise failure
+
+    def _check_listener(self) -> SignerError | None:
+        """Listens again if the socket's name is gone; the failure if that is not possible."""
+        try:
+            fresh = self._listen_again()
+        except SignerError as error:
+            return error
+        except OSError as error:  # such as no descriptors: the next look may find some
+            self._lines.warn("not listening", f"the keeper's socket was removed, and is not back: {error.strerror}")
+            return None
+        if fresh is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = fresh
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        return None
 
     def _reload(self) -> None:
         """Starts a reload after SIGHUP, one at a time, and uses what it read once it is there."""
@@ -181,10 +220,13 @@ class Keeper:
             self._signals.discard(signal.SIGHUP)
             self._reloader.start()
         reloaded = self._reloader.collect()
-        if reloaded is not None and reloaded.policy:
+        if reloaded is None:
+            return
+        if reloaded.policy:
             self._policy_since = time.time()
-        if reloaded is not None and reloaded.key:
+        if reloaded.key:
             self._key_since = time.time()
+        self._supervisor.reloaded(reloaded.began, reloaded.report)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)
@@ -280,6 +322,15 @@ class Keeper:
                 if code in ("ledger_tables_differ", "views_behind") and self._fold_due is None:
                     self._ledger.recheck_views(is_damaged=code == "ledger_tables_differ")
 
+    def _tell_watchers(self) -> None:
+        """Sends each `watch` connection the ids of requests that changed; what is in them, it has to ask for."""
+        if not (changed := self._core.take_changes()) or not self._watchers:
+            return
+        is_any = ALL_REQUESTS in changed or len(changed) > MAX_TOLD
+        message = encode_reply(Changes(requests=[] if is_any else sorted(changed)))
+        for peer, number in list(self._watchers.items()):
+            self._send(peer, number, message)
+
     def _close_reader(self) -> None:
         stopping = Unavailable("keeper_stopping", "the service is stopping", "retry")
         for item in self._reader.close():
@@ -290,8 +341,8 @@ class Keeper:
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)
-        elif isinstance(item.command, Sign):
-            self.metrics.count_signature(item.command.role)
+        elif isinstance(reply, Certificate) and isinstance(item.command, Sign | Claim):
+            self.metrics.count_signature(reply.role)
             self._outage.note_signature()
 
     # --- connections --------------------------------------------------------------------------------------------
@@ -336,6 +387,7 @@ class Keeper:
         if not peer.is_postponed:
             self._selector.unregister(peer.sock)
         peer.sock.close()
+        self._watchers.pop(peer, None)
         of_process = self._peers[peer.pid]
         del of_process[peer]
         if not of_process:
@@ -362,6 +414,9 @@ class Keeper:
                     "message_too_large", f"the message is longer than {MAX_MESSAGE} bytes", "send a shorter request"
                 )
             header, body = split_message(message)
+            if header.get("op") == "watch":
+                self._watch(peer, number)
+                return
             if header.get("op") in _DIRECT:
                 self._take_stranger(_Postponed(peer, number, header), waiting)
                 return
@@ -375,6 +430,14 @@ class Keeper:
             self._send(peer, number, encode_reply(error))
         except Exception as error:  # noqa: BLE001 - an internal error must fail only the request that caused it
             self._fail(peer, number, error)
+
+    def _watch(self, peer: _Peer, number: bytes) -> None:
+        """Keeps a connection that is told which requests change; the first reply says that any may have."""
+        own = [other for other in self._watchers if other.pid == peer.pid and other is not peer]
+        if len(own) >= MAX_WATCHERS:
+            self._drop(own[0])
+        self._watchers[peer] = number
+        self._send(peer, number, encode_reply(Changes(requests=[])))
 
     def _take_stranger(self, postponed: _Postponed, waiting: list[_Waiting]) -> None:
         """Handles a message without an accepted token, or postpones it if there were many in this round."""
@@ -469,6 +532,10 @@ class Keeper:
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
         self._outage.note_ready()
         ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        _, overdue = self._core.incidents()
+        if overdue:
+            text = f"{overdue} incident(s) opened by break-glass are not closed after {OVERDUE_AFTER // 3600} hours"
+            ready = ready.model_copy(update={"warnings": [f"{text}: see `signer incidents list`"]})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
@@ -480,10 +547,14 @@ class Keeper:
 
     def _facts(self) -> dict[str, tuple[str, float]]:
         now = time.time()
+        opened, overdue = self._core.incidents()
         return {
             "signer_key_age_seconds": ("since the CA key was loaded", now - self._key_since),
             "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
             "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
+            "signer_requests_open": ("requests that wait for humans, or to be claimed", self._core.open_requests()),
+            "signer_incidents_open": ("incidents opened by break-glass and not closed", opened),
+            "signer_incidents_overdue": ("of them, open for too long", overdue),
         }
 
 

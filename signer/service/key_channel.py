@@ -1,7 +1,8 @@
 """A channel that passes the opened CA key file to a keeper that may no longer open it.
 
-On SIGHUP the launcher, still root, opens the file without reading it and sends the descriptor through a socket that
-only the keeper inherits. The keeper makes all checks, on the descriptor. No byte of the key passes the channel.
+At a reload the launcher, still root, opens the file without reading it and sends the descriptor through a socket that
+only the keeper inherits. The keeper makes all checks, on the descriptor. No byte of the key passes the channel. What
+children send the other way is in `supervisor.py`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,11 @@ _DESCRIPTOR: Final = struct.Struct("i")
 
 
 def make_channel() -> tuple[socket.socket, socket.socket]:
-    """The launcher's and the keeper's end; both are non-blocking and not inheritable."""
+    """The launcher's and the child's end; both are non-blocking and not inheritable."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         end.setblocking(False)
     return ours, theirs
-
-
-def adopt_channel(number: int) -> socket.socket:
-    """The keeper's end, from the number of the inherited descriptor."""
-    channel = socket.socket(fileno=number)
-    channel.set_inheritable(False)
-    return channel
 
 
 def hand_over(channel: socket.socket, path: Path) -> None:

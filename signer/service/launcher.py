@@ -1,6 +1,8 @@
-"""The launcher: binds the api's sockets, starts keeper and api, each as its own user, and restarts them.
+"""The launcher: binds the api's sockets, starts keeper and api, each as its own user, and keeps both running.
 
-It never reads a key: on SIGHUP it opens the key file for a keeper that is no longer root.
+It never reads a key: at a reload it opens the key file for a keeper that is no longer root. A child that ends is
+started again, a child that hangs is killed, and each start repeats what the first one prepared. A shortage of
+descriptors, processes or memory delays a start and ends nothing.
 """
 
 from __future__ import annotations
@@ -13,156 +15,227 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from signer.errors import BadSettings, Unavailable
+from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import open_name
-from signer.hardening import check_users, die_with_parent, look_up_user, peer_process
-from signer.service.key_channel import hand_over, make_channel
+from signer.hardening import check_users, look_up_user
+from signer.service.child import Child, Ids
+from signer.service.control import Client, ControlSocket, error_reply
 from signer.service.listeners import bind_listeners, check_listeners
+from signer.service.supervisor import Supervisor
 from signer.settings import Settings
 
 log = logging.getLogger("signer.serve")
 
-READY_WITHIN: Final = 15.0  # seconds for a keeper's first start
+READY_WITHIN: Final = 30.0  # seconds for the first start of each child
 API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper stops after the api, so that every accepted request is answered
 KEEPER_STOPS_WITHIN: Final = 2.0
-RESTART_PAUSE: Final = (0.0, 0.2, 0.5, 1.0)  # seconds before a restart, by the number of failed starts in a row
-POLL_INTERVAL: Final = 0.02  # seconds between two checks of the children
+HANGS_AFTER: Final = 30.0  # seconds without a sign of life; a commit that begins is one
+POLL_INTERVAL: Final = 0.02  # seconds between two looks at the children
 STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
+RELOADED_WITHIN: Final = 45.0  # seconds for a reload; an ssh-agent may be slow
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
-_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
 
 @dataclass(slots=True)
-class _Child:
-    """A process that is restarted whenever it ends."""
+class _Reload:
+    """A reload in progress, and the reports of it that have come."""
 
-    name: str
-    argv: Sequence[str]
-    user: str | None
-    is_up: Callable[[_Child], bool]
-    key_file: Path | None = None  # opened and passed to it on each SIGHUP
-    descriptors: tuple[int, ...] = ()  # passed to it at each start
-    process: subprocess.Popen[bytes] | None = None
-    channel: socket.socket | None = None
-    started: float = 0.0
-    came_up: bool = False
-    failures: int = 0
-    due: float = 0.0
+    clients: list[Client]
+    waits_for: tuple[Child, ...]
+    began: float  # monotonic seconds
+    pids: dict[str, int]
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def start(self) -> None:
-        ids: dict[str, object] = {}
-        if self.user is not None:
-            entry = look_up_user(self.user)
-            ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        argv = [*self.argv]
-        theirs = None
-        if self.key_file is not None:
-            if self.channel is not None:
-                self.channel.close()
-            # A new channel for each start, without unread messages of the last keeper.
-            self.channel, theirs = make_channel()
-            argv += ["--key-channel", str(theirs.fileno())]
-        environment = {
-            name: value for name, value in os.environ.items() if name.startswith("SIGNER_") or name in _PASSED_ON
-        }
-        self.process = subprocess.Popen(
-            argv,
-            pass_fds=[*self.descriptors, *([theirs.fileno()] if theirs is not None else [])],
-            stdin=subprocess.DEVNULL,
-            cwd="/",
-            env=environment,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - the launcher has one thread
-            **ids,  # type: ignore[call-overload]
+
+class _Launcher:
+    """The children, and what is done to them until SIGTERM or SIGINT."""
+
+    def __init__(
+        self, settings: Settings, ids: dict[str, Ids], listeners: list[socket.socket], hangs_after: float
+    ) -> None:
+        self._settings = settings
+        self.keeper = Child(
+            "keeper",
+            lambda: (sys.executable, "-P", "-m", "signer", "keeper"),
+            None,
+            hangs_after,
+            prepare=lambda: _prepare_directories(settings, ids),
+            key_file=settings.ca_key_file if settings.reads_key_file else None,
         )
-        if theirs is not None:
-            theirs.close()
-        self.started = time.monotonic()
-        self.came_up = False
+        numbers = tuple(listener.fileno() for listener in listeners)
+        passed = [word for number in numbers for word in ("--listener", str(number))]
+        self.api = Child(
+            "api",
+            lambda: (sys.executable, "-P", "-m", "signer", "api", *passed),
+            ids.get("SIGNER_API_USER"),
+            hangs_after,
+            STABLE_AFTER,
+            descriptors=lambda: numbers,
+        )
+        self._children = (self.keeper, self.api)
+        self._control = ControlSocket(settings.run_dir, ids.get("SIGNER_KEEPER_USER"))
+        self._control_is_lost = False
+        self._reload: _Reload | None = None
+        self._waiting: list[Client] = []  # for the next reload
+        self._is_reload_due = False
+        self._supervisor = Supervisor(None, os.environ)
+        self._stopping = False
 
-    def reload(self) -> None:
-        """Passes the current key file, then sends SIGHUP."""
-        if self.channel is not None and self.key_file is not None and self.is_running():
-            try:
-                hand_over(self.channel, self.key_file)
-            except OSError as error:
-                log.warning("the key file could not be passed to the %s: %s", self.name, error.strerror)
-        self.send_signal(signal.SIGHUP)
-
-    def update(self) -> None:
-        """Notes whether the start succeeded, which decides the pause before a restart."""
-        self.came_up = self.came_up or self.is_up(self)
-
-    def send_signal(self, number: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def schedule_restart(self) -> None:
-        """Logs the end of the process and schedules its restart."""
-        assert self.process is not None, "only a child that was started can end"  # noqa: S101
-        self.failures = 0 if self.came_up else self.failures + 1
-        pause = RESTART_PAUSE[min(self.failures, len(RESTART_PAUSE) - 1)]
-        log.warning("%s ended with status %s, restarting it", self.name, self.process.returncode)
-        self.process, self.due = None, time.monotonic() + pause
-
-    def stop(self, within: float) -> None:
-        """Sends SIGTERM, and SIGKILL after `within` seconds."""
-        if self.process is None:
-            return
-        self.process.terminate()
+    def serve(self) -> None:
+        """Returns after SIGTERM or SIGINT; raises `SignerError` if the first start fails."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_stop)
+        signal.signal(signal.SIGHUP, self._note_reload)
         try:
-            self.process.wait(within)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not stop within %.0f s and was killed", self.name, within)
-            self.process.kill()
-            self.process.wait()
+            for child in self._children:
+                self._start_first(child)
+            if not self._stopping:
+                log.warning("serving on %s", ", ".join(map(str, self._settings.listen)))
+                self._supervisor.ready()
+            while not self._stopping:
+                self._supervise()
+                time.sleep(POLL_INTERVAL)
+        finally:
+            self._control.close()
+            self.api.stop(API_STOPS_WITHIN)
+            self.keeper.stop(KEEPER_STOPS_WITHIN)
+
+    def _note_stop(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+
+    def _note_reload(self, _number: int, _frame: object) -> None:
+        self._is_reload_due = True
+
+    def _start_first(self, child: Child) -> None:
+        """Returns when the child serves, or at SIGTERM; raises `Unavailable` if it ends, or is not ready in time."""
+        deadline = time.monotonic() + READY_WITHIN
+        while not self._stopping and not child.came_up:
+            if child.is_running():
+                child.look()
+            elif child.process is None and time.monotonic() >= child.due:
+                _try_to_start(child)
+            elif child.process is not None:
+                raise Unavailable(
+                    "keeper_refused_to_start" if child is self.keeper else "api_refused_to_start",
+                    f"the {child.name} did not start",
+                    "fix the problem above",
+                )
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "keeper_too_slow" if child is self.keeper else "api_too_slow",
+                    f"the {child.name} was not ready within {READY_WITHIN:.0f} s",
+                    "see its log",
+                )
+            self._look_at_control()
+            time.sleep(POLL_INTERVAL)
+
+    # --- supervision --------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        for child in self._children:
+            if child.is_running():
+                child.look()
+            elif child.process is not None:
+                child.note_end()
+            if child.process is None and time.monotonic() >= child.due:
+                _try_to_start(child)
+        _reap_orphans(self._children)
+        self._look_at_control()
+        self._continue_reload()
+        self._supervisor.alive()
+
+    def _look_at_control(self) -> None:
+        try:
+            self._control.ensure()
+        except OSError as error:  # no descriptors, or the directory is away: the keeper's next start makes it again
+            if not self._control_is_lost:
+                log.warning("`signer reload` does not work: %s", error.strerror)
+            self._control_is_lost = True
+        else:
+            self._control_is_lost = False
+        for client, operation in self._control.requests():
+            if operation == "reload":
+                self._waiting.append(client)
+                self._is_reload_due = True
+            else:
+                client.answer(self._status())
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "listen": [str(listen) for listen in self._settings.listen],
+            "data_dir": str(self._settings.data_dir),
+            "keeper": {"pid": self.keeper.pid, "ready": self.keeper.came_up},
+            "api": {"pid": self.api.pid, "ready": self.api.came_up},
+        }
+
+    # --- reloads ------------------------------------------------------------------------------------------------
+
+    def _continue_reload(self) -> None:
+        """Starts a reload that is due once every child takes it, and ends one that is done."""
+        if self._reload is not None:
+            self._collect_reports(self._reload)
+        elif self._is_reload_due:
+            asked = (self.keeper, self.api) if self._settings.tls_cert_file is not None else (self.keeper,)
+            if all(child.is_running() and child.came_up for child in asked):
+                self._is_reload_due = False
+                pids = {child.name: child.pid for child in asked}
+                self._reload = _Reload(self._waiting, asked, time.monotonic(), pids)
+                self._waiting = []
+                for child in asked:
+                    child.reports.clear()
+                    child.reload()
+            else:
+                self._give_up_waiting()
+
+    def _give_up_waiting(self) -> None:
+        latest = time.monotonic() - RELOADED_WITHIN
+        for client in [client for client in self._waiting if client.since < latest]:
+            self._waiting.remove(client)
+            client.answer(_reload_failed("keeper or api is not running"))
+
+    def _collect_reports(self, reload: _Reload) -> None:
+        for child in reload.waits_for:
+            for message in child.reports:
+                began, report = message.get("began"), message.get("report")
+                # An earlier reload, which read the files too early, may end meanwhile.
+                if isinstance(began, float) and began >= reload.began and isinstance(report, dict):
+                    reload.reports[child.name] = report
+            child.reports.clear()
+        missing = [child for child in reload.waits_for if child.name not in reload.reports]
+        if not missing:
+            reply: dict[str, object] = dict(reload.reports)
+        elif any(child.pid != reload.pids[child.name] for child in missing):
+            reply = _reload_failed("a process ended during the reload; it starts with the files as they are now")
+        elif time.monotonic() - reload.began > RELOADED_WITHIN:
+            reply = _reload_failed(f"the {missing[0].name} did not finish within {RELOADED_WITHIN:.0f} s")
+        else:
+            return
+        for client in reload.clients:
+            client.answer(reply)
+        self._reload = None
 
 
-def run_service(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; raises `SignerError` if the service cannot start."""
+def run_service(settings: Settings, hangs_after: float = HANGS_AFTER) -> None:
+    """Serves until SIGTERM or SIGINT; raises `SignerError` if the service cannot start.
+
+    A child is killed and started again after `hangs_after` seconds without a sign of life.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing has been read that could be read again
     for warning in settings.warnings:
         log.warning("%s", warning)
     _check_users(settings)
     listeners = bind_listeners(settings)  # before anything else: it needs root, and a port may be taken
-    check_listeners(listeners, settings)
-    _prepare_directories(settings)
-    as_root = os.geteuid() == 0
-    keeper = _Child(
-        "keeper",
-        (sys.executable, "-P", "-m", "signer", "keeper"),
-        None,
-        lambda child: _listens(child, settings),
-        settings.ca_key_file if settings.reads_key_file else None,
-    )
-    numbers = tuple(listener.fileno() for listener in listeners)
-    passed = [word for number in numbers for word in ("--listener", str(number))]
-    api = _Child(
-        "api",
-        (sys.executable, "-P", "-m", "signer", "api", *passed),
-        settings.api_user if as_root else None,
-        _is_stable,
-        descriptors=numbers,
-    )
-    stopping: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _frame: stopping.append(got))
-    signal.signal(signal.SIGHUP, lambda _got, _frame: keeper.reload())
     try:
-        keeper.start()
-        _wait_until_ready(keeper, stopping)
-        api.start()
-        log.warning("serving on %s", ", ".join(map(str, settings.listen)))
-        _supervise((keeper, api), stopping)
+        check_listeners(listeners, settings)
+        ids = look_up_ids(settings)
+        _prepare_directories(settings, ids)
+        _Launcher(settings, ids, listeners, hangs_after).serve()
     finally:
-        api.stop(API_STOPS_WITHIN)
-        keeper.stop(KEEPER_STOPS_WITHIN)
         _close(listeners, settings)
 
 
@@ -174,22 +247,22 @@ def _close(listeners: list[socket.socket], settings: Settings) -> None:
             listen.path.unlink(missing_ok=True)
 
 
-def _supervise(children: tuple[_Child, ...], stopping: list[int]) -> None:
-    while not stopping:
-        for child in children:
-            if child.is_running():
-                child.update()
-            elif child.process is not None:
-                child.schedule_restart()
-            if child.process is None and time.monotonic() >= child.due:
-                child.start()
-        _reap_orphans(children)
-        time.sleep(POLL_INTERVAL)
+def _try_to_start(child: Child) -> None:
+    try:
+        child.start()
+    except (OSError, subprocess.SubprocessError) as error:
+        child.note_failed_start(getattr(error, "strerror", None) or str(error))
+    except SignerError as error:
+        child.note_failed_start(error.text)
 
 
-def _reap_orphans(children: tuple[_Child, ...]) -> None:
+def _reload_failed(text: str) -> dict[str, object]:
+    return error_reply(Unavailable("reload_unfinished", text, "see the service's log, then try again"))
+
+
+def _reap_orphans(children: tuple[Child, ...]) -> None:
     """Reaps orphans that this process adopted, as process 1 of a container does."""
-    ours = {child.process.pid for child in children if child.process is not None}
+    ours = {child.pid for child in children}
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -200,32 +273,12 @@ def _reap_orphans(children: tuple[_Child, ...]) -> None:
         os.waitpid(ended.si_pid, 0)
 
 
-def _wait_until_ready(keeper: _Child, stopping: list[int]) -> None:
-    """Returns when the keeper accepts connections; raises `Unavailable` if it ends, or does not in time."""
-    deadline = time.monotonic() + READY_WITHIN
-    while not stopping and not keeper.came_up:
-        if not keeper.is_running():
-            raise Unavailable("keeper_refused_to_start", "the keeper did not start", "fix the problem above")
-        if time.monotonic() > deadline:
-            raise Unavailable("keeper_too_slow", f"the keeper was not ready within {READY_WITHIN:.0f} s", "see its log")
-        time.sleep(POLL_INTERVAL)
-        keeper.update()
-
-
-def _listens(keeper: _Child, settings: Settings) -> bool:
-    """True if this keeper accepts connections; the socket may belong to another service."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(settings.socket))
-        except OSError:
-            return False
-        pid = peer_process(probe).pid
-    return keeper.process is not None and pid == keeper.process.pid
-
-
-def _is_stable(api: _Child) -> bool:
-    return time.monotonic() - api.started > STABLE_AFTER
+def look_up_ids(settings: Settings) -> dict[str, Ids]:
+    """The ids of the users that are set, if this is root; once, because a lookup fails while descriptors are short."""
+    if os.geteuid() != 0:
+        return {}
+    found = {name: look_up_user(user) for name, user in _users(settings) if user is not None}
+    return {name: Ids(entry.pw_uid, entry.pw_gid) for name, entry in found.items()}
 
 
 def _check_users(settings: Settings) -> None:
@@ -240,7 +293,7 @@ def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
     return (("SIGNER_KEEPER_USER", settings.keeper_user), ("SIGNER_API_USER", settings.api_user))
 
 
-def _prepare_directories(settings: Settings) -> None:
+def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
     """Creates the data and run directories and sets their owners and modes.
 
     With two users, the run directory is set-group-id to the api's group, which the socket inherits. Root in a
@@ -248,19 +301,19 @@ def _prepare_directories(settings: Settings) -> None:
     """
     _make_directory(settings.data_dir, 0o700)
     _make_directory(settings.run_dir, 0o700)
-    if os.geteuid() != 0 or settings.keeper_user is None or settings.api_user is None:
+    keeper, api = ids.get("SIGNER_KEEPER_USER"), ids.get("SIGNER_API_USER")
+    if keeper is None or api is None:
         return
-    keeper, api = look_up_user(settings.keeper_user), look_up_user(settings.api_user)
-    shared = keeper.pw_uid != api.pw_uid
+    shared = keeper.user != api.user
     try:
-        for path in _ledger_files(settings.data_dir, keeper.pw_uid):
-            _give(path, keeper.pw_uid, keeper.pw_gid)
-        _set_owner(settings.data_dir, keeper.pw_uid, keeper.pw_gid)
+        for path in _ledger_files(settings.data_dir, keeper.user):
+            _give(path, keeper.user, keeper.group)
+        _set_owner(settings.data_dir, keeper.user, keeper.group)
         if shared:
-            os.setgroups([api.pw_gid])
+            os.setgroups([api.group])
             if stat.S_IMODE(settings.run_dir.stat().st_mode) != _SHARED_MODE:
                 settings.run_dir.chmod(_SHARED_MODE)
-        _set_owner(settings.run_dir, keeper.pw_uid, api.pw_gid if shared else keeper.pw_gid)
+        _set_owner(settings.run_dir, keeper.user, api.group if shared else keeper.group)
     except OSError as error:
         raise BadSettings(
             "directory_unusable",

@@ -132,16 +132,28 @@ class Stopwatch:
 
 
 class TimedLedger(Ledger):
-    """A ledger that measures its commits."""
+    """A ledger that measures its commits. `before_write` is called before each write, which may take long."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, before_write: Callable[[], None] = lambda: None) -> None:
         super().__init__(data_dir)
         self.commit_seconds = commit_histogram()
+        self._before_write = before_write
 
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         """Commits and observes the duration, also of a failed commit."""
+        self._before_write()
         watch = Stopwatch()
         try:
             return super().commit(events, now_ms)
         finally:
             self.commit_seconds.observe(watch.seconds())
+
+    def fold(self) -> float | None:
+        """As `Ledger.fold`."""
+        self._before_write()
+        return super().fold()
+
+    def probe(self, now_ms: int) -> None:
+        """As `Ledger.probe`."""
+        self._before_write()
+        super().probe(now_ms)

@@ -26,10 +26,10 @@ from signer.model import PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Keeper
-from signer.service.key_channel import adopt_channel
 from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
 from signer.service.reload import Reloader
+from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
 from signer.signing import SigningKey
 
@@ -84,13 +84,58 @@ def bind_socket(path: str, mode: int) -> socket.socket:
     return listener
 
 
-def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
+class KeeperSocket:
+    """The keeper's listening socket, and its claim on the run directory."""
+
+    def __init__(self, settings: Settings) -> None:
+        check_run_dir(settings.run_dir)
+        self._run_dir = settings.run_dir
+        self._path = str(settings.socket)
+        self._claim = claim_run_dir(settings.run_dir)
+        self._identity: tuple[int, int] | None = None  # device and inode of the socket's name
+
+    def listen(self) -> socket.socket:
+        """A new listener under the socket's name."""
+        shared = self._run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
+        listener = bind_socket(self._path, 0o660 if shared else 0o600)
+        self._identity = self._find()
+        return listener
+
+    def listen_again(self) -> socket.socket | None:
+        """A new listener if the socket's name was removed or replaced, else None.
+
+        Raises `BadSettings` or `Unavailable` if the run directory cannot be used: then the next start makes it again.
+        """
+        if self._find() == self._identity:
+            return None
+        check_run_dir(self._run_dir)
+        self.close()  # of a directory that was removed, too
+        self._claim = claim_run_dir(self._run_dir)
+        log.warning("the keeper's socket was removed or replaced; listening again")
+        return self.listen()
+
+    def close(self) -> None:
+        """Gives up the claim."""
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
+
+    def _find(self) -> tuple[int, int] | None:
+        try:
+            facts = os.lstat(self._path)
+        except OSError:
+            return None
+        return facts.st_dev, facts.st_ino
+
+
+def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     """Starts the keeper and serves in this process; raises `SignerError` if it cannot start.
 
-    As root, it reads the key file first and drops root before it opens anything else. `key_channel` is the descriptor
-    through which a launcher passes the opened key file on SIGHUP.
+    As root, it reads the key file first and drops root before it opens anything else. `channel_number` is the
+    descriptor of a launcher's channel, through which the opened key file comes at a reload.
     """
-    channel = None if key_channel is None else adopt_channel(key_channel)
+    channel = adopt_channel(channel_number)
+    supervisor = Supervisor(channel, os.environ)
     forbid_dumps()
     take_descriptors()
     os.umask(0o077)
@@ -109,8 +154,8 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
         source = AgentSource(agent)
         key = source.load(policy.ca)
     check_run_dir(settings.run_dir)
-    ledger = TimedLedger(settings.data_dir)
-    claim = claim_run_dir(settings.run_dir)
+    ledger = TimedLedger(settings.data_dir, supervisor.alive)
+    place = KeeperSocket(settings)
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
     del key  # mode shadow keeps the public half only
@@ -125,12 +170,24 @@ def run_keeper(settings: Settings, key_channel: int | None = None) -> None:
     failure = core.begin({"version": __version__, **backend.facts()})
     if failure is not None:
         raise failure
-    shared = settings.run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
-    listener = bind_socket(str(settings.socket), 0o660 if shared else 0o600)
     reloader = Reloader(core, backend, settings, source)
-    Keeper(core, backend, ledger, listener, reloader, settings.threads * 3 // 4 or 1, lines=lines).serve()
-    ledger.close()
-    os.close(claim)
+    max_when_slow = settings.threads * 3 // 4 or 1
+    keeper = Keeper(
+        core,
+        backend,
+        ledger,
+        place.listen(),
+        reloader,
+        max_when_slow,
+        supervisor=supervisor,
+        listen_again=place.listen_again,
+        lines=lines,
+    )
+    try:
+        keeper.serve()
+    finally:
+        ledger.close()
+        place.close()
 
 
 def _report(lines: LogLimit, error: Exception) -> None:

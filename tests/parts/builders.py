@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Answer, Core
 from signer.ca.backends import Backend, FileBackend
-from signer.errors import NotFound, SignerError, Unavailable
+from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.lookups import Lookup, Reader
 from signer.ledger.reader import Recent
@@ -204,9 +205,7 @@ tokens = [{ sha256 = "{token:stranger}", expires = 2099-01-01T00:00:00Z }]
 def policy_text(text: str = POLICY, ca: str = "") -> str:
     """A policy text with `{ca}`, `{token:NAME}` and `{fido:NAME}` filled in."""
     text = fill_fido_keys(text.replace("{ca}", ca or PretendKey().fingerprint))
-    for name in ("deploy-agent", "operator", "stranger", "second"):
-        text = text.replace(f"{{token:{name}}}", token_digest(token(name)))
-    return text
+    return re.sub(r"\{token:([^}]+)\}", lambda found: token_digest(token(found[1])), text)
 
 
 def policy(text: str = POLICY, *swaps: tuple[str, str]) -> Policy:
@@ -310,6 +309,15 @@ class MemoryStore:
         self._readable()
         return dict(self.frozen)
 
+    def asked(self, since: int) -> list[Entry]:
+        self._readable()
+        kinds = ("approval.", "waiver.", "freeze.")
+        return [
+            entry
+            for entry in self.entries
+            if (entry.kind.startswith(kinds) and entry.time_ms >= since * 1000) or entry.kind.startswith("incident.")
+        ]
+
     def certificates(self, wanted: Filter) -> list[Issued]:
         self._readable()
         rows = [row for row in reversed(self.rows.values()) if wanted.identity in (None, row.identity)]
@@ -351,6 +359,41 @@ class MemoryStore:
         return [json.loads(entry.body) for entry in self.entries if entry.kind == kind]
 
 
+@dataclass(frozen=True)
+class Flags:
+    """What a signature says of the human at the key."""
+
+    user_present: bool
+    user_verified: bool
+
+
+class FakeSignatures:
+    """Signatures as plain text: key, flags and what was signed. Tests of the real ones are in `tests/unit/ssh`."""
+
+    @staticmethod
+    def make(line: str, statement: bytes, *, present: bool = True, verified: bool = False) -> str:
+        return json.dumps({"key": line, "statement": statement.decode(), "flags": [present, verified]})
+
+    def key(self, armored: str) -> PublicKey:
+        return parse_public_key(self._open(armored)["key"])
+
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> Flags:
+        found = self._open(armored)
+        if found["statement"] != statement.decode() or parse_public_key(found["key"]) != key:
+            raise BadSignature("signature_wrong", "the signature is not over this statement")
+        return Flags(*found["flags"])
+
+    @staticmethod
+    def _open(armored: str) -> dict[str, Any]:
+        try:
+            found = json.loads(armored)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadSignature("signature_malformed", "the signature cannot be read")
+        return found
+
+
 @dataclass
 class Bench:
     """A core with everything that it was given, and a way to ask it one thing."""
@@ -375,6 +418,7 @@ class Bench:
             clock=lambda: self.now,
             random=make,
             report=self.faults.append,
+            signatures=FakeSignatures(),
         )
         self.core.begin({})
         return self.core

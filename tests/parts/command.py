@@ -20,6 +20,7 @@ from signer.cli import main
 from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
+from tests.parts.answering import answer_commands
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
 from tests.parts.moving import play_move
@@ -103,6 +104,67 @@ EVENTS = (
 )
 
 
+_NO_DIFFERENCE: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
+# What a running launcher answers to `signer reload`; tests/system/operations/test_reload.py asks a real one.
+LAUNCHER_REPLIES: dict[str, dict[str, object]] = {
+    "changed": {
+        "keeper": {
+            "policy": {
+                "digest": "4f" * 32,
+                "changed": True,
+                "unrecorded": None,
+                "roles": {**_NO_DIFFERENCE, "added": ["backup"], "changed": ["llmops"]},
+                "identities": {**_NO_DIFFERENCE, "removed": ["late"]},
+                "tokens": {
+                    "added": ["deploy-agent until 2025-06-01T00:00:00Z"],
+                    "changed": [],
+                    "removed": ["late until 2020-01-01T00:00:00Z"],
+                },
+            },
+            "key": {"from": "SHA256:" + "C" * 43, "to": "SHA256:" + "D" * 43},
+        },
+        "api": {
+            "changed": True,
+            "from": "aa" * 32,
+            "fingerprint": "bb" * 32,
+            "subject": "CN=signer.example",
+            "expires": "2025-06-01T00:00:00Z",
+        },
+    },
+    "refused": {
+        "keeper": {
+            "policy": {
+                "error": {
+                    "code": "policy_refused",
+                    "text": "policy.toml has 1 problem",
+                    "hint": "correct the line",
+                    "problems": ['line 7: roles.llmops.max_ttl: "30x" is not a duration'],
+                },
+                "digest": "4f" * 32,
+            },
+            "key": {
+                "error": {"code": "ca_key_mode", "text": "the CA key file has mode 0644", "hint": "chmod 0400 it"},
+                "kept": "SHA256:" + "C" * 43,
+            },
+        },
+        "api": {
+            "error": {
+                "code": "tls_pair_refused",
+                "text": "certificate and key do not belong together",
+                "hint": "write both files of one renewal, then reload",
+            },
+            "kept": "aa" * 32,
+        },
+    },
+}
+
+
+def play_launcher(environ: pytest.MonkeyPatch, _folder: Path, found: str) -> None:
+    """A launcher that gives one of the replies."""
+    reply = LAUNCHER_REPLIES[found]
+    environ.setattr("signer.service.control.ask_launcher", lambda _settings, _operation: reply)
+
+
 class World:
     """A folder with everything that the verbs read."""
 
@@ -146,11 +208,11 @@ class World:
         # Tests run at once and name the same compose file, which stands for a host's one platform.
         environ.setattr("signer.migration.journal._own_folder", lambda: locks)
 
-    def prepare(self, words: Sequence[str]) -> None:
+    def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
-        removal CASE (see `removal`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand
-        for what they name."""
+        removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), evidence (a run,
+        sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -170,12 +232,14 @@ class World:
                 (self.folder / name).write_text(before.replace(old, new.encode().decode("unicode_escape"), 1))
             case ["set", name, value]:
                 self._environ.setenv(name, value)
-            case ["vault", role]:
-                play(self._environ, self.folder, role)
+            case ["vault" | "launcher" as part, found]:
+                (play if part == "vault" else play_launcher)(self._environ, self.folder, found)
             case ["removal" | "cutover" as operation, found]:
                 play_run = play_move if operation == "cutover" else play_removal
                 play_run(self._environ, self.folder, found)
                 self._runs = True
+            case ["keeper"]:
+                answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
             case ["sql", statement]:

@@ -102,6 +102,7 @@ class Service:
         self.write_policy(policy)
         self.key_file.write_bytes(ca.private.read_bytes())
         self.key_file.chmod(0o400)
+        self.program = ["-m", "signer", "serve"]  # for Python
         self.stderr: int | None = None  # a descriptor for the log, instead of `log_file`
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -155,7 +156,7 @@ class Service:
         """Returns when /readyz says yes."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "signer", "serve"],
+                [sys.executable, "-P", *self.program],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log if self.stderr is None else self.stderr,

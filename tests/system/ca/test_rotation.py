@@ -174,19 +174,20 @@ def sockets(pid: int) -> set[Path]:
     return {link for link in links if str(link).startswith("socket:")}
 
 
-def test_the_api_has_neither_end_of_the_channel(world: Rotating) -> None:
+def test_the_api_has_neither_end_of_the_keepers_channel(world: Rotating) -> None:
     """It could otherwise hand the keeper a file of its choice, though none with a key that policy does not name."""
     keeper, launcher = world.service.keeper_pid(), world.service.pid
     assert keeper is not None
     words = Path(f"/proc/{keeper}/cmdline").read_text().split("\0")
-    theirs = Path(f"/proc/{keeper}/fd/{words[words.index('--key-channel') + 1]}").readlink()
-    (ours,) = sockets(launcher) - listening()
+    theirs = Path(f"/proc/{keeper}/fd/{words[words.index('--channel') + 1]}").readlink()
+    ours = sockets(launcher) - listening()  # to the keeper, to the api, and the control socket
+    assert len(ours) == 3
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     (gunicorn,) = [int(child) for child in children if int(child) != keeper]
     workers = Path(f"/proc/{gunicorn}/task/{gunicorn}/children").read_text().split()
     assert workers
     for pid in (gunicorn, *map(int, workers)):
-        assert not sockets(pid) & {ours, theirs}
+        assert not sockets(pid) & {*ours, theirs}
 
 
 def test_a_killed_keeper_comes_back_with_the_new_key_and_takes_the_next_one_too(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import TOKEN_CODES, Refused
-from signer.model import Approval, Grant, Limits, Role, SignRequest, UsageCounts
+from signer.model import Approval, Grant, Identity, Limits, Role, SignRequest, UsageCounts
 from signer.policy import decide as decide_module
-from signer.policy.decide import decide, explain
+from signer.policy.decide import decide, explain, preview
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals, rule_name
 from tests.parts import builders
 from tests.parts.builders import NO_USAGE, ask, identity, public_key, role
@@ -242,12 +243,32 @@ def test_limits_refuse_from_the_number_that_they_name() -> None:
     assert refusal(allowed=limited, usage=UsageCounts(0, 5)).code == "too_many_live"
 
 
-def test_a_grant_that_needs_a_human_is_refused_with_a_sentence_until_approvals_exist() -> None:
-    approved = role(approval=Approval(frozenset({"agent"}), ("operators",), 600))
-    refused = refusal(allowed=approved)
-    assert refused.code == "approval_not_available"
-    assert refused.text == "agents need the approval of operators, which this version does not offer"
-    assert grant(allowed=approved, who=identity(kind="human")).kind == "human"
+def test_a_grant_that_needs_humans_says_whose_signatures_are_asked_for() -> None:
+    approved = role(approval=Approval(frozenset({"agent"}), ("operators", "owners"), 600, count=2), presence=True)
+    assert approval_finding(approved, identity()) == "would be asked: agents need 2 of operators or owners"
+    assert approval_finding(approved, identity(kind="human")) == "would be asked: humans sign for themselves"
+    assert approval_finding(approved, identity(kind="workload")) == "not needed"
+    assert approval_finding(role(), identity()) == "not needed"
+    glass = role(break_glass=True)
+    assert approval_finding(glass, identity(kind="human")) == "break-glass: deploy-agent signs, and an incident opens"
+
+
+def approval_finding(allowed: Role, who: Identity) -> str:
+    *_, (finding, refused) = explain(who, allowed, ask(), public_key(), None, UsageCounts())
+    assert refused is None
+    return finding.detail
+
+
+def test_what_humans_are_asked_is_what_would_be_granted() -> None:
+    asked = ask(principals=("backup",), extensions=(("permit-port-forwarding", ""),), reason="ticket 812")
+    terms, given = preview(identity(), role(), asked, public_key(), None), grant(asked)
+    assert (terms.principals, terms.ttl, terms.key_id) == (given.principals, given.ttl, given.key_id)
+    assert (terms.critical_options, terms.extensions) == (given.critical_options, given.extension_fields)
+    assert preview(identity(), role(), replace(asked, public_key=""), None, None) == terms
+    limited = role(limits=Limits(1, 1))
+    assert preview(identity(), limited, asked, public_key(), None).ttl == terms.ttl, "limits count at the claim"
+    with pytest.raises(Refused):
+        preview(identity(), role(), replace(asked, principals=("root",)), None, None)
 
 
 def test_a_refusal_shows_a_callers_word_without_what_steers_a_terminal() -> None:
@@ -362,7 +383,6 @@ def test_no_request_gets_more_than_its_role_allows_or_less_than_it_pins(
     pinned = {"force-command", "source-address", "verify-required"} - allowed.allowed_critical_options
     assert {name for name, _ in asked.critical_options}.isdisjoint(pinned)
     assert made.reason or not allowed.reason_required
-    assert allowed.approval is None
 
 
 def test_without_a_key_the_other_rules_are_still_explained() -> None:

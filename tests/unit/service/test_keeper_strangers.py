@@ -32,6 +32,7 @@ class Rounds:
         made._selector = stack.enter_context(selectors.DefaultSelector())
         made._peers = {}
         made._postponed = deque()
+        made._watchers = {}
         made._reader = object()  # type: ignore[assignment]  # nothing is looked up
         made._buffer = memoryview(bytearray(90_000))
         made._lines = LogLimit(log)

@@ -6,7 +6,7 @@ import os
 import pwd
 from pathlib import Path
 
-from signer.service.launcher import _prepare_directories
+from signer.service.launcher import _prepare_directories, look_up_ids
 from signer.settings import load_settings
 from tests.parts import missing
 
@@ -26,7 +26,8 @@ def test_audit_only_the_ledgers_own_files_change_their_owner(tmp_path: Path) -> 
     environ |= {"SIGNER_KEEPER_USER": "daemon", "SIGNER_API_USER": "nobody"}
     groups = os.getgroups()
     try:
-        _prepare_directories(load_settings(environ))
+        settings = load_settings(environ)
+        _prepare_directories(settings, look_up_ids(settings))
     finally:
         os.setgroups(groups)
     owners = {path.name: path.lstat().st_uid for path in (data, *data.iterdir(), outside)}
