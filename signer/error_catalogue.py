@@ -321,6 +321,16 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _sent("vault_sealed", 503, "Vault is sealed", "unseal Vault"),
         _sent("vault_slow", 503, "Vault did not sign within 5 s", "check Vault's health"),
     ),
+    "Looking at the service": (
+        _local("api_down", "`signer status`: an address of `SIGNER_LISTEN` does not answer as signer's API",
+               "start the service, or see its log"),
+        _local("disk_nearly_full", "`signer status`: little room is left on the disk of the ledger",
+               "free disk space"),
+        _local("files_denied", "this user may not read the files of the keeper; the error names their owner",
+               "run the command as root, or as the user whom the error names"),
+        _local("keeper_denied", "this user may not connect to the keeper's socket; the error names its owner",
+               "run the command as root, or as the user whom the error names"),
+    ),
     "Start and settings": (
         _local("api_refused_to_start", "the api exited; its error is printed above", "fix that error"),
         _local("api_too_slow", "the api was not ready in time", "see the service's log"),

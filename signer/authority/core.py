@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Protocol
@@ -136,6 +136,19 @@ class Decision:
     reply: Answer | None
     events: tuple[Event, ...] = ()
     replies_with_entry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateOverview:
+    """What the core has in memory: the newest entry, certificates that are valid now by role, freezes by scope, and how
+    many requests and incidents are open, and incidents for too long."""
+
+    head: Head
+    live: Mapping[str, int]
+    freezes: Mapping[str, ActiveFreeze]
+    requests: int = 0
+    incidents: int = 0
+    overdue: int = 0
 
 
 @dataclass(slots=True)
@@ -695,6 +708,13 @@ class Core:
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` if nothing can be signed now."""
         self._ready(self._clock())
+
+    def overview(self) -> StateOverview | None:
+        """What is in memory; None while the ledger could not be read. Reads nothing, and counts what is valid now."""
+        if (state := self._state) is None:
+            return None
+        live = state.certificates.live_by_role(int(self._clock()))
+        return StateOverview(state.head, live, dict(state.freezes), self.open_requests(), *self.incidents())
 
     def tick(self) -> None:
         """Records ends of freezes and counts of repeats that are due; the keeper calls it about once a second."""

@@ -51,6 +51,13 @@ class CertificateUsage:
             heappop(ends)
         return UsageCounts(len(issued), len(ends))
 
+    def live_by_role(self, now: int) -> dict[str, int]:
+        """The certificates of each role that are valid at `now`, of all identities together."""
+        found: Counter[str] = Counter()
+        for identity, role in self._ends:
+            found[role] += self.usage(identity, role, now).live
+        return dict(found)
+
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
         """Uncounts a certificate that was not released; does nothing if it no longer counts."""
         key = (identity, role)

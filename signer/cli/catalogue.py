@@ -29,6 +29,7 @@ _STOP, _LEDGER, _MOVE, _HELP = "Stopping access", "The ledger", "Moving from Vau
 
 VERBS: Final = (
     Entry("serve", _RUN, "start the keeper and the API and keep both running", "services"),
+    Entry("status", _RUN, "show whether the service is well, on one screen", "status"),
     Entry("reload", _RUN, "take a changed policy, CA key and TLS certificate", "reload"),
     Entry("api", _RUN, "run only the API, for systemd", "services"),
     Entry("keeper", _RUN, "run only the keeper (CA key and ledger), for systemd", "services"),

@@ -1,4 +1,4 @@
-"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. All but `rebuild` only read."""
+"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark."""
 
 from __future__ import annotations
 
@@ -170,10 +170,12 @@ def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
     Only a saved head shows that the ledger was not cut off or rewritten as a whole, because the hashes
     need no key. Exit status 1 if the ledger is broken."""
     from signer.ledger import audit
+    from signer.ledger.marks import VERIFIED, Mark, write_mark
 
     saved = Head(*head, 0) if head else None
     with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         newest = audit.verify(reader, progress, saved)
+        write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
     if saved is None:
         output.warn(
             "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "

@@ -10,6 +10,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -161,6 +162,14 @@ class Ledger(LedgerReader):
         head = self.head().seq
         while self._views.fold_slice() < head:
             pass
+
+    def size(self) -> int:
+        """Bytes of the ledger's file and its write-ahead log; 0 for one that is not there."""
+        found = 0
+        for name in (self._name, self._log_name):
+            with suppress(OSError):
+                found += os.stat(name).st_size  # noqa: PTH116 - at each scrape
+        return found
 
     def probe(self, now_ms: int) -> None:
         """Writes and fsyncs one unused row; raises `Unavailable` if the disk cannot take an event."""
