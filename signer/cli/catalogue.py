@@ -55,6 +55,7 @@ VERBS: Final = (
     Entry("key enrol", _POLICY, "print the line that restricts an identity or role to a key", "policy"),
     Entry("certs list", _ISSUED, "list certificates, newest first", "ledger"),
     Entry("certs show", _ISSUED, "show everything recorded about one certificate", "ledger"),
+    Entry("certs who", _ISSUED, "tell from sshd's log who logged in, why, and who approved it", "who"),
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),

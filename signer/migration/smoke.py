@@ -293,8 +293,9 @@ def _login_failed(target: Target, ended: CommandResult, ca_fingerprint: str, sai
 
 
 def _last_line(ended: CommandResult) -> str:
-    """The cause: safe-session's own error, or else the last line that is not a hint."""
-    lines = [line for line in _lines(ended.err) if not line.startswith("safe-session: hint:")]
+    """The cause: safe-session's own error, or else the last line that is neither a hint nor a note."""
+    besides = ("safe-session: hint:", "safe-session: note:")
+    lines = [line for line in _lines(ended.err) if not line.startswith(besides)]
     ours = [line for line in lines if line.startswith("safe-session: error:")]
     found = [*lines, *ours][-1:] or [""]
     return found[0].removeprefix("safe-session: error: ")[:300]

@@ -284,13 +284,15 @@ def _rule_limits(case: Case) -> str:
         raise Refused(
             "rate_limited",
             f"{case.identity.name} had {limits.per_minute} certificates of role {case.role.name} within 60 s",
-            "retry in a minute",
+            f"retry in {usage.minute_frees_in} s",
+            {"retry_after_s": usage.minute_frees_in},
         )
     if limits.live is not None and usage.live >= limits.live:
         raise Refused(
             "too_many_live",
             f"{case.identity.name} holds {limits.live} certificates of role {case.role.name} that are still valid",
-            "wait until one expires",
+            f"the first of them expires in {usage.live_frees_in} s",
+            {"retry_after_s": usage.live_frees_in},
         )
     return f"{usage.last_minute} in the last minute, {usage.live} live"
 

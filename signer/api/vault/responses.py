@@ -13,7 +13,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from signer.api.problems import RETRY_AFTER, status_of
+from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
 from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
@@ -230,6 +230,8 @@ def render_error(error: SignerError) -> HttpResponse:
     response = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return response._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
+    if seconds := seconds_of_limit(error):
+        return response._replace(headers=[*HEADERS, ("Retry-After", seconds)])
     return response
 
 

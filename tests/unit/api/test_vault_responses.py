@@ -310,3 +310,8 @@ def test_an_error_without_a_sentence_of_vaults_keeps_ours(error: SignerError, st
     assert answer.status == status
     assert json.loads(answer.body) == {"errors": [f"{error.text}; {error.hint}" if error.hint else error.text]}
     assert (("Retry-After", "1") in answer.headers) == (status == 503)
+
+
+def test_a_limit_says_when_it_frees_a_place() -> None:
+    answer = responses.render_error(Refused("too_many_live", "held", "", {"retry_after_s": 240}))
+    assert (answer.status, ("Retry-After", "240") in answer.headers) == (429, True)
