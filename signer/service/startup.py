@@ -23,6 +23,7 @@ from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import PublicKey
+from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Keeper
@@ -167,6 +168,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         random=os.urandom,
         report=report,
     )
+    _warn_of_other_ca(ledger, policy, backend)
     failure = core.begin({"version": __version__, **backend.facts()})
     if failure is not None:
         raise failure
@@ -188,6 +190,18 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     finally:
         ledger.close()
         place.close()
+
+
+def _warn_of_other_ca(ledger: TimedLedger, policy: Policy, backend: Backend) -> None:
+    """Warns if the ledger was written with another CA key; `Core.begin` records the change."""
+    own, former = backend.order.local_key, ledger.last_ca()
+    if own is None or former is None or former == own.fingerprint:
+        return
+    log.warning("the CA key is %s; the ledger was written with %s", own.fingerprint, former)
+    if not policy.ca.names(former):
+        log.warning(
+            "policy.toml does not name %s: if the ledger is another platform's, stop and restore the right one", former
+        )
 
 
 def _report(lines: LogLimit, error: Exception) -> None:
