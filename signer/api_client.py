@@ -133,6 +133,18 @@ class ApiClient:
         """The newest entry of the ledger: `seq`, `hash`, `time`."""
         return self._ask("GET", "/api/ledger/head")
 
+    def freeze(self, body: Mapping[str, object]) -> dict[str, Any]:
+        """Freezes a scope: `POST /api/freezes`; returns the scope's state."""
+        return self._ask("POST", "/api/freezes", dict(body))
+
+    def unfreeze(self, scope: str) -> dict[str, Any]:
+        """Lifts a freeze; returns the scope's state. Raises `NotFound` if there is none."""
+        return self._ask("DELETE", f"/api/freezes/{quote(scope, safe='')}")
+
+    def freezes(self) -> dict[str, Any]:
+        """The freezes that the token may see."""
+        return self._ask("GET", "/api/freezes")
+
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
     ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from signer.api.problems import EDGE_BUSY, render_for_both
 from signer.api.request import new_request_id, read_address, read_token
 from signer.api.sign import SignRoutes
 from signer.api.vault.responses import HttpResponse
+from signer.api.waiting import Waiters, is_pending, wait_call
 from signer.errors import SignerError, Unavailable
 from signer.protocol.client import KeeperClient
 from signer.protocol.log_limit import LogLimit
@@ -33,6 +34,7 @@ from signer.settings import Settings, load_settings
 log = logging.getLogger("signer.api")
 
 Environ = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 # The fields that the application reads, by their names in a WSGI environment (PEP 3333). No framework sees the others.
 _FIELDS: Final = {
     b"authorization": "HTTP_AUTHORIZATION",
@@ -57,6 +59,7 @@ class Api:
         self.lines = LogLimit(log)
         self.admission = Admission()
         self.keeper = KeeperClient(settings.socket, judged=self._judge)
+        self.waiters = Waiters(settings.socket)
         self._proxies = settings.proxies
         self._routes = SignRoutes(settings.mounts, settings.proxies)
         self._flask = make_flask(self.keeper, settings, self.lines)
@@ -73,13 +76,14 @@ class Api:
     def chores(self) -> None:
         """Checks what is due; the worker calls it about ten times a second."""
         self.keeper.expire()
+        self.waiters.chores()
         self.admission.admit()
         self.lines.flush()
 
     async def __call__(
         self,
         scope: dict[str, Any],
-        receive: Callable[[], Awaitable[dict[str, Any]]],
+        receive: Receive,
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         """Answers one request; see the ASGI specification. The worker has received the whole body before."""
@@ -87,7 +91,9 @@ class Api:
             message = await receive()
             if message["type"] != "http.request":  # the client is gone
                 return
-            response = await self._respond(scope, message["body"])
+            response = await self._respond(scope, message["body"], receive)
+            if response is None:  # the client that waited is gone
+                return
         except asyncio.CancelledError:  # the worker has stopped and told the client
             return
         except Exception as error:  # noqa: BLE001 - the client gets a response for every error
@@ -98,11 +104,15 @@ class Api:
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
 
-    async def _respond(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
+    async def _respond(self, scope: dict[str, Any], body: bytes, receive: Receive) -> HttpResponse | None:
         connection = scope["extensions"]["signer"]["connection"]
         environ = read_environ(scope, body, connection.user)
         token = read_token(environ)
+        call = wait_call(environ, self._proxies)
         if self.admission.is_known(token):
+            if call is not None:
+                connection.accepted_at = time.monotonic()
+                return await call.wait(self.keeper, self.waiters, receive)
             return await self._answer(environ, body, connection, token)
         connection.requests_as_stranger += 1
         try:
@@ -114,9 +124,12 @@ class Api:
             # The connection ends, so that a flood costs its sender a connection for each refusal.
             return HttpResponse(status, [*headers, ("Connection", "close")], content)
         try:
-            return await self._answer(environ, body, connection, token)
+            if call is None:
+                return await self._answer(environ, body, connection, token)
+            outcome = await call.ask(self.keeper)  # who may not see it, and what is decided, does not wait
         finally:
             self.admission.leave()
+        return await call.wait(self.keeper, self.waiters, receive) if is_pending(outcome) else call.response(outcome)
 
     async def _answer(self, environ: Environ, body: bytes, connection: Any, token: str | None) -> HttpResponse:
         call = self._routes.sign_call(environ, body)

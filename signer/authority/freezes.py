@@ -34,10 +34,10 @@ def freeze(
     A scope that is frozen stays so at least as long as before.
     """
     scope = command.scope
-    if identity.kind != "agent" or scope != f"identity:{identity.name}":  # which an agent may without the right
+    if identity.kind != "agent":
         require(identity, "freeze")
-        if identity.kind == "agent":
-            raise Refused("freeze_only_itself", f"{identity.name} is an agent and freezes only itself", "ask a human")
+    elif scope != f"identity:{identity.name}":  # which it may without the right
+        raise Refused("freeze_only_itself", f"{identity.name} is an agent and freezes only itself", "ask a human")
     check_scope(scope, policy)
     until = None if command.seconds is None else now + command.seconds
     earlier = freezes.get(scope)
@@ -58,9 +58,9 @@ def unfreeze(command: Unfreeze, identity: Identity, freezes: Freezes) -> tuple[F
     Nobody lifts what stops themselves by name, agents lift nothing, and a local user needs a token like all others.
     """
     scope, own = command.scope, f"identity:{identity.name}"
-    require(identity, "freeze")
     if identity.kind == "agent":
         raise Refused("unfreeze_needs_human", f"{identity.name} is an agent and lifts no freeze", "ask a human")
+    require(identity, "freeze")
     if own in freezes:
         raise Refused(
             "frozen_by_name",
@@ -68,7 +68,7 @@ def unfreeze(command: Unfreeze, identity: Identity, freezes: Freezes) -> tuple[F
             "ask another human with the right freeze",
         )
     if scope not in freezes:
-        raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see GET /api/freezes")
+        raise NotFound("not_frozen", f"{scope[:80]} is not frozen", "see `signer freezes`, or GET /api/freezes")
     del freezes[scope]
     return FreezeState(scope=scope, frozen=False), Event("freeze.lifted", identity.name, {"scope": scope})
 

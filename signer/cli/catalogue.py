@@ -25,7 +25,7 @@ class Entry:
 
 
 _RUN, _START, _POLICY, _ISSUED = "Run", "Before a start", "Policy and credentials", "Issued certificates"
-_LEDGER, _MOVE, _HELP = "The ledger", "Moving from Vault", "Help"
+_STOP, _LEDGER, _MOVE, _HELP = "Stopping access", "The ledger", "Moving from Vault", "Help"
 
 VERBS: Final = (
     Entry("serve", _RUN, "start the keeper and the API and keep both running", "services"),
@@ -53,6 +53,9 @@ VERBS: Final = (
     Entry("key enrol", _POLICY, "print the line that restricts an identity or role to a key", "policy"),
     Entry("certs list", _ISSUED, "list certificates, newest first", "ledger"),
     Entry("certs show", _ISSUED, "show everything recorded about one certificate", "ledger"),
+    Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
+    Entry("unfreeze", _STOP, "issue again", "freezes"),
+    Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),
     Entry("ledger verify", _LEDGER, "verify every event, every view and the files", "ledger"),
     Entry("ledger head", _LEDGER, "print number, hash and time of the newest event", "ledger"),
     Entry("ledger export", _LEDGER, "print every event as one line of JSON", "ledger"),

@@ -20,6 +20,7 @@ from signer.cli import main
 from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
+from tests.parts.answering import answer_commands
 from tests.parts.evidence import sealed_run
 from tests.parts.keys import Key, KeyRing
 from tests.parts.moving import play_move
@@ -207,11 +208,11 @@ class World:
         # Tests run at once and name the same compose file, which stands for a host's one platform.
         environ.setattr("signer.migration.journal._own_folder", lambda: locks)
 
-    def prepare(self, words: Sequence[str]) -> None:
+    def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
-        removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), evidence (a run, sealed and recorded).
-        <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
+        removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), evidence (a run,
+        sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -237,6 +238,8 @@ class World:
                 play_run = play_move if operation == "cutover" else play_removal
                 play_run(self._environ, self.folder, found)
                 self._runs = True
+            case ["keeper"]:
+                answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
             case ["sql", statement]:

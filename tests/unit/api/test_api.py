@@ -26,6 +26,7 @@ from signer.protocol.replies import (
     OperationPage,
     Ready,
     Reply,
+    RequestPage,
 )
 from signer.protocol.sign_request import MAX_BODY
 from signer.settings import load_settings
@@ -48,6 +49,7 @@ class FakeKeeperClient(KeeperClient):
 REPLIES: dict[str, Reply] = {
     "certificates": CertificatePage(certificates=[], before=None),
     "operations": OperationPage(operations=[], before=None),
+    "requests": RequestPage(requests=[], before=None),
     "ca": CaKey(fingerprint="f", public_key="k", bundle="b"),
     "whoami": CallerDetails(
         identity="ci",
@@ -61,6 +63,10 @@ REPLIES: dict[str, Reply] = {
     ),
     "metrics": MetricsText(text="t"),
     "health": Ready(ready=True, ca_fingerprint="f", policy="p", mode="local"),
+    **dict.fromkeys(
+        ("request", "claim", "approve", "deny", "withdraw", "waivers", "end_waiver", "incidents", "close_incident"),
+        MetricsText(text="t"),
+    ),
     **dict.fromkeys(
         ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
@@ -113,6 +119,15 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),
         ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
+        ("GET", "/api/requests/r-1", None, {"op": "request", "request": "r-1"}),
+        ("POST", "/api/requests/r-1/claim", b"{}", {"op": "claim", "request": "r-1"}),
+        ("POST", "/api/requests/r-1/approve", b"{}", {"op": "approve", "request": "r-1"}),
+        ("POST", "/api/requests/r-1/deny", b"{}", {"op": "deny", "request": "r-1"}),
+        ("POST", "/api/requests/r-1/withdraw", b"{}", {"op": "withdraw", "request": "r-1"}),
+        ("GET", "/api/waivers", None, {"op": "waivers"}),
+        ("POST", "/api/waivers/w-1/end", b"{}", {"op": "end_waiver", "waiver": "w-1"}),
+        ("GET", "/api/incidents?state=all", None, {"op": "incidents", "state": "all"}),
+        ("POST", "/api/incidents/i-1/close", b"{}", {"op": "close_incident", "incident": "i-1"}),
         ("DELETE", "/api/freezes/identity:ci", None, {"op": "unfreeze", "scope": "identity:ci"}),
         ("DELETE", "/api/freezes/identity%3Aci", None, {"op": "unfreeze", "scope": "identity:ci"}),
     ],
@@ -174,6 +189,20 @@ def test_a_list_of_operations_passes_its_filters_on_and_links_to_the_next_page(
     link.asked.clear()
     assert problem(client.get("/api/operations?identity=ci"), 400)["code"] == "query_malformed"
     assert not link.asked
+
+
+def test_a_list_of_requests_passes_its_filters_on_and_links_to_the_next_page(
+    client: FlaskClient, link: FakeKeeperClient
+) -> None:
+    link.reply = RequestPage(requests=[], before="r-2")
+    answer = client.get("/api/requests?state=pending&identity=ci&before=r-9")
+    assert asked(link) == {"op": "requests", "state": "pending", "identity": "ci", "before": "r-9"}
+    assert answer.headers["Link"] == '</api/requests?state=pending&identity=ci&before=r-2>; rel="next"'
+    for path in ("/api/requests?state=open", "/api/requests?limit=5", "/api/incidents?state=pending",
+                 "/api/requests/r-1?wait=51", "/api/requests/r-1?wait=soon", "/api/requests/r-1?x=1"):  # fmt: skip
+        link.asked.clear()
+        assert problem(client.get(path), 400)["code"] == "query_malformed", path
+        assert not link.asked
 
 
 def test_the_last_page_links_nowhere(client: FlaskClient, link: FakeKeeperClient) -> None:

@@ -137,8 +137,9 @@ def test_an_explanation_says_what_is_frozen() -> None:
 
 def test_only_who_may_freeze_freezes_and_only_what_exists() -> None:
     bench = Bench()
-    assert code_of(bench.ask(Freeze(caller(), "all", "x"))[0]) == "not_permitted"
-    assert code_of(bench.ask(Unfreeze(caller(), "all"))[0]) == "not_permitted"
+    may_not = Bench(policy(builders.POLICY, ('may = ["approve", "freeze", ', 'may = ["approve", ')))
+    assert code_of(may_not.ask(Freeze(caller("operator"), "all", "x"))[0]) == "not_permitted"
+    assert code_of(may_not.ask(Unfreeze(caller("operator"), "all"))[0]) == "not_permitted"
     for scope in ("role:none", "identity:none", "everything", "role:", ""):
         assert code_of(bench.ask(Freeze(caller("operator"), scope, "x"))[0]) == "unknown_scope"
     assert code_of(bench.ask(Unfreeze(caller("operator"), "all"))[0]) == "not_frozen"

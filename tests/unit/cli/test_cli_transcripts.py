@@ -63,7 +63,7 @@ def test_every_verb_but_the_services_has_a_transcript_of_success_and_of_failure(
     seen: dict[str, set[bool]] = {verb.words: set() for verb in VERBS if verb.words not in ("serve", "api", "keeper")}
     for path in TRANSCRIPTS.glob("*.txt"):
         for block in path.read_text().split("\n$ signer ")[1:]:
-            verb = next((words for words in seen if block.startswith(words)), None)
+            verb = next((words for words in seen if re.match(rf"{words}\s", block)), None)
             if verb is not None and "--help" not in block.split("\n", 1)[0]:
                 seen[verb].add("\n? " in block)
     assert {verb: sorted(ends) for verb, ends in seen.items()} == {verb: [False, True] for verb in seen}

@@ -39,7 +39,7 @@ CASES = (
     ("ledger verfiy", 'there is no verb "ledger verfiy"', "did you mean `signer ledger verify`"),
     ("ledger check", 'there is no verb "ledger check"', "write signer ledger verify|head|export|rebuild"),
     ("ledger backup", 'there is no verb "ledger backup"', "write signer ledger verify|head|export|rebuild"),
-    ("unfreeze all", 'there is no verb "unfreeze"', "see `signer --help`"),
+    ("unfreze all", 'there is no verb "unfreze"', "did you mean `signer unfreeze`"),
     ("cutover", "cutover needs a second word", "write signer cutover plan|parity|apply|status|rollback"),
     ("cutover revert", 'there is no verb "cutover revert"', "write signer cutover plan|parity|apply|status|rollback"),
     ("cutover aply plan.json", 'there is no verb "cutover aply"', "did you mean `signer cutover apply`"),

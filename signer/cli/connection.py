@@ -1,0 +1,51 @@
+"""How a verb reaches the service: over HTTP with a token, or, on its own host, the keeper's socket without one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from signer.cli.arguments import FILE
+from signer.errors import BadSettings
+
+if TYPE_CHECKING:
+    from signer.api_client import ApiClient
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_ADDRESS, _TOKEN_FILE = "SAFE_SESSION_ADDR", "SAFE_SESSION_TOKEN_FILE"
+_DEFAULT_ADDRESSES: Final = ("unix:/run/signer-api/api.sock", "http://127.0.0.1:8222")
+
+
+def connection_options(function: _Function) -> _Function:
+    """Adds `--address` and `--token-file`, which default to the settings of `safe-session`."""
+    address = click.option(
+        "--address", metavar="URL", help=f"the service; default: {_ADDRESS}, or the one on this host"
+    )
+    token = click.option("--token-file", type=FILE, metavar="FILE", help=f"your token; default: {_TOKEN_FILE}")
+    return address(token(function))
+
+
+def has_token(token_file: Path | None) -> bool:
+    """Whether the command line or the environment names a token."""
+    return token_file is not None or bool(os.environ.get(_TOKEN_FILE))
+
+
+def open_api(address: str | None, token_file: Path | None) -> ApiClient:
+    """A client of the service, for a `with` statement; raises `BadSettings`."""
+    from signer.api_client import ApiClient
+
+    if token_file is None:
+        name = os.environ.get(_TOKEN_FILE)
+        if not name:
+            raise BadSettings("token_file_missing", "no token was given", f"give --token-file, or set {_TOKEN_FILE}")
+        token_file = Path(name)
+    return ApiClient(address or os.environ.get(_ADDRESS) or _default_address(), token_file)
+
+
+def _default_address() -> str:
+    socket, loopback = _DEFAULT_ADDRESSES
+    return socket if Path(socket.removeprefix("unix:")).parent.is_dir() else loopback

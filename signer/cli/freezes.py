@@ -1,0 +1,135 @@
+"""`signer freeze`, `unfreeze` and `freezes`: stop issuing at once, issue again, and see what is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import DURATION, REASON, OneOf, json_option, read_settings
+from signer.cli.connection import connection_options, has_token, open_api
+from signer.cli.parser import verb
+from signer.cli.usage import UsageError
+from signer.errors import BadSettings
+from signer.units import plain, render_duration
+
+if TYPE_CHECKING:
+    from signer.protocol.replies import Reply
+
+_KINDS: Final = OneOf(("identity", "role", "all"))
+_OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which nobody should have to think of words
+
+
+@verb(
+    "freeze",
+    examples=[
+        "signer freeze all",
+        'signer freeze identity deploy-agent --reason "its token was found in a chat" --until 2h',
+    ],
+)
+@click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
+@click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
+@click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for whoever it stops")
+@click.option("--until", "lasts", type=DURATION, metavar="DURATION", help="from now, such as 2h; default: until lifted")
+@connection_options
+@json_option
+def freeze(
+    *,
+    kind: str,
+    name: str | None,
+    reason: str | None,
+    lasts: int | None,
+    address: str | None,
+    token_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Issues nothing from the next request on, also to requests that wait for their signature; certificates that
+    were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host root or the
+    keeper's user without any token. An agent may freeze only itself. A second freeze never shortens the first."""
+    scope = _scope(kind, name)
+    if reason is None and scope != "all":
+        raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
+    body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
+    if has_token(token_file):
+        with open_api(address, token_file) as api:
+            state = api.freeze(body)
+    else:
+        state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
+    if as_json:
+        output.show_json(state)
+        return 0
+    end = f" until {state['until']}" if state.get("until") else ""
+    output.show(f"{plain(scope)} is frozen{end}: nothing is issued to it")
+    output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
+    return 0
+
+
+@verb("unfreeze", examples=["signer unfreeze all", "signer unfreeze identity deploy-agent"])
+@click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
+@click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
+@connection_options
+@json_option
+def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Needs the token of a human with the right `freeze` who is not frozen by name; nobody lifts what stops
+    themselves, and no agent lifts anything."""
+    scope = _scope(kind, name)
+    with open_api(address, token_file) as api:
+        state = api.unfreeze(scope)
+    if as_json:
+        output.show_json(state)
+    else:
+        output.show(f"{plain(scope)} is no longer frozen")
+    return 0
+
+
+@verb("freezes", examples=["signer freezes", "signer freezes --json | jq -r '.freezes[].scope'"])
+@connection_options
+@json_option
+def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
+    root and the keeper's user need no token."""
+    if has_token(token_file):
+        with open_api(address, token_file) as api:
+            found = api.freezes()
+    else:
+        found = _ask_keeper({"op": "freezes"})
+    if as_json:
+        output.show_json(found)
+    elif rows := found["freezes"]:
+        titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
+        cells = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in rows]
+        output.show_table([titles, *cells])
+    else:
+        output.note("nothing is frozen")
+    return 0
+
+
+def _scope(kind: str, name: str | None) -> str:
+    """`all`, `identity:NAME` or `role:NAME`; raises `UsageError`."""
+    if kind == "all":
+        if name is not None:
+            raise UsageError("all takes no name", "see `signer freeze --help`")
+        return "all"
+    if not name:
+        raise UsageError(f"the name of the {kind} is missing", f"write its name after {kind}, as in policy.toml")
+    return f"{kind}:{name}"
+
+
+def _ask_keeper(header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
+    """The reply of the keeper on this host; raises what it answers, `Unavailable` or `BadSettings`."""
+    from signer.protocol.client import KeeperClient
+
+    path = read_settings().socket
+    if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
+        raise BadSettings(
+            "token_file_missing",
+            f"{path} is not yours to use, and no token was given",
+            "run this as root or as the keeper's user, or give --token-file",
+        )
+    reply: Reply = KeeperClient(path).ask({**header, "local": True, "request_id": str(uuid.uuid4())}, body)
+    return reply.model_dump(exclude_unset=True)
