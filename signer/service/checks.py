@@ -19,6 +19,7 @@ from typing import Final, Literal
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
 from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
+from signer.files import write_new
 from signer.hardening import acting_as, check_users, look_up_user
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader
@@ -304,7 +305,7 @@ def _try_to_write(directory: Path, user: int | None) -> str | None:
     trial = directory / f".signer-check-{os.getpid()}"
     try:
         with acting_as(user):
-            os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            write_new(trial, b"", 0o600)
             trial.unlink()
     except OSError as error:
         return error.strerror

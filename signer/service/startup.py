@@ -23,7 +23,6 @@ from signer.files import lock, open_directory
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import PublicKey
-from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.keeper import BACKLOG, Keeper
@@ -168,19 +167,14 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         random=os.urandom,
         report=report,
     )
-    _warn_of_other_ca(ledger, policy, backend)
-    failure = core.begin({"version": __version__, **backend.facts()})
-    if failure is not None:
-        raise failure
-    reloader = Reloader(core, backend, settings, source)
-    max_when_slow = settings.threads * 3 // 4 or 1
+    _begin(core, ledger, backend)
     keeper = Keeper(
         core,
         backend,
         ledger,
         place.listen(),
-        reloader,
-        max_when_slow,
+        Reloader(core, backend, settings, source),
+        settings.threads * 3 // 4 or 1,
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
@@ -192,16 +186,17 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         place.close()
 
 
-def _warn_of_other_ca(ledger: TimedLedger, policy: Policy, backend: Backend) -> None:
-    """Warns if the ledger was written with another CA key; `Core.begin` records the change."""
+def _begin(core: Core, ledger: TimedLedger, backend: Backend) -> None:
+    """Records the start, and warns if the ledger has another CA key; raises `Unavailable` or `LedgerBroken`."""
     own, former = backend.order.local_key, ledger.last_ca()
-    if own is None or former is None or former == own.fingerprint:
-        return
-    log.warning("the CA key is %s; the ledger was written with %s", own.fingerprint, former)
-    if not policy.ca.names(former):
-        log.warning(
-            "policy.toml does not name %s: if the ledger is another platform's, stop and restore the right one", former
-        )
+    if own is not None and former not in (None, own.fingerprint):
+        log.warning("the CA key is %s; the ledger was written with %s", own.fingerprint, former)
+        if not core.policy.ca.names(str(former)):
+            hint = "if the ledger is another platform's, stop and restore the right one"
+            log.warning("policy.toml does not name %s: %s", former, hint)
+    failure = core.begin({"version": __version__, **backend.facts()})
+    if failure is not None:
+        raise failure
 
 
 def _report(lines: LogLimit, error: Exception) -> None:
