@@ -136,15 +136,17 @@ def open_or_create(path: Path, *, append: bool = False) -> int:
     return os.open(path, flags | (os.O_APPEND if append else 0), 0o600)
 
 
-def write_new(path: Path, content: bytes | Iterator[bytes], mode: int) -> None:
+def write_new(path: Path, content: bytes | Iterator[bytes], mode: int, *, like: os.stat_result | None = None) -> None:
     """Writes a file that must not exist, whole or not at all, and syncs it; the caller syncs the directory.
 
-    The umask applies unless `mode` grants rights only to the owner.
+    The umask applies unless `mode` grants rights only to the owner, or the file gets owner and group of `like`.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if not mode & 0o077:
+            if like is not None:
+                os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
+            if like is not None or not mode & 0o077:
                 os.fchmod(descriptor, mode)
             for piece in (content,) if isinstance(content, bytes) else content:
                 view = memoryview(piece)
@@ -168,10 +170,7 @@ def write_atomically(
     first = path.with_name(temporary or f".{path.name}.new")
     first.unlink(missing_ok=True)
     try:
-        write_new(first, content, mode)
-        if like is not None:
-            os.chown(first, like.st_uid, like.st_gid, follow_symlinks=False)
-            first.chmod(mode)
+        write_new(first, content, mode, like=like)
         first.rename(path)
         sync_directory(path.parent)
     except BaseException:

@@ -263,10 +263,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class UsageCounts:
-    """What an identity already holds of a role: certificates of the last 60 s, and those still valid."""
+    """What an identity already holds of a role: certificates of the last 60 s, and those still valid; and in how many
+    seconds the first of each ceases to count."""
 
     last_minute: int = 0
     live: int = 0
+    minute_frees_in: int = 0
+    live_frees_in: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,13 @@ def render_duration(seconds: int) -> str:
     return "".join(parts) or "0s"
 
 
+def render_span(seconds: int) -> str:
+    """A span for people: days, or hours and minutes, or minutes, or seconds."""
+    if seconds >= 2 * _SECONDS[0]:
+        return f"{seconds // _SECONDS[0]} days"
+    return render_duration(seconds - seconds % 60 if seconds >= 60 else seconds)
+
+
 def plain(text: object, *, keep: str = "", instead: str | None = None) -> str:
     """`text` as printable text on one line: control characters and line ends become escapes, or `instead` if given.
 

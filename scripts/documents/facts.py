@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, cast, get_args, get_origin
 
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
@@ -27,12 +27,15 @@ from signer.cli.parser import Help, read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
+from signer.model import CaKeys, Head, Role, Token
 from signer.policy import file as policy_file
-from signer.policy import rules, tables
+from signer.policy import reading, rules, tables
+from signer.policy.decide import Policy
 from signer.protocol import commands, sign_request
 from signer.safe_session import settings as safe_session_settings
 from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
+from signer.service.overview import Overview
 from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.toml import Duration
@@ -274,19 +277,14 @@ def event_kinds() -> Table:
 
 
 def metric_families() -> Table:
-    gauges = {
-        text
-        for node in ast.walk(TREES[PACKAGE / "service" / "keeper.py"])
-        if isinstance(node, ast.Dict)
-        for name in node.keys
-        if name is not None
-        for text in texts(name)
-        if text.startswith("signer_")
-    }
-    facts = dict.fromkeys(sorted(gauges), ("", 0.0))
+    policy = Policy(
+        "", CaKeys(""), {"llmops": cast("Role", None)}, {}, {"": Token("operator", "", 0)}
+    )  # a name for each label
+    state = core.StateOverview(Head(0, "", 0), {}, {})
+    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0)
     shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
-    made = metrics.Metrics(lambda: facts, lambda: ["llmops"], metrics.commit_histogram(), shadow)
+    made = metrics.Metrics(overview.gauges, lambda: ["llmops"], metrics.commit_histogram(), shadow)
     rows = [
         (
             code(family.name + ("_total" if family.type == "counter" else "")),
@@ -320,7 +318,7 @@ def limits() -> Table:
     rows = (
         ("body of a request", f"{sign_request.MAX_BODY // 1024} KiB"),
         ("public key in a request", f"{publickey.MAX_TEXT // 1024} KiB"),
-        ("policy file", f"{policy_file.MAX_POLICY_BYTES // 1024**2} MiB"),
+        ("policy file", f"{reading.MAX_POLICY_BYTES // 1024**2} MiB"),
         ("name of a role", f"{policy_file.MAX_ROLE_NAME} characters"),
         ("CA key file", f"{ca_key.MAX_KEY_FILE // 1024} KiB"),
         ("lifetime of a certificate", f"{policy_file.DEFAULT_CEILING // hours} hour unless the role sets another"),

@@ -38,9 +38,17 @@ def render_problem(error: SignerError, request_id: str) -> tuple[HTTPStatus, lis
     headers = [("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store")]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append(("Retry-After", RETRY_AFTER))
+    if seconds := seconds_of_limit(error):
+        headers.append(("Retry-After", seconds))
     if status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
     return status, headers, json.dumps(body).encode() + b"\n"
+
+
+def seconds_of_limit(error: SignerError) -> str:
+    """In how many seconds the limit that refused a request frees a place, as `Retry-After` has it; "" if unknown."""
+    seconds = error.facts.get("retry_after_s")
+    return str(seconds) if type(seconds) is int and status_of(error) == HTTPStatus.TOO_MANY_REQUESTS else ""
 
 
 def render_for_both(error: SignerError, request_id: str = "") -> tuple[HTTPStatus, list[tuple[str, str]], bytes]:

@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Protocol
@@ -20,6 +20,7 @@ from signer.authority.approvals import (
     Situation,
     Status,
     asked_again,
+    check_approvers_not_frozen,
     check_as_approved,
     consent_events,
     needs_humans,
@@ -137,6 +138,19 @@ class Decision:
     reply: Answer | None
     events: tuple[Event, ...] = ()
     replies_with_entry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateOverview:
+    """What the core has in memory: the newest entry, certificates that are valid now by role, freezes by scope, and how
+    many requests and incidents are open, and incidents for too long."""
+
+    head: Head
+    live: Mapping[str, int]
+    freezes: Mapping[str, ActiveFreeze]
+    requests: int = 0
+    incidents: int = 0
+    overdue: int = 0
 
 
 @dataclass(slots=True)
@@ -294,7 +308,10 @@ class Core:
             if not isinstance(result, bytes):
                 raise result if isinstance(result, SignerError) else _internal_error()
             # A freeze or another policy may be newer than the record.
-            freezes.refuse_frozen(self._ready(now).freezes, grant.identity, grant.role)
+            in_force = self._ready(now).freezes
+            freezes.refuse_frozen(in_force, grant.identity, grant.role)
+            if pending.consent is not None:
+                check_approvers_not_frozen(pending.consent, in_force)
             self._check_pinned(pending.key)
         except SignerError as error:
             return error, (self._withheld(pending, error.code),)
@@ -471,7 +488,7 @@ class Core:
         state.certificates.add(grant.identity, grant.role, int(now), certificate.fields.valid_before)
         event = issued_event(certificate, command.caller, self.policy.digest, "local", ca.fingerprint, consent)
         given = self._use_consent(consent, grant, str(certificate.fields.serial), state, now)
-        return Decision(PendingSignature(certificate, ca), (event, *given))
+        return Decision(PendingSignature(certificate, ca, consent), (event, *given))
 
     # --- humans -------------------------------------------------------------------------------------------------
 
@@ -703,6 +720,13 @@ class Core:
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` if nothing can be signed now."""
         self._ready(self._clock())
+
+    def overview(self) -> StateOverview | None:
+        """What is in memory; None while the ledger could not be read. Reads nothing, and counts what is valid now."""
+        if (state := self._state) is None:
+            return None
+        live = state.certificates.live_by_role(int(self._clock()))
+        return StateOverview(state.head, live, dict(state.freezes), self.open_requests(), *self.incidents())
 
     def tick(self) -> None:
         """Records ends of freezes and counts of repeats that are due; the keeper calls it about once a second."""

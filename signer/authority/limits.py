@@ -49,7 +49,19 @@ class CertificateUsage:
             issued.popleft()
         while ends and ends[0] <= now:
             heappop(ends)
-        return UsageCounts(len(issued), len(ends))
+        return UsageCounts(
+            last_minute=len(issued),
+            live=len(ends),
+            minute_frees_in=issued[0] + WINDOW - now if issued else 0,
+            live_frees_in=ends[0] - now if ends else 0,
+        )
+
+    def live_by_role(self, now: int) -> dict[str, int]:
+        """The certificates of each role that are valid at `now`, of all identities together."""
+        found: Counter[str] = Counter()
+        for identity, role in self._ends:
+            found[role] += self.usage(identity, role, now).live
+        return dict(found)
 
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
         """Uncounts a certificate that was not released; does nothing if it no longer counts."""

@@ -60,7 +60,8 @@ class Edit:
 
 def read_policy_file(file: Path | None) -> PolicyFile:
     """The file of `--file`, otherwise of SIGNER_POLICY_FILE; raises `BadFile`."""
-    from signer.policy.file import POLICY_SETTING, parse_policy, read_policy
+    from signer.policy.file import parse_policy
+    from signer.policy.reading import POLICY_SETTING, read_policy
 
     path = file or read_settings().policy_file
     raw = read_policy(path, "--file" if file else POLICY_SETTING)

@@ -1,4 +1,4 @@
-"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. All but `rebuild` only read."""
+"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
 
 
 @contextmanager
-def _reading_certificates() -> Iterator[CertificateReader]:
+def reading_certificates() -> Iterator[CertificateReader]:
     """The ledger with its views. Events that a keeper has not folded yet are folded in memory."""
     from signer.ledger.pages import CertificateReader
 
@@ -89,7 +89,7 @@ def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> in
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
-    with _reading_certificates() as reader:
+    with reading_certificates() as reader:
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         rows = [certificate_row(row, now) for row in found[:limit]]
         more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -126,7 +126,7 @@ def certs_show(serial: int, as_json: bool) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.views import certificate_details
 
-    with _reading_certificates() as reader:
+    with reading_certificates() as reader:
         found = reader.certificate(serial)
         if found is None:
             raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")
@@ -170,10 +170,12 @@ def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
     Only a saved head shows that the ledger was not cut off or rewritten as a whole, because the hashes
     need no key. Exit status 1 if the ledger is broken."""
     from signer.ledger import audit
+    from signer.ledger.marks import VERIFIED, Mark, write_mark
 
     saved = Head(*head, 0) if head else None
     with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         newest = audit.verify(reader, progress, saved)
+        write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
     if saved is None:
         output.warn(
             "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "

@@ -15,13 +15,12 @@ from signer.cli.arguments import ADDRESS, DURATION, FILE, json_option, read_sett
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadPublicKey, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
-from signer.units import plain, render_duration
+from signer.units import plain, render_span
 
 if TYPE_CHECKING:
     from signer.policy.decide import Policy
     from signer.protocol.replies import Explanation
 
-_DAY: Final = 86_400
 NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 
 
@@ -34,7 +33,8 @@ def policy_check(file: Path | None, as_json: bool) -> int:
     Exit status 1 if it has a problem; a warning is none.
     """
     from signer.policy.concerns import find_concerns
-    from signer.policy.file import POLICY_SETTING, load_policy
+    from signer.policy.file import load_policy
+    from signer.policy.reading import POLICY_SETTING
 
     path = file or read_settings().policy_file
     try:
@@ -182,11 +182,11 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
     if ends[-1] <= now:
         raise Refused(
             "token_expired",
-            f"the last token of {name} expired {_span(now - ends[-1])} ago",
+            f"the last token of {name} expired {render_span(now - ends[-1])} ago",
             f"make another one: `signer token new {name} --expires 90d`",
         )
     which = "token" if len(ends) == 1 else f"the last of {len(ends)} tokens"
-    return f"{name}, {identity.kind}, {which} expires in {_span(ends[-1] - now)}"
+    return f"{name}, {identity.kind}, {which} expires in {render_span(ends[-1] - now)}"
 
 
 def _see_role(policy: Policy, identity: Identity | None, name: str) -> str:
@@ -208,13 +208,6 @@ def _see_limits(role: Role) -> Finding:
 def _nearest(name: str, known: Mapping[str, object], otherwise: str) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {near[0]}" if near else f"{otherwise}; policy.toml has {', '.join(sorted(known)[:8])}"
-
-
-def _span(seconds: int) -> str:
-    """A span in its largest unit or two."""
-    if seconds >= 2 * _DAY:
-        return f"{seconds // _DAY} days"
-    return render_duration(seconds - seconds % 60 if seconds >= 60 else seconds)
 
 
 def _show_explanation(found: Explanation) -> None:

@@ -10,8 +10,9 @@ import errno
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.files import lock, open_or_create
@@ -37,9 +38,11 @@ class Ledger(LedgerReader):
         self._last_serial: int | None = None  # of the local key; read when it is needed, as `_head`
         self._file_ids: tuple[int, ...] = ()
         self._views = Fold(data_dir, self)
+        self._reader = LedgerReader(data_dir)  # for a disk that takes no writes
 
     def close(self) -> None:
         """Closes both files and releases the lock."""
+        self._reader.close()
         self._views.close()
         super().close()
         os.close(self._lock)
@@ -64,6 +67,15 @@ class Ledger(LedgerReader):
             self._db = db
             self._head = self._last_serial = None
         return self._db
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """As that of a reader; reading goes on where the file cannot be opened for writing any more."""
+        try:
+            return super().query(sql, values)
+        except Unavailable as failure:
+            if failure.code != "ledger_unavailable":
+                raise
+            return self._reader.query(sql, values)
 
     def _open(self, db: sqlite3.Connection) -> None:
         """Creates the tables of a new ledger, or migrates an older one.
@@ -162,6 +174,14 @@ class Ledger(LedgerReader):
         head = self.head().seq
         while self._views.fold_slice() < head:
             pass
+
+    def size(self) -> int:
+        """Bytes of the ledger's file and its write-ahead log; 0 for one that is not there."""
+        found = 0
+        for name in (self._name, self._log_name):
+            with suppress(OSError):
+                found += os.stat(name).st_size  # noqa: PTH116 - at each scrape
+        return found
 
     def probe(self, now_ms: int) -> None:
         """Writes and fsyncs one unused row; raises `Unavailable` if the disk cannot take an event."""

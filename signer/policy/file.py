@@ -7,17 +7,14 @@ Pure but for `load_policy`, which reads the file.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import stat
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from signer.errors import BadFile, BadPublicKey
-from signer.files import belongs_to, check_regular, read_bounded
+from signer.errors import BadPublicKey
 from signer.model import (
     BREAK_GLASS_TTL,
     LONGEST_VALIDITY,
@@ -32,6 +29,7 @@ from signer.model import (
     Token,
 )
 from signer.policy.decide import Policy
+from signer.policy.reading import MAX_POLICY_BYTES, POLICY_SETTING, read_policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
 from signer.policy.tables import (
     RawApproval,
@@ -49,7 +47,6 @@ from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, 
 from signer.toml import Faults, Place, parse_toml
 from signer.units import render_duration
 
-MAX_POLICY_BYTES: Final = 4 * 1024 * 1024
 CEILING: Final = LONGEST_VALIDITY
 DEFAULT_CEILING: Final = 3600
 DEFAULT_TTL: Final = 15 * 60
@@ -66,7 +63,6 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # Texts of examples, as documents show them: a file that still has one is not finished.
 _PLACEHOLDER_PIN: Final = "SHA256:" + "A" * 43
 _PLACEHOLDER_DIGESTS: Final = frozenset({"0" * 64, "1" * 64})
-POLICY_SETTING: Final = "SIGNER_POLICY_FILE"
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
 # Actors of events that are not identities; no identity may have such a name.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
@@ -87,37 +83,6 @@ def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:
     `named_by` is the setting or the argument that names the file.
     """
     return parse_policy(read_policy(path, named_by), path.name)
-
-
-def read_policy(path: Path, named_by: str = POLICY_SETTING) -> bytes:
-    """The bytes of a policy file that no other user can write; raises `BadFile`."""
-    try:
-        return read_bounded(path, MAX_POLICY_BYTES, check=_check_writers, follow_links=True)
-    except OSError as error:
-        denied = isinstance(error, PermissionError)
-        if denied:
-            hint = "run it as a user who may read it, or change its mode"
-        elif named_by == POLICY_SETTING:
-            hint = "set SIGNER_POLICY_FILE to the policy.toml of the service, or name the file as an argument"
-        else:
-            hint = f"check the path that {named_by} names"
-        whose = f"; {belongs_to(path)}" if denied else ""
-        raise BadFile(
-            "policy_unreadable", f"the policy file {path} ({named_by}) cannot be read: {error.strerror}{whose}", hint
-        ) from None
-
-
-def _check_writers(facts: os.stat_result) -> None:
-    """Raises `BadFile` if other users can write the policy, and so grant themselves any certificate."""
-    check_regular(facts)
-    mode = stat.S_IMODE(facts.st_mode)
-    if facts.st_uid not in (0, os.geteuid()):
-        problem = f"the policy file belongs to uid {facts.st_uid}, which can change it"
-    elif mode & 0o022:
-        problem = f"other users can write the policy file (mode {mode:04o})"
-    else:
-        return
-    raise BadFile("policy_file_writable", problem, "check its content, then run `chown root` and `chmod go-w` on it")
 
 
 def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:

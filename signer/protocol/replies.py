@@ -412,13 +412,71 @@ class Error(Reply):
     facts: dict[str, Any]
 
 
+class LedgerState(Reply):
+    """The ledger: its newest event, and the size of its file."""
+
+    events: int
+    head: str
+    time: str | None
+    bytes: int
+
+
+class LiveCertificates(Reply):
+    """The certificates of a role that are valid now."""
+
+    role: str
+    count: int
+
+
+class ActiveFreezeRow(Reply):
+    """A freeze in force: `until` is null for one without an end."""
+
+    scope: str
+    reason: str
+    by: str
+    since: str
+    until: str | None
+
+
+class TokenEnd(Reply):
+    """When a token of the policy in force ends; `id` is the beginning of its SHA-256."""
+
+    id: str
+    identity: str
+    expires: str
+
+
+class Status(Reply):
+    """What the keeper knows of itself, for the operator; `fault` is null while certificates can be issued.
+
+    `ledger` is null while it cannot be read. `tokens` ends within 30 days, or has ended.
+    """
+
+    version: str
+    mode: str
+    time: Annotated[str, Field(description="the keeper's clock")]
+    started: str
+    ca_fingerprint: str | None
+    key_since: str
+    policy: str
+    policy_since: str
+    fault: Error | None
+    ledger: LedgerState | None
+    requests: Annotated[int, Field(description="that wait for humans, or to be claimed")]
+    incidents: Annotated[int, Field(description="that break-glass opened and nobody has closed")]
+    incidents_overdue: int
+    live: list[LiveCertificates]
+    freezes: list[ActiveFreezeRow]
+    tokens: list[TokenEnd]
+
+
 _Shape = TypeVar("_Shape", bound=Reply)
 _SHAPES: Final[dict[bytes, type[Reply]]] = {
     shape.__name__.encode(): shape
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, OperationPage,
         OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow,
-        Incidents, Changes, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady, Error,
+        Incidents, Changes, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ check`, `signer ca inspect`), after `forbid_dumps`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -18,7 +19,7 @@ from typing import Final, Literal
 
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
-from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, write_hint
 from signer.files import write_new
 from signer.hardening import acting_as, check_users, look_up_user
 from signer.ledger.audit import check_recent
@@ -292,6 +293,10 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
                 f"chmod 0700 {path}",
             )
         elif not os.access(path, os.W_OK | os.X_OK):
+            if os.statvfs(path).f_flag & os.ST_RDONLY:
+                frozen = OSError(errno.EROFS, os.strerror(errno.EROFS))
+                yield Check("fail", f"{code}_not_writable", f"{path}: {frozen.strerror}", write_hint(frozen, str(path)))
+                continue
             hint = "run this as the user that starts the service, or fix the owner"
             yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
         elif (fault := _try_to_write(path, keeper if facts.st_uid == keeper else None)) is not None:

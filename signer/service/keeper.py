@@ -26,6 +26,7 @@ from typing import Any, Final
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
 from signer.authority.incidents import OVERDUE_AFTER
+from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
@@ -56,10 +57,12 @@ from signer.protocol.replies import (
     NotReady,
     Ready,
     Reply,
+    Status,
     encode_reply,
 )
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
+from signer.service.overview import Overview
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
@@ -78,7 +81,7 @@ SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
-_DIRECT: Final = ("health", "metrics", "ca")  # messages that need no credential
+_DIRECT: Final = ("health", "metrics", "ca", "status")  # messages that are answered outside a batch
 _SEND_BUFFER: Final = 1024 * 1024
 
 
@@ -150,11 +153,13 @@ class Keeper:
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
-        self._policy_since = self._key_since = time.time()
+        self._started = self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
         shadow = core.shadow if self._compared_key() is not None else None
-        self.metrics = Metrics(self._facts, lambda: core.policy.roles, ledger.commit_seconds, shadow)
+        self.metrics = Metrics(
+            lambda: self._overview().gauges(), lambda: core.policy.roles, ledger.commit_seconds, shadow
+        )
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -452,7 +457,7 @@ class Keeper:
             waiting.append(_Waiting(peer, number, message))
             return
         try:
-            reply = encode_reply(self._answer_directly(message))
+            reply = encode_reply(self._answer_directly(message, peer))
         except SignerError as error:
             self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
@@ -490,11 +495,13 @@ class Keeper:
             if peer in self._peers.get(peer.pid, ()):
                 self._drop(peer)
 
-    # --- messages that need no credential ---------------------------------------------------------------------------
+    # --- messages that are answered outside a batch -----------------------------------------------------------------
 
-    def _answer_directly(self, header: dict[str, Any]) -> Reply:
+    def _answer_directly(self, header: dict[str, Any], peer: _Peer) -> Reply:
         """The reply to a message whose `op` is in `_DIRECT`."""
         match header["op"]:
+            case "status":
+                return self._status(header, peer)
             case "health":
                 return self._health()
             case "metrics":
@@ -545,17 +552,27 @@ class Keeper:
         order = self._backend.order
         return order.local_key if isinstance(order, CertifyInPool) else None
 
-    def _facts(self) -> dict[str, tuple[str, float]]:
-        now = time.time()
-        opened, overdue = self._core.incidents()
-        return {
-            "signer_key_age_seconds": ("since the CA key was loaded", now - self._key_since),
-            "signer_policy_age_seconds": ("since the policy in force was loaded", now - self._policy_since),
-            "signer_connections": ("connections to the keeper", sum(map(len, self._peers.values()))),
-            "signer_requests_open": ("requests that wait for humans, or to be claimed", self._core.open_requests()),
-            "signer_incidents_open": ("incidents opened by break-glass and not closed", opened),
-            "signer_incidents_overdue": ("of them, open for too long", overdue),
-        }
+    def _overview(self) -> Overview:
+        return Overview(
+            now=time.time(),
+            started=self._started,
+            policy_since=self._policy_since,
+            key_since=self._key_since,
+            connections=sum(map(len, self._peers.values())),
+            mode=self._backend.mode,
+            policy=self._core.policy,
+            state=self._core.overview(),
+            ledger_bytes=self._ledger.size(),
+        )
+
+    def _status(self, header: dict[str, Any], peer: _Peer) -> Status:
+        """What `signer status` shows; raises `NotAuthenticated` or `Refused`."""
+        if _local_user(peer.uid, header) is None:
+            identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+            require(identity, "ledger.read")
+        health = self._health()
+        fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
+        return self._overview().status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
 
 
 def _wake(end: socket.socket) -> None:

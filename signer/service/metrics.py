@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from signer.authority.shadow import Shadow
@@ -20,6 +20,7 @@ from signer.ledger.store import Ledger
 from signer.model import Entry, Event
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_NAMES: Final = ("role", "identity")  # labels whose values only a reader of the ledger may see
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each counter
 
@@ -31,16 +32,16 @@ def commit_histogram() -> Histogram:
 
 
 class Metrics(Collector):
-    """Everything the keeper counts. `facts` returns the gauges (name: text, value), `roles` the current roles."""
+    """Everything the keeper counts. `gauges` returns the gauges, `roles` the current roles."""
 
     def __init__(
         self,
-        facts: Callable[[], dict[str, tuple[str, float]]],
+        gauges: Callable[[], Iterable[Metric]],
         roles: Callable[[], Iterable[str]],
         commit: Histogram,
         shadow: Shadow | None = None,
     ) -> None:
-        self._facts = facts
+        self._gauges = gauges
         self._roles = roles
         self._shadow = shadow
         self._registry = registry = CollectorRegistry()
@@ -71,18 +72,17 @@ class Metrics(Collector):
         """The gauges and the counts of shadow mode."""
         if self._shadow is not None:
             yield from _shadow_families(self._shadow)
-        for name, (text, value) in self._facts().items():
-            yield GaugeMetricFamily(name, text, value=value)
+        yield from self._gauges()
 
     def render(self, *, by_role: bool) -> str:
-        """The text exposition format; without `by_role`, totals of all roles, which name none."""
+        """The text exposition format; without `by_role`, totals that name no role and no identity."""
         for role in self._roles():
             self._signatures.labels(role)
         return generate_latest(self._registry if by_role else _Totals(self._registry)).decode()
 
 
 class _Totals(CollectorRegistry):
-    """The metrics of another registry, summed over their roles."""
+    """The metrics of another registry, summed over their roles; of the ends of tokens, the earliest one."""
 
     def __init__(self, detailed: CollectorRegistry) -> None:
         super().__init__()
@@ -92,11 +92,12 @@ class _Totals(CollectorRegistry):
         """The families, in the same order."""
         for family in self._detailed.collect():
             total = Metric(family.name, family.documentation, family.type)
-            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+            values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
             for sample in family.samples:
-                labels = tuple((name, value) for name, value in sample.labels.items() if name != "role")
-                sums[sample.name, labels] = sums.get((sample.name, labels), 0.0) + sample.value
-            for (name, labels), value in sums.items():
+                labels = tuple((name, value) for name, value in sample.labels.items() if name not in _NAMES)
+                values.setdefault((sample.name, labels), []).append(sample.value)
+            combine = min if family.name.endswith("_timestamp_seconds") else sum
+            for (name, labels), value in ((key, combine(found)) for key, found in values.items()):
                 total.add_sample(name, dict(labels), value)
             yield total
 

@@ -22,6 +22,7 @@ from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.answering import answer_commands
 from tests.parts.evidence import sealed_run
+from tests.parts.keeper_replies import play_status
 from tests.parts.keys import Key, KeyRing
 from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
@@ -211,8 +212,9 @@ class World:
     def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
-        removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), evidence (a run,
-        sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
+        removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
+        `keeper_replies`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they
+        name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -232,8 +234,9 @@ class World:
                 (self.folder / name).write_text(before.replace(old, new.encode().decode("unicode_escape"), 1))
             case ["set", name, value]:
                 self._environ.setenv(name, value)
-            case ["vault" | "launcher" as part, found]:
-                (play if part == "vault" else play_launcher)(self._environ, self.folder, found)
+            case ["vault" | "launcher" | "status" as part, found]:
+                played = {"vault": play, "launcher": play_launcher, "status": play_status}
+                played[part](self._environ, self.folder, found)
             case ["removal" | "cutover" as operation, found]:
                 play_run = play_move if operation == "cutover" else play_removal
                 play_run(self._environ, self.folder, found)
@@ -293,7 +296,9 @@ class World:
         text = re.sub(r"keeper (and api )?runs? as [^\"\n]*", "<users>", text)
         text = re.sub(rf'(ca_key_owner +|owned by |"detail": "){OWNER}', r"\1<owner>", text)
         text = re.sub(r"(owner|belongs to user) \d+", r"\1 <n>", text)
+        text = re.sub(r'("(free_)?bytes": |events \d+, bytes )\d+', r"\1<n>", text)
         text = re.sub(r"\b20(2[6-9]|[3-8]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
+        text = re.sub(r'(since <time> \(|"age": ")\d+[ms]', r"\1<n>s", text)
         return re.sub(r"\b\d+ days", "<n> days", text)
 
 
@@ -314,6 +319,7 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     # No sockets here; tests/system/operations/test_check.py binds.
     monkeypatch.setattr("signer.service.checks.try_to_bind", lambda _listen, _group: None)
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
+    play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network
     folder = tmp_path / "w"
     # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
     monkeypatch.setattr("signer.ca.infisical.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))

@@ -3,7 +3,7 @@
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
 `@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`,
-`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`.
+`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def curl_and_jq() -> str:
     return _missing_program("curl", "curl") or _missing_program("jq", "jq")
 
 
+def promtool() -> str:
+    return _missing_program("promtool", "prometheus")
+
+
 def acl() -> str:
     """Why no access control list can be put on a file here; empty if one can."""
     return _missing_program("setfacl", "acl")
@@ -93,6 +97,7 @@ needs_strace = pytest.mark.skipif(bool(strace()), reason=strace() or "-")
 needs_bao = pytest.mark.skipif(bool(bao()), reason=bao() or "-")
 needs_root = pytest.mark.skipif(bool(root()), reason=root() or "-")
 needs_curl_and_jq = pytest.mark.skipif(bool(curl_and_jq()), reason=curl_and_jq() or "-")
+needs_promtool = pytest.mark.skipif(bool(promtool()), reason=promtool() or "-")
 needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")

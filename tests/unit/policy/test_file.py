@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signer.errors import BadFile
-from signer.policy.file import CEILING, DEFAULT_CEILING, MAX_POLICY_BYTES, load_policy, parse_policy
+from signer.policy.file import CEILING, DEFAULT_CEILING, load_policy, parse_policy
+from signer.policy.reading import MAX_POLICY_BYTES
 from tests.parts import builders
 from tests.parts.builders import POLICY, policy, policy_text, role_lines
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from signer.authority.shadow import Shadow
@@ -30,7 +31,8 @@ ERRORS = {"Refused", "NotAuthenticated", "BadRequest", "BadPublicKey", "NotFound
 
 
 def make_metrics(*roles: str, shadow: Shadow | None = None) -> Metrics:
-    return Metrics(lambda: {"signer_key_age_seconds": ("since", 3.0)}, lambda: roles, commit_histogram(), shadow)
+    gauges = (GaugeMetricFamily("signer_key_age_seconds", "since", value=3.0),)
+    return Metrics(lambda: gauges, lambda: roles, commit_histogram(), shadow)
 
 
 def samples(metrics: Metrics, *, by_role: bool = True) -> dict[str, float]:
@@ -131,5 +133,5 @@ def test_every_commit_is_timed_one_that_fails_too(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(Unavailable):
         ledger.commit([Event("keeper.stopped", "keeper", {})], 1_800_000_000_000)
-    metrics = Metrics(dict, tuple, ledger.commit_seconds)
+    metrics = Metrics(tuple, tuple, ledger.commit_seconds)
     assert samples(metrics)["signer_ledger_commit_seconds_count"] == 2

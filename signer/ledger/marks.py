@@ -1,0 +1,52 @@
+"""What was done to a ledger as a whole, and up to which event: a small file beside it, for `signer status` alone.
+
+Nothing is decided by a mark: whoever may write the ledger's directory may write one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from signer.files import read_bounded, write_atomically
+
+VERIFIED: Final = "verified"
+_LIMIT: Final = 4096  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Up to which event something was done, and when, in seconds since 1970."""
+
+    seq: int
+    time: int
+
+
+def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
+    """Replaces the mark; False where this user may not write: the one who verifies need not be the one who writes."""
+    if not os.access(data_dir, os.W_OK | os.X_OK):
+        return False
+    path = data_dir / f"ledger.{name}"
+    content = json.dumps({"seq": mark.seq, "time": mark.time}).encode() + b"\n"
+    facts = data_dir.stat()
+    try:
+        write_atomically(path, content, 0o600, like=facts)
+    except OSError:
+        return False
+    return True
+
+
+def read_mark(data_dir: Path, name: str) -> Mark | None:
+    """The mark; None if there is none, or if it cannot be read as one."""
+    try:
+        found = json.loads(read_bounded(data_dir / f"ledger.{name}", _LIMIT))
+        seq, time = found["seq"], found["time"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_mark = all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 for value in (seq, time)
+    )
+    return Mark(seq, time) if is_mark and time < 2**40 else None

@@ -1,0 +1,113 @@
+"""What the keeper knows of itself: the gauges of `/metrics`, and the reply to `signer status`. Reads only memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from signer import __version__
+from signer.authority.core import StateOverview
+from signer.errors import SignerError
+from signer.policy.decide import Policy
+from signer.protocol.replies import ActiveFreezeRow, Error, LedgerState, LiveCertificates, Status, TokenEnd
+from signer.units import timestamp
+
+SOON: Final = 30 * 86_400  # seconds; tokens that end within it are shown
+ID_DIGITS: Final = 12  # of a token's SHA-256
+MAX_ROWS: Final = 500  # of each list in the reply, which is one message
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The keeper at one time; times are in seconds since 1970. `state` is None while the ledger cannot be read."""
+
+    now: float
+    started: float
+    policy_since: float
+    key_since: float
+    connections: int
+    mode: str
+    policy: Policy
+    state: StateOverview | None
+    ledger_bytes: int
+
+    def gauges(self) -> Iterator[Metric]:
+        """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
+        for name, text, value in (
+            ("signer_key_age_seconds", "since the CA key was loaded", self.now - self.key_since),
+            ("signer_policy_age_seconds", "since the policy in force was loaded", self.now - self.policy_since),
+            ("signer_connections", "connections to the keeper", self.connections),
+            ("signer_ledger_bytes", "size of the ledger's file and its log", self.ledger_bytes),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        if self.state is not None:
+            yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
+            yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))
+            text = "requests that wait for humans, or to be claimed"
+            yield GaugeMetricFamily("signer_requests_open", text, value=self.state.requests)
+            text = "incidents opened by break-glass and not closed"
+            yield GaugeMetricFamily("signer_incidents_open", text, value=self.state.incidents)
+            yield GaugeMetricFamily("signer_incidents_overdue", "of them, open for too long", value=self.state.overdue)
+            live = GaugeMetricFamily("signer_live_certificates", "certificates that are valid now", labels=["role"])
+            for role in sorted(self.policy.roles):
+                live.add_metric([role], self.state.live.get(role, 0))
+            yield live
+        text = "when the last token of an identity ends, in seconds since 1970"
+        ends = GaugeMetricFamily("signer_token_expires_timestamp_seconds", text, labels=["identity"])
+        for identity, expires in sorted(self._last_ends().items()):
+            ends.add_metric([identity], expires)
+        yield ends
+
+    def _last_ends(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for token in self.policy.tokens.values():
+            found[token.identity] = max(found.get(token.identity, 0), token.expires)
+        return found
+
+    def status(self, ca_fingerprint: str | None, fault: SignerError | None) -> Status:
+        """The reply to `signer status`."""
+        ends = sorted((token.expires, token.identity, token.sha256) for token in self.policy.tokens.values())
+        state = self.state
+        return Status(
+            version=__version__,
+            mode=self.mode,
+            time=timestamp(int(self.now)),
+            started=timestamp(int(self.started)),
+            ca_fingerprint=ca_fingerprint,
+            key_since=timestamp(int(self.key_since)),
+            policy=self.policy.digest,
+            policy_since=timestamp(int(self.policy_since)),
+            fault=Error(code=fault.code, text=fault.text, hint=fault.hint, facts={}) if fault is not None else None,
+            ledger=self._ledger(state) if state is not None else None,
+            requests=state.requests if state is not None else 0,
+            incidents=state.incidents if state is not None else 0,
+            incidents_overdue=state.overdue if state is not None else 0,
+            live=[
+                LiveCertificates(role=role, count=count)
+                for role, count in sorted(state.live.items() if state is not None else ())
+                if count
+            ][:MAX_ROWS],
+            freezes=[
+                ActiveFreezeRow(
+                    scope=scope,
+                    reason=freeze.reason,
+                    by=freeze.by,
+                    since=timestamp(freeze.since),
+                    until=None if freeze.until is None else timestamp(freeze.until),
+                )
+                for scope, freeze in sorted(state.freezes.items() if state is not None else ())
+            ][:MAX_ROWS],
+            tokens=[
+                TokenEnd(id=digest[:ID_DIGITS], identity=identity, expires=timestamp(expires))
+                for expires, identity, digest in ends
+                if expires <= self.now + SOON
+            ][:MAX_ROWS],
+        )
+
+    def _ledger(self, state: StateOverview) -> LedgerState:
+        head = state.head
+        at = timestamp(head.time_ms // 1000) if head.seq else None
+        return LedgerState(events=head.seq, head=head.hash, time=at, bytes=self.ledger_bytes)
