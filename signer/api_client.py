@@ -60,9 +60,15 @@ class ApiClient:
     For use in a `with` statement: each client has a watcher thread, which ends with the block.
     """
 
-    def __init__(self, address: str, token_file: Path, *, setting: str = "signer") -> None:
-        self._setting = setting  # a table of cutover.toml, as hints name it
-        self._address = parse_address(address, f"{setting}.address")
+    def __init__(
+        self,
+        address: str,
+        token_file: Path,
+        *,
+        settings: tuple[str, str] = ("signer.address", "signer.token_file"),
+    ) -> None:
+        self._address_setting, self._token_setting = settings  # as hints name them; by default those of cutover.toml
+        self._address = parse_address(address, self._address_setting)
         self._trusted = server_uids(os.environ)
         self._token_file = token_file
         self._read_token()
@@ -162,7 +168,58 @@ class ApiClient:
         """Recorded operations, newest first; all of them, or those with this evidence digest."""
         return list(self._rows("/api/operations", "operations", {} if evidence is None else {"evidence": evidence}))
 
+    # --- approvals ----------------------------------------------------------------------------------------------------
+
+    def who_am_i(self) -> dict[str, Any]:
+        """The identity of the token: `identity`, `kind`, `may`."""
+        return self._ask("GET", "/api/whoami")
+
+    def requests(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """Requests for approval that the caller may see, newest first; filters `state` and `identity`."""
+        query, seen = dict(filters), set[str]()
+        while True:
+            words = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+            page = self._ask("GET", f"/api/requests?{words}" if words else "/api/requests")
+            yield from self._listed(page, "requests")
+            before = page.get("before")
+            if before is None:
+                return
+            if not isinstance(before, str) or before in seen:
+                raise self._not_ours("pages that do not end")
+            seen.add(before)
+            query["before"] = before
+
+    def request(self, request: str) -> dict[str, Any]:
+        """One request for approval; raises `NotFound`."""
+        return self._ask("GET", f"/api/requests/{quote(request, safe='')}")
+
+    def decide(self, request: str, decision: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """Sends `approve` or `deny` with its body once; returns the request after it."""
+        return self._ask("POST", f"/api/requests/{quote(request, safe='')}/{decision}", dict(body))
+
+    def waivers(self) -> list[dict[str, Any]]:
+        """The waivers in force."""
+        return self._listed(self._ask("GET", "/api/waivers"), "waivers")
+
+    def end_waiver(self, waiver: str, reason: str) -> dict[str, Any]:
+        """Ends a waiver at once."""
+        return self._ask("POST", f"/api/waivers/{quote(waiver, safe='')}/end", {"reason": reason})
+
+    def incidents(self, *, also_closed: bool) -> list[dict[str, Any]]:
+        """Uses of break-glass, newest first."""
+        return self._listed(self._ask("GET", f"/api/incidents{'?state=all' if also_closed else ''}"), "incidents")
+
+    def close_incident(self, incident: str, reference: str) -> dict[str, Any]:
+        """Closes an incident with the commit that brings its change back into the repository."""
+        return self._ask("POST", f"/api/incidents/{quote(incident, safe='')}/close", {"reference": reference})
+
     # --- transport ----------------------------------------------------------------------------------------------------
+
+    def _listed(self, page: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+        rows = page.get(name)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self._not_ours("no list")
+        return rows
 
     def _rows(self, path: str, name: str, filters: Mapping[str, str | int | bool]) -> Iterator[dict[str, Any]]:
         query = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filters.items()}
@@ -170,10 +227,8 @@ class ApiClient:
         while True:
             words = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
             page = self._ask("GET", f"{path}?{words}")
-            rows, before = page.get(name), page.get("before")
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise self._not_ours("no list")
-            yield from rows
+            yield from self._listed(page, name)
+            before = page.get("before")
             if before is None:
                 return
             if not str(before).isdecimal() or int(before) >= int(query.get("before", 2**63)):
@@ -219,14 +274,14 @@ class ApiClient:
         except requests.exceptions.Timeout:
             raise self._slow(within) from None
         except requests.exceptions.SSLError:
-            check_scheme(self._address, f"{self._setting}.address")
+            check_scheme(self._address, self._address_setting)
             raise Unavailable(
                 "service_tls",
                 f"the TLS certificate of {self._address.text} is not trusted",
-                f"set SSL_CERT_FILE to the authority that signed it, or check {self._setting}.address",
+                f"set SSL_CERT_FILE to the authority that signed it, or check {self._address_setting}",
             ) from None
         except requests.exceptions.ConnectionError:
-            check_scheme(self._address, f"{self._setting}.address")
+            check_scheme(self._address, self._address_setting)
             raise Unavailable(
                 "service_closed", f"the signing service at {self._address.text} closed without an answer", self._hint
             ) from None
@@ -273,7 +328,7 @@ class ApiClient:
         raise self._no_connection(failure)
 
     def _check_server(self, family: int, place: Any) -> None:
-        check_server(family, str(place[0]), int(place[1]), self._trusted, f"{self._setting}.address")
+        check_server(family, str(place[0]), int(place[1]), self._trusted, self._address_setting)
 
     def _no_connection(self, error: OSError) -> Unavailable:
         place, reason = self._address.text, (error.strerror or "no connection").lower()
@@ -298,7 +353,7 @@ class ApiClient:
 
     def _slow(self, within: float) -> Unavailable:
         text = f"the signing service at {self._address.text} did not answer within {within:.0f} seconds"
-        return Unavailable("service_slow", text, f"check {self._setting}.address and the service's /readyz")
+        return Unavailable("service_slow", text, f"check {self._address_setting} and the service's /readyz")
 
     def _not_ours(self, what: str) -> BadFormat:
         text = f"the answer from {self._address.text} is not a signing service's: {what}"
@@ -306,10 +361,10 @@ class ApiClient:
 
     @property
     def _hint(self) -> str:
-        return f"check {self._setting}.address, and that the service runs"
+        return f"check {self._address_setting}, and that the service runs"
 
     def _read_token(self) -> str:
-        return read_secret_word(self._token_file, f"{self._setting}.token_file")
+        return read_secret_word(self._token_file, self._token_setting)
 
 
 def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within: float) -> Unavailable:

@@ -20,6 +20,7 @@ KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
 SHORTEST_TOKEN: Final = 60  # seconds
 LONGEST_TOKEN: Final = 3_650 * 86_400
 LONGEST_PAUSE: Final = 86_400
+MAX_REFERENCE: Final = 200  # characters
 MAX_SEQ: Final = 2**63 - 1  # SQLite's largest integer
 MAX_SERIAL: Final = 2**64 - 1
 
@@ -147,6 +148,23 @@ def _read_head(word: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
+def _id(prefix: str, what: str) -> Checked:
+    """The id of a request, waiver or incident: `prefix` and ten letters of base32."""
+
+    def read(word: str) -> str:
+        if re.fullmatch(prefix + "-[a-z2-7]{10}", word) is None:
+            raise ValueError(f"{quoted(word)} is not the id of {what}: {prefix}-… with ten letters")
+        return word
+
+    return Checked("id", read)
+
+
+def _read_reference(word: str) -> str:
+    if not word or len(word) > MAX_REFERENCE or not word.isprintable():
+        raise ValueError(f"must be a commit or a link to it, at most {MAX_REFERENCE} printable characters")
+    return word
+
+
 FILE: Final = File("file", _read_path)
 SERIAL: Final = Checked("serial", _read_serial)
 DURATION: Final = Checked("duration", parse_duration)  # seconds
@@ -157,6 +175,10 @@ IDENTITY: Final = Checked("identity", _read_identity)
 ADDRESS: Final = Checked("address", _read_address)
 FINGERPRINT: Final = Checked("fingerprint", _read_fingerprint)
 HEAD: Final = Checked("head", _read_head)  # (seq, hash)
+REQUEST: Final = _id("r", "a request")
+WAIVER: Final = _id("w", "a waiver")
+INCIDENT: Final = _id("i", "an incident")
+REFERENCE: Final = Checked("reference", _read_reference)
 
 
 # --- shared options ---------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ class Entry:
 
 
 _RUN, _START, _POLICY, _ISSUED = "Run", "Before a start", "Policy and credentials", "Issued certificates"
-_STOP, _LEDGER, _MOVE, _HELP = "Stopping access", "The ledger", "Moving from Vault", "Help"
+_HUMANS, _STOP, _LEDGER = "Approvals by humans", "Stopping access", "The ledger"
+_MOVE, _HELP = "Moving from Vault", "Help"
 
 VERBS: Final = (
     Entry("serve", _RUN, "start the keeper and the API and keep both running", "services"),
@@ -53,6 +54,16 @@ VERBS: Final = (
     Entry("role add", _POLICY, "add a role to policy.toml", "access"),
     Entry("role show", _POLICY, "show every value of a role", "access"),
     Entry("key enrol", _POLICY, "print the line that restricts an identity or role to a key", "policy"),
+    Entry("requests list", _HUMANS, "list requests that wait for a human", "requests"),
+    Entry("requests show", _HUMANS, "show exactly what a request would open", "requests"),
+    Entry("requests approve", _HUMANS, "sign a request with your security key", "requests"),
+    Entry("requests deny", _HUMANS, "deny a request, with a reason", "requests"),
+    Entry("requests watch", _HUMANS, "print requests as they come and are decided", "requests"),
+    Entry("waivers list", _HUMANS, "list approvals that also cover later requests", "waivers"),
+    Entry("waivers end", _HUMANS, "end a waiver at once", "waivers"),
+    Entry("incidents list", _HUMANS, "list uses of break-glass", "waivers"),
+    Entry("incidents show", _HUMANS, "show one use of break-glass", "waivers"),
+    Entry("incidents close", _HUMANS, "close an incident with the commit that repairs it", "waivers"),
     Entry("certs list", _ISSUED, "list certificates, newest first", "ledger"),
     Entry("certs show", _ISSUED, "show everything recorded about one certificate", "ledger"),
     Entry("certs who", _ISSUED, "tell from sshd's log who logged in, why, and who approved it", "who"),
@@ -85,6 +96,9 @@ GROUPS: Final[Mapping[str, str]] = {
     "identity": "add and remove identities",
     "role": "add and show roles",
     "key": "enrol keys of users",
+    "requests": "show and decide requests that wait for a human",
+    "waivers": "list and end approvals that also cover later requests",
+    "incidents": "list and close uses of break-glass",
     "certs": "list and show issued certificates",
     "ledger": "verify, export and rebuild the ledger",
     "cutover": "move the platform from Vault to the local CA, and back",

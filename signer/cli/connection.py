@@ -43,7 +43,8 @@ def open_api(address: str | None, token_file: Path | None) -> ApiClient:
         if not name:
             raise BadSettings("token_file_missing", "no token was given", f"give --token-file, or set {_TOKEN_FILE}")
         token_file = Path(name)
-    return ApiClient(address or os.environ.get(_ADDRESS) or _default_address(), token_file)
+    place = address or os.environ.get(_ADDRESS) or _default_address()
+    return ApiClient(place, token_file, settings=(_ADDRESS, _TOKEN_FILE))
 
 
 def _default_address() -> str:

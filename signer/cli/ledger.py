@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import HEAD, MAX_SEQ, SERIAL, OneOf, json_option, read_settings, whole
+from signer.cli.arguments import FILE, HEAD, MAX_SEQ, SERIAL, OneOf, json_option, read_settings, whole
 from signer.cli.parser import verb
-from signer.errors import LedgerBroken, NotFound, Unavailable
+from signer.cli.usage import UsageError
+from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
 from signer.model import Entry, Filter, Head
 from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
+    from signer.authority.approval_audit import Audit
     from signer.ledger.pages import CertificateReader
     from signer.ledger.reader import LedgerReader
+    from signer.policy.decide import Policy
 
 MAX_PAGE: Final = 1_000
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
@@ -161,17 +164,28 @@ def _readable(value: object) -> str:
 
 @verb(
     "ledger verify",
-    examples=["signer ledger verify", 'signer ledger verify --head "$(cat head-of-last-week)"'],
+    examples=[
+        "signer ledger verify",
+        'signer ledger verify --head "$(cat head-of-last-week)"',
+        "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
+    ],
 )
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
+@click.option("--approvals", is_flag=True, help="also check the signature of every approval again")
+@click.option("--policy", "policies", type=FILE, metavar="FILE", multiple=True,
+              help="a revision of policy.toml that was in force; may be repeated")  # fmt: skip
 @json_option
-def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
+def ledger_verify(head: tuple[int, str] | None, approvals: bool, policies: tuple[Path, ...], as_json: bool) -> int:
     """Follows the hash chain from the first event to the last and compares the views with the events.
     Only a saved head shows that the ledger was not cut off or rewritten as a whole, because the hashes
-    need no key. Exit status 1 if the ledger is broken."""
+    need no key. With --approvals, every signature of an approver is verified again, and every certificate
+    that names humans is compared with what they signed; with the policies in force, also whose keys they
+    were and that nothing was issued without them. Exit status 1 if the ledger is broken."""
     from signer.ledger import audit
     from signer.ledger.marks import VERIFIED, Mark, write_mark
 
+    if policies and not approvals:
+        raise UsageError("--policy goes with --approvals", "see `signer ledger verify --help`")
     saved = Head(*head, 0) if head else None
     with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         newest = audit.verify(reader, progress, saved)
@@ -181,6 +195,7 @@ def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
             "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
             "pass --head with an earlier `signer ledger head`"
         )
+    found = _audit_approvals(policies) if approvals else None
     compared = ", and goes on from the saved head" if saved else ""
     if as_json:
         output.show_json(
@@ -189,12 +204,74 @@ def ledger_verify(head: tuple[int, str] | None, as_json: bool) -> int:
                 "events": newest.seq,
                 "head": _head_facts(newest),
                 "compared_with_saved_head": saved is not None,
+                **({} if found is None else {"approvals": _audit_facts(found)}),
             }
         )
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
         output.show(f"head    {_head_line(newest)}")
-    return 0
+        if found is not None:
+            _show_audit(found)
+    return 1 if found is not None and found.problems else 0
+
+
+def _audit_approvals(files: tuple[Path, ...]) -> Audit:
+    from signer.authority.approval_audit import ApprovalAuditor
+    from signer.ledger import audit
+
+    auditor = ApprovalAuditor(dict(_revisions(files)))
+    with _reading() as reader, output.Progress("approvals") as progress:
+        total = reader.head().seq
+        for entry in audit.export(reader, 1):
+            auditor.take(entry)
+            if entry.seq % 1_000 == 0:
+                progress(entry.seq, total)
+    return auditor.audit
+
+
+def _revisions(files: tuple[Path, ...]) -> Iterator[tuple[str, Policy]]:
+    """Digest and policy of each revision; warns of one that is not valid by today's rules."""
+    from signer.files import read_bounded
+    from signer.policy.file import parse_policy
+    from signer.policy.reading import MAX_POLICY_BYTES
+
+    for path in files:
+        try:
+            policy = parse_policy(read_bounded(path, MAX_POLICY_BYTES), path.name)
+        except OSError as error:
+            text = f"{path} cannot be read: {error.strerror}"
+            raise BadFile("policy_unreadable", text, "name a revision of policy.toml") from None
+        except BadFile as fault:
+            output.warn(f"{fault.text}, and is not used: see `signer policy check {path}`")
+            continue
+        yield policy.digest, policy
+
+
+def _audit_facts(found: Audit) -> dict[str, object]:
+    return {
+        "signatures": found.signatures,
+        "by_software_keys": found.software,
+        "certificates": found.certificates,
+        "keys": [
+            {"approver": approver, "key": key, "approvals": number, "confirmed": (approver, key) in found.owned}
+            for (approver, key), number in sorted(found.keys.items())
+        ],
+        "policies_not_given": dict(sorted(found.unknown_policies.items())),
+        "problems": [problem._asdict() for problem in found.problems],
+    }
+
+
+def _show_audit(found: Audit) -> None:
+    software = f", {found.software} of them by software keys" if found.software else ""
+    issued = output.count(found.certificates, "certificate")
+    output.show(f"signed  {output.count(found.signatures, 'approval')} that verify{software}; {issued} issued by them")
+    for (approver, key), number in sorted(found.keys.items()):
+        confirmed = "confirmed by its policy" if (approver, key) in found.owned else "no given policy confirms it"
+        output.show(plain(f"key     {key} of {approver}, {output.count(number, 'approval')}; {confirmed}"))
+    for problem in found.problems:
+        output.show(plain(f"WRONG   event {problem.seq}: {problem.text}"))
+    for digest, number in sorted(found.unknown_policies.items()):
+        output.warn(f"{output.count(number, 'certificate')} under policy {digest}: pass that revision with --policy")
 
 
 @verb("ledger head", examples=["signer ledger head > head-of-this-week"])

@@ -153,15 +153,19 @@ class FakeAgent:
         self.socket = Path(self._folder.name) / "s"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._ends = threading.Event()
+        self._thread = threading.Thread()
 
     def __enter__(self) -> FakeAgent:
         self._listener.bind(str(self.socket))
         self._listener.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ends.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # close() alone does not wake accept()
+        self._thread.join()
         self._listener.close()
         self._folder.cleanup()
 

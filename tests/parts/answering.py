@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import pytest
 
@@ -16,7 +17,29 @@ from signer.protocol.commands import read_command
 from signer.protocol.replies import Reply
 from tests.parts.builders import Bench, token
 
-_ROUTES = {("POST", "/api/freezes"): "freeze", ("GET", "/api/freezes"): "freezes", ("DELETE", ""): "unfreeze"}
+# Method and path of a route, the command that it becomes, and the field that takes the name in the path.
+_ROUTES = (
+    ("POST", r"/api/freezes", "freeze", ""),
+    ("GET", r"/api/freezes", "freezes", ""),
+    ("DELETE", r"/api/freezes/([^/]+)", "unfreeze", "scope"),
+    ("GET", r"/api/requests", "requests", ""),
+    ("GET", r"/api/requests/([^/]+)", "request", "request"),
+    ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
+    ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
+    ("GET", r"/api/waivers", "waivers", ""),
+    ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
+    ("GET", r"/api/incidents", "incidents", ""),
+    ("POST", r"/api/incidents/([^/]+)/close", "close_incident", "incident"),
+)
+
+
+def _header_of(method: str, target: str) -> dict[str, object]:
+    """The fields of the keeper's command for a request of the native API."""
+    path, _, query = target.partition("?")
+    for known, pattern, op, name in _ROUTES:
+        if method == known and (found := re.fullmatch(pattern, path)) is not None:
+            return {"op": op, **dict(parse_qsl(query)), **({name: unquote(found[1])} if name else {})}
+    raise AssertionError(f"no such route: {method} {target}")
 
 
 def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
@@ -38,12 +61,7 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         return handle(header, body, "root" if header.get("local") is True else None)
 
     def ask_api(client: ApiClient, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
-        scope = unquote(path.removeprefix("/api/freezes/")) if method == "DELETE" else None
-        header: dict[str, object] = {
-            "op": _ROUTES[method, path if scope is None else ""],
-            "token": client._read_token(),
-        }
-        header |= {} if scope is None else {"scope": scope}
+        header = {**_header_of(method, path), "token": client._read_token()}
         return handle(header, json.dumps(body).encode(), None).model_dump(exclude_unset=True)
 
     environ.setattr(KeeperClient, "ask", ask_locally)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import subprocess
-from hashlib import sha256
+from hashlib import sha256, sha512
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,6 +58,15 @@ class FidoKey:
 def fill_fido_keys(policy: str) -> str:
     """A policy text with each `{fido:NAME}` as the public line of `FidoKey(name=NAME)`."""
     return re.sub(r"\{fido:([^}]+)\}", lambda found: FidoKey(name=found[1]).line, policy)
+
+
+def sign_by_hand(key: FidoKey, message: bytes, namespace: str = "approval.v1@signer") -> str:
+    """What `ssh-keygen -Y sign` prints for a key, without a process (PROTOCOL.sshsig)."""
+    hashed = b"".join(map(_string, (namespace.encode(), b"", b"sha512", sha512(message).digest())))
+    fields = (key.blob, namespace.encode(), b"", b"sha512", key.sign(b"SSHSIG" + hashed))
+    text = base64.b64encode(b"SSHSIG\0\0\0\1" + b"".join(map(_string, fields))).decode()
+    lines = [text[at : at + 70] for at in range(0, len(text), 70)]
+    return "\n".join(("-----BEGIN SSH SIGNATURE-----", *lines, "-----END SSH SIGNATURE-----", ""))
 
 
 def sign_through_agent(socket: Path, key: FidoKey, message: bytes, namespace: str, folder: Path) -> str:

@@ -282,10 +282,10 @@ def test_a_role_cannot_lead_elsewhere(client: ApiClient, service: Service) -> No
 
 
 def test_nobody_there_is_told_as_such(tmp_path: Path, token_file: Path) -> None:
-    with ApiClient(f"unix:{tmp_path}/none.sock", token_file, setting="other") as client:
+    with ApiClient(f"unix:{tmp_path}/none.sock", token_file, settings=("OTHER_ADDR", "OTHER_FILE")) as client:
         error = fault(client.head)
     assert error.code == "service_down"
-    assert "other.address" in error.hint
+    assert "OTHER_ADDR" in error.hint
 
 
 def _missing(path: Path) -> None:

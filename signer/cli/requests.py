@@ -1,0 +1,431 @@
+"""`signer requests`: what waits for a human, exactly what would be issued, and the human's decision.
+
+The operator's side trusts nothing of the service's reply but the fields that it shows: the digest that is signed is
+computed from them here. The signature is made by `ssh-keygen` on this machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUEST, OneOf, json_option, whole
+from signer.cli.connection import connection_options, open_api
+from signer.cli.parser import verb
+from signer.cli.usage import UsageError
+from signer.errors import ApprovalRefused, BadFormat, NotFound, Refused
+from signer.model import WAIVER_SECONDS, WAIVER_USES
+from signer.units import plain, render_duration, timestamp
+
+if TYPE_CHECKING:
+    from signer.api_client import ApiClient
+
+STATES: Final = ("pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed")
+DEFAULT_USES: Final = 5
+LOOKS_EVERY: Final = 2  # seconds between two looks of `requests watch`
+# Fields of a frozen request that have a place of their own in what is shown; a field that is not here is shown as well.
+_PLACED: Final = frozenset({
+    "id", "nonce", "asked", "expires", "policy", "identity", "kind", "role", "key_id", "principals", "critical_options",
+    "extensions", "ttl", "reason", "address", "binding",
+})  # fmt: skip
+_TEXTS: Final = ("id", "nonce", "asked", "expires", "policy", "identity", "kind", "role", "key_id")
+_DIFFERENCES: Final = ("role", "key_id", "principals", "critical_options", "extensions", "ttl", "address")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A request of a reply. `digest` was computed here from `frozen`; the rest of `reply` is not signed."""
+
+    id: str
+    state: str
+    digest: str
+    frozen: Mapping[str, Any]
+    reply: Mapping[str, Any]
+
+
+def read_request(reply: Mapping[str, Any], asked_for: str | None = None) -> Shown:
+    """The request of a reply; raises `BadFormat` if its digest is not that of its fields, or it is not `asked_for`."""
+    from signer.ssh.statement import request_digest
+
+    frozen = reply.get("frozen")
+    if not isinstance(frozen, dict) or not _is_well_formed(frozen) or reply.get("state") not in STATES:
+        raise BadFormat(
+            "bad_approval_request", "the service sent a request that is not one", "do not approve it; check its address"
+        )
+    digest = request_digest(frozen)
+    if digest != reply.get("digest") or asked_for not in (None, frozen["id"]) or reply.get("request") != frozen["id"]:
+        raise BadFormat(
+            "approval_request_differs",
+            f"the service shows {frozen['id'][:64]!a} with an id or digest that is not that of its fields",
+            "do not approve it: the service, or whoever stands before it, does not show what it records",
+        )
+    return Shown(frozen["id"], str(reply["state"]), digest, frozen, reply)
+
+
+def _is_well_formed(frozen: Mapping[str, Any]) -> bool:
+    """Whether the known fields have their types; an unknown one may have any, and is shown as it is."""
+    return (
+        all(isinstance(frozen.get(name), str) for name in _TEXTS)
+        and all(isinstance(frozen.get(name), str | None) for name in ("reason", "address"))
+        and isinstance(frozen.get("ttl"), int)
+        and isinstance(frozen.get("principals"), list)
+        and all(isinstance(name, str) for name in frozen["principals"])
+        and all(
+            isinstance(frozen.get(name), dict) and all(isinstance(value, str) for value in frozen[name].values())
+            for name in ("critical_options", "extensions", "binding")
+        )
+    )
+
+
+# --- the verbs --------------------------------------------------------------------------------------------------
+
+
+_request_argument = click.argument("request", type=REQUEST, metavar="REQUEST", help="as `requests list` shows it")
+
+
+@verb("requests list", examples=["signer requests list", "signer requests list --state all --identity deploy-agent"])
+@click.option("--state", type=OneOf((*STATES, "all")), metavar="STATE", default="pending",
+              help="pending (default), approved, denied, expired, withdrawn, issued, lapsed or all")  # fmt: skip
+@click.option("--identity", type=IDENTITY, metavar="NAME", help="asked by this identity")
+@connection_options
+@json_option
+def requests_list(
+    *, state: str, identity: str | None, address: str | None, token_file: Path | None, as_json: bool
+) -> int:
+    """Shows the requests that you may see, newest first: your own, those that you may approve, and with the
+    right `ledger.read` all. Times are UTC."""
+    filters = {} if state == "all" else {"state": state}
+    if identity is not None:
+        filters["identity"] = identity
+    with open_api(address, token_file) as service:
+        found = [read_request(reply) for reply in service.requests(**filters)]
+    if as_json:
+        output.show_json({"requests": [dict(shown.reply) for shown in found]})
+    elif found:
+        titles = ("REQUEST", "STATE", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "EXPIRES", "REASON")
+        output.show_table([titles, *(_columns(shown) for shown in found)])
+    else:
+        output.note("no requests" if state == "all" else f"no {state} requests")
+    return 0
+
+
+def _columns(shown: Shown) -> tuple[str, ...]:
+    frozen = shown.frozen
+    command = frozen["critical_options"].get("force-command", "any")
+    expires = str(shown.reply.get("expires"))
+    values = (",".join(frozen["principals"]), command, expires, frozen["reason"] or "none")
+    return (shown.id, shown.state, frozen["identity"], frozen["role"], *(_cut(value) for value in values))
+
+
+def _cut(text: str, width: int = 40) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+@verb("requests show", examples=["signer requests show r-k3v9q2m7xa"])
+@_request_argument
+@connection_options
+@json_option
+def requests_show(*, request: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Shows what would be issued, on which hosts it opens what, how it differs from the last certificate of the
+    same identity, and which waiver would cover it. The comparison needs the right `ledger.read`."""
+    with open_api(address, token_file) as service:
+        shown = read_request(service.request(request), request)
+        if as_json:
+            output.show_json(dict(shown.reply))
+        else:
+            _show(service, shown)
+    return 0
+
+
+@verb(
+    "requests approve",
+    examples=["signer requests approve r-k3v9q2m7xa", "signer requests approve r-k3v9q2m7xa --waive 2h --uses 5"],
+)
+@_request_argument
+@click.option("--key", type=FILE, metavar="FILE", help="your key, or its .pub file for a key in the ssh-agent")
+@click.option("--waive", type=DURATION, metavar="DURATION", help="also approve the same ask for so long, 4h at most")
+@click.option(
+    "--uses", type=whole(1, WAIVER_USES), metavar="N", help=f"how often; with --waive, default {DEFAULT_USES}"
+)
+@click.option("--yes", is_flag=True, help="do not ask on the terminal; a FIDO key still asks for its touch")
+@connection_options
+@json_option
+def requests_approve(
+    *,
+    request: str,
+    key: Path | None,
+    waive: int | None,
+    uses: int | None,
+    yes: bool,
+    address: str | None,
+    token_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Shows the request as `requests show` does, asks, and signs what it has shown with a key of your
+    `approval_keys`: --key, or the only FIDO key (otherwise the only key) of your ssh-agent. Exit status 3 if
+    you do not approve."""
+    if uses is not None and waive is None:
+        raise UsageError("--uses goes with --waive", "see `signer requests approve --help`")
+    if waive is not None and not 0 < waive <= WAIVER_SECONDS:
+        raise UsageError(f"--waive: a waiver lasts for at most {render_duration(WAIVER_SECONDS)}", "shorten it")
+    with open_api(address, token_file) as service:
+        shown = read_request(service.request(request), request)
+        if shown.state != "pending":
+            raise Refused("request_not_pending", f"{request} is {shown.state}", "see `signer requests list`")
+        if not as_json:
+            _show(service, shown)
+        waiver = None if waive is None else {"until": timestamp(int(time.time()) + waive), "uses": uses or DEFAULT_USES}
+        if not yes:
+            _ask(shown, waiver)
+        signature = _sign(shown, str(service.who_am_i()["identity"]), waiver, key)
+        reply = service.decide(request, "approve", {"signature": signature, "waiver": waiver})
+    after = read_request(reply, request)
+    if as_json:
+        output.show_json(dict(after.reply))
+    else:
+        output.show(plain(f"{request} is {after.state}: {_approvals(after)}"))
+    return 0
+
+
+@verb("requests deny", examples=['signer requests deny r-k3v9q2m7xa --reason "not during the sale"'])
+@_request_argument
+@click.option("--reason", type=REASON, metavar="TEXT", help="the asker reads it")
+@connection_options
+@json_option
+def requests_deny(
+    *, request: str, reason: str | None, address: str | None, token_file: Path | None, as_json: bool
+) -> int:
+    """Needs no signature: no is the safe answer. The asker learns who denied it and why, and may not ask again
+    for the same until the request would have expired."""
+    with open_api(address, token_file) as service:
+        after = read_request(service.decide(request, "deny", {"reason": reason or ""}), request)
+    if as_json:
+        output.show_json(dict(after.reply))
+    else:
+        output.show(f"{plain(request)} is {after.state}")
+    return 0
+
+
+@verb("requests watch", examples=["signer requests watch", "signer requests watch --json | while read -r line; do …"])
+@click.option("--for", "seconds", type=PAUSE, metavar="DURATION", help="end after it; otherwise at Ctrl-C")
+@connection_options
+@json_option
+def requests_watch(*, seconds: int | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Prints one line for each request that begins to wait, and one when it was decided, by whom. Looks every
+    2 s."""
+    end = None if seconds is None else time.monotonic() + seconds
+    waiting: dict[str, Shown] = {}
+    with open_api(address, token_file) as service:
+        while True:
+            now_waiting = {shown.id: shown for shown in map(read_request, service.requests(state="pending"))}
+            for name in waiting.keys() - now_waiting.keys():
+                _tell(read_request(service.request(name), name), as_json=as_json)
+            for name in reversed(now_waiting):
+                if name not in waiting:
+                    _tell(now_waiting[name], as_json=as_json)
+            waiting = now_waiting
+            if end is not None and time.monotonic() + LOOKS_EVERY >= end:
+                return 0
+            time.sleep(LOOKS_EVERY)
+
+
+def _tell(shown: Shown, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(dict(shown.reply), on_one_line=True)
+    else:
+        frozen = shown.frozen
+        what = f"{frozen['identity']} asks for {_opens(frozen)}: {frozen['reason'] or 'no reason'}"
+        if shown.state != "pending":
+            what = f"{shown.state}, {_approvals(shown)}"
+        output.show(plain(f"{timestamp(int(time.time()))}  {shown.id}  {what}"))
+    output.flush()
+
+
+# --- what a human sees ------------------------------------------------------------------------------------------
+
+
+def _show(service: ApiClient, shown: Shown) -> None:
+    for line in describe(shown, _last_certificate(service, shown.frozen["identity"]), int(time.time())):
+        output.show(plain(line))
+
+
+def describe(shown: Shown, last: Mapping[str, Any] | str, now: int) -> Iterator[str]:
+    """The lines that a human reads before they decide, everything that is signed among them.
+
+    `last` is the record of the last certificate of the same identity, or a sentence why there is none to compare with.
+    """
+    frozen, reply = shown.frozen, shown.reply
+    where = f"from {frozen['address']}" if frozen["address"] else "from an unknown address"
+    yield f"{shown.id}  {_state(shown, now)}"
+    yield ""
+    yield f"  {_opens(frozen)}"
+    yield f"  for {frozen['identity']} ({frozen['kind']}), {where}, role {frozen['role']}"
+    yield f"  reason: {frozen['reason'] or 'none given'}"
+    yield ""
+    yield "would be issued, as `ssh-keygen -L` prints it:"
+    yield from (f"  {line}" for line in _as_ssh_keygen(frozen))
+    yield ""
+    if isinstance(last, str):
+        yield f"compared    {last}"
+    else:
+        differences = list(_differences(frozen, last))
+        since = f"serial {last['serial']}, valid from {last['valid_after']}"
+        yield f"compared    with the last certificate of {frozen['identity']} ({since}):"
+        yield from (f"  {line}" for line in differences or ["nothing differs"])
+    yield f"asked       {frozen['asked']}; {_ordinal(reply.get('asked_today'))} request of the last 24 hours"
+    yield f"approvals   {_approvals(shown)}"
+    yield f"waiver      {reply.get('waiver') or 'none'} covers it"
+    yield f"policy      {frozen['policy']}"
+    yield f"nonce       {frozen['nonce']}"
+    for name in sorted(frozen.keys() - _PLACED):
+        yield f"{name}: {frozen[name]!r}"
+    yield f"digest      {shown.digest}"
+
+
+def _state(shown: Shown, now: int) -> str:
+    if shown.state not in ("pending", "approved"):
+        return shown.state
+    expires = str(shown.reply.get("expires"))
+    left = seconds_of(expires) - now
+    to_do = "to decide" if shown.state == "pending" else "to claim it"
+    return f"{shown.state}, {render_duration(left)} left {to_do} ({expires})" if left > 0 else f"over since {expires}"
+
+
+def _opens(frozen: Mapping[str, Any]) -> str:
+    """What the certificate opens, a forced command first."""
+    names = frozen["principals"]
+    hosts = f"every host that accepts principal {' or '.join(names)}"
+    if (command := frozen["critical_options"].get("force-command")) is not None:
+        return f"runs only `{command}` on {hosts}"
+    return f"opens {hosts}, for any command"
+
+
+def _as_ssh_keygen(frozen: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `ssh-keygen -L` for the certificate, with words for what is set when it is issued."""
+    from signer.ssh.publickey import certificate_kind, fingerprint_of, parse_public_key
+
+    binding = frozen["binding"]
+    kind, key = "", f"made when it is claimed, with the secret {binding.get('claim_sha256', '?')}"
+    if (line := binding.get("public_key")) is not None:
+        found = parse_public_key(line)
+        kind, key = f"{certificate_kind(found.kind)} ", fingerprint_of(found.blob)
+    yield f"Type: {kind}user certificate"
+    yield f"Public key: {key}"
+    yield f'Key ID: "{frozen["key_id"]}"'
+    yield "Serial: allotted when it is issued"
+    yield f"Valid: {render_duration(frozen['ttl'])} from when it is claimed"
+    yield from _listed("Principals", frozen["principals"])
+    yield from _listed(
+        "Critical Options", [f"{name} {value}".strip() for name, value in _sorted(frozen, "critical_options")]
+    )
+    yield from _listed("Extensions", [f"{name} {value}".strip() for name, value in _sorted(frozen, "extensions")])
+
+
+def _sorted(frozen: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+    return sorted(frozen[name].items())
+
+
+def _listed(title: str, values: Sequence[str]) -> Iterator[str]:
+    yield f"{title}:" if values else f"{title}: (none)"
+    yield from (f"        {value}" for value in values)
+
+
+def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str:
+    """The record of the identity's last certificate, or a sentence."""
+    try:
+        if "ledger.read" not in service.who_am_i()["may"]:
+            return "with nothing: your token may not read the ledger (ledger.read)"
+        row = next(service.certificates(identity=identity, limit=1), None)
+        return f"with nothing: the first of {identity}" if row is None else service.certificate(str(row.get("serial")))
+    except (Refused, NotFound) as error:
+        return f"with nothing: {error.text}"
+
+
+def _differences(frozen: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each field that differs from the last certificate's."""
+    before = {
+        **last,
+        "ttl": seconds_of(str(last["valid_before"])) - seconds_of(str(last["recorded"]["time"])),
+        "extensions": dict(name.partition("=")[::2] for name in last["extensions"]),
+    }
+    for name in _DIFFERENCES:
+        old, new = before.get(name), frozen[name]
+        if name == "ttl" and abs(new - before["ttl"]) <= LOOKS_EVERY:  # both clocks are cut to the second
+            continue
+        if old != new:
+            yield f"{name.replace('_', ' ')}: {_value(name, new)}; was {_value(name, old)}"
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "ttl":
+        return render_duration(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text}".strip() for key, text in sorted(value.items())) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _approvals(shown: Shown) -> str:
+    """Who has approved or denied, and who still may."""
+    reply = shown.reply
+    if isinstance(denied := reply.get("denied"), dict):
+        return f"denied by {denied.get('by')}" + (f": {denied['why']}" if denied.get("why") else "")
+    given = [
+        f"{row.get('by')} with {'software key ' if row.get('software') else ''}{row.get('key')}"
+        + ("" if row.get("counts", True) else " (counts no more)")
+        + (f", waiver until {row['waiver']['until']}" if isinstance(row.get("waiver"), dict) else "")
+        for row in reply.get("approvals") or []
+    ]
+    parts = [f"needs {reply.get('needs')}", f"given by {'; '.join(given)}" if given else "none yet"]
+    if shown.state == "pending" and (names := reply.get("may_approve")):
+        parts.append(f"may approve: {', '.join(map(str, names))}")
+    if (presence := reply.get("presence")) is not None:
+        parts.append(f"the asker's own signature is {presence}")
+    return ", ".join(parts)
+
+
+def _ordinal(number: object) -> str:
+    if not isinstance(number, int):
+        return "unknown"
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def seconds_of(text: str) -> int:
+    """Seconds since 1970 of a time of the service; raises `BadFormat`."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        raise BadFormat(
+            "bad_approval_request", "the service sent a time that is not one", "check its address"
+        ) from None
+
+
+# --- the decision -----------------------------------------------------------------------------------------------
+
+
+def _ask(shown: Shown, waiver: Mapping[str, object] | None) -> None:
+    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise ApprovalRefused(
+            "not_approved", f"{shown.id} is not approved: there is no terminal to ask at", "add --yes to sign unasked"
+        )
+    also = f", and the same ask until {waiver['until']}, {waiver['uses']} times" if waiver else ""
+    if output.ask(f"approve {shown.id}{also}? yes or no", "no") != "yes":
+        raise ApprovalRefused("not_approved", f"{shown.id} is not approved", "nothing was sent; deny it if you mean no")
+
+
+def _sign(shown: Shown, approver: str, waiver: Mapping[str, object] | None, key: Path | None) -> str:
+    from signer.cli.ssh_signing import sign_statement
+    from signer.ssh.statement import approval_statement
+
+    return sign_statement(approval_statement(shown.id, shown.digest, approver, waiver), key)
