@@ -798,7 +798,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "run `chmod 0600` on it, and ask for a new token"),
         _local("token_file_size", "the token file exceeds 4 KiB", "put only the token into it"),
         _local("token_file_unreadable", "the token file cannot be opened", "check `SAFE_SESSION_TOKEN_FILE`"),
-        _local("wrong_scheme", "`SAFE_SESSION_ADDR` says https where the service speaks http, or the reverse",
+        _local("wrong_scheme", "an address of the service says https where it speaks http, or the reverse",
                "set the scheme that the error names"),
     ),
 }  # fmt: skip
