@@ -580,6 +580,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Smoke logins": (
         _local("ca_not_trusted", "the CA file of the host lacks the pinned CA",
                "add the line of `signer ca bundle` to it on that host"),
+        _local("certificate_refused", "a host's sshd refuses a sample certificate of the new CA for the login user",
+               "see that sshd's log at LogLevel VERBOSE, or run the preflight on that host"),
         _local("smoke_login_failed", "a login through `safe-session` failed; the text ends with ssh's last message",
                "follow the hint, try the login by hand"),
         _local("smoke_not_recorded",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import LedgerBroken, Unavailable
+from signer.errors import LedgerBroken, Unavailable, write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import (
     APPLICATION_ID,
@@ -235,7 +235,7 @@ def storage_errors() -> Iterator[None]:
         raise Unavailable(
             "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",
-            "free disk space or fix SIGNER_DATA_DIR; the service recovers by itself",
+            write_hint(error, "SIGNER_DATA_DIR"),
         ) from None
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(

@@ -67,7 +67,7 @@ def rule_key(case: Case) -> str:
             "key_type_not_allowed",
             f"role {role.name} does not take keys of type {key.kind}",
             f"use one of {', '.join(sorted(role.key_types))}",
-            {"key_type": key.kind},
+            {"key_type": key.kind, "bits": key.bits, "allowed": sorted(role.key_types)},
         )
     if key.kind == "ssh-rsa" and key.bits < role.rsa_min_bits:
         raise Refused(

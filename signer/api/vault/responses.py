@@ -88,7 +88,12 @@ def wrapped(sentence: str) -> str:
 
 def _key_type(facts: Mapping[str, Any]) -> str:
     kind = str(facts.get("key_type"))
-    return f"public_key failed to meet the key requirements: key of type {_GO_KEY_TYPES.get(kind, kind)} is not allowed"
+    name = _GO_KEY_TYPES.get(kind, kind)
+    sentence = f"public_key failed to meet the key requirements: key of type {name} is not allowed"
+    others = [other for other in facts.get("allowed", ()) if _GO_KEY_TYPES.get(other) == name]
+    if name == "ecdsa" and others:  # Vault's sentence alone would be wrong: one of another size is allowed
+        return f"{sentence}: it is {kind} ({facts.get('bits')} bits), the role takes {', '.join(others)}"
+    return sentence
 
 
 _NOT_A_KEY: Final = "failed to parse public_key as SSH key: "
