@@ -39,6 +39,7 @@ VERBS: Final = (
     Entry("ca new", _START, "create a CA key (never overwrites a file)", "ca"),
     Entry("ca render", _START, "write the CA key from Infisical to a root-owned file", "ca"),
     Entry("ca bundle", _START, "print the CA lines that hosts must trust", "check"),
+    Entry("hosts install", _START, "make a host trust the CA, over ssh, with a rollback", "hosts"),
     Entry("policy check", _POLICY, "validate the policy file; list every problem by line", "policy"),
     Entry("policy list", _POLICY, "list identities, roles and tokens", "access"),
     Entry("policy explain", _POLICY, "explain whether an identity would get a certificate", "policy"),
@@ -78,6 +79,7 @@ VERBS: Final = (
 # The first words that several verbs share.
 GROUPS: Final[Mapping[str, str]] = {
     "ca": "create, inspect, render and publish CA keys",
+    "hosts": "make hosts trust the CA",
     "policy": "list, validate, explain and import the policy",
     "token": "create, list, renew and revoke bearer tokens",
     "identity": "add and remove identities",
