@@ -137,6 +137,10 @@ class CaKeys:
         """Fingerprints of the keys that may be in use, the pinned one first."""
         return (self.fingerprint,) if self.next is None else (self.fingerprint, self.next.fingerprint)
 
+    def names(self, fingerprint: str) -> bool:
+        """True for a key that may sign or may have signed."""
+        return fingerprint in self.may_sign or fingerprint in [key.fingerprint for key in self.retired]
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
