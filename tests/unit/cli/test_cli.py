@@ -208,6 +208,7 @@ def test_no_command_line_makes_a_stack(world: World, verb: str, words: list[str]
 
 @IN_A_WORLD
 @given(st.lists(st.one_of(st.sampled_from([*_FLAGS, *_VALUES, *_WORDS]), ANY_TEXT), max_size=4))
+@pytest.mark.unix_socket
 def test_no_verb_makes_a_stack(world: World, words: list[str]) -> None:
     _assert_civil(run(*[word for word in words if word not in ("serve", "api", "keeper")]))
 
