@@ -129,6 +129,10 @@ class ApiClient:
         """Rows, newest first, fetched page by page; filters as in the API, `limit` is the page size."""
         return self._rows("/api/certificates", "certificates", filters)
 
+    def whoami(self) -> dict[str, Any]:
+        """The caller: identity, kind, roles, groups, rights, and when the token ends."""
+        return self._ask("GET", "/api/whoami")
+
     def head(self) -> dict[str, Any]:
         """The newest entry of the ledger: `seq`, `hash`, `time`."""
         return self._ask("GET", "/api/ledger/head")

@@ -263,6 +263,8 @@ class UsageCounts:
 
     last_minute: int = 0
     live: int = 0
+    minute_frees: int = field(default=1, compare=False)  # seconds until one of the last 60 s counts no more
+    live_frees: int = field(default=1, compare=False)  # seconds until one is valid no more
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,12 @@ class CertificateUsage:
             issued.popleft()
         while ends and ends[0] <= now:
             heappop(ends)
-        return UsageCounts(len(issued), len(ends))
+        return UsageCounts(
+            len(issued),
+            len(ends),
+            max(issued[0] + WINDOW - now, 1) if issued else 1,
+            max(ends[0] - now, 1) if ends else 1,
+        )
 
     def live_by_role(self, now: int) -> dict[str, int]:
         """The certificates of each role that are valid at `now`, of all identities together."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -78,11 +79,9 @@ def abandon_stdout() -> None:
 
 
 def _output_failed(error: OSError) -> Unavailable:
-    return Unavailable(
-        "output_failed",
-        f"the result cannot be written: {error.strerror}",
-        "check the directory and its free space",
-    )
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free disk space where the output goes" if is_full else "check where the output goes"
+    return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", hint)
 
 
 def note(text: str) -> None:

@@ -129,6 +129,26 @@ class LedgerReader:
         )
         return [Entry(*row) for row in rows]
 
+    def events(self, kind: str | None, name: str | None, since_ms: int, before: int | None, limit: int) -> list[Entry]:
+        """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
+        a time (milliseconds since 1970); before event `before`."""
+        scope = None if name is None else f"identity:{name}"
+        rows = self.query(
+            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
+            " AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
+            " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
+            " ORDER BY seq DESC LIMIT ?",
+            (
+                self.first_since(since_ms),
+                _NO_END if before is None else before,
+                *(kind,) * 4,
+                *(name,) * 3,
+                scope,
+                limit,
+            ),
+        )
+        return [Entry(*row) for row in rows]
+
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
 
@@ -207,6 +227,8 @@ class LedgerReader:
 
 
 _NO_END: Final = 2**63 - 1
+# How SQLite names a file that this user may not open or write; on a full disk it names it otherwise.
+_DENIED: Final = frozenset({"SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY", "SQLITE_PERM"})
 
 
 def broken_at(seq: int, what: str) -> LedgerBroken:
@@ -231,10 +253,12 @@ def storage_errors() -> Iterator[None]:
                 f"the ledger's file is damaged: {error}",
                 "keep the file unchanged and restore a backup",
             ) from None
+        is_denied = isinstance(error, PermissionError) or getattr(error, "sqlite_errorname", "") in _DENIED
+        remedy = "give SIGNER_DATA_DIR and its files to the keeper's user" if is_denied else "free disk space"
         raise Unavailable(
             "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",
-            "free disk space or fix SIGNER_DATA_DIR; the service recovers by itself",
+            f"{remedy} or fix SIGNER_DATA_DIR; the service recovers by itself",
         ) from None
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(

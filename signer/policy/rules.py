@@ -284,13 +284,15 @@ def _rule_limits(case: Case) -> str:
         raise Refused(
             "rate_limited",
             f"{case.identity.name} had {limits.per_minute} certificates of role {case.role.name} within 60 s",
-            "retry in a minute",
+            f"retry in {usage.minute_frees} s",
+            {"retry_after": usage.minute_frees},
         )
     if limits.live is not None and usage.live >= limits.live:
         raise Refused(
             "too_many_live",
             f"{case.identity.name} holds {limits.live} certificates of role {case.role.name} that are still valid",
-            "wait until one expires",
+            f"retry in {usage.live_frees} s, when one expires",
+            {"retry_after": usage.live_frees},
         )
     return f"{usage.last_minute} in the last minute, {usage.live} live"
 

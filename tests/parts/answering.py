@@ -9,14 +9,20 @@ from urllib.parse import unquote
 
 import pytest
 
+from signer.api.native import who_am_i
 from signer.api_client import ApiClient
 from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import Reply
+from signer.protocol.replies import CallerDetails, Reply
 from tests.parts.builders import Bench, token
 
-_ROUTES = {("POST", "/api/freezes"): "freeze", ("GET", "/api/freezes"): "freezes", ("DELETE", ""): "unfreeze"}
+_ROUTES = {
+    ("POST", "/api/freezes"): "freeze",
+    ("GET", "/api/freezes"): "freezes",
+    ("GET", "/api/whoami"): "whoami",
+    ("DELETE", ""): "unfreeze",
+}
 
 
 def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
@@ -44,7 +50,10 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
             "token": client._read_token(),
         }
         header |= {} if scope is None else {"scope": scope}
-        return handle(header, json.dumps(body).encode(), None).model_dump(exclude_unset=True)
+        reply = handle(header, json.dumps(body).encode(), None)
+        if isinstance(reply, CallerDetails):
+            return who_am_i(reply).model_dump()
+        return reply.model_dump(exclude_unset=True)
 
     environ.setattr(KeeperClient, "ask", ask_locally)
     environ.setattr(ApiClient, "_ask", ask_api)

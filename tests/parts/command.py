@@ -47,7 +47,7 @@ principals = ["deploy"]
 default_principals = ["deploy"]
 key_types = ["ssh-rsa"]
 force_command = "/usr/bin/deploy"
-source_address = "caller"
+source_address = ["10.0.0.0/8"]
 reason_required = true
 limits = { per_minute = 30, live = 20 }
 

@@ -31,6 +31,10 @@ def test_a_certificate_that_was_never_signed_is_not_live() -> None:
     held = CertificateUsage([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
     held.withhold("a", "r", 100, 300)
     assert held.usage("a", "r", 100) == UsageCounts(2, 2)
+    now = held.usage("a", "r", 110)
+    assert held.usage("a", "r", 110 + now.minute_frees).last_minute < now.last_minute
+    assert held.usage("a", "r", 110 + now.live_frees - 1).live == now.live
+    assert held.usage("a", "r", 110 + now.live_frees).live < now.live
     assert held.usage("a", "r", 200) == UsageCounts(0, 1)
 
 

@@ -241,6 +241,10 @@ def test_limits_refuse_from_the_number_that_they_name() -> None:
     assert grant(allowed=limited, usage=UsageCounts(2, 4)).ttl == 900
     assert refusal(allowed=limited, usage=UsageCounts(3, 0)).code == "rate_limited"
     assert refusal(allowed=limited, usage=UsageCounts(0, 5)).code == "too_many_live"
+    too_fast = refusal(allowed=limited, usage=UsageCounts(3, 0, 17, 99))
+    assert (too_fast.facts, "17 s" in too_fast.hint) == ({"retry_after": 17}, True)
+    too_many = refusal(allowed=limited, usage=UsageCounts(0, 5, 17, 99))
+    assert (too_many.facts, "99 s" in too_many.hint) == ({"retry_after": 99}, True)
 
 
 def test_a_grant_that_needs_humans_says_whose_signatures_are_asked_for() -> None:
