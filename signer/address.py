@@ -1,17 +1,23 @@
 """The rule of every address that receives a token: https, a unix socket, or plain http to this machine.
 
 `parse_address` reads the service's address, `check_clear_text` is the rule for any other one, `check_peer` repeats it
-for the address that a name resolved to. `check_listener` asks the kernel who listens at an address of this machine.
+for the address that a name resolved to. `check_server` also asks the kernel who listens at an address of this machine.
 `safe-session` imports this module at every login, so it has no slow imports.
 """
 
 from __future__ import annotations
 
 import _socket  # not `socket`: its enums cost 15 ms
+import os
 from sys import byteorder
 
 from signer.errors import BadSettings, Unavailable
 
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SERVER_UID = "SAFE_SESSION_SERVER_UID"  # the setting that `server_uids` reads
 _PORTS = {"http": 80, "https": 443}
 THIS_MACHINE = "localhost"
 
@@ -134,6 +140,30 @@ _ENOENT = 2
 # EOPNOTSUPP, EAFNOSUPPORT.
 _NOT_SUPPORTED = frozenset({1, 13, 22, 93, 95, 97})
 _ANSWERS_WITHIN = 2.0  # seconds; the kernel answers within 10 microseconds
+
+
+def server_uids(environ: Mapping[str, str]) -> frozenset[int]:
+    """The users whose process may listen at a plain http address: root, this one, and that of SAFE_SESSION_SERVER_UID.
+
+    Raises `BadSettings`.
+    """
+    uids = {0, os.geteuid()}
+    if text := environ.get(SERVER_UID, ""):
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise BadSettings(
+                "server_uid_malformed",
+                f"{SERVER_UID} is not a user id: {text[:40]}",
+                "write the number that `id -u USER` prints for the user that runs the service",
+            )
+        uids.add(int(text))
+    return frozenset(uids)
+
+
+def check_server(family: int, number: str, port: int, trusted: frozenset[int], setting: str) -> None:
+    """Raises `Unavailable` if plain http to this IP address would send the token to another machine, or to the process
+    of a user that is not in `trusted`; `NoListener` if nobody listens. For use before connecting and before sending."""
+    check_peer("http", number, setting)
+    check_listener(family, number, port, trusted, SERVER_UID)
 
 
 class NoListener(ConnectionRefusedError):

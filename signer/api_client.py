@@ -1,14 +1,16 @@
 """Client of the native API for the operator's commands: readiness, certificates, recorded operations.
 
-Addresses follow the rules of `safe-session`: https, a unix socket, or plain http to this machine only. Every call is
-bounded in time and taken at most once: only one that the edge refused, because too many unknown callers wait, is sent
-again. Every failure is a `SignerError`, with the code and hint of the service's own problem. The token is read from its
-file at each call and is in no error. For one thread at a time.
+Addresses follow the rules of `safe-session`: https, a unix socket, or plain http to this machine only, where root, this
+user or that of SAFE_SESSION_SERVER_UID must listen. Every call is bounded in time and taken at most once: only one that
+the edge refused, because too many unknown callers wait, is sent again. Every failure is a `SignerError`, with the code
+and hint of the service's own problem. The token is read from its file at each call and is in no error. For one thread
+at a time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import ssl
@@ -22,7 +24,7 @@ from urllib.parse import quote
 
 import requests
 
-from signer.address import Address, check_peer, parse_address
+from signer.address import Address, check_server, parse_address, server_uids
 from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.http import Watch, new_session
@@ -61,6 +63,7 @@ class ApiClient:
     def __init__(self, address: str, token_file: Path, *, setting: str = "signer") -> None:
         self._setting = setting  # a table of cutover.toml, as hints name it
         self._address = parse_address(address, f"{setting}.address")
+        self._trusted = server_uids(os.environ)
         self._token_file = token_file
         self._read_token()
         self._watch = Watch()
@@ -238,7 +241,11 @@ class ApiClient:
         return answer.status_code, found, answer.headers.get("Date", "")
 
     def _connect(self, within: float) -> socket.socket:
-        """A connected socket, never to another machine in clear text; raises `Unavailable`. `within` is per address."""
+        """A connected socket, in clear text never to another machine or another user's process; raises `Unavailable`.
+
+        The listener is checked before the connection and after it, which is before anything is sent. `within` is
+        seconds for each address.
+        """
         address, failure = self._address, OSError("no address")
         try:
             if address.scheme == "unix":
@@ -247,12 +254,28 @@ class ApiClient:
         except OSError as error:
             raise self._no_connection(error) from None
         for family, _, _, _, place in found:
-            check_peer(address.scheme, str(place[0]), f"{self._setting}.address")
             try:
-                return _connected(family, place, within)
+                if address.scheme == "http":
+                    self._check_server(family, place)
+                link = _connected(family, place, within)
             except OSError as error:
                 failure = error
+                continue
+            try:
+                if address.scheme == "http":
+                    self._check_server(family, link.getpeername())
+            except OSError as error:
+                link.close()
+                failure = error
+                continue
+            except BaseException:
+                link.close()
+                raise
+            return link
         raise self._no_connection(failure)
+
+    def _check_server(self, family: int, place: Any) -> None:
+        check_server(family, str(place[0]), int(place[1]), self._trusted, f"{self._setting}.address")
 
     def _no_connection(self, error: OSError) -> Unavailable:
         place, reason = self._address.text, (error.strerror or "no connection").lower()

@@ -1,10 +1,12 @@
 """Every error this product raises: one tree, stable codes, text that is safe to show.
 
 Contains `SignerError` and its subclasses, but no HTTP statuses, Vault sentences or output; each edge has exactly one
-mapper for those. Any module may import it; it imports nothing.
+mapper for those. Any module may import it; it imports nothing but names of errors.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class SignerError(Exception):
@@ -105,3 +107,27 @@ class ForeignCertificate(SignerError):
 
 class CertificateMismatch(SignerError):
     """A certificate about to be signed differs from its grant: an internal error, never the caller's."""
+
+
+# --- what to do after a failed write ---------------------------------------------------------------------------------
+
+_SQLITE_ERRNO = {"FULL": errno.ENOSPC, "IOERR": errno.EIO}
+
+
+def write_hint(error: Exception, place: str) -> str:
+    """The next action after a write to `place` failed with this error, of the system or of SQLite."""
+    number = getattr(error, "errno", None)
+    name = str(getattr(error, "sqlite_errorname", "")).split("_")
+    if len(name) > 1:
+        number = _SQLITE_ERRNO.get(name[1])
+        if name[1] in ("READONLY", "CANTOPEN"):
+            return f"check whether the file system of {place} is read-only, then owner and mode of its files"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"free disk space for {place}"
+    if number == errno.EROFS:
+        return f"check whether the file system of {place} is read-only (`findmnt -o TARGET,OPTIONS -T DIR`)"
+    if number == errno.EIO:
+        return f"check the disk of {place}; the kernel's log shows what failed"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"fix owner and mode of {place}"
+    return f"check {place}: that it exists, its owner, its free space and its disk"

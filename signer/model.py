@@ -259,12 +259,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class UsageCounts:
-    """What an identity already holds of a role: certificates of the last 60 s, and those still valid."""
+    """What an identity already holds of a role: certificates of the last 60 s, and those still valid; and in how many
+    seconds the first of each ceases to count."""
 
     last_minute: int = 0
     live: int = 0
-    minute_frees: int = field(default=1, compare=False)  # seconds until one of the last 60 s counts no more
-    live_frees: int = field(default=1, compare=False)  # seconds until one is valid no more
+    minute_frees_in: int = 0
+    live_frees_in: int = 0
 
 
 @dataclass(frozen=True, slots=True)

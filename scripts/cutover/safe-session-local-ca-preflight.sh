@@ -1,5 +1,6 @@
 #!/bin/bash -p
-# Says whether this host is ready for the local CA, and changes nothing. `--help` tells how to use it.
+# Says whether this host is ready for the local CA. It changes nothing, signs nothing and logs in nowhere. `--help` tells
+# how to use it.
 #
 # How key material stays where it is: no part of the key file is ever read into a variable, an argument, a here-string
 # or a file, or sent through a pipe. Only ssh-keygen and comm open it; the first answers with the public half, the
@@ -36,6 +37,9 @@ readonly DEFAULT_TARGET=/run/signer-ca/ca # where the service looks for its key 
 readonly DEFAULT_SOCKET=/run/signer-agent/agent.sock # and for its ssh-agent
 readonly KEEPER_UID=8221 # the keeper's user in the image
 readonly LOGIN_USER=${SAFE_SESSION_LOGIN_USER:-llmops}
+readonly LOGIN_FROM=${SAFE_SESSION_LOGIN_FROM:-127.0.0.1}
+readonly PRINCIPALS=,${SAFE_SESSION_PRINCIPALS:-$LOGIN_USER},
+readonly USER_ALGORITHM=ssh-ed25519-cert-v01@openssh.com # of the keys that safe-session makes
 readonly CONTAINER_CHECKS=(container_mode container_user container_capabilities container_root_read_only
     container_mounts)
 # What a container may keep of root's powers: enough to hand folders over and to become somebody else.
@@ -82,8 +86,6 @@ readonly CATALOGUE=(
     "FAIL ca_agent_not_answering            start it again, and look at its log"
     "FAIL ca_agent_pin_not_set              set $PIN: the pin alone says which of its keys is the CA's"
     "FAIL ca_agent_key_missing              give the pinned key to the agent: ssh-add FILE, or ssh-add -s PROVIDER"
-    "ok   ca_agent_signs"
-    "FAIL ca_agent_does_not_sign            unlock the agent or its token"
     "ok   ca_key_kind"
     "FAIL ca_key_kind_not_allowed           make a new key: signer ca new"
     "FAIL ca_key_rsa_too_short              make a new key: signer ca new"
@@ -140,9 +142,21 @@ readonly CATALOGUE=(
     "ok   sshd_trusts_ca"
     "FAIL sshd_does_not_trust_ca            add the public key of this CA to the file that TrustedUserCAKeys names"
     "FAIL sshd_ca_file_unsafe               root must own the file and all folders above it, and nobody else may write"
+    "FAIL sshd_ca_line_malformed            write each line as signer ca bundle prints it: kind, blank, key, no options"
+    "FAIL sshd_ca_algorithm_refused         add that algorithm to CASignatureAlgorithms"
+    "FAIL sshd_ca_revoked                   make a new CA key, or take this one off the list that RevokedKeys names"
+    "ok   sshd_accepts_login"
+    "FAIL sshd_refuses_keys                 set PubkeyAuthentication yes for the login user"
+    "FAIL sshd_refuses_key_kind             add $USER_ALGORITHM to PubkeyAcceptedAlgorithms"
+    "FAIL sshd_requires_more_than_a_key     add publickey by itself to AuthenticationMethods of the login user"
+    "FAIL sshd_refuses_user                 change that setting, so that the login user may log in"
+    "FAIL sshd_account_unusable             create the account, unlock it, and give it a login shell that exists"
+    "FAIL sshd_revocation_list_unusable     make an empty list there: ssh-keygen -k -f FILE"
+    "warn sshd_login_not_proved"
     "ok   principals_file"
     "FAIL principals_file_unsafe            root must own the file and all folders above it, and nobody else may write"
-    "warn principals_file_missing"
+    "FAIL principals_file_missing           create it, with the principal of the certificates on a line"
+    "FAIL principals_file_lacks_principal   add the principal of the certificates on a line"
 )
 
 usage() {
@@ -166,6 +180,8 @@ environment:
   $AGENT_VARIABLE  instead of it: the folder with agent.sock, the socket of an ssh-agent that holds the key
   $PIN                 fingerprint it must have (SHA256:...), if set; an agent needs it
   SAFE_SESSION_LOGIN_USER       account that sshd -T is asked about (default: llmops)
+  SAFE_SESSION_LOGIN_FROM       address from which it logs in (default: 127.0.0.1)
+  SAFE_SESSION_PRINCIPALS       principals of its certificates, with commas (default: the account's name)
   PLATFORM_RUNTIME_COMPOSE      compose command (default: docker compose, podman compose or podman-compose)
   PLATFORM_RUNTIME_ENGINE       container engine (default: the one that the compose command drives)
 
@@ -434,8 +450,7 @@ check_agent() {
         say ca_agent_socket "there is no key file: the key is in an ssh-agent"
     fi
     if [ -z "$is_file" ]; then
-        skip "$NO_AGENT" ca_agent_user ca_agent_private ca_key_parents ca_agent_key ca_agent_signs ca_key_kind \
-            ca_key_fingerprint
+        skip "$NO_AGENT" ca_agent_user ca_agent_private ca_key_parents ca_agent_key ca_key_kind ca_key_fingerprint
         return
     fi
     key_owner=${uids[1]} key_mode=${modes[1]} folder_mode=${modes[0]}
@@ -463,12 +478,12 @@ check_agent() {
     ask_agent
 }
 
-# Prints what an agent says of its keys, or does with one; root is a user that every agent serves.
-agent_says() { SSH_AUTH_SOCK=$key timeout "$PATIENCE" ssh-add "$@" </dev/null 2>/dev/null; }
+# Prints the keys of the agent, which signs nothing here; root is a user that every agent serves.
+list_agent() { SSH_AUTH_SOCK=$key timeout "$PATIENCE" ssh-add -L </dev/null 2>/dev/null; }
 
 ask_agent() {
     local listed=() line kind="" bits=0 status
-    mapfile -t listed < <(agent_says -L; printf 'exit %d\n' $?)
+    mapfile -t listed < <(list_agent; printf 'exit %d\n' $?)
     status=${listed[-1]#exit }
     unset -v 'listed[-1]'
     if ((status > 1)); then
@@ -481,11 +496,6 @@ ask_agent() {
             read_public
             if [ "$print" = "${!PIN}" ]; then
                 say ca_agent_key "$kind $print, as pinned"
-                if agent_says -T <(printf '%s %s\n' "${public%% *}" "$blob"); then
-                    say ca_agent_signs "its signature verifies"
-                else
-                    say ca_agent_does_not_sign "ssh-add -T fails"
-                fi
                 check_key_kind
                 return
             fi
@@ -493,7 +503,7 @@ ask_agent() {
         say ca_agent_key_missing "none of its ${#listed[@]} keys is ${!PIN}"
     fi
     public="" blob="" print=""
-    skip "$NO_KEY" ca_agent_signs ca_key_kind ca_key_fingerprint
+    skip "$NO_KEY" ca_key_kind ca_key_fingerprint
 }
 
 # --- its content --------------------------------------------------------------------------------------------------
@@ -571,18 +581,26 @@ check_key_kind() {
 # expand_for_accounts PATTERN...: adds to `expanded` the files that exist where these patterns of sshd_config (%h, %u,
 # %U, %%; relative ones are below the home) point for any account of this host.
 expand_for_accounts() {
-    local name uid home pattern path _
-    while IFS=: read -r name _ uid _ _ home _; do
-        for pattern; do
-            path=${pattern//%%/$SEP}
-            path=${path//%h/"$home"}
-            path=${path//%u/"$name"}
-            path=${path//%U/"$uid"}
-            path=${path//$SEP/%}
-            if [[ $path != /* ]]; then path=${home%/}/$path; fi
+    local pattern path
+    for pattern; do
+        while IFS= read -r path; do
             if [ -e "$path" ] || [ -L "$path" ]; then expanded[$path]=1; fi
-        done
-    done </etc/passwd
+        done < <(expand_for "$pattern" </etc/passwd)
+    done
+}
+
+# expand_for PATTERN: prints the path for each account of the lines of passwd(5) that it reads.
+expand_for() {
+    local name uid home path _
+    while IFS=: read -r name _ uid _ _ home _; do
+        path=${1//%%/$SEP}
+        path=${path//%h/"$home"}
+        path=${path//%u/"$name"}
+        path=${path//%U/"$uid"}
+        path=${path//$SEP/%}
+        if [[ $path != /* ]]; then path=${home%/}/$path; fi
+        printf '%s\n' "$path"
+    done
 }
 
 # Fails unless a line of the file holds the CA's public half. Lines may hold options with secrets in them.
@@ -616,21 +634,21 @@ check_login_keys() {
 
 # --- sshd -------------------------------------------------------------------------------------------------------
 
-authorized_keys=() # patterns
-sshd_state=""      # config, none, elsewhere, unreadable
-ca_file=none
-principals=none
-principals_command=none
+authorized_keys=()    # patterns
+sshd_state=""         # config, none, elsewhere, unreadable
+declare -A sshd=()    # what sshd -T says, by keyword; values of a keyword that came more than once have a blank between
+sshd_addresses=""     # criteria of a Match block that asks for an address, if there is one
 
 start_sshd_test() {
-    local sshd
-    sshd=$(type -P sshd)
+    local program connection="user=$LOGIN_USER,host=$LOGIN_FROM,addr=$LOGIN_FROM"
+    program=$(type -P sshd)
     if [ -n "$sshd_elsewhere" ]; then
         sshd_state=elsewhere
-    elif [ -z "$sshd" ]; then
+    elif [ -z "$program" ]; then
         sshd_state=none
     else
-        exec {sshd_output}< <(run_to_end "$sshd" -T -C "user=$LOGIN_USER,host=localhost,addr=127.0.0.1")
+        exec {sshd_output}< <(run_to_end "$program" -T -C "$connection")
+        exec {sshd_matches}< <(timeout "$PATIENCE" "$program" -T -ddd -C "$connection" 2>&1 1>/dev/null </dev/null)
     fi
 }
 
@@ -641,14 +659,21 @@ read_sshd_test() {
     mapfile -t lines <&"$sshd_output"
     sshd_state=config
     for line in "${lines[@]}"; do
-        case $line in
-            "authorizedkeysfile "*) IFS=' ' read -r -a authorized_keys < <(printf '%s\n' "${line#* }") ;;
-            "trustedusercakeys "*) ca_file=${line#* } ;;
-            "authorizedprincipalsfile "*) principals=${line#* } ;;
-            "authorizedprincipalscommand "*) principals_command=${line#* } ;;
-        esac
+        if [ -z "$line" ]; then continue; fi
+        sshd[${line%% *}]+="${sshd[${line%% *}]:+ }${line#* }"
     done
+    IFS=' ' read -r -a authorized_keys < <(printf '%s\n' "${sshd[authorizedkeysfile]:-}")
     if [ "${lines[-1]}" != "exit 0" ]; then sshd_state=unreadable; fi
+    while IFS= read -r line; do
+        line=${line,,}
+        if [[ $line == *"checking match for '"* ]]; then
+            line=" ${line#*"checking match for '"}"
+            line=${line%%"' user "*}
+            if [[ $line =~ [[:space:]](address|host|localaddress|localport|rdomain)[[:space:]=] ]]; then
+                sshd_addresses=${line# }
+            fi
+        fi
+    done <&"$sshd_matches"
 }
 
 check_sshd() {
@@ -657,39 +682,229 @@ check_sshd() {
         none) say sshd_elsewhere "no sshd on this host; look at those that trust the CA" ;;
         unreadable) say sshd_config_unreadable "sshd -T fails" ;;
         config)
-            say sshd_config "sshd -T for user $LOGIN_USER"
+            say sshd_config "sshd -T for user $LOGIN_USER from $LOGIN_FROM"
             check_sshd_ca
+            check_sshd_login
             check_principals
             return
             ;;
     esac
-    skip "no sshd to look at" sshd_trusts_ca principals_file
+    skip "no sshd to look at" sshd_trusts_ca sshd_accepts_login principals_file
+}
+
+# scan_keys FILE: reads a file of public keys as sshd does, which stops at the first line that it cannot read. Sets
+# `holds` (yes: a line before that is the CA's public half) and `bad_line` (its number, 0: there is none).
+scan_keys() {
+    local - line name rest number=0
+    set +x
+    holds="" bad_line=0
+    while IFS= read -r line || [ -n "$line" ]; do
+        number=$((number + 1))
+        line=${line#"${line%%[! $'\t']*}"}
+        if [[ -z $line || $line == '#'* ]]; then continue; fi
+        name=${line%%[ $'\t']*}
+        rest=${line#"$name"}
+        rest=${rest#"${rest%%[! $'\t']*}"}
+        rest=${rest%%[ $'\t\r']*}
+        if [ "$name $rest" = "${public%% *} $blob" ]; then holds=yes; fi
+        if [[ ! $name =~ ^[a-z0-9@.-]+$ || -z $rest ]] ||
+            ! printf '%s %s\n' "$name" "$rest" | ssh-keygen -l -f - >/dev/null 2>&1; then
+            bad_line=$number
+            return
+        fi
+    done 2>/dev/null <"$1"
 }
 
 check_sshd_ca() {
+    local file=${sshd[trustedusercakeys]:-none} holds bad_line algorithm
     if [ -z "$blob" ]; then
         skip "$NO_KEY" sshd_trusts_ca
-    elif [ "$ca_file" = none ]; then
+        return
+    elif [ "$file" = none ]; then
         say sshd_does_not_trust_ca "TrustedUserCAKeys is none"
-    elif [ ! -f "$ca_file" ]; then
-        say sshd_does_not_trust_ca "there is no file $ca_file"
-    elif ! holds_public "$ca_file"; then
-        say sshd_does_not_trust_ca "$ca_file lacks $print"
+        return
+    elif [ ! -f "$file" ]; then
+        say sshd_does_not_trust_ca "there is no file $file"
+        return
+    fi
+    scan_keys "$file"
+    algorithm=${public%% *}
+    if [ "$algorithm" = ssh-rsa ]; then algorithm=rsa-sha2-512; fi # with SHA-2 the service signs
+    find_above "$file"
+    if [ -z "$holds" ] && ! holds_public "$file"; then
+        say sshd_does_not_trust_ca "$file lacks $print"
+    elif [ -z "$holds" ]; then
+        say sshd_ca_line_malformed "line $bad_line of $file; sshd reads nothing from there on"
+    elif find_unsafe "${above[@]}" "$file"; then
+        say sshd_ca_file_unsafe "$fault_at: $fault"
+    elif [[ ,${sshd[casignaturealgorithms]:-}, != *",$algorithm,"* ]]; then
+        say sshd_ca_algorithm_refused "CASignatureAlgorithms lacks $algorithm"
+    elif is_revoked; then
+        say sshd_ca_revoked "RevokedKeys ${sshd[revokedkeys]} has $print"
     else
-        find_above "$ca_file"
-        if find_unsafe "${above[@]}" "$ca_file"; then
-            say sshd_ca_file_unsafe "$fault_at: $fault"
+        say sshd_trusts_ca "$file"
+    fi
+}
+
+# Whether the list that RevokedKeys names has the CA. Sets `list_fault`, if sshd cannot read it and so refuses each key.
+is_revoked() {
+    local file=${sshd[revokedkeys]:-none} told holds bad_line status
+    list_fault=""
+    if [ "$file" = none ]; then return 1; fi
+    if [ ! -f "$file" ]; then
+        list_fault="there is no file $file"
+        return 1
+    fi
+    told=$(ssh-keygen -Q -f "$file" <(printf '%s %s\n' "${public%% *}" "$blob") 2>&1 </dev/null)
+    status=$?
+    if ((status < 2)); then return $((status == 0)); fi
+    if [[ $told != *"invalid magic"* ]]; then
+        list_fault="ssh-keygen cannot read $file"
+        return 1
+    fi
+    scan_keys "$file" # a list of public keys
+    if [ -z "$holds" ] && ((bad_line)); then list_fault="line $bad_line of $file is not a public key"; fi
+    [ -n "$holds" ]
+}
+
+# matches TEXT PATTERN: as sshd compares names, with * and ? alone
+matches() {
+    local pattern=${2//\\/\\\\}
+    pattern=${pattern//\[/\\[}
+    pattern=${pattern//\(/\\(}
+    # shellcheck disable=SC2053 # it is a pattern
+    [[ $1 == $pattern ]]
+}
+
+# names_user PATTERN...: whether one of AllowUsers or DenyUsers names the login user. Sets `by` to it, and `elsewhere` if
+# it names the address, too, which is not compared.
+names_user() {
+    local pattern
+    by="" elsewhere=""
+    for pattern; do
+        if matches "$LOGIN_USER" "${pattern%%@*}"; then
+            by=$pattern
+            if [[ $pattern != *@* ]]; then
+                elsewhere=""
+                return 0
+            fi
+            elsewhere=$pattern
+        fi
+    done
+    [ -n "$by" ]
+}
+
+# names_group PATTERN...: whether one names a group of `groups`; sets `by`.
+names_group() {
+    local pattern group
+    for pattern; do
+        for group in "${groups[@]}"; do
+            if matches "$group" "$pattern"; then
+                by=$pattern
+                return 0
+            fi
+        done
+    done
+    return 1
+}
+
+# May the login user log in with a certificate? By all of `sshd -T` that decides, in sshd's order.
+check_sshd_login() {
+    local failed=${count[FAIL]} account=() groups=() by="" elsewhere="" list_fault="" unproved="" method single=""
+    local words=()
+    if [ "${sshd[refuseconnection]:-no}" != no ]; then say sshd_refuses_user "RefuseConnection yes"; fi
+    if [ "${sshd[pubkeyauthentication]:-no}" != yes ]; then say sshd_refuses_keys "PubkeyAuthentication no"; fi
+    if [[ ,${sshd[pubkeyacceptedalgorithms]:-}, != *",$USER_ALGORITHM,"* ]]; then
+        say sshd_refuses_key_kind "PubkeyAcceptedAlgorithms lacks $USER_ALGORITHM"
+    fi
+    split_words "${sshd[authenticationmethods]:-any}"
+    for method in "${words[@]}"; do
+        if [ "$method" = any ] || [ "$method" = publickey ]; then single=yes; fi
+    done
+    if [ -z "$single" ]; then
+        say sshd_requires_more_than_a_key "AuthenticationMethods ${sshd[authenticationmethods]}"
+    fi
+    check_account
+    check_access_lists
+    if [ -n "$blob" ]; then is_revoked || true; fi
+    if [ -n "$list_fault" ]; then say sshd_revocation_list_unusable "$list_fault; sshd refuses every key"; fi
+    if [ "${sshd[authorizedprincipalscommand]:-none}" != none ]; then
+        unproved+="AuthorizedPrincipalsCommand decides; "
+    fi
+    if [ -n "$sshd_addresses" ]; then unproved+="Match $sshd_addresses asks for the client's address; "; fi
+    if ((count[FAIL] == failed)); then
+        if [ -n "$unproved" ]; then
+            say sshd_login_not_proved "${unproved%; }"
         else
-            say sshd_trusts_ca "$ca_file"
+            say sshd_accepts_login "$LOGIN_USER, from $LOGIN_FROM"
         fi
     fi
 }
 
+# Sets `words`; the text may come from a configuration file, so nothing in it is expanded.
+split_words() { IFS=' ' read -r -a words < <(printf '%s\n' "$1"); }
+
+# The following are parts of check_sshd_login and share its variables.
+
+# Sets `account` to the fields of passwd(5). sshd refuses an account without a shell, and a locked one if not PAM's.
+check_account() {
+    local shell state expires
+    IFS=: read -r -a account < <(getent passwd -- "$LOGIN_USER")
+    if [ ${#account[@]} -lt 6 ]; then
+        say sshd_account_unusable "there is no account $LOGIN_USER"
+        return
+    fi
+    shell=${account[6]:-/bin/sh}
+    if [ ! -f "$shell" ] || [ ! -x "$shell" ]; then
+        say sshd_account_unusable "the login shell of $LOGIN_USER, $shell, cannot be run"
+    elif [ "${sshd[usepam]:-no}" = no ]; then
+        # The first character of the password's hash says whether it is locked, shadow(5); no more of it is read.
+        state=$(getent shadow -- "$LOGIN_USER" | cut -d: -f2 | cut -c1)
+        expires=$(getent shadow -- "$LOGIN_USER" | cut -d: -f8)
+        if [ "$state" = '!' ] || [[ ${account[1]} == '!'* ]]; then
+            say sshd_account_unusable "$LOGIN_USER is locked, and UsePAM is no"
+        elif [[ $expires =~ ^[0-9]{1,7}$ ]] && ((10#$expires < $(date +%s) / 86400)); then
+            say sshd_account_unusable "the account $LOGIN_USER has expired"
+        fi
+    fi
+}
+
+check_access_lists() {
+    if [ ${#account[@]} -lt 6 ]; then return; fi
+    if [ "${account[2]}" = 0 ] && [[ ${sshd[permitrootlogin]:-} == @(no|forced-commands-only) ]]; then
+        say sshd_refuses_user "PermitRootLogin ${sshd[permitrootlogin]}"
+    fi
+    split_words "${sshd[denyusers]:-}"
+    if names_user "${words[@]}"; then
+        if [ -z "$elsewhere" ]; then say sshd_refuses_user "DenyUsers $by"; else unproved+="DenyUsers $elsewhere; "; fi
+    fi
+    split_words "${sshd[allowusers]:-}"
+    if [ ${#words[@]} -gt 0 ]; then
+        if ! names_user "${words[@]}"; then
+            say sshd_refuses_user "AllowUsers lacks $LOGIN_USER"
+        elif [ -n "$elsewhere" ]; then
+            unproved+="AllowUsers $elsewhere; "
+        fi
+    fi
+    mapfile -t groups < <(id -Gn -- "$LOGIN_USER" 2>/dev/null | tr ' ' '\n')
+    split_words "${sshd[denygroups]:-}"
+    if names_group "${words[@]}"; then say sshd_refuses_user "DenyGroups $by"; fi
+    split_words "${sshd[allowgroups]:-}"
+    if [ ${#words[@]} -gt 0 ] && ! names_group "${words[@]}"; then
+        say sshd_refuses_user "AllowGroups has no group of $LOGIN_USER"
+    fi
+}
+
 check_principals() {
-    local path paths=()
+    local path paths=() own principals=${sshd[authorizedprincipalsfile]:-none}
+    local command=${sshd[authorizedprincipalscommand]:-none}
     local -A expanded=()
-    if [ "$principals" = none ] && [ "$principals_command" = none ]; then
-        say principals_file "none; a certificate must name the account itself"
+    if [ "$principals" = none ] && [ "$command" = none ]; then
+        if [[ $PRINCIPALS == *",$LOGIN_USER,"* ]]; then
+            say principals_file "none; a certificate must name the account itself"
+        else
+            say principals_file_lacks_principal "none; certificates name ${PRINCIPALS//,/ }, not $LOGIN_USER"
+        fi
         return
     fi
     if [ "$principals" != none ]; then expand_for_accounts "$principals"; fi
@@ -697,17 +912,39 @@ check_principals() {
         find_above "$path"
         paths+=("${above[@]}" "$path")
     done
-    if [ "$principals_command" != none ]; then
-        find_above "$principals_command"
-        paths+=("${above[@]}" "${principals_command%% *}")
+    if [ "$command" != none ]; then
+        find_above "${command%% *}"
+        paths+=("${above[@]}" "${command%% *}")
     fi
-    if [ ${#paths[@]} -eq 0 ]; then
-        say principals_file_missing "$principals; nobody can log in with a certificate until it is there"
-    elif find_unsafe "${paths[@]}"; then
+    if [ ${#paths[@]} -gt 0 ] && find_unsafe "${paths[@]}"; then
         say principals_file_unsafe "$fault_at: $fault"
-    else
-        say principals_file "$principals, ${#expanded[@]} of them"
+        return
     fi
+    own=$(expand_for "$principals" < <(getent passwd -- "$LOGIN_USER"))
+    if [ -z "$own" ]; then
+        skip "there is no account $LOGIN_USER" principals_file
+    elif [ "$command" != none ]; then
+        say principals_file "$principals, and a command"
+    elif [ ! -f "$own" ]; then
+        say principals_file_missing "$own; $LOGIN_USER cannot log in with a certificate until it is there"
+    elif lists_principal "$own"; then
+        say principals_file "$principals, ${#expanded[@]} of them"
+    else
+        say principals_file_lacks_principal "$own lacks ${PRINCIPALS//,/ }"
+    fi
+}
+
+# Whether a line of the file has one of PRINCIPALS: its last word, as options may stand before it.
+lists_principal() {
+    local - line
+    set +x
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line%%'#'*}
+        line=${line%"${line##*[! $'\t\r']}"}
+        line=${line##*[ $'\t']}
+        if [[ -n $line && $PRINCIPALS == *",$line,"* ]]; then return 0; fi
+    done 2>/dev/null <"$1"
+    return 1
 }
 
 # --- clock ------------------------------------------------------------------------------------------------------

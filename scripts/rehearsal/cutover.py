@@ -172,11 +172,12 @@ class Rehearsal:
     def a_host_is_missing(self) -> None:
         self.narrator.section("It fails, and rolls back by itself")
         self.narrator.say(
-            f"""{HOST} loses our CA from its TrustedUserCAKeys, and cutover.toml no longer says where that file is, so
-            that nobody sees it beforehand. The plan of before would be refused now (exit status 4), as cutover.toml is
-            another. With a new one the login after the change fails, and all is put back."""
+            f"""cutover.toml no longer says where {HOST} has its file of CAs. The plan of before is refused now (exit
+            status 4), as cutover.toml is another. With a new one step 3 finds that the sshd of each host accepts our
+            CA. But {HOST} loses it while compose brings the service up: the login after the change fails, and all is
+            put back."""
         )
-        self.platform.untrust(HOST)
+        self.platform.untrust_at_up(HOST)
         self._configure(**{f"smoke_{HOST}__trusted_ca_file": None})
         self._apply("cutover", CUTOVER_PHRASE, ends=4)
         self._plan()

@@ -23,14 +23,6 @@ def status_of(error: SignerError) -> HTTPStatus:
     return HTTPStatus(entry.status)
 
 
-def retry_after(error: SignerError, status: int) -> str | None:
-    """The header `Retry-After`, in seconds: what a limit says, or a moment while the service is away; None without."""
-    seconds = error.facts.get("retry_after")
-    if isinstance(seconds, int) and seconds > 0:
-        return str(seconds)
-    return RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-
-
 def render_problem(error: SignerError, request_id: str) -> tuple[HTTPStatus, list[tuple[str, str]], bytes]:
     """Status, headers and body."""
     status = status_of(error)
@@ -44,11 +36,19 @@ def render_problem(error: SignerError, request_id: str) -> tuple[HTTPStatus, lis
         "request_id": request_id,
     }
     headers = [("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store")]
-    if (seconds := retry_after(error, status)) is not None:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append(("Retry-After", RETRY_AFTER))
+    if seconds := seconds_of_limit(error):
         headers.append(("Retry-After", seconds))
     if status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
     return status, headers, json.dumps(body).encode() + b"\n"
+
+
+def seconds_of_limit(error: SignerError) -> str:
+    """In how many seconds the limit that refused a request frees a place, as `Retry-After` has it; "" if unknown."""
+    seconds = error.facts.get("retry_after_s")
+    return str(seconds) if type(seconds) is int and status_of(error) == HTTPStatus.TOO_MANY_REQUESTS else ""
 
 
 def render_for_both(error: SignerError, request_id: str = "") -> tuple[HTTPStatus, list[tuple[str, str]], bytes]:

@@ -987,6 +987,13 @@ def check_as_approved(grant: Grant, frozen: FrozenRequest) -> None:
             )
 
 
+def check_approvers_not_frozen(consent: Consent, freezes: Mapping[str, ActiveFreeze]) -> None:
+    """Raises `Refused` if an approver was frozen since the certificate was recorded."""
+    for name in consent.approvers:
+        if f"identity:{name}" in freezes:
+            raise Refused("approval_lost", f"{name}, who approved, was frozen meanwhile", "wait for another approval")
+
+
 def consent_events(consent: Consent, grant: Grant, serial: str) -> list[Event]:
     """What is recorded in the same transaction as a certificate that humans let be issued."""
     events: list[Event] = []

@@ -37,10 +37,14 @@ class UnsignedCertificate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingSignature:
-    """A certificate that is to be signed with `key` once it is recorded. Compared by identity."""
+    """A certificate that is to be signed with `key` once it is recorded. Compared by identity.
+
+    `consent` is of the humans who were asked, if any.
+    """
 
     certificate: UnsignedCertificate
     key: SigningKey
+    consent: Consent | None = None
 
     def obtain(self) -> bytes:
         """The signature blob; raises what the key raises. The one call that may be slow, safe in any thread."""

@@ -20,6 +20,7 @@ from signer.authority.approvals import (
     Situation,
     Status,
     asked_again,
+    check_approvers_not_frozen,
     check_as_approved,
     consent_events,
     needs_humans,
@@ -304,7 +305,10 @@ class Core:
             if not isinstance(result, bytes):
                 raise result if isinstance(result, SignerError) else _internal_error()
             # A freeze or another policy may be newer than the record.
-            freezes.refuse_frozen(self._ready(now).freezes, grant.identity, grant.role)
+            in_force = self._ready(now).freezes
+            freezes.refuse_frozen(in_force, grant.identity, grant.role)
+            if pending.consent is not None:
+                check_approvers_not_frozen(pending.consent, in_force)
             self._check_pinned(pending.key)
         except SignerError as error:
             return error, (self._withheld(pending, error.code),)
@@ -481,7 +485,7 @@ class Core:
         state.certificates.add(grant.identity, grant.role, int(now), certificate.fields.valid_before)
         event = issued_event(certificate, command.caller, self.policy.digest, "local", ca.fingerprint, consent)
         given = self._use_consent(consent, grant, str(certificate.fields.serial), state, now)
-        return Decision(PendingSignature(certificate, ca), (event, *given))
+        return Decision(PendingSignature(certificate, ca, consent), (event, *given))
 
     # --- humans -------------------------------------------------------------------------------------------------
 

@@ -50,10 +50,10 @@ class CertificateUsage:
         while ends and ends[0] <= now:
             heappop(ends)
         return UsageCounts(
-            len(issued),
-            len(ends),
-            max(issued[0] + WINDOW - now, 1) if issued else 1,
-            max(ends[0] - now, 1) if ends else 1,
+            last_minute=len(issued),
+            live=len(ends),
+            minute_frees_in=issued[0] + WINDOW - now if issued else 0,
+            live_frees_in=ends[0] - now if ends else 0,
         )
 
     def live_by_role(self, now: int) -> dict[str, int]:

@@ -39,6 +39,7 @@ VERBS: Final = (
     Entry("ca new", _START, "create a CA key (never overwrites a file)", "ca"),
     Entry("ca render", _START, "write the CA key from Infisical to a root-owned file", "ca"),
     Entry("ca bundle", _START, "print the CA lines that hosts must trust", "check"),
+    Entry("hosts install", _START, "make a host trust the CA, over ssh, with a rollback", "hosts"),
     Entry("policy check", _POLICY, "validate the policy file; list every problem by line", "policy"),
     Entry("policy list", _POLICY, "list identities, roles and tokens", "access"),
     Entry("policy explain", _POLICY, "explain whether an identity would get a certificate", "policy"),
@@ -54,6 +55,7 @@ VERBS: Final = (
     Entry("key enrol", _POLICY, "print the line that restricts an identity or role to a key", "policy"),
     Entry("certs list", _ISSUED, "list certificates, newest first", "ledger"),
     Entry("certs show", _ISSUED, "show everything recorded about one certificate", "ledger"),
+    Entry("certs who", _ISSUED, "tell from sshd's log who logged in, why, and who approved it", "who"),
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),
@@ -79,6 +81,7 @@ VERBS: Final = (
 # The first words that several verbs share.
 GROUPS: Final[Mapping[str, str]] = {
     "ca": "create, inspect, render and publish CA keys",
+    "hosts": "make hosts trust the CA",
     "policy": "list, validate, explain and import the policy",
     "token": "create, list, renew and revoke bearer tokens",
     "identity": "add and remove identities",

@@ -52,7 +52,7 @@ def reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
 
 
 @contextmanager
-def _reading_certificates() -> Iterator[CertificateReader]:
+def reading_certificates() -> Iterator[CertificateReader]:
     """The ledger with its views. Events that a keeper has not folded yet are folded in memory."""
     from signer.ledger.pages import CertificateReader
 
@@ -98,7 +98,7 @@ def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> in
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
-    with _reading_certificates() as reader:
+    with reading_certificates() as reader:
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         rows = [certificate_row(row, now) for row in found[:limit]]
         more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -135,7 +135,7 @@ def certs_show(serial: int, as_json: bool) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.views import certificate_details
 
-    with _reading_certificates() as reader:
+    with reading_certificates() as reader:
         found = reader.certificate(serial)
         if found is None:
             raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")

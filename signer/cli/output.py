@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, TextIO
 
-from signer.errors import BadFile, SignerError, Unavailable
+from signer.errors import BadFile, SignerError, Unavailable, write_hint
 from signer.units import plain
 
 _BAR: Final = 24  # characters
@@ -79,8 +78,7 @@ def abandon_stdout() -> None:
 
 
 def _output_failed(error: OSError) -> Unavailable:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "free disk space where the output goes" if is_full else "check where the output goes"
+    hint = write_hint(error, "the output")
     return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", hint)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from signer.errors import Unavailable
+from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
 from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
@@ -207,7 +207,7 @@ class Fold:
             raise Unavailable(
                 "views_not_folded",
                 f"{VIEWS_NAME} cannot be written: {error}",
-                "free disk space; signing is not affected, and the service recovers by itself",
+                f"{write_hint(error, 'SIGNER_DATA_DIR')}; signing is not affected",
             ) from None
         except BaseException:
             self._drop()

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import LedgerBroken, Unavailable
+from signer.errors import LedgerBroken, Unavailable, write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import (
     APPLICATION_ID,
     FILE_NAME,
     IS_ASKED,
     IS_FREEZE,
-    IS_INCIDENT,
     IS_OPERATION,
     IS_VAULTS,
     IS_WITHHELD,
@@ -214,21 +213,21 @@ class LedgerReader:
 
     def asked(self, since: int) -> list[Entry]:
         """What requests and waivers are made of, from `since` (seconds) on, and all incidents; oldest first."""
-        columns, first = "seq, time, kind, actor, body, prev, hash", self.first_since(since * 1000)
-        rows = [
-            row
-            for condition, start in ((IS_ASKED, first), (IS_FREEZE, first), (IS_INCIDENT, 0))
-            for row in self.query(
-                f"SELECT {columns} FROM events WHERE {condition} AND seq >= ? ORDER BY seq",  # noqa: S608
-                (start,),
-            )
-        ]
-        return [Entry(*row) for row in sorted(rows)]
+        first = self.first_since(since * 1000)
+        recent = self._events(IS_ASKED, first) + self._events(IS_FREEZE, first)
+        incidents = self._events(f"{IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
+        return sorted(incidents + recent, key=lambda entry: entry.seq)
+
+    def _events(self, condition: str, first: int) -> list[Entry]:
+        rows = self.query(
+            "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
+            f" WHERE {condition} AND seq >= ? ORDER BY seq",
+            (first,),
+        )
+        return [Entry(*row) for row in rows]
 
 
 _NO_END: Final = 2**63 - 1
-# How SQLite names a file that this user may not open or write; on a full disk it names it otherwise.
-_DENIED: Final = frozenset({"SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY", "SQLITE_PERM"})
 
 
 def broken_at(seq: int, what: str) -> LedgerBroken:
@@ -253,12 +252,10 @@ def storage_errors() -> Iterator[None]:
                 f"the ledger's file is damaged: {error}",
                 "keep the file unchanged and restore a backup",
             ) from None
-        is_denied = isinstance(error, PermissionError) or getattr(error, "sqlite_errorname", "") in _DENIED
-        remedy = "give SIGNER_DATA_DIR and its files to the keeper's user" if is_denied else "free disk space"
         raise Unavailable(
             "ledger_unavailable",
             f"the ledger cannot be used: {_short_reason(error)}",
-            f"{remedy} or fix SIGNER_DATA_DIR; the service recovers by itself",
+            write_hint(error, "SIGNER_DATA_DIR"),
         ) from None
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(

@@ -37,9 +37,9 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"
 IS_WITHHELD: Final = "kind = 'certificate.withheld'"
-# What requests and waivers are made of. A range costs an insert less than a list of kinds would.
-IS_ASKED: Final = "(kind >= 'approval.' AND kind < 'approval/' OR kind >= 'waiver.' AND kind < 'waiver/')"
-IS_INCIDENT: Final = "kind IN ('incident.opened', 'incident.closed')"
+# What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So an insert of
+# a certificate's event decides it by two comparisons; a list of the kinds would cost each certificate 1 µs.
+IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))"
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
 # Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
 # also refuses a second certificate of Vault's with the same serial.
@@ -47,8 +47,7 @@ EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_freezes ON events (seq) WHERE {IS_FREEZE}",
     f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
-    f"CREATE INDEX IF NOT EXISTS events_of_requests ON events (seq) WHERE {IS_ASKED}",
-    f"CREATE INDEX IF NOT EXISTS events_of_incidents ON events (seq) WHERE {IS_INCIDENT}",
+    f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
 )
 

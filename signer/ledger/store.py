@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
 from signer.files import lock, open_or_create
@@ -38,9 +38,11 @@ class Ledger(LedgerReader):
         self._last_serial: int | None = None  # of the local key; read when it is needed, as `_head`
         self._file_ids: tuple[int, ...] = ()
         self._views = Fold(data_dir, self)
+        self._reader = LedgerReader(data_dir)  # for a disk that takes no writes
 
     def close(self) -> None:
         """Closes both files and releases the lock."""
+        self._reader.close()
         self._views.close()
         super().close()
         os.close(self._lock)
@@ -65,6 +67,15 @@ class Ledger(LedgerReader):
             self._db = db
             self._head = self._last_serial = None
         return self._db
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """As that of a reader; reading goes on where the file cannot be opened for writing any more."""
+        try:
+            return super().query(sql, values)
+        except Unavailable as failure:
+            if failure.code != "ledger_unavailable":
+                raise
+            return self._reader.query(sql, values)
 
     def _open(self, db: sqlite3.Connection) -> None:
         """Creates the tables of a new ledger, or migrates an older one.

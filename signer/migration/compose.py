@@ -274,12 +274,15 @@ class Compose:
 
 
 def _marked(mark: str, engine: str) -> Iterator[int]:
-    """Running compose and engine commands that carry the mark; not the monitors of containers, which inherit it."""
-    wanted = f"\0{mark}\0".encode()
+    """Running compose and engine commands of this user that carry the mark; not the monitors of containers, which
+    inherit it. Anybody can start a process with any environment, also a set-user-ID program of root's."""
+    wanted, us = f"\0{mark}\0".encode(), [str(os.geteuid())] * 4
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         with suppress(OSError):  # it has ended or belongs to another user
+            if _users(folder) != us:
+                continue
             if wanted not in b"\0" + (folder / "environ").read_bytes():
                 continue
             # proc(5): "pid (name) state parent group session …"; a zombie has no environment and does not match
@@ -287,6 +290,12 @@ def _marked(mark: str, engine: str) -> Iterator[int]:
             is_first_of_session = rest.split()[3] == folder.name
             if name == Path(engine).name[:15] or (is_first_of_session and name != "conmon"):
                 yield int(folder.name)
+
+
+def _users(folder: Path) -> list[str]:
+    """The real, effective, saved and file system uid of a process, by its folder in /proc (proc_pid_status(5))."""
+    lines = (folder / "status").read_text(errors="replace").splitlines()
+    return next((line.split()[1:] for line in lines if line.startswith("Uid:")), [])
 
 
 def _state(raw: Mapping[str, Any]) -> ContainerState:

@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from signer.errors import LedgerBroken, SignerError, Unavailable
+from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
 from signer.files import lock, open_or_create, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
@@ -248,5 +248,5 @@ def _unwritable(error: OSError) -> SignerError:
     return Unavailable(
         "journal_unwritable",
         f"the evidence directory cannot be written: {error.strerror}",
-        "free space there, or fix its owner; nothing is changed before it is recorded",
+        f"{write_hint(error, 'the evidence directory')}; nothing is changed before it is recorded",
     )

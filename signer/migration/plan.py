@@ -20,7 +20,7 @@ VERSION: Final = 1
 _MOST_SHOWN: Final = 120  # characters of a value in a difference
 _NOTHING: Final = object()
 _OF_A_STEP: Final = frozenset({"number", "name", "title", "effect", "undo", "reads", "would"})
-Effect = Literal["reads", "reads, signs", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
+Effect = Literal["reads", "reads, signs", "connects", "logs in", "writes evidence", "CHANGES", "DESTROYS"]
 Operation = Literal["cutover", "decommission"]
 
 

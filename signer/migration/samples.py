@@ -20,6 +20,7 @@ from signer.units import render_duration
 
 REASON: Final = "parity with Vault, for a key without a private half"
 SHORT: Final = 60  # seconds
+USUAL_KIND: Final = "ssh-ed25519"  # of the keys that safe-session makes
 _EXPONENT: Final = b"\x01\x00\x01"
 _SOURCE: Final = "192.0.2.0/24"  # RFC 5737: reserved for documentation
 _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
@@ -56,11 +57,13 @@ class Sample:
 
 
 def make_samples(role: Role, count: int) -> Iterator[Sample]:
-    """`count` requests that the role grants: key types and request shapes in rotation, the plain one first.
+    """`count` requests that the role grants: key types and request shapes in rotation; the plain one of `USUAL_KIND`
+    is the first.
 
     `{identity}` is left out, as the identity is unknown here; a role without other principals has no samples.
     """
-    kinds, shapes = sorted(role.key_types), list(_shapes(role))
+    kinds = sorted(role.key_types, key=lambda kind: (kind != USUAL_KIND, kind))
+    shapes = list(_shapes(role))
     if not shapes:
         return
     said = {"reason": REASON} if role.reason_required else {}

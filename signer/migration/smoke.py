@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from signer.address import SERVER_UID
 from signer.errors import BadFormat, BadPublicKey, SignerError
 from signer.migration.config import CutoverFile, SignerFacts, Target
 from signer.migration.plan import Observation
@@ -35,7 +36,7 @@ _PACKAGES: Final = str(Path(__file__).parents[2])  # directory of the running pa
 _CERTIFICATE: Final = re.compile(r"^ssh-ed25519-cert-v01@openssh\.com ([A-Za-z0-9+/=]+)", re.MULTILINE)
 _SERIAL: Final = re.compile(r"^safe-session: .*\(serial (\d{1,20}),", re.MULTILINE)
 _NO_LOGIN: Final = 255  # ssh(1): an error of ssh itself, not the status of the remote command
-_PASSED_ON: Final = ("PATH", "HOME")
+_PASSED_ON: Final = ("PATH", "HOME", SERVER_UID)
 # The base point of Ed25519: a valid key whose private half is unknown.
 _KEY_WITHOUT_PRIVATE_HALF: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFhmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZm"
 
@@ -225,6 +226,19 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
     `LocalCommand` runs on this host after the login, with the session's private agent: it shows the certificate.
     """
     options = {
+        **ssh_options(target),
+        "PermitLocalCommand": "yes",
+        "LocalCommand": "ssh-add -L",
+        "LogLevel": "ERROR",
+    }
+    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
+    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where(target), command]
+
+
+def ssh_options(target: Target) -> dict[str, str]:
+    """Options of every connection to a target: no questions, its known host key, nothing forwarded."""
+    return {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "UserKnownHostsFile": str(target.known_hosts),
@@ -233,14 +247,12 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
         "ConnectTimeout": str(CONNECT_WITHIN),
         "ConnectionAttempts": "1",
         "ClearAllForwardings": "yes",
-        "PermitLocalCommand": "yes",
-        "LocalCommand": "ssh-add -L",
-        "LogLevel": "ERROR",
     }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    where = ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
-    ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
-    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where, command]
+
+
+def where(target: Target) -> list[str]:
+    """ssh's arguments for a target; without the configuration files of user and system."""
+    return ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
 
 
 def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:
@@ -293,8 +305,9 @@ def _login_failed(target: Target, ended: CommandResult, ca_fingerprint: str, sai
 
 
 def _last_line(ended: CommandResult) -> str:
-    """The cause: safe-session's own error, or else the last line that is not a hint."""
-    lines = [line for line in _lines(ended.err) if not line.startswith("safe-session: hint:")]
+    """The cause: safe-session's own error, or else the last line that is neither a hint nor a note."""
+    besides = ("safe-session: hint:", "safe-session: note:")
+    lines = [line for line in _lines(ended.err) if not line.startswith(besides)]
     ours = [line for line in lines if line.startswith("safe-session: error:")]
     found = [*lines, *ours][-1:] or [""]
     return found[0].removeprefix("safe-session: error: ")[:300]

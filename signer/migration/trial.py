@@ -100,8 +100,9 @@ def trial(
         _check_apart(apart, found)
         with _guarded(apart, found.id, lives):
             apart.ask((facts.engine, "start", found.id), "the trial's container does not start")
-            health = _wait_until_ready(apart, address, mode, deadline)
+            _wait_until_ready(apart, address, mode, deadline)
             _check_listener(apart, found.id, address)
+            health = _wait_until_ready(apart, address, mode, deadline)  # as the first answer was not proved to be ours
             yield Trial(f"http://{address}", health, found, apart)
     except BaseException:
         remove_trial(apart)

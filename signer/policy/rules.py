@@ -67,7 +67,7 @@ def rule_key(case: Case) -> str:
             "key_type_not_allowed",
             f"role {role.name} does not take keys of type {key.kind}",
             f"use one of {', '.join(sorted(role.key_types))}",
-            {"key_type": key.kind},
+            {"key_type": key.kind, "bits": key.bits, "allowed": sorted(role.key_types)},
         )
     if key.kind == "ssh-rsa" and key.bits < role.rsa_min_bits:
         raise Refused(
@@ -284,15 +284,15 @@ def _rule_limits(case: Case) -> str:
         raise Refused(
             "rate_limited",
             f"{case.identity.name} had {limits.per_minute} certificates of role {case.role.name} within 60 s",
-            f"retry in {usage.minute_frees} s",
-            {"retry_after": usage.minute_frees},
+            f"retry in {usage.minute_frees_in} s",
+            {"retry_after_s": usage.minute_frees_in},
         )
     if limits.live is not None and usage.live >= limits.live:
         raise Refused(
             "too_many_live",
             f"{case.identity.name} holds {limits.live} certificates of role {case.role.name} that are still valid",
-            f"retry in {usage.live_frees} s, when one expires",
-            {"retry_after": usage.live_frees},
+            f"the first of them expires in {usage.live_frees_in} s",
+            {"retry_after_s": usage.live_frees_in},
         )
     return f"{usage.last_minute} in the last minute, {usage.live} live"
 

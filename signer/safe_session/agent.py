@@ -35,12 +35,14 @@ _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 class PrivateAgent:
     """Starts the agent without waiting; `add` waits. Use as a context manager or call `end`.
 
-    `socket` is its path; `programs` is a path beside it for a folder of programs, which ends with the session.
+    `socket` is its path. Beside it, `programs` is a path for a folder of programs, which ends with the session, and
+    `relay` one for the socket that the command gets.
     """
 
     def __init__(self) -> None:
         self._folder = f"{_private_folder()}/safe-session-{os.urandom(8).hex()}"
         self.socket = f"{self._folder}/agent"
+        self.relay = f"{self._folder}/relay"
         self.programs = f"{self._folder}/{_PROGRAMS}"
         self._agent = 0
         # Close-on-exec (Python's default): the session's command must not inherit the writing end, or the shell would

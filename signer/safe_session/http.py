@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket  # not `socket`: its enums cost 15 ms
 import time
 
-from signer.address import Address, NoListener, check_listener, check_peer, is_clear_text
+from signer.address import Address, NoListener, check_server, is_clear_text
 from signer.errors import BadFormat, BadSettings, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
@@ -87,7 +87,7 @@ def send(
         try:
             if address.scheme == "http":
                 number, port = connection.getpeername()[:2]
-                _check_server(connection.family, number, port, server.trusted)
+                check_server(connection.family, number, port, server.trusted, _SETTING)
             connection.settimeout(_left(deadline))
             connection.sendall(head.encode("ascii") + body)
             raw = _read_all(connection, deadline, largest, tick)
@@ -116,14 +116,8 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _check_server(family: int, number: str, port: int, trusted: frozenset[int]) -> None:
-    """Raises `Unavailable` if plain http to this IP address would send the token to another machine or user."""
-    check_peer("http", number, _SETTING)
-    check_listener(family, number, port, trusted, "SAFE_SESSION_SERVER_UID")
-
-
 def _connect(address: Address, deadline: float, trusted: frozenset[int]) -> _socket.socket | ssl.SSLSocket:
-    """A connected socket, verified for https. Raises `OSError`; `Unavailable` from `_check_server`."""
+    """A connected socket, verified for https. Raises `OSError`; `Unavailable` from `check_server`."""
     if address.scheme == "unix":
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         connection.settimeout(_left(deadline))
@@ -135,7 +129,7 @@ def _connect(address: Address, deadline: float, trusted: frozenset[int]) -> _soc
     for family, kind, protocol, _, place in found:
         if address.scheme == "http":
             try:
-                _check_server(family, str(place[0]), address.port, trusted)
+                check_server(family, str(place[0]), address.port, trusted, _SETTING)
             except NoListener as error:
                 failure = error
                 continue

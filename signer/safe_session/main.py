@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from signer.safe_session.agent import PrivateAgent
+    from signer.safe_session.response import Certificate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,12 +118,16 @@ def _session(invocation: Invocation) -> int:
         # 5
         if invocation.verbose:
             output.say_certificate(settings.role, certificate.serial, certificate.lifetime, as_json=invocation.json)
-        return _run_command(invocation, path, command, agent)
+        return _run_command(invocation, path, command, agent, certificate)
         # 6: the end of `with`
 
 
-def _run_command(invocation: Invocation, path: str, command: list[str], agent: PrivateAgent) -> int:
-    """Step 5. Without wrappers the command runs all the same, after a note."""
+def _run_command(
+    invocation: Invocation, path: str, command: list[str], agent: PrivateAgent, certificate: Certificate
+) -> int:
+    """Step 5. Without wrappers the command runs all the same, after a note. If a host has refused the certificate and
+    the command has failed, a line says what the certificate was."""
+    from signer.safe_session.relay import AgentRelay
     from signer.safe_session.wrappers import write_wrappers
 
     try:
@@ -136,7 +141,11 @@ def _run_command(invocation: Invocation, path: str, command: list[str], agent: P
         command = [wrappers.get("ssh", command[0]), *command[1:]]
     else:
         path = wrappers.get(os.path.basename(path), path)
-    return run(path, command, session_environment(agent.socket, agent.programs))
+    with AgentRelay(agent.socket, agent.relay) as relay:
+        status = run(path, command, session_environment(relay.path, agent.programs))
+        if status and relay.was_refused():
+            output.say_refused_login(certificate, as_json=invocation.json)
+    return status
 
 
 def _may_persist(invocation: Invocation) -> bool:

@@ -17,6 +17,10 @@ from _json import encode_basestring_ascii as quoted
 from signer.errors import SignerError
 from signer.safe_session.statuses import LATER, NOT_REACHABLE, Internal, NotWritten, judge
 
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
+if TYPE_CHECKING:
+    from signer.safe_session.response import Certificate
+
 _LONGEST_LINE = 600
 _USUAL_WIDTH = 80  # columns, where the terminal does not say
 _NAME_WIDTH = 12
@@ -114,6 +118,26 @@ def say_certificate(role: str, serial: int, lifetime: int, *, as_json: bool) -> 
     span = f"{round(lifetime / 60)} min" if lifetime >= 60 else f"{lifetime} s"
     text = f"{role} for {span} (serial {serial}, until {until}), key only in a private agent"
     remark(text, as_json=as_json, state="issued", role=role, serial=str(serial), lifetime_s=lifetime)
+
+
+def say_refused_login(certificate: Certificate, *, as_json: bool) -> None:
+    """Prints, after the command, that a host did not accept the certificate, and what it can have been about it."""
+    import binascii
+
+    from signer.safe_session.keypair import sha256
+
+    principals, source = certificate.principals, certificate.source_address
+    ca = "SHA256:" + binascii.b2a_base64(sha256(certificate.ca_key), newline=False).decode().rstrip("=")
+    names = ", ".join(principals)
+    causes = f"its TrustedUserCAKeys lacks this CA, or the account does not accept principal {names}"
+    if source:
+        causes += f", or it sees you come from elsewhere than {source}"
+    text = (
+        f"the host refused the certificate (serial {certificate.serial}, principals {names},"
+        f" from {source or 'any address'}, CA {ca}): {causes}"
+    )
+    facts = {"serial": str(certificate.serial), "principals": principals, "source_address": source, "ca": ca}
+    remark(text if as_json else f"note: {text}", as_json=as_json, state="login_refused", **facts)
 
 
 def say_internal_error(error: Exception, *, as_json: bool) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from signer.address import parse_address
+from signer.address import parse_address, server_uids
 from signer.errors import BadSettings
 from signer.safe_session.http import Server
 
@@ -35,7 +35,7 @@ class Settings:
 def load_settings(role: str, *, needs_role: bool = True) -> Settings:
     """The settings in `os.environ`; `role` from the command line overrides SAFE_SESSION_ROLE. Raises `BadSettings`."""
     address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or _default_address())
-    trusted = _trusted_uids(os.environ.get("SAFE_SESSION_SERVER_UID", ""))
+    trusted = server_uids(os.environ)
     role = role or os.environ.get("SAFE_SESSION_ROLE", "")
     if needs_role and not role:
         raise BadSettings("role_missing", "no role given", "give --role, or set SAFE_SESSION_ROLE")
@@ -51,20 +51,6 @@ def load_settings(role: str, *, needs_role: bool = True) -> Settings:
 
 def _default_address() -> str:
     return DEFAULT_ADDR if os.path.isdir(_DEFAULT_FOLDER) else _DEFAULT_TCP_ADDR
-
-
-def _trusted_uids(text: str) -> frozenset[int]:
-    """Root, this user, and the uid `text` unless it is empty. Raises `BadSettings`."""
-    uids = {0, os.geteuid()}
-    if text:
-        if not (text.isascii() and text.isdigit() and len(text) <= 10):
-            raise BadSettings(
-                "server_uid_malformed",
-                f"SAFE_SESSION_SERVER_UID is not a user id: {text[:40]}",
-                "write the number that `id -u USER` prints for the user that runs the service",
-            )
-        uids.add(int(text))
-    return frozenset(uids)
 
 
 def load_token(path: str) -> str:

@@ -6,6 +6,7 @@ check`, `signer ca inspect`), after `forbid_dumps`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -16,7 +17,7 @@ from typing import Final, Literal
 
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
-from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, Unavailable
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, Unavailable, write_hint
 from signer.hardening import check_users
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader
@@ -253,6 +254,10 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
                 f"chmod 0700 {path}",
             )
         elif not os.access(path, os.W_OK | os.X_OK):
+            if os.statvfs(path).f_flag & os.ST_RDONLY:
+                fault = OSError(errno.EROFS, os.strerror(errno.EROFS))
+                yield Check("fail", f"{code}_not_writable", f"{path}: {fault.strerror}", write_hint(fault, str(path)))
+                continue
             hint = "run this as the user that starts the service, or fix the owner"
             yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
         else:

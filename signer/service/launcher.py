@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import BadSettings, SignerError, Unavailable
+from signer.errors import BadSettings, SignerError, Unavailable, write_hint
 from signer.files import open_name
 from signer.hardening import check_users, look_up_user
 from signer.service.child import Child, Ids
@@ -318,7 +318,7 @@ def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
         raise BadSettings(
             "directory_unusable",
             f"{error.filename or 'the run directory'} cannot be prepared: {error.strerror}",
-            "fix its owner, use another directory, or give root CAP_CHOWN and CAP_SETGID",
+            f"{write_hint(error, 'it')}; root needs CAP_CHOWN and CAP_SETGID",
         ) from None
 
 
@@ -357,7 +357,9 @@ def _make_directory(path: Path, mode: int) -> None:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise BadSettings(
-            "directory_unusable", f"{path} cannot be created: {error.strerror}", "create it, or use another directory"
+            "directory_unusable",
+            f"{path} cannot be created: {error.strerror}",
+            write_hint(error, "its parent directory"),
         ) from None
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise BadSettings("directory_unusable", f"{path} is not a directory", "use another path")

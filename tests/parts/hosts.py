@@ -129,6 +129,7 @@ class Host:
         host.program("timedatectl", "#!/bin/sh\necho yes\n")
         (folder / "etc" / "host_key").write_bytes(host_key.private.read_bytes())
         (folder / "etc" / "host_key").chmod(0o600)
+        (folder / "etc" / "host_key.pub").write_text(f"{host_key.public_line}\n")
         (folder / "etc" / "ca.pub").write_text(f"# the CA\n{ca.public_line}\n")
         (folder / "etc" / "principals").write_text("llmops\n")
         host.configure_sshd()
@@ -230,6 +231,28 @@ class Host:
         mount = 'set -e; while [ "$1" != -- ]; do mount --no-mtab --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
         script = [*under, "/bin/bash", "-p", *bash, str(SCRIPT), *self.arguments, *arguments]
         return ["unshare", "-m", "--propagation", "private", "sh", "-c", mount, "sh", *mounts, "--", *script]
+
+    def sshd_accepts(self, certificate: Path, account: str = "llmops") -> bool:
+        """Whether this host's sshd, the real one, takes the certificate for the account; its key is withheld."""
+        known = self.folder / "known_hosts"
+        known.write_text(f"host {(self.folder / 'etc' / 'host_key.pub').read_text()}")
+        options = {
+            "ProxyCommand": f"/usr/sbin/sshd -i -E {self.folder}/sshd.log",
+            "HostKeyAlias": "host",
+            "UserKnownHostsFile": str(known),
+            "BatchMode": "yes",
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "IdentityFile": "none",
+            "CertificateFile": str(certificate),
+            "PreferredAuthentications": "publickey",
+        }
+        line = ["ssh", "-v", "-F", "none", *(f"-o{name}={value}" for name, value in options.items()), f"{account}@host"]
+        script = self.command()
+        mounted = script[: script.index("--", script.index("sh")) + 1]
+        done = subprocess.run([*mounted, *line, "true"], capture_output=True, text=True, cwd="/", timeout=60)
+        assert "Authentications that can continue" in done.stderr, done.stderr
+        return "Server accepts key" in done.stderr
 
     def environment(self) -> dict[str, str]:
         """The whole environment of a run."""

@@ -87,6 +87,12 @@ DIFFERENCES = (
         "a minimum for RSA; `sk-…` keys are kinds of their own",
     ),
     _row(
+        "sizes_of_ecdsa_keys_are_named",
+        "an ECDSA key of a size that the role does not take",
+        "`key of type ecdsa is not allowed`",
+        "the same, followed by the sizes",
+    ),
+    _row(
         "keys_that_openssh_could_not_use",
         "RSA with an even modulus, a FIDO key without an application",
         "signed",

@@ -40,6 +40,11 @@ case "$1 $*" in
 esac
 exec {podman} "$@"
 """
+_COMPOSE: Final = """\
+#!/bin/sh
+case " $* " in *" up --detach "*) if [ -x {at_up} ]; then {at_up}; fi ;; esac
+exec {compose} "$@"
+"""
 
 
 class Platform:
@@ -83,6 +88,7 @@ class Platform:
         self._clients: dict[str, dict[str, str]] = {}
         self._host_line = " ".join(host_key.public_line.split()[:2])
         self._running = ExitStack()
+        self._at_up = folder / "bin" / "at-up"
         self._write_programs()
 
     # --- its life ------------------------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ class Platform:
         compose = Path(sys.executable).with_name("podman-compose")
         for name, text in {
             "podman": _PODMAN.format(podman=shutil.which("podman"), project=self.service.project),
-            "podman-compose": f'#!/bin/sh\nexec {compose} "$@"\n',
+            "podman-compose": _COMPOSE.format(compose=compose, at_up=self._at_up),
             "signer": f'#!/bin/sh\nexec {sys.executable} -P -m signer "$@"\n',
             "safe-session": f'#!/bin/sh\nexec {sys.executable} -P -m signer.safe_session "$@"\n',
         }.items():
@@ -230,11 +236,19 @@ class Platform:
 
     def trust(self, name: str) -> None:
         """The host trusts both CAs."""
+        self._at_up.unlink(missing_ok=True)
         self.targets[name].trust([self.vault_ca_line, self.ca.public_line])
 
     def untrust(self, name: str) -> None:
         """The host trusts Vault's CA alone."""
         self.targets[name].trust([self.vault_ca_line])
+
+    def untrust_at_up(self, name: str) -> None:
+        """The host trusts Vault's CA alone from when compose brings the service up: after all checks."""
+        folder = self.targets[name].folder
+        (folder / "vaults").write_text(f"{self.vault_ca_line}\n")
+        self._at_up.write_text(f"#!/bin/sh\ncd {folder} && cp vaults fresh && mv fresh trusted_ca\n")
+        self._at_up.chmod(0o755)
 
     def login(
         self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent", nice: bool = False

@@ -128,6 +128,7 @@ class Signer:
         self.principals: Sequence[str] = ("llmops",)
         self.validity = "-1m:+15m"
         self.serial = 4711
+        self.options: Sequence[str] = ()  # more words for ssh-keygen
         self.expires_in = 900
         self.host = False
         self.key: str = ""  # certifies this one instead, if set
@@ -143,7 +144,7 @@ class Signer:
         who = ",".join(self.principals)
         keys.ssh_keygen(
             "-q", "-s", self.ca.private, "-I", "deploy-agent", *flags, "-n", who, "-V", self.validity,
-            "-z", str(self.serial), public,
+            "-z", str(self.serial), *self.options, public,
         )  # fmt: skip
         return public.with_name(f"asked-{self.count}-cert.pub").read_text().strip()
 

@@ -10,9 +10,10 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from signer.api.problems import retry_after, status_of
+from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
 from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
@@ -87,7 +88,12 @@ def wrapped(sentence: str) -> str:
 
 def _key_type(facts: Mapping[str, Any]) -> str:
     kind = str(facts.get("key_type"))
-    return f"public_key failed to meet the key requirements: key of type {_GO_KEY_TYPES.get(kind, kind)} is not allowed"
+    name = _GO_KEY_TYPES.get(kind, kind)
+    sentence = f"public_key failed to meet the key requirements: key of type {name} is not allowed"
+    others = [other for other in facts.get("allowed", ()) if _GO_KEY_TYPES.get(other) == name]
+    if name == "ecdsa" and others:  # Vault's sentence alone would be wrong: one of another size is allowed
+        return f"{sentence}: it is {kind} ({facts.get('bits')} bits), the role takes {', '.join(others)}"
+    return sentence
 
 
 _NOT_A_KEY: Final = "failed to parse public_key as SSH key: "
@@ -227,7 +233,9 @@ def render_error(error: SignerError) -> HttpResponse:
     if "vault" in error.facts:
         return failure(status, str(error.facts["vault"]))
     response = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
-    if (seconds := retry_after(error, status)) is not None:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return response._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
+    if seconds := seconds_of_limit(error):
         return response._replace(headers=[*HEADERS, ("Retry-After", seconds)])
     return response
 

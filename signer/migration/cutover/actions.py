@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,13 +18,14 @@ from signer.files import read_secret_word
 from signer.migration.compose import Compose, ContainerState, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
+from signer.migration.offer import certificate_fields, offer_certificate
 from signer.migration.parity import SAMPLES, check_parity
 from signer.migration.plan import Observation
 from signer.migration.run import Run
-from signer.migration.samples import throwaway_key
-from signer.migration.smoke import on_each, read_trusted_cas, smoke, smoke_refusal
+from signer.migration.samples import USUAL_KIND, make_samples, throwaway_key
+from signer.migration.smoke import CONNECT_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
 from signer.migration.trial import trial
-from signer.model import RunOutcome
+from signer.model import Role, RunOutcome
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.subprocesses import run
@@ -95,7 +97,7 @@ class CutoverActions:
         """Runs the host's preflight script; raises `StepFailed` unless it reports ready."""
         environment = {
             **self._compose.unmarked_environment,
-            **preflight_environment(self._file, self._policy.ca.fingerprint),
+            **preflight_environment(self._file, self._policy),
         }
         ended = run(preflight_line(self._file), environment=environment, within=PREFLIGHT_WITHIN)
         try:
@@ -125,15 +127,18 @@ class CutoverActions:
         file, token = self._file, self._file.signer.token_file
         with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
             check_trial_ca(tried.health, self._policy.ca.fingerprint)
-            report = check_parity(
-                self._policy,
-                vault,
-                file.vault.mount,
-                lambda role, body: str(api.sign(role, body)["certificate"]),
-                file.vault.roles,
-                SAMPLES,
-            )
+            as_logins, usual = sample_body(self._policy.roles[file.signer.role]), [""]
+
+            def sign(role: str, body: Mapping[str, Any]) -> str:
+                made = str(api.sign(role, body)["certificate"])
+                is_usual = str(body["public_key"]).startswith(f"{USUAL_KIND} ")
+                if role == file.signer.role and is_usual and {**as_logins, "public_key": body["public_key"]} == body:
+                    usual.append(made)
+                return made
+
+            report = check_parity(self._policy, vault, file.vault.mount, sign, file.vault.roles, SAMPLES)
             self._run.evidence.write_text("parity-ledger.jsonl", tried.export_ledger())
+            self._run.evidence.write_json("sample.json", {"certificate": usual[-1]})
         self._run.evidence.write_json("parity.json", report.as_json())
         if not report.is_parity:
             raise BadFile(
@@ -145,25 +150,44 @@ class CutoverActions:
         return Observation(report.summary)
 
     def trust(self) -> Observation:
-        """Checks over logins that the hosts' files trust the new CA."""
-        pin = self._policy.ca.fingerprint
-        return self._run.keep_logs(
-            "trust",
-            lambda: on_each(self._file.smoke, lambda target: read_trusted_cas(target, self._file.signer, pin)),
-            required=False,
-        )
+        """Has each host's sshd say whether it accepts certificates of the new CA for the login user.
+
+        It is offered a sample certificate of step 2, which has no private key. A role that binds certificates to the
+        caller has none that fits: then the hosts' CA files are read over logins.
+        """
+        policy, signer = self._policy, self._file.signer
+        if policy.roles[signer.role].source_address == "caller":
+            observe = partial(read_trusted_cas, signer=signer, ca_fingerprint=policy.ca.fingerprint)
+        else:
+            observe = partial(offer_certificate, certificate=self._sample(), signer=signer)
+        return self._run.keep_logs("trust", lambda: on_each(self._file.smoke, observe), required=False)
+
+    def _sample(self) -> str:
+        """A sample certificate of step 2; of another trial if none is left, as in a run that is resumed late."""
+        line = str((self._run.evidence.read_json("sample.json") or {}).get("certificate", ""))
+        if line and certificate_fields(line).valid_before > time.time() + CONNECT_WITHIN:
+            return line
+        file, policy = self._file, self._policy
+        with trial(file.compose) as tried, ApiClient(tried.address, file.signer.token_file) as api:
+            check_trial_ca(tried.health, policy.ca.fingerprint)
+            line = str(api.sign(file.signer.role, sample_body(policy.roles[file.signer.role]))["certificate"])
+            self._run.evidence.write_text("sample-ledger.jsonl", tried.export_ledger())
+        self._run.evidence.write_json("sample.json", {"certificate": line})
+        return line
 
     def vault_signs(self) -> Observation:
         """Checks that Vault signs for throwaway keys, with the operator's token and through a trial in mode vault."""
         role = self._file.signer.role
         with self._vault() as vault:
             vault.check_ready()
-            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key("ssh-ed25519", 0)})
+            vaults_ca = vault.ca_public_key(self._file.vault.mount).fingerprint
+            vault.sign(self._file.vault.mount, role, {"public_key": throwaway_key(USUAL_KIND)})
         with (
             trial(self._file.compose, with_overlay=False, mode="vault") as tried,
             ApiClient(tried.address, self._file.signer.token_file) as api,
         ):
-            body = {"public_key": throwaway_key("ssh-ed25519", 0), "reason": "check that Vault can sign"}
+            check_trial_ca(tried.health, vaults_ca)
+            body = {"public_key": throwaway_key(USUAL_KIND), "reason": "check that Vault can sign"}
             made = api.sign(role, body)
             self._run.evidence.write_text("trial-ledger.jsonl", tried.export_ledger())
         return Observation(f"Vault signs for role {role}", {"serial": made["serial"], "ca": made["ca_fingerprint"]})
@@ -252,14 +276,20 @@ class CutoverActions:
             return "unknown"
 
 
-def check_trial_ca(health: Mapping[str, Any], pin: str) -> None:
-    """Raises `StepFailed` unless the trial reports the pinned CA; nothing has been sent to it before."""
-    if health.get("ca_fingerprint") != pin:
+def check_trial_ca(health: Mapping[str, Any], expected: str) -> None:
+    """Raises `StepFailed` unless the trial reports the expected CA; nothing has been sent to it before."""
+    if health.get("ca_fingerprint") != expected:
         raise StepFailed(
             "trial_not_ours",
-            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, policy.toml pins {pin}",
-            "see the key file that cutover.toml names",
+            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, expected is {expected}",
+            "compare the key file and the Vault that cutover.toml names with those of the compose files",
         )
+
+
+def sample_body(role: Role) -> dict[str, Any]:
+    """A request as logins make it, for a key without a private half."""
+    first = next(make_samples(role, 1), None)
+    return {"public_key": throwaway_key(USUAL_KIND), **({} if first is None else first.asked)}
 
 
 def _facts(found: ContainerState | None) -> dict[str, object] | None:

@@ -314,12 +314,19 @@ def preflight_line(file: CutoverFile) -> list[str]:
     return ["/bin/bash", "-p", str(file.preflight.script), "--json", *files, *file.preflight.arguments]
 
 
-def preflight_environment(file: CutoverFile, pin: str) -> dict[str, str]:
-    """The environment variables of the preflight."""
+def preflight_environment(file: CutoverFile, policy: Policy) -> dict[str, str]:
+    """The environment variables of the preflight. The account and the principals are those of the smoke logins."""
+    logins: dict[str, str] = {}
+    if len(users := {target.user for target in file.smoke}) == 1:
+        logins["SAFE_SESSION_LOGIN_USER"] = users.pop()
+    role = policy.roles.get(file.signer.role)
+    if role is not None and role.default_principals and not any("{" in name for name in role.default_principals):
+        logins["SAFE_SESSION_PRINCIPALS"] = ",".join(role.default_principals)
     return {
+        **logins,
         **file.compose.environment,
         KEY_VARIABLE: str(file.compose.key_file),
-        "SAFE_SESSION_CA_FINGERPRINT": pin,
+        "SAFE_SESSION_CA_FINGERPRINT": policy.ca.fingerprint,
         "PLATFORM_RUNTIME_COMPOSE": shlex.join(file.compose.command),
         "PLATFORM_RUNTIME_ENGINE": file.compose.engine,
     }

@@ -51,13 +51,14 @@ def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
         Step(
             "trust",
             f"{trust} trust the new CA",
-            "logs in",
+            "connects",
             actions.trust,
             lines=tuple(
-                f"{line} cat {t.trusted_ca_file}" if t.trusted_ca_file else f"{t.name}: cannot be read beforehand"
-                for line, t in zip(login_lines(file), file.smoke, strict=True)
+                f"ssh -v -o IdentityFile=none -o CertificateFile=SAMPLE -p {target.port} {target.user}@{target.host}"
+                " without a private key"
+                for target in file.smoke
             ),
-            reads=("trusted_ca_file",),
+            reads=("sshd",),
         ),
         _record_state(file, actions),
     )

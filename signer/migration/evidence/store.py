@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from signer.errors import NotFound, SignerError, Unavailable
+from signer.errors import NotFound, SignerError, Unavailable, write_hint
 from signer.files import open_or_create, sync_directory, write_atomically
 from signer.migration.evidence.files import (
     JSON_LIMIT,
@@ -319,5 +319,5 @@ def _unwritable(error: OSError) -> Unavailable:
     return Unavailable(
         "evidence_unwritable",
         f"the evidence cannot be written: {error.strerror or 'input or output failed'}",
-        "free space in the evidence directory, or fix its owner",
+        write_hint(error, "the evidence directory"),
     )

@@ -272,7 +272,7 @@ def test_nixos_gets_its_settings_and_no_change(quiet_host: KitHost) -> None:
 
 def test_it_rolls_back_when_nobody_can_log_in_any_more(host: KitHost) -> None:
     before = host.snapshot()
-    said = host.install("--rollback-after", "4")
+    said = host.install("--rollback-after", "8")
     assert said.ok, said.err
     host.write(f"{FOLDER}/revoked.krl", "no list\n")  # sshd refuses every key now
     assert not host.login().ok

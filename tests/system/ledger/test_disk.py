@@ -170,6 +170,61 @@ def test_a_read_only_file_system_stops_the_start(prepared: Service) -> None:
     assert "Traceback" not in done.stderr
 
 
+@contextmanager
+def disk_that_fails(folder: Path) -> Iterator[Callable[[], None]]:
+    """A disk at `folder` which, when called, becomes read-only as after an error; skips where that is not possible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder.with_name("disk.img")
+    with image.open("wb") as file:
+        file.truncate(48 << 20)
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
+    for command in (["mkfs.ext4", "-q", str(image)], mount):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip(f"no {command[0]} of a loop device here")
+    try:
+        folder.chmod(0o700)
+        device = Path(subprocess.run(["findmnt", "-no", "SOURCE", str(folder)], capture_output=True, text=True).stdout)
+        error = Path("/sys/fs/ext4", device.name.strip(), "trigger_fs_error")
+
+        def fail() -> None:
+            error.write_text("1")
+
+        yield fail
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+READS = ("/api/certificates", "/api/certificates/1", "/api/ledger/head", "/api/operations", "/api/freezes", "/api/ca")
+
+
+def answers(service: Service) -> dict[str, int]:
+    return {path: service.ask("GET", path, identity="operator").status for path in READS}
+
+
+@missing.needs_root
+def test_audit_7_reading_goes_on_while_the_disk_is_full_or_read_only(prepared: Service, line: str) -> None:
+    with disk_that_fails(prepared.data_dir) as fails, prepared as service:
+        for _ in range(3):
+            assert service.sign(line).status == 201
+        good = answers(service)
+        assert set(good.values()) == {200}
+        (service.data_dir / "lost+found").rmdir()
+        filler = service.data_dir / "filler"
+        fill(filler)
+        assert_refused(service.sign(line))
+        assert answers(service) == good
+        filler.unlink()
+        eventually(service.is_ready, service)
+        assert service.sign(line).status == 201
+        fails()
+        for _ in range(3):
+            assert_refused(service.sign(line))
+            assert answers(service) == good
+        assert_not_ready(service)
+        time.sleep(1.5)
+        assert answers(service) == good
+
+
 @missing.needs_root
 def test_a_ledger_that_is_mounted_over_is_missed_and_found_again(prepared: Service, line: str) -> None:
     with prepared as service:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from signer.migration.offer import certificate_fields
+from signer.ssh.publickey import fingerprint_of
 from tests.parts import missing
 from tests.parts.container import Ended
 from tests.parts.journalwatch import Watched
@@ -55,9 +57,8 @@ def check_rolled_back(platform: Platform, ended: Ended, why: str) -> None:
 # --- after the change: it rolls back by itself -----------------------------------------------------------------------
 
 
-def test_a_host_that_does_not_trust_the_new_ca_puts_all_back(platform: Platform) -> None:
-    platform.untrust("edge1")
-    platform.write_config(smoke_edge1__trusted_ca_file=None)  # or it would be seen before anything is changed
+def test_a_host_that_trusts_the_new_ca_no_more_puts_all_back(platform: Platform) -> None:
+    platform.untrust_at_up("edge1")
     ended = platform.apply(platform.plan())
     check_rolled_back(platform, ended, "edge1: root@127.0.0.1: Permission denied (publickey)")
 
@@ -161,6 +162,31 @@ def test_an_overlay_that_cannot_start_is_found_on_trial_before_anything_is_chang
     assert "rolling back" not in done.out + done.err
     assert platform.container() == before
     assert platform.status()["runs"][-1]["outcome"] == "failed"
+
+
+def test_audit_4e3_a_host_whose_sshd_refuses_the_new_ca_is_found_before_anything_is_changed(
+    platform: Platform,
+) -> None:
+    before = platform.container()
+    platform.untrust("edge1")
+    platform.write_config(smoke_edge1__trusted_ca_file=None)
+    done = platform.apply(platform.plan())
+    said = done.out + done.err
+    assert done.status == 1, said
+    assert "3 ✗ do the 2 hosts trust the new CA" in said
+    assert f"edge1: sshd refuses certificates of {platform.ca.fingerprint}" in said
+    assert "rolling back" not in said
+    assert platform.container() == before
+    (run,) = platform.evidence_dir.glob("*-cutover")
+    logs = {path.name: path.read_text() for path in (run / "smoke").iterdir()}
+    assert "Server accepts key" in logs["01-rs2000-trust.log"]
+    assert "Server accepts key" not in logs["02-edge1-trust.log"]
+    assert "Offering public key" in logs["02-edge1-trust.log"]
+    certificate = json.loads((run / "sample.json").read_text())["certificate"]
+    assert certificate.startswith("ssh-ed25519-cert-v01@openssh.com ")
+    key = fingerprint_of(certificate_fields(certificate).key)
+    for sshd in platform.targets.values():
+        assert not [line for line in sshd.log().splitlines() if "Accepted publickey" in line and key in line]
 
 
 # --- the phrase ------------------------------------------------------------------------------------------------------

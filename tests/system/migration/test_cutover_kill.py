@@ -72,8 +72,7 @@ def test_killed_after_the_change_it_can_be_taken_back_as_well(platform: Platform
 
 
 def test_killed_while_it_rolls_back_by_itself_it_is_finished_by_hand(platform: Platform) -> None:
-    platform.untrust("edge1")
-    platform.write_config(smoke_edge1__trusted_ca_file=None)
+    platform.untrust_at_up("edge1")
     plan = platform.plan()
     assert kill_at(platform, "rollback.began", "", "cutover", "apply", plan, "--approve", CUTOVER_PHRASE)
     refused = platform.apply(plan)

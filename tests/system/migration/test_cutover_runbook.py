@@ -30,7 +30,7 @@ from tests.parts.platform import Platform, make_memory, remove_memory
 from tests.parts.service import ROOT
 
 pytestmark = [missing.needs_podman, missing.needs_podman_compose, missing.needs_curl_and_jq, pytest.mark.timeout(600)]
-TTL: Final = 12  # seconds; Vault may not go while a certificate of its own is good
+TTL: Final = 24  # seconds; Vault may not go while a certificate of its own is good
 BEFORE_UP: Final = ("preflight", "parity", "trust", "remember")
 STOP: Final = "/usr/local/sbin/end-secrets-server"  # what the page names as stop_command
 _HOSTS_FILE: Final = "/etc/ssh/safe-session-ca.pub"

@@ -8,20 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from signer import api_client
 from signer.address import Address, NoListener, listener_uid, parse_address
 from signer.api_client import ApiClient
-from signer.errors import Unavailable
+from signer.errors import BadSettings, Refused, Unavailable
 from signer.safe_session import http as client_http
 from signer.safe_session.settings import DEFAULT_ADDR
 from signer.vault.admin import VaultAdmin
 from signer.vault.signing import VaultClient
 from tests.parts import missing
 from tests.parts.keys import Key
+from tests.parts.ports import free_port
 from tests.parts.standin import TOKEN, Asked, Client, Signer, Standin, http
 
 NOBODY = 65534
@@ -269,6 +272,75 @@ def test_audit_d2_a_malformed_uid_is_refused_before_anything_is_sent(client: Cli
         done = client.run(api.address, "exec", "--", "true", SAFE_SESSION_SERVER_UID=uid)
     assert (done.returncode, api.asked) == (78, [])
     assert "SAFE_SESSION_SERVER_UID is not a user id" in done.stderr
+
+
+# --- D2: the operator's commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text(TOKEN)
+    return path
+
+
+@missing.needs_root
+def test_audit_3d2_a_command_of_the_operator_sends_nothing_to_another_users_listener(token_file: Path) -> None:
+    with others_listener() as (port, process), ApiClient(f"http://127.0.0.1:{port}", token_file) as api:
+        calls: list[Callable[[], object]] = [api.head, api.ready, lambda: api.sign("llmops", {"public_key": "x"})]
+        for call in calls:
+            with pytest.raises(Unavailable) as caught:
+                call()
+            assert caught.value.code == "listener_not_trusted"
+            assert "uid 65534" in caught.value.text
+        assert received(process) == ""
+
+
+@missing.needs_root
+def test_audit_3d2_the_operator_may_name_the_listeners_user(token_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFE_SESSION_SERVER_UID", str(NOBODY))
+    with others_listener() as (port, process), ApiClient(f"http://127.0.0.1:{port}", token_file) as api:
+        with pytest.raises(Refused):
+            api.head()
+        assert TOKEN in received(process)
+    monkeypatch.setenv("SAFE_SESSION_SERVER_UID", "nobody")
+    with pytest.raises(BadSettings) as caught:
+        ApiClient("http://127.0.0.1:1", token_file)
+    assert caught.value.code == "server_uid_malformed"
+
+
+@missing.needs_root
+def test_audit_3d2_a_listener_that_is_replaced_after_the_connection_gets_no_byte_of_a_command(
+    token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service ends between the two checks, and another user takes its port."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        accepted: list[socket.socket] = []
+
+        def then_replaced(family: int, place: Any, within: float) -> socket.socket:
+            link = connected(family, place, within)
+            accepted.append(stack.enter_context(listener.accept()[0]))
+            listener.close()
+            stack.enter_context(others_listener(port))
+            return link
+
+        connected = api_client._connected
+        monkeypatch.setattr(api_client, "_connected", then_replaced)
+        with ApiClient(f"http://127.0.0.1:{port}", token_file) as api, pytest.raises(Unavailable) as caught:
+            api.head()
+        assert caught.value.code == "listener_not_trusted"
+        assert accepted[0].recv(100) == b""
+
+
+def test_audit_3d2_nobody_listens_is_what_a_command_says(token_file: Path) -> None:
+    with ApiClient(f"http://127.0.0.1:{free_port()}", token_file) as api, pytest.raises(Unavailable) as caught:
+        api.head()
+    assert caught.value.code == "service_down"
 
 
 # --- C4: another machine ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -84,6 +85,52 @@ def test_ssh_itself_failing_is_status_255(client: Client, signer: Signer, sshd: 
     done = log_in(client, signer, sshd, "rs2000", "true")
     assert done.returncode == 255
     assert "Permission denied" in done.stderr
+
+
+def test_a_refused_login_is_one_line_with_what_the_certificate_was(
+    client: Client, signer: Signer, sshd: Sshd, ca: Key
+) -> None:
+    signer.principals = ("somebody", "else")
+    done = log_in(client, signer, sshd, "rs2000", "true")
+    (line,) = done.stderr.splitlines()[1:]
+    assert line == (
+        "safe-session: note: the host refused the certificate (serial 4711, principals somebody, else, from any"
+        f" address, CA {ca.fingerprint}): its TrustedUserCAKeys lacks this CA, or the account does not accept principal"
+        " somebody, else"
+    )
+    signer.options = ("-O", "source-address=192.0.2.0/24,198.51.100.7/32")
+    path = configure(client, sshd)
+    with Standin(signer) as api:
+        done = client.run(api.address, "--json", "exec", "--", "ssh", "-F", str(path), "rs2000", "true")
+    assert done.returncode == 255
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert (said["state"], said["serial"], said["principals"]) == ("login_refused", "4711", ["somebody", "else"])
+    assert (said["source_address"], said["ca"]) == ("192.0.2.0/24,198.51.100.7/32", ca.fingerprint)
+    assert "it sees you come from elsewhere than 192.0.2.0/24,198.51.100.7/32" in said["text"]
+
+
+@pytest.mark.parametrize("how", ["no such host", "nobody listens", "the command fails", "the command ends with 255"])
+def test_other_failures_are_not_taken_for_a_refused_login(client: Client, signer: Signer, sshd: Sshd, how: str) -> None:
+    words = {
+        "no such host": ["nowhere.invalid", "true"],
+        "nobody listens": ["-p", "1", "rs2000", "true"],
+        "the command fails": ["rs2000", "exit 3"],
+        "the command ends with 255": ["rs2000", "exit 255"],
+    }[how]
+    done = log_in(client, signer, sshd, *words)
+    assert done.returncode == (3 if how == "the command fails" else 255)
+    assert "refused the certificate" not in done.stderr
+
+
+def test_a_forwarded_agent_and_many_logins_at_once_pass_through(client: Client, signer: Signer, sshd: Sshd) -> None:
+    path = configure(client, sshd)
+    login = f"ssh -F {path} rs2000 echo in"
+    script = f"for n in 1 2 3 4; do {login} & done; wait; ssh -A -F {path} rs2000 ssh-add -L"
+    with Standin(signer) as api:
+        done = client.run(api.address, "exec", "--", "sh", "-c", script)
+    assert done.stdout.count("in\n") == 4
+    assert "ssh-ed25519-cert-v01@openssh.com" in done.stdout
+    assert "refused the certificate" not in done.stderr
 
 
 @pytest.mark.parametrize(

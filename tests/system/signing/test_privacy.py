@@ -142,17 +142,23 @@ def test_the_api_reaches_the_socket_and_nothing_else(two_users: Service) -> None
 ATTACH = "import ctypes,sys; l=ctypes.CDLL(None,use_errno=True); r=l.ptrace(16,int(sys.argv[1]),0,0); sys.exit(r!=0)"
 
 
-def assert_closed(keeper: int) -> None:
-    """The user `daemon`, whose process it is, can neither look into it nor attach to it."""
+def assert_closed(pid: int, user: str = "daemon") -> None:
+    """The user whose process it is can neither look into it nor attach to it."""
     for name in ("environ", "mem", "maps", "fd"):
-        done = as_user("daemon", "ls" if name == "fd" else "cat", f"/proc/{keeper}/{name}")
+        done = as_user(user, "ls" if name == "fd" else "cat", f"/proc/{pid}/{name}")
         assert done.returncode != 0, name
         assert "Permission denied" in done.stderr
-    assert as_user("daemon", "/usr/bin/python3", "-c", ATTACH, str(keeper)).returncode == 1
+    assert as_user(user, "/usr/bin/python3", "-c", ATTACH, str(pid)).returncode == 1
+
+
+def api_of(service_pid: int) -> list[int]:
+    """The api's processes: gunicorn's arbiter and its workers, which hold the tokens of those who ask."""
+    (arbiter,) = [pid for pid in children(service_pid) if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return family(arbiter)
 
 
 @missing.needs_root
-def test_the_memory_of_a_keeper_that_never_was_root_is_closed_too(keyring: KeyRing) -> None:
+def test_audit_3d5_the_memory_of_a_keeper_and_an_api_that_never_were_root_is_closed_too(keyring: KeyRing) -> None:
     entry = pwd.getpwnam("daemon")
     with public_folder() as folder:
         owner = f"{entry.pw_uid}:{entry.pw_gid}"
@@ -173,6 +179,9 @@ def test_the_memory_of_a_keeper_that_never_was_root_is_closed_too(keyring: KeyRi
                 pid for pid in children(process.pid) if b"\0keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
             ]
             assert_closed(keeper)
+            assert len(api_of(process.pid)) >= 2
+            for pid in api_of(process.pid):  # another process of the api's user is not to read callers' tokens there
+                assert_closed(pid)
         finally:
             ports.stop(process)
 
@@ -187,6 +196,19 @@ def test_the_keepers_memory_is_closed_to_its_own_user(two_users: Service) -> Non
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+@missing.needs_root
+def test_audit_3d5_the_memory_of_the_api_and_of_each_new_worker_is_closed_to_its_own_user(two_users: Service) -> None:
+    arbiter, *workers = api_of(two_users.pid)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    eventually(
+        lambda: len(api_of(two_users.pid)) == 1 + len(workers) and workers[0] not in api_of(two_users.pid), two_users
+    )
+    for pid in api_of(two_users.pid):
+        assert_closed(pid, "nobody")
+    assert arbiter in api_of(two_users.pid)
 
 
 def test_the_keeper_leaves_no_core_file(start_service: StartService) -> None:

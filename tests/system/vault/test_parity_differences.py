@@ -178,6 +178,23 @@ def test_difference_key_types_are_exact(pair: Pair, keyring: KeyRing, kind: str)
     assert _statuses(pair, case) == ((400, 200) if kind == "rsa4096" else (200, 400))
 
 
+@pytest.mark.parametrize(
+    "kind, role, said",
+    [
+        ("ecdsa521", "keys", "it is ecdsa-sha2-nistp521 (521 bits), the role takes ecdsa-sha2-nistp256"),
+        ("ecdsa384", "keys", "it is ecdsa-sha2-nistp384 (384 bits), the role takes ecdsa-sha2-nistp256"),
+        ("ecdsa256", "curves", "it is ecdsa-sha2-nistp256 (256 bits), the role takes ecdsa-sha2-nistp384"),
+    ],
+)
+def test_difference_sizes_of_ecdsa_keys_are_named(
+    pair: Pair, keyring: KeyRing, kind: str, role: str, said: str
+) -> None:
+    """audit, section 7: "key of type ecdsa is not allowed" is wrong where one of another size is."""
+    theirs, ours = pair.both(sign(kind, role=role, public_key=keyring(kind).public_line))
+    assert (theirs.status, ours.status) == (400, 400)
+    assert ours.json()["errors"] == [f"{theirs.json()['errors'][0]}: {said}"]
+
+
 @pytest.mark.parametrize("key", [RSA_EVEN, FIDO_WITHOUT_APPLICATION], ids=["even modulus", "no application"])
 def test_difference_keys_that_openssh_could_not_use(pair: Pair, key: str) -> None:
     assert _sentence(pair, sign("a key", public_key=key)).startswith("failed to parse public_key as SSH key: ")

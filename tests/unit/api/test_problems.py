@@ -66,8 +66,15 @@ def test_a_problem_says_code_hint_and_request() -> None:
 def test_what_may_succeed_later_says_when() -> None:
     _, headers, _ = render_problem(errors.Unavailable("keeper_gone", "the keeper does not answer"), "")
     assert dict(headers)["Retry-After"] == "1"
-    _, headers, _ = render_problem(errors.Refused("frozen", "frozen"), "")
-    assert "Retry-After" not in dict(headers)
+    limit = errors.Refused("rate_limited", "too fast", "retry in 17 s", {"retry_after_s": 17})
+    _, headers, _ = render_problem(limit, "")
+    assert dict(headers)["Retry-After"] == "17"
+    for error in (
+        errors.Refused("frozen", "frozen", "", {"retry_after_s": 17}),
+        errors.Refused("rate_limited", "fast"),
+    ):
+        _, headers, _ = render_problem(error, "")
+        assert "Retry-After" not in dict(headers)
 
 
 def test_a_missing_credential_says_which_kind_is_wanted() -> None:

@@ -310,3 +310,21 @@ def test_an_error_without_a_sentence_of_vaults_keeps_ours(error: SignerError, st
     assert answer.status == status
     assert json.loads(answer.body) == {"errors": [f"{error.text}; {error.hint}" if error.hint else error.text]}
     assert (("Retry-After", "1") in answer.headers) == (status == 503)
+
+
+def test_audit_7_the_sentence_about_an_ecdsa_key_says_its_size_where_another_size_is_allowed() -> None:
+    def sentence(kind: str, bits: int, *allowed: str) -> str:
+        facts = {"key_type": kind, "bits": bits, "allowed": list(allowed)}
+        body = json.loads(responses.render_error(Refused("key_type_not_allowed", "no", "", facts)).body)
+        return str(body["errors"][0]).removeprefix("public_key failed to meet the key requirements: ")
+
+    assert sentence("ecdsa-sha2-nistp521", 521, "ssh-ed25519") == "key of type ecdsa is not allowed"
+    assert sentence("ssh-ed25519", 256, "ecdsa-sha2-nistp256") == "key of type ed25519 is not allowed"
+    assert sentence("ecdsa-sha2-nistp521", 521, "ssh-ed25519", "ecdsa-sha2-nistp256") == (
+        "key of type ecdsa is not allowed: it is ecdsa-sha2-nistp521 (521 bits), the role takes ecdsa-sha2-nistp256"
+    )
+
+
+def test_a_limit_says_when_it_frees_a_place() -> None:
+    answer = responses.render_error(Refused("too_many_live", "held", "", {"retry_after_s": 240}))
+    assert (answer.status, ("Retry-After", "240") in answer.headers) == (429, True)

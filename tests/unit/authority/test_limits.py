@@ -15,10 +15,10 @@ def refusal(actor: str = "a", code: str = "c", role: str = "r", address: str = "
 
 def test_a_certificate_counts_for_60_seconds_and_until_it_expires() -> None:
     held = CertificateUsage([("a", "r", 100, 400)])
-    assert held.usage("a", "r", 100) == UsageCounts(1, 1)
-    assert held.usage("a", "r", 159) == UsageCounts(1, 1)
-    assert held.usage("a", "r", 160) == UsageCounts(0, 1)
-    assert held.usage("a", "r", 399) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 100) == UsageCounts(1, 1, 60, 300)
+    assert held.usage("a", "r", 159) == UsageCounts(1, 1, 1, 241)
+    assert held.usage("a", "r", 160) == UsageCounts(0, 1, 0, 240)
+    assert held.usage("a", "r", 399) == UsageCounts(0, 1, 0, 1)
     assert held.usage("a", "r", 400) == UsageCounts(0, 0)
 
 
@@ -30,19 +30,18 @@ def test_others_certificates_do_not_count() -> None:
 def test_a_certificate_that_was_never_signed_is_not_live() -> None:
     held = CertificateUsage([("a", "r", 100, 400), ("a", "r", 100, 300), ("a", "r", 100, 200)])
     held.withhold("a", "r", 100, 300)
-    assert held.usage("a", "r", 100) == UsageCounts(2, 2)
-    now = held.usage("a", "r", 110)
-    assert held.usage("a", "r", 110 + now.minute_frees).last_minute < now.last_minute
-    assert held.usage("a", "r", 110 + now.live_frees - 1).live == now.live
-    assert held.usage("a", "r", 110 + now.live_frees).live < now.live
-    assert held.usage("a", "r", 200) == UsageCounts(0, 1)
+    assert held.usage("a", "r", 100) == UsageCounts(2, 2, 60, 100)
+    assert held.usage("a", "r", 200) == UsageCounts(0, 1, 0, 200)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=40), st.integers(0, 700))
 def test_usage_is_what_counting_by_hand_gives(rows: list[tuple[int, int]], now: int) -> None:
     issued = sorted((at, at + ttl) for at, ttl in rows if at <= now)
     held = CertificateUsage(("a", "r", at, end) for at, end in issued)
-    expected = UsageCounts(sum(at > now - 60 for at, _ in issued), sum(end > now for _, end in issued))
+    recent, live = [at for at, _ in issued if at > now - 60], [end for _, end in issued if end > now]
+    expected = UsageCounts(
+        len(recent), len(live), min(recent) + 60 - now if recent else 0, min(live) - now if live else 0
+    )
     assert held.usage("a", "r", now) == expected
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.migration import trial as composetrial
-from signer.migration.compose import KEPT_WORDS, Compose, ComposeFailed
+from signer.migration.compose import KEPT_WORDS, Compose, ComposeFailed, _marked
+from tests.parts import missing
 from tests.parts.fake_compose import CONTAINER, IMAGE, FakePlatform, inspected
 
 SECRET = "marker-of-a-secret"
@@ -128,6 +131,27 @@ def test_the_command_of_another_project_is_not_waited_for(platform: FakePlatform
         assert other.poll() is None
         other.kill()
     assert platform.calls[0].startswith("compose ")
+
+
+@missing.needs_root
+@pytest.mark.parametrize("users", [(65534, 65534, 65534), (65534, 0, 0)], ids=["another user", "a set-user-ID program"])
+def test_audit_3d4_the_environment_of_another_users_process_is_not_believed(users: tuple[int, int, int]) -> None:
+    """Who starts a process with our mark would hold up every operation on the platform."""
+    environment = {"SIGNER_COMPOSE_PROJECT": "platform"}
+    with ExitStack() as stack:
+        ours, other = (
+            stack.enter_context(
+                subprocess.Popen(["/bin/sleep", "600"], env=environment, start_new_session=True, preexec_fn=become)  # noqa: PLW1509 - one thread
+            )
+            for become in (lambda: None, lambda: os.setresuid(*users))
+        )
+        try:
+            found = set(_marked("SIGNER_COMPOSE_PROJECT=platform", "podman"))
+        finally:
+            ours.kill()
+            other.kill()
+    assert ours.pid in found
+    assert other.pid not in found
 
 
 # --- what runs -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,14 @@ from signer.safe_session.statuses import UsageError
 from tests.parts.documents import ROOT, read_documents
 from tests.parts.shown import shown_commands
 
-SAFE_SESSION_VERBS: Final = {"ssh": ["ssh", "host"], "exec": ["exec", "--", "true"]}  # with what they need
+SAFE_SESSION_VERBS: Final = {  # with what they need
+    "ssh": ["ssh", "host"],
+    "exec": ["exec", "--", "true"],
+    "whoami": ["whoami"],
+    "requests": ["requests"],
+    "wait": ["wait", "r-a"],
+    "withdraw": ["withdraw", "r-a"],
+}
 KNOWN: Final = {f"signer {entry.words}" for entry in VERBS} | {f"safe-session {verb}" for verb in SAFE_SESSION_VERBS}
 GROUPS: Final = {verb.rpartition(" ")[0] for verb in KNOWN}
 VERB: Final = re.compile(r"(?<![\w./-])(?:[\w./-]*/bin/)?(signer|safe-session) +([a-z][a-z-]*)(?: +([a-z][a-z-]*))?")

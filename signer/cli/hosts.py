@@ -1,0 +1,179 @@
+"""`signer hosts install`: runs the host kit (`scripts/host`) on another machine over ssh, and confirms it.
+
+Both halves of the kit's promise: `install` there arms a rollback, and a second connection, which logs in anew, gives
+the code back. Where that fails nothing is done about it: the host rolls back by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+import signer
+from signer.cli import output
+from signer.cli.arguments import FILE, json_option, quoted
+from signer.cli.parser import verb
+from signer.errors import BadFile, SignerError
+from signer.units import plain
+
+KIT: Final = Path(signer.__file__).parents[1] / "scripts" / "host"
+PROGRAMS: Final = "/usr/local/libexec/safe-session-host"  # where the kit installs itself
+_NIXOS: Final = 3
+_NO_LOGIN: Final = 255  # ssh's own exit status
+_MOST: Final = 65_536  # bytes of a file with public keys
+_CODE: Final = re.compile(r"--confirm ([0-9a-f]{10})$", re.MULTILINE)
+_AS_ROOT: Final = 'as_root=""; [ "$(id -u)" = 0 ] || as_root="sudo -n"; '
+_UNPACK: Final = (
+    'set -eu; folder=$(mktemp -d); trap \'rm -rf "$folder"\' EXIT; tar -xzf - -C "$folder"; '
+    f'{_AS_ROOT}$as_root "$folder/kit/install" --ca "$folder/ca.pub"'
+)
+# A dead host ends the command; a question of ssh's own may take a human as long as it takes.
+_PATIENCE: Final = ("-oConnectTimeout=20", "-oServerAliveInterval=10", "-oServerAliveCountMax=6")
+_NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
+
+
+@verb(
+    "hosts install",
+    examples=[
+        "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
+        "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
+    ],
+)
+@click.argument("host", metavar="HOST", help="as for ssh: a name, user@name, or a Host of ssh_config")
+@click.option("--ca", type=FILE, metavar="FILE", required=True, help="public keys of the CA: `signer ca bundle`")
+@click.option(
+    "--principals", multiple=True, required=True, metavar="ACCOUNT=NAME,NAME", help="who may log in; once per account"
+)
+@click.option("--url", metavar="URL", help="where the revocation list is; needs --publisher")
+@click.option("--publisher", type=FILE, metavar="FILE", help="public key that signs the revocation list")
+@click.option("--name", metavar="NAME", help="what the host calls itself when it fetches the list")
+@click.option("--rollback-after", metavar="SECONDS", help="how long the host waits for the confirmation; default: 300")
+@click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="as for ssh -o; repeat for more")
+@click.option("--kit", type=FILE, metavar="DIR", help="the host kit; default: scripts/host beside this program")
+@click.option("--check", is_flag=True, help="report what is in the way and what would change; change nothing")
+@json_option
+def hosts_install(
+    *,
+    host: str,
+    ca: Path,
+    principals: tuple[str, ...],
+    url: str | None,
+    publisher: Path | None,
+    name: str | None,
+    rollback_after: str | None,
+    ssh_options: tuple[str, ...],
+    kit: Path | None,
+    check: bool,
+    as_json: bool,
+) -> int:
+    """Copies the host kit to HOST over ssh, runs its `install` there as root (`sudo -n` for other users), and
+    confirms it from a second connection. If that connection fails, HOST goes back to its earlier state by itself.
+    Exit status 1 if anything is in the way, and on NixOS, where it only prints the settings."""
+    if not host or host.startswith("-"):
+        raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
+    given = {"--url": url, "--name": name, "--rollback-after": rollback_after}
+    arguments = [word for pair in principals for word in ("--principals", pair)]
+    arguments += [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    remote = f"{_UNPACK} {shlex.join(arguments)}"
+    if publisher is not None:
+        remote += ' --publisher "$folder/publisher.pub"'
+    if check:
+        remote += " --check"
+    options = [f"-o{option}" for option in ssh_options]
+    report: list[str] = []
+    done = _ssh(host, options, remote, _pack(kit or KIT, ca, publisher))
+    _tell(report, done, as_json=as_json)
+    if done.status == _NO_LOGIN:
+        hint = "see its message above; what began there rolls back by itself"
+        raise SignerError("host_not_reached", f"ssh to {plain(host)} failed", hint)
+    if done.status not in (0, _NIXOS):
+        text = f"{plain(host)} was left as it was"
+        raise SignerError("host_not_installed", text, "fix what is reported above, then retry")
+    code = _CODE.search(done.out)
+    result = "nixos" if done.status == _NIXOS else "checked" if check else "unchanged"
+    if code is not None and not check:
+        _tell(report, _confirm(host, options, code[1]), as_json=as_json)
+        result = "confirmed"
+    if as_json:
+        output.show_json({"host": host, "result": result, "report": report})
+    return 1 if result == "nixos" else 0
+
+
+def _tell(report: list[str], done: _Done, *, as_json: bool) -> None:
+    """Shows what a host reports, or keeps it for the JSON; in a failure it is shown on stderr, so that it is seen."""
+    lines = [plain(line) for line in done.out.splitlines()]
+    report += lines
+    for line in lines:
+        if not as_json:
+            output.show(line)
+        elif done.status != 0:
+            output.note(line)
+
+
+def _confirm(host: str, options: Sequence[str], code: str) -> _Done:
+    """Gives the code back in a new login; raises `SignerError` if that fails."""
+    done = _ssh(host, [*_NEW_CONNECTION, *options], f"{_AS_ROOT}$as_root {PROGRAMS}/install --confirm {code}")
+    if done.status != 0:
+        text = f"a new login to {plain(host)} did not confirm; it goes back to its earlier state by itself"
+        raise SignerError("host_not_confirmed", text, "see the message above; then run this again")
+    return done
+
+
+class _Done:
+    """How a remote command ended, and its stdout; its stderr was shown while it ran."""
+
+    def __init__(self, status: int, out: str) -> None:
+        self.status = status
+        self.out = out
+
+
+def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -> _Done:
+    """Runs a script of `sh` on the host, with `content` as its stdin. ssh may ask on the terminal."""
+    command = ["ssh", "-T", *options, *_PATIENCE, "--", host, f"sh -c {shlex.quote(script)}"]
+    try:
+        done = subprocess.run(command, input=content, stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        reason = (error.strerror or "unknown").lower()
+        raise SignerError("command_not_started", f"cannot run ssh: {reason}", "install openssh-client") from None
+    return _Done(done.returncode, done.stdout.decode(errors="replace"))
+
+
+def _pack(kit: Path, ca: Path, publisher: Path | None) -> bytes:
+    """The kit and the keys as a compressed tar archive."""
+    if not (kit / "install").is_file():
+        raise BadFile(
+            "host_kit_missing", f"there is no host kit in {kit}", "name scripts/host of a checkout with --kit"
+        )
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path in sorted(kit.iterdir()):
+            if path.is_file():
+                _add(archive, f"kit/{path.name}", path, 0o755 if path.suffix == "" else 0o644)
+        _add(archive, "ca.pub", ca, 0o644)
+        if publisher is not None:
+            _add(archive, "publisher.pub", publisher, 0o644)
+    return packed.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, path: Path, mode: int) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadFile(
+            "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
+        ) from None
+    if b"PRIVATE KEY-----" in content and not name.startswith("kit/"):
+        raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
+    if len(content) > _MOST:
+        raise BadFile("file_too_large", f"{path} has {len(content)} bytes, more than {_MOST}", "name a file of keys")
+    facts = tarfile.TarInfo(name)
+    facts.size, facts.mode = len(content), mode
+    archive.addfile(facts, io.BytesIO(content))

@@ -1,0 +1,163 @@
+"""`signer certs who`: from what a host's sshd logged to the person, the reason and the approver in the ledger."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import MAX_SERIAL, json_option, quoted
+from signer.cli.ledger import reading_certificates
+from signer.cli.parser import verb
+from signer.cli.usage import UsageError
+from signer.model import Filter
+from signer.units import plain
+
+if TYPE_CHECKING:
+    from signer.ledger.pages import CertificateReader
+
+MAX_LINE: Final = 8_192  # characters of a line of a log; sshd's have some hundreds
+MAX_FOUND: Final = 1_000  # certificates of one key
+_SSHD: Final = re.compile(r"sshd(?:-session|-auth)?\[\d+\]: ", re.ASCII)
+_FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
+_COLUMNS: Final = (
+    "serial", "identity", "kind", "role", "principals", "valid_after", "valid_before", "status", "reason", "address",
+    "approved_by", "request", "waiver", "event",
+)  # fmt: skip
+_SHOWN: Final = ("serial", "identity", "role", "reason", "approved_by", "valid_before", "event")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What one line of sshd's log says of a certificate; `fingerprint` is empty where the line does not say it."""
+
+    serial: int
+    key_id: str
+    ca: str
+    fingerprint: str = ""
+
+
+def read_login(line: str) -> Login | None:
+    """The certificate in a line of sshd, of its parts `sshd-session` and `sshd-auth`, or None; linear in the line.
+
+    Reads `Accepted publickey for … ssh2: KIND SHA256:… ID … (serial N) CA KIND SHA256:…` and
+    `Accepted certificate ID "…" (serial N) signed by KIND CA SHA256:… via …`. A key id may hold anything: the rest is
+    found from the line's end.
+    """
+    found = _SSHD.search(line[:MAX_LINE])
+    text = (line[found.end() :] if found else line)[:MAX_LINE].rstrip()
+    if text.startswith("Accepted publickey for "):
+        start, _, rest = text.partition(" ID ")
+        key_id, _, end = rest.rpartition(" (serial ")
+        serial, _, ca = end.partition(") CA ")
+        return _login(serial, key_id, ca.rpartition(" ")[2], start.rpartition(" ")[2])
+    if text.startswith('Accepted certificate ID "'):
+        key_id, _, end = text.removeprefix('Accepted certificate ID "').rpartition('" (serial ')
+        serial, _, signed = end.partition(") signed by ")
+        return _login(serial, key_id, signed.partition(" via ")[0].rpartition(" ")[2], None)
+    return None
+
+
+def _login(serial: str, key_id: str, ca: str, fingerprint: str | None) -> Login | None:
+    if not (serial.isascii() and serial.isdigit() and len(serial) <= 20 and int(serial) <= MAX_SERIAL):
+        return None
+    if not all(_FINGERPRINT.fullmatch(print_of) for print_of in (ca, fingerprint) if print_of is not None):
+        return None
+    return Login(int(serial), key_id, ca, fingerprint or "")
+
+
+@verb(
+    "certs who",
+    examples=[
+        "signer certs who 4711",
+        "ssh host journalctl -u ssh --since today | signer certs who",
+        "signer certs who --csv <auth.log >logins.csv",
+    ],
+)
+@click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
+@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@json_option
+def certs_who(what: Sequence[str], *, as_csv: bool, as_json: bool) -> int:
+    """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
+    A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as
+    for a serial that the ledger lacks. Lines without a certificate are passed over."""
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other", "give one of them")
+    now = int(time.time())
+    with reading_certificates() as reader:
+        rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))
+    if as_json:
+        output.show_json({"certificates": rows})
+    elif as_csv:
+        _show_csv(rows)
+    elif rows:
+        titles = [name.replace("_", " ").upper() for name in _SHOWN]
+        output.show_table([titles, *([_cell(row.get(name)) for name in _SHOWN] for row in rows)])
+    else:
+        output.note("no line names a certificate" if not what else "no matching certificates")
+    for row in rows:
+        if row["problem"]:
+            output.warn(f"serial {row['serial']}{_place(row)}: {row['problem']}")
+    return int(not rows or any(row["problem"] for row in rows))
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f" in line {row['line']}" if row.get("line") else ""
+
+
+def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[str, Any]]:
+    if _FINGERPRINT.fullmatch(word):
+        for issued in reader.certificates(Filter(fingerprint=word, limit=MAX_FOUND)):
+            yield _row(reader, issued.serial, now)
+    elif word.isascii() and word.isdigit() and len(word) <= 20 and int(word) <= MAX_SERIAL:
+        yield _row(reader, int(word), now)
+    else:
+        raise UsageError(f"{quoted(word, 60)} is neither a serial nor a fingerprint", "see `signer certs who --help`")
+
+
+def _of_log(reader: CertificateReader, now: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(sys.stdin, 1):
+        login = read_login(line)
+        if login is not None:
+            yield {"line": number, **_row(reader, login.serial, now, login)}
+
+
+def _row(reader: CertificateReader, serial: int, now: int, login: Login | None = None) -> dict[str, Any]:
+    from signer.ledger.views import certificate_details
+
+    found = reader.certificate(serial)
+    if found is None:
+        return {"serial": str(serial), "problem": "the ledger has no such certificate"}
+    details = certificate_details(*found, now)
+    row = {name: details.get(name) for name in _COLUMNS if name != "event"}
+    row["event"] = found[1].seq
+    told = {} if login is None else {"key_id": login.key_id, "ca": login.ca, "fingerprint": login.fingerprint}
+    other = [name for name, value in told.items() if value and value != details[name]]
+    row["problem"] = f"not ours: the log has another {' and '.join(other).replace('_', ' ')}" if other else ""
+    return row
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """RFC 4180. A cell that a spreadsheet would compute begins with an apostrophe: reasons are callers' words."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("line", *_COLUMNS, "problem"))
+    for row in rows:
+        values = [row.get(name) for name in ("line", *_COLUMNS, "problem")]
+        cells = ["" if value is None else plain(_cell(value)) for value in values]
+        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells])
+    output.show(text.getvalue().rstrip("\n"))
