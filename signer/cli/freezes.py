@@ -29,7 +29,7 @@ _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which no
     "freeze",
     examples=[
         "signer freeze all",
-        'signer freeze identity deploy-agent --reason "its token was found in a chat" --until 2h',
+        'signer freeze identity deploy-agent --reason "its token leaked" --until 2h',
     ],
 )
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
@@ -48,9 +48,10 @@ def freeze(
     token_file: Path | None,
     as_json: bool,
 ) -> int:
-    """Issues nothing from the next request on, also to requests that wait for their signature; certificates that
-    were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host root or the
-    keeper's user without any token. An agent may freeze only itself. A second freeze never shortens the first."""
+    """Issues nothing from the next request on, also to requests that wait for their signature; certificates
+    that were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host
+    root or the keeper's user without any token. An agent may freeze only itself. A second freeze never
+    shortens the first."""
     scope = _scope(kind, name)
     if reason is None and scope != "all":
         raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")

@@ -317,12 +317,18 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(f"signer.cli.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
     monkeypatch.setattr("signer.service.checks.file_system_of", lambda _path: "ext4")
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
+    monkeypatch.setattr("signer.service.access._become_keeper", _stay)
     play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network
     folder = tmp_path / "w"
     # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
     monkeypatch.setattr("signer.ca.infisical.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
     folder.mkdir(mode=0o700)
     return World(folder, keyring("ed25519", "ca"), keyring("ed25519", "user"), monkeypatch)
+
+
+def _stay(_settings: object) -> None:
+    """In place of what would make another user of the process that runs the tests."""
+    raise AssertionError("a test that runs as root may read every file")
 
 
 @dataclass(frozen=True)
