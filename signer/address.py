@@ -2,7 +2,7 @@
 
 `parse_address` reads the service's address, `check_clear_text` is the rule for any other one, `check_peer` repeats it
 for the address that a name resolved to. `check_server` also asks the kernel who listens at an address of this machine.
-`safe-session` imports this module at every login, so it has no slow imports.
+`check_scheme` explains a failed connection. `safe-session` imports this module at every login: it has no slow imports.
 """
 
 from __future__ import annotations
@@ -123,6 +123,71 @@ def is_this_machine(number: str) -> bool:
         and parts[0] == "127"
         and all(part.isascii() and part.isdigit() and len(part) <= 3 and int(part) < 256 for part in parts)
     )
+
+
+# --- which scheme is spoken -------------------------------------------------------------------------------------------
+
+_SECONDS_FOR_SCHEME = 2.0
+
+
+def check_scheme(address: Address, setting: str) -> None:
+    """Raises `BadSettings` if the service speaks the other one of http and https; called after a failure. Asks it on a
+    connection of its own, without the token."""
+    if address.scheme == "unix":
+        return
+    speaks_other = _speaks_http(address) if address.scheme == "https" else _speaks_tls(address)
+    if not speaks_other:
+        return
+    other = "http" if address.scheme == "https" else "https"
+    place = address.text.partition("://")[2]
+    hint = f"set it to {other}://{place}"
+    if other == "http" and is_clear_text("http", address.host):
+        hint = "an https:// address is needed to reach another machine: give the service TLS, or use a tunnel"
+    text = f"{setting} has the wrong scheme: the service at {place} speaks {other}, not {address.scheme}"
+    raise BadSettings("wrong_scheme", text, hint)
+
+
+def _speaks_http(address: Address) -> bool:
+    try:
+        connection = _dial(address)
+        try:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(16).startswith(b"HTTP/1.")
+        finally:
+            connection.close()
+    except OSError:
+        return False
+
+
+def _speaks_tls(address: Address) -> bool:
+    """Nothing is sent but the handshake, so that the certificate need not be verified."""
+    import socket
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        plain = socket.socket(fileno=_dial(address).detach())
+        plain.settimeout(_SECONDS_FOR_SCHEME)
+        context.wrap_socket(plain, server_hostname=address.host).close()
+    except OSError as error:
+        return type(error).__module__ == "ssl" and "ALERT" in str(getattr(error, "reason", ""))
+    return True
+
+
+def _dial(address: Address) -> _socket.socket:
+    """A connected socket, without checks: for what is no secret. Raises `OSError`."""
+    found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
+    family, kind, protocol, _, place = found[0]
+    connection = _socket.socket(family, kind, protocol)
+    connection.settimeout(_SECONDS_FOR_SCHEME)
+    try:
+        connection.connect(place)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 # --- who listens ------------------------------------------------------------------------------------------------------

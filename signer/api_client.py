@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import requests
 
-from signer.address import Address, check_server, parse_address, server_uids
+from signer.address import Address, check_scheme, check_server, parse_address, server_uids
 from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.http import Watch, new_session
@@ -223,12 +223,14 @@ class ApiClient:
         except requests.exceptions.Timeout:
             raise self._slow(within) from None
         except requests.exceptions.SSLError:
+            check_scheme(self._address, f"{self._setting}.address")
             raise Unavailable(
                 "service_tls",
                 f"the TLS certificate of {self._address.text} is not trusted",
                 f"set SSL_CERT_FILE to the authority that signed it, or check {self._setting}.address",
             ) from None
         except requests.exceptions.ConnectionError:
+            check_scheme(self._address, f"{self._setting}.address")
             raise Unavailable(
                 "service_closed", f"the signing service at {self._address.text} closed without an answer", self._hint
             ) from None

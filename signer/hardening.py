@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from signer.errors import BadSettings
@@ -80,6 +82,19 @@ def check_users(keeper_user: str | None, api_user: str | None) -> None:
     for user in (keeper_user, api_user):
         if user is not None:
             look_up_user(user)
+
+
+@contextmanager
+def acting_as(uid: int | None) -> Iterator[None]:
+    """Acts as that user for a moment, if this process is root; the process must have one thread."""
+    if uid is None or os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 class PeerProcess(NamedTuple):

@@ -113,6 +113,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]: ...
     def recent(self, since: int) -> list[Recent]: ...
     def last_serial(self) -> int: ...
+    def last_ca(self) -> str | None: ...
     def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, ActiveFreeze]: ...
     def asked(self, since: int) -> list[Entry]: ...
@@ -261,8 +262,10 @@ class Core:
         except (Unavailable, LedgerBroken) as failure:
             self._discard()
             return failure
-        except Exception as error:  # noqa: BLE001 - an event that cannot be encoded must not end the keeper
+        except Exception as error:  # noqa: BLE001 - an event that cannot be recorded must not end the keeper
             self._discard()
+            asked = [str(event.body["request_id"]) for event in events if "request_id" in event.body]
+            error.add_note(f"request {', '.join(asked[:3]) or 'unknown'}")
             self._report(error)
             return _internal_error()
         for repeats in self._suppressors():
@@ -673,12 +676,17 @@ class Core:
     # --- calls of the keeper between batches -------------------------------------------------------------------
 
     def begin(self, facts: dict[str, object]) -> SignerError | None:
-        """Reads the state and records the start."""
+        """Reads the state and records the start, and before it a CA key that is not the ledger's last one."""
+        own = self._backend.order.local_key
         try:
+            former = None if own is None else self._ledger.last_ca()
             self._state = self._read_state(int(self._clock()))
         except (Unavailable, LedgerBroken) as failure:
             return failure
-        return self.record([Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
+        rotated = []
+        if own is not None and former not in (None, own.fingerprint):
+            rotated = [Event("ca.rotated", "keeper", {"from": former, "to": own.fingerprint})]
+        return self.record([*rotated, Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
 
     def use_policy(self, policy: Policy) -> SignerError | None:
         """Uses a new policy from the next command on; raises `BadFile` if it does not pin the key in use."""

@@ -24,6 +24,7 @@ from signer.ledger.fold import add_events, create_views, delete_views, folded_up
 from signer.ledger.reader import LedgerReader, broken_at, storage_errors
 from signer.ledger.schema import VIEW_INDEXES, VIEWS, VIEWS_NAME, View
 from signer.ledger.store import CHECKED_AT_START, Ledger
+from signer.ledger.structure import check_structure
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
@@ -35,15 +36,21 @@ Progress = Callable[[int, int], None]
 
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
-    """Checks the chain of the newest `count` events; returns the head."""
+    """Checks the chain of the newest `count` events and the structure of the file; returns the head."""
     newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (count + 1,))
-    if not rows:
-        return Head(0, GENESIS, 0)
-    first_seq, first_time, *_, _first_prev, first_hash = rows[0]
     if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash
-        return _follow_chain(iter(rows), Head(0, GENESIS, 0))
-    return _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
+        head = _follow_chain(iter(rows), Head(0, GENESIS, 0))
+    else:
+        first_seq, first_time, *_, _first_prev, first_hash = rows[0]
+        head = _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
+    _check_structure(reader)
+    return head
+
+
+def _check_structure(reader: LedgerReader) -> None:
+    with storage_errors():
+        check_structure(reader.connection())
 
 
 def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, saved: Head | None = None) -> Head:
@@ -67,6 +74,7 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
         head = reader.head()
         if saved is not None:
             _compare_head(reader, saved, head)
+        _check_structure(reader)  # last: a fault of an event says more
         return head
 
 

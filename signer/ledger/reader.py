@@ -192,6 +192,16 @@ class LedgerReader:
         )
         return next((int(serial) for (serial,) in self.query(newest)), 0)
 
+    def last_ca(self) -> str | None:
+        """The fingerprint of the local key that the ledger saw last; None if it never saw one."""
+        newest = (
+            "SELECT ca FROM (SELECT seq, CASE kind WHEN 'ca.rotated' THEN body ->> 'to'"
+            " WHEN 'keeper.started' THEN coalesce(body ->> 'compared_with', nullif(body ->> 'ca', 'vault'))"
+            " WHEN 'certificate.issued' THEN iif(body ->> 'backend' = 'local', body ->> 'ca', NULL) END AS ca"
+            " FROM events) WHERE ca IS NOT NULL ORDER BY seq DESC LIMIT 1"
+        )
+        return next((str(fingerprint) for (fingerprint,) in self.query(newest)), None)
+
     def has_vault_serial(self, serial: int) -> bool:
         """True if a certificate of Vault's with that serial is recorded."""
         return bool(
@@ -242,11 +252,16 @@ def broken_at(seq: int, what: str) -> LedgerBroken:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Maps `sqlite3` and file errors: a damaged file to `LedgerBroken`, all others to `Unavailable`."""
+    """Maps `sqlite3` and file errors: a damaged file to `LedgerBroken`, all others to `Unavailable`.
+
+    An `sqlite3.IntegrityError` stays one: the disk is well, and the statement is an internal error.
+    """
     try:
         yield
+    except sqlite3.IntegrityError:
+        raise
     except (sqlite3.OperationalError, OSError) as error:
-        if str(error).startswith(("no such table", "no such column", "malformed JSON")):
+        if str(error).startswith(("no such table", "no such column", "malformed JSON", "table events has")):
             raise LedgerBroken(
                 "ledger_broken",
                 f"the ledger's file is damaged: {error}",

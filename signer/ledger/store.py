@@ -116,8 +116,9 @@ class Ledger(LedgerReader):
     def commit(self, events: Sequence[Event], now_ms: int) -> list[Entry]:
         """Appends all events in one fsynced transaction, or none; raises `Unavailable` or `LedgerBroken`.
 
-        A malformed event raises `ValueError` or `KeyError`, as does a serial of the local key that does not rise. Times
-        never decrease: if the clock was set back, an entry gets the time of the previous one.
+        A malformed event raises `ValueError` or `KeyError`, as does a serial of the local key that does not rise; an
+        event that a constraint of the file forbids raises `sqlite3.IntegrityError`. All three are internal errors.
+        Times never decrease: if the clock was set back, an entry gets the time of the previous one.
         """
         try:
             head = self._head or self.head()

@@ -301,6 +301,7 @@ class WaitingLine:
         self._asked = asked
         self._wait = invocation.wait
         self._for_program = invocation.is_for_program()
+        self._as_json = invocation.json
         self._shown = not self._for_program and not invocation.json
         self._began = time.monotonic()
         self._is_drawn = False
@@ -314,7 +315,12 @@ class WaitingLine:
 
     def show(self) -> None:
         """The request as the humans see it, before the wait."""
-        if not self._shown or self._asked.state != "pending":
+        if self._asked.state != "pending":
+            return
+        if self._as_json and not self._for_program:
+            facts = self._asked.pending_facts("waiting; Ctrl-C withdraws the request")
+            output.remark(f"request {self._asked.request} waits", as_json=True, state="pending", **facts)
+        if not self._shown:
             return
         frozen = self._asked.frozen
         output.say(f"request {self._asked.request} needs the approval of {names(self._asked.approvers)}:")

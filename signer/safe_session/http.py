@@ -10,8 +10,8 @@ from __future__ import annotations
 import _socket  # not `socket`: its enums cost 15 ms
 import time
 
-from signer.address import Address, NoListener, check_server, is_clear_text
-from signer.errors import BadFormat, BadSettings, Unavailable
+from signer.address import Address, NoListener, check_scheme, check_server
+from signer.errors import BadFormat, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ SECONDS_FOR_ALL = 10.0
 _MAX_RESPONSE = 64 * 1024
 _MAX_INTERIM = 8  # responses with status 1xx before the final one
 _SECONDS_PER_TICK = 1.0
-_SECONDS_FOR_SCHEME = 2.0
 _SETTING = "SAFE_SESSION_ADDR"
 _TLS_ALERT = b"\x15"  # TLSPlaintext.type of RFC 8446 section 5.1
 
@@ -101,11 +100,11 @@ def send(
         ) from None
     except OSError as error:
         if _may_be_other_scheme(error):
-            _check_scheme(address)
+            check_scheme(address, _SETTING)
         raise _connection_error(address, error) from None
     # A TLS server ends a connection of plain http, with or without an alert; nginx sends a page.
     if not raw or raw[:1] == _TLS_ALERT or raw[:12] in (b"HTTP/1.1 400", b"HTTP/1.0 400"):
-        _check_scheme(address)
+        check_scheme(address, _SETTING)
     return parse_response(raw, address.text, largest)
 
 
@@ -159,66 +158,6 @@ def _may_be_other_scheme(error: OSError) -> bool:
     if type(error).__module__ == "ssl":
         return not getattr(error, "verify_message", "")
     return isinstance(error, (ConnectionResetError, BrokenPipeError))
-
-
-def _check_scheme(address: Address) -> None:
-    """Raises `BadSettings` if the service speaks the other one of http and https; called after a failure. Asks it on a
-    connection of its own, without the token."""
-    if address.scheme == "unix":
-        return
-    speaks_other = _speaks_http(address) if address.scheme == "https" else _speaks_tls(address)
-    if not speaks_other:
-        return
-    other = "http" if address.scheme == "https" else "https"
-    place = address.text.partition("://")[2]
-    hint = f"set SAFE_SESSION_ADDR={other}://{place}"
-    if other == "http" and is_clear_text("http", address.host):
-        hint = "an https:// address is needed to reach another machine: give the service TLS, or use a tunnel"
-    text = f"{_SETTING} has the wrong scheme: the service at {place} speaks {other}, not {address.scheme}"
-    raise BadSettings("wrong_scheme", text, hint)
-
-
-def _speaks_http(address: Address) -> bool:
-    try:
-        connection = _dial(address)
-        try:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(16).startswith(b"HTTP/1.")
-        finally:
-            connection.close()
-    except OSError:
-        return False
-
-
-def _speaks_tls(address: Address) -> bool:
-    """Nothing is sent but the handshake, so that the certificate need not be verified."""
-    import socket
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        plain = socket.socket(fileno=_dial(address).detach())
-        plain.settimeout(_SECONDS_FOR_SCHEME)
-        context.wrap_socket(plain, server_hostname=address.host).close()
-    except OSError as error:
-        return type(error).__module__ == "ssl" and "ALERT" in str(getattr(error, "reason", ""))
-    return True
-
-
-def _dial(address: Address) -> _socket.socket:
-    """A connected socket, without checks: for what is no secret. Raises `OSError`."""
-    found = _socket.getaddrinfo(address.host.encode("ascii"), address.port, 0, _socket.SOCK_STREAM)
-    family, kind, protocol, _, place = found[0]
-    connection = _socket.socket(family, kind, protocol)
-    connection.settimeout(_SECONDS_FOR_SCHEME)
-    try:
-        connection.connect(place)
-    except OSError:
-        connection.close()
-        raise
-    return connection
 
 
 def _read_all(

@@ -1,4 +1,6 @@
-"""Checks of everything that a start depends on. Changes nothing and prints nothing.
+"""Checks of everything that a start depends on. Leaves nothing behind and prints nothing.
+
+An address is bound for a moment, and a file is created in each directory and removed, as the user that will do it.
 
 Uses the functions of keeper and launcher where possible. Runs in a process that may read the CA key file (`signer
 check`, `signer ca inspect`), after `forbid_dumps`.
@@ -18,7 +20,8 @@ from typing import Final, Literal
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
 from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, Unavailable, write_hint
-from signer.hardening import check_users
+from signer.files import write_new
+from signer.hardening import acting_as, check_users, look_up_user
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
@@ -26,7 +29,10 @@ from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.access import become_reader
+from signer.service.control import find_running
 from signer.service.key_source import agent_for_check
+from signer.service.listeners import try_to_bind
+from signer.service.tls import load_tls_pair
 from signer.settings import Settings, load_settings
 from signer.units import timestamp
 
@@ -54,6 +60,7 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         return
     yield from _check_settings(settings)
     yield from _check_users(settings)
+    yield from _check_tls(settings, now)
     policy: Policy | None = None
     try:
         policy = load_policy(settings.policy_file)
@@ -74,23 +81,47 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         yield Check("fail", error.code, error.text, error.hint)
         return
     yield from _check_directories(settings)
-    yield from _check_ledger(settings.data_dir)
+    yield from _check_ledger(settings.data_dir, policy)
 
 
 def _check_settings(settings: Settings) -> Iterator[Check]:
     yield Check("ok", "settings", f"mode {settings.mode}, mounts {', '.join(settings.mounts)}")
     for warning in settings.warnings:
         yield Check("warn", "unknown_setting", warning, "correct its name, or remove it from the environment")
+    running: str | None = None
     for listen in settings.listen:
         protection = "reached from this host only" if listen.is_private() else "beyond loopback"
         if settings.tls_cert_file is not None:
             protection += ", TLS"
         if settings.trusted_proxies:
             protection += f", behind {', '.join(map(str, settings.trusted_proxies))}"
+        try:
+            try_to_bind(listen, settings.socket_group)
+        except SignerError as error:
+            running = running or (find_running(settings) if error.code == "listen_in_use" else None)
+            if running is None:
+                yield Check("fail", error.code, error.text, error.hint)
+                continue
+            protection += f"; in use while {running} runs"
         yield Check("ok", "listen", f"{listen}, {protection}")
-    for code, path in (("tls_certificate", settings.tls_cert_file), ("tls_key", settings.tls_key_file)):
-        if path is not None and not os.access(path, os.R_OK):
-            yield Check("fail", f"{code}_unreadable", f"{path} cannot be read", "fix the path or the file mode")
+
+
+def _check_tls(settings: Settings, now: int) -> Iterator[Check]:
+    """Certificate and key as the api's user finds them."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return
+    try:
+        with acting_as(None if settings.api_user is None else look_up_user(settings.api_user).pw_uid):
+            pair = load_tls_pair(settings.tls_cert_file, settings.tls_key_file)
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
+    end = timestamp(pair.not_after)
+    if pair.not_after <= now + SOON:
+        what = "has expired on" if pair.not_after <= now else "expires on"
+        yield Check("warn", "tls_expires", f"the TLS certificate {what} {end}", "renew it, then `signer reload`")
+    else:
+        yield Check("ok", "tls", f"{pair.subject}, valid until {end}")
 
 
 def _check_users(settings: Settings) -> Iterator[Check]:
@@ -227,12 +258,29 @@ def _check_key_place(path: Path) -> Iterator[Check]:
         )
 
 
+def _keeper_id(settings: Settings) -> int | None:
+    """The keeper's user id; None if it is this user's, or the user does not exist."""
+    if settings.keeper_user is None or os.geteuid() != 0:
+        return None
+    try:
+        return look_up_user(settings.keeper_user).pw_uid
+    except BadSettings:  # reported by `_check_users`
+        return None
+
+
 def _check_directories(settings: Settings) -> Iterator[Check]:
+    keeper = _keeper_id(settings)
     for code, path in (("data_dir", settings.data_dir), ("run_dir", settings.run_dir)):
         try:
             facts = path.stat()
         except FileNotFoundError:
-            yield Check("ok", code, f"{path} does not exist yet; `signer serve` creates it")
+            parent = next(parent for parent in path.parents if parent.exists())
+            fault = _try_to_write(parent, None)
+            if fault is None:
+                yield Check("ok", code, f"{path} does not exist yet; `signer serve` creates it")
+            else:
+                hint = f"create it, or let the user that starts the service write {parent}"
+                yield Check("fail", f"{code}_unusable", f"{path} cannot be created in {parent}: {fault}", hint)
             continue
         except OSError as error:
             yield Check(
@@ -255,16 +303,30 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
             )
         elif not os.access(path, os.W_OK | os.X_OK):
             if os.statvfs(path).f_flag & os.ST_RDONLY:
-                fault = OSError(errno.EROFS, os.strerror(errno.EROFS))
-                yield Check("fail", f"{code}_not_writable", f"{path}: {fault.strerror}", write_hint(fault, str(path)))
+                frozen = OSError(errno.EROFS, os.strerror(errno.EROFS))
+                yield Check("fail", f"{code}_not_writable", f"{path}: {frozen.strerror}", write_hint(frozen, str(path)))
                 continue
             hint = "run this as the user that starts the service, or fix the owner"
             yield Check("fail", f"{code}_not_writable", f"{path} belongs to user {facts.st_uid}", hint)
+        elif (fault := _try_to_write(path, keeper if facts.st_uid == keeper else None)) is not None:
+            yield Check("fail", f"{code}_not_writable", f"{path}: {fault}", "fix the file system or the owner")
         else:
             yield Check("ok", code, f"{path}, mode {mode:04o}, owner {facts.st_uid}")
 
 
-def _check_ledger(data_dir: Path) -> Iterator[Check]:
+def _try_to_write(directory: Path, user: int | None) -> str | None:
+    """Creates and removes a file there, as `user` or as this user; the reason if that fails."""
+    trial = directory / f".signer-check-{os.getpid()}"
+    try:
+        with acting_as(user):
+            write_new(trial, b"", 0o600)
+            trial.unlink()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _check_ledger(data_dir: Path, policy: Policy | None) -> Iterator[Check]:
     if not data_dir.is_dir() or not os.access(data_dir, os.X_OK):
         return
     free = shutil.disk_usage(data_dir).free
@@ -277,10 +339,18 @@ def _check_ledger(data_dir: Path) -> Iterator[Check]:
     try:
         reader.query("BEGIN")  # one snapshot, even while a keeper writes
         head = check_recent(reader)
+        ca = reader.last_ca()
     except SignerError as error:
         yield Check("fail", error.code, error.text, error.hint)
     else:
         newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
         yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
+        if policy is not None and ca is not None and not policy.ca.names(ca):
+            yield Check(
+                "warn",
+                "ledger_of_another_ca",
+                f"it was written with CA key {ca}, which policy.toml does not name",
+                "if it is another platform's, restore the right ledger before the start",
+            )
     finally:
         reader.close()

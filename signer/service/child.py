@@ -49,6 +49,7 @@ class Child:
     prepare: Callable[[], None] = lambda: None
     key_file: Path | None = None  # opened and passed to it at each reload
     descriptors: Callable[[], Sequence[int]] = lambda: ()  # passed to it at each start
+    clock: Callable[[], float] = time.monotonic
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
     came_up: bool = False
@@ -85,7 +86,7 @@ class Child:
                 **ids,  # type: ignore[call-overload]
             )
         self.came_up, self.reports = False, []
-        self._silent, self._started = 0.0, time.monotonic()
+        self._silent, self._started = 0.0, self.clock()
         self._looked_at = self._started
         self._killed_at, self._is_stuck = None, False
 
@@ -112,7 +113,7 @@ class Child:
         """Reads the messages of a running process, and kills it if it hangs."""
         if self.channel is None:
             return
-        now = time.monotonic()
+        now = self.clock()
         self._silent += min(now - self._looked_at, _LONGEST_STEP)
         self._looked_at = now
         for message in read_messages(self.channel):
@@ -145,7 +146,7 @@ class Child:
         assert self.process is not None, "only a child that was started can end"  # noqa: S101
         log.warning("%s ended with status %s, restarting it", self.name, self.process.returncode)
         self.process = None
-        was_good = self.came_up and time.monotonic() - self._started >= self.stable_after
+        was_good = self.came_up and self.clock() - self._started >= self.stable_after
         self._schedule(0 if was_good else self.failures + 1)
 
     def note_failed_start(self, reason: str) -> None:
@@ -156,7 +157,7 @@ class Child:
 
     def _schedule(self, failures: int) -> None:
         self.failures = failures
-        self.due = time.monotonic() + RESTART_PAUSE[min(failures, len(RESTART_PAUSE) - 1)]
+        self.due = self.clock() + RESTART_PAUSE[min(failures, len(RESTART_PAUSE) - 1)]
 
     def stop(self, within: float) -> None:
         """Sends SIGTERM, and SIGKILL after `within` seconds; leaves a process that cannot be killed."""

@@ -12,13 +12,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import SignerError, Unavailable
-from signer.hardening import look_up_user, peer_process
+from signer.hardening import acting_as, look_up_user, peer_process
 from signer.service.child import Ids
 from signer.service.supervisor import MAX_MESSAGE
 from signer.settings import Settings
@@ -43,7 +43,7 @@ class Client:
     def answer(self, reply: dict[str, object]) -> None:
         """Sends the reply and closes the connection; a client that is gone misses it."""
         with suppress(OSError):
-            self.connection.send(json.dumps(reply).encode())
+            self.connection.send(json.dumps(reply, ensure_ascii=False).encode(errors="replace"))
         self.connection.close()
 
 
@@ -52,7 +52,7 @@ class ControlSocket:
 
     def __init__(self, run_dir: Path, owner: Ids | None) -> None:
         self._path = run_dir / NAME
-        self._owner = owner
+        self._owner_id = None if owner is None else owner.user
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None  # device and inode of the socket's name
         self._clients: list[Client] = []
@@ -66,7 +66,9 @@ class ControlSocket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             listener.setblocking(False)
-            with _as_owner(self._owner):  # the directory is the keeper's, and root in a container may not write there
+            with acting_as(
+                self._owner_id
+            ):  # the directory is the keeper's, and root in a container may not write there
                 self._path.unlink(missing_ok=True)
                 former = os.umask(0o177)
                 try:
@@ -137,7 +139,7 @@ class ControlSocket:
         is_ours = self._identity is not None and self._identity == _identity(self._path)
         self._close_listener()
         if is_ours:
-            with suppress(OSError), _as_owner(self._owner):  # a stale name is replaced at the next start
+            with suppress(OSError), acting_as(self._owner_id):  # a stale name is replaced at the next start
                 self._path.unlink(missing_ok=True)
 
 
@@ -153,8 +155,7 @@ def ask_launcher(settings: Settings, operation: str) -> dict[str, Any]:
         except PermissionError:
             if os.geteuid() != 0 or settings.keeper_user is None:
                 raise
-            entry = look_up_user(settings.keeper_user)
-            with _as_owner(Ids(entry.pw_uid, entry.pw_gid)):
+            with acting_as(look_up_user(settings.keeper_user).pw_uid):
                 reply = _ask(path, operation)
     except PermissionError:
         raise Unavailable(
@@ -188,6 +189,27 @@ def _ask(path: Path, operation: str) -> Any:
         return json.loads(connection.recv(MAX_MESSAGE * 2))
 
 
+def find_running(settings: Settings) -> str | None:
+    """What serves in SIGNER_RUN_DIR, in words; None if nothing does, or this user cannot see it."""
+    try:
+        status = ask_launcher(settings, "status")
+    except SignerError:
+        return _find_keeper(settings)
+    return f"`signer serve`, process {status.get('pid')}"
+
+
+def _find_keeper(settings: Settings) -> str | None:
+    """A keeper without launcher, as systemd starts it."""
+    try:
+        settings.socket.lstat()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+            probe.settimeout(1)
+            probe.connect(str(settings.socket))
+            return f"the keeper, process {peer_process(probe).pid}"
+    except OSError:
+        return None
+
+
 def _operation(data: bytes) -> str | None:
     try:
         request = json.loads(data)
@@ -212,16 +234,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return facts.st_dev, facts.st_ino
-
-
-@contextmanager
-def _as_owner(owner: Ids | None) -> Iterator[None]:
-    """Acts as that user for a moment; the launcher has one thread."""
-    if owner is None or os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(owner.user)
-    try:
-        yield
-    finally:
-        os.seteuid(0)

@@ -7,6 +7,7 @@ descriptors. What a socket is bound to decides whether it needs TLS or a named p
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import ipaddress
 import os
@@ -27,7 +28,7 @@ _FIRST_OF_SYSTEMD: Final = 3  # sd_listen_fds(3)
 def bind_listeners(settings: Settings) -> list[socket.socket]:
     """Listens on every address of SIGNER_LISTEN; raises `Unavailable` or `BadSettings`, and then listens on none."""
     with contextlib.ExitStack() as bound:
-        listeners = [bound.enter_context(_bind(listen, settings.socket_group)) for listen in settings.listen]
+        listeners = [bound.enter_context(bind_listener(listen, settings.socket_group)) for listen in settings.listen]
         bound.pop_all()
         return listeners
 
@@ -68,16 +69,13 @@ def check_listeners(listeners: Iterable[socket.socket], settings: Settings) -> N
             )
 
 
-def _bind(listen: Listen, group: str | None) -> socket.socket:
+def bind_listener(listen: Listen, group: str | None) -> socket.socket:
+    """Listens on one address; raises `Unavailable` or `BadSettings`."""
     try:
         if listen.path is not None:
             return _bind_unix(listen.path, group)
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = _make_tcp(listen)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((listen.host, listen.port))
             listener.listen(BACKLOG)
         except BaseException:
@@ -85,11 +83,46 @@ def _bind(listen: Listen, group: str | None) -> socket.socket:
             raise
         return listener
     except OSError as error:
-        raise Unavailable(
-            "listen_failed",
-            f"cannot listen on {listen}: {error.strerror}",
-            "stop what listens there, or set another SIGNER_LISTEN",
-        ) from None
+        raise _cannot_listen(listen, error) from None
+
+
+def _cannot_listen(listen: Listen, error: OSError) -> Unavailable:
+    text = f"cannot listen on {listen}: {error.strerror}"
+    is_socket = listen.path is None or listen.path.is_socket()  # a file in the way is not in use
+    if error.errno == errno.EADDRINUSE and is_socket:
+        return Unavailable("listen_in_use", text, "stop what listens there (`ss -lp`), or set another SIGNER_LISTEN")
+    return Unavailable("listen_failed", text, "fix the address or the directory, or set another SIGNER_LISTEN")
+
+
+def try_to_bind(listen: Listen, group: str | None) -> None:
+    """Binds the address for a moment, without listening; raises as `bind_listeners` does.
+
+    A unix socket is bound under another name in the same directory.
+    """
+    try:
+        if listen.path is None:
+            with _make_tcp(listen) as probe:
+                probe.bind((listen.host, listen.port))
+            return
+        if group is not None:
+            _group_id(group)
+        if os.path.lexists(listen.path) and not _is_stale(listen.path):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        trial = listen.path.with_name(f".{os.getpid()}.check")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.bind(str(trial))
+            trial.unlink()
+    except OSError as error:
+        raise _cannot_listen(listen, error) from None
+
+
+def _make_tcp(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return listener
 
 
 def _bind_unix(path: Path, group: str | None) -> socket.socket:

@@ -14,8 +14,8 @@ from signer.protocol.log_limit import LogLimit
 # second, only a signature proves it.
 _PROBED: Final = frozenset(
     {
-        "clock_behind", "ledger_broken", "ledger_missing", "ledger_not_ours", "ledger_replaced", "ledger_unavailable",
-        "ledger_version_newer",
+        "clock_behind", "ledger_broken", "ledger_missing", "ledger_not_ours", "ledger_replaced",
+        "ledger_structure_differs", "ledger_unavailable", "ledger_version_newer",
     }
 )  # fmt: skip
 _SIGNED: Final = frozenset(

@@ -167,18 +167,14 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         random=os.urandom,
         report=report,
     )
-    failure = core.begin({"version": __version__, **backend.facts()})
-    if failure is not None:
-        raise failure
-    reloader = Reloader(core, backend, settings, source)
-    max_when_slow = settings.threads * 3 // 4 or 1
+    _begin(core, ledger, backend)
     keeper = Keeper(
         core,
         backend,
         ledger,
         place.listen(),
-        reloader,
-        max_when_slow,
+        Reloader(core, backend, settings, source),
+        settings.threads * 3 // 4 or 1,
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
@@ -188,6 +184,19 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     finally:
         ledger.close()
         place.close()
+
+
+def _begin(core: Core, ledger: TimedLedger, backend: Backend) -> None:
+    """Records the start, and warns if the ledger has another CA key; raises `Unavailable` or `LedgerBroken`."""
+    own, former = backend.order.local_key, ledger.last_ca()
+    if own is not None and former not in (None, own.fingerprint):
+        log.warning("the CA key is %s; the ledger was written with %s", own.fingerprint, former)
+        if not core.policy.ca.names(str(former)):
+            hint = "if the ledger is another platform's, stop and restore the right one"
+            log.warning("policy.toml does not name %s: %s", former, hint)
+    failure = core.begin({"version": __version__, **backend.facts()})
+    if failure is not None:
+        raise failure
 
 
 def _report(lines: LogLimit, error: Exception) -> None:

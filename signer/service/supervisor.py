@@ -58,7 +58,7 @@ class Supervisor:
     def _send(self, message: dict[str, object], state: bytes | None) -> None:
         with suppress(OSError):  # a full queue, or a supervisor that is gone
             if self._channel is not None:
-                self._channel.send(json.dumps(message).encode())
+                self._channel.send(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
         with suppress(OSError):
             if self._systemd is not None and state is not None:
                 self._systemd.send(state)

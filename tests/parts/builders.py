@@ -301,6 +301,19 @@ class MemoryStore:
         self._readable()
         return max(self.rows, default=0)
 
+    def last_ca(self) -> str | None:
+        self._readable()
+        for entry in reversed(self.entries):
+            body = json.loads(entry.body)
+            found = {
+                "ca.rotated": body.get("to"),
+                "keeper.started": body.get("compared_with") or body.get("ca"),
+                "certificate.issued": body.get("ca") if body.get("backend") == "local" else None,
+            }.get(entry.kind)
+            if found not in (None, "vault"):
+                return str(found)
+        return None
+
     def has_vault_serial(self, serial: int) -> bool:
         self._readable()
         return serial in self.rows and self.rows[serial].backend == "vault"

@@ -316,6 +316,8 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     for module in ("check", "ca"):
         monkeypatch.setattr(f"signer.cli.{module}.forbid_dumps", lambda: None)  # it would bind this whole test run
     monkeypatch.setattr("signer.service.checks.file_system_of", lambda _path: "ext4")
+    # No sockets here; tests/system/operations/test_check.py binds.
+    monkeypatch.setattr("signer.service.checks.try_to_bind", lambda _listen, _group: None)
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
     monkeypatch.setattr("signer.service.access._become_keeper", _stay)
     play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from signer.ledger.audit import verify
 from signer.ledger.reader import LedgerReader
-from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
+from signer.ledger.schema import EVENTS, FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued, refused, thaw, withheld
@@ -59,3 +59,11 @@ class Opened(LedgerReader):
         for trigger in TRIGGERS:
             self._db.execute(f"DROP TRIGGER {trigger}")
         self._db.execute("DROP INDEX events_of_vault")  # it refuses a body that is not JSON
+
+    def put_back(self) -> None:
+        """Makes the triggers again, as a forger would."""
+        with closing(sqlite3.connect(":memory:")) as new:
+            new.executescript(EVENTS)
+            triggers = new.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (statement,) in triggers:
+            self.connection().execute(statement)

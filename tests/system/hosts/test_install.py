@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -280,6 +282,22 @@ def test_it_rolls_back_when_nobody_can_log_in_any_more(host: KitHost) -> None:
     eventually(lambda: not host.exists(STATE), "the rollback is done")
     assert host.login().ok
     assert host.snapshot() == before
+
+
+def test_files_stay_until_sshd_has_forgotten_them(host: KitHost) -> None:
+    """An sshd that is slow to reload still names the list; while that is missing it would refuse every key."""
+    before = host.snapshot()
+    assert host.install().ok
+    listener = host.read("/run/sshd.pid").strip()
+    host.run("kill", "-STOP", listener)
+    undo = subprocess.Popen(host.command(f"{PROGRAMS}/rollback", "--now"), stdout=subprocess.DEVNULL)
+    eventually(lambda: not host.exists(DROP_IN), "the drop-in is gone")
+    time.sleep(1)
+    assert host.exists(f"{FOLDER}/revoked.krl")
+    host.run("kill", "-CONT", listener)
+    assert undo.wait(60) == 0
+    assert host.snapshot() == before
+    assert host.login().ok
 
 
 def test_a_change_that_nobody_confirms_goes_back_to_the_confirmed_state(hosts: KitHosts, host: KitHost) -> None:

@@ -7,12 +7,14 @@ with a real sshd, and write down what they were asked; the unit files are read b
 from __future__ import annotations
 
 import re
+import subprocess
 from typing import Final
 
 import pytest
 
 from tests.parts import missing
 from tests.parts.kit_hosts import DROP_IN, KIT, PROGRAMS, STATE, KitHost, KitHosts
+from tests.parts.list_server import ListServer
 
 UNITS: Final = "/etc/systemd/system"
 SERVICE, TIMER = "safe-session-host-update.service", "safe-session-host-update.timer"
@@ -96,6 +98,41 @@ def test_the_units_are_whole_and_hard(quiet_host: KitHost) -> None:
     level = re.search(rf"Overall exposure level for {SERVICE}: ([\d.]+)", said.out)
     assert level, said.out + said.err
     assert float(level[1]) <= 2.5
+
+
+def calls_of(group: str) -> set[str]:
+    """The system calls of one of systemd's groups, with those of the groups in it."""
+    shown = subprocess.run(["systemd-analyze", "syscall-filter", group], capture_output=True, text=True).stdout
+    names = {line.strip() for line in shown.splitlines()[1:] if line.strip() and not line.strip().startswith("#")}
+    inner = {name for name in names if name.startswith("@")}
+    return (names - inner).union(*(calls_of(name) for name in inner))
+
+
+@missing.needs_strace
+@missing.needs_systemd_analyze
+def test_an_update_makes_no_system_call_that_its_unit_forbids(hosts: KitHosts) -> None:
+    """A filter that is too narrow shows on a real systemd only, where it ends every update."""
+    allowed: set[str] = set()
+    for value in re.findall(r"^SystemCallFilter=(.*)$", (KIT / SERVICE).read_text(), re.MULTILINE):
+        words = value.removeprefix("~").split()
+        named = set[str]().union(*(calls_of(word) if word.startswith("@") else {word} for word in words))
+        allowed = allowed - named if value.startswith("~") else allowed | named
+    host = hosts.new()
+    host.write("/etc/ssh/own-revoked", f"{hosts.keys.user.public_line}\n")
+    host.write("/etc/ssh/sshd_config.d/50-own.conf", "RevokedKeys /etc/ssh/own-revoked\n")
+    host.start_sshd()
+    server = ListServer(hosts.folder, hosts.keys.ca, hosts.keys.publisher)
+    try:
+        server.publish(1)
+        host.installed("--url", server.url, "--publisher", f"{host.folder}/publisher.pub")
+        server.publish(2, "serial: 7")
+        said = host.run("strace", "-f", "-o", "/run/calls", f"{PROGRAMS}/update")
+    finally:
+        server.close()
+    assert said.ok, said.err
+    used = set(re.findall(r"^\d+ +(\w+)\(", host.read("/run/calls"), re.MULTILINE))
+    assert used >= {"execve", "connect", "fsync"}
+    assert used - allowed == set()
 
 
 def test_without_systemd_cron_runs_it(hosts: KitHosts) -> None:

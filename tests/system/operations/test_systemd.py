@@ -102,6 +102,7 @@ def test_the_units_say_what_the_settings_default_to() -> None:
     keeper, api = map(Unit.read, NAMES)
     assert keeper.environment["SIGNER_API_USER"] == api.one("User")
     assert "User" not in keeper.service  # root, to read the key
+    assert {unit.one("Type") for unit in (keeper, api)} == {"notify"}
     assert keeper.environment["SIGNER_KEEPER_USER"] not in (api.one("User"), "root")
 
 
@@ -115,6 +116,7 @@ class Started:
     service: Service
     processes: dict[str, subprocess.Popen[bytes]]
     traces: dict[str, Path]
+    notified: dict[str, socket.socket] = field(default_factory=dict)  # what each says to systemd
 
     def pid(self, name: str) -> int:
         """The unit's main process; what started here is strace."""
@@ -158,6 +160,8 @@ def started(keyring: KeyRing) -> Iterator[Started]:
             for process in running.processes.values():
                 process.kill()
                 process.wait()
+            for told in running.notified.values():
+                told.close()
 
 
 def start(name: str, running: Started) -> None:
@@ -177,6 +181,14 @@ def start(name: str, running: Started) -> None:
         "SIGNER_CA_KEY_OWNER": "root:root",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
+
+    if unit.one("Type") == "notify":
+        path = service.folder / f"{name}.notify"
+        told = running.notified[name] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told.bind(str(path))
+        told.settimeout(30)
+        path.chmod(0o777)  # as that of systemd
+        environment["NOTIFY_SOCKET"] = str(path)
 
     def words(line: str) -> list[str]:
         line = re.sub(r"\$\{(\w+)\}", lambda match: environment[match[1]], line)
@@ -238,6 +250,16 @@ def test_units_issue_certificates_as_plain_commands(started: Started, user: Key)
     answer = started.service.sign(user.public_line)
     assert answer.status == 201, started.service.log()
     assert started.service.ask("GET", "/readyz").json()["mode"] == "local"
+
+
+def test_audit_each_unit_tells_systemd_that_it_is_ready_and_then_that_it_is_alive(started: Started) -> None:
+    for name in NAMES:
+        unit = Unit.read(name)
+        assert (unit.one("WatchdogSec"), unit.one("WatchdogSignal")) == ("30s", "SIGKILL")
+        said = started.notified[name]
+        while said.recv(100) != b"READY=1":
+            pass  # until the timeout of the socket
+        assert {said.recv(100) for _ in range(2)} == {b"WATCHDOG=1"}
 
 
 def test_each_unit_runs_as_its_user_without_powers(started: Started) -> None:

@@ -377,6 +377,18 @@ def test_a_person_who_does_not_want_to_wait_gets_the_line_of_a_program(
     assert json.loads(terminal.shown).keys() >= PENDING
 
 
+def test_json_on_a_terminal_says_what_is_waited_for(
+    client: Client, api: ThreadedStandin, humans: Humans, memory: Path
+) -> None:
+    terminal = Terminal(client, api.address, "--json", "exec", "--", "true")
+    terminal.read_until("}")
+    said = json.loads(terminal.shown)
+    assert said["state"] == "pending"
+    assert said.keys() >= PENDING
+    humans.decide("approved")
+    assert terminal.end() == 0
+
+
 def test_a_denial_is_a_sentence_for_a_person(
     client: Client, api: ThreadedStandin, humans: Humans, memory: Path
 ) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from signer.api_client import ApiClient
+from signer.errors import BadSettings
 from tests.parts.keys import Key, KeyRing
 from tests.parts.standin import (
     TOKEN,
@@ -266,10 +268,26 @@ def test_a_wrong_scheme_is_said_at_once(client: Client, tls: Path, how: str) -> 
     assert done.returncode == 78
     assert done.stderr == (
         f"safe-session: error: SAFE_SESSION_ADDR has the wrong scheme: the service at {place} speaks {right}, not"
-        f" {wrong}\nsafe-session: hint: set SAFE_SESSION_ADDR={right}://{place}\n"
+        f" {wrong}\nsafe-session: hint: set it to {right}://{place}\n"
     )
     # Nothing is tried twice, and what asks for the scheme holds no token.
     assert [asked for asked in api.asked if "authorization" in asked.headers] == []
+
+
+@pytest.mark.parametrize("how", ["https to http", "http to https"])
+def test_a_wrong_scheme_is_said_by_the_operators_commands_too(client: Client, tls: Path, how: str) -> None:
+    api = Standin(lambda _: problem(404, "no such path"))
+    right, wrong = how.split(" to ")[::-1]
+    if right == "https":
+        api.wrap = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        api.wrap.load_cert_chain(tls)
+    place = api.address.removeprefix("http://")
+    with api, ApiClient(f"{wrong}://{place}", client.token_file) as operator, pytest.raises(BadSettings) as caught:
+        operator.head()
+    assert caught.value.text == (
+        f"signer.address has the wrong scheme: the service at {place} speaks {right}, not {wrong}"
+    )
+    assert caught.value.hint == f"set it to {right}://{place}"
 
 
 def test_a_page_for_plain_http_on_a_port_of_https_is_no_wrong_scheme_by_itself(client: Client) -> None:

@@ -76,6 +76,35 @@ def test_the_agent_holds_this_certificate_and_nothing_else_while_the_command_run
     assert "safe-session llmops 4711" in done.stdout
 
 
+HOSTILE = """
+import os, socket, struct
+long = struct.pack(">I", 300000) + bytes(300000)
+for data in (b"", b"\\0", b"\\0\\0\\0\\0", b"\\xff\\xff\\xff\\xff", long, b"GET / HTTP/1.1\\r\\n"):
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(os.environ["SSH_AUTH_SOCK"])
+        try:
+            link.sendall(data)
+            link.shutdown(socket.SHUT_WR)
+            assert link.recv(10) == b"", data
+        except OSError:
+            pass
+held = [socket.socket(socket.AF_UNIX) for _ in range(600)]
+for link in held:
+    link.connect(os.environ["SSH_AUTH_SOCK"])
+for link in held:
+    link.close()
+"""
+
+
+def test_what_speaks_no_agent_protocol_stops_no_login(client: Client, api: Standin) -> None:
+    """A host that gets the agent forwarded can send it anything, on as many connections as it likes."""
+    script = f'{sys.executable} -c "$HOSTILE" && ssh-add -l'
+    done = client.run(api.address, "exec", "--", "sh", "-c", script, HOSTILE=HOSTILE)
+    assert done.returncode == 0, done.stderr
+    assert "ED25519-CERT" in done.stdout
+    assert client.left_behind() == []
+
+
 def test_the_private_place_is_private(client: Client, api: Standin) -> None:
     done = client.run(
         api.address, "exec", "--", "sh", "-c", 'stat -c %a "$SSH_AUTH_SOCK" "$(dirname "$SSH_AUTH_SOCK")"'

@@ -100,11 +100,14 @@ def test_a_batch_that_is_being_signed_ends_with_the_key_it_began_with() -> None:
     assert ca_of(bench.sign()) == new.blob
 
 
-def test_serials_rise_over_a_restart_with_the_new_key() -> None:
+def test_serials_rise_over_a_restart_with_the_new_key_and_the_change_is_recorded() -> None:
     bench = Bench()
     bench.sign()
+    former = bench.key
     bench.key = PretendKey("new")
     bench.restart()
+    bench.restart()
+    assert bench.store.bodies("ca.rotated") == [{"from": former.fingerprint, "to": bench.key.fingerprint}]
     reply = bench.sign()
     assert (reply["serial"], ca_of(reply)) == ("2", bench.key.blob)
 

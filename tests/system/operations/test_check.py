@@ -1,0 +1,93 @@
+"""`signer check` beside a real service, and where a start would fail: it says what the start would say."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.parts import missing, ports, rotation
+from tests.parts.keys import Key, KeyRing
+from tests.parts.rotation import rotating_service
+from tests.parts.selfsigned import write_certificate
+from tests.parts.service import Service
+
+
+@pytest.fixture
+def ca(keyring: KeyRing) -> Key:
+    return keyring("ed25519", "ca")
+
+
+def found(service: Service) -> dict[str, tuple[str, str]]:
+    """Outcome and detail of each check, by its code."""
+    done = service.command("check", "--json")
+    checks = json.loads(done.stdout)["checks"]
+    assert done.returncode == int(any(check["outcome"] == "fail" for check in checks))
+    return {check["code"]: (check["outcome"], check["detail"]) for check in checks}
+
+
+def test_beside_a_healthy_service_all_is_well(ca: Key) -> None:
+    with rotating_service(ca) as world:
+        outcomes = found(world.service)
+        assert "fail" not in {outcome for outcome, _ in outcomes.values()}, outcomes
+        assert f"in use while `signer serve`, process {world.service.pid} runs" in outcomes["listen"][1]
+        assert not list(world.service.data_dir.glob(".signer-check*"))
+
+
+def test_a_port_of_another_process_is_named_by_check_and_ends_the_start(tmp_path: Path, ca: Key) -> None:
+    service = Service(tmp_path / "s", ca)
+    with socket.socket() as other:
+        other.bind((ports.LOOPBACK, service.port))
+        other.listen()
+        assert found(service)["listen_in_use"][0] == "fail"
+        done = service.command("serve")
+        assert done.returncode == 1
+        assert f"cannot listen on {ports.LOOPBACK}:{service.port}: Address already in use" in done.stderr
+        assert "serving on" not in done.stderr
+    assert "listen_in_use" not in found(service)
+    assert not service.data_dir.exists()
+
+
+def test_a_unix_socket_is_tried_in_its_directory(tmp_path: Path, ca: Key) -> None:
+    path = tmp_path / "place" / "api.sock"
+    service = Service(tmp_path / "s", ca, environ={"SIGNER_LISTEN": f"unix:{path}"})
+    assert found(service)["listen_failed"][0] == "fail"
+    path.parent.mkdir()
+    assert found(service)["listen"][0] == "ok"
+    assert list(path.parent.iterdir()) == []
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert found(service)["listen_in_use"][0] == "fail"
+
+
+def test_half_a_tls_pair_is_found_before_the_start(tmp_path: Path, ca: Key) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    certificate, _ = write_certificate(tmp_path / "one")
+    _, other_key = write_certificate(tmp_path / "two")
+    environ = {"SIGNER_TLS_CERT_FILE": str(certificate), "SIGNER_TLS_KEY_FILE": str(other_key)}
+    outcome, detail = found(Service(tmp_path / "s", ca, environ=environ))["tls_pair_refused"]
+    assert (outcome, detail) == ("fail", "certificate and key do not belong together")
+
+
+@missing.needs_root
+def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path: Path) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        service.stop()
+        assert found(service)["data_dir"][0] == "ok"
+        service.folder.chmod(0o700)  # its owner is root: the keeper's user gets no further
+        try:
+            assert found(service)["data_dir_not_writable"] == (
+                "fail",
+                f"{service.data_dir}: {os.strerror(13)}",
+            )
+        finally:
+            service.folder.chmod(0o755)
+        service.start()
