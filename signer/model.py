@@ -15,6 +15,13 @@ BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 MAX_REASON: Final = 500  # characters
+MAX_PUBLIC_KEY: Final = 16 * 1024  # characters; the line of an RSA-16384 key has 2,800
+MAX_KEY_ID: Final = 256  # bytes; every host logs it at each login
+# sshd passes the key id unsanitised to AuthorizedPrincipalsCommand and to its log.
+KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
+# sshd splits at commas and spaces (CVE-2026-35414); `*` and `{` are unexpanded templates.
+PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
+OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-required"})  # critical options
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
 WAIVER_SECONDS: Final = 4 * 3600  # from its approval; no waiver lasts longer
 WAIVER_USES: Final = 20  # certificates of one waiver

@@ -27,16 +27,15 @@ from signer.cli.parser import Help, read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.migration.evidence import files as evidence_files
-from signer.model import CaKeys, Head, Role, Token
+from signer.model import MAX_KEY_ID, MAX_PUBLIC_KEY, CaKeys, Head, Role, Token
 from signer.policy import file as policy_file
-from signer.policy import reading, rules, tables
+from signer.policy import reading, tables
 from signer.policy.decide import Policy
 from signer.protocol import commands, sign_request
 from signer.safe_session import settings as safe_session_settings
 from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
 from signer.service.overview import Overview
-from signer.ssh import publickey
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.toml import Duration
 from tests.parts.source import PACKAGE, TREES, called_with, texts
@@ -317,7 +316,7 @@ def limits() -> Table:
     hours = 3600
     rows = (
         ("body of a request", f"{sign_request.MAX_BODY // 1024} KiB"),
-        ("public key in a request", f"{publickey.MAX_TEXT // 1024} KiB"),
+        ("public key in a request", f"{MAX_PUBLIC_KEY // 1024} KiB"),
         ("policy file", f"{reading.MAX_POLICY_BYTES // 1024**2} MiB"),
         ("name of a role", f"{policy_file.MAX_ROLE_NAME} characters"),
         ("CA key file", f"{ca_key.MAX_KEY_FILE // 1024} KiB"),
@@ -327,7 +326,7 @@ def limits() -> Table:
             "principals in a certificate",
             f"{MAX_PRINCIPALS}, each 256 characters of letters, digits and `._@:+=/$\\~-`",
         ),
-        ("key id", f"{rules.MAX_KEY_ID} bytes of letters, digits and `._@=:+/-`"),
+        ("key id", f"{MAX_KEY_ID} bytes of letters, digits and `._@=:+/-`"),
         ("reason", f"{model.MAX_REASON} printable characters, one line"),
         ("page of certificates or operations", f"{commands.MAX_PAGE}"),
         ("certificates are back-dated by", f"{model.BACKDATE} seconds, for hosts whose clock is behind"),

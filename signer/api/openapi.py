@@ -21,7 +21,7 @@ from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody,
 from signer.protocol.commands import MAX_WAIT, STATES
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import DIGEST, OperationBody
-from signer.protocol.sign_request import SignBody
+from signer.protocol.sign_request import PRINTABLE, SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
 
@@ -49,12 +49,15 @@ class Route:
     queries: tuple[Query, ...] = ()
     is_open: bool = False  # needs no token
     accepted: type[BaseModel] | None = None  # the answer 202, while humans have not approved
+    required: tuple[str, ...] = ()  # fields of the body that other routes with this model do not need
 
 
 # What the edge answers before any route sees the request: malformed, late, too large, a long line, too many requests
 # without a known token, a large head.
 EDGE_FAULTS: Final = (400, 408, 413, 414, 429, 431)
-_WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256}
+_WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": PRINTABLE}
+_SEQ: Final = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+_SERIAL: Final = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 _LIST: Final = (
     Query("identity", "issued to this identity; another identity requires the right ledger.read", _WORD),
     Query("role", "issued for this role", _WORD),
@@ -62,7 +65,7 @@ _LIST: Final = (
     Query("fingerprint", "of the public key, SHA256:…", _WORD),
     Query("backend", "signed by signer's CA key or by Vault", {"type": "string", "enum": list(BACKENDS)}),
     Query("active", "true: only certificates valid now", {"type": "boolean", "default": False}),
-    Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
+    Query("before", "`before` of the previous page", _SEQ),
     Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
 _STATES: Final = {"type": "string", "enum": list(STATES)}
@@ -77,13 +80,13 @@ _WAIT: Final = (
 _INCIDENTS: Final = (Query("state", "all: also closed ones", {"type": "string", "enum": ["all", "open"]}),)
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
-    Query("before", "`before` of the previous page", {"type": "integer", "minimum": 0}),
+    Query("before", "`before` of the previous page", _SEQ),
     Query("limit", "operations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
 ROUTES: Final = (
     Route(
         "POST", "/api/sign/{role}", "Issue a certificate, or ask humans to approve it", replies.Certificate, SignBody,
-        201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
+        201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails, required=("public_key",),
     ),
     Route(
         "POST", "/api/explain/{role}", "Show the policy decision; signs nothing", replies.Explanation, SignBody,
@@ -222,7 +225,10 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": responses,
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": _of_model(route.body, "application/json")}
+        content = _of_model(route.body, "application/json")
+        if route.required:
+            content["application/json"]["schema"]["required"] = list(route.required)
+        operation["requestBody"] = {"required": True, "content": content}
     if route.is_open:
         operation["security"] = []
     return operation
@@ -239,7 +245,10 @@ def _operation_id(route: Route) -> str:
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
-    return [{"name": name, "in": "path", "required": True, "schema": _WORD} for name in names]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": _SERIAL if name == "serial" else _WORD}
+        for name in names
+    ]
 
 
 def _query_parameter(query: Query) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from signer.errors import BadFormat, ForeignCertificate
-from signer.model import Consent, Grant, Returned
-from signer.policy.rules import KEY_ID, MAX_KEY_ID
+from signer.model import KEY_ID, MAX_KEY_ID, Consent, Grant, Returned
 from signer.protocol.commands import Claim, Sign
 from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate

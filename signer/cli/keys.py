@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from signer.errors import BadFile
-from signer.model import PublicKey
-from signer.ssh.publickey import MAX_TEXT, parse_public_key
+from signer.model import MAX_PUBLIC_KEY, PublicKey
+from signer.ssh.publickey import parse_public_key
 
 
 def load_public_key(path: Path) -> PublicKey:
@@ -16,7 +16,7 @@ def load_public_key(path: Path) -> PublicKey:
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_TEXT + 1)
+            raw = file.read(MAX_PUBLIC_KEY + 1)
     except OSError as error:
         raise BadFile(
             "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"

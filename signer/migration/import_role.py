@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from signer.model import BACKDATE
-from signer.policy.file import CEILING, DEFAULT_CEILING, DEFAULT_TTL, MAX_ROLE_NAME, MIN_RSA_BITS, PRINCIPAL, ROLE_NAME
-from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
+from signer.model import BACKDATE, OPTION_NAMES, PRINCIPAL
+from signer.policy.file import CEILING, DEFAULT_CEILING, DEFAULT_TTL, MAX_ROLE_NAME, MIN_RSA_BITS, ROLE_NAME
+from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, check_cidr_list
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import plain, render_duration
 from signer.vault.role import DEFAULTS, MountTtls, VaultRole, read_vault_role

@@ -19,6 +19,8 @@ from signer.model import (
     BREAK_GLASS_TTL,
     LONGEST_VALIDITY,
     MAX_VALID_FOR,
+    OPTION_NAMES,
+    PRINCIPAL,
     Approval,
     ApprovalKey,
     CaKeys,
@@ -30,7 +32,7 @@ from signer.model import (
 )
 from signer.policy.decide import Policy
 from signer.policy.reading import MAX_POLICY_BYTES, POLICY_SETTING, read_policy
-from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, OPTION_NAMES, check_cidr_list
+from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, check_cidr_list
 from signer.policy.tables import (
     RawApproval,
     RawApprovalKey,
@@ -56,8 +58,6 @@ MIN_RSA_BITS: Final = 2048
 ROLE_NAME: Final = re.compile(r"\w(?:[\w.@-]*\w)?", re.ASCII)
 MAX_ROLE_NAME: Final = 128  # characters; `identity:role` is the key id, which has 256 bytes at most
 IDENTITY_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,62}[a-z0-9])?", re.ASCII)
-# sshd splits at commas and spaces (CVE-2026-35414); `*` and `{` are unexpanded templates.
-PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # Texts of examples, as documents show them: a file that still has one is not finished.

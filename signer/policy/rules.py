@@ -14,14 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import Refused
-from signer.model import MAX_REASON, Identity, PublicKey, Role, SignRequest, UsageCounts
+from signer.model import KEY_ID, MAX_KEY_ID, MAX_REASON, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.units import plain, render_duration
 
-MAX_KEY_ID: Final = 256  # bytes; every host logs it at each login
-
-# sshd passes the key id unsanitised to AuthorizedPrincipalsCommand and to its log.
-KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
 # Extensions that bypass a forced command (measured: -W reaches its target despite force-command).
 CLOSED_BY_FORCE_COMMAND: Final = frozenset(
     {"permit-port-forwarding", "permit-agent-forwarding", "permit-X11-forwarding", "permit-user-rc"}
@@ -29,7 +25,6 @@ CLOSED_BY_FORCE_COMMAND: Final = frozenset(
 MIN_REASON_LETTERS: Final = 3  # characters of the Unicode categories L and N
 _BLANK_LETTERS: Final = "\u115f\u1160\u3164\uffa0"  # Hangul fillers: letters by category, and invisible
 _CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+(?:/\d{1,3})?", re.ASCII)
-OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-required"})
 
 
 @dataclass(slots=True)

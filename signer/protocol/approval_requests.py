@@ -6,10 +6,10 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from signer.model import MAX_PUBLIC_KEY
 from signer.protocol.bodies import Printable, Reason
 
 MAX_SIGNATURE: Final = 16_384  # characters of an armored signature
-MAX_KEY_LINE: Final = 16_384  # characters of a public key
 MAX_REFERENCE: Final = 200  # characters
 _HEX: Final = "^[0-9a-f]{64}$"
 UNTIL: Final = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
@@ -22,7 +22,7 @@ class _Body(BaseModel):
 class ClaimBody(_Body):
     """The key to certify, and the secret if the request is bound to one."""
 
-    public_key: Annotated[str, Field(max_length=MAX_KEY_LINE, description="the line of an OpenSSH .pub file")] = ""
+    public_key: Annotated[str, Field(max_length=MAX_PUBLIC_KEY, description="the line of an OpenSSH .pub file")] = ""
     claim_secret: Annotated[str | None, Field(pattern=_HEX, description="32 bytes in hex")] = None
 
 

@@ -5,18 +5,16 @@ A body is defined once: the keeper validates with the model that /api/openapi.js
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from signer.errors import BadRequest
 from signer.model import MAX_REASON
-from signer.protocol.sign_request import Number, read_number
+from signer.protocol.sign_request import PRINTABLE, Number, read_number
 
 _Model = TypeVar("_Model", bound=BaseModel)
-# The part of `str.isprintable` that a regular expression of ECMA 262 can say.
-_PRINTABLE: Final = "^[^\\u0000-\\u001f\\u007f-\\u00a0\\u00ad\\u2028\\u2029]*$"
 
 
 def _printable(text: str) -> str:
@@ -25,7 +23,7 @@ def _printable(text: str) -> str:
     return text
 
 
-Printable = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"pattern": _PRINTABLE})]
+Printable = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"pattern": PRINTABLE})]
 Reason = Annotated[Printable, Field(max_length=MAX_REASON, description="one printable line for the ledger")]
 
 

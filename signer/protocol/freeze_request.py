@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from signer.protocol.bodies import Printable, Reason
+from signer.protocol.sign_request import DURATION
 from signer.units import parse_duration
 
 SHORTEST_FREEZE: Final = 60  # seconds
@@ -34,7 +35,7 @@ class FreezeBody(BaseModel):
     lasts: Annotated[
         str | None,
         AfterValidator(lambda text: None if text is None else _lasts(text)),
-        Field(description="a duration from 1m to 30d, such as 90s, 15m or 1h30m"),
+        Field(description="from 1m to 30d, such as 90s, 15m or 1h30m", json_schema_extra={"pattern": DURATION}),
     ] = None
 
     def seconds(self) -> int | None:

@@ -14,7 +14,17 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import BadRequest
-from signer.model import SignRequest, hide_tokens
+from signer.model import (
+    KEY_ID,
+    LONGEST_VALIDITY,
+    MAX_KEY_ID,
+    MAX_PUBLIC_KEY,
+    MAX_REASON,
+    OPTION_NAMES,
+    PRINCIPAL,
+    SignRequest,
+    hide_tokens,
+)
 from signer.protocol.go_duration import BadDuration, parse_go_duration
 from signer.protocol.go_json import (
     has_too_many_strings,
@@ -314,18 +324,34 @@ def _vault_duration(fields: dict[str, Any], field: str) -> int | None:
 # --- The native shape ------------------------------------------------------------------------------------------------
 
 
+# The part of `str.isprintable` that a regular expression of ECMA 262 can say.
+PRINTABLE: Final = "^[^\\u0000-\\u001f\\u007f-\\u00a0\\u00ad\\u2028\\u2029]*$"
+# What `parse_duration` reads, without a duration of 0.
+DURATION: Final = "^(?=.*[1-9])([0-9]{1,9}d)?([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"
+# What no role grants, as openapi.json shows it. The rules of the policy refuse it, each with its own code, so the model
+# itself takes it; a test compares both.
+_KeyLine = Annotated[str, Field(json_schema_extra={"maxLength": MAX_PUBLIC_KEY})]
+_Principal = Annotated[str, Field(json_schema_extra={"pattern": f"^{PRINCIPAL.pattern}$"})]
+_Principals = Annotated[list[_Principal], Field(json_schema_extra={"minItems": 1})]
+_Duration = Annotated[str, Field(json_schema_extra={"pattern": DURATION})]
+_Seconds = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": LONGEST_VALIDITY})]
+_KeyId = Annotated[str, Field(json_schema_extra={"pattern": f"^{KEY_ID.pattern}$", "maxLength": MAX_KEY_ID})]
+_Options = Annotated[dict[str, str], Field(json_schema_extra={"propertyNames": {"enum": [*sorted(OPTION_NAMES)]}})]
+_ReasonLine = Annotated[str, Field(json_schema_extra={"pattern": PRINTABLE, "maxLength": MAX_REASON})]
+
+
 class SignBody(BaseModel):
     """The body of `POST /api/sign/<role>` and `/api/explain/<role>`; omitted fields get the role's defaults."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    public_key: Annotated[str, Field(description="the line of an OpenSSH .pub file")] = ""
-    principals: Annotated[list[str] | None, Field(fail_fast=True, description="exact names")] = None
-    ttl: Annotated[str | int | None, Field(description='"15m" or seconds')] = None
-    key_id: Annotated[str | None, Field(description="only if the role lets the caller choose it")] = None
-    critical_options: dict[str, str] | None = None
+    public_key: Annotated[_KeyLine, Field(description="the line of an OpenSSH .pub file")] = ""
+    principals: Annotated[_Principals | None, Field(fail_fast=True, description="exact names")] = None
+    ttl: Annotated[_Duration | _Seconds | None, Field(description="15m, or seconds, up to the role's maximum")] = None
+    key_id: Annotated[_KeyId | None, Field(description="only if the role lets the caller choose it")] = None
+    critical_options: _Options | None = None
     extensions: Annotated[list[str] | None, Field(fail_fast=True, description="added to the role's defaults")] = None
-    reason: Annotated[str | None, Field(description="one line for the ledger")] = None
+    reason: Annotated[_ReasonLine | None, Field(description="one line for the ledger")] = None
     claim_sha256: Annotated[
         str | None,
         Field(pattern="^[0-9a-f]{64}$", description="if humans must approve: SHA-256 of the secret for /claim"),

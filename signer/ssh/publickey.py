@@ -19,7 +19,7 @@ from sshpubkeys import SSHKey
 from sshpubkeys.exceptions import InvalidKeyError
 
 from signer.errors import BadFormat, BadPublicKey
-from signer.model import PublicKey
+from signer.model import MAX_PUBLIC_KEY, PublicKey
 from signer.ssh.wire import ENDS_EARLY, Reader
 
 # How many RFC 4251 strings (or mpints) follow the type name in a key blob; a certificate carries the same ones.
@@ -39,7 +39,6 @@ CA_KEY_KINDS: Final = frozenset(kind for kind in KEY_PARTS if not kind.startswit
 MIN_CA_RSA_BITS: Final = 3072
 
 CERT_SUFFIX: Final = "-cert-v01@openssh.com"
-MAX_TEXT: Final = 16 * 1024  # an RSA-16384 line has 2,800 characters
 MAX_RSA_EXPONENT_BITS: Final = 24  # as Go has it; nearly all keys have 65537
 MAX_RSA_BITS: Final = 16_384  # OPENSSL_RSA_MAX_MODULUS_BITS, OpenSSH's own limit
 _CURVES: Final = {
@@ -57,8 +56,8 @@ def parse_public_key(text: str) -> PublicKey:
     text = text.removeprefix("\ufeff")  # the byte order mark that editors on Windows write
     if not text:
         raise BadPublicKey("public_key_missing", "missing public_key", "send the text of your id_….pub file")
-    if len(text) > MAX_TEXT:
-        raise BadPublicKey("public_key_too_long", f"the public key is longer than {MAX_TEXT} characters")
+    if len(text) > MAX_PUBLIC_KEY:
+        raise BadPublicKey("public_key_too_long", f"the public key is longer than {MAX_PUBLIC_KEY} characters")
     fields = text.split(" ")
     label, encoded = (fields[0].strip("\r\n"), fields[1]) if len(fields) > 1 else ("", fields[0])
     blob = _decode_base64(encoded)

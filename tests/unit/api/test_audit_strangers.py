@@ -27,7 +27,7 @@ from signer.api.edge import MAX_HEAD, Phase
 from signer.api.request import read_address, read_token
 from signer.api.vault.responses import failure
 from signer.errors import BadRequest, NotAuthenticated, SignerError
-from signer.model import Caller, hide_tokens
+from signer.model import MAX_PUBLIC_KEY, Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
@@ -48,7 +48,7 @@ from signer.protocol.sign_request import (
 from signer.safe_session.http import _read_all, parse_response
 from signer.safe_session.response import check_certificate, parse_object
 from signer.settings import Proxies, load_settings
-from signer.ssh.publickey import MAX_TEXT, parse_public_key
+from signer.ssh.publickey import parse_public_key
 from signer.ssh.sshsig import MAX_ARMOR, verify
 from signer.ssh.statement import request_digest
 from signer.units import parse_duration
@@ -349,8 +349,8 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A2 a native ttl": (parse_duration, MAX_BODY),
     "audit_A2 fields in Vault's shape": (_vault_fields, MAX_BODY),
     "audit_A2 text as Go holds it": (lambda text: well_formed(unverified_text(_raw(text))), MAX_BODY),
-    "audit_A2 a key": (parse_public_key, MAX_TEXT),
-    "audit_A2 a key with its kind": (lambda text: parse_public_key("ssh-ed25519 " + text), MAX_TEXT - 12),
+    "audit_A2 a key": (parse_public_key, MAX_PUBLIC_KEY),
+    "audit_A2 a key with its kind": (lambda text: parse_public_key("ssh-ed25519 " + text), MAX_PUBLIC_KEY - 12),
     "a signature of an approver": (_signature, MAX_ARMOR),
     "a signature's content": (lambda text: _signature(_armored(text)), MAX_ARMOR),
     "a request to be approved": (_shown_request, MAX_BODY),

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signer.errors import BadPublicKey
-from signer.ssh.publickey import KEY_PARTS, MAX_TEXT, certificate_kind, parse_public_key, render_public_key
+from signer.model import MAX_PUBLIC_KEY
+from signer.ssh.publickey import KEY_PARTS, certificate_kind, parse_public_key, render_public_key
 from signer.ssh.wire import mpint, string, uint32
 from tests.parts import builders
 from tests.parts.keys import KINDS, SK_KINDS, KeyRing, sign_with_ssh_keygen
@@ -61,7 +62,7 @@ def test_a_key_is_written_as_it_was_read(keyring: KeyRing, kind: str) -> None:
         ("", "public_key_missing"),
         ("ssh-ed25519 AAAA!", "public_key_not_base64"),
         ("ssh-ed25519 AAA", "public_key_not_base64"),
-        ("ssh-ed25519 " + "A" * MAX_TEXT, "public_key_too_long"),
+        ("ssh-ed25519 " + "A" * MAX_PUBLIC_KEY, "public_key_too_long"),
         ("AAAA", "public_key_truncated"),
         (line(string(b"ssh-ed25519")[:10]), "public_key_truncated"),
         (line(string(b"ssh-ed25519")), "public_key_malformed"),
