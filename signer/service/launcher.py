@@ -24,17 +24,19 @@ from signer.files import open_name
 from signer.hardening import check_users, look_up_user
 from signer.service.child import Child, Ids
 from signer.service.control import Client, ControlSocket, error_reply
-from signer.service.listeners import bind_listeners, check_listeners
+from signer.service.listeners import bind_listener, bind_listeners, check_listeners
 from signer.service.supervisor import Supervisor
-from signer.settings import Settings
+from signer.settings import Listen, Settings
 
 log = logging.getLogger("signer.serve")
 
 READY_WITHIN: Final = 30.0  # seconds for the first start of each child
-API_STOPS_WITHIN: Final = 3.0  # seconds; the keeper stops after the api, so that every accepted request is answered
+# Less than 5 seconds together. The keeper stops after the api, so that every accepted request is answered.
+API_STOPS_WITHIN: Final = 2.8  # seconds
 KEEPER_STOPS_WITHIN: Final = 2.0
 HANGS_AFTER: Final = 30.0  # seconds without a sign of life; a commit that begins is one
 POLL_INTERVAL: Final = 0.02  # seconds between two looks at the children
+NAMES_EVERY: Final = 1.0  # seconds between two looks at the names of the api's sockets
 STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
 RELOADED_WITHIN: Final = 45.0  # seconds for a reload; an ssh-agent may be slow
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
@@ -66,15 +68,17 @@ class _Launcher:
             prepare=lambda: _prepare_directories(settings, ids),
             key_file=settings.ca_key_file if settings.reads_key_file else None,
         )
-        numbers = tuple(listener.fileno() for listener in listeners)
-        passed = [word for number in numbers for word in ("--listener", str(number))]
+        self._listeners = listeners
+        self._names = [_identity_of(listen) for listen in settings.listen]
+        self._listener_is_lost = False
+        self._looked_at_names = 0.0
         self.api = Child(
             "api",
-            lambda: (sys.executable, "-P", "-m", "signer", "api", *passed),
+            lambda: (sys.executable, "-P", "-m", "signer", "api", *self._listener_words()),
             ids.get("SIGNER_API_USER"),
             hangs_after,
             STABLE_AFTER,
-            descriptors=lambda: numbers,
+            descriptors=lambda: [listener.fileno() for listener in self._listeners],
         )
         self._children = (self.keeper, self.api)
         self._control = ControlSocket(settings.run_dir, ids.get("SIGNER_KEEPER_USER"))
@@ -145,8 +149,32 @@ class _Launcher:
                 _try_to_start(child)
         _reap_orphans(self._children)
         self._look_at_control()
+        if time.monotonic() - self._looked_at_names >= NAMES_EVERY:
+            self._looked_at_names = time.monotonic()
+            self._look_at_names()
         self._continue_reload()
         self._supervisor.alive()
+
+    def _listener_words(self) -> list[str]:
+        return [word for listener in self._listeners for word in ("--listener", str(listener.fileno()))]
+
+    def _look_at_names(self) -> None:
+        """Listens again on each unix socket whose name was removed or replaced; the api then starts anew with it."""
+        for index, listen in enumerate(self._settings.listen):
+            if self._names[index] == _identity_of(listen):
+                continue
+            try:
+                fresh = bind_listener(listen, self._settings.socket_group)
+            except SignerError as error:
+                if not self._listener_is_lost:
+                    log.warning("%s was removed or replaced: %s; %s", listen, error.text, error.hint)
+                self._listener_is_lost = True
+                continue
+            log.warning("%s was removed; listening again", listen)
+            self._listeners[index].close()
+            self._listeners[index], self._names[index] = fresh, _identity_of(listen)
+            self._listener_is_lost = False
+            self.api.send_signal(signal.SIGTERM)
 
     def _look_at_control(self) -> None:
         try:
@@ -237,6 +265,17 @@ def run_service(settings: Settings, hangs_after: float = HANGS_AFTER) -> None:
         _Launcher(settings, ids, listeners, hangs_after).serve()
     finally:
         _close(listeners, settings)
+
+
+def _identity_of(listen: Listen) -> tuple[int, int] | None:
+    """Device and inode of a unix socket's name; None without one."""
+    if listen.path is None:
+        return None
+    try:
+        facts = listen.path.lstat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _close(listeners: list[socket.socket], settings: Settings) -> None:

@@ -28,7 +28,7 @@ _FIRST_OF_SYSTEMD: Final = 3  # sd_listen_fds(3)
 def bind_listeners(settings: Settings) -> list[socket.socket]:
     """Listens on every address of SIGNER_LISTEN; raises `Unavailable` or `BadSettings`, and then listens on none."""
     with contextlib.ExitStack() as bound:
-        listeners = [bound.enter_context(_bind(listen, settings.socket_group)) for listen in settings.listen]
+        listeners = [bound.enter_context(bind_listener(listen, settings.socket_group)) for listen in settings.listen]
         bound.pop_all()
         return listeners
 
@@ -69,7 +69,8 @@ def check_listeners(listeners: Iterable[socket.socket], settings: Settings) -> N
             )
 
 
-def _bind(listen: Listen, group: str | None) -> socket.socket:
+def bind_listener(listen: Listen, group: str | None) -> socket.socket:
+    """Listens on one address; raises `Unavailable` or `BadSettings`."""
     try:
         if listen.path is not None:
             return _bind_unix(listen.path, group)

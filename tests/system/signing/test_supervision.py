@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import missing, rotation
+from tests.parts import missing, ports, rotation
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
 from tests.parts.service import Service
@@ -38,8 +39,11 @@ def service(keyring: KeyRing) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="supervision-") as place:
         Path(place).chmod(0o755)
         users = {"SIGNER_KEEPER_USER": rotation.KEEPER_USER, "SIGNER_API_USER": rotation.API_USER}
-        environ = users if rotation.why_not_two_users() is None else {}
+        environ = dict(users) if rotation.why_not_two_users() is None else {}
+        port, api_socket = ports.free_port(), Path(place) / "api.sock"
+        environ |= {"SIGNER_LISTEN": f"{ports.LOOPBACK}:{port},unix:{api_socket}"}
         made = Service(Path(place) / "service", keyring("ed25519", "ca"), environ=environ)
+        made.port = port
         made.folder.chmod(0o755)
         made.program = ["-c", IMPATIENT]
         with made:
@@ -187,3 +191,21 @@ def test_the_keepers_user_may_not_put_another_socket_in_place_of_the_launchers(s
     eventually(path.is_socket, "the launcher listens again")
     assert not path.is_symlink()
     assert not elsewhere.exists()
+
+
+def test_audit_a_removed_socket_of_the_api_is_made_again(service: Service) -> None:
+    keeper, path = keeper_of(service), service.folder.parent / "api.sock"
+
+    def status() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(path))
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            return client.recv(12)
+
+    assert status() == b"HTTP/1.1 200"
+    path.unlink()
+    eventually(path.exists, "the launcher listens again")
+    assert status() == b"HTTP/1.1 200"
+    eventually(service.is_ready, "the other address is served as before")
+    assert service.keeper_pid() == keeper
