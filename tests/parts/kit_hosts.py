@@ -1,9 +1,9 @@
 """Throwaway hosts for the host kit: namespaces of their own over this machine's files, and a real sshd inside.
 
 A `KitHost` sees /etc, /usr/local and /var/lib of this machine through overlays whose upper halves are on a tmpfs, an
-empty /run and /home, and its own processes alone. So the kit runs with its production paths, and what it leaves behind
-is what the upper halves hold. Loopback is this machine's: logins come from 127.0.0.1, which is the host's own address,
-or from 127.0.0.2, which stands for another machine.
+empty /run, /home and /tmp, and its own processes alone. So the kit runs with its production paths, and what it leaves
+behind is what the upper halves hold. Loopback is this machine's: logins come from 127.0.0.1, which is the host's own
+address, or from 127.0.0.2, which stands for another machine.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ for name in etc usr/local var/lib; do
 done
 mkdir "$top/run" "$top/home"
 mount --bind "$top/home" /home
+mount -t tmpfs -o mode=1777 none /tmp
 # The last one: what this machine has in /run is gone then, and top may lie there.
 mkdir "$top/run/sshd" && chmod 755 "$top/run/sshd"
 mount --bind "$top/run" /run

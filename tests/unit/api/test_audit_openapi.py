@@ -54,7 +54,7 @@ def accepts(schema: dict[str, Any], value: object) -> bool:
         matches = re.search(pattern, value)
         return bool(matches) and schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
     if isinstance(value, int):
-        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
     if isinstance(value, list):
         return len(value) >= schema.get("minItems", 0) and all(accepts(schema["items"], item) for item in value)
     if isinstance(value, dict):
