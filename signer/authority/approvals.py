@@ -575,12 +575,20 @@ class Approvals:
                     return waiver
         return None
 
-    def ended_waivers(self, before: Situation, after: Situation) -> list[Event]:
-        """The events of waivers that a new policy ends, for good."""
-        lost = {waiver.id for waiver in self.waivers(before)} - {waiver.id for waiver in self.waivers(after)}
-        return [
-            Event("waiver.ended", "keeper", {"waiver": waiver, "reason": "policy changed"}) for waiver in sorted(lost)
-        ]
+    def lost_waivers(self, situation: Situation) -> list[Event]:
+        """The events of waivers that the policy has ended: an approver lost right or key, or the role changed."""
+        events = []
+        for request in self._requests.values():
+            given = [one for one in request.approvals.values() if one.waiver is not None]
+            if not given or request.waiver_ended or all(_has_ended(one.waiver, situation.now) for one in given):
+                continue
+            wanted = self.requirement(request.frozen, situation)
+            digest = role_digest(situation.policy.roles.get(request.frozen.role))
+            counting = self._counting(request, wanted, situation)
+            if not wanted.waivers or any(one not in counting or one.role_digest != digest for one in given):
+                body: dict[str, object] = {"waiver": request.waiver_id, "reason": "the policy changed"}
+                events.append(Event("waiver.ended", "keeper", body))
+        return events
 
     # --- decisions: each returns the event to record -----------------------------------------------------------------
 
@@ -894,6 +902,10 @@ def _holds_key(identity: Identity, given: GivenApproval) -> bool:
                 return False
             return True
     return False
+
+
+def _has_ended(terms: WaiverTerms | None, now: int) -> bool:
+    return terms is None or now >= terms.until
 
 
 def _key_line(approver: Identity, key: PublicKey) -> ApprovalKey:

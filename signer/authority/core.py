@@ -7,7 +7,7 @@ first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
@@ -33,7 +33,7 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
-from signer.authority.incidents import check_break_glass
+from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
 from signer.authority.signatures import SSH_SIGNATURES
@@ -593,6 +593,15 @@ class Core:
         """How many requests wait for humans, or to be claimed."""
         return 0 if self._state is None else len(self._state.approvals.open)
 
+    def warnings(self) -> list[str]:
+        """What should not stay as it is, for whoever looks whether the service is ready; names nobody."""
+        _, overdue = self.incidents()
+        if not overdue:
+            return []
+        hours = OVERDUE_AFTER // 3600
+        text = f"{overdue} of the incidents that break-glass opened not closed within {hours} hours"
+        return [f"{text}: see `signer incidents list`"]
+
     def incidents(self) -> tuple[int, int]:
         """How many incidents are open, and how many of them for too long."""
         if self._state is None:
@@ -686,7 +695,18 @@ class Core:
         rotated = []
         if own is not None and former not in (None, own.fingerprint):
             rotated = [Event("ca.rotated", "keeper", {"from": former, "to": own.fingerprint})]
-        return self.record([*rotated, Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})])
+        started = Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})
+        return self.record([*rotated, started, *self._lost_waivers()])
+
+    def _lost_waivers(self) -> list[Event]:
+        """The events of waivers that the policy in force has ended."""
+        if self._state is None:
+            return []
+        situation = self._situation(self._state, self._clock())
+        events = self._state.approvals.lost_waivers(situation)
+        for event in events:
+            self._state.approvals.apply(event, situation.now)
+        return events
 
     def use_policy(self, policy: Policy) -> SignerError | None:
         """Uses a new policy from the next command on; raises `BadFile` if it does not pin the key in use."""
@@ -694,14 +714,8 @@ class Core:
             policy.check_key(own.fingerprint)
         changed = policy.digest != self.policy.digest
         events = [Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})]
-        state = self._state
-        before = None if state is None else self._situation(state, self._clock())
         self.policy = policy
-        if state is not None and before is not None:
-            ended = state.approvals.ended_waivers(before, replace(before, policy=policy))
-            for event in ended:
-                state.approvals.apply(event, before.now)
-            events += ended
+        events += self._lost_waivers()
         self._changed.add(ALL_REQUESTS)
         return self.record(events)
 

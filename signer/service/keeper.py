@@ -25,7 +25,6 @@ from typing import Any, Final
 
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
-from signer.authority.incidents import OVERDUE_AFTER
 from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
@@ -539,10 +538,8 @@ class Keeper:
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
         self._outage.note_ready()
         ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
-        _, overdue = self._core.incidents()
-        if overdue:
-            text = f"{overdue} incident(s) opened by break-glass are not closed after {OVERDUE_AFTER // 3600} hours"
-            ready = ready.model_copy(update={"warnings": [f"{text}: see `signer incidents list`"]})
+        if warnings := self._core.warnings():
+            ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})

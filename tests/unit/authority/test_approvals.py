@@ -754,13 +754,36 @@ def test_a_waiver_ends_at_once_and_for_good(bench: Asking, ending: Any) -> None:
     assert bench.issued() == []
 
 
+def test_a_start_with_another_policy_ends_a_waiver_for_good(bench: Asking) -> None:
+    good = bench.policy
+    bench.approve(bench.request(), "ben", waiver(bench))
+    bench.restart()
+    assert len(bench.waivers()) == 1
+    bench.policy = change_identity(good, "ben", approval_keys=())
+    bench.restart()
+    assert bench.store.bodies("waiver.ended")[0]["reason"] == "the policy changed"
+    bench.policy = good
+    bench.restart()
+    assert bench.waivers() == []
+    assert bench.request(public_key=OTHER_KEY)["state"] == "pending"
+    assert len(bench.store.bodies("waiver.ended")) == 1
+
+
+def test_half_of_a_waiver_survives_a_restart(bench: Asking) -> None:
+    shown = bench.request("agent-7", "pair")
+    bench.approve(shown, "anna", waiver(bench))
+    bench.restart()
+    bench.approve(shown, "ben", waiver(bench))
+    assert len(bench.waivers()) == 1
+
+
 def test_only_those_who_could_give_a_waiver_end_it(bench: Asking) -> None:
     bench.approve(bench.request(), "ben", waiver(bench))
     name = bench.waivers()[0]["waiver"]
     for who in ("agent-8", "dora"):
         assert bench.waivers(who) == []
         assert code(bench.end_waiver(name, who)) == "unknown_waiver"
-    assert code(bench.end_waiver(name, "auditor")) == "approver_not_human" or True
+    assert code(bench.end_waiver(name, "auditor")) == "not_an_approver"
     assert len(bench.waivers()) == 1
     assert bench.end_waiver(name, "carl") == {"waiver": name, "ended": True}
     assert code(bench.end_waiver(name, "carl")) == "unknown_waiver"
@@ -779,7 +802,7 @@ def test_certificates_of_a_waiver_count_towards_limits(bench: Asking) -> None:
 def test_break_glass_takes_a_humans_own_signature_and_opens_an_incident(bench: Asking) -> None:
     shown = bench.request("dora", "glass")
     assert (shown["needs"], shown["presence"], shown["state"]) == (0, "missing", "pending")
-    assert code(bench.claim(shown, "dora")) if isinstance(bench.claim(shown, "dora"), SignerError) else True
+    assert bench.claim(shown, "dora")["state"] == "pending"
     assert bench.issued() == []
     bench.approve(shown, "dora")
     serial = bench.request("dora", "glass")["serial"]
@@ -830,13 +853,15 @@ def test_an_incident_closes_with_a_commit_only_and_by_a_human(bench: Asking) -> 
 def test_an_incident_open_for_too_long_costs_the_next_one_a_second_human(bench: Asking) -> None:
     break_glass(bench)
     bench.now += OVERDUE_AFTER - 1
-    assert bench.core.incidents() == (1, 0)
+    assert (bench.core.incidents(), bench.core.warnings()) == ((1, 0), [])
     shown = bench.request("dora", "glass")
     bench.approve(shown, "dora")
     assert bench.show(shown["request"])["state"] == "approved"
     bench.now += 1
     bench.restart()
     assert bench.core.incidents() == (1, 1)
+    (warning,) = bench.core.warnings()
+    assert "dora" not in warning, "everybody may read it"
     assert bench.incidents()[0]["overdue"] is True
     waiting = bench.request("dora", "glass")
     assert (waiting["state"], waiting["needs"], waiting["request"]) == ("pending", 1, shown["request"])

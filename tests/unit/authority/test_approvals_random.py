@@ -53,13 +53,14 @@ class Life(RuleBasedStateMachine):
 
     requests: Bundle[Told | None] = Bundle("requests")
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(target=requests)
+    def begin(self) -> Told | None:
         self.bench = Asking()
         self.known: list[Told] = []
         self.frozen: set[str] = set()
         self.policy = "good"
         self.issued = 0
+        return self.ask("agent-7", "prod", 600, True)
 
     # --- the model ----------------------------------------------------------------------------------------------
 
@@ -89,13 +90,10 @@ class Life(RuleBasedStateMachine):
 
     # --- steps --------------------------------------------------------------------------------------------------
 
-    @rule(
-        target=requests,
-        who=st.sampled_from(AGENTS),
-        role=st.sampled_from(["prod", "pair"]),
-        ttl=st.sampled_from([60, 600]),
-        by_key=st.booleans(),
-    )
+    @rule(target=requests, who=st.sampled_from(AGENTS), role=st.sampled_from(["prod", "pair"]), by_key=st.booleans())
+    def ask_once_more(self, who: str, role: str, by_key: bool) -> Told | None:
+        return self.ask(who, role, 600, by_key)
+
     def ask(self, who: str, role: str, ttl: int, by_key: bool) -> Told | None:
         ask = (who, role, ttl, by_key)
         mine = [told for told in self.known if told.ask == ask]
@@ -254,8 +252,8 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=25,
-    stateful_step_count=40,
+    max_examples=120,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
