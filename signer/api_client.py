@@ -138,6 +138,10 @@ class ApiClient:
         """Rows, newest first, fetched page by page; filters as in the API, `limit` is the page size."""
         return self._rows("/api/certificates", "certificates", filters)
 
+    def whoami(self) -> dict[str, Any]:
+        """The caller: identity, kind, roles, groups, rights, and when the token ends."""
+        return self._ask("GET", "/api/whoami")
+
     def head(self) -> dict[str, Any]:
         """The newest entry of the ledger: `seq`, `hash`, `time`."""
         return self._ask("GET", "/api/ledger/head")
@@ -169,10 +173,6 @@ class ApiClient:
         return list(self._rows("/api/operations", "operations", {} if evidence is None else {"evidence": evidence}))
 
     # --- approvals ----------------------------------------------------------------------------------------------------
-
-    def who_am_i(self) -> dict[str, Any]:
-        """The identity of the token: `identity`, `kind`, `may`."""
-        return self._ask("GET", "/api/whoami")
 
     def requests(self, **filters: str) -> Iterator[dict[str, Any]]:
         """Requests for approval that the caller may see, newest first; filters `state` and `identity`."""

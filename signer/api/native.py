@@ -107,7 +107,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),
         ("POST", "/api/freezes", freeze),
         ("DELETE", "/api/freezes/<scope>", unfreeze),
-        ("GET", "/api/whoami", lambda: json_response(_who_am_i(ask("whoami", {})))),
+        ("GET", "/api/whoami", lambda: json_response(who_am_i(ask("whoami", {})))),
         ("GET", "/api/ca", ca),
         ("GET", "/api/openapi.json", lambda: _text(description, "application/json")),
         ("GET", "/healthz", lambda: json_response(Alive(status="ok"))),
@@ -156,7 +156,8 @@ def json_response(value: BaseModel, status: int = 200) -> Response:
     return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
 
 
-def _who_am_i(reply: Reply) -> WhoAmI:
+def who_am_i(reply: Reply) -> WhoAmI:
+    """The answer of `GET /api/whoami`."""
     caller = expect(CallerDetails, reply)
     return WhoAmI(
         identity=caller.identity,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,6 +136,20 @@ def _read_address(word: str) -> str:
         raise ValueError(f"{quoted(word, 60)} is not an IP address") from None
 
 
+def _read_since(word: str) -> int:
+    """Seconds since 1970: a time in UTC, or a duration before now."""
+    import calendar
+    import time
+
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ"):
+        with suppress(ValueError):
+            return max(calendar.timegm(time.strptime(word, form)), 0)
+    try:
+        return max(int(time.time()) - parse_duration(word), 0)
+    except ValueError:
+        raise ValueError(f"{quoted(word)} is neither a duration such as 24h nor a time such as 2026-11-22") from None
+
+
 def _read_fingerprint(word: str) -> str:
     if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", word) is None:
         raise ValueError(f"{quoted(word, 60)} is not a fingerprint: SHA256:… with 43 characters")
@@ -173,6 +188,7 @@ PAUSE: Final = Checked("duration", _read_pause)
 REASON: Final = Checked("text", _read_reason)
 IDENTITY: Final = Checked("identity", _read_identity)
 ADDRESS: Final = Checked("address", _read_address)
+SINCE: Final = Checked("time", _read_since)  # seconds since 1970
 FINGERPRINT: Final = Checked("fingerprint", _read_fingerprint)
 HEAD: Final = Checked("head", _read_head)  # (seq, hash)
 REQUEST: Final = _id("r", "a request")

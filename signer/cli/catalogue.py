@@ -70,6 +70,7 @@ VERBS: Final = (
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),
+    Entry("events list", _LEDGER, "list what happened, newest first", "events"),
     Entry("ledger verify", _LEDGER, "verify every event, every view and the files", "ledger"),
     Entry("ledger head", _LEDGER, "print number, hash and time of the newest event", "ledger"),
     Entry("ledger export", _LEDGER, "print every event as one line of JSON", "ledger"),
@@ -83,6 +84,7 @@ VERBS: Final = (
     Entry("decommission plan", _MOVE, "show what removing Vault would do, or what blocks it", "decommission"),
     Entry("decommission apply", _MOVE, "remove Vault exactly as planned", "decommission"),
     Entry("decommission status", _MOVE, "show whether Vault still runs, past runs and the next step", "decommission"),
+    Entry("whoami", _HELP, "show whose a token is, what it may do, and when it ends", "whoami"),
     Entry("error", _HELP, "show what an error code means and what to do about it", "error"),
     Entry("completion", _HELP, "print the completion script for bash, zsh or fish", "completion"),
 )
@@ -99,6 +101,7 @@ GROUPS: Final[Mapping[str, str]] = {
     "requests": "show and decide requests that wait for a human",
     "waivers": "list and end approvals that also cover later requests",
     "incidents": "list and close uses of break-glass",
+    "events": "list what happened",
     "certs": "list and show issued certificates",
     "ledger": "verify, export and rebuild the ledger",
     "cutover": "move the platform from Vault to the local CA, and back",

@@ -29,7 +29,7 @@ _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which no
     "freeze",
     examples=[
         "signer freeze all",
-        'signer freeze identity deploy-agent --reason "its token was found in a chat" --until 2h',
+        'signer freeze identity deploy-agent --reason "its token leaked" --until 2h',
     ],
 )
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")

@@ -33,12 +33,21 @@ MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seco
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 
 
+def readable_data_dir() -> Path:
+    """SIGNER_DATA_DIR, which root in a container reads as the keeper's user; raises `Unavailable`."""
+    from signer.service.access import become_reader
+
+    settings = read_settings()
+    become_reader(settings)
+    return settings.data_dir
+
+
 @contextmanager
-def _reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
+def reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
     """The ledger, in one transaction so that all reads see the same state. `verify` opens its own, in threads."""
     from signer.ledger.reader import LedgerReader
 
-    reader = LedgerReader(read_settings().data_dir)
+    reader = LedgerReader(readable_data_dir())
     with _closing(reader):
         if in_one_transaction:
             reader.query("BEGIN")
@@ -50,7 +59,7 @@ def reading_certificates() -> Iterator[CertificateReader]:
     """The ledger with its views. Events that a keeper has not folded yet are folded in memory."""
     from signer.ledger.pages import CertificateReader
 
-    reader = CertificateReader(read_settings().data_dir, MAX_MISSING)
+    reader = CertificateReader(readable_data_dir(), MAX_MISSING)
     with _closing(reader):
         yield reader
 
@@ -187,7 +196,7 @@ def ledger_verify(head: tuple[int, str] | None, approvals: bool, policies: tuple
     if policies and not approvals:
         raise UsageError("--policy goes with --approvals", "see `signer ledger verify --help`")
     saved = Head(*head, 0) if head else None
-    with _reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
+    with reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         newest = audit.verify(reader, progress, saved)
         write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
     if saved is None:
@@ -220,7 +229,7 @@ def _audit_approvals(files: tuple[Path, ...]) -> Audit:
     from signer.ledger import audit
 
     auditor = ApprovalAuditor(dict(_revisions(files)))
-    with _reading() as reader, output.Progress("approvals") as progress:
+    with reading() as reader, output.Progress("approvals") as progress:
         total = reader.head().seq
         for entry in audit.export(reader, 1):
             auditor.take(entry)
@@ -279,7 +288,7 @@ def _show_audit(found: Audit) -> None:
 def ledger_head(as_json: bool) -> int:
     """Keep the line where the keeper cannot write. `signer ledger verify --head` compares the ledger with it.
     The event is not verified."""
-    with _reading() as reader:
+    with reading() as reader:
         head = reader.head()
     if as_json:
         output.show_json(_head_facts(head))
@@ -313,16 +322,16 @@ def ledger_export(first: int, as_json: bool) -> int:  # noqa: ARG001 - the outpu
     from signer.ledger import audit
 
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None when closed
-    with _reading() as reader, output.Progress("export", hidden=on_terminal) as progress:
+    with reading() as reader, output.Progress("export", hidden=on_terminal) as progress:
         total = reader.head().seq
         for entry in audit.export(reader, first):
-            output.show_json(_line(entry), on_one_line=True)
+            output.show_json(event_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
                 progress(entry.seq, total)
     return 0
 
 
-def _line(entry: Entry) -> dict[str, object]:
+def event_line(entry: Entry) -> dict[str, object]:
     """An event as it is exported; raises `LedgerBroken` for a body that is not JSON, instead of breaking the line."""
     try:
         body = json.loads(entry.body)
@@ -352,7 +361,7 @@ def ledger_rebuild(as_json: bool) -> int:
     from signer.ledger.schema import FILE_NAME
     from signer.ledger.store import Ledger
 
-    data_dir = read_settings().data_dir
+    data_dir = readable_data_dir()
     LedgerReader(data_dir).connection()  # raises if there is no ledger; opening it for writing would create one
     _act_as_owner(data_dir / FILE_NAME)
     try:

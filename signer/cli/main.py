@@ -72,9 +72,25 @@ def _as_signer_error(error: Exception) -> SignerError:
     if isinstance(error, SignerError):
         return error
     if isinstance(error, OSError):
-        return SignerError("io_failed", error.strerror or "input or output failed")
+        return _as_file_error(error)
     text = f"internal error, {type(error).__name__} in {_place(error)}"
     return SignerError("fault_of_ours", text, "report this line with the command that led to it")
+
+
+def _as_file_error(error: OSError) -> SignerError:
+    """Names the file, and whose it is if this user may not use it."""
+    reason = error.strerror or "input or output failed"
+    if not isinstance(error.filename, str | bytes):
+        return SignerError("io_failed", reason)
+    name = os.fsdecode(error.filename)
+    if not isinstance(error, PermissionError):
+        return SignerError("io_failed", f"{name}: {reason}", "check the path, and the option or setting that names it")
+    from pathlib import Path
+
+    from signer.files import belongs_to
+
+    hint = "run it as that user or as root, or name another file"
+    return SignerError("io_failed", f"{name}: {reason}; {belongs_to(Path(name))}", hint)
 
 
 def _place(error: Exception) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, TextIO
 
-from signer.errors import BadFile, SignerError, Unavailable
+from signer.errors import BadFile, SignerError, Unavailable, write_hint
 from signer.units import plain
 
 _BAR: Final = 24  # characters
@@ -78,11 +78,8 @@ def abandon_stdout() -> None:
 
 
 def _output_failed(error: OSError) -> Unavailable:
-    return Unavailable(
-        "output_failed",
-        f"the result cannot be written: {error.strerror}",
-        "check the directory and its free space",
-    )
+    hint = write_hint(error, "the output")
+    return Unavailable("output_failed", f"the result cannot be written: {error.strerror}", hint)
 
 
 def note(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +14,14 @@ import click
 from signer.cli import output
 from signer.cli.arguments import ADDRESS, DURATION, FILE, json_option, read_settings
 from signer.cli.parser import verb
-from signer.errors import BadFile, BadPublicKey, Refused
+from signer.errors import BadFile, BadPublicKey, BadSettings, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.units import plain, render_span
 
 if TYPE_CHECKING:
     from signer.policy.decide import Policy
     from signer.protocol.replies import Explanation
+    from signer.settings import Settings
 
 NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 
@@ -28,17 +30,27 @@ NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 @click.argument("file", type=FILE, metavar="FILE", required=False, help="default: SIGNER_POLICY_FILE")
 @json_option
 def policy_check(file: Path | None, as_json: bool) -> int:
-    """Reads the policy file as the keeper would, and warns of approvals that a token alone can avoid.
+    """Reads the policy file as the keeper would, with the settings if there are any, and warns of approvals that a
+    token alone can avoid.
 
     Exit status 1 if it has a problem; a warning is none.
     """
-    from signer.policy.concerns import find_concerns
-    from signer.policy.file import load_policy
-    from signer.policy.reading import POLICY_SETTING
+    from signer.policy.concerns import check_callers, find_concerns
+    from signer.policy.file import parse_policy
+    from signer.policy.reading import POLICY_SETTING, read_policy
 
-    path = file or read_settings().policy_file
+    settings = None
+    if file is None:
+        settings = read_settings()
+        path, named_by = settings.policy_file, POLICY_SETTING
+    else:
+        path, named_by = file, "FILE"
+        settings = _settings_at_hand()
     try:
-        policy = load_policy(path, "FILE" if file else POLICY_SETTING)
+        raw = read_policy(path, named_by)
+        policy = parse_policy(raw, path.name)
+        if settings is not None:
+            check_callers(raw, path.name, policy, settings)
     except BadFile as error:
         if error.code != "policy_refused":
             raise
@@ -70,6 +82,17 @@ def policy_check(file: Path | None, as_json: bool) -> int:
         for concern in concerns:
             output.warn(plain(f"{concern.text}: {concern.hint}"))
     return 0
+
+
+def _settings_at_hand() -> Settings | None:
+    """The settings if the environment says where the API listens; a FILE is checked without them as well."""
+    if "SIGNER_LISTEN" not in os.environ:
+        return None
+    try:
+        return read_settings()
+    except BadSettings as error:
+        output.warn(f"not compared with the settings: {error.text}")
+        return None
 
 
 def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
@@ -112,9 +135,13 @@ def policy_explain(
 ) -> int:
     """Applies every rule of the policy file, also those after one that refuses; signs and records nothing.
     Limits and freezes are known only to the running keeper and are not checked. Exit status 1 if refused."""
+    from signer.policy.concerns import LOCKED_OUT, pins_own_address
     from signer.policy.file import load_policy
 
-    policy = load_policy(read_settings().policy_file)
+    settings = read_settings()
+    policy = load_policy(settings.policy_file)
+    if role in pins_own_address(policy, settings):
+        output.warn(f"roles.{role}.source_address: {LOCKED_OUT}")
     ask = SignRequest(
         role=role,
         public_key="",

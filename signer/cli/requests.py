@@ -185,7 +185,7 @@ def requests_approve(
         waiver = None if waive is None else {"until": timestamp(int(time.time()) + waive), "uses": uses or DEFAULT_USES}
         if not yes:
             _ask(shown, waiver)
-        signature = _sign(shown, str(service.who_am_i()["identity"]), waiver, key)
+        signature = _sign(shown, str(service.whoami()["identity"]), waiver, key)
         reply = service.decide(request, "approve", {"signature": signature, "waiver": waiver})
     after = read_request(reply, request)
     if as_json:
@@ -341,7 +341,7 @@ def _listed(title: str, values: Sequence[str]) -> Iterator[str]:
 def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str:
     """The record of the identity's last certificate, or a sentence."""
     try:
-        if "ledger.read" not in service.who_am_i()["may"]:
+        if "ledger.read" not in service.whoami()["may"]:
             return "with nothing: your token may not read the ledger (ledger.read)"
         row = next(service.certificates(identity=identity, limit=1), None)
         return f"with nothing: the first of {identity}" if row is None else service.certificate(str(row.get("serial")))

@@ -128,6 +128,26 @@ class LedgerReader:
         )
         return [Entry(*row) for row in rows]
 
+    def events(self, kind: str | None, name: str | None, since_ms: int, before: int | None, limit: int) -> list[Entry]:
+        """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
+        a time (milliseconds since 1970); before event `before`."""
+        scope = None if name is None else f"identity:{name}"
+        rows = self.query(
+            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
+            " AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
+            " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
+            " ORDER BY seq DESC LIMIT ?",
+            (
+                self.first_since(since_ms),
+                _NO_END if before is None else before,
+                *(kind,) * 4,
+                *(name,) * 3,
+                scope,
+                limit,
+            ),
+        )
+        return [Entry(*row) for row in rows]
+
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from signer.model import Identity, Role
 from signer.policy.decide import Policy
+from signer.settings import Settings
+from signer.toml import Faults, find_places
 
 
 class Concern(NamedTuple):
@@ -15,6 +17,30 @@ class Concern(NamedTuple):
     code: str
     text: str
     hint: str
+
+
+LOCKED_OUT: Final = (
+    '"caller" pins this host: SIGNER_LISTEN is reached from here only, and SIGNER_TRUSTED_PROXIES names nobody'
+)
+
+
+def pins_own_address(policy: Policy, settings: Settings) -> list[str]:
+    """The roles whose `source_address = "caller"` can only be this host's own, by where the API listens."""
+    if settings.trusted_proxies or settings.trusted_proxy_users:
+        return []
+    if not all(listen.is_private() for listen in settings.listen):
+        return []
+    return [role.name for role in policy.roles.values() if role.source_address == "caller"]
+
+
+def check_callers(raw: bytes, name: str, policy: Policy, settings: Settings) -> None:
+    """Raises `BadFile`, with the line of each, if there are such roles in a policy file's bytes."""
+    if roles := pins_own_address(policy, settings):
+        faults = Faults("policy_refused", name, "list the networks of the callers, or name the proxies in the settings")
+        faults.places = find_places(raw.decode("utf-8-sig"))
+        for role in roles:
+            faults.add(("roles", role, "source_address"), LOCKED_OUT)
+        faults.check()
 
 
 def find_concerns(policy: Policy) -> Iterator[Concern]:

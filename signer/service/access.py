@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from signer.errors import Unavailable
-from signer.files import belongs_to
+from signer.files import belongs_to, open_directory
 from signer.hardening import become
 from signer.settings import Settings
 
@@ -16,39 +17,42 @@ def become_reader(settings: Settings) -> None:
     Raises `Unavailable`, which names the owner, if this user may not read it, whoever it is.
     """
     data_dir = settings.data_dir
-    if os.geteuid() == 0 and not _may_read(settings):
-        try:
-            if settings.keeper_user is not None:
-                become(settings.keeper_user)
-            else:
-                owner = data_dir.stat()
-                os.setgroups([])
-                os.setgid(owner.st_gid)
-                os.setuid(owner.st_uid)
-        except PermissionError:
-            raise Unavailable(
-                "files_denied",
-                f"root may not become the keeper's user here; {belongs_to(data_dir / '.')} (SIGNER_DATA_DIR)",
-                "run it as that user, or give root CAP_SETUID and CAP_SETGID",
-            ) from None
-    if not _may_read(settings):
+    if _may_read(data_dir):
+        return
+    if os.geteuid() == 0:
+        _become_keeper(settings)
+        if _may_read(data_dir):
+            return
+    raise Unavailable(
+        "files_denied",
+        f"this user may not read SIGNER_DATA_DIR: {belongs_to(data_dir / '.')}",
+        "run it as root or as that user",
+    )
+
+
+def _become_keeper(settings: Settings) -> None:
+    try:
+        if settings.keeper_user is not None:
+            become(settings.keeper_user)
+            return
+        owner = settings.data_dir.stat()
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+    except PermissionError:
         raise Unavailable(
             "files_denied",
-            f"this user may not read SIGNER_DATA_DIR: {belongs_to(data_dir / '.')}",
-            "run it as root or as that user",
-        )
+            f"root may not become the keeper's user here; {belongs_to(settings.data_dir / '.')} (SIGNER_DATA_DIR)",
+            "run it as that user, or give root CAP_SETUID and CAP_SETGID",
+        ) from None
 
 
-def _may_read(settings: Settings) -> bool:
-    """True also where there is no such directory: then there is nothing that may not be read."""
-    return os.access(settings.data_dir, os.R_OK | os.X_OK) or not _exists(settings)
-
-
-def _exists(settings: Settings) -> bool:
+def _may_read(data_dir: Path) -> bool:
+    """False only if the directory is there and refuses; what else is wrong with it, its reader says."""
     try:
-        settings.data_dir.stat()
-    except FileNotFoundError:
+        os.close(open_directory(data_dir))
+    except PermissionError:
         return False
     except OSError:
         return True
-    return True
+    return os.access(data_dir, os.X_OK)

@@ -19,15 +19,16 @@ from typing import Final, Literal
 
 from signer.ca.key import CaKey, examine_ca_key
 from signer.ca.render import IN_MEMORY, UNKNOWN, file_system_of
-from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, write_hint
+from signer.errors import BadFile, BadKeyFile, BadSettings, SignerError, Unavailable, write_hint
 from signer.files import write_new
 from signer.hardening import acting_as, check_users, look_up_user
 from signer.ledger.audit import check_recent
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
-from signer.policy.concerns import find_concerns
+from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
+from signer.service.access import become_reader
 from signer.service.control import find_running
 from signer.service.key_source import agent_for_check
 from signer.service.listeners import try_to_bind
@@ -74,6 +75,11 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         yield from _check_key(settings, policy)
     elif settings.has_ca_key:
         yield from _check_agent(settings, policy)
+    try:
+        become_reader(settings)  # last: root in a container must not read what the keeper's user owns
+    except Unavailable as error:
+        yield Check("fail", error.code, error.text, error.hint)
+        return
     yield from _check_directories(settings)
     yield from _check_ledger(settings.data_dir, policy)
 
@@ -147,6 +153,9 @@ def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Chec
             yield Check(
                 "warn", "token_expires_soon", f"a token of {token.identity}, on {timestamp(token.expires)}", hint
             )
+    for role in pins_own_address(policy, settings):
+        hint = "list the networks of the callers, or name the proxies in the settings"
+        yield Check("warn", "caller_is_this_host", f"roles.{role}.source_address: {LOCKED_OUT}", hint)
     for concern in find_concerns(policy):
         yield Check("warn", concern.code, concern.text, concern.hint)
 

@@ -10,11 +10,12 @@ from urllib.parse import parse_qsl, unquote
 
 import pytest
 
+from signer.api.native import who_am_i
 from signer.api_client import ApiClient
 from signer.errors import SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import Reply
+from signer.protocol.replies import CallerDetails, Reply
 from tests.parts.builders import Bench, token
 
 # Method and path of a route, the command that it becomes, and the field that takes the name in the path.
@@ -26,6 +27,7 @@ _ROUTES = (
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
     ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
+    ("GET", r"/api/whoami", "whoami", ""),
     ("GET", r"/api/waivers", "waivers", ""),
     ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
     ("GET", r"/api/incidents", "incidents", ""),
@@ -62,7 +64,10 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     def ask_api(client: ApiClient, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
         header = {**_header_of(method, path), "token": client._read_token()}
-        return handle(header, json.dumps(body).encode(), None).model_dump(exclude_unset=True)
+        reply = handle(header, json.dumps(body).encode(), None)
+        if isinstance(reply, CallerDetails):
+            return who_am_i(reply).model_dump()
+        return reply.model_dump(exclude_unset=True)
 
     environ.setattr(KeeperClient, "ask", ask_locally)
     environ.setattr(ApiClient, "_ask", ask_api)

@@ -47,7 +47,7 @@ principals = ["deploy"]
 default_principals = ["deploy"]
 key_types = ["ssh-rsa"]
 force_command = "/usr/bin/deploy"
-source_address = "caller"
+source_address = ["10.0.0.0/8"]
 reason_required = true
 limits = { per_minute = 30, live = 20 }
 
@@ -319,12 +319,18 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     # No sockets here; tests/system/operations/test_check.py binds.
     monkeypatch.setattr("signer.service.checks.try_to_bind", lambda _listen, _group: None)
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
+    monkeypatch.setattr("signer.service.access._become_keeper", _stay)
     play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network
     folder = tmp_path / "w"
     # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
     monkeypatch.setattr("signer.ca.infisical.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
     folder.mkdir(mode=0o700)
     return World(folder, keyring("ed25519", "ca"), keyring("ed25519", "user"), monkeypatch)
+
+
+def _stay(_settings: object) -> None:
+    """In place of what would make another user of the process that runs the tests."""
+    raise AssertionError("a test that runs as root may read every file")
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,11 @@ def local(engine: Engine, keyring: KeyRing, tmp_path_factory: pytest.TempPathFac
         yield running
 
 
+NewKey = Callable[..., Key]
+
+
 @pytest.fixture
-def user(new_key: Callable[..., Key]) -> Key:
+def user(new_key: NewKey) -> Key:
     return new_key("ed25519", "user")
 
 
@@ -301,3 +304,40 @@ def test_a_key_that_is_not_there_is_not_made_by_the_engine(engine: Engine, keyri
         assert not service.key_file.exists()
     finally:
         service.remove()
+
+
+# --- commands of the operator inside -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", ["root", str(KEEPER_ID)])
+def test_commands_of_the_operator_work_inside_without_a_token(local: Contained, new_key: NewKey, user: str) -> None:
+    """Root of the container may not read what the keeper's user owns, and becomes that user."""
+    serial = local.sign(new_key("ed25519", f"inside-{user}").public_line).json()["serial"]
+    as_keeper = {} if user == "root" else {"SIGNER_KEEPER_USER": "", "SIGNER_API_USER": ""}
+    unset = ["env", *(word for name in as_keeper for word in ("-u", name))] if as_keeper else []
+
+    def inside(*words: str) -> str:
+        ran = local.inside(*unset, "signer", *words, user=user)
+        assert ran.status == 0, f"{words}: {ran.out}{ran.err}"
+        return ran.out
+
+    status = json.loads(inside("status", "--json"))
+    assert (status["well"], status["keeper"]["state"], status["live"]["llmops"] > 0) == (True, "ready", True)
+    assert serial in inside("certs", "list")
+    assert '"serial"' in inside("certs", "show", serial, "--json")
+    assert inside("ledger", "head").startswith(str(status["ledger"]["events"]))
+    assert inside("ledger", "verify").startswith("intact")
+
+
+def test_check_inside_a_healthy_container_says_so(local: Contained) -> None:
+    ran = local.inside("signer", "check")
+    assert ran.status == 0, ran.out + ran.err
+    assert ran.out.splitlines()[-1].startswith("ready:")
+
+
+def test_another_user_inside_is_told_whose_files_it_may_not_read(local: Contained) -> None:
+    ran = local.inside("env", "-u", "SIGNER_KEEPER_USER", "-u", "SIGNER_API_USER", "signer", "certs", "list",
+                       user=str(API_ID))  # fmt: skip
+    assert ran.status == 1
+    assert "belongs to user" in ran.err
+    assert "space" not in ran.err

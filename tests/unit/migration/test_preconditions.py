@@ -9,9 +9,9 @@ import pytest
 from signer.api_client import Readiness
 from signer.errors import SignerError, Unavailable
 from signer.migration.config import CutoverFile, parse_cutover_file
-from signer.migration.cutover.preconditions import check_movable, read_preconditions
+from signer.migration.cutover.preconditions import check_movable, preflight_environment, read_preconditions
 from signer.vault.role import DEFAULTS
-from tests.parts.builders import POLICY, policy_text, public_key, token
+from tests.parts.builders import POLICY, policy, policy_text, public_key, token
 from tests.parts.cutover_file import GOOD
 
 
@@ -142,3 +142,15 @@ def test_from_mode_vault_and_from_mode_shadow_alike(service: Service, tmp_path: 
         found = read_preconditions(file, tmp_path / "cutover.toml")
         check_movable(found)
         assert found.now.mode == mode
+
+
+def test_audit_4e3_the_preflight_is_asked_about_the_login_that_the_cutover_proves(tmp_path: Path) -> None:
+    """The account of the smoke logins, and the principals that the role gives by default."""
+    file, rules = parse_cutover_file(GOOD.encode()), policy()
+    found = preflight_environment(file, rules)
+    assert found["SAFE_SESSION_LOGIN_USER"] == "llmops"
+    assert found["SAFE_SESSION_PRINCIPALS"] == ",".join(rules.roles[file.signer.role].default_principals)
+    assert found["SAFE_SESSION_CA_FINGERPRINT"] == rules.ca.fingerprint
+    two = '\n[[smoke]]\nname = "two"\nhost = "two.example"\nuser = "deploy"\nknown_hosts = "/root/known"\n'
+    several = parse_cutover_file((GOOD + two).encode())
+    assert "SAFE_SESSION_LOGIN_USER" not in preflight_environment(several, rules)

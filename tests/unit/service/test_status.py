@@ -221,3 +221,15 @@ def test_a_user_who_may_not_read_is_told_whose_files_they_are(settings: Settings
     assert said.startswith("files_denied")
     assert "belongs to user" in said
     assert "space" not in said
+
+
+def test_what_is_no_directory_makes_root_nobody_else(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root that may read everything stays root, whatever is in the place of the directory."""
+    monkeypatch.setattr(access, "_become_keeper", lambda _settings: pytest.fail("it became another user"))
+    settings.data_dir.rmdir()
+    access.become_reader(settings)
+    settings.data_dir.write_text("a file")
+    access.become_reader(settings)
+    settings.data_dir.unlink()
+    settings.data_dir.symlink_to("nowhere")
+    access.become_reader(settings)
