@@ -13,6 +13,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -131,7 +132,7 @@ def belongs_to(path: Path) -> str:
 
 
 def open_or_create(path: Path, *, append: bool = False) -> int:
-    """A descriptor of a file that stays open, such as a journal or a lock; a new file has mode 0600."""
+    """A descriptor of a file that stays open, such as a journal; a new file has mode 0600."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags | (os.O_APPEND if append else 0), 0o600)
 
@@ -207,8 +208,45 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def own_lock_folder() -> Path:
+    """A directory for this user's locks, which no other user may open; raises `OSError`."""
+    folder = Path("/run/signer-locks") if os.geteuid() == 0 else Path.home() / ".signer-locks"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, f"{folder} is a link, or belongs to another user")
+    if stat.S_IMODE(facts.st_mode) != 0o700:
+        folder.chmod(0o700)
+    return folder
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file that no other user may open; raises `OSError`.
+
+    Whoever may open a file may lock it, so a lock belongs on a file 0600 in a directory of this user's, never on a
+    directory or on a file that others may read. An own file with another mode is closed to others.
+    """
+    descriptor = open_or_create(path)
+    try:
+        facts = os.fstat(descriptor)
+        check_regular(facts)
+        if facts.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, f"the lock file {path.name} belongs to user {facts.st_uid}")
+        if stat.S_IMODE(facts.st_mode) != 0o600:
+            os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_lock_of(path: Path) -> int:
+    """`open_lock` for a path that others may open: a file in `own_lock_folder` named after it; raises `OSError`."""
+    return open_lock(own_lock_folder() / f"{sha256(os.path.realpath(path).encode()).hexdigest()}.lock")
+
+
 def lock(descriptor: int) -> bool:
-    """Locks an open file or directory exclusively, without waiting; False if another process has it.
+    """Locks a file from `open_lock` exclusively, without waiting; False if another process has it.
 
     The lock lasts until every copy of the descriptor is closed.
     """

@@ -6,6 +6,7 @@ private key cannot be read from it.
 
 from __future__ import annotations
 
+import base64
 import errno
 import grp
 import os
@@ -13,6 +14,7 @@ import pwd
 import re
 import stat
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, NoReturn, ParamSpec
 
@@ -26,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
     load_ssh_private_key,
 )
 
@@ -33,7 +36,7 @@ from signer.errors import BadKeyFile
 from signer.files import open_unread
 from signer.model import PublicKey
 from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
-from signer.ssh.wire import mpint, string
+from signer.ssh.wire import Reader, mpint, string
 
 MAX_KEY_FILE: Final = 16 * 1024
 MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
@@ -52,9 +55,20 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
     "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
 }
 NEW_KINDS: Final = tuple(_GENERATORS)
-_ARMOUR: Final = ("-----BEGIN OPENSSH PRIVATE KEY-----", "-----END OPENSSH PRIVATE KEY-----")  # PROTOCOL.key
+_OPENSSH: Final = "OPENSSH PRIVATE KEY"
+_ARMOUR: Final = (f"-----BEGIN {_OPENSSH}-----", f"-----END {_OPENSSH}-----")  # PROTOCOL.key
+_MAGIC: Final = b"openssh-key-v1\0"  # PROTOCOL.key section 1
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_LINE: Final = 70  # characters of base64 in a line, as ssh-keygen writes them
 _STORE_THE_KEY: Final = "store the whole file of the CA key, with its line breaks, and nothing else"
+_RENDER_AGAIN: Final = "render it again with `signer ca render`, or write it with ssh-keygen"
+# How stores and shells write a line break in one line: \n (also escaped twice), <br>, &#10;, %0A.
+_BREAKS: Final = re.compile(r"\\{1,4}r\\{1,4}n|\\{1,4}[nr]|<br ?/?>|&#(?:10|13|x[aAdD]);|%0[aAdD]")
+_UNSEEN: Final = dict.fromkeys([0, 0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]) | dict.fromkeys([0xA0, 0x202F], " ")
+_AROUND: Final = " \t\n\"'`,;:\\-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # dashes, also those of word processors
+_BEGIN: Final = re.compile(r"BEGIN ((?:[A-Z0-9]{1,12} )?PRIVATE KEY)")
+_FIRST_LINE: Final = re.compile(rb"^-----BEGIN (?:[A-Z0-9]{1,12} )?PRIVATE KEY-----", re.MULTILINE)
+_LABEL: Final = re.compile(r"BEGIN ([A-Z0-9 ]{1,40})-")
 
 
 class CaKey:
@@ -129,25 +143,21 @@ class KeyMaterial:
 
     @classmethod
     def repair(cls, text: str, pin: str) -> KeyMaterial:
-        """A key from a secret store; fixes CRLF, blanks around lines, blank lines and a missing final newline.
+        """A key from a secret store as the file that ssh-keygen reads, whatever the store did to its text.
 
-        Raises `BadKeyFile` for any other fault, and unless the fingerprint is `pin`.
+        The pin proves a repaired key right: line breaks, quotes, other text around the key, lost first and last lines,
+        base64 of the whole file, and the older forms PKCS#1, PKCS#8 and SEC 1. Raises `BadKeyFile` for any other
+        fault, with the kind of text that the secret is, and unless the fingerprint is `pin`.
         """
-        lines = [line.strip(" \t") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-        lines = [line for line in lines if line]
-        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
-        if not lines:
+        if not text.translate(_UNSEEN).strip():
             raise BadKeyFile("ca_key_empty", "the secret is empty", "put the CA key into Infisical")
+        data = _repaired(text)
         if len(data) > MAX_KEY_FILE:
-            raise BadKeyFile("ca_key_too_large", f"the secret is larger than {MAX_KEY_FILE} bytes", _STORE_THE_KEY)
-        # `cryptography` would accept a key with other text around and inside it.
-        no_key = BadKeyFile("ca_key_not_a_private_key", "the secret is not an OpenSSH private key", _STORE_THE_KEY)
-        if (lines[0], lines[-1]) != _ARMOUR or not all(_BASE64.fullmatch(line) for line in lines[1:-1]):
-            raise no_key
+            raise _too_large()
         try:
             found = cls(data)
         except BadKeyFile as error:
-            raise no_key if error.code == no_key.code else error from None
+            raise _damaged() if error.code == "ca_key_not_a_private_key" else error from None
         if found.fingerprint != pin:
             raise BadKeyFile(
                 "ca_key_fingerprint_differs",
@@ -172,6 +182,118 @@ class KeyMaterial:
     def is_content_of(self, descriptor: int) -> bool:
         """True if the open file has exactly this content; raises `OSError`."""
         return os.read(descriptor, MAX_KEY_FILE + 1) == self._data
+
+
+def _repaired(text: str, *, is_inner: bool = False) -> bytes:
+    """The one private key in a text, as the bytes of its file; raises `BadKeyFile` if it has none or several.
+
+    `is_inner`: the text was base64 in another text. Every pattern is linear in the text.
+    """
+    text = _BREAKS.sub("\n", text.translate(_UNSEEN).replace("\r\n", "\n").replace("\r", "\n")).replace("\\/", "/")
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    if (lines := [line for line in lines if line]) and _is_file_of_one_key(lines):
+        return "".join(f"{line}\n" for line in lines).encode()
+    text = "\n".join(line for line in lines if not line.startswith("#"))
+    begins = list(_BEGIN.finditer(text))
+    if len(begins) > 1:
+        raise _several(len(begins), "the secret")
+    if not begins:
+        body = "".join(text.split()).strip(_AROUND)
+        if (bare := _decoded(body.partition("-----")[0])).startswith(_MAGIC):
+            return _armoured(bare)  # its first line was lost
+        if not is_inner and b"PRIVATE KEY" in (inner := _decoded(body)):
+            return _repaired(inner.decode("ascii", "replace"), is_inner=True)
+        if len(text) > MAX_KEY_FILE:
+            raise _too_large()
+        raise BadKeyFile("ca_key_not_a_private_key", f"the secret {_described(text)}", _STORE_THE_KEY)
+    label = begins[0][1]
+    body, end, _ = text[begins[0].end() :].partition(f"END {label}")
+    if "ENCRYPTED" in label or "ENCRYPTED" in body:
+        raise _has_passphrase()
+    raw = _decoded("".join(body.strip(_AROUND).translate(dict.fromkeys(map(ord, "\"'`,;\\>|"))).split()))
+    if not raw:
+        raise _damaged() if end else _damaged("is cut off: its last line is missing")
+    return _armoured(raw) if label == _OPENSSH else _converted(label, raw)
+
+
+def _is_file_of_one_key(lines: list[str]) -> bool:
+    return (lines[0], lines[-1]) == _ARMOUR and all(_BASE64.fullmatch(line) for line in lines[1:-1])
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of a base64 text, with or without its padding; empty if it is none."""
+    bare = text.rstrip("=")
+    if _BASE64.fullmatch(bare) is None or len(bare) % 4 == 1:
+        return b""
+    return base64.b64decode(bare + "=" * (-len(bare) % 4))
+
+
+def _armoured(raw: bytes) -> bytes:
+    """A file as ssh-keygen writes it (PROTOCOL.key)."""
+    body = base64.b64encode(raw).decode()
+    lines = [body[at : at + _LINE] for at in range(0, len(body), _LINE)]
+    return "".join(f"{line}\n" for line in (_ARMOUR[0], *lines, _ARMOUR[1])).encode()
+
+
+def _converted(label: str, raw: bytes) -> bytes:
+    """A PKCS#1, PKCS#8 or SEC 1 key in OpenSSH's form, the same bytes each time; raises `BadKeyFile`."""
+    try:
+        pem = f"-----BEGIN {label}-----\n{base64.encodebytes(raw).decode()}-----END {label}-----\n"
+        key = load_pem_private_key(pem.encode(), password=None)
+        if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+            raise BadKeyFile(
+                "ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519"
+            )
+        text = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    except TypeError:
+        raise _has_passphrase() from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise _damaged() from None
+    made = bytearray(base64.b64decode(b"".join(text.splitlines()[1:-1])))
+    reader = Reader(bytes(made))
+    reader.take(len(_MAGIC))
+    for _ in range(3):
+        reader.string()  # cipher, kdf, its options
+    reader.uint32()  # number of keys
+    public = reader.string()
+    at = len(made) - len(reader.string())  # the private section is the last one; two equal random numbers begin it
+    made[at : at + 8] = sha256(public).digest()[:4] * 2
+    return _armoured(bytes(made))
+
+
+def _described(text: str) -> str:
+    """What a secret is that holds no private key, in words that contain none of it."""
+    first = text.strip(_AROUND).partition("\n")[0]
+    label = _LABEL.search(text)
+    if first.startswith(("ssh-", "ecdsa-sha2-", "sk-")) or (label and "PUBLIC" in label[1]):
+        return "is a public key, not the private one"
+    if label:
+        return f"is of type {label[1].strip().lower()}, not an OpenSSH private key"
+    if first.startswith("PuTTY-User-Key-File"):
+        return "is a key of PuTTY; convert it with `puttygen FILE -O private-openssh`"
+    if first.startswith("/") and " " not in first:
+        return "is a path, not the content of the file"
+    if "{{" in text or "${" in text:
+        return "is a reference to another secret that was not resolved"
+    if "begin openssh private key" in text.lower():
+        return "is a key whose letters have lost their case"
+    return "is not an OpenSSH private key"
+
+
+def _several(count: int, what: str) -> BadKeyFile:
+    return BadKeyFile("ca_key_several", f"{what} contains {count} private keys", "keep the pinned one and nothing else")
+
+
+def _too_large() -> BadKeyFile:
+    return BadKeyFile("ca_key_too_large", f"the secret is larger than {MAX_KEY_FILE} bytes", _STORE_THE_KEY)
+
+
+def _damaged(how: str = "is damaged: what its lines hold is not a key") -> BadKeyFile:
+    return BadKeyFile("ca_key_not_a_private_key", f"the private key in the secret {how}", _STORE_THE_KEY)
+
+
+def _has_passphrase() -> BadKeyFile:
+    return BadKeyFile("ca_key_has_passphrase", "the CA key has a passphrase", "store the key without one in Infisical")
 
 
 def load_ca_key(path: Path, owner: str, *pins: str | None) -> CaKey:
@@ -345,19 +467,45 @@ def _owner_ids(owner: str) -> tuple[int, int]:
     return uid, gid
 
 
+def _check_form(data: bytes) -> None:
+    """Raises `BadKeyFile` unless ssh-keygen reads the file, and reads all of it: the preflight has the same rule."""
+    begin, end = (line.encode() for line in _ARMOUR)
+    found = _FIRST_LINE.findall(data)
+    if len(found) > 1:
+        raise _several(len(found), "the CA key file")
+    if found != [begin]:
+        raise _not_a_key()
+    *lines, rest = data.split(b"\n")
+    if b"\r" in data:
+        raise _malformed("has line ends of Windows (CRLF)")
+    if rest:
+        raise _malformed("has no newline at its end")
+    if (lines[0], lines[-1]) != (begin, end) or not all(
+        _BASE64.fullmatch(line.decode("latin-1")) for line in lines[1:-1]
+    ):
+        raise _malformed("has other text before, in or after the key")
+
+
+def _malformed(how: str) -> BadKeyFile:
+    return BadKeyFile("ca_key_malformed", f"the CA key file {how}", _RENDER_AGAIN)
+
+
+def _not_a_key() -> BadKeyFile:
+    return BadKeyFile(
+        "ca_key_not_a_private_key",
+        "the CA key file does not contain an OpenSSH private key",
+        f"it must start with {_ARMOUR[0]}",
+    )
+
+
 def _parse(data: bytes) -> _PrivateKey:
+    _check_form(data)  # `cryptography` also accepts other text around and inside a key
     try:
         key = load_ssh_private_key(data, password=None)
     except TypeError:
-        raise BadKeyFile(
-            "ca_key_has_passphrase", "the CA key has a passphrase", "store the key without one in Infisical"
-        ) from None
+        raise _has_passphrase() from None
     except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
-        raise BadKeyFile(
-            "ca_key_not_a_private_key",
-            "the CA key file does not contain an OpenSSH private key",
-            "it must start with -----BEGIN OPENSSH PRIVATE KEY-----",
-        ) from None
+        raise _not_a_key() from None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
         raise BadKeyFile(
             "ca_key_rsa_too_short",

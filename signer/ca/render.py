@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable
-from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_unread, sync_directory
+from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_lock_of, open_unread, sync_directory
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -207,25 +207,52 @@ def _unusable(error: OSError) -> RefusedTarget:
 def _locked_directory(path: Path) -> Iterator[int]:
     """A descriptor of the directory, locked against other renderers; raises `SignerError`.
 
-    The writer inherits the lock, so that after the death of a renderer others wait for its writer.
+    Others may open the directory, so the lock is on a file of this user's that is named after it. The writer inherits
+    the lock, so that after the death of a renderer others wait for its writer.
     """
     try:
         folder = open_directory(path)
     except OSError as error:
         raise _no_directory(error) from None
+    held: int | None = None
     try:
+        held = _open_lock(path)
         deadline = time.monotonic() + WAIT_FOR_ANOTHER
-        while not _locked(folder):
+        while not _locked(held):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     "target_busy",
-                    "another process has locked the target's directory",
-                    "find it with `fuser`, then try again",
+                    "another `signer ca render` works on the target's directory",
+                    f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{held}').readlink()}`",
                 )
             time.sleep(0.05)
         yield folder
     finally:
         os.close(folder)
+        if held is not None:
+            os.close(held)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return open_lock_of(path)
+    except OSError as error:
+        raise _no_lock(error) from None
+
+
+def _locked(held: int) -> bool:
+    try:
+        return lock(held)
+    except OSError as error:
+        raise _no_lock(error) from None
+
+
+def _no_lock(error: OSError) -> SignerError:
+    return SignerError(
+        "render_lock_unusable",
+        f"the lock file of this user cannot be used: {error.strerror}",
+        "remove it, or free space there",
+    )
 
 
 def _no_directory(error: OSError) -> RefusedTarget:
@@ -234,13 +261,6 @@ def _no_directory(error: OSError) -> RefusedTarget:
         f"the target's directory cannot be used: {error.strerror}",
         "create it with mode 0700",
     )
-
-
-def _locked(folder: int) -> bool:
-    try:
-        return lock(folder)
-    except OSError as error:
-        raise _no_directory(error) from None
 
 
 def _temporary(target: Path) -> str:

@@ -77,6 +77,10 @@ def _facts(file: CutoverFile, found: Preconditions, principals: str) -> list[tup
         ("then", f"mode local, CA {policy.ca} rendered from Infisical"),
         ("principals", principals),
         ("operator", found.inputs.operator),
+        *(
+            ("beside it", f"service {name}, {digest[:19]}…")
+            for name, digest in found.inputs.compose.other_services.items()
+        ),
     ]
 
 

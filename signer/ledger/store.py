@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
-from signer.files import lock, open_or_create
+from signer.files import lock, open_lock
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
 from signer.ledger.reader import LedgerReader, storage_errors
@@ -218,7 +218,7 @@ def _missing_indexes(db: sqlite3.Connection) -> list[str]:
 def _take_lock(data_dir: Path) -> int:
     """Locks the ledger while the descriptor is open; raises `Unavailable` if another keeper has the lock."""
     with storage_errors():
-        descriptor = open_or_create(data_dir / LOCK_NAME)
+        descriptor = open_lock(data_dir / LOCK_NAME)
     if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(

@@ -20,7 +20,9 @@ from typing import Any, Final
 
 from signer import subprocesses
 from signer.errors import SignerError
+from signer.migration.compose_files import parse_compose, services_of
 from signer.migration.config import ComposeFacts
+from signer.migration.container_check import Expected, container_differences, expected_mounts
 from signer.subprocesses import CommandResult, NoSuchCommand
 from signer.units import plain
 
@@ -38,7 +40,6 @@ _PASSED_ON: Final = (
     "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_API_VERSION",
 )  # fmt: skip
 _VALUE: Final = re.compile(r"\s(?:-e|--env)[ =].*", re.DOTALL)
-_IMAGE: Final = re.compile(r"\s+image: *['\"]?([^\s'\"]+)['\"]? *")
 
 
 class ComposeFailed(SignerError):
@@ -168,30 +169,61 @@ class Compose:
             )
         return found[0] if found else None
 
+    def content(self, with_overlay: bool) -> dict[str, Any]:
+        """The merged configuration, parsed; raises `ComposeFailed` or `BadFile`."""
+        return parse_compose(self._merged(with_overlay), "the output of compose config")
+
     def image_id(self, with_overlay: bool = False) -> str:
         """The image that `up` would start, bare hex; raises `ComposeFailed`, also if the engine does not have it."""
-        names = self._image_names(self._merged(with_overlay))
-        if len(names) != 1:
+        return _bare(str(self._image(self._service(self.content(with_overlay)))["Id"]))
+
+    def _service(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        return services_of(content).get(self.facts.service, {})
+
+    def _image(self, service: Mapping[str, Any]) -> dict[str, Any]:
+        """The engine's description of the image that a merged service names."""
+        name = service.get("image")
+        if not isinstance(name, str) or not name:
             raise ComposeFailed(
                 "compose_image_unknown",
-                f"the merged configuration names {len(names)} images for {self.facts.service}",
+                f"the merged configuration names no image for {self.facts.service}",
                 "set an image for the service",
             )
-        argv = (self.facts.engine, "image", "inspect", "--format", "{{.Id}}", names[0])
-        return _bare(self.ask(argv, f"the engine has no image {names[0]}").out.strip())
+        found = self.ask_json((self.facts.engine, "image", "inspect", name), f"the engine has no image {name}")[0]
+        if not isinstance(found.get("Id"), str) or not isinstance(found.get("Config"), dict):
+            raise _not_understood(self.facts.engine)
+        return found
 
-    def _image_names(self, merged: str) -> list[str]:
-        """Parsed by line, in the YAML form that both tools write: the package has no YAML parser."""
-        names, inside, indent = [], False, 0
-        for line in merged.splitlines():
-            depth = len(line) - len(line.lstrip())
-            if line.strip() in (f"{self.facts.service}:", f"'{self.facts.service}':", f'"{self.facts.service}":'):
-                inside, indent = True, depth
-            elif inside and line.strip() and depth <= indent:
-                inside = False
-            elif inside and (match := _IMAGE.fullmatch(line)):
-                names.append(match[1])
-        return names
+    def container_differences(self, container: str, *, with_overlay: bool, image: str = "") -> list[str]:
+        """What a container has otherwise than these files and their image say, one line each; raises `ComposeFailed`.
+
+        `image` is the image that a plan names, bare hex; without it, the one that the files name now.
+        """
+        content = self.content(with_overlay)
+        service = self._service(content)
+        facts = self._image(service)
+        expected = Expected(
+            image_id=image or _bare(str(facts["Id"])),
+            image=facts,
+            service=service,
+            mounts=expected_mounts(content, service, self.facts.project, str(self.facts.base.parent)),
+        )
+        raw = self.ask_json((self.facts.engine, "inspect", "--type", "container", container))[0]
+        try:
+            return container_differences(raw, expected)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise _not_understood(self.facts.engine) from None
+
+    def check_container(self, container: str, *, with_overlay: bool, image: str = "") -> None:
+        """Raises `ComposeFailed` if a container differs from these files and their image."""
+        if found := self.container_differences(container, with_overlay=with_overlay, image=image):
+            raise ComposeFailed(
+                "container_differs",
+                f"the container is not what the compose files say: {found[0]}"
+                + (f", and {len(found) - 1} more" if len(found) > 1 else ""),
+                "see what compose reads besides these files (extends, env_file, .env), then plan again",
+                "\n".join(found),
+            )
 
     def versions(self) -> dict[str, str]:
         """The versions of compose and engine, each on one line; `unknown` if not available."""
@@ -224,10 +256,10 @@ class Compose:
         """The output of a command, split at blanks; raises `ComposeFailed`."""
         return self.ask(argv, "the engine does not answer").out.split()
 
-    def ask_json(self, argv: Sequence[str]) -> list[dict[str, Any]]:
-        """The JSON objects that a command prints, at least one; raises `ComposeFailed`."""
+    def ask_json(self, argv: Sequence[str], text: str = "the engine does not answer") -> list[dict[str, Any]]:
+        """The JSON objects that a command prints, at least one; raises `ComposeFailed`, with `text` if it fails."""
         try:
-            value = json.loads(self.ask(argv, "the engine does not answer").out)
+            value = json.loads(self.ask(argv, text).out)
         except (ValueError, RecursionError):
             value = None
         if not (isinstance(value, list) and value and all(isinstance(one, dict) for one in value)):

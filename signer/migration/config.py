@@ -37,7 +37,10 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ComposeFacts:
-    """How the service is started: compose command, engine, project, the two files and their variables."""
+    """How the service is started: compose command, engine, project, the two files and their variables.
+
+    `other_services` are the only ones that the files may define besides it.
+    """
 
     command: tuple[str, ...]
     engine: str
@@ -46,6 +49,7 @@ class ComposeFacts:
     overlay: Path
     service: str
     environment: Mapping[str, str]
+    other_services: tuple[str, ...] = ()
 
     @property
     def key_file(self) -> Path:
@@ -55,10 +59,11 @@ class ComposeFacts:
 
 @dataclass(frozen=True, slots=True)
 class PreflightFacts:
-    """The host's preflight script and its extra arguments."""
+    """The host's preflight script, its extra arguments, and the list of what compose files may hold."""
 
     script: Path
     arguments: tuple[str, ...]
+    allow_list: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +140,14 @@ class _RawCompose(Table):
     base: str | None = None
     overlay: str | None = None
     service: str = "safe-session-api"
+    other_services: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
 
 
 class _RawPreflight(Table):
     script: str | None = None
     arguments: list[str] = Field(default_factory=list)
+    allow_list: str = ""
 
 
 class _RawSigner(Table):
@@ -304,6 +311,10 @@ class _Reader:
             overlay=self.path(("compose", "overlay"), raw.overlay),
             service=self._word(("compose", "service"), raw.service, _WORD, "service name"),
             environment=dict(raw.environment),
+            other_services=tuple(
+                self._word(("compose", "other_services", at), name, _WORD, "service name")
+                for at, name in enumerate(raw.other_services)
+            ),
         )
 
     def preflight(self, data: object) -> PreflightFacts:
@@ -311,7 +322,11 @@ class _Reader:
         if data is not None:
             self._faults.require(("preflight",), data, "script")
         arguments = self._command(("preflight", "arguments"), raw.arguments)
-        return PreflightFacts(self.path(("preflight", "script"), raw.script), arguments)
+        script = self.path(("preflight", "script"), raw.script)
+        beside = script.parent.parent.parent / "overlays" / "allow-list.txt"  # as the script itself looks for it
+        return PreflightFacts(
+            script, arguments, self._optional_path(("preflight", "allow_list"), raw.allow_list) or beside
+        )
 
     def signer(self, data: object) -> SignerFacts:
         raw = _RawSigner() if data is None else self._faults.table(_RawSigner, ("signer",), data)

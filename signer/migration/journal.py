@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
-from signer.files import lock, open_or_create, sync_directory
+from signer.files import lock, open_lock, open_lock_of, open_or_create, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 
@@ -198,12 +197,12 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
-        held = [open_or_create(folder / _LOCK)]
+        held = [open_lock(folder / _LOCK)]
     except OSError as error:
         raise _unwritable(error) from None
     try:
         try:
-            held.append(open_or_create(_own_folder() / f"{sha256(os.path.realpath(base).encode()).hexdigest()}.lock"))
+            held.append(open_lock_of(base))
         except OSError as error:
             raise _unwritable(error) from None
         if not all(lock(descriptor) for descriptor in held):
@@ -216,14 +215,6 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     finally:
         for descriptor in held:
             os.close(descriptor)
-
-
-def _own_folder() -> Path:
-    """A directory of this user's that no other user may open; raises `OSError`, or `SignerError` if it is not."""
-    folder = Path("/run/signer-platform") if os.geteuid() == 0 else Path.home() / ".signer-platform"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    check_private(folder)
-    return folder
 
 
 def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:

@@ -73,14 +73,18 @@ def trial(
     with_overlay: bool = True,
     *,
     mode: str = "local",
+    image: str = "",
     within: float = TRIAL_WITHIN,
     lives: int = LIVES,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Trial]:
     """The service with its own project, port and ledger, ready in `mode` while the block runs.
 
-    Removes what an earlier trial left first, and this trial at the end. Raises `ComposeFailed`
-    (`trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_ours`, `trial_not_removed` and those of
+    With the overlay its container gets the CA key, so it is started only if it is what the files, and `image` of the
+    plan, say.
+
+    Removes what an earlier trial left first, and this trial at the end. Raises `ComposeFailed` (`container_differs`,
+    `trial_failed`, `trial_not_apart`, `trial_not_ready`, `trial_not_ours`, `trial_not_removed` and those of
     `Compose`).
     """
     deadline = time.monotonic() + within
@@ -98,6 +102,8 @@ def trial(
                 shown(ended),
             )
         _check_apart(apart, found)
+        if with_overlay:
+            apart.check_container(found.id, with_overlay=True, image=image)
         with _guarded(apart, found.id, lives):
             apart.ask((facts.engine, "start", found.id), "the trial's container does not start")
             _wait_until_ready(apart, address, mode, deadline)

@@ -13,13 +13,14 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from signer import __version__
 from signer.authority.core import Core
 from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
-from signer.files import lock, open_directory
+from signer.files import lock, open_lock
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import PublicKey
@@ -33,6 +34,7 @@ from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
 from signer.signing import SigningKey
 
+LOCK_NAME: Final = "keeper.lock"
 log = logging.getLogger("signer.keeper")
 
 
@@ -62,9 +64,17 @@ def _make_backend(settings: Settings, agent: CaAgent, key: SigningKey | None) ->
 def claim_run_dir(run_dir: Path) -> int:
     """Locks the directory while the descriptor is open; raises `Unavailable` if another keeper has the lock.
 
-    Another keeper may have another ledger: its api must stay connected to it.
+    Another keeper may have another ledger: its api must stay connected to it. The api's group may open the directory,
+    so the lock is on a file in it that only the keeper's user may open.
     """
-    descriptor = open_directory(run_dir)
+    try:
+        descriptor = open_lock(run_dir / LOCK_NAME)
+    except OSError as error:
+        raise BadSettings(
+            "run_dir_unusable",
+            f"the lock file {LOCK_NAME} in SIGNER_RUN_DIR cannot be used: {error.strerror}",
+            "remove it if no keeper runs, and check the owner of SIGNER_RUN_DIR",
+        ) from None
     if not lock(descriptor):
         os.close(descriptor)
         raise Unavailable(

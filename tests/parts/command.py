@@ -207,7 +207,7 @@ class World:
         locks = folder.parent / f"{folder.name}-locks"
         locks.mkdir(mode=0o700)
         # Tests run at once and name the same compose file, which stands for a host's one platform.
-        environ.setattr("signer.migration.journal._own_folder", lambda: locks)
+        environ.setattr("signer.files.own_lock_folder", lambda: locks)
 
     def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,

@@ -78,7 +78,9 @@ class PlayedPlatform:
         inputs = CutoverInputs(
             config=ConfigInputs(str(path), file.digest),
             files={"base": digest, "overlay": digest},
-            compose=ComposeInputs(compose.command, compose.engine, compose.project, compose.service, {}, {}, "a" * 64),
+            compose=ComposeInputs(
+                compose.command, compose.engine, compose.project, compose.service, {}, {}, {}, {}, "a" * 64
+            ),
             policy=PolicyInputs(policy.digest, OUR_CA, {"llmops": ("llmops",)}),
             operator="operator",
             vault=VaultInputs(file.vault.address, file.vault.mount, VAULTS_CA, {"llmops": role}),

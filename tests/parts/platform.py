@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient
 from tests.parts.contained_bao import ContainedBao
-from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
+from tests.parts.container import BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import make_key
 from tests.parts.platform_files import CUTOVER_MAY, POLICY, SERVICE_MAY, SSH_HOST, facts, render_toml
@@ -292,9 +292,12 @@ class Platform:
         eventually(lambda: self.mode() == mode, f"the service is ready in mode {mode}")
 
     def break_overlay(self) -> None:
-        """With the overlay a container can be made, but not started: its program is not there."""
-        place = f"  {API}:\n"
-        self.overlay.write_text(self.overlay.read_text().replace(place, f"{place}    entrypoint: [/nowhere/signer]\n"))
+        """With the overlay a container can be made, but its service does not start: its certificate is not there."""
+        place, files = "SIGNER_MODE: local\n", ("SIGNER_TLS_CERT_FILE", "SIGNER_TLS_KEY_FILE")
+        more = "".join(f"      {name}: /run/signer-tls/{name[-8:-5].lower()}\n" for name in files)
+        text = self.overlay.read_text()
+        assert place in text
+        self.overlay.write_text(text.replace(place, place + more))
 
     # --- the operator --------------------------------------------------------------------------------------------
 

@@ -125,7 +125,11 @@ class CutoverActions:
     def parity(self) -> Observation:
         """Compares roles, then real certificates of Vault and of the local CA, which signs in its own trial."""
         file, token = self._file, self._file.signer.token_file
-        with trial(file.compose) as tried, self._vault() as vault, ApiClient(tried.address, token) as api:
+        with (
+            trial(file.compose, image=self._planned_image()) as tried,
+            self._vault() as vault,
+            ApiClient(tried.address, token) as api,
+        ):
             check_trial_ca(tried.health, self._policy.ca.fingerprint)
             as_logins, usual = sample_body(self._policy.roles[file.signer.role]), [""]
 
@@ -220,15 +224,38 @@ class CutoverActions:
         except SignerError:
             self._end_pause()  # only another `up` may start the service
             raise
-        return Observation(
-            f"compose took {done.seconds:.1f} s",
-            {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said},
-        )
+        facts = {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said}
+        took = f"compose took {done.seconds:.1f} s"
+        if found := self._differences(with_overlay):
+            if with_overlay:
+                raise StepFailed(
+                    "container_differs",
+                    f"the container is not what the compose files say: {found[0]}",
+                    "see what compose reads besides these files (extends, env_file, .env), then plan again",
+                    {"differences": found, **facts},
+                )
+            # Back is back: Vault signs again, in the container that the base file makes.
+            return Observation(f"{took}; the container differs: {found[0]}", {"differences": found, **facts})
+        return Observation(took, facts)
+
+    def _differences(self, with_overlay: bool) -> list[str]:
+        """What the running container has otherwise than its files, its image and the plan say."""
+        found = self._compose.running()
+        if found is None:
+            return ["there is no container"]
+        image = self._planned_image() if with_overlay else ""
+        return self._compose.container_differences(found.id, with_overlay=with_overlay, image=image)
+
+    def _planned_image(self) -> str:
+        """The image that the plan of this run names; empty for a rollback, which has no plan."""
+        plan = self._run.evidence.read_json("plan.json")
+        return "" if plan is None else str(plan["inputs"]["compose"]["image"])
 
     def is_up(self, *, with_overlay: bool) -> bool:
-        """True if the service runs in the mode of these files; mode `shadow` matches neither."""
+        """True if the service runs in the mode of these files, as they say; mode `shadow` matches neither."""
         found = self._compose.running()
-        return found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
+        is_up = found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
+        return is_up and not (with_overlay and self._differences(with_overlay))
 
     def ready(self, backend: Backend) -> Observation:
         """Waits until the service is ready in that mode and signs with that CA."""

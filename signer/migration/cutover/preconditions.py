@@ -14,6 +14,7 @@ from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, Drift, NotAuthenticated, SignerError, Unavailable
 from signer.files import read_bounded, read_secret_word
 from signer.migration.compose import Compose
+from signer.migration.compose_files import digest_of, digests_read, services_of
 from signer.migration.config import KEY_VARIABLE, CutoverFile
 from signer.migration.plan import PlanPart, differences
 from signer.model import Identity
@@ -47,7 +48,11 @@ class ConfigInputs:
 
 @dataclass(frozen=True, slots=True)
 class ComposeInputs:
-    """The compose command, the digests of the merged files (without and with the overlay), and the image."""
+    """The compose command, and what it makes of its files.
+
+    `merged` are the digests of the merged configuration (without and with the overlay), `reads` those of every other
+    file that compose reads (`absent` for one that does not exist), `other_services` those of each other service.
+    """
 
     command: tuple[str, ...]
     engine: str
@@ -55,6 +60,8 @@ class ComposeInputs:
     service: str
     environment: Mapping[str, str]
     merged: Mapping[str, str]
+    reads: Mapping[str, str]
+    other_services: Mapping[str, str]
     image: str
 
 
@@ -157,6 +164,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
                 "base": compose.config_digest(with_overlay=False),
                 "with overlay": compose.config_digest(with_overlay=True),
             },
+            **_read_by_compose(file, compose),
             image=compose.image_id(with_overlay=True),
         ),
         policy=PolicyInputs(
@@ -176,6 +184,16 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
         },
     )
     return Preconditions(inputs, ServiceState(ready.mode, ready.ca_fingerprint, ready.policy, ready.ready), policy)
+
+
+def _read_by_compose(file: CutoverFile, compose: Compose) -> dict[str, dict[str, str]]:
+    """`reads` and `other_services` of `ComposeInputs`."""
+    content = compose.content(with_overlay=True)
+    others = {name: one for name, one in services_of(content).items() if name != file.compose.service}
+    return {
+        "reads": digests_read(file.compose.base, file.compose.overlay, content),
+        "other_services": {name: digest_of(one) for name, one in sorted(others.items())},
+    }
 
 
 def _role(vault: VaultAdmin, mount: str, name: str) -> Any:
@@ -260,12 +278,21 @@ def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
 
     Called right before the first change, as the comparison of roles and certificates takes time.
     """
+    compose = Compose(file.compose)
+    merged = compose.config_digest(with_overlay=True)
     found = {
         "files": {name: asdict(_file(path)) for name, path in _files(file).items()},
-        "compose": {"merged": {"with overlay": Compose(file.compose).config_digest(with_overlay=True)}},
+        "compose": {"merged": {"with overlay": merged}, **_read_by_compose(file, compose)},
     }
-    merged = planned["compose"]["merged"]["with overlay"]
-    wanted = {"files": planned["files"], "compose": {"merged": {"with overlay": merged}}}
+    before = planned["compose"]
+    wanted = {
+        "files": planned["files"],
+        "compose": {
+            "merged": {"with overlay": before["merged"]["with overlay"]},
+            "reads": before["reads"],
+            "other_services": before["other_services"],
+        },
+    }
     if problems := tuple(differences(wanted, found, "inputs")):
         raise Drift(
             "plan_drifted",
@@ -280,6 +307,7 @@ def _files(file: CutoverFile) -> dict[str, Path]:
         "base": file.compose.base,
         "overlay": file.compose.overlay,
         "preflight": file.preflight.script,
+        "allow list": file.preflight.allow_list,
         "policy": file.signer.policy_file,
     }
 
@@ -311,7 +339,9 @@ def plan_value(value: object) -> Any:
 def preflight_line(file: CutoverFile) -> list[str]:
     """The preflight's command line; the key's path and pin are in its environment."""
     files = ["--base", str(file.compose.base), "--overlay", str(file.compose.overlay)]
-    return ["/bin/bash", "-p", str(file.preflight.script), "--json", *files, *file.preflight.arguments]
+    files += ["--allow-list", str(file.preflight.allow_list)]
+    others = [word for name in file.compose.other_services for word in ("--other-service", name)]
+    return ["/bin/bash", "-p", str(file.preflight.script), "--json", *files, *others, *file.preflight.arguments]
 
 
 def preflight_environment(file: CutoverFile, policy: Policy) -> dict[str, str]:

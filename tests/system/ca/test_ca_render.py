@@ -281,9 +281,9 @@ KINDS_OF_SECRET: dict[str, tuple[str, Callable[[KeyRing, Path], str | None]]] = 
     "a public key": ("ca_key_not_a_private_key", lambda ring, _: ring("ed25519", "ca").public_line),
     "text": ("ca_key_not_a_private_key", lambda ring, _: "correct horse battery staple"),
     "JSON": ("ca_key_not_a_private_key", lambda ring, _: '{"type": "service_account", "private_key": "x"}'),
-    "a key in JSON": (
-        "ca_key_not_a_private_key",
-        lambda ring, _: '{"private_key": "' + ring("ed25519", "ca").private.read_text() + '"}',
+    "another key in JSON": (
+        "ca_key_fingerprint_differs",
+        lambda ring, _: '{"private_key": "' + ring("ed25519", "other").private.read_text() + '"}',
     ),
     "another key": ("ca_key_fingerprint_differs", lambda ring, _: ring("ed25519", "other").private.read_text()),
     "RSA of 2048 bits": ("ca_key_rsa_too_short", lambda ring, _: ring("rsa2048").private.read_text()),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from signer.ca.key import load_ca_key
+from signer.files import open_lock_of
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing
 from tests.parts.memory import memory_folder
@@ -130,7 +131,7 @@ def test_the_renderer_may_be_killed_between_any_two_system_calls(renders: Render
 
 def wait_for_the_writer(folder: Path) -> None:
     """It holds the directory's lock until it is done."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_lock_of(folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     finally:

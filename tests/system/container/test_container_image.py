@@ -28,6 +28,21 @@ def test_the_image_adds_at_most_120_megabytes_to_its_base(engine: Engine) -> Non
     assert 20 < added <= 120
 
 
+def test_audit_9_the_image_says_what_it_was_built_on(engine: Engine) -> None:
+    base, labels = engine.facts(BASE_IMAGE), engine.facts(engine.image)["Labels"]
+    assert labels["org.opencontainers.image.base.name"] == BASE_IMAGE
+    assert labels["org.opencontainers.image.base.digest"] == base["Digest"]
+    layers = base["RootFS"]["Layers"]
+    assert engine.facts(engine.image)["RootFS"]["Layers"][: len(layers)] == layers
+
+
+@pytest.mark.parametrize("base", ["docker.io/library/debian:bookworm-slim", "debian", f"debian@sha256:{'0' * 63}"])
+def test_audit_9_a_base_of_a_registry_that_is_not_named_by_its_digest_is_refused(engine: Engine, base: str) -> None:
+    done = engine.run(str(ROOT / "scripts" / "container" / "build"), "localhost/never", environ={"BASE": base})
+    assert (done.status, done.out) == (2, "")
+    assert "is not named by its digest" in done.err
+
+
 def test_it_holds_exactly_the_locked_packages(engine: Engine) -> None:
     listing = (
         "import importlib.metadata as m, json;"

@@ -63,6 +63,22 @@ def test_a_host_that_trusts_the_new_ca_no_more_puts_all_back(platform: Platform)
     check_rolled_back(platform, ended, "edge1: root@127.0.0.1: Permission denied (publickey)")
 
 
+def test_audit_4e1_a_container_that_is_more_than_its_files_say_puts_all_back(platform: Platform) -> None:
+    """Something between compose and the engine adds to the service's container; to the trial's it does not."""
+    podman = platform.folder / "bin" / "podman"
+    before = podman.read_text()
+    added = (
+        f'case "$*" in *--name={platform.service.name}*--cap-drop*) shift; set -- create --pid=host "$@";; esac\nexec '
+    )
+    podman.write_text(before.replace("exec ", added))
+    try:
+        ended = platform.apply(platform.plan())
+    finally:
+        podman.write_text(before)
+    check_rolled_back(platform, ended, "the container is not what the compose files say: its PidMode is host")
+    platform.start_service()
+
+
 def test_compose_that_fails_half_way_puts_all_back(platform: Platform) -> None:
     """The key vanishes in the last moment: the old container is gone by then, and the new one cannot be made."""
     watched = Watched(platform, "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)

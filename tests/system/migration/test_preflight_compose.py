@@ -55,27 +55,27 @@ def another_file_is_mounted(config: Config, host: Host) -> None:
     _key_mount(config)["source"] = str(host.folder / "etc" / "principals")
 
 
-@a_configuration_where("overlay_mount_missing")
+@a_configuration_where("compose_not_allowed", "overlay_mount_missing")
 def there_are_no_volumes(config: Config, host: Host) -> None:
     _service(config)["volumes"] = []
 
 
-@a_configuration_where("overlay_mount_not_read_only")
+@a_configuration_where("compose_not_allowed", "overlay_mount_not_read_only")
 def the_mount_is_writable(config: Config, host: Host) -> None:
     del _key_mount(config)["read_only"]
 
 
-@a_configuration_where("overlay_mount_not_read_only")
+@a_configuration_where("compose_not_allowed", "overlay_mount_not_read_only")
 def the_mount_says_that_it_is_writable(config: Config, host: Host) -> None:
     _key_mount(config)["read_only"] = False
 
 
-@a_configuration_where("overlay_mount_not_read_only", "overlay_mount_may_be_created")
+@a_configuration_where("compose_not_allowed", "overlay_mount_may_be_created", "overlay_mount_not_read_only")
 def the_mount_is_short_and_writable(config: Config, host: Host) -> None:
     _service(config)["volumes"][-1] = f"{host.key}:/run/signer-ca/ca"
 
 
-@a_configuration_where("overlay_mount_may_be_created")
+@a_configuration_where("compose_not_allowed", "overlay_mount_may_be_created")
 def the_mount_is_short(config: Config, host: Host) -> None:
     _service(config)["volumes"][-1] = f"{host.key}:/run/signer-ca/ca:ro,z"
 
@@ -96,108 +96,119 @@ def nobody_says_whether_the_engine_may_create_it(config: Config, host: Host) -> 
     host.change("overlays/local-ca.yaml", "create_host_path: false", "propagation: rprivate")
 
 
-@a_configuration_where("overlay_mount_twice")
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
 def it_is_mounted_in_two_places(config: Config, host: Host) -> None:
     _service(config)["volumes"].append(_key_mount(config) | {"target": "/elsewhere"})
 
 
-@a_configuration_where("overlay_mount_twice")
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
 def its_folder_is_mounted_read_only_as_well(config: Config, host: Host) -> None:
     _service(config)["volumes"].append(f"{host.key.parent}:/folder:ro")
 
 
-@a_configuration_where("overlay_mount_twice")
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
 def it_is_a_secret_of_compose_as_well(config: Config, host: Host) -> None:
     config["secrets"] = {"ca": {"file": str(host.key)}}
     _service(config)["secrets"] = [{"source": "ca", "target": "/run/secrets/ca"}]
 
 
-@a_configuration_where("overlay_mount_twice")
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
 def it_is_a_secret_by_its_short_name(config: Config, host: Host) -> None:
     config["secrets"] = {"ca": {"file": str(host.key)}}
     _service(config)["secrets"] = ["ca"]
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def its_folder_can_be_written(config: Config, host: Host) -> None:
     _service(config)["volumes"].insert(0, {"type": "bind", "source": str(host.key.parent), "target": "/folder"})
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def a_folder_far_above_it_can_be_written(config: Config, host: Host) -> None:
     _service(config)["volumes"].append(f"{host.memory.parent}:/far")
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def the_whole_host_is_mounted(config: Config, host: Host) -> None:
     _service(config)["volumes"].append({"type": "bind", "source": "/", "target": "/host", "read_only": False})
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def a_link_leads_to_its_folder(config: Config, host: Host) -> None:
     (host.folder / "link").symlink_to(host.key.parent)
     _service(config)["volumes"].append(f"{host.folder}/link:/x")
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount", "ca_key_has_links")
+@a_configuration_where("ca_key_has_links", "compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def its_other_name_is_mounted(config: Config, host: Host) -> None:
     (host.memory / "other").hardlink_to(host.key)
     _service(config)["volumes"].append(f"{host.memory}/other:/x")
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def dots_lead_to_its_folder(config: Config, host: Host) -> None:
     (host.key.parent / "sub").mkdir()
     _service(config)["volumes"].append(f"{host.key.parent}/sub/..:/x")
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def a_relative_path_leads_to_its_folder(config: Config, host: Host) -> None:
     up = os.path.relpath(host.key.parent, host.folder / "overlays")
     _service(config)["volumes"].append(f"{up}:/x")
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def a_named_volume_is_its_folder(config: Config, host: Host) -> None:
     options = {"type": "none", "o": "bind", "device": str(host.key.parent)}
     config["volumes"]["sly"] = {"driver": "local", "driver_opts": options}
     _service(config)["volumes"].append({"type": "volume", "source": "sly", "target": "/x"})
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where(
+    "compose_other_service_not_named", "compose_other_service_reaches", "overlay_key_reached_by_writable_mount"
+)
 def another_service_can_write_it(config: Config, host: Host) -> None:
     config["services"]["other"] = {"image": "x", "volumes": [f"{host.key.parent}:/x"]}
 
 
-@a_configuration_where("overlay_key_reached_by_other_service")
+@a_configuration_where(
+    "compose_other_service_not_named", "compose_other_service_reaches", "overlay_key_reached_by_other_service"
+)
 def another_service_can_read_it(config: Config, host: Host) -> None:
     config["services"]["other"] = {"image": "x", "volumes": ["/:/host:ro"]}
 
 
-@a_configuration_where("overlay_key_reached_by_other_service")
+@a_configuration_where(
+    "compose_other_service_not_named", "compose_other_service_reaches", "overlay_key_reached_by_other_service"
+)
 def another_service_takes_all_its_volumes_to_read(config: Config, host: Host) -> None:
     config["services"]["other"] = {"image": "x", "volumes_from": [f"{SERVICE}:ro"]}
 
 
-@a_configuration_where("overlay_key_reached_by_writable_mount")
+@a_configuration_where(
+    "compose_other_service_not_named", "compose_other_service_reaches", "overlay_key_reached_by_writable_mount"
+)
 def another_service_takes_all_its_volumes(config: Config, host: Host) -> None:
     config["services"]["other"] = {"image": "x", "volumes_from": [SERVICE]}
 
 
 @a_configuration_where()
-def neighbours_of_its_folder_are_mounted(config: Config, host: Host) -> None:
+def neighbours_of_its_folder_are_mounted_in_a_named_service(config: Config, host: Host) -> None:
+    host.arguments += ["--other-service", "other"]
     for name in ("safe-session2", "safe", "other"):
         (host.memory / name).mkdir()
-        _service(config)["volumes"].append(f"{host.memory}/{name}:/{name}")
-    config["services"]["other"] = {"image": "x", "volumes": [f"{host.folder}:/x", "named:/y"], "tmpfs": ["/z"]}
+    mounts = [f"{host.memory}/{name}:/{name}" for name in ("safe-session2", "safe", "other")]
+    config["services"]["other"] = {"image": "x", "volumes": [*mounts, f"{host.folder}/home:/x:ro", "named:/y"]}
+    config["services"]["other"] |= {"tmpfs": ["/z"], "environment": {"A": "b"}}
+    config["volumes"]["named"] = {}
 
 
-@a_configuration_where("overlay_mount_target_differs")
+@a_configuration_where("compose_not_allowed", "overlay_mount_target_differs")
 def the_service_looks_elsewhere_for_it(config: Config, host: Host) -> None:
     _service(config)["environment"]["SIGNER_CA_KEY_FILE"] = "/run/secrets/ca"
 
 
-@a_configuration_where("overlay_mount_target_differs")
+@a_configuration_where("compose_not_allowed", "overlay_mount_target_differs")
 def it_is_mounted_elsewhere(config: Config, host: Host) -> None:
     del _service(config)["environment"]["SIGNER_CA_KEY_FILE"]
     _key_mount(config)["target"] = "/elsewhere"
@@ -219,12 +230,12 @@ def no_mode_is_said(config: Config, host: Host) -> None:
     del _service(config)["environment"]
 
 
-@a_configuration_where("service_not_hardened")
+@a_configuration_where("compose_not_allowed", "service_not_hardened")
 def its_root_can_be_written(config: Config, host: Host) -> None:
     _service(config)["read_only"] = False
 
 
-@a_configuration_where("service_not_hardened")
+@a_configuration_where("compose_not_allowed")
 def it_is_privileged(config: Config, host: Host) -> None:
     _service(config)["privileged"] = True
 
@@ -234,12 +245,12 @@ def it_keeps_all_capabilities(config: Config, host: Host) -> None:
     del _service(config)["cap_drop"]
 
 
-@a_configuration_where("service_not_hardened", "container_capabilities_differ")
+@a_configuration_where("compose_not_allowed", "container_capabilities_differ")
 def it_gets_a_capability_too_many(config: Config, host: Host) -> None:
     _service(config)["cap_add"].append("CAP_SYS_ADMIN")
 
 
-@a_configuration_where("service_not_hardened")
+@a_configuration_where("compose_not_allowed", "service_not_hardened")
 def it_may_gain_privileges(config: Config, host: Host) -> None:
     _service(config)["security_opt"] = ["no-new-privileges:false", "seccomp=x"]
 
@@ -367,14 +378,14 @@ def test_key_reached_by_another_mount_of_its_file_system_is_found(host: Host) ->
     host.over[str(alias / "deep")] = host.key.parent
     host.change("merged.yaml", "- ledger:/var/lib/signer", f"- {alias}:/var/lib/signer")
     told = host.run()
-    assert told.codes("FAIL", "warn") == {"overlay_key_reached_by_writable_mount"}
+    assert told.codes("FAIL", "warn") == {"compose_not_allowed", "overlay_key_reached_by_writable_mount"}
 
 
 def test_key_file_mounted_alone_in_another_place_is_found(host: Host) -> None:
     other = host.write("seemingly-harmless", "")
     host.over[str(other)] = host.key
     host.change("merged.yaml", "- ledger:/var/lib/signer", f"- {host.folder}:/var/lib/signer")
-    assert host.run().codes("FAIL", "warn") == {"overlay_key_reached_by_writable_mount"}
+    assert host.run().codes("FAIL", "warn") == {"compose_not_allowed", "overlay_key_reached_by_writable_mount"}
 
 
 # --- the real podman-compose --------------------------------------------------------------------------------------
@@ -424,7 +435,7 @@ REAL = {
     "a wrong path": (":?name the file of the rendered CA key}", ":+/etc/hostname}", "overlay_mount_missing"),
     "a default": (":?name the file of the rendered CA key", ":-/run/default", "overlay_merges_without_variable"),
     "no local mode": ("SIGNER_MODE: local", "OTHER: x", "overlay_mode_must_be_local"),
-    "capabilities": ("    volumes:\n", "    cap_add: [NET_ADMIN]\n    volumes:\n", "service_not_hardened"),
+    "capabilities": ("    volumes:\n", "    cap_add: [NET_ADMIN]\n    volumes:\n", "compose_not_allowed"),
 }  # fmt: skip
 
 

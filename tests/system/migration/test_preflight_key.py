@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from signer.ca.key import load_ca_key
+from signer.errors import BadKeyFile
 from tests.parts import missing
 from tests.parts.hosts import KEY_VARIABLE, Host
+from tests.parts.key_forms import FORMS
 from tests.parts.keys import KeyRing, make_key
 
 Prepare = Callable[[Host], None]
@@ -23,7 +26,15 @@ NO_CONTENT = NO_KEY | {"ca_key_parses"}
 NO_FILE = NO_CONTENT | {
     "ca_key_owner", "ca_key_mode", "ca_key_no_acl", "ca_key_parents", "ca_key_in_memory", "ca_key_outside_git",
 }  # fmt: skip
-NO_MERGE = {"compose_merged", "overlay_mount", "overlay_mode", "service_hardened", "image_present"}
+NO_MERGE = {
+    "compose_merged",
+    "compose_allowed",
+    "compose_other_services",
+    "overlay_mount",
+    "overlay_mode",
+    "service_hardened",
+    "image_present",
+}
 NO_MERGE |= {"container_user", "container_capabilities", "container_mounts"}
 
 
@@ -218,7 +229,7 @@ def it_is_one_byte_too_large(host: Host) -> None:
     host.put_key(key + b"\n" * (16 * 1024 + 1 - len(key)))
 
 
-@a_host_where()
+@a_host_where("ca_key_malformed")
 def it_is_just_not_too_large(host: Host) -> None:
     key = host.key.read_bytes()
     host.put_key(key + b"\n" * (16 * 1024 - len(key)))
@@ -234,14 +245,9 @@ def it_is_the_public_half(host: Host) -> None:
     host.put_key(host.ca.public.read_bytes())
 
 
-@a_host_where("ca_key_not_a_private_key")
+@a_host_where("ca_key_malformed")
 def its_last_line_is_gone(host: Host) -> None:
     host.put_key(b"".join(host.key.read_bytes().splitlines(keepends=True)[:-2]))
-
-
-@a_host_where("ca_key_not_a_private_key")
-def it_has_dos_line_ends(host: Host) -> None:
-    host.put_key(host.key.read_bytes().replace(b"\n", b"\r\n"))
 
 
 @a_host_where("ca_key_not_a_private_key")
@@ -335,6 +341,16 @@ def _move_key(host: Host, path: Path) -> None:
     host.key = path
     host.put_key(content)
     host.change("merged.yaml", str(before), str(path))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_audit_4f10_a_key_file_has_one_verdict_everywhere(host: Host, name: str) -> None:
+    code, change = FORMS[name]
+    host.put_key(change(host.key.read_bytes()))
+    assert host.run().codes("FAIL") == {code}
+    with pytest.raises(BadKeyFile) as refused:
+        load_ca_key(host.key, "root:root", None)
+    assert refused.value.code == code
 
 
 @pytest.mark.parametrize("name", TABLE)

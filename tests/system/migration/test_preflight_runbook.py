@@ -44,7 +44,8 @@ def test_the_runbook_shows_what_the_preflight_prints(documented_host: Host) -> N
     expected = [(FINGERPRINT.sub("<fingerprint>", text), status) for text, status in RUN.findall(RUNBOOK)]
     found = [shown(documented_host.run(), documented_host)]
     documented_host.key.chmod(0o700)
-    documented_host.change("merged.yaml", "read_only: true\n      source: /", "read_only: false\n      source: /")
+    mount = f"read_only: true\n      source: {documented_host.key}"
+    documented_host.change("merged.yaml", mount, mount.replace("true", "false"))
     (documented_host.folder / "container.txt").unlink()
     found.append(shown(documented_host.run(), documented_host))
     assert found == expected

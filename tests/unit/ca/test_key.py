@@ -24,6 +24,7 @@ from signer.ca import key as cakey
 from signer.ca.key import MAX_KEY_FILE, CaKey, load_ca_key
 from signer.errors import BadKeyFile
 from signer.ssh.wire import Reader
+from tests.parts.key_forms import FORMS
 from tests.parts.keys import CA_KINDS, Key, KeyRing
 
 OWNER = f"{os.getuid()}:{os.getgid()}"
@@ -141,10 +142,20 @@ def test_an_empty_file_and_one_that_is_too_large_are_refused(tmp_path: Path) -> 
         assert code_of(path) == code
 
 
-def test_a_key_in_a_file_of_16_kib_is_still_read(ca: Path) -> None:
+def test_a_file_of_16_kib_is_still_read(ca: Path) -> None:
     ca.chmod(0o600)
     ca.write_text(ca.read_text() + "\n" * (MAX_KEY_FILE - ca.stat().st_size))
-    assert load_ca_key(ca, OWNER, None).kind == "ssh-ed25519"
+    assert code_of(ca) == "ca_key_malformed"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_audit_4f10_only_the_form_that_ssh_keygen_reads_whole_is_a_key(name: str, ca: Path) -> None:
+    """tests/system/migration/test_preflight_key.py has the preflight's verdicts for the same table."""
+    code, change = FORMS[name]
+    content = change(ca.read_bytes())
+    ca.chmod(0o600)
+    ca.write_bytes(content)
+    assert code_of(ca) == code
 
 
 def test_a_passphrase_is_told_apart(new_key: NewKey) -> None:

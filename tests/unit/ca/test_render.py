@@ -10,10 +10,13 @@ import os
 import pickle
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_ssh_private_key
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +24,7 @@ from signer.ca import render as module
 from signer.ca.key import NEW_KINDS, KeyMaterial, load_ca_key
 from signer.ca.render import Rendered, create, file_system_of, render
 from signer.errors import BadKeyFile, SignerError
+from signer.files import lock, open_lock_of
 from tests.parts import missing
 from tests.parts.keys import CA_KINDS, Key, KeyRing, ssh_keygen
 from tests.parts.memory import MEMORY, memory_folder
@@ -203,14 +207,27 @@ def test_it_waits_for_another_renderer_and_says_so_in_the_end(
     folder: Path, key: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WAIT_FOR_ANOTHER", 0.1)
-    other = os.open(folder, os.O_RDONLY)
+    other = open_lock_of(folder)
     try:
-        fcntl.flock(other, fcntl.LOCK_EX)
+        assert lock(other)
         assert code_of(lambda: render(fetching(key), folder / "ca")) == "target_busy"
         assert render(fetching(key), folder / "ca", check=True).result == "missing"
     finally:
         os.close(other)
     assert render(fetching(key), folder / "ca").result == "written"
+
+
+def test_audit_3d3_a_lock_on_the_directory_that_anybody_may_take_stops_no_renderer(
+    folder: Path, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT_FOR_ANOTHER", 0.1)
+    folder.chmod(0o755)
+    other = os.open(folder, os.O_RDONLY)  # as any user may
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert render(fetching(key), folder / "ca").result == "written"
+    finally:
+        os.close(other)
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -367,29 +384,73 @@ MENDED: dict[str, Callable[[str], str]] = {
     "indented": lambda text: "".join(f"    {line}\n" for line in text.splitlines()),
     "blanks at the ends of lines": lambda text: text.replace("\n", "  \n"),
 }
-BROKEN: dict[str, Callable[[str], str]] = {
+# Once one sentence for all of these, and wrong for some.
+PROVED_BY_THE_PIN: dict[str, Callable[[str], str]] = {
     "no line breaks": lambda text: text.replace("\n", " "),
     "line breaks written out": lambda text: text.replace("\n", "\\n"),
+    "line breaks written out twice": lambda text: text.replace("\n", "\\\\n"),
+    "line breaks of Windows written out": lambda text: text.replace("\n", "\\r\\n"),
     "line breaks gone": lambda text: text.replace("\n", ""),
     "in quotes": lambda text: f'"{text}"',
+    "in single quotes, on one line": lambda text: "'" + text.replace("\n", "\\n") + "'",
     "in JSON": lambda text: '{"key": "' + text + '"}',
+    "in JSON as PHP writes it": lambda text: '{"key": "' + text.replace("\n", "\\n").replace("/", "\\/") + '"}',
     "in HTML": lambda text: text.replace("\n", "<br>"),
+    "as numbers of HTML": lambda text: text.replace("\n", "&#10;"),
+    "each line in quotes": lambda text: "".join(f'"{line}\\n" \\\n' for line in text.splitlines()),
     "a line before": lambda text: f"the CA key:\n{text}",
     "a line after": lambda text: f"{text}of rs2000\n",
     "a comment inside": lambda text: text.replace("\n", "\n# comment\n", 1),
-    "twice": lambda text: text + text,
     "a byte order mark": lambda text: f"\ufeff{text}",
     "a no-break space": lambda text: f"\u00a0{text}",
+    "no-break spaces for blanks": lambda text: text.replace(" ", "\u00a0"),
+    "dashes of a word processor": lambda text: text.replace("-----", "\u2014\u2014-"),
+    "too few dashes": lambda text: text.replace("-----", "----"),
     "a NUL": lambda text: text + "\0",
     "first line lost": lambda text: text.split("\n", 1)[1],
     "last line lost": lambda text: text.rstrip("\n").rsplit("\n", 1)[0],
-    "a line lost": lambda text: "\n".join(text.split("\n")[:2] + text.split("\n")[3:]),
-    "cut in the middle": lambda text: text[: len(text) // 2],
-    "lower case": str.lower,
-    "a public half": lambda text: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA== ca",
-    "another secret": lambda text: "correct horse battery staple",
-    "nothing between the lines": lambda text: text.split("\n")[0] + "\n" + text.split("\n")[-2],
+    "both lost": lambda text: "\n".join(text.splitlines()[1:-1]),
+    "base64 of the file": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 of the file in lines": lambda text: base64.encodebytes(text.encode()).decode(),
 }
+NAMED: dict[str, tuple[str, str, Callable[[str], str]]] = {
+    "twice": ("ca_key_several", "contains 2 private keys", lambda text: text + text),
+    "a line lost": (
+        "ca_key_not_a_private_key", "is damaged",
+        lambda text: "\n".join(text.split("\n")[:2] + text.split("\n")[3:]),
+    ),
+    "cut in the middle": ("ca_key_not_a_private_key", "is damaged", lambda text: text[: len(text) // 2 // 4 * 4 + 2]),
+    "nothing but its first line": ("ca_key_not_a_private_key", "is cut off", lambda text: text.split("\n")[0]),
+    "nothing between the lines": (
+        "ca_key_not_a_private_key", "is damaged", lambda text: text.split("\n")[0] + "\n" + text.split("\n")[-2],
+    ),
+    "lower case": ("ca_key_not_a_private_key", "have lost their case", str.lower),
+    "a public half": (
+        "ca_key_not_a_private_key", "is a public key", lambda _: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA== ca",
+    ),
+    "a public half in PEM": (
+        "ca_key_not_a_private_key", "is a public key", lambda _: "-----BEGIN PUBLIC KEY-----\nMCow\n-----END",
+    ),
+    "a certificate": (
+        "ca_key_not_a_private_key", "is of type certificate", lambda _: "-----BEGIN CERTIFICATE-----\nMIIB\n",
+    ),
+    "a path": ("ca_key_not_a_private_key", "is a path", lambda _: "/run/safe-session/ca"),
+    "a reference": ("ca_key_not_a_private_key", "was not resolved", lambda _: "${prod.ca.SSH_CA_KEY}"),
+    "a key of PuTTY": (
+        "ca_key_not_a_private_key", "is a key of PuTTY", lambda _: "PuTTY-User-Key-File-3: ssh-ed25519\n",
+    ),
+    "another secret": (
+        "ca_key_not_a_private_key", "is not an OpenSSH private key", lambda _: "correct horse battery staple",
+    ),
+    "an encrypted key in PEM": (
+        "ca_key_has_passphrase", "has a passphrase",
+        lambda _: "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIGb\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    ),
+    "an encrypted key of the old form": (
+        "ca_key_has_passphrase", "has a passphrase",
+        lambda _: "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\nMIGb\n-----END RSA",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MENDED)
@@ -401,14 +462,57 @@ def test_what_secret_stores_do_to_a_key_is_mended(name: str, kind: str, keyring:
     assert (folder / "ca").read_text() == text_of(key)
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_all_else_is_refused_and_not_shown(name: str, key: Key) -> None:
-    spoiled = BROKEN[name](text_of(key))
+@pytest.mark.parametrize("name", PROVED_BY_THE_PIN)
+@pytest.mark.parametrize("kind", ["ed25519", "rsa3072"])
+def test_audit_5f14_what_the_pin_proves_right_is_mended(name: str, kind: str, keyring: KeyRing, folder: Path) -> None:
+    key, other = keyring(kind, "ca"), keyring("ed25519", "other")
+    spoiled = PROVED_BY_THE_PIN[name](text_of(key))
+    render(lambda: KeyMaterial.repair(spoiled, key.fingerprint), folder / "ca")
+    assert (folder / "ca").read_text() == text_of(key)
+    assert code_of(lambda: KeyMaterial.repair(spoiled, other.fingerprint)) == "ca_key_fingerprint_differs"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_audit_5f14_all_else_is_called_what_it_is_and_not_shown(name: str, key: Key) -> None:
+    code, words, spoil = NAMED[name]
+    spoiled = spoil(text_of(key))
     with pytest.raises(BadKeyFile) as caught:
         KeyMaterial.repair(spoiled, key.fingerprint)
-    assert caught.value.code == "ca_key_not_a_private_key"
+    assert (caught.value.code, words in caught.value.text) == (code, True), caught.value.text
     told = f"{caught.value!r} {caught.value} {caught.value.hint}"
     assert not [line for line in spoiled.split() if len(line) > 12 and line in told]
+
+
+@pytest.mark.parametrize(
+    "kind, form", [("ecdsa256", "TraditionalOpenSSL"), ("rsa3072", "TraditionalOpenSSL"), ("ed25519", "PKCS8"),
+                   ("ecdsa384", "PKCS8"), ("rsa3072", "PKCS8")],
+)  # fmt: skip
+def test_audit_5f14_older_forms_become_openssh_s_and_always_the_same_bytes(
+    kind: str, form: str, keyring: KeyRing, folder: Path
+) -> None:
+    key = keyring(kind, "ca")
+    loaded = load_ssh_private_key(key.private.read_bytes(), password=None)
+    text = loaded.private_bytes(Encoding.PEM, getattr(PrivateFormat, form), NoEncryption()).decode()
+    for spoiled in (text, text.replace("\n", "\\n"), text.replace("\n", "\r\n")):
+        render(partial(KeyMaterial.repair, spoiled, key.fingerprint), folder / "ca")
+        assert load_ca_key(folder / "ca", OWNER, key.fingerprint).fingerprint == key.fingerprint
+        assert ssh_keygen("-y", "-P", "", "-f", folder / "ca").split()[:2] == key.public_line.split()[:2]
+    assert render(lambda: KeyMaterial.repair(text, key.fingerprint), folder / "ca").result == "unchanged"
+
+
+def test_audit_5f14_the_time_of_a_hostile_secret_grows_with_its_length() -> None:
+    def cost(text: str) -> float:
+        taken = []
+        for _ in range(5):
+            began = time.thread_time()
+            with pytest.raises(BadKeyFile):
+                KeyMaterial.repair(text, "SHA256:x")
+            taken.append(time.thread_time() - began)
+        return min(taken)
+
+    for piece in ("-", "\\", "BEGIN ", "-----BEGIN A", "<br ", "# \n", "A", "\\n", "BEGIN PRIVATE KEY"):
+        short = cost(piece * (16_000 // len(piece)))
+        assert cost(piece * (64_000 // len(piece))) < max(6 * short, 0.02), piece
 
 
 @pytest.mark.parametrize("text", ["", " ", "\r\n\t\n"])
@@ -439,11 +543,6 @@ def test_another_key_than_the_pinned_one_has_its_own_code(key: Key, keyring: Key
     assert caught.value.code == "ca_key_fingerprint_differs"
     assert key.fingerprint in caught.value.text
     assert other.fingerprint in caught.value.text
-
-
-def test_keys_of_the_old_form_are_refused(tmp_path: Path) -> None:
-    ssh_keygen("-q", "-t", "rsa", "-b", "3072", "-m", "PEM", "-N", "", "-f", tmp_path / "old")
-    assert code_of(lambda: KeyMaterial.repair((tmp_path / "old").read_text(), "x")) == "ca_key_not_a_private_key"
 
 
 @given(data=st.data())

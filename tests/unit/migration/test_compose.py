@@ -222,10 +222,9 @@ def test_no_digest_of_nothing_of_a_failure_or_of_a_part(platform: FakePlatform, 
 
 
 def test_the_image_is_that_of_the_service_and_not_of_another(platform: FakePlatform, compose: Compose) -> None:
-    (platform.folder / "merged").write_text(MERGED)
-    platform.compose(f"cat {platform.folder}/merged")
+    (platform.folder / "merged.yaml").write_text(MERGED)
     assert compose.image_id() == IMAGE
-    assert platform.calls[-1] == "podman image inspect --format {{.Id}} signer:1"
+    assert platform.calls[-1] == "podman image inspect signer:1"
 
 
 def test_a_service_without_an_image_is_told(platform: FakePlatform, compose: Compose) -> None:

@@ -13,6 +13,7 @@ import pytest
 from signer.api_client import ApiClient, Readiness
 from signer.errors import Drift, Unavailable
 from signer.migration.compose import Compose
+from signer.migration.compose_files import digests_read
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.cutover import actions
 from signer.migration.cutover.actions import CutoverActions
@@ -21,13 +22,14 @@ from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal
 from signer.migration.run import Run
 from tests.parts.cutover_file import GOOD
-from tests.parts.fake_compose import FakePlatform, inspected
+from tests.parts.fake_compose import IMAGE, MERGED, FakePlatform, inspected
 from tests.parts.runs import Ledger
 
 FILES = {
     "base": "base.yaml",
     "overlay": "overlay.yaml",
     "preflight": "preflight.sh",
+    "allow list": "allow-list.txt",
     "policy": "policy.toml",
 }
 PLACES = {
@@ -44,6 +46,8 @@ def platform(tmp_path: Path) -> FakePlatform:
     platform.compose(f"if test $verb = config; then cat {tmp_path}/base.yaml {tmp_path}/overlay.yaml; fi")
     for name in FILES.values():
         (tmp_path / name).write_text(f"# {name}\n")
+    (tmp_path / "base.yaml").write_text(MERGED.replace("SIGNER_MODE: vault", "SIGNER_MODE: local"))
+    (tmp_path / "overlay.yaml").write_text("x-overlay: it\n")
     for name in ("token", "vault-token"):
         (tmp_path / name).write_text(f"{name}-that-nobody-knows\n")
         (tmp_path / name).chmod(0o600)
@@ -55,6 +59,7 @@ def file(platform: FakePlatform) -> CutoverFile:
     text = GOOD.replace("/root/", f"{platform.folder}/").replace('"podman-compose"', f'"{platform.folder}/compose"')
     text = text.replace('= "podman"', f'= "{platform.folder}/podman"')
     text = text.replace("/var/lib/safe-session/evidence", f"{platform.folder}/evidence")
+    text = text.replace("[preflight]\n", f'[preflight]\nallow_list = "{platform.folder}/allow-list.txt"\n')
     for place, name in PLACES.items():
         text = text.replace(f'"{place}"', f'"{platform.folder / FILES[name]}"')
     return parse_cutover_file(text.encode())
@@ -62,13 +67,19 @@ def file(platform: FakePlatform) -> CutoverFile:
 
 def inputs_of(file: CutoverFile) -> dict[str, Any]:
     """As a plan holds them."""
-    merged = {"with overlay": Compose(file.compose).config_digest(with_overlay=True)}
-    places = (file.compose.base, file.compose.overlay, file.preflight.script, file.signer.policy_file)
+    compose = Compose(file.compose)
+    merged = {"with overlay": compose.config_digest(with_overlay=True)}
+    reads = digests_read(file.compose.base, file.compose.overlay, compose.content(with_overlay=True))
+    places = (
+        file.compose.base, file.compose.overlay, file.preflight.script, file.preflight.allow_list,
+        file.signer.policy_file,
+    )  # fmt: skip
     files = {
         name: {"path": str(path), "sha256": sha256(path.read_bytes()).hexdigest()}
         for name, path in zip(FILES, places, strict=True)
     }
-    return {"files": files, "compose": {"merged": merged}}
+    facts = {"merged": merged, "reads": reads, "other_services": {}, "image": IMAGE}
+    return {"files": files, "compose": facts}
 
 
 @pytest.fixture
@@ -96,7 +107,7 @@ def test_what_compose_makes_of_the_same_files_is_held_against_the_plan_too(
 ) -> None:
     planned = inputs_of(file)
     check_files(file, planned)
-    platform.compose("if test $verb = config; then echo another .env; fi")
+    platform.compose("if test $verb = config; then echo 'services: {safe-session-api: {image: other}}'; fi")
     with pytest.raises(Drift) as drifted:
         check_files(file, planned)
     assert [line.partition(":")[0] for line in drifted.value.problems] == ["inputs.compose.merged.with overlay"]
@@ -108,7 +119,7 @@ def test_what_compose_makes_of_the_same_files_is_held_against_the_plan_too(
 def test_a_service_in_shadow_mode_is_neither_cut_over_nor_rolled_back(
     platform: FakePlatform, acting: CutoverActions, mode: str, is_local: bool, is_vault: bool
 ) -> None:
-    platform.engine(inspect=inspected(mode=mode))
+    platform.engine(inspect=inspected(mode=mode, volume="safe-session_ledger"))
     assert (acting.is_up(with_overlay=True), acting.is_up(with_overlay=False)) == (is_local, is_vault)
 
 

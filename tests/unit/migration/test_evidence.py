@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_old_file_or_none(run: Evidence, monkeypatch: pyt
     assert (run.folder / "smoke/01-x.log").read_text() == "old"
 
 
-def half_filled(path: Path, content: bytes, _mode: int) -> None:
+def half_filled(path: Path, content: bytes, _mode: int, **_named: object) -> None:
     path.write_bytes(content[: len(content) // 2])
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

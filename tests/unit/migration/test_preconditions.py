@@ -37,6 +37,9 @@ class Composed:
     def config_digest(self, *, with_overlay: bool) -> str:
         return str(with_overlay)
 
+    def content(self, *, with_overlay: bool) -> dict[str, object]:
+        return {"services": {"safe-session-api": {}, "vault": {"image": f"vault {with_overlay}"}}}
+
     def image_id(self, *, with_overlay: bool) -> str:
         return f"image {with_overlay}"
 
@@ -70,10 +73,12 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
 
 def a_file(folder: Path, policy: str = POLICY, identity: str = "operator") -> CutoverFile:
     """Every file that cutover.toml names, in `folder`."""
-    text = GOOD
-    for path in sorted({part for part in GOOD.split('"') if part.startswith("/")}, reverse=True):
+    text = GOOD.replace("[preflight]\n", '[preflight]\nallow_list = "/opt/signer/overlays/allow-list.txt"\n')
+    for path in sorted({part for part in text.split('"') if part.startswith("/")}, reverse=True):
         text = text.replace(f'"{path}"', f'"{folder}/{Path(path).name}"')
         (folder / Path(path).name).write_text("")
+    for name in ("safe-session.yaml", "safe-session-local-ca.yaml"):
+        (folder / name).write_text("services: {}\n")
     (folder / "policy.toml").write_text(policy_text(policy))
     (folder / "token").write_text(token(identity))
     (folder / "token").chmod(0o400)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
+from signer.files import own_lock_folder
 from signer.migration import journal as journals
 from signer.migration.journal import Journal, note_attempt, platform_lock, read_journal, runs
 from signer.migration.plan import Effect, Observation, Step
@@ -480,9 +481,9 @@ def test_audit_3d3_a_lock_on_the_compose_file_that_anybody_may_take_stops_nothin
     with base.open() as opened:  # as any user may who can read it
         fcntl.flock(opened, fcntl.LOCK_EX)
         with platform_lock(tmp_path / "evidence", base):
-            locks = [path for path in journals._own_folder().iterdir() if path.suffix == ".lock"]
+            locks = [path for path in own_lock_folder().iterdir() if path.suffix == ".lock"]
             assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in locks)
-            assert stat.S_IMODE(journals._own_folder().stat().st_mode) == 0o700
+            assert stat.S_IMODE(own_lock_folder().stat().st_mode) == 0o700
 
 
 def test_audit_3d6_a_refused_approval_is_not_noted_where_others_may_write(tmp_path: Path) -> None:
