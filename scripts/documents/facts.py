@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class Table:
         )
 
 
+TRANSCRIPTS: Final = Path(__file__).parents[2] / "tests" / "data" / "transcripts"
 Fact = Callable[[], Table | str]
 
 
@@ -167,6 +169,24 @@ def safe_session_help() -> str:
 
 def verb_helps() -> str:
     return "\n\n".join(f"### `signer {verb.words}`\n\n{help_of(verb.words)}" for verb in VERBS)
+
+
+_INIT: Final = "init <dir>/new --for container --platform edge --ca infisical --ca-fingerprint <ca> --yes"
+
+
+def recorded(name: str, typed: str) -> str:
+    """A command and what it prints, from the first place in tests/data/transcripts/NAME.txt that shows it."""
+    _, found, rest = (TRANSCRIPTS / f"{name}.txt").read_text().partition(f"$ signer {typed}\n")
+    lines = [line[2:] for line in itertools.takewhile(lambda line: line[:1] in "|!", rest.split("\n"))]
+    text = "\n".join([found.strip(), *lines])
+    for mark, shown in (
+        ("bytes <n>", "bytes 8392704"), ("<dir>", "/etc/signer"),
+        ("<ca>", "SHA256:edS3J+HGgzVHYS2CYgjR8ebo1cO69zPG+tsz76bSQHg"),
+        ("<sha256>", "…"),
+        ("<token-id>", "1f0a77c2b9e4"), ("<n>", "3"), ("<time>", "2027-02-27T09:00:00Z"),
+    ):  # fmt: skip
+        text = text.replace(mark, shown)
+    return f"```text\n{text}\n```"
 
 
 def help_of(words: str) -> str:
@@ -404,6 +424,10 @@ def lower_first(text: str) -> str:
 
 FACTS: Final[Mapping[str, Fact]] = {
     "settings": service_settings,
+    "shown-init": lambda: recorded("init", _INIT),
+    "shown-status": lambda: recorded("status", "status"),
+    "shown-policy-list": lambda: recorded("policy_list", "policy list"),
+    "shown-token-revoke": lambda: recorded("policy_edit", "token revoke deploy-agent --write"),
     "settings of ca render": ca_render_settings,
     "settings of safe-session": client_settings,
     "policy keys": policy_keys,
