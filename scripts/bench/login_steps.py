@@ -22,8 +22,7 @@ def main() -> None:
 
     from signer.safe_session.agent import PrivateAgent
     from signer.safe_session.arguments import parse_arguments
-    from signer.safe_session.keypair import make_key
-    from signer.safe_session.request import Patience, request_certificate
+    from signer.safe_session.request import Patience, obtain_certificate
     from signer.safe_session.settings import load_settings
     from signer.ssh.agent import render_add_ed25519_certificate
 
@@ -31,10 +30,8 @@ def main() -> None:
     asked = parse_arguments(["exec", "--", "true"])
     settings = load_settings(asked.role)
     note("settings, token file")
-    key = make_key()
-    note("key")
-    certificate = request_certificate(settings, asked, key, Patience(None))
-    note("request and answer")
+    key, certificate = obtain_certificate(settings, asked, Patience(None))
+    note("key, request and answer")
     agent = PrivateAgent()
     note("agent: start")
     message = render_add_ed25519_certificate(
