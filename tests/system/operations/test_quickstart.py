@@ -79,9 +79,15 @@ def test_a_real_login_is_shown_with_its_record_and_nothing_is_left() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^login .*uid=", done.stdout, re.MULTILINE)
     assert re.search(r"^sshd says +Accepted publickey .*ID deploy-agent:llmops \(serial 1\)", done.stdout, re.MULTILINE)
+    assert re.search(r"^agent waits .*->  r-\w{10} waits for a human", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^human agrees .* is approved: needs 1, given by operator with software key", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^agent is in +uid=", done.stdout, re.MULTILINE)
     assert re.search(r"1 +local +deploy-agent +llmops", done.stdout)
+    assert re.search(r"2 +deploy-agent +production +ticket 4711 +operator ", done.stdout)
     assert re.search(r"^verify +intact", done.stdout, re.MULTILINE)
-    assert len(done.stdout.splitlines()) <= 16
+    assert len(done.stdout.splitlines()) <= 23
     check_gone(folder_of(done.stdout))
 
 
