@@ -163,7 +163,7 @@ class Service:
                 env=self.environment(),
             )
         try:
-            ports.wait_until(self.is_ready, self._process, self.log)
+            ports.wait_until(self._is_serving, self._process, self.log)
         except BaseException:
             self.stop()
             raise
@@ -202,6 +202,10 @@ class Service:
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def _is_serving(self) -> bool:
+        """Ready, and the launcher knows it: an api that ends before that is one that did not start."""
+        return self.is_ready() and (self.stderr is not None or "signer: serving on " in self.log())
 
     def is_ready(self) -> bool:
         try:
