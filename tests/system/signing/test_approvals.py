@@ -173,6 +173,20 @@ def test_a_worker_that_lies_gets_no_certificate_without_a_signature(
         assert read_reply(watching) == {"reply": {"requests": [shown["request"]]}}, "a name, and nothing of it"
 
 
+def test_an_agent_approves_through_no_door_not_even_with_a_humans_signature(service: Service, anna: Human) -> None:
+    shown = ask(service, "an agent's own", claim_sha256=CLAIM)
+    signed = {"signature": anna.sign(shown), "waiver": None}
+    path = f"/api/requests/{shown['request']}/approve"
+    assert code(service.ask("POST", path, signed, identity="deploy-agent")) == "approver_not_human"
+    with LyingWorker(service.socket) as liar:
+        told = liar.ask(
+            json.dumps(signed).encode(), op="approve", request=shown["request"], token=service.tokens["deploy-agent"],
+            identity="anna", kind="human", approver="anna",
+        )  # fmt: skip
+    assert told["error"]["code"] == "approver_not_human"
+    assert service.ask("GET", f"/api/requests/{shown['request']}", identity="anna").json()["approvals"] == []
+
+
 def test_break_glass_opens_an_incident_that_closes_with_a_commit(
     service: Service, keyring: KeyRing, tmp_path: Path
 ) -> None:
