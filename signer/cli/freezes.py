@@ -124,9 +124,17 @@ def _scope(kind: str, name: str | None) -> str:
 def _ask_keeper(header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
     """The reply of the keeper on this host; raises what it answers, `Unavailable` or `BadSettings`."""
     from signer.protocol.client import KeeperClient
+    from signer.service.access import become_reader
 
-    path = read_settings().socket
-    if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
+    settings = read_settings()
+    if os.geteuid() == 0:  # in a container it may not use the keeper's socket either, and becomes the keeper's user
+        become_reader(settings)
+    path = settings.socket
+    try:
+        is_denied = path.exists() and not os.access(path, os.W_OK, effective_ids=True)
+    except PermissionError:  # the directory may not be searched
+        is_denied = True
+    if is_denied:
         raise BadSettings(
             "token_file_missing",
             f"{path} is not yours to use, and no token was given",

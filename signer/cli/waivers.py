@@ -58,7 +58,7 @@ def waivers_end(*, waiver: str, reason: str | None, address: str | None, token_f
 
 
 @verb("incidents list", examples=["signer incidents list", "signer incidents list --all"])
-@click.option("--all", "also_closed", is_flag=True, help="also closed ones of the last 90 days")
+@click.option("--all", "also_closed", is_flag=True, help="also those that were closed, the newest of them")
 @connection_options
 @json_option
 def incidents_list(*, also_closed: bool, address: str | None, token_file: Path | None, as_json: bool) -> int:

@@ -327,6 +327,9 @@ def test_commands_of_the_operator_work_inside_without_a_token(local: Contained, 
     assert '"serial"' in inside("certs", "show", serial, "--json")
     assert inside("ledger", "head").startswith(str(status["ledger"]["events"]))
     assert inside("ledger", "verify").startswith("intact")
+    assert inside("freeze", "identity", "ci", "--reason", "a drill").startswith("identity:ci is frozen")
+    assert [row["scope"] for row in json.loads(inside("freezes", "--json"))["freezes"]] == ["identity:ci"]
+    assert local.ask("DELETE", "/api/freezes/identity:ci", identity="operator").status == 200
 
 
 def test_check_inside_a_healthy_container_says_so(local: Contained) -> None:
@@ -341,3 +344,7 @@ def test_another_user_inside_is_told_whose_files_it_may_not_read(local: Containe
     assert ran.status == 1
     assert "belongs to user" in ran.err
     assert "space" not in ran.err
+    freezing = local.inside("env", "-u", "SIGNER_KEEPER_USER", "-u", "SIGNER_API_USER", "signer", "freeze", "all",
+                            user="nobody")  # fmt: skip
+    assert freezing.status == 1
+    assert "give --token-file" in freezing.err
