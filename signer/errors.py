@@ -24,6 +24,10 @@ class SignerError(Exception):
         self.hint = hint
         self.facts = facts or {}
 
+    def as_json(self) -> dict[str, object]:
+        """What JSON shows of every error; `facts` are added where they have a place."""
+        return {"code": self.code, "text": self.text, "hint": self.hint}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code!r}, {self.text!r})"
 

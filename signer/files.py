@@ -131,6 +131,15 @@ def belongs_to(path: Path) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what a name stands for, links not followed; None if there is nothing."""
+    try:
+        facts = path.lstat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 def open_or_create(path: Path, *, append: bool = False) -> int:
     """A descriptor of a file that stays open, such as a journal; a new file has mode 0600."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

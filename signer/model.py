@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
@@ -38,6 +38,8 @@ _TOKEN_LIKE: Final = re.compile("|".join((*TOKEN_SHAPES, r"(?<![\w-])eyJ[\w-]{8,
 _TOKEN_MARKS: Final = (TOKEN_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
 
 IdentityKind = Literal["human", "agent", "workload"]
+RequestState = Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
+REQUEST_STATES: Final[tuple[RequestState, ...]] = get_args(RequestState)
 
 
 class RunOutcome(StrEnum):

@@ -28,6 +28,13 @@ def timestamp(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def parse_timestamp(text: str) -> int:
+    """Seconds since 1970 of a time in RFC 3339; raises `ValueError`, or `OverflowError` for one that no clock has."""
+    from datetime import datetime  # 1.6 ms, which few commands need
+
+    return int(datetime.fromisoformat(text).timestamp())
+
+
 @lru_cache(maxsize=64)
 def render_duration(seconds: int) -> str:
     """The shortest text that `parse_duration` reads back as `seconds`."""

@@ -18,9 +18,9 @@ from signer.api.request import message_header, new_request_id
 from signer.api.schemas import Alive, CallerToken, WhoAmI
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
-from signer.model import BACKENDS
+from signer.model import BACKENDS, REQUEST_STATES
 from signer.protocol.client import KeeperClient
-from signer.protocol.commands import MAX_WAIT, STATES
+from signer.protocol.commands import MAX_WAIT
 from signer.protocol.replies import (
     CaKey,
     CallerDetails,
@@ -211,7 +211,7 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             fields[name] = read_word(name, value)
     if fields.get("backend", BACKENDS[0]) not in BACKENDS:
         raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
-    states = STATES if "before" in known else ("all", "open")
+    states = REQUEST_STATES if "before" in known else ("all", "open")
     if "state" in known and fields.get("state", states[0]) not in states:
         raise _bad_query(f"state must be one of {', '.join(states)}", "correct state")
     if fields.get("limit") == 0:

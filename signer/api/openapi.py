@@ -15,10 +15,10 @@ from pydantic.json_schema import models_json_schema
 
 from signer import __version__
 from signer.api import schemas
-from signer.model import BACKENDS
+from signer.model import BACKENDS, REQUEST_STATES
 from signer.protocol import replies
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
-from signer.protocol.commands import MAX_WAIT, STATES
+from signer.protocol.commands import MAX_WAIT
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
@@ -68,7 +68,7 @@ _LIST: Final = (
     Query("before", "`before` of the previous page", _SEQ),
     Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
-_STATES: Final = {"type": "string", "enum": list(STATES)}
+_STATES: Final = {"type": "string", "enum": list(REQUEST_STATES)}
 _REQUESTS: Final = (
     Query("state", "in this state now", _STATES),
     Query("identity", "asked by this identity", _WORD),

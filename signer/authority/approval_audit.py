@@ -3,7 +3,7 @@
 What is checked needs only the events: each signature is over the recorded request, each certificate that names humans
 is exactly what they signed, and no approval was used twice. With the revisions of policy.toml that were in force it is
 also checked that each key was that person's, and that they had the right. `authority/core.py` decides by its own code;
-this module shares with it what a policy requires, and nothing else.
+this module shares with it what a policy requires and what events are called, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from signer.authority.approvals import (
+    ENDS,
     FrozenRequest,
     Requirement,
     check_approver,
     check_flags,
     needs_humans,
+    request_of_waiver,
     requirement_of,
 )
 from signer.authority.incidents import Incidents
@@ -31,14 +32,7 @@ from signer.policy.decide import Policy
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.sshsig import SshSignature, verify
 from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
-
-_ENDS: Final = {
-    "approval.denied": "denied",
-    "approval.withdrawn": "withdrawn",
-    "approval.expired": "expired",
-    "approval.lapsed": "lapsed",
-    "approval.issued": "issued",
-}
+from signer.units import parse_timestamp
 
 
 class Problem(NamedTuple):
@@ -125,8 +119,8 @@ class ApprovalAuditor:
                 self._freeze(body["scope"])
             case "incident.opened" | "incident.closed":
                 self._incidents.apply(Event(entry.kind, entry.actor, dict(body)), entry.time_ms // 1000)
-            case kind if kind in _ENDS and (asked := self._asked.get(body["request"])) is not None:
-                asked.end = _ENDS[kind]
+            case kind if kind in ENDS and (asked := self._asked.get(body["request"])) is not None:
+                asked.end = ENDS[kind]
 
     def _request(self, entry: Entry, body: Mapping[str, Any]) -> None:
         frozen, name = body["frozen"], body["request"]
@@ -157,21 +151,25 @@ class ApprovalAuditor:
         if asked is None:
             self._add(entry, f"{approver} approves {name}, which was never requested")
             return
-        faults = list(self._faults_of(entry, body, asked))
-        for fault in faults:
-            self._add(entry, f"the approval of {name} by {approver} {fault}")
-        if any("does not verify" in fault for fault in faults):
-            return
-        key = parse_public_key(body["public_key"])
-        signature = verify(body["signature"], _statement(body, asked), APPROVAL_NAMESPACE, key)
-        is_software = not key.kind.startswith("sk-")
-        asked.given[approver] = _Given(approver, signature, is_software, body["waiver"])
-        self.audit.signatures += 1
-        self.audit.software += is_software
-        self.audit.keys[approver, key.fingerprint] += 1
+        faults = self._record_faults(entry, body, asked)
+        try:
+            key = parse_public_key(body["public_key"])
+            signature = verify(body["signature"], _statement(body, asked), APPROVAL_NAMESPACE, key)
+        except BadFormat as fault:
+            faults.append(f"does not verify: {fault.text}")
+        else:
+            is_software = not key.kind.startswith("sk-")
+            faults += self._signature_faults(body, signature, is_software=is_software)
+            asked.given[approver] = _Given(approver, signature, is_software, body["waiver"])
+            self.audit.signatures += 1
+            self.audit.software += is_software
+            self.audit.keys[approver, key.fingerprint] += 1
+        for text in faults:
+            self._add(entry, f"the approval of {name} by {approver} {text}")
 
     @staticmethod
-    def _faults_of(entry: Entry, body: Mapping[str, Any], asked: _Asked) -> list[str]:
+    def _record_faults(entry: Entry, body: Mapping[str, Any], asked: _Asked) -> list[str]:
+        """What is wrong with the event, whatever was signed."""
         faults = []
         if entry.actor != body["approver"]:
             faults.append(f"was recorded for {entry.actor}")
@@ -179,25 +177,25 @@ class ApprovalAuditor:
             faults.append("has another digest than the request")
         if asked.end is not None:
             faults.append(f"came after the request was {asked.end}")
-        elif entry.time_ms // 1000 > _seconds(asked.frozen["expires"]):
+        elif entry.time_ms // 1000 > parse_timestamp(asked.frozen["expires"]):
             faults.append("came after the request had expired")
-        try:
-            key = parse_public_key(body["public_key"])
-            found = verify(body["signature"], _statement(body, asked), APPROVAL_NAMESPACE, key)
-        except BadFormat as fault:
-            return [*faults, f"does not verify: {fault.text}"]
-        is_software = not key.kind.startswith("sk-")
+        return faults
+
+    @staticmethod
+    def _signature_faults(body: Mapping[str, Any], signature: SshSignature, *, is_software: bool) -> list[str]:
+        """What a signature that verifies does not say, though the event does."""
+        faults = []
         recorded = (body["key"], body["software"], body["user_present"], body["user_verified"])
-        if recorded != (key.fingerprint, is_software, found.user_present, found.user_verified):
+        if recorded != (signature.fingerprint, is_software, signature.user_present, signature.user_verified):
             faults.append("is recorded with another key or other flags than it has")
-        if not is_software and not found.user_present:
+        if not is_software and not signature.user_present:
             faults.append("was made without a touch of the key")
         return faults
 
     # --- a certificate --------------------------------------------------------------------------------------------
 
     def _of_waiver(self, waiver: str) -> _Asked | None:
-        return self._asked.get("r-" + waiver.removeprefix("w-"))
+        return self._asked.get(request_of_waiver(waiver))
 
     def _issue(self, entry: Entry, body: Mapping[str, Any]) -> None:
         serial, names = body["serial"], body.get("approved_by")
@@ -251,7 +249,7 @@ class ApprovalAuditor:
         terms = [given.waiver for given in others if given.waiver is not None]
         if len(terms) < len(others) or not others:
             faults.append(f"names {waiver}, which an approver has not given")
-        elif entry.time_ms // 1000 > min(_seconds(term["until"]) for term in terms):
+        elif entry.time_ms // 1000 > min(parse_timestamp(term["until"]) for term in terms):
             faults.append(f"was issued after {waiver} had ended")
         elif asked.waiver_used >= min(term["uses"] for term in terms):
             faults.append(f"was issued after {waiver} was used up")
@@ -307,10 +305,6 @@ class ApprovalAuditor:
 
 def _statement(body: Mapping[str, Any], asked: _Asked) -> bytes:
     return approval_statement(body["request"], asked.digest, body["approver"], body["waiver"])
-
-
-def _seconds(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp())
 
 
 def _print_of(line: str) -> str:

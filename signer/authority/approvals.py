@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from signer.authority.incidents import Incidents
 from signer.errors import BadRequest, NotFound, Refused, SignerError
@@ -32,6 +31,7 @@ from signer.model import (
     Identity,
     IdentityKind,
     PublicKey,
+    RequestState,
     Role,
     SignRequest,
     Terms,
@@ -40,7 +40,7 @@ from signer.model import (
 from signer.policy.decide import Policy
 from signer.ssh.publickey import render_public_key
 from signer.ssh.statement import approval_statement, request_digest
-from signer.units import timestamp
+from signer.units import parse_timestamp, timestamp
 
 PENDING_FOR: Final = 3_600  # seconds that a request waits for humans
 VALID_FOR: Final = 600  # seconds that an approval is good where the role says nothing
@@ -55,9 +55,8 @@ _ID_LETTERS: Final = 10
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _SECRET_DIGITS: Final = 64
 
-State = Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
 # The event that ends a request, and the state after it.
-_ENDS: Final[Mapping[str, State]] = {
+ENDS: Final[Mapping[str, RequestState]] = {
     "approval.denied": "denied",
     "approval.withdrawn": "withdrawn",
     "approval.expired": "expired",
@@ -144,8 +143,8 @@ class FrozenRequest:
         return cls(
             **{
                 **known,
-                "asked": _seconds(shown["asked"]),
-                "expires": _seconds(shown["expires"]),
+                "asked": parse_timestamp(shown["asked"]),
+                "expires": parse_timestamp(shown["expires"]),
                 "principals": tuple(shown["principals"]),
                 "critical_options": tuple(sorted(shown["critical_options"].items())),
                 "extensions": tuple(sorted(shown["extensions"].items())),
@@ -195,7 +194,7 @@ class GivenApproval:
 class End:
     """How and when a request ended; `why` is the reason of a denial."""
 
-    state: State
+    state: RequestState
     at: int
     by: str
     why: str
@@ -251,7 +250,7 @@ class Waiver:
 class Status:
     """What a request is worth in a situation. `claim_by` is set if it is approved, `waiver` if one covers it."""
 
-    state: State
+    state: RequestState
     requirement: Requirement
     counting: tuple[GivenApproval, ...]
     has_presence: bool
@@ -288,6 +287,8 @@ def requirement_of(role: Role | None, kind: IdentityKind, *, needs_second_human:
 
 def needs_humans(role: Role, kind: IdentityKind) -> bool:
     """True if no certificate of the role is issued to this kind of identity without a human's signature."""
+    if role.approval is None and not role.presence and not role.break_glass:  # asked for every certificate
+        return False
     wanted = requirement_of(role, kind)
     return wanted.count > 0 or wanted.presence
 
@@ -363,10 +364,6 @@ def check_flags(line: ApprovalKey, *, present: bool, verified: bool) -> None:
         )
 
 
-def _seconds(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp())
-
-
 # --- the state machine -----------------------------------------------------------------------------------------------
 
 
@@ -405,9 +402,9 @@ class Approvals:
                 self._freeze(str(body["scope"]))
             case "incident.opened" | "incident.closed":
                 self.incidents.apply(event, at)
-            case kind if kind in _ENDS and (request := self.open.get(str(body["request"]))) is not None:
+            case kind if kind in ENDS and (request := self.open.get(str(body["request"]))) is not None:
                 serial = None if body.get("serial") is None else str(body["serial"])
-                self._end(request, End(_ENDS[kind], at, event.actor, str(body.get("reason", "")), serial))
+                self._end(request, End(ENDS[kind], at, event.actor, str(body.get("reason", "")), serial))
 
     def _add(self, request: Request) -> None:
         frozen = request.frozen
@@ -426,7 +423,7 @@ class Approvals:
             software=bool(body["software"]),
             user_present=bool(body["user_present"]),
             user_verified=bool(body["user_verified"]),
-            waiver=None if waiver is None else WaiverTerms(_seconds(waiver["until"]), int(waiver["uses"])),
+            waiver=None if waiver is None else WaiverTerms(parse_timestamp(waiver["until"]), int(waiver["uses"])),
             role_digest=str(body["role_digest"]),
         )
         self.changed.add(request.frozen.id)
@@ -442,7 +439,7 @@ class Approvals:
         self.changed.add(request.frozen.id)
 
     def _count_waiver(self, kind: str, waiver: str) -> None:
-        request = self._requests.get("r-" + waiver.removeprefix("w-"))
+        request = self._requests.get(request_of_waiver(waiver))
         if request is not None and kind == "waiver.used":
             request.waiver_used += 1
         elif request is not None:
@@ -478,7 +475,7 @@ class Approvals:
         wanted = self.requirement(frozen, situation)
         counting = self._counting(request, wanted, situation)
         has_presence = self._has_presence(request, situation)
-        state: State
+        state: RequestState
         claim_by: int | None = None
         waiver: Waiver | None = None
         if request.end is not None:
@@ -807,11 +804,11 @@ class Approvals:
 
     def check_consent(self, consent: Consent, situation: Situation) -> None:
         """Raises `Refused` if what a certificate in flight was granted by no longer holds."""
+        others = Situation(situation.policy, situation.freezes, situation.now)  # without what is in flight
         if consent.request is not None:
             request = self._requests.get(consent.request)
             if request is None:
                 raise unknown_request(consent.request)
-            others = Situation(situation.policy, situation.freezes, situation.now)
             status = self.status(request, others)
             if status.state == "pending":
                 raise Refused(
@@ -820,8 +817,7 @@ class Approvals:
             if status.state != "approved":
                 raise self.why_not(request, status)
         elif consent.waiver is not None:
-            others = Situation(situation.policy, situation.freezes, situation.now)
-            request = self._requests.get("r-" + consent.waiver.removeprefix("w-"))
+            request = self._requests.get(request_of_waiver(consent.waiver))
             if request is None or self.waiver_of(request, others) is None:
                 raise Refused("waiver_ended", f"the waiver {consent.waiver} has ended", "send the request again")
 
@@ -885,6 +881,11 @@ def may_see(identity: Identity, request: Request, wanted: Requirement) -> bool:
     except Refused:
         return False
     return True
+
+
+def request_of_waiver(waiver: str) -> str:
+    """The id of the request whose approvals gave a waiver, see `Request.waiver_id`."""
+    return "r-" + waiver.removeprefix("w-")
 
 
 def unknown_request(name: str) -> NotFound:
@@ -964,11 +965,12 @@ def _opens(secret: str | None, digest: str) -> bool:
     return len(raw) * 2 == _SECRET_DIGITS and hmac.compare_digest(sha256(raw).hexdigest(), digest)
 
 
-def asked_again(frozen: FrozenRequest, role: Role, key_line: str) -> SignRequest:
-    """The sign request that asks a policy for exactly what was approved; what a role pins is not asked for."""
+def asked_again(frozen: FrozenRequest, role: Role) -> SignRequest:
+    """The sign request that asks a policy for exactly what was approved, without a key; what a role pins is not asked
+    for."""
     return SignRequest(
         role=frozen.role,
-        public_key=key_line,
+        public_key="",
         principals=frozen.principals,
         ttl=frozen.ttl,
         key_id=None if frozen.key_id == f"{frozen.identity}:{frozen.role}" else frozen.key_id,

@@ -60,6 +60,7 @@ from signer.model import (
     Grant,
     Head,
     Identity,
+    PublicKey,
     Returned,
     Role,
     SignRequest,
@@ -184,6 +185,7 @@ class Core:
         self._random = random
         self._report = report  # logs internal errors
         self._signatures = signatures  # of humans who approve
+        self.former_ca: str | None = None  # the fingerprint of the key that the ledger had before `begin`
         self._changed: set[str] = set()
         self.shadow = Shadow(report)
         self._refusals = Refusals()
@@ -461,7 +463,7 @@ class Core:
         state = self._ready(now)
         freezes.refuse_frozen(state.freezes, identity.name, role.name)
         # 5
-        if (role.approval is not None or role.presence or role.break_glass) and needs_humans(role, identity.kind):
+        if needs_humans(role, identity.kind):
             return self._ask(command, identity, role, request, state, now)
         # 3
         key = parse_public_key(request.public_key)
@@ -509,8 +511,15 @@ class Core:
         frozen = approvals.freeze(terms, key, request.claim_sha256, situation, self._random)
         asked = approvals.known(frozen, situation)
         status = None if asked is None else approvals.status(asked, situation)
-        if asked is not None and status is not None and status.state == "approved" and frozen.public_key is not None:
-            return self._issue_approved(command, identity, asked, status, state, now)
+        is_approved = status is not None and status.state == "approved"
+        if (
+            asked is not None
+            and status is not None
+            and is_approved
+            and key is not None
+            and frozen.public_key is not None
+        ):
+            return self._issue_approved(command, asked, key, status, state, now)
         if key is not None and (waiver := approvals.covering(terms, situation)) is not None:
             usage = state.certificates.usage(identity.name, role.name, int(now))
             grant = decide(identity, role, request, key, address, usage)
@@ -541,24 +550,22 @@ class Core:
             return Decision(requests.details(asked, approvals, situation, identity))
         if status.state != "approved":
             raise approvals.why_not(asked, status)
-        return self._issue_approved(command, identity, asked, status, state, now)
+        return self._issue_approved(command, asked, key, status, state, now)
 
     def _issue_approved(
         self,
         command: Sign | Claim,
-        identity: Identity,
         asked: Request,
+        key: PublicKey,
         status: Status,
         state: _State,
         now: float,
     ) -> Decision:
         """Decides again, by the policy now in force, and issues nothing but what humans approved."""
         frozen, situation = asked.frozen, self._situation(state, now)
-        role = self.policy.roles[frozen.role]
-        line = command.public_key if isinstance(command, Claim) and command.public_key else frozen.public_key or ""
-        key = parse_public_key(line)
+        identity, role = self.policy.identities[frozen.identity], self.policy.roles[frozen.role]
         usage = state.certificates.usage(identity.name, role.name, int(now))
-        grant = decide(identity, role, asked_again(frozen, role, line), key, command.caller.address, usage)
+        grant = decide(identity, role, asked_again(frozen, role), key, command.caller.address, usage)
         if role.break_glass:
             check_break_glass(frozen)
         check_as_approved(grant, frozen)
@@ -688,13 +695,13 @@ class Core:
         """Reads the state and records the start, and before it a CA key that is not the ledger's last one."""
         own = self._backend.order.local_key
         try:
-            former = None if own is None else self._ledger.last_ca()
+            self.former_ca = None if own is None else self._ledger.last_ca()
             self._state = self._read_state(int(self._clock()))
         except (Unavailable, LedgerBroken) as failure:
             return failure
         rotated = []
-        if own is not None and former not in (None, own.fingerprint):
-            rotated = [Event("ca.rotated", "keeper", {"from": former, "to": own.fingerprint})]
+        if own is not None and self.former_ca not in (None, own.fingerprint):
+            rotated = [Event("ca.rotated", "keeper", {"from": self.former_ca, "to": own.fingerprint})]
         started = Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})
         return self.record([*rotated, started, *self._lost_waivers()])
 

@@ -6,7 +6,6 @@ The rules on requests are in `approvals.py`. Claims are in `core.py`, because th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Final, Literal
 
 from signer.authority import incidents
@@ -57,7 +56,7 @@ from signer.protocol.replies import (
 from signer.protocol.replies import Incidents as IncidentList
 from signer.protocol.replies import WaiverTerms as ShownTerms
 from signer.ssh.publickey import render_public_key
-from signer.units import timestamp
+from signer.units import parse_timestamp, timestamp
 
 RETRY_AFTER: Final = 10  # seconds between two looks of a client that cannot wait
 DAY: Final = 24 * 3_600  # seconds
@@ -128,7 +127,7 @@ def _decide(
 def _read_waiver(until: str, uses: int) -> WaiverTerms:
     """The terms of a waiver; raises `BadRequest` for a time that reads differently than it is signed."""
     try:
-        seconds = int(datetime.fromisoformat(until).timestamp())
+        seconds = parse_timestamp(until)
     except ValueError:
         seconds = -1
     if seconds < 0 or timestamp(seconds) != until:

@@ -14,8 +14,9 @@ from signer.cli import output
 from signer.cli.arguments import DURATION, IDENTITY, OneOf, json_option, whole
 from signer.cli.edits import file_option, finish, make_edit, read_policy_file, write_option
 from signer.cli.parser import verb
-from signer.cli.tokens import in_order, token_id, token_state
+from signer.cli.tokens import in_order, token_state
 from signer.errors import NotFound, Refused
+from signer.policy.tokens import token_id
 from signer.units import render_duration, timestamp
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ADDRESS, _TOKEN_FILE = "SAFE_SESSION_ADDR", "SAFE_SESSION_TOKEN_FILE"
-_DEFAULT_ADDRESSES: Final = ("unix:/run/signer-api/api.sock", "http://127.0.0.1:8222")
 
 
 def connection_options(function: _Function) -> _Function:
@@ -37,16 +36,12 @@ def has_token(token_file: Path | None) -> bool:
 def open_api(address: str | None, token_file: Path | None) -> ApiClient:
     """A client of the service, for a `with` statement; raises `BadSettings`."""
     from signer.api_client import ApiClient
+    from signer.safe_session.settings import default_address
 
     if token_file is None:
         name = os.environ.get(_TOKEN_FILE)
         if not name:
             raise BadSettings("token_file_missing", "no token was given", f"give --token-file, or set {_TOKEN_FILE}")
         token_file = Path(name)
-    place = address or os.environ.get(_ADDRESS) or _default_address()
+    place = address or os.environ.get(_ADDRESS) or default_address()
     return ApiClient(place, token_file, settings=(_ADDRESS, _TOKEN_FILE))
-
-
-def _default_address() -> str:
-    socket, loopback = _DEFAULT_ADDRESSES
-    return socket if Path(socket.removeprefix("unix:")).parent.is_dir() else loopback

@@ -131,7 +131,7 @@ def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
 
 def error_facts(error: SignerError) -> dict[str, object]:
     """An error as JSON shows it."""
-    return {**error.facts, "code": error.code, "text": error.text, "hint": error.hint}
+    return {**error.facts, **error.as_json()}
 
 
 def count(number: int, one: str, many: str = "") -> str:

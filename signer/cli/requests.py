@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +21,12 @@ from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import ApprovalRefused, BadFormat, NotFound, Refused
-from signer.model import WAIVER_SECONDS, WAIVER_USES
-from signer.units import plain, render_duration, timestamp
+from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
+from signer.units import parse_timestamp, plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
 
-STATES: Final = ("pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed")
 DEFAULT_USES: Final = 5
 LOOKS_EVERY: Final = 2  # seconds between two looks of `requests watch`
 # Fields of a frozen request that have a place of their own in what is shown; a field that is not here is shown as well.
@@ -56,7 +54,7 @@ def read_request(reply: Mapping[str, Any], asked_for: str | None = None) -> Show
     from signer.ssh.statement import request_digest
 
     frozen = reply.get("frozen")
-    if not isinstance(frozen, dict) or not _is_well_formed(frozen) or reply.get("state") not in STATES:
+    if not isinstance(frozen, dict) or not _is_well_formed(frozen) or reply.get("state") not in REQUEST_STATES:
         raise BadFormat(
             "bad_approval_request", "the service sent a request that is not one", "do not approve it; check its address"
         )
@@ -92,7 +90,7 @@ _request_argument = click.argument("request", type=REQUEST, metavar="REQUEST", h
 
 
 @verb("requests list", examples=["signer requests list", "signer requests list --state all --identity deploy-agent"])
-@click.option("--state", type=OneOf((*STATES, "all")), metavar="STATE", default="pending",
+@click.option("--state", type=OneOf((*REQUEST_STATES, "all")), metavar="STATE", default="pending",
               help="pending (default), approved, denied, expired, withdrawn, issued, lapsed or all")  # fmt: skip
 @click.option("--identity", type=IDENTITY, metavar="NAME", help="asked by this identity")
 @connection_options
@@ -403,7 +401,7 @@ def _ordinal(number: object) -> str:
 def seconds_of(text: str) -> int:
     """Seconds since 1970 of a time of the service; raises `BadFormat`."""
     try:
-        return int(datetime.fromisoformat(text).timestamp())
+        return parse_timestamp(text)
     except (ValueError, OverflowError):
         raise BadFormat(
             "bad_approval_request", "the service sent a time that is not one", "check its address"

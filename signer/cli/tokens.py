@@ -17,14 +17,13 @@ from signer.cli.arguments import IDENTITY, TOKEN_LIFE, json_option
 from signer.cli.edits import Edit, file_option, finish, make_edit, read_policy_file, write_option
 from signer.cli.parser import verb
 from signer.errors import NotFound, Refused, SignerError
+from signer.policy.tokens import ENDS_SOON, ID_DIGITS, token_id
 from signer.units import timestamp
 
 if TYPE_CHECKING:
     from signer.model import Token
     from signer.policy.decide import Policy
 
-ID_DIGITS: Final = 12  # hexadecimal digits of the SHA-256 that name a token
-SOON: Final = 30 * 86_400  # seconds
 _ID: Final = re.compile(r"[0-9a-f]{6,64}")
 token_argument: Final = click.argument(
     "token", metavar="TOKEN", help="its id in `token list`, or an identity that has one token"
@@ -34,16 +33,11 @@ expires_option: Final = click.option(
 )
 
 
-def token_id(token: Token) -> str:
-    """The name of a token in lists and commands: the beginning of its SHA-256."""
-    return token.sha256[:ID_DIGITS]
-
-
 def token_state(token: Token, now: int) -> str:
     """`good`, `ends soon` or `expired`."""
     if token.expires <= now:
         return "expired"
-    return "ends soon" if token.expires <= now + SOON else "good"
+    return "ends soon" if token.expires <= now + ENDS_SOON else "good"
 
 
 @verb(

@@ -136,7 +136,7 @@ def decode_lookup(message: bytes) -> FindCertificates | FindCertificate | FindOp
 
 def error_message(error: SignerError) -> bytes:
     """The reply for an error."""
-    return _message("Error", {"code": error.code, "text": error.text, "hint": error.hint, "facts": dict(error.facts)})
+    return _message("Error", {**error.as_json(), "facts": dict(error.facts)})
 
 
 def _message(shape: str, fields: dict[str, object]) -> bytes:

@@ -106,7 +106,7 @@ class Run:
         state = self.journal.state
         facts: dict[str, object] = {"reason": self.reason, "began": state.began_ms, "error": None}
         if error is not None:
-            problem = {"code": error.code, "text": error.text, "hint": error.hint, "step": state.failed}
+            problem = {**error.as_json(), "step": state.failed}
             facts["error"] = {**problem, "facts": error.facts} if error.facts else problem
         if not self.evidence.digest:
             self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})

@@ -10,12 +10,14 @@ import zlib
 from hashlib import sha256
 from typing import Final
 
-from signer.model import TOKEN_PREFIX
+from signer.model import TOKEN_PREFIX, Token
 
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BODY: Final = 43  # 62**43 > 2**256
 _CHECK: Final = 6  # 62**6 > 2**32
 SECRET_BYTES: Final = 32
+ENDS_SOON: Final = 30 * 86_400  # seconds; a token that ends within them is shown
+ID_DIGITS: Final = 12  # hexadecimal digits of the digest that name a token
 
 
 def render_token(secret: bytes) -> str:
@@ -29,6 +31,11 @@ def render_token(secret: bytes) -> str:
 def token_digest(token: str) -> str:
     """The digest of a token in policy.toml: the hex SHA-256 of its whole text."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def token_id(token: Token) -> str:
+    """The name of a token in lists and commands: the beginning of its digest."""
+    return token.sha256[:ID_DIGITS]
 
 
 def is_mistyped(token: str) -> bool:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, Caller, Filter, SignRequest
+from signer.model import BACKENDS, REQUEST_STATES, Caller, Filter, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
@@ -29,7 +29,6 @@ MAX_NUMBER: Final = 20  # digits of a message's number
 MAX_MESSAGE: Final = MAX_HEADER + 1 + MAX_BODY
 MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's default limits
 MAX_PAGE: Final = 200
-STATES: Final = ("pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed")  # of a request
 MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many give up after 60
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
@@ -426,8 +425,8 @@ def _optional_text(header: dict[str, Any], key: str) -> str | None:
 
 def _read_requests(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     state = _optional_text(header, "state")
-    if state not in (None, *STATES):
-        raise BadRequest("field_malformed", f"state must be one of {', '.join(STATES)}", "correct state")
+    if state not in (None, *REQUEST_STATES):
+        raise BadRequest("field_malformed", f"state must be one of {', '.join(REQUEST_STATES)}", "correct state")
     return ListRequests(caller, state, _optional_text(header, "identity"), _optional_text(header, "before"))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import SignerError, Unavailable
+from signer.model import RequestState
 
 
 class Reply(BaseModel):
@@ -228,7 +229,7 @@ class RequestDetails(Reply):
     """A request that waits for humans, or that they have decided."""
 
     request: str
-    state: Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
+    state: RequestState
     digest: str
     frozen: FrozenFields
     expires: Annotated[str, Field(description="while pending: for approval; while approved: to be claimed")]
@@ -428,16 +429,6 @@ class LiveCertificates(Reply):
     count: int
 
 
-class ActiveFreezeRow(Reply):
-    """A freeze in force: `until` is null for one without an end."""
-
-    scope: str
-    reason: str
-    by: str
-    since: str
-    until: str | None
-
-
 class TokenEnd(Reply):
     """When a token of the policy in force ends; `id` is the beginning of its SHA-256."""
 
@@ -466,7 +457,7 @@ class Status(Reply):
     incidents: Annotated[int, Field(description="that break-glass opened and nobody has closed")]
     incidents_overdue: int
     live: list[LiveCertificates]
-    freezes: list[ActiveFreezeRow]
+    freezes: list[FreezeRow]
     tokens: list[TokenEnd]
 
 

@@ -34,7 +34,7 @@ class Settings:
 
 def load_settings(role: str, *, needs_role: bool = True) -> Settings:
     """The settings in `os.environ`; `role` from the command line overrides SAFE_SESSION_ROLE. Raises `BadSettings`."""
-    address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or _default_address())
+    address = parse_address(os.environ.get("SAFE_SESSION_ADDR") or default_address())
     trusted = server_uids(os.environ)
     role = role or os.environ.get("SAFE_SESSION_ROLE", "")
     if needs_role and not role:
@@ -49,7 +49,8 @@ def load_settings(role: str, *, needs_role: bool = True) -> Settings:
     return Settings(Server(address, load_token(path), trusted), role)
 
 
-def _default_address() -> str:
+def default_address() -> str:
+    """The service on this host: its socket if the folder for it is there, otherwise its port."""
     return DEFAULT_ADDR if os.path.isdir(_DEFAULT_FOLDER) else _DEFAULT_TCP_ADDR
 
 

@@ -94,8 +94,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
                 check_not_ended(new, int(time.time()))
         except BadSettings as error:
             log.error("%s (%s); the current TLS certificate stays in use", error.text, error.code)  # noqa: TRY400
-            fault = {"code": error.code, "text": error.text, "hint": error.hint}
-            return {"error": fault, "kept": current.fingerprint}
+            return {"error": error.as_json(), "kept": current.fingerprint}
         if new.chain == current.chain:
             return {"changed": False, **_facts(current)}
         self._tls = new

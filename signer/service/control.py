@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import SignerError, Unavailable
+from signer.files import identity_of
 from signer.hardening import acting_as, look_up_user, peer_process
 from signer.service.child import Ids
 from signer.service.supervisor import MAX_MESSAGE
@@ -60,7 +61,7 @@ class ControlSocket:
 
     def ensure(self) -> None:
         """Listens, also if the name of the socket was removed or replaced meanwhile; raises `OSError`."""
-        if self._listener is not None and self._identity == _identity(self._path):
+        if self._listener is not None and self._identity == identity_of(self._path):
             return
         self._close_listener()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -76,7 +77,7 @@ class ControlSocket:
                 finally:
                     os.umask(former)
             listener.listen(_BACKLOG)
-            self._identity = _identity(self._path)
+            self._identity = identity_of(self._path)
         except BaseException:
             listener.close()
             raise
@@ -136,7 +137,7 @@ class ControlSocket:
         """Stops to listen and removes the socket's name."""
         for client in list(self._clients):
             self._drop(client)
-        is_ours = self._identity is not None and self._identity == _identity(self._path)
+        is_ours = self._identity is not None and self._identity == identity_of(self._path)
         self._close_listener()
         if is_ours:
             with suppress(OSError), acting_as(self._owner_id):  # a stale name is replaced at the next start
@@ -221,16 +222,8 @@ def _operation(data: bytes) -> str | None:
 
 def error_reply(error: SignerError) -> dict[str, object]:
     """The reply that carries an error."""
-    return {"error": {"code": error.code, "text": error.text, "hint": error.hint}}
+    return {"error": error.as_json()}
 
 
 def _not_allowed() -> SignerError:
     return SignerError("launcher_not_yours", "this user may not control the service", "run this as root")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        facts = path.lstat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import BadSettings, SignerError, Unavailable, write_hint
-from signer.files import open_name
+from signer.files import identity_of, open_name
 from signer.hardening import check_users, look_up_user
 from signer.service.child import Child, Ids
 from signer.service.control import Client, ControlSocket, error_reply
@@ -268,14 +268,8 @@ def run_service(settings: Settings, hangs_after: float = HANGS_AFTER) -> None:
 
 
 def _identity_of(listen: Listen) -> tuple[int, int] | None:
-    """Device and inode of a unix socket's name; None without one."""
-    if listen.path is None:
-        return None
-    try:
-        facts = listen.path.lstat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
+    """Of a unix socket's name; None without one."""
+    return None if listen.path is None else identity_of(listen.path)
 
 
 def _close(listeners: list[socket.socket], settings: Settings) -> None:

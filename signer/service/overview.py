@@ -12,11 +12,10 @@ from signer import __version__
 from signer.authority.core import StateOverview
 from signer.errors import SignerError
 from signer.policy.decide import Policy
-from signer.protocol.replies import ActiveFreezeRow, Error, LedgerState, LiveCertificates, Status, TokenEnd
+from signer.policy.tokens import ENDS_SOON, token_id
+from signer.protocol.replies import Error, FreezeRow, LedgerState, LiveCertificates, Status, TokenEnd
 from signer.units import timestamp
 
-SOON: Final = 30 * 86_400  # seconds; tokens that end within it are shown
-ID_DIGITS: Final = 12  # of a token's SHA-256
 MAX_ROWS: Final = 500  # of each list in the reply, which is one message
 
 
@@ -69,7 +68,7 @@ class Overview:
 
     def status(self, ca_fingerprint: str | None, fault: SignerError | None) -> Status:
         """The reply to `signer status`."""
-        ends = sorted((token.expires, token.identity, token.sha256) for token in self.policy.tokens.values())
+        tokens = sorted(self.policy.tokens.values(), key=lambda token: (token.expires, token.identity, token.sha256))
         state = self.state
         return Status(
             version=__version__,
@@ -91,7 +90,7 @@ class Overview:
                 if count
             ][:MAX_ROWS],
             freezes=[
-                ActiveFreezeRow(
+                FreezeRow(
                     scope=scope,
                     reason=freeze.reason,
                     by=freeze.by,
@@ -101,9 +100,9 @@ class Overview:
                 for scope, freeze in sorted(state.freezes.items() if state is not None else ())
             ][:MAX_ROWS],
             tokens=[
-                TokenEnd(id=digest[:ID_DIGITS], identity=identity, expires=timestamp(expires))
-                for expires, identity, digest in ends
-                if expires <= self.now + SOON
+                TokenEnd(id=token_id(token), identity=token.identity, expires=timestamp(token.expires))
+                for token in tokens
+                if token.expires <= self.now + ENDS_SOON
             ][:MAX_ROWS],
         )
 

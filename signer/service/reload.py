@@ -127,7 +127,7 @@ class Reloader:
             kept = self._core.policy.digest
             body: dict[str, object] = {"code": error.code, "problems": list(error.problems), "kept": kept}
             _log_unrecorded(self._core.record([Event("policy.refused", "keeper", body)]))
-            return {"error": {**_facts(error), "problems": list(error.problems)}, "digest": kept}
+            return {"error": {**error.as_json(), "problems": list(error.problems)}, "digest": kept}
         _log_unrecorded(failure)
         return {
             "digest": read.digest,
@@ -145,17 +145,13 @@ class Reloader:
             log.error("%s (%s); the key %s stays in use", key.text, key.code, in_use.fingerprint)
             body: dict[str, object] = {"code": key.code, "text": key.text, "kept": in_use.fingerprint}
             _log_unrecorded(self._core.record([Event("ca.refused", "keeper", body)]))
-            return {"error": _facts(key), "kept": in_use.fingerprint}
+            return {"error": key.as_json(), "kept": in_use.fingerprint}
         failure = self._core.use_key(key)
         if failure is not None:
             log.error("the new CA key is not used because its rotation cannot be recorded: %s", failure.text)
-            return {"error": _facts(failure), "kept": in_use.fingerprint}
+            return {"error": failure.as_json(), "kept": in_use.fingerprint}
         log.warning("CA key rotated from %s to %s", in_use.fingerprint, key.fingerprint)
         return {"from": in_use.fingerprint, "to": key.fingerprint}
-
-
-def _facts(error: SignerError) -> dict[str, object]:
-    return {"code": error.code, "text": error.text, "hint": error.hint}
 
 
 def _log_unrecorded(failure: SignerError | None) -> None:

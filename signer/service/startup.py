@@ -20,7 +20,7 @@ from signer.authority.core import Core
 from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
-from signer.files import lock, open_lock
+from signer.files import identity_of, lock, open_lock
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.model import PublicKey
@@ -100,15 +100,15 @@ class KeeperSocket:
     def __init__(self, settings: Settings) -> None:
         check_run_dir(settings.run_dir)
         self._run_dir = settings.run_dir
-        self._path = str(settings.socket)
+        self._path = settings.socket
         self._claim = claim_run_dir(settings.run_dir)
         self._identity: tuple[int, int] | None = None  # device and inode of the socket's name
 
     def listen(self) -> socket.socket:
         """A new listener under the socket's name."""
         shared = self._run_dir.stat().st_mode & 0o070  # the api runs as another user, in this group
-        listener = bind_socket(self._path, 0o660 if shared else 0o600)
-        self._identity = self._find()
+        listener = bind_socket(str(self._path), 0o660 if shared else 0o600)
+        self._identity = identity_of(self._path)
         return listener
 
     def listen_again(self) -> socket.socket | None:
@@ -116,7 +116,7 @@ class KeeperSocket:
 
         Raises `BadSettings` or `Unavailable` if the run directory cannot be used: then the next start makes it again.
         """
-        if self._find() == self._identity:
+        if identity_of(self._path) == self._identity:
             return None
         check_run_dir(self._run_dir)
         self.close()  # of a directory that was removed, too
@@ -129,13 +129,6 @@ class KeeperSocket:
         if self._claim >= 0:
             os.close(self._claim)
             self._claim = -1
-
-    def _find(self) -> tuple[int, int] | None:
-        try:
-            facts = os.lstat(self._path)
-        except OSError:
-            return None
-        return facts.st_dev, facts.st_ino
 
 
 def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
@@ -177,7 +170,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         random=os.urandom,
         report=report,
     )
-    _begin(core, ledger, backend)
+    _begin(core, backend)
     keeper = Keeper(
         core,
         backend,
@@ -196,15 +189,15 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         place.close()
 
 
-def _begin(core: Core, ledger: TimedLedger, backend: Backend) -> None:
+def _begin(core: Core, backend: Backend) -> None:
     """Records the start, and warns if the ledger has another CA key; raises `Unavailable` or `LedgerBroken`."""
-    own, former = backend.order.local_key, ledger.last_ca()
+    failure = core.begin({"version": __version__, **backend.facts()})
+    own, former = backend.order.local_key, core.former_ca
     if own is not None and former not in (None, own.fingerprint):
         log.warning("the CA key is %s; the ledger was written with %s", own.fingerprint, former)
         if not core.policy.ca.names(str(former)):
             hint = "if the ledger is another platform's, stop and restore the right one"
             log.warning("policy.toml does not name %s: %s", former, hint)
-    failure = core.begin({"version": __version__, **backend.facts()})
     if failure is not None:
         raise failure
 

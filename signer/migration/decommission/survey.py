@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from signer.migration.plan import PlanPart
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
+from signer.units import parse_timestamp
 from signer.vault.admin import VaultAdmin
 from signer.vault.audit_log import AuditFacts, read_audit_log
 from signer.vault.inventory import Inventory, read_inventory
@@ -306,7 +306,7 @@ def _number(row: Mapping[str, Any], name: str) -> int:
 
 def _seconds(row: Mapping[str, Any], name: str) -> int:
     try:
-        return int(datetime.fromisoformat(_word(row, name)).timestamp())
+        return parse_timestamp(_word(row, name))
     except (ValueError, OverflowError):
         raise _not_understood() from None
 

@@ -10,9 +10,10 @@ from signer.authority.core import StateOverview
 from signer.authority.limits import CertificateUsage
 from signer.errors import Unavailable
 from signer.model import Head, Token
+from signer.policy.tokens import ENDS_SOON
 from signer.protocol.replies import Status, decode_reply, encode_reply
 from signer.service.metrics import Metrics, commit_histogram
-from signer.service.overview import MAX_ROWS, SOON, Overview
+from signer.service.overview import MAX_ROWS, Overview
 from tests.parts.keeper_replies import BEGAN, overview
 
 
@@ -62,7 +63,7 @@ def test_a_status_has_tokens_that_end_soon_and_comes_back_as_it_was() -> None:
     status = given.status("SHA256:x", None)
     assert decode_reply(encode_reply(status)) == status
     assert [(row.identity, row.id) for row in status.tokens] == [("deploy-agent", "4a" * 6)]
-    later = replace(given, now=BEGAN + 90 * 86_400 - SOON)
+    later = replace(given, now=BEGAN + 90 * 86_400 - ENDS_SOON)
     assert [row.identity for row in later.status(None, None).tokens] == ["deploy-agent", "operator"]
     assert [(row.scope, row.by, row.until) for row in status.freezes] == [("role:deploy", "operator", None)]
     assert {row.role: row.count for row in status.live} == {"llmops": 3, "gone": 1}
