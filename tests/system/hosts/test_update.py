@@ -50,6 +50,17 @@ def in_force(host: KitHost) -> bytes:
     return host.path(f"{FOLDER}/revoked.krl").read_bytes()
 
 
+def test_audit_3d3_another_user_of_the_host_holds_up_neither_update_nor_rollback(host: KitHost) -> None:
+    """Whoever may open a folder may lock it, and /etc/ssh is open to all."""
+    holder = "setpriv --reuid=65534 --regid=65534 --clear-groups flock {} sleep 45 >/dev/null 2>&1 </dev/null &"
+    places = ("/etc/ssh", "/run", STATE, "/run/safe-session-host", "/run/safe-session-host/lock")
+    holders = " ".join(holder.format(place) for place in places)
+    script = f"{holders} sleep 1; exec {PROGRAMS}/update"
+    said = host.run("sh", "-c", script)
+    assert said.status == 0, said.out + said.err
+    assert said.out.startswith("up to date")
+
+
 def swap(name: str, change: Callable[[bytes], bytes]) -> Callable[[ListServer, int, KitHosts], None]:
     def spoil(server: ListServer, version: int, _hosts: KitHosts) -> None:
         server.publish(version)
