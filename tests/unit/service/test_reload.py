@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
