@@ -449,6 +449,17 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("ca_key_too_large", "the file exceeds 16 KiB", "render one key and nothing else"),
         _local("ca_key_unreadable", "the file cannot be opened or read", "start as root, or as its owner"),
     ),
+    "Keys of the keeper": (
+        _local("service_key_malformed", "the file holds something else than one Ed25519 key without a passphrase",
+               "restore it from a backup; without one, delete it: the keeper makes a new key at its next start"),
+        _local("service_key_not_a_regular_file", "the path is a link, a directory or a device",
+               "put the key file itself into `SIGNER_DATA_DIR`"),
+        _local("service_key_not_private", "another user owns the file or may read it, or it has a second name",
+               "make the keeper's user its owner and set mode 0600; replace a key that others could read"),
+        _local("service_key_not_written", "a new key cannot be written to `SIGNER_DATA_DIR`",
+               "free space or fix the owner of the directory, as the hint says"),
+        _local("service_key_unreadable", "the file cannot be opened or read", "make the keeper's user its owner"),
+    ),
     "Rendering the CA key from Infisical": (
         _local("client_secret_malformed", "the client secret file does not hold exactly one line",
                "put only the client secret into it"),

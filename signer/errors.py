@@ -102,7 +102,7 @@ class Drift(BadFile):
 
 
 class BadKeyFile(SignerError):
-    """The CA key file is not valid; `code` names the failed check."""
+    """The file of the CA key, or of a key of the keeper's own, is not valid; `code` names the failed check."""
 
 
 class ForeignCertificate(SignerError):
