@@ -1,4 +1,4 @@
-"""The promises, after each of 50,000 random commands: a clock that jumps, a disk and a key that fail, restarts.
+"""The promises, after each of 100,000 random commands: a clock that jumps, a disk and a key that fail, restarts.
 
 What is checked is read from the ledger and from the certificates themselves, not from what the core remembers.
 `SIGNER_RANDOM_SEED` repeats a run; a failure prints the seed and the story so far.
@@ -22,7 +22,7 @@ from tests.parts import builders
 from tests.parts.episodes import BY_DIGEST, Disk, Episode, Memory
 from tests.parts.watcher import Watcher
 
-EPISODES = 20
+EPISODES = 40
 COMMANDS = 2_600  # an episode's
 ON_DISK = 3_000  # commands of the run on SQLite
 
@@ -36,10 +36,10 @@ def seed() -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("commands", [50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("commands", [100_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_every_promise_holds_after_each_of_many_random_commands(seed: str, commands: int) -> None:
     total, replies, events = 0, Counter[str](), Counter[str]()
-    for number in range(EPISODES * commands // 50_000):
+    for number in range(EPISODES * commands // 100_000):
         episode = Episode(f"{seed}/{number}", Memory())
         try:
             while episode.commands < COMMANDS:
