@@ -17,7 +17,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf, json_option
 from signer.cli.parser import verb
-from signer.errors import SignerError
+from signer.errors import SignerError, write_hint
 from signer.hardening import forbid_dumps
 from signer.units import plain, timestamp
 
@@ -239,7 +239,7 @@ def _write_file(path: Path, content: str, mode: int) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> SignerError:
-    hint = "run it as a user who may write there, or name another directory"
+    hint = f"{write_hint(error, plain(path.parent))}, or name another directory"
     return SignerError("init_not_written", f"{plain(path)} cannot be written: {error.strerror}", hint)
 
 

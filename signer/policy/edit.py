@@ -20,7 +20,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array, InlineTable, Item
 
-from signer.errors import BadFile
+from signer.errors import BadFile, write_hint
 from signer.files import belongs_to, write_atomically
 from signer.toml import find_headers
 
@@ -154,7 +154,7 @@ def write_policy(path: Path, before: bytes, after: bytes) -> None:
         raise BadFile(
             "policy_not_written",
             f"{path} cannot be written: {os.strerror(error.errno or 0)}{whose}",
-            "edit the file where it is kept, as a user who may write it",
+            f"{write_hint(error, str(path.parent))}, or edit the file where it is kept",
         ) from None
 
 

@@ -103,8 +103,17 @@ class Engine:
         self.run("podman", "image", "prune", "--force", "--filter", ours, "--filter", old)
 
     def in_image(self, *argv: str) -> str:
-        """What a command in a fresh container of the image prints."""
-        return self.podman("run", "--rm", "--entrypoint", argv[0], self.image, *argv[1:])
+        """What a command in a fresh container of the image prints.
+
+        podman 4.3 now and then loses all output of a container that ends at once, on a busy machine, so a last line
+        says that the output is there.
+        """
+        for _ in range(3):
+            whole = ("--entrypoint", "/bin/sh", self.image, "-c", '"$@" && echo whole', "sh", *argv)
+            printed = self.podman("run", "--rm", *whole)
+            if printed.endswith("whole\n"):
+                return printed.removesuffix("whole\n")
+        raise AssertionError(f"the output of {argv} is lost each time")
 
     def facts(self, image: str) -> dict[str, Any]:
         """What `podman image inspect` says."""

@@ -252,11 +252,18 @@ class Platform:
         self._at_up.chmod(0o755)
 
     def login(
-        self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent", nice: bool = False
+        self,
+        name: str,
+        command: str = "echo logged-in",
+        *,
+        identity: str = "deploy-agent",
+        nice: bool = False,
+        options: Sequence[str] = (),
     ) -> Login:
         """A login as people have it: through `safe-session ssh`; `nice`: with what processor time others leave."""
         sshd = self.targets[name]
-        argv = [sys.executable, "-P", "-m", "signer.safe_session", "ssh", *sshd.ssh_options(), LOOPBACK, command]
+        ssh = ("ssh", *sshd.ssh_options(), LOOPBACK, command)
+        argv = [sys.executable, "-P", "-m", "signer.safe_session", *options, *ssh]
         if identity not in self._clients:
             self._clients[identity] = self.environment() | self.service.client_environment(identity)
         return run([*(["nice", "-n", "19"] if nice else []), *argv], environment=self._clients[identity], timeout=100)
