@@ -214,6 +214,7 @@ def _make_directory(path: Path, mode: int = 0o755) -> list[Path]:
     """The directory if it was created; raises `SignerError` if it is there and has something in it."""
     try:
         path.mkdir(mode=mode, parents=True)
+        path.chmod(mode)  # whatever the umask: the keeper's user has to reach the policy
     except FileExistsError:
         if path.is_dir() and not any(path.iterdir()):
             return []

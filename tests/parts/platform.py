@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.api_client import ApiClient
+from signer.migration.config import KEY_VARIABLE
 from tests.parts.contained_bao import ContainedBao
 from tests.parts.container import BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
 from tests.parts.eventually import eventually
@@ -76,7 +77,7 @@ class Platform:
         self.service.key_file.unlink()
         self.service.key_file = self.key_file
         self.base, self.overlay = folder / "safe-session.yaml", folder / "safe-session-local-ca.yaml"
-        self.service.variables[FOLDER_VARIABLE] = str(self.key_file.parent)
+        self.service.variables |= {KEY_VARIABLE: str(self.key_file), FOLDER_VARIABLE: str(self.key_file.parent)}
         self.service.files = (self.base,)
         self.vault_ca_line = ""
         self.evidence_dir = folder / "evidence"

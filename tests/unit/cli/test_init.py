@@ -71,6 +71,16 @@ def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: P
     assert (tmp_path / "new" / "ca-key").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_strict_umask_hides_nothing_from_the_user_of_the_service(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        made(tmp_path / "new", "--for", "container")
+    finally:
+        os.umask(before)
+    for name in (".", "policy", "vault"):
+        assert (tmp_path / "new" / name).stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize("source", ["infisical", "systemd-creds"])
 def test_a_key_that_is_elsewhere_is_pinned_and_none_is_made(tmp_path: Path, source: str) -> None:
     told = made(tmp_path / "new", "--ca", source, "--ca-fingerprint", PIN)
