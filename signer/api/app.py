@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import native, requests
+from signer.api import host_keys, native, requests
 from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
@@ -31,6 +31,7 @@ def make_flask(keeper: KeeperClient, settings: Settings, lines: LogLimit | None 
     flask.before_request(_refuse_large_body)
     flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
     native.register(flask, keeper, settings)
+    host_keys.register(flask, keeper, settings)
     requests.register(flask, keeper, settings)
     vault.register(flask, keeper, settings)
     return flask
