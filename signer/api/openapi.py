@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from signer import __version__
 from signer.api import schemas
+from signer.api.published import FILES
 from signer.model import BACKENDS, REQUEST_STATES
 from signer.protocol import replies
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
@@ -176,6 +177,11 @@ ROUTES: Final = (
         "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
         is_open=True,
     ),
+    *(
+        Route("GET", f"/api/{name}", text, content_type, faults=(503,), is_open=True)
+        for name, (content_type, text) in FILES.items()
+    ),
+    Route("GET", "/api/hosts", "Which hosts have which revocation list", replies.Hosts),
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
     Route("GET", "/healthz", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
     Route("GET", "/readyz", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True),

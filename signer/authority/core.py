@@ -629,6 +629,10 @@ class Core:
         text = f"{overdue} of the incidents that break-glass opened not closed within {hours} hours"
         return [f"{text}: see `signer incidents list`"]
 
+    def list_version(self) -> int | None:
+        """The version of the revocation list that the ledger asks for; None while the ledger could not be read."""
+        return None if self._state is None else 0
+
     def incidents(self) -> tuple[int, int]:
         """How many incidents are open, and how many of them for too long."""
         if self._state is None:

@@ -24,7 +24,7 @@ from signer.units import timestamp
 
 LIST_NAMESPACE: Final = "known-hosts.v1@signer"  # of the signature over the list
 MAX_HOSTS: Final = 10_000  # on the list
-MAX_LIST_BYTES: Final = 4 * 1024 * 1024  # a client reads no more
+MAX_LIST_BYTES: Final = 4 * 1024 * 1024 - 1024  # without the first line; a client reads 4 MiB
 HOSTS_PER_PAGE: Final = 100  # of the API; a reply holds 384 KiB
 _EVENTS: Final = ("host.added", "host.removed")
 

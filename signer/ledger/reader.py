@@ -22,6 +22,7 @@ from signer.ledger.schema import (
     IS_FREEZE,
     IS_HOST,
     IS_OPERATION,
+    IS_SERVICE_KEY,
     IS_VAULTS,
     IS_WITHHELD,
     VERSION,
@@ -202,6 +203,14 @@ class LedgerReader:
             " FROM events) WHERE ca IS NOT NULL ORDER BY seq DESC LIMIT 1"
         )
         return next((str(fingerprint) for (fingerprint,) in self.query(newest)), None)
+
+    def last_service_key(self, kind: str) -> str | None:
+        """The public key that an event of that kind, such as `publishing.key`, recorded last."""
+        newest = (
+            "SELECT body ->> 'public_key' FROM events"  # noqa: S608 - a condition from here
+            f" WHERE {IS_SERVICE_KEY} AND kind = ? ORDER BY seq DESC LIMIT 1"
+        )
+        return next((str(line) for (line,) in self.query(newest, (kind,))), None)
 
     def has_vault_serial(self, serial: int) -> bool:
         """True if a certificate of Vault's with that serial is recorded."""

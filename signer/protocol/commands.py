@@ -32,6 +32,8 @@ MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's 
 MAX_PAGE: Final = 200
 MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many give up after 60
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
+MAX_FETCHES: Final = 100  # in one message `seen`, whose header must hold them
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
@@ -318,6 +320,23 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     if not isinstance(header, dict):
         raise _bad_message("header")
     return header, body
+
+
+def read_fetches(header: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """The fetches in a message `seen`: host, address and version of the list; raises `BadRequest`."""
+    fetches = header.get("fetches")
+    if not isinstance(fetches, list) or len(fetches) > MAX_FETCHES:
+        raise _bad_message("fetches")
+    found = []
+    for fetch in fetches:
+        match fetch:
+            case [str() as host, str() as peer, int() as version] if (
+                HOST_NAME.fullmatch(host) and len(peer) <= MAX_ADDRESS and 0 <= version < 2**63
+            ):
+                found.append((host, peer, version))
+            case _:
+                raise _bad_message("fetches")
+    return found
 
 
 def _bad_message(what: str) -> BadRequest:

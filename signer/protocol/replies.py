@@ -416,6 +416,29 @@ class MetricsText(Reply):
     text: str
 
 
+class HostRow(Reply):
+    """A host, and the revocation list that it fetched last, as far as the keeper knows."""
+
+    name: str
+    version: int | None
+    seen: Annotated[str | None, Field(description="when it fetched it")]
+    current: Annotated[bool, Field(description="it has the version that is published now")]
+
+
+class Hosts(Reply):
+    """Hosts by name. Their names are what they say of themselves: nothing is decided by them."""
+
+    version: Annotated[int | None, Field(description="of the revocation list that is published")]
+    as_of: Annotated[str | None, Field(description="when that was last known to be the current list")]
+    hosts: list[HostRow]
+
+
+class Noted(Reply):
+    """The number of fetches that were taken in."""
+
+    noted: int
+
+
 class Ready(Reply):
     """Certificates can be issued: the keeper answers, has the key, and can write the ledger."""
 
@@ -424,6 +447,8 @@ class Ready(Reply):
     local_ca_fingerprint: str | None = None  # mode shadow: of the local CA key
     policy: str
     mode: str
+    list_version: Annotated[int | None, Field(description="of the revocation list that is published")] = None
+    list_age: Annotated[int | None, Field(description="seconds since that was last known to be current")] = None
     warnings: Annotated[list[str], Field(description="what should not stay as it is")] = []
 
 
@@ -469,6 +494,17 @@ class TokenEnd(Reply):
     expires: str
 
 
+class ListStatus(Reply):
+    """The published revocation list, and how many of the hosts that were seen lately have it."""
+
+    version: int | None
+    as_of: Annotated[str | None, Field(description="when it was last known to be the current list")]
+    wanted: Annotated[int | None, Field(description="the version that the ledger asks for; null if unknown")]
+    publisher: Annotated[str, Field(description="fingerprint of the publishing key, which hosts pin")]
+    hosts: int
+    hosts_current: int
+
+
 class Status(Reply):
     """What the keeper knows of itself, for the operator; `fault` is null while certificates can be issued.
 
@@ -491,6 +527,7 @@ class Status(Reply):
     live: list[LiveCertificates]
     freezes: list[FreezeRow]
     tokens: list[TokenEnd]
+    revocation_list: ListStatus
 
 
 _Shape = TypeVar("_Shape", bound=Reply)
@@ -499,8 +536,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, OperationPage,
         OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow,
-        Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Roles, RoleDetails,
-        CallerDetails, CaKey, MetricsText, Ready, NotReady, Status, Error,
+        Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails,
+        CaKey, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 
