@@ -5,6 +5,7 @@ A test compares it with Flask's map of routes in both directions, and real respo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -259,8 +260,8 @@ def _of_model(model: type[BaseModel], content_type: str) -> dict[str, Any]:
 
 
 def _operation_id(route: Route) -> str:
-    words = route.path.removeprefix("/api").replace("{", "").replace("}", "").replace(".", "/").split("/")
-    return "_".join([route.method.lower(), *filter(None, words)])
+    words = re.findall(r"\w+", route.path.removeprefix("/api"))
+    return "_".join([route.method.lower(), *words])
 
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
