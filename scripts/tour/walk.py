@@ -100,8 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     def stop(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, stop)
     try:
         for number, step in enumerate(STEPS, 1):
             try:

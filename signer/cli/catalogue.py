@@ -41,6 +41,10 @@ VERBS: Final = (
     Entry("ca render", _START, "write the CA key from Infisical to a root-owned file", "ca"),
     Entry("ca bundle", _START, "print the CA lines that hosts must trust", "check"),
     Entry("hosts install", _START, "make a host trust the CA, over ssh, with a rollback", "hosts"),
+    Entry("hosts add", _START, "list a host's keys, so that clients know it", "host_keys"),
+    Entry("hosts list", _START, "list hosts and the keys that clients know them by", "host_keys"),
+    Entry("hosts remove", _START, "take a host off the list", "host_keys"),
+    Entry("hosts key", _START, "print the key that hosts pin for the revocation list", "publish"),
     Entry("policy check", _POLICY, "validate the policy file; list every problem by line", "policy"),
     Entry("policy list", _POLICY, "list identities, roles and tokens", "access"),
     Entry("policy explain", _POLICY, "explain whether an identity would get a certificate", "policy"),
@@ -70,6 +74,7 @@ VERBS: Final = (
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),
+    Entry("publish", _STOP, "write what hosts fetch as files for any web server", "publish"),
     Entry("events list", _LEDGER, "list what happened, newest first", "events"),
     Entry("ledger verify", _LEDGER, "verify every event, every view and the files", "ledger"),
     Entry("ledger head", _LEDGER, "print number, hash and time of the newest event", "ledger"),
@@ -92,7 +97,7 @@ VERBS: Final = (
 # The first words that several verbs share.
 GROUPS: Final[Mapping[str, str]] = {
     "ca": "create, inspect, render and publish CA keys",
-    "hosts": "make hosts trust the CA",
+    "hosts": "make hosts trust the CA, and clients know hosts",
     "policy": "list, validate, explain and import the policy",
     "token": "create, list, renew and revoke bearer tokens",
     "identity": "add and remove identities",
