@@ -118,7 +118,7 @@ def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
     parts |= {replies.LedgerState, replies.LiveCertificates, replies.TokenEnd}
     parts |= {replies.Binding, replies.FrozenFields, replies.WaiverTerms, replies.ApprovalRow, replies.Denial}
     parts |= {replies.HostRow, replies.ListStatus}
-    parts |= {replies.NextSteps, replies.WaiverRow, replies.Closing}
+    parts |= {replies.NextSteps, replies.WaiverRow, replies.Closing, replies.PasskeyRow}
     assert set(replies._SHAPES.values()) == shapes - parts - {Reply}
 
 
