@@ -170,6 +170,28 @@ class ApiClient:
         """The freezes that the token may see."""
         return self._ask("GET", "/api/freezes")
 
+    def host_keys(self) -> list[dict[str, Any]]:
+        """The hosts whose keys are listed, by name."""
+        found: list[dict[str, Any]] = []
+        path = "/api/host-keys"
+        while True:
+            page = self._ask("GET", path)
+            found += self._listed(page, "hosts")
+            after = page.get("after")
+            if after is None:
+                return found
+            if not isinstance(after, str) or not found or found[-1].get("name") != after:
+                raise self._not_ours("pages that do not end")
+            path = f"/api/host-keys?after={quote(after, safe='')}"
+
+    def add_host_keys(self, body: Mapping[str, object]) -> dict[str, Any]:
+        """Lists a host with its keys: `POST /api/host-keys`."""
+        return self._ask("POST", "/api/host-keys", dict(body))
+
+    def remove_host_keys(self, name: str) -> dict[str, Any]:
+        """Takes a host off the list; raises `NotFound` if it is not on it."""
+        return self._ask("DELETE", f"/api/host-keys/{quote(name, safe='')}")
+
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
     ) -> dict[str, Any]:

@@ -154,6 +154,21 @@ class ActiveFreeze:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownHost:
+    """A host of the signed list: its names as known_hosts has them, the first one its own; its public keys, each as
+    `type base64`; who added it, and when in seconds since 1970."""
+
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    by: str
+    since: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True, slots=True)
 class SignRequest:
     """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies.
 

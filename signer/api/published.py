@@ -35,6 +35,8 @@ FILES: Final[dict[str, tuple[str, str]]] = {
     "krl.sig": ("text/plain", "Its SSHSIG signature by the publishing key, namespace krl.v1@signer"),
     "krl.statement": ("application/json", "When which list was last known to be the current one"),
     "krl.statement.sig": ("text/plain", "The signature of that, namespace krl-statement.v1@signer"),
+    "known_hosts": ("text/plain", "The keys of listed hosts, for ssh's UserKnownHostsFile; renewed each minute"),
+    "known_hosts.sig": ("text/plain", "The signature of that, namespace known-hosts.v1@signer"),
     "krl.publisher": ("text/plain", "The publishing key, which hosts pin: a line as in a .pub file"),
 }
 VERSION_HEADER: Final = "Signer-List-Version"

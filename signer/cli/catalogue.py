@@ -41,6 +41,9 @@ VERBS: Final = (
     Entry("ca render", _START, "write the CA key from Infisical to a root-owned file", "ca"),
     Entry("ca bundle", _START, "print the CA lines that hosts must trust", "check"),
     Entry("hosts install", _START, "make a host trust the CA, over ssh, with a rollback", "hosts"),
+    Entry("hosts add", _START, "list a host's keys, so that clients know it", "host_keys"),
+    Entry("hosts list", _START, "list hosts and the keys that clients know them by", "host_keys"),
+    Entry("hosts remove", _START, "take a host off the list", "host_keys"),
     Entry("hosts key", _START, "print the key that hosts pin for the revocation list", "publish"),
     Entry("policy check", _POLICY, "validate the policy file; list every problem by line", "policy"),
     Entry("policy list", _POLICY, "list identities, roles and tokens", "access"),
@@ -95,7 +98,7 @@ VERBS: Final = (
 # The first words that several verbs share.
 GROUPS: Final[Mapping[str, str]] = {
     "ca": "create, inspect, render and publish CA keys",
-    "hosts": "make hosts trust the CA",
+    "hosts": "make hosts trust the CA, and clients know hosts",
     "policy": "list, validate, explain and import the policy",
     "token": "create, list, renew and revoke bearer tokens",
     "identity": "add and remove identities",

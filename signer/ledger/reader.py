@@ -20,6 +20,7 @@ from signer.ledger.schema import (
     FILE_NAME,
     IS_ASKED,
     IS_FREEZE,
+    IS_HOST,
     IS_OPERATION,
     IS_SERVICE_KEY,
     IS_VAULTS,
@@ -236,6 +237,10 @@ class LedgerReader:
         recent = self._events(IS_ASKED, first) + self._events(IS_FREEZE, first)
         incidents = self._events(f"{IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
         return sorted(incidents + recent, key=lambda entry: entry.seq)
+
+    def host_events(self) -> list[Entry]:
+        """What the list of host keys is made of, oldest first."""
+        return self._events(IS_HOST, 0)
 
     def _events(self, condition: str, first: int) -> list[Entry]:
         rows = self.query(

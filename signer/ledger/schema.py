@@ -35,6 +35,7 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL
 """
 
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
+IS_HOST: Final = "kind IN ('host.added', 'host.removed')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"
 IS_WITHHELD: Final = "kind = 'certificate.withheld'"
 # What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So an insert of
@@ -47,6 +48,7 @@ IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'
 # also refuses a second certificate of Vault's with the same serial.
 EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_freezes ON events (seq) WHERE {IS_FREEZE}",
+    f"CREATE INDEX IF NOT EXISTS events_of_hosts ON events (seq) WHERE {IS_HOST}",
     f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
     f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",

@@ -78,7 +78,8 @@ MAX_APPROVERS: Final = 5  # people whose approval one certificate may need
 MAX_APPROVAL_KEYS: Final = 8  # of one identity
 MIN_APPROVAL_RSA_BITS: Final = 3072
 _NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
-_MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
+_MAY: Final = frozenset({"approve", "freeze", "hosts", "ledger.read", "operate"})
+_NEVER_WITHOUT_HUMAN: Final = {"hosts": "change the keys of hosts"}  # besides `approve`
 
 
 def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:
@@ -390,6 +391,10 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
                 faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(sorted(_MAY))}")
             elif right == "approve" and raw.kind in _NEVER_APPROVE:
                 faults.add((*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never approve")
+            elif right in _NEVER_WITHOUT_HUMAN and raw.kind in _NEVER_APPROVE:
+                faults.add(
+                    (*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never {_NEVER_WITHOUT_HUMAN[right]}"
+                )
             elif right == "approve" and isinstance(table, dict) and "approval_keys" not in table:
                 faults.add(
                     (*place, "may", index), "requires approval_keys: an approval is a signature, never a token alone"

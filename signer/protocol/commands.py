@@ -21,6 +21,7 @@ from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, Si
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
+from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -242,11 +243,41 @@ class CloseIncident:
     reference: str
 
 
+@dataclass(frozen=True, slots=True)
+class AddHostKeys:
+    """List a host with its names and public keys, in the place of an earlier entry only with `replace`."""
+
+    caller: Caller
+    name: str
+    addresses: tuple[str, ...]
+    keys: tuple[str, ...]
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveHostKeys:
+    """Take a host off the list."""
+
+    caller: Caller
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListHostKeys:
+    """A page of the list of hosts, by name; `after` is the last name of the page before."""
+
+    caller: Caller
+    after: str | None
+
+
+AboutHosts = AddHostKeys | RemoveHostKeys | ListHostKeys
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
 Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
-Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutRequest | Query
+Command = (
+    Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutHosts | AboutRequest | Query
+)
 
 
 def read_command(
@@ -478,6 +509,16 @@ def _read_close(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return CloseIncident(caller, _read_text(header, "incident"), read_body_as(CloseBody, decode_body(body)).reference)
 
 
+def _read_add_host(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(HostKeysBody, decode_body(body))
+    return AddHostKeys(caller, asked.name, tuple(asked.addresses), tuple(asked.keys), asked.replace)
+
+
+def _read_hosts(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    after = header.get("after")
+    return ListHostKeys(caller, None if after is None else _read_text(header, "after", MAX_HOST_NAME))
+
+
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {
     "sign": _read_sign,
     "explain": _read_explain,
@@ -501,5 +542,8 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "end_waiver": _read_end_waiver,
     "incidents": lambda header, _body, caller: ListIncidents(caller, header.get("state") == "all"),
     "close_incident": _read_close,
+    "host_keys": _read_hosts,
+    "add_host_keys": _read_add_host,
+    "remove_host_keys": lambda header, _body, caller: RemoveHostKeys(caller, _read_text(header, "host", MAX_HOST_NAME)),
     "whoami": lambda _header, _body, caller: ShowCaller(caller),
 }

@@ -388,6 +388,38 @@ class CaKey(Reply):
     bundle: str
 
 
+class HostKeyRow(Reply):
+    """A public key of a host."""
+
+    kind: str
+    bits: int
+    fingerprint: str
+
+
+class HostKeys(Reply):
+    """A host of the signed list, its other names, its keys, and who listed it when."""
+
+    name: str
+    addresses: list[str]
+    keys: list[HostKeyRow]
+    by: str
+    since: str
+
+
+class HostKeysPage(Reply):
+    """Hosts by name, and the `seq` of the newest event about them; `after` asks for the next page."""
+
+    version: int
+    hosts: list[HostKeys]
+    after: Annotated[str | None, Field(description="the last name, if there are more")] = None
+
+
+class HostRemoved(Reply):
+    """A host that is no longer listed."""
+
+    name: str
+
+
 class MetricsText(Reply):
     """The keeper's metrics, in Prometheus' text format."""
 
@@ -514,8 +546,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, OperationPage,
         OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow,
-        Incidents, Changes, Hosts, Noted, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady,
-        Status, Error,
+        Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails,
+        CaKey, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

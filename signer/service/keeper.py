@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
+from signer.authority.hosts import LIST_NAMESPACE as HOSTS_NAMESPACE
 from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
@@ -69,7 +70,7 @@ from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
 from signer.service.overview import Overview, hosts_reply
-from signer.service.publisher import CANDIDATE_NAME, Publisher
+from signer.service.publisher import CANDIDATE_NAME, HOSTS_NAME, Publisher, SignedFile
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
@@ -165,7 +166,9 @@ class Keeper:
         self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
         builder = ListBuilder(ledger.data_dir, publishing.folder / CANDIDATE_NAME, self._selector)
         self._publishing_key = publishing.key
-        self._publisher = Publisher(publishing.folder, publishing.key, builder, core.list_version, self._lines)
+        self._publisher = Publisher(
+            publishing.folder, publishing.key, builder, core.list_version, self._lines, [_known_hosts(core)]
+        )
         self._hosts = HostsSeen()
         self._internal = (self._reader, builder)  # what they send is collected after the batch
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
@@ -620,6 +623,11 @@ class Keeper:
         fetches = [Fetch(host, version, now, peer) for host, peer, version in read_fetches(header)]
         self._hosts.note(fetches)
         return Noted(noted=len(fetches))
+
+
+def _known_hosts(core: Core) -> SignedFile:
+    """The list of host keys, for clients."""
+    return SignedFile(HOSTS_NAME, HOSTS_NAMESPACE, core.hosts_version, core.known_hosts)
 
 
 def _wake(end: socket.socket) -> None:

@@ -30,6 +30,7 @@ LIST_NAME: Final = "krl"
 LIST_NAMESPACE: Final = "krl.v1@signer"
 STATEMENT_NAME: Final = "krl.statement"
 STATEMENT_NAMESPACE: Final = "krl-statement.v1@signer"
+HOSTS_NAME: Final = "known_hosts"
 PUBLISHER_NAME: Final = "krl.publisher"  # the public half of the publishing key, which hosts pin
 CANDIDATE_NAME: Final = ".krl.new"
 RENEWED_EVERY: Final = 60.0  # seconds; hosts raise an alarm at 900

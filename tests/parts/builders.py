@@ -195,7 +195,7 @@ tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "ledger.read", "operate"]
+may = ["approve", "freeze", "hosts", "ledger.read", "operate"]
 approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
@@ -324,6 +324,10 @@ class MemoryStore:
     def freezes(self) -> dict[str, ActiveFreeze]:
         self._readable()
         return dict(self.frozen)
+
+    def host_events(self) -> list[Entry]:
+        self._readable()
+        return [entry for entry in self.entries if entry.kind.startswith("host.")]
 
     def asked(self, since: int) -> list[Entry]:
         self._readable()

@@ -68,6 +68,7 @@ REPLIES: dict[str, Reply] = {
         ("request", "claim", "approve", "deny", "withdraw", "waivers", "end_waiver", "incidents", "close_incident"),
         MetricsText(text="t"),
     ),
+    **dict.fromkeys(("host_keys", "add_host_keys", "remove_host_keys"), MetricsText(text="t")),
     **dict.fromkeys(
         ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
@@ -119,6 +120,14 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("GET", "/api/freezes", None, {"op": "freezes"}),
         ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),
+        ("GET", "/api/host-keys?after=edge1", None, {"op": "host_keys", "after": "edge1"}),
+        ("POST", "/api/host-keys", b'{"name":"edge1"}', {"op": "add_host_keys"}),
+        (
+            "DELETE",
+            "/api/host-keys/%5Bedge1%5D%3A2222",
+            None,
+            {"op": "remove_host_keys", "host": "[edge1]:2222"},
+        ),
         ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
         ("GET", "/api/requests/r-1", None, {"op": "request", "request": "r-1"}),
         ("POST", "/api/requests/r-1/claim", b"{}", {"op": "claim", "request": "r-1"}),
