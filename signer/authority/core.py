@@ -37,7 +37,7 @@ from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SSH_SIGNATURES
+from signer.authority.signatures import SIGNATURES
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
@@ -191,7 +191,7 @@ class Core:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
-        signatures: Signatures = SSH_SIGNATURES,
+        signatures: Signatures = SIGNATURES,
     ) -> None:
         self.policy = policy
         self._backend = backend
