@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from scripts.bench.figures import Target, render_number, render_table, render_targets
 from scripts.bench.load import BadRun
 from scripts.bench.machine import cpu_seconds, describe_machine, process_tree, render_machine
+from scripts.bench.options import read_hosts_options
 from scripts.bench.sides import new_service
 from scripts.bench.terminal import show_progress
 from tests.parts import ports
@@ -24,18 +24,6 @@ from tests.parts.keys import make_key
 FILES: Final = ("krl.statement", "krl.statement.sig", "krl", "krl.sig")  # in the order of the host kit
 MOST: Final = 0.02  # of a core
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-
-
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/hosts", description="CPU of the service while hosts poll its revocation list."
-    )
-    parser.add_argument("--hosts", type=int, default=1000, help="that poll each minute (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=60, help="of polling (default %(default)s)")
-    asked = parser.parse_args(arguments)
-    if min(asked.hosts, asked.seconds) < 1:
-        parser.error("--hosts and --seconds are 1 at least")
-    return asked
 
 
 async def poll(port: int, number: int, etag: str) -> int:
@@ -74,7 +62,7 @@ async def poll_all(port: int, hosts: int, seconds: int, etag: str) -> tuple[int,
 
 
 def main() -> int:
-    asked = read_arguments()
+    asked = read_hosts_options()
     print(render_machine(describe_machine()))
     try:
         with tempfile.TemporaryDirectory(prefix="hosts-") as place:
