@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
@@ -37,7 +37,7 @@ from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SSH_SIGNATURES
+from signer.authority.signatures import SIGNATURES
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
@@ -191,7 +191,7 @@ class Core:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
-        signatures: Signatures = SSH_SIGNATURES,
+        signatures: Signatures = SIGNATURES,
     ) -> None:
         self.policy = policy
         self._backend = backend
@@ -611,6 +611,10 @@ class Core:
     def hosts_version(self) -> int | None:
         """The version of the list of host keys; None while the ledger could not be read."""
         return None if self._state is None else self._state.hosts.version
+
+    def host_names(self) -> Collection[str]:
+        """The names of listed hosts; none while the ledger could not be read."""
+        return () if self._state is None else self._state.hosts.hosts.keys()
 
     def known_hosts(self, as_of: int) -> bytes:
         """The list of host keys, as of a time in seconds since 1970; raises `Unavailable` or `LedgerBroken`."""

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, REQUEST_STATES, Caller, Filter, SignRequest
+from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
@@ -184,11 +184,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Approve:
-    """Approve a request with an armored signature; the waiver is its `until` as text and its uses."""
+    """Approve a request with an armored signature or a passkey's assertion; the waiver is its `until` as text and its
+    uses."""
 
     caller: Caller
     request: str
-    signature: str
+    signature: str | Assertion
     waiver: tuple[str, int] | None
 
 
@@ -488,7 +489,7 @@ def _read_claim(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
 def _read_approve(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     asked = read_body_as(ApproveBody, decode_body(body))
     waiver = None if asked.waiver is None else (asked.waiver.until, asked.waiver.uses)
-    return Approve(caller, _read_text(header, "request"), asked.signature, waiver)
+    return Approve(caller, _read_text(header, "request"), asked.evidence(), waiver)
 
 
 def _read_deny(header: dict[str, Any], body: bytes, caller: Caller) -> Command:

@@ -225,6 +225,13 @@ class NextSteps(Reply):
     claim: str
 
 
+class PasskeyRow(Reply):
+    """A passkey that a browser may be asked for."""
+
+    id: Annotated[str, Field(description="of the credential, base64url")]
+    rp: Annotated[str, Field(description="the relying party's id")]
+
+
 class RequestDetails(Reply):
     """A request that waits for humans, or that they have decided."""
 
@@ -248,6 +255,9 @@ class RequestDetails(Reply):
     next: NextSteps
     presence_keys: Annotated[
         list[str] | None, Field(description="to the asker, while presence is missing: keys that may give it")
+    ] = None
+    passkeys: Annotated[
+        list[PasskeyRow] | None, Field(description="to whose signature it waits for: their passkeys that it takes")
     ] = None
 
 

@@ -117,6 +117,5 @@ def _text(seconds: float) -> str:
 
 
 def _write(path: str, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
+    with open(path, "wb") as file:  # in a new folder that only this user can enter
         file.write(content)

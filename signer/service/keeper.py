@@ -169,7 +169,7 @@ class Keeper:
         self._publisher = Publisher(
             publishing.folder, publishing.key, builder, core.list_version, self._lines, [_known_hosts(core)]
         )
-        self._hosts = HostsSeen()
+        self._hosts = HostsSeen(core.host_names)
         self._internal = (self._reader, builder)  # what they send is collected after the batch
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by

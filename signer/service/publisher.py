@@ -130,8 +130,9 @@ class Publisher:
         self._failure: SignerError | None = None
         self._pause = FIRST_PAUSE
         self._not_before = 0.0  # monotonic seconds
-        statement = SignedFile(STATEMENT_NAME, STATEMENT_NAMESPACE, self._current_version, self._statement)
-        self._files = (statement, *others)
+        self._statement_file = SignedFile(STATEMENT_NAME, STATEMENT_NAMESPACE, self._current_version, self._statement)
+        self._others = tuple(others)
+        self._retries: dict[str, float] = {}  # by name of another file: monotonic seconds
         self._signed: dict[str, tuple[int, float]] = {}  # by name: which version, and when (monotonic seconds)
 
     # --- the keeper's loop --------------------------------------------------------------------------------------
@@ -147,12 +148,23 @@ class Publisher:
                 self._open_folder()
                 self._began, self._asked = int(self._clock()), self._list_version() or 0
                 self._builder.start()
-            for file in self._files:
-                self._renew(file, now)
+            self._renew(self._statement_file, now)
         except SignerError as error:
             self._fail(error)
         except OSError as error:
             self._fail(_not_written(error))
+        for file in self._others:
+            if now >= self._retries.get(file.name, 0.0):
+                self._renew_other(file, now)
+
+    def _renew_other(self, file: SignedFile, now: float) -> None:
+        """As `_renew`, for a file that does not hold up the list when it fails."""
+        try:
+            self._renew(file, now)
+        except (SignerError, OSError) as error:
+            failure = error if isinstance(error, SignerError) else _not_written(error)
+            self._lines.warn(f"{file.name} not published", f"{file.name} is not renewed: {failure.text}")
+            self._retries[file.name] = now + FIRST_PAUSE
 
     def _collect(self) -> None:
         """Publishes the list that was built, if it is ready."""

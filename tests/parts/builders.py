@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Answer, Core
+from signer.authority.webauthn import VerifiedAssertion, verify_assertion
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
@@ -28,6 +29,7 @@ from signer.ledger.reader import Recent
 from signer.model import (
     BACKDATE,
     ActiveFreeze,
+    Assertion,
     Caller,
     Entry,
     Event,
@@ -37,6 +39,7 @@ from signer.model import (
     Identity,
     Issued,
     Limits,
+    Passkey,
     PublicKey,
     Role,
     SignRequest,
@@ -399,6 +402,11 @@ class FakeSignatures:
         if found["statement"] != statement.decode() or parse_public_key(found["key"]) != key:
             raise BadSignature("signature_wrong", "the signature is not over this statement")
         return Flags(*found["flags"])
+
+    @staticmethod
+    def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
+        """The real one: `tests.parts.passkeys` makes real assertions."""
+        return verify_assertion(assertion, statement, passkey)
 
     @staticmethod
     def _open(armored: str) -> dict[str, Any]:

@@ -394,6 +394,30 @@ def test_another_file_is_signed_each_minute_and_when_it_changes(tmp_path: Path) 
         assert bench.read("known_hosts", "known-hosts.v1@signer") == b"# %d\n" % (NOW + int(bench.now))
 
 
+def test_another_file_that_fails_holds_up_neither_the_list_nor_its_statement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [True]
+
+    def render(_as_of: int) -> bytes:
+        if broken[0]:
+            raise Unavailable("ledger_unavailable", "the disk is full", "free space")
+        return b"hosts"
+
+    other = SignedFile("known_hosts", "known-hosts.v1@signer", lambda: 1, render)
+    bench = Bench(tmp_path / "run", (other,))
+    bench.publish(1)
+    assert "known_hosts is not renewed: the disk is full" in caplog.text
+    bench.now = RENEWED_EVERY
+    bench.publisher.turn()
+    assert bench.published() == (1, 0)
+    assert bench.publisher.state().failure is None
+    broken[0] = False
+    bench.now += 2
+    bench.publisher.turn()
+    assert bench.read("known_hosts", "known-hosts.v1@signer") == b"hosts"
+
+
 def test_closing_ends_a_build(bench: Bench) -> None:
     bench.publisher.turn()
     bench.publisher.close()
