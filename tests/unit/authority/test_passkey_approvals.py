@@ -23,7 +23,7 @@ from signer.ssh.statement import approval_statement, request_digest
 from signer.units import timestamp
 from tests.parts.asking import SK, Asking, approval_key, asking_policy, change_identity, change_role
 from tests.parts.builders import token
-from tests.parts.passkeys import ALGORITHMS, PRESENT, VERIFIED, SoftPasskey, b64url, body_of, unb64url
+from tests.parts.passkeys import ALGORITHMS, PRESENT, VERIFIED, SoftPasskey, b64url, body_of, resigned, unb64url
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -203,8 +203,10 @@ def test_an_approval_that_a_freeze_ended_is_not_replayed(bench: Asking, key: Sof
     bench.thaw("identity:anna", "ben")
     assert bench.show(shown["request"])["state"] == "pending"
     assert code(send(bench, shown, made)) == "signature_replayed"
-    resigned = key.sign(unb64url(made.client_data), unb64url(made.authenticator_data))  # a malleable ECDSA signature
-    assert code(send(bench, shown, resigned)) == "signature_replayed"
+    if key.algorithm == "ES256":
+        other = resigned(made)
+        assert other != made
+        assert code(send(bench, shown, other)) == "signature_replayed"
     assert bench.approve(shown, "ben")["state"] == "approved"
 
 
