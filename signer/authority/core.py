@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
@@ -611,6 +611,10 @@ class Core:
     def hosts_version(self) -> int | None:
         """The version of the list of host keys; None while the ledger could not be read."""
         return None if self._state is None else self._state.hosts.version
+
+    def host_names(self) -> Collection[str]:
+        """The names of listed hosts; none while the ledger could not be read."""
+        return () if self._state is None else self._state.hosts.hosts.keys()
 
     def known_hosts(self, as_of: int) -> bytes:
         """The list of host keys, as of a time in seconds since 1970; raises `Unavailable` or `LedgerBroken`."""
