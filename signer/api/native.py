@@ -39,6 +39,7 @@ from signer.settings import Settings
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
+ENTRY_FILTERS: Final = ("after", "limit")
 
 
 class Ask(Protocol):
@@ -78,6 +79,9 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     def operations() -> Response:
         return page_response(expect(OperationPage, ask("operations", read_query(OPERATION_FILTERS))))
 
+    def entries() -> Response:
+        return json_response(ask("entries", read_query(ENTRY_FILTERS)))
+
     def record() -> Response:
         return json_response(ask("record", {}, read_body(request.environ)), 201)
 
@@ -102,6 +106,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
         ("GET", "/api/ledger/head", lambda: json_response(ask("head", {}))),
+        ("GET", "/api/ledger/entries", entries),
         ("GET", "/api/operations", operations),
         ("POST", "/api/operations", record),
         ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),
@@ -203,7 +208,7 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name == "limit" or (name == "before" and "state" not in known):  # of requests, it is an id
+        elif name in ("after", "limit") or (name == "before" and "state" not in known):  # of requests, it is an id
             fields[name] = _whole(name, value)
         elif name == "wait":
             fields[name] = _whole(name, value, MAX_WAIT)
