@@ -25,7 +25,16 @@ from urllib.parse import quote
 import requests
 
 from signer.address import Address, check_scheme, check_server, parse_address, server_uids
-from signer.errors import BadFormat, BadRequest, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
+from signer.errors import (
+    BadFormat,
+    BadRequest,
+    BadSettings,
+    NotAuthenticated,
+    NotFound,
+    Refused,
+    SignerError,
+    Unavailable,
+)
 from signer.files import read_secret_word
 from signer.http import Watch, new_session
 from signer.units import plain
@@ -57,13 +66,15 @@ class Readiness:
 class ApiClient:
     """A client of the service at `address` with the token in `token_file`; raises `BadSettings` if either is invalid.
 
+    Without a token file it can only ask what is open to all.
+
     For use in a `with` statement: each client has a watcher thread, which ends with the block.
     """
 
     def __init__(
         self,
         address: str,
-        token_file: Path,
+        token_file: Path | None,
         *,
         settings: tuple[str, str] = ("signer.address", "signer.token_file"),
     ) -> None:
@@ -71,7 +82,8 @@ class ApiClient:
         self._address = parse_address(address, self._address_setting)
         self._trusted = server_uids(os.environ)
         self._token_file = token_file
-        self._read_token()
+        if token_file is not None:
+            self._read_token()
         self._watch = Watch()
 
     def __repr__(self) -> str:
@@ -163,6 +175,28 @@ class ApiClient:
         """The freezes that the token may see."""
         return self._ask("GET", "/api/freezes")
 
+    def host_keys(self) -> list[dict[str, Any]]:
+        """The hosts whose keys are listed, by name."""
+        found: list[dict[str, Any]] = []
+        path = "/api/host-keys"
+        while True:
+            page = self._ask("GET", path)
+            found += self._listed(page, "hosts")
+            after = page.get("after")
+            if after is None:
+                return found
+            if not isinstance(after, str) or not found or found[-1].get("name") != after:
+                raise self._not_ours("pages that do not end")
+            path = f"/api/host-keys?after={quote(after, safe='')}"
+
+    def add_host_keys(self, body: Mapping[str, object]) -> dict[str, Any]:
+        """Lists a host with its keys: `POST /api/host-keys`."""
+        return self._ask("POST", "/api/host-keys", dict(body))
+
+    def remove_host_keys(self, name: str) -> dict[str, Any]:
+        """Takes a host off the list; raises `NotFound` if it is not on it."""
+        return self._ask("DELETE", f"/api/host-keys/{quote(name, safe='')}")
+
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
     ) -> dict[str, Any]:
@@ -218,6 +252,21 @@ class ApiClient:
         """Closes an incident with the commit that brings its change back into the repository."""
         return self._ask("POST", f"/api/incidents/{quote(incident, safe='')}/close", {"reference": reference})
 
+    # --- hosts --------------------------------------------------------------------------------------------------------
+
+    def hosts(self) -> dict[str, Any]:
+        """Which hosts have which revocation list, and which one is published."""
+        return self._ask("GET", "/api/hosts")
+
+    def file(self, name: str, most: int) -> bytes:
+        """A file that is open to all, such as `krl`, of at most `most` bytes; raises `NotFound` if there is none."""
+        status, content, _ = self._request("GET", f"/api/{name}", None, ANSWERS_WITHIN, with_token=False)
+        if status != 200:
+            raise self._problem(status, self._read_json(content))
+        if len(content) > most:
+            raise self._not_ours(f"{name} has more than {most} bytes")
+        return content
+
     # --- transport ----------------------------------------------------------------------------------------------------
 
     def _listed(self, page: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -261,7 +310,23 @@ class ApiClient:
     def _exchange(
         self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool
     ) -> tuple[int, dict[str, Any], str]:
-        """Status, JSON and `Date`, on a connection of its own: the service may be replaced between two requests."""
+        """Status, JSON and `Date` of one request."""
+        status, content, date = self._request(method, path, body, within, with_token=with_token)
+        return status, self._read_json(content), date
+
+    def _read_json(self, content: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            raise self._not_ours("no JSON") from None
+        if not isinstance(found, dict):
+            raise self._not_ours("no JSON object")
+        return found
+
+    def _request(
+        self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool
+    ) -> tuple[int, bytes, str]:
+        """Status, content and `Date`, on a connection of its own: the service may be replaced between two requests."""
         headers = {"Connection": "close", "Accept": "application/json", "User-Agent": "signer"}
         if with_token:
             headers["Authorization"] = f"Bearer {self._read_token()}"
@@ -275,7 +340,7 @@ class ApiClient:
                 answer = session.request(
                     method, _base(self._address) + path, data=data, headers=headers, allow_redirects=False
                 )
-            found = json.loads(answer.content)
+            content: bytes = answer.content
         except requests.exceptions.Timeout:
             raise self._slow(within) from None
         except requests.exceptions.SSLError:
@@ -290,13 +355,11 @@ class ApiClient:
             raise Unavailable(
                 "service_closed", f"the signing service at {self._address.text} closed without an answer", self._hint
             ) from None
-        except (requests.exceptions.RequestException, ValueError, RecursionError):
-            raise self._not_ours("no JSON") from None
+        except (requests.exceptions.RequestException, ValueError):
+            raise self._not_ours("no whole answer") from None
         finally:
             session.close()
-        if not isinstance(found, dict):
-            raise self._not_ours("no JSON object")
-        return answer.status_code, found, answer.headers.get("Date", "")
+        return answer.status_code, content, answer.headers.get("Date", "")
 
     def _connect(self, within: float) -> socket.socket:
         """A connected socket, in clear text never to another machine or another user's process; raises `Unavailable`.
@@ -353,7 +416,8 @@ class ApiClient:
         if not isinstance(code, str) or _CODE.fullmatch(code) is None or not isinstance(text, str):
             return self._not_ours(f"status {status}")
         kind = _KINDS.get(status, BadRequest if 400 <= status < 500 else SignerError)
-        token = self._read_token()  # a foreign service might echo it
+        # A foreign service might echo the token.
+        token = "" if self._token_file is None else self._read_token()
         return kind(code, _without(token, text), _without(token, hint) if isinstance(hint, str) else "")
 
     def _slow(self, within: float) -> Unavailable:
@@ -369,6 +433,8 @@ class ApiClient:
         return f"check {self._address_setting}, and that the service runs"
 
     def _read_token(self) -> str:
+        if self._token_file is None:
+            raise BadSettings("token_file_missing", "no token was given", f"set {self._token_setting}")
         return read_secret_word(self._token_file, self._token_setting)
 
 
@@ -416,4 +482,4 @@ def _authorities() -> Path | None:
 
 def _without(token: str, text: str) -> str:
     """The service's text without the token, safe to print."""
-    return plain(text.replace(token, "…"), instead="?")[:600]
+    return plain(text.replace(token, "…") if token else text, instead="?")[:600]

@@ -53,6 +53,14 @@ class BadSignature(BadFormat):
     """A signature of an approver cannot be read, is for something else, or does not verify."""
 
 
+class BadNote(BadFormat):
+    """A signed note, a checkpoint or a verifier key cannot be read, or its signature is missing or wrong."""
+
+
+class BadProof(BadFormat):
+    """A Merkle proof is malformed, or does not lead to the root that it is for."""
+
+
 class BadRequest(SignerError):
     """The body of a request cannot be read: JSON, a field's type, an unknown field."""
 
@@ -102,7 +110,7 @@ class Drift(BadFile):
 
 
 class BadKeyFile(SignerError):
-    """The CA key file is not valid; `code` names the failed check."""
+    """The file of the CA key, or of a key of the keeper's own, is not valid; `code` names the failed check."""
 
 
 class ForeignCertificate(SignerError):

@@ -146,7 +146,14 @@ def open_or_create(path: Path, *, append: bool = False) -> int:
     return os.open(path, flags | (os.O_APPEND if append else 0), 0o600)
 
 
-def write_new(path: Path, content: bytes | Iterator[bytes], mode: int, *, like: os.stat_result | None = None) -> None:
+def write_new(
+    path: Path,
+    content: bytes | Iterator[bytes],
+    mode: int,
+    *,
+    like: os.stat_result | None = None,
+    is_synced: bool = True,
+) -> None:
     """Writes a file that must not exist, whole or not at all, and syncs it; the caller syncs the directory.
 
     The umask applies unless `mode` grants rights only to the owner, or the file gets owner and group of `like`.
@@ -162,7 +169,8 @@ def write_new(path: Path, content: bytes | Iterator[bytes], mode: int, *, like: 
                 view = memoryview(piece)
                 while view:
                     view = view[file.write(view) :]
-            os.fsync(descriptor)
+            if is_synced:
+                os.fsync(descriptor)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
@@ -38,6 +38,8 @@ _TOKEN_LIKE: Final = re.compile("|".join((*TOKEN_SHAPES, r"(?<![\w-])eyJ[\w-]{8,
 _TOKEN_MARKS: Final = (TOKEN_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
 
 IdentityKind = Literal["human", "agent", "workload"]
+ApprovalKeyKind = Literal["ssh", "webauthn"]
+APPROVAL_KEY_KINDS: Final[tuple[ApprovalKeyKind, ...]] = get_args(ApprovalKeyKind)
 RequestState = Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
 REQUEST_STATES: Final[tuple[RequestState, ...]] = get_args(RequestState)
 
@@ -63,13 +65,50 @@ class PublicKey:
 
 
 @dataclass(frozen=True, slots=True)
-class ApprovalKey:
-    """A key whose signature approves. `software` allows a key that is not a FIDO key, and so signs without a human;
-    `verify` requires that the FIDO key verified its user (PIN or fingerprint)."""
+class SshApprovalKey:
+    """A key of OpenSSH whose signature approves. `software` allows a key that is not a FIDO key, and so signs without a
+    human; `verify` requires that the FIDO key verified its user (PIN or fingerprint)."""
 
+    kind: ClassVar[ApprovalKeyKind] = "ssh"
     key: PublicKey
     software: bool = False
     verify: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """`SHA256:…` of the key."""
+        return self.key.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    """A WebAuthn credential whose assertion approves, made for the relying party `rp` on a page of one of `origins`.
+
+    `id` and `public_key` (DER of a SubjectPublicKeyInfo) are base64url; `fingerprint` is `SHA256:…` of that DER.
+    """
+
+    kind: ClassVar[ApprovalKeyKind] = "webauthn"
+    id: str
+    public_key: str
+    rp: str
+    origins: tuple[str, ...]
+    fingerprint: str
+
+
+ApprovalKey = SshApprovalKey | Passkey
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """What a browser returns for a passkey (WebAuthn Level 3 section 5.2.2): nothing of it is checked.
+
+    All four are base64url: the credential's id, authenticatorData, clientDataJSON and the signature.
+    """
+
+    id: str
+    authenticator_data: str
+    client_data: str
+    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +123,10 @@ class Identity:
     keys: frozenset[str] | None = None  # fingerprints; None takes any key
     known: frozenset[str] = field(default=frozenset(), repr=False)  # the names of all identities
     approval_keys: tuple[ApprovalKey, ...] = ()
+
+    def holds_key_of(self, kinds: frozenset[ApprovalKeyKind]) -> bool:
+        """Whether one of the identity's approval keys is of these kinds."""
+        return any(line.kind in kinds for line in self.approval_keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +151,21 @@ class ActiveFreeze:
     by: str
     since: int
     until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHost:
+    """A host of the signed list: its names as known_hosts has them, the first one its own; its public keys, each as
+    `type base64`; who added it, and when in seconds since 1970."""
+
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    by: str
+    since: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +271,7 @@ class Consent:
 class Approval:
     """Which kinds of identity need `count` humans of which groups, and for how many seconds their approval is good.
 
-    `waivers` allows an approval that also covers later requests.
+    `waivers` allows an approval that also covers later requests; `key_kinds` are the approval keys that it takes.
     """
 
     kinds: frozenset[IdentityKind]
@@ -221,6 +279,7 @@ class Approval:
     valid_for: int
     count: int = 1
     waivers: bool = True
+    key_kinds: frozenset[ApprovalKeyKind] = frozenset(APPROVAL_KEY_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +318,13 @@ class Role:
     keys: frozenset[str] | None = None  # fingerprints; None takes any key
     presence: bool = False  # a human also signs for themself
     break_glass: bool = False  # humans only, with their own signature; opens an incident
+
+    @property
+    def key_kinds(self) -> frozenset[ApprovalKeyKind]:
+        """The approval keys whose signatures the role takes; break-glass takes those of OpenSSH only."""
+        if self.break_glass:
+            return frozenset({"ssh"})
+        return frozenset(APPROVAL_KEY_KINDS) if self.approval is None else self.approval.key_kinds
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,11 @@ class Settings:
         return self.run_dir / "keeper.sock"
 
     @property
+    def published(self) -> Path:
+        """The folder of the files that hosts fetch, written by the keeper and read by the api."""
+        return self.run_dir / "published"
+
+    @property
     def has_ca_key(self) -> bool:
         """True if there is a local CA key, to sign or for comparison."""
         return self.mode != "vault"

@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ from statistics import median
 from scripts.bench.figures import Target, render_json, render_table, render_targets
 from scripts.bench.load import BadRun, Missing
 from scripts.bench.machine import describe_machine, render_machine
+from scripts.bench.options import read_cutover_options
 from scripts.bench.terminal import show_progress
 from tests.parts import missing
 from tests.parts.clients import Clients, longest_gap
@@ -23,22 +24,8 @@ from tests.parts.platform import Platform, make_memory, remove_memory
 CUTOVER, ROLLBACK = "cutover", "rollback"
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/cutover",
-        description="Cutovers and rollbacks of a throwaway platform: alone, then while clients log in without pause.",
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="of each kind (default %(default)s)")
-    parser.add_argument("--clients", type=int, default=30, help="that log in (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
-    asked = parser.parse_args(arguments)
-    if asked.rounds < 1 or asked.clients < 1:
-        parser.error("--rounds and --clients are 1 at least")
-    return asked
-
-
 def main() -> int:
-    asked = read_arguments()
+    asked = read_cutover_options()
     machine = describe_machine()
     print(render_machine(machine))
     try:

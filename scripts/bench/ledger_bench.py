@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from scripts.bench.figures import Target, medians, ratio, render_json, render_nu
 from scripts.bench.filling import IDENTITIES, RARE, ROLES, fill_ledger
 from scripts.bench.load import BadRun, Missing, require_wrk, run_wrk, write_bodies
 from scripts.bench.machine import describe_machine, pss_megabytes, render_machine
+from scripts.bench.options import read_ledger_options
 from scripts.bench.sides import check_side, new_service, side_of
 from scripts.bench.terminal import show_progress
 from signer.ledger.audit import rebuild, verify
@@ -32,29 +33,8 @@ PAUSE = 3.0  # seconds
 Figures = dict[str, float | None]
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/ledger", description="What a ledger with very many certificates costs against an empty one."
-    )
-    parser.add_argument(
-        "--certificates", type=int, default=1_000_000, help="recorded in the full one (default %(default)s)"
-    )
-    parser.add_argument("--active", type=int, default=2_000, help="of them still valid (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=6, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is told (default %(default)s)")
-    parser.add_argument("--connections", type=int, default=8, help="of the load (default %(default)s)")
-    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
-    asked = parser.parse_args(arguments)
-    if not 0 <= asked.active < asked.certificates:
-        parser.error("--certificates must be more than --active")
-    if min(asked.seconds, asked.rounds, asked.connections) < 1:
-        parser.error("--seconds, --rounds and --connections are 1 at least")
-    return asked
-
-
 def main() -> int:
-    asked = read_arguments()
+    asked = read_ledger_options()
     machine = describe_machine()
     print(render_machine(machine))
     try:

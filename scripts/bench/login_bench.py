@@ -17,6 +17,7 @@ from statistics import median
 from scripts.bench.figures import Target, medians, ratio, render_json, render_table, render_targets
 from scripts.bench.load import BadRun, Missing
 from scripts.bench.machine import describe_machine, render_machine
+from scripts.bench.options import read_login_options
 from scripts.bench.sides import IDENTITY, ROLE, new_service, prepare_bao, require_bao
 from scripts.bench.terminal import show_progress
 from tests.parts import missing
@@ -33,21 +34,8 @@ ASKED_BY_BAO = "permit-X11-forwarding,permit-agent-forwarding,permit-port-forwar
 Login = Callable[[], float]
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/login",
-        description="`safe-session ssh`, `bao ssh -mode=ca` and plain `ssh` run `true` on a loopback sshd, by turns.",
-    )
-    parser.add_argument("--logins", type=int, default=25, help="of each kind (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
-    asked = parser.parse_args(arguments)
-    if asked.logins < 1:
-        parser.error("--logins is 1 at least")
-    return asked
-
-
 def main() -> int:
-    asked = read_arguments()
+    asked = read_login_options()
     machine = describe_machine()
     print(render_machine(machine))
     try:

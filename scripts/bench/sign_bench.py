@@ -6,7 +6,6 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from scripts.bench.machine import (
     pss_megabytes,
     render_machine,
 )
+from scripts.bench.options import read_sign_options
 from scripts.bench.sides import check_side, new_service, prepare_bao, require_bao, side_of
 from scripts.bench.terminal import show_progress
 from tests.parts.keys import make_key
@@ -29,31 +29,8 @@ BODIES = 20_000
 Figures = dict[str, float | None]
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/sign",
-        description="OpenBao (raft storage, file audit device, Ed25519 CA) and this service under the same load.",
-    )
-    parser.add_argument("--seconds", type=int, default=8, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is told (default %(default)s)")
-    parser.add_argument(
-        "--connections", default="1,8,32", help="numbers of connections to measure at (default %(default)s)"
-    )
-    parser.add_argument("--only", choices=("OpenBao", "signer"), help="measure one side alone")
-    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
-    asked = parser.parse_args(arguments)
-    try:
-        asked.connections = [int(number) for number in asked.connections.split(",")]
-    except ValueError:
-        parser.error("--connections wants numbers with commas between them")
-    if min(asked.seconds, asked.rounds, *asked.connections) < 1:
-        parser.error("--seconds, --rounds and --connections are 1 at least")
-    return asked
-
-
 def main() -> int:
-    asked = read_arguments()
+    asked = read_sign_options()
     machine = describe_machine()
     print(render_machine(machine))
     try:

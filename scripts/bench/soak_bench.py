@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from scripts.bench.figures import render_json, render_table
 from scripts.bench.load import BadRun, new_public_line
 from scripts.bench.machine import describe_machine, process_tree, pss_megabytes, render_machine
+from scripts.bench.options import read_soak_options
 from scripts.bench.sides import PATH, check_side, new_service, side_of
 from scripts.bench.terminal import show_progress
 from tests.parts.keys import make_key
@@ -27,23 +28,6 @@ from tests.parts.service import Service
 CLIENTS = 8  # connections that are kept open
 PAGE = "/api/certificates?limit=50"  # asked for once a second, by an identity that may read the ledger
 FILES = ("ledger.sqlite3-wal", "views.sqlite3-wal")
-
-
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/soak", description="The service under a steady load for a long time, and what grows."
-    )
-    parser.add_argument("--minutes", type=float, default=30, help="of load (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=300, help="signatures a second (default %(default)s)")
-    parser.add_argument("--samples", type=int, default=30, help="windows that are measured (default %(default)s)")
-    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
-    asked = parser.parse_args(arguments)
-    if asked.minutes <= 0 or asked.rate <= 0:
-        parser.error("--minutes and --rate are more than 0")
-    if asked.samples < 3:
-        parser.error("--samples is 3 at least: two of them make a slope, and the first warms up")
-    return asked
 
 
 @dataclass
@@ -172,7 +156,7 @@ def summarize(samples: Sequence[Sample], window_minutes: float) -> dict[str, dic
 
 
 def main() -> int:
-    asked = read_arguments()
+    asked = read_soak_options()
     machine = describe_machine()
     print(render_machine(machine))
     try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from scripts.bench.attack import ATTACKS
 from scripts.bench.figures import Target, medians, ratio, render_number, render_table, render_targets
 from scripts.bench.load import BadRun, Missing, require_wrk, run_wrk, write_bodies
 from scripts.bench.machine import cpu_seconds, describe_machine, process_tree, render_machine
+from scripts.bench.options import read_strangers_options
 from scripts.bench.sides import check_side, new_service, side_of
 from scripts.bench.terminal import show_progress
 from tests.parts.keys import make_key
@@ -22,20 +22,6 @@ BODIES = 20_000
 CONNECTIONS = 8
 QUIET = "quiet"
 Figures = dict[str, float | None]
-
-
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/strangers", description="Honest signatures while strangers attack the service."
-    )
-    parser.add_argument("--seconds", type=int, default=5, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is shown (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=500, help="attacks a second (default %(default)s)")
-    parser.add_argument("--only", choices=sorted(ATTACKS), help="one attack alone")
-    asked = parser.parse_args(arguments)
-    if min(asked.seconds, asked.rounds, asked.rate) < 1:
-        parser.error("--seconds, --rounds and --rate are 1 at least")
-    return asked
 
 
 @contextmanager
@@ -56,7 +42,7 @@ def attacked(port: int, kind: str, rate: float) -> Iterator[None]:
 
 
 def main() -> int:
-    asked = read_arguments()
+    asked = read_strangers_options()
     print(render_machine(describe_machine()))
     kinds = [QUIET, *([asked.only] if asked.only else ATTACKS)]
     samples: dict[str, list[Figures]] = {kind: [] for kind in kinds}

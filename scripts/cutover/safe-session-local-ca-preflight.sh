@@ -21,12 +21,14 @@ export PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin${PATH:
 umask 077
 
 readonly KEY_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE
+readonly FOLDER_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR
 readonly AGENT_VARIABLE=PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR
-# Where the key is, and the variable that the overlay needs: with an ssh-agent there is no file.
+# VARIABLE says where the key is, MOUNTED_VARIABLE is what the overlay needs: with an ssh-agent there is no file, and of
+# a file the folder is mounted.
 if [ -n "${!AGENT_VARIABLE:-}" ]; then
-    readonly VARIABLE=$AGENT_VARIABLE key_source=agent
+    readonly VARIABLE=$AGENT_VARIABLE MOUNTED_VARIABLE=$AGENT_VARIABLE key_source=agent
 else
-    readonly VARIABLE=$KEY_VARIABLE key_source=file
+    readonly VARIABLE=$KEY_VARIABLE MOUNTED_VARIABLE=$FOLDER_VARIABLE key_source=file
 fi
 readonly PIN=SAFE_SESSION_CA_FINGERPRINT
 readonly SERVICE=safe-session-api
@@ -76,6 +78,9 @@ readonly CATALOGUE=(
     "ok   ca_key_parents"
     "FAIL ca_key_parent_owner_must_be_root  chown root the folder, or render the key elsewhere"
     "FAIL ca_key_parent_writable_by_others  chmod go-w the folder, or render the key elsewhere"
+    "ok   ca_key_folder"
+    "FAIL ca_key_folder_differs             unset $FOLDER_VARIABLE, or set it to the folder of the key file"
+    "FAIL ca_key_folder_holds_more          render the key into a folder of its own: the container sees all that is in it"
     "ok   ca_key_in_memory"
     "warn ca_key_on_disk"
     "ok   ca_key_outside_git"
@@ -122,19 +127,19 @@ readonly CATALOGUE=(
     "FAIL compose_other_service_not_allowed  move it to another project, or take that away from it"
     "FAIL compose_other_service_reaches     take that volume away from it, or move what it reaches"
     "ok   overlay_mount"
-    "FAIL overlay_mount_missing             mount \${$VARIABLE:?} in the overlay"
+    "FAIL overlay_mount_missing             mount \${$MOUNTED_VARIABLE:?} in the overlay"
     "FAIL overlay_mount_not_read_only       set read_only: true in the overlay"
     "FAIL overlay_mount_twice               keep the overlay's mount and remove the other"
     "FAIL overlay_key_reached_by_writable_mount  mount less, or mount it read-only, or render the key elsewhere"
     "FAIL overlay_key_reached_by_other_service   only $SERVICE may see the key; take that mount away"
     "FAIL overlay_mount_may_be_created      set bind: {create_host_path: false} in the overlay"
-    "FAIL overlay_mount_target_differs      let SIGNER_CA_KEY_FILE name the target of the mount"
+    "FAIL overlay_mount_target_differs      let SIGNER_CA_KEY_FILE name the key in the target of the mount"
     "ok   overlay_mode"
     "FAIL overlay_mode_must_be_local        set SIGNER_MODE: local in the overlay"
     "FAIL overlay_key_source_differs        set SIGNER_CA_KEY_SOURCE as the overlays of this repository do"
     "ok   overlay_needs_variable"
-    "FAIL overlay_merges_without_variable   write \${$VARIABLE:?message} in the overlay, and set no default in .env"
-    "FAIL overlay_stops_for_another_reason  write \${$VARIABLE:?message} in the overlay"
+    "FAIL overlay_merges_without_variable   write \${$MOUNTED_VARIABLE:?message} in the overlay, and set no default in .env"
+    "FAIL overlay_stops_for_another_reason  write \${$MOUNTED_VARIABLE:?message} in the overlay"
     "ok   service_hardened"
     "FAIL service_not_hardened              restore what the base file of this repository says"
     "ok   image_present"
@@ -196,6 +201,7 @@ Says whether this host is ready for the local CA. Reads only; run it as root on 
 
 environment:
   $KEY_VARIABLE   the rendered CA key
+  $FOLDER_VARIABLE    its folder, which the container mounts (default: the folder of that file)
   $AGENT_VARIABLE  instead of it: the folder with agent.sock, the socket of an ssh-agent that holds the key
   $PIN                 fingerprint it must have (SHA256:...), if set; an agent needs it
   SAFE_SESSION_LOGIN_USER       account that sshd -T is asked about (default: llmops)
@@ -340,7 +346,7 @@ find_unsafe() {
 # --- the key ----------------------------------------------------------------------------------------------------
 
 key=""      # its path, if that can be one; the agent's socket, if the key is in an agent
-mounted=""  # what the overlay mounts: the key, or the folder of the agent's socket
+mounted=""  # what the overlay mounts: the folder of the key, or of the agent's socket
 is_file=""  # yes: there is a regular file, and no link
 key_owner="" key_mode="" key_size=0
 public=""   # its public half, as ssh-keygen prints it
@@ -357,8 +363,13 @@ check_key_path() {
     elif [[ $path/ == *//* || $path/ == */./* || $path/ == */../* ]]; then
         say ca_key_path_not_plain "$path"
     else
-        mounted=$path key=$path
-        if [ "$key_source" = agent ]; then key=${path%/}/agent.sock; fi
+        if [ "$key_source" = agent ]; then
+            mounted=$path key=${path%/}/agent.sock
+        else
+            mounted=${path%/*} key=$path
+            mounted=${mounted:-/}
+            if [ -z "${!FOLDER_VARIABLE:-}" ]; then export "$FOLDER_VARIABLE=$mounted"; fi # for compose
+        fi
         say ca_key_path "$key"
     fi
 }
@@ -431,7 +442,7 @@ check_key_rights() {
 check_key_place() {
     local folder kind
     if [ -z "$is_file" ]; then
-        skip "$NO_FILE" ca_key_parents ca_key_in_memory ca_key_outside_git
+        skip "$NO_FILE" ca_key_parents ca_key_folder ca_key_in_memory ca_key_outside_git
         return
     fi
     if ! find_unsafe "${above[@]}"; then
@@ -441,6 +452,7 @@ check_key_place() {
     else
         say ca_key_parent_owner_must_be_root "$fault_at"
     fi
+    check_key_folder
     kind=$(stat -f -c %T -- "$key" 2>/dev/null)
     case $kind in
         tmpfs | ramfs) say ca_key_in_memory "$kind" ;;
@@ -453,6 +465,27 @@ check_key_place() {
         fi
     done
     say ca_key_outside_git "no work tree around it"
+}
+
+# The container sees the whole folder: nothing but the key may be in it, its public half and what `signer ca render`
+# writes for a moment.
+check_key_folder() {
+    local name named=${!FOLDER_VARIABLE:-} others=()
+    if [ "$named" != "$mounted" ]; then
+        say ca_key_folder_differs "$FOLDER_VARIABLE is $named, the key is in $mounted"
+        return
+    fi
+    while IFS= read -r -d '' name; do
+        case $name in
+            "${key##*/}" | "${key##*/}.pub" | ".${key##*/}.new") ;;
+            *) others+=("$name") ;;
+        esac
+    done < <(set +f && shopt -s nullglob dotglob && cd -- "$mounted" && printf '%s\0' *)
+    if [ ${#others[@]} -gt 0 ]; then
+        say ca_key_folder_holds_more "$mounted: ${others[0]}, ${#others[@]} in all"
+    else
+        say ca_key_folder "$mounted, nothing else in it"
+    fi
 }
 
 # --- the agent --------------------------------------------------------------------------------------------------
@@ -1630,9 +1663,9 @@ start_engine() {
 merge_without_variable() {
     local - told
     set +x
-    if told=$(unset -v "$VARIABLE"; timeout "$PATIENCE" "${compose[@]}" "$@" config </dev/null 2>&1); then
+    if told=$(unset -v "$MOUNTED_VARIABLE"; timeout "$PATIENCE" "${compose[@]}" "$@" config </dev/null 2>&1); then
         echo merged
-    elif [[ $told == *"$VARIABLE"* ]]; then
+    elif [[ $told == *"$MOUNTED_VARIABLE"* ]]; then
         echo named
     else
         echo other
@@ -1729,8 +1762,8 @@ check_bare_merge() {
     read -r ended <&"$bare_output"
     case $ended in
         named) say overlay_needs_variable "without it, it stops and says so" ;;
-        merged) say overlay_merges_without_variable "it merges without $VARIABLE" ;;
-        *) say overlay_stops_for_another_reason "without $VARIABLE it stops, but does not name it" ;;
+        merged) say overlay_merges_without_variable "it merges without $MOUNTED_VARIABLE" ;;
+        *) say overlay_stops_for_another_reason "without $MOUNTED_VARIABLE it stops, but does not name it" ;;
     esac
 }
 
@@ -1903,7 +1936,7 @@ find_volume() {
 }
 
 check_overlay_mount() {
-    local at own=() failed=${count[FAIL]} target
+    local at own=() failed=${count[FAIL]} target seen
     find_aliases
     find_mounts
     if ((${#mount_real[@]} != ${#mount_source[@]})); then
@@ -1934,18 +1967,18 @@ check_overlay_mount() {
             no) continue ;;
             unsaid) if overlay_forbids_creation; then continue; fi ;;
         esac
-        say overlay_mount_may_be_created "a missing key would become an empty folder"
+        say overlay_mount_may_be_created "a missing folder would be created, empty"
     done
     if [ "$key_source" = agent ]; then
         target=$(setting SIGNER_CA_AGENT_SOCKET)
         target=${target:-$DEFAULT_SOCKET}
-        target=${target%/*}
     else
         target=$(setting SIGNER_CA_KEY_FILE)
         target=${target:-$DEFAULT_TARGET}
     fi
-    if [ ${#own[@]} -eq 1 ] && [ "${mount_target[${own[0]}]}" != "$target" ]; then
-        say overlay_mount_target_differs "mounted at ${mount_target[${own[0]}]}, looked for at $target"
+    if [ ${#own[@]} -eq 1 ]; then
+        seen=${mount_target[${own[0]}]%/}/${key##*/}
+        if [ "$seen" != "$target" ]; then say overlay_mount_target_differs "it is at $seen, looked for at $target"; fi
     fi
     if ((count[FAIL] == failed)); then say overlay_mount "read-only, one mount, no other path reaches it"; fi
 }

@@ -37,6 +37,7 @@ from signer.safe_session import settings as safe_session_settings
 from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
 from signer.service.overview import Overview
+from signer.service.publisher import ListState
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.toml import Duration
 from tests.parts.source import PACKAGE, TREES, called_with, texts
@@ -300,7 +301,7 @@ def metric_families() -> Table:
         "", CaKeys(""), {"llmops": cast("Role", None)}, {}, {"": Token("operator", "", 0)}
     )  # a name for each label
     state = core.StateOverview(Head(0, "", 0), {}, {})
-    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0)
+    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", ListState(0, 0, 0))
     shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
     made = metrics.Metrics(overview.gauges, lambda: ["llmops"], metrics.commit_histogram(), shadow)

@@ -52,8 +52,11 @@ class _Stranger:
 class Admission:
     """The admission of one worker. `accept` and `forget` are safe to call in any thread, the rest in the event loop."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, strangers_per_second: int = STRANGERS_PER_SECOND
+    ) -> None:
         self._clock = clock
+        self._per_second = strangers_per_second
         self._secret = os.urandom(32)
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, float] = OrderedDict()  # digest of a token: when it was last accepted
@@ -61,7 +64,7 @@ class Admission:
         self._turns: OrderedDict[Peer, int] = OrderedDict()  # the last turn that each peer had
         self._turn = itertools.count(1)
         self._inside = 0  # strangers whose request is being answered
-        self._credit = float(STRANGERS_PER_SECOND)
+        self._credit = float(strangers_per_second)
         self._credited = clock()
 
     # --- tokens -------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class Admission:
 
     def _may_enter(self) -> bool:
         now = self._clock()
-        self._credit = min(self._credit + (now - self._credited) * STRANGERS_PER_SECOND, STRANGERS_PER_SECOND)
+        self._credit = min(self._credit + (now - self._credited) * self._per_second, self._per_second)
         self._credited = now
         if self._credit < 1 or self._inside >= MAX_INSIDE:
             return False

@@ -9,7 +9,8 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import native, requests
+from signer.api import host_keys, hosts, native, requests
+from signer.api.published import PublishedFiles
 from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
@@ -22,7 +23,9 @@ from signer.settings import Settings
 log = logging.getLogger("signer.api")
 
 
-def make_flask(keeper: KeeperClient, settings: Settings, lines: LogLimit | None = None) -> Flask:
+def make_flask(
+    keeper: KeeperClient, settings: Settings, lines: LogLimit | None = None, published: PublishedFiles | None = None
+) -> Flask:
     """The Flask application: every route but signing."""
     flask = Flask("signer", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = MAX_BODY
@@ -31,6 +34,8 @@ def make_flask(keeper: KeeperClient, settings: Settings, lines: LogLimit | None 
     flask.before_request(_refuse_large_body)
     flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
     native.register(flask, keeper, settings)
+    host_keys.register(flask, keeper, settings)
+    hosts.register(flask, keeper, settings, published or PublishedFiles(settings.published))
     requests.register(flask, keeper, settings)
     vault.register(flask, keeper, settings)
     return flask

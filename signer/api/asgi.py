@@ -22,6 +22,7 @@ from flask import Flask
 from signer.api.admission import Admission, Peer, peer_of
 from signer.api.app import make_flask
 from signer.api.problems import EDGE_BUSY, render_for_both
+from signer.api.published import FETCHES_PER_SECOND, FetchReports, PublishedFiles
 from signer.api.request import new_request_id, read_address, read_token
 from signer.api.sign import SignRoutes
 from signer.api.vault.responses import HttpResponse
@@ -39,6 +40,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 _FIELDS: Final = {
     b"authorization": "HTTP_AUTHORIZATION",
     b"content-type": "CONTENT_TYPE",
+    b"if-none-match": "HTTP_IF_NONE_MATCH",
+    b"signer-host": "HTTP_SIGNER_HOST",
     b"x-forwarded-for": "HTTP_X_FORWARDED_FOR",
     b"x-vault-namespace": "HTTP_X_VAULT_NAMESPACE",
     b"x-vault-token": "HTTP_X_VAULT_TOKEN",
@@ -58,11 +61,14 @@ class Api:
     def __init__(self, settings: Settings) -> None:
         self.lines = LogLimit(log)
         self.admission = Admission()
+        self.fetch_admission = Admission(strangers_per_second=FETCHES_PER_SECOND)
         self.keeper = KeeperClient(settings.socket, judged=self._judge)
+        self.published = PublishedFiles(settings.published)
+        self.reports = FetchReports(self.keeper)
         self.waiters = Waiters(settings.socket)
         self._proxies = settings.proxies
         self._routes = SignRoutes(settings.mounts, settings.proxies)
-        self._flask = make_flask(self.keeper, settings, self.lines)
+        self._flask = make_flask(self.keeper, settings, self.lines, self.published)
         self._pool = ThreadPoolExecutor(settings.threads, "flask")  # starts its threads when needed, after the fork
 
     def is_proxy(self, address: str) -> bool:
@@ -78,6 +84,8 @@ class Api:
         self.keeper.expire()
         self.waiters.chores()
         self.admission.admit()
+        self.fetch_admission.admit()
+        self.reports.chores()
         self.lines.flush()
 
     async def __call__(
@@ -99,7 +107,8 @@ class Api:
         except Exception as error:  # noqa: BLE001 - the client gets a response for every error
             response = self._fail(error)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-        if "Content-Length" not in (name for name, _ in response.headers):
+        # A 304 has the length of what it does not send, or none (RFC 9110 section 8.6).
+        if response.status != HTTPStatus.NOT_MODIFIED and "Content-Length" not in (n for n, _ in response.headers):
             headers.append((b"content-length", b"%d" % len(response.body)))
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
@@ -107,6 +116,8 @@ class Api:
     async def _respond(self, scope: dict[str, Any], body: bytes, receive: Receive) -> HttpResponse | None:
         connection = scope["extensions"]["signer"]["connection"]
         environ = read_environ(scope, body, connection.user)
+        if (name := self.published.name_of(environ)) is not None:
+            return await self._fetch(name, environ, connection)
         token = read_token(environ)
         call = wait_call(environ, self._proxies)
         if self.admission.is_known(token):
@@ -130,6 +141,22 @@ class Api:
         finally:
             self.admission.leave()
         return await call.wait(self.keeper, self.waiters, receive) if is_pending(outcome) else call.response(outcome)
+
+    async def _fetch(self, name: str, environ: Environ, connection: Any) -> HttpResponse:
+        """A published file, which needs no token and no keeper; hosts take turns apart from everybody else."""
+        connection.requests_as_stranger += 1
+        peer = self._peer(environ, connection.peer)
+        try:
+            await self.fetch_admission.enter(peer, connection.requests_as_stranger, connection.transport.is_closing)
+        except SignerError as busy:
+            status, headers, content = render_for_both(busy)
+            return HttpResponse(status, [*headers, ("Connection", "close")], content)
+        try:
+            response = self.published.response(name, environ)
+        finally:
+            self.fetch_admission.leave()
+        self.reports.note(name, response, environ, peer)
+        return response
 
     async def _answer(self, environ: Environ, body: bytes, connection: Any, token: str | None) -> HttpResponse:
         call = self._routes.sign_call(environ, body)

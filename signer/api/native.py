@@ -21,6 +21,7 @@ from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.model import BACKENDS, REQUEST_STATES
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import MAX_WAIT
+from signer.protocol.host_request import MAX_HOST_NAME
 from signer.protocol.replies import (
     CaKey,
     CallerDetails,
@@ -212,6 +213,8 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             fields[name] = _whole(name, value)
         elif name == "wait":
             fields[name] = _whole(name, value, MAX_WAIT)
+        elif name == "after":
+            fields[name] = read_word(name, value, MAX_HOST_NAME)
         else:
             fields[name] = read_word(name, value)
     if fields.get("backend", BACKENDS[0]) not in BACKENDS:
@@ -224,10 +227,10 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
     return fields
 
 
-def read_word(name: str, value: str) -> str:
+def read_word(name: str, value: str, most: int = 256) -> str:
     """A short printable text of a path or a query; raises `BadRequest`."""
-    if not 0 < len(value) <= 256 or not value.isprintable():
-        raise _bad_query(f"{name} must have 1 to 256 printable characters", f"correct {name}")
+    if not 0 < len(value) <= most or not value.isprintable():
+        raise _bad_query(f"{name} must have 1 to {most} printable characters", f"correct {name}")
     return value
 
 

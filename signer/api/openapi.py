@@ -5,6 +5,7 @@ A test compares it with Flask's map of routes in both directions, and real respo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -15,11 +16,13 @@ from pydantic.json_schema import models_json_schema
 
 from signer import __version__
 from signer.api import schemas
+from signer.api.published import FILES
 from signer.model import BACKENDS, REQUEST_STATES
 from signer.protocol import replies
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.commands import MAX_WAIT
 from signer.protocol.freeze_request import FreezeBody
+from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
 
@@ -56,6 +59,7 @@ class Route:
 # without a known token, a large head.
 EDGE_FAULTS: Final = (400, 408, 413, 414, 429, 431)
 _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": PRINTABLE}
+_HOST: Final = {**_WORD, "maxLength": MAX_HOST_NAME}
 _SEQ: Final = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SERIAL: Final = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 _LIST: Final = (
@@ -126,6 +130,18 @@ ROUTES: Final = (
         "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
     ),
     Route(
+        "GET", "/api/host-keys", "List the hosts whose keys are known, by name", replies.HostKeysPage,
+        faults=(400, 401, 403, 503), queries=(Query("after", "`after` of the previous page", _HOST),),
+    ),
+    Route(
+        "POST", "/api/host-keys", "List a host with its keys; needs the right hosts", replies.HostKeys, HostKeysBody,
+        201, (400, 401, 403, 409, 413, 503),
+    ),
+    Route(
+        "DELETE", "/api/host-keys/{host}", "Take a host off the list; needs the right hosts", replies.HostRemoved,
+        faults=(400, 401, 403, 404, 503),
+    ),
+    Route(
         "GET", "/api/whoami", "Who the caller is: identity, roles, rights, and when the token ends", schemas.WhoAmI,
         faults=(401, 503),
     ),
@@ -170,6 +186,11 @@ ROUTES: Final = (
         "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
         is_open=True,
     ),
+    *(
+        Route("GET", f"/api/{name}", text, content_type, faults=(503,), is_open=True)
+        for name, (content_type, text) in FILES.items()
+    ),
+    Route("GET", "/api/hosts", "Which hosts have which revocation list", replies.Hosts),
     Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
     Route("GET", "/healthz", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
     Route("GET", "/readyz", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True),
@@ -247,14 +268,14 @@ def _of_model(model: type[BaseModel], content_type: str) -> dict[str, Any]:
 
 
 def _operation_id(route: Route) -> str:
-    words = route.path.removeprefix("/api").replace("{", "").replace("}", "").replace(".", "/").split("/")
-    return "_".join([route.method.lower(), *filter(None, words)])
+    words = re.findall(r"\w+", route.path.removeprefix("/api"))
+    return "_".join([route.method.lower(), *words])
 
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
     return [
-        {"name": name, "in": "path", "required": True, "schema": _SERIAL if name == "serial" else _WORD}
+        {"name": name, "in": "path", "required": True, "schema": {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)}
         for name in names
     ]
 

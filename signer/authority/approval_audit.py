@@ -21,14 +21,17 @@ from signer.authority.approvals import (
     Requirement,
     check_approver,
     check_flags,
+    check_key_kind,
     needs_humans,
     request_of_waiver,
     requirement_of,
 )
 from signer.authority.incidents import Incidents
-from signer.errors import BadFormat, Refused
-from signer.model import BACKDATE, Entry, Event
+from signer.authority.webauthn import VerifiedAssertion, verify_assertion
+from signer.errors import BadFormat, BadSignature, Refused
+from signer.model import BACKDATE, ApprovalKey, Assertion, Entry, Event, Passkey
 from signer.policy.decide import Policy
+from signer.policy.passkeys import encode_base64url, read_passkey
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from signer.ssh.sshsig import SshSignature, verify
 from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
@@ -47,7 +50,8 @@ class _Given:
     """A signature that verifies."""
 
     by: str
-    signature: SshSignature
+    signature: SshSignature | VerifiedAssertion
+    passkey: Passkey | None  # as it was recorded
     is_software: bool
     waiver: Mapping[str, Any] | None
 
@@ -90,6 +94,7 @@ class ApprovalAuditor:
         self._policies = policies
         self._asked: dict[str, _Asked] = {}
         self._incidents = Incidents()
+        self._counters: dict[str, int] = {}  # the highest of each passkey, by fingerprint
 
     def take(self, entry: Entry) -> None:
         """Checks one event; one that no signer wrote is a problem, too."""
@@ -153,19 +158,49 @@ class ApprovalAuditor:
             return
         faults = self._record_faults(entry, body, asked)
         try:
-            key = parse_public_key(body["public_key"])
-            signature = verify(body["signature"], _statement(body, asked), APPROVAL_NAMESPACE, key)
+            given = self._verified(body, _statement(body, asked))
         except BadFormat as fault:
             faults.append(f"does not verify: {fault.text}")
         else:
-            is_software = not key.kind.startswith("sk-")
-            faults += self._signature_faults(body, signature, is_software=is_software)
-            asked.given[approver] = _Given(approver, signature, is_software, body["waiver"])
+            faults += self._signature_faults(body, given)
+            faults += self._counter_faults(body, given)
+            asked.given[approver] = given
             self.audit.signatures += 1
-            self.audit.software += is_software
-            self.audit.keys[approver, key.fingerprint] += 1
+            self.audit.software += given.is_software
+            self.audit.keys[approver, given.signature.fingerprint] += 1
         for text in faults:
             self._add(entry, f"the approval of {name} by {approver} {text}")
+
+    @staticmethod
+    def _verified(body: Mapping[str, Any], statement: bytes) -> _Given:
+        """The signature of an event, which verifies by the key that is recorded with it; raises `BadFormat`."""
+        approver, waiver = body["approver"], body["waiver"]
+        if "assertion" not in body:
+            key = parse_public_key(body["public_key"])
+            signature = verify(body["signature"], statement, APPROVAL_NAMESPACE, key)
+            return _Given(approver, signature, None, not key.kind.startswith("sk-"), waiver)
+        parts, line = body["assertion"], body["passkey"]
+        name = _as_base64url(line["id"])
+        passkey, problems = read_passkey(name, _as_base64url(line["public_key"]), line["rp"], list(line["origins"]))
+        if passkey is None or problems:
+            raise BadSignature("assertion_malformed", "its passkey is not one that policy.toml could have")
+        fields = {field: _as_base64url(parts[field]) for field in ("authenticator_data", "client_data", "signature")}
+        asserted = verify_assertion(Assertion(name, **fields), statement, passkey)
+        return _Given(approver, asserted, passkey, is_software=False, waiver=waiver)
+
+    def _counter_faults(self, body: Mapping[str, Any], given: _Given) -> list[str]:
+        """A counter that went back, over the whole ledger: somebody has a copy of the passkey."""
+        asserted = given.signature
+        if not isinstance(asserted, VerifiedAssertion):
+            return []
+        faults = []
+        if (body["counter"], body["content"]) != (asserted.counter, asserted.content):
+            faults.append("is recorded with another counter or content than it has")
+        known = self._counters.get(asserted.fingerprint, 0)
+        self._counters[asserted.fingerprint] = max(known, asserted.counter)
+        if (known or asserted.counter) and asserted.counter <= known:
+            faults.append(f"has counter {asserted.counter} after {known}: the passkey may have been copied")
+        return faults
 
     @staticmethod
     def _record_faults(entry: Entry, body: Mapping[str, Any], asked: _Asked) -> list[str]:
@@ -182,14 +217,16 @@ class ApprovalAuditor:
         return faults
 
     @staticmethod
-    def _signature_faults(body: Mapping[str, Any], signature: SshSignature, *, is_software: bool) -> list[str]:
+    def _signature_faults(body: Mapping[str, Any], given: _Given) -> list[str]:
         """What a signature that verifies does not say, though the event does."""
-        faults = []
+        faults, signature, is_software = [], given.signature, given.is_software
         recorded = (body["key"], body["software"], body["user_present"], body["user_verified"])
         if recorded != (signature.fingerprint, is_software, signature.user_present, signature.user_verified):
             faults.append("is recorded with another key or other flags than it has")
         if not is_software and not signature.user_present:
             faults.append("was made without a touch of the key")
+        if given.passkey is not None and not signature.user_verified:
+            faults.append("was made without a verification of the user")
         return faults
 
     # --- a certificate --------------------------------------------------------------------------------------------
@@ -288,11 +325,12 @@ class ApprovalAuditor:
         if identity is None:
             return [f"names {given.by}, whom its policy does not know"]
         faults, signature = [], given.signature
-        line = next((line for line in identity.approval_keys if line.key.fingerprint == signature.fingerprint), None)
+        line = next((line for line in identity.approval_keys if _is_of_line(given, line)), None)
         try:
             if not is_own:
                 check_approver(identity, FrozenRequest.from_json(asked.frozen), wanted, {})
             if line is not None:
+                check_key_kind(line, wanted, asked.frozen["role"])
                 check_flags(line, present=signature.user_present, verified=signature.user_verified)
         except Refused as fault:
             faults.append(f"names {given.by}, against its policy: {fault.text}")
@@ -305,6 +343,16 @@ class ApprovalAuditor:
 
 def _statement(body: Mapping[str, Any], asked: _Asked) -> bytes:
     return approval_statement(body["request"], asked.digest, body["approver"], body["waiver"])
+
+
+def _is_of_line(given: _Given, line: ApprovalKey) -> bool:
+    """Whether a signature is by the key of a line; a passkey is also for the same pages."""
+    return line == given.passkey if isinstance(line, Passkey) else line.fingerprint == given.signature.fingerprint
+
+
+def _as_base64url(text: str) -> str:
+    """Recorded base64 as base64url; raises `ValueError` if it is not base64."""
+    return encode_base64url(base64.b64decode(text, validate=True))
 
 
 def _print_of(line: str) -> str:

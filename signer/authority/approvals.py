@@ -7,6 +7,7 @@ right is remembered. `incidents.py` holds what break-glass leaves behind, `reque
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 from collections import Counter
@@ -17,27 +18,34 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from signer.authority.incidents import Incidents
-from signer.errors import BadRequest, NotFound, Refused, SignerError
+from signer.authority.webauthn import MAX_CLIENT_DATA
+from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
+    APPROVAL_KEY_KINDS,
     MAX_VALID_FOR,
     WAIVER_SECONDS,
     WAIVER_USES,
     ActiveFreeze,
     ApprovalKey,
+    ApprovalKeyKind,
+    Assertion,
     Consent,
     Entry,
     Event,
     Grant,
     Identity,
     IdentityKind,
+    Passkey,
     PublicKey,
     RequestState,
     Role,
     SignRequest,
+    SshApprovalKey,
     Terms,
     hide_tokens,
 )
 from signer.policy.decide import Policy
+from signer.policy.passkeys import decode_base64url
 from signer.ssh.publickey import render_public_key
 from signer.ssh.statement import approval_statement, request_digest
 from signer.units import parse_timestamp, timestamp
@@ -74,14 +82,26 @@ class SignatureFlags(Protocol):
     def user_verified(self) -> bool: ...
 
 
+class AssertionFlags(SignatureFlags, Protocol):
+    """What a valid assertion says; `content` is the same for the same assertion only."""
+
+    @property
+    def counter(self) -> int: ...
+    @property
+    def content(self) -> str: ...
+
+
 class Signatures(Protocol):
-    """How signatures are read and checked; both raise `BadSignature`."""
+    """How signatures are read and checked; all raise `BadSignature`."""
 
     def key(self, armored: str) -> PublicKey:
         """The key that an armored signature names."""
 
     def verify(self, armored: str, statement: bytes, key: PublicKey) -> SignatureFlags:
         """Checks a signature over a statement by a key."""
+
+    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> AssertionFlags:
+        """Checks an assertion for a statement by a passkey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +229,7 @@ class Request:
     digest: str
     approvals: dict[str, GivenApproval] = field(default_factory=dict)  # by name, without those of the frozen
     end: End | None = None
+    assertions: set[str] = field(default_factory=set)  # the contents of those that were recorded
     waiver_used: int = 0
     waiver_ended: bool = False
 
@@ -221,13 +242,14 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """Whose signatures a request needs: of `count` other humans in one of `groups` (None: any with the right), and of
-    the asker's own if `presence`. They are good for `valid_for` seconds."""
+    the asker's own if `presence`, by keys of `key_kinds`. They are good for `valid_for` seconds."""
 
     count: int
     groups: frozenset[str] | None
     presence: bool
     valid_for: int
     waivers: bool
+    key_kinds: frozenset[ApprovalKeyKind] = frozenset(APPROVAL_KEY_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +299,11 @@ def requirement_of(role: Role | None, kind: IdentityKind, *, needs_second_human:
     groups = None if approval is None else frozenset(approval.by)
     valid_for = VALID_FOR if approval is None else min(approval.valid_for, MAX_VALID_FOR)
     if role.break_glass:
-        return Requirement(int(needs_second_human), groups, True, valid_for, False)
+        return Requirement(int(needs_second_human), groups, True, valid_for, False, role.key_kinds)
     count = approval.count if approval is not None and kind in approval.kinds else 0
     presence = role.presence and kind == "human"
-    return Requirement(
-        count, groups, presence, valid_for, count > 0 and not presence and bool(approval and approval.waivers)
-    )
+    waivers = count > 0 and not presence and bool(approval and approval.waivers)
+    return Requirement(count, groups, presence, valid_for, waivers, role.key_kinds)
 
 
 def needs_humans(role: Role, kind: IdentityKind) -> bool:
@@ -336,6 +357,9 @@ def _is_hardware(key: PublicKey) -> bool:
 
 def check_flags(line: ApprovalKey, *, present: bool, verified: bool) -> None:
     """Raises `Refused` unless a signature with these flags by the key of a line of policy.toml counts."""
+    if isinstance(line, Passkey):
+        _check_passkey_flags(present=present, verified=verified)
+        return
     if not _is_hardware(line.key):
         if not line.software:
             raise Refused(
@@ -364,6 +388,29 @@ def check_flags(line: ApprovalKey, *, present: bool, verified: bool) -> None:
         )
 
 
+def _check_passkey_flags(*, present: bool, verified: bool) -> None:
+    if not present:
+        raise Refused(
+            "signature_without_presence", "the assertion was made without a human's touch", "approve again and touch"
+        )
+    if not verified:
+        raise Refused(
+            "signature_without_verification",
+            "the assertion was made without PIN, fingerprint or face",
+            "approve again; the page must ask for userVerification required",
+        )
+
+
+def check_key_kind(line: ApprovalKey, wanted: Requirement, role: str) -> None:
+    """Raises `Refused` for a key of a kind that the role does not take."""
+    if line.kind not in wanted.key_kinds:
+        raise Refused(
+            "approval_key_kind_refused",
+            f"role {role} takes no approval by a key of kind {line.kind}",
+            f"sign with a key of kind {' or '.join(sorted(wanted.key_kinds))}: `signer requests approve`",
+        )
+
+
 # --- the state machine -----------------------------------------------------------------------------------------------
 
 
@@ -377,6 +424,7 @@ class Approvals:
         self._requests: dict[str, Request] = {}  # oldest first
         self._of_ask: dict[tuple[object, ...], Request] = {}  # the newest one of each ask
         self._pending_of: Counter[str] = Counter()  # open requests by identity
+        self._counters: dict[str, int] = {}  # the highest of each passkey, by fingerprint
         self._keyholders: tuple[Policy | None, list[Identity]] = None, []  # who has approval_keys in a policy
 
     @classmethod
@@ -413,8 +461,13 @@ class Approvals:
         self.changed.add(frozen.id)
 
     def _give(self, body: Mapping[str, Any], at: int) -> None:
+        if "assertion" in body:
+            key, counter = str(body["key"]), int(body["counter"])
+            self._counters[key] = max(counter, self._counters.get(key, 0))
         if (request := self.open.get(str(body["request"]))) is None:
             return
+        if "assertion" in body:
+            request.assertions.add(str(body["content"]))
         waiver = body["waiver"]
         request.approvals[str(body["approver"])] = GivenApproval(
             by=str(body["approver"]),
@@ -474,7 +527,7 @@ class Approvals:
         frozen, now = request.frozen, situation.now
         wanted = self.requirement(frozen, situation)
         counting = self._counting(request, wanted, situation)
-        has_presence = self._has_presence(request, situation)
+        has_presence = self._has_presence(request, wanted, situation)
         state: RequestState
         claim_by: int | None = None
         waiver: Waiver | None = None
@@ -505,18 +558,20 @@ class Approvals:
         found = []
         for given in request.approvals.values():
             identity = situation.policy.identities.get(given.by)
-            if identity is not None and _holds_key(identity, given):
+            if identity is not None and _holds_key(identity, given, wanted):
                 with suppress(Refused):
                     check_approver(identity, request.frozen, wanted, situation.freezes)
                     found.append(given)
         return tuple(found)
 
     @staticmethod
-    def _has_presence(request: Request, situation: Situation) -> bool:
+    def _has_presence(request: Request, wanted: Requirement, situation: Situation) -> bool:
         """Whether the asker has signed, too, with a key that counts now."""
         given = request.approvals.get(request.frozen.identity)
         identity = situation.policy.identities.get(request.frozen.identity)
-        return given is not None and identity is not None and identity.kind == "human" and _holds_key(identity, given)
+        if given is None or identity is None or identity.kind != "human":
+            return False
+        return _holds_key(identity, given, wanted)
 
     def may_approve(self, request: Request, status: Status, situation: Situation) -> list[str]:
         """The names of those who may still approve a request, the asker excepted."""
@@ -530,6 +585,8 @@ class Approvals:
             self._keyholders = policy, [found for found in policy.identities.values() if found.approval_keys]
         found = []
         for identity in self._keyholders[1]:
+            if not identity.holds_key_of(wanted.key_kinds):
+                continue
             with suppress(Refused):
                 check_approver(identity, frozen, wanted, situation.freezes)
                 found.append(identity.name)
@@ -668,7 +725,7 @@ class Approvals:
             )
         wanted = self.requirement(frozen, situation)
         asker = situation.policy.identities.get(frozen.identity)
-        if wanted.presence and (asker is None or not asker.approval_keys):
+        if wanted.presence and (asker is None or not asker.holds_key_of(wanted.key_kinds)):
             raise Refused(
                 "approval_key_missing",
                 f"role {frozen.role} requires {frozen.identity}'s own signature, and the policy has no key of theirs",
@@ -685,7 +742,7 @@ class Approvals:
         self,
         request: Request,
         approver: Identity,
-        signature: str,
+        signature: str | Assertion,
         waiver: WaiverTerms | None,
         situation: Situation,
         signatures: Signatures,
@@ -695,8 +752,10 @@ class Approvals:
         1   the approver: a human, with the right, not the asker (whose own signature a role may require in addition)
         2   the request waits for it
         3   the waiver is one that the role allows
-        4   the statement is made here, from what is recorded; the signature over it is by a key of the approver's
+        4   the statement is made here, from what is recorded; the signature over it is by a key of the approver's, and
+            of a kind that the role takes
         5   the key's kind and the signature's flags are those that its line in policy.toml requires
+        6   a passkey's assertion was not seen before, as far as its counter and the request's past show
 
         Raises `Refused`, `BadRequest` or `BadSignature`.
         """
@@ -713,26 +772,48 @@ class Approvals:
         if waiver is not None:
             _check_waiver(waiver, status.requirement, frozen, situation.now, is_own=is_own)
         # 4
-        line = _key_line(approver, signatures.key(signature))
         terms = None if waiver is None else waiver.as_json()
         statement = approval_statement(frozen.id, request.digest, approver.name, terms)
-        flags = signatures.verify(signature, statement, line.key)
+        line = _line_of(approver, signature, signatures)
+        check_key_kind(line, status.requirement, frozen.role)
+        flags, evidence = _verify(line, signature, statement, signatures)
         # 5
         check_flags(line, present=flags.user_present, verified=flags.user_verified)
+        # 6
+        if "assertion" in evidence:
+            self._check_fresh(evidence, line, request)
         body: dict[str, object] = {
             "request": frozen.id,
             "digest": request.digest,
             "approver": approver.name,
             "waiver": terms,
-            "signature": signature,
-            "key": line.key.fingerprint,
-            "public_key": render_public_key(line.key.kind, line.key.blob),
-            "software": not _is_hardware(line.key),
+            **evidence,
+            "key": line.fingerprint,
+            "software": isinstance(line, SshApprovalKey) and not _is_hardware(line.key),
             "user_present": flags.user_present,
             "user_verified": flags.user_verified,
             "role_digest": role_digest(situation.policy.roles.get(frozen.role)),
         }
         return Event("approval.given", approver.name, body)
+
+    def _check_fresh(self, evidence: Mapping[str, Any], line: ApprovalKey, request: Request) -> None:
+        """Raises `BadSignature` for an assertion that was recorded before, or that is older than a recorded one.
+
+        Step 24 of WebAuthn Level 3 section 7.2. A passkey that counts nothing always says 0.
+        """
+        if evidence["content"] in request.assertions:
+            raise BadSignature(
+                "assertion_replayed",
+                "this assertion was recorded before, and a freeze has ended what it approved",
+                "deny the request and have it asked again",
+            )
+        known, counter = self._counters.get(line.fingerprint, 0), evidence["counter"]
+        if (known or counter) and counter <= known:
+            raise BadSignature(
+                "assertion_counter_behind",
+                f"the passkey's counter is {counter}, and was {known} before: it may have been copied",
+                "approve again; if that fails, remove the passkey from policy.toml and enrol another",
+            )
 
     def _check_waits_for(self, name: str, request: Request, status: Status, *, is_own: bool) -> None:
         """Raises the error for a signature that a request does not wait for."""
@@ -893,10 +974,13 @@ def unknown_request(name: str) -> NotFound:
     return NotFound("unknown_request", f"there is no request {name[:64]!a} that you may see", "see GET /api/requests")
 
 
-def _holds_key(identity: Identity, given: GivenApproval) -> bool:
-    """Whether a signature's key is still one of the identity's, with flags that its line accepts."""
+def _holds_key(identity: Identity, given: GivenApproval, wanted: Requirement) -> bool:
+    """Whether a signature's key is still one of the identity's, of a kind that the role takes, with flags that its line
+    accepts."""
     for line in identity.approval_keys:
-        if line.key.fingerprint == given.key:
+        if line.fingerprint == given.key:
+            if line.kind not in wanted.key_kinds:
+                return False
             try:
                 check_flags(line, present=given.user_present, verified=given.user_verified)
             except Refused:
@@ -909,16 +993,68 @@ def _has_ended(terms: WaiverTerms | None, now: int) -> bool:
     return terms is None or now >= terms.until
 
 
-def _key_line(approver: Identity, key: PublicKey) -> ApprovalKey:
-    """The line of policy.toml for a key; raises `Refused` if the approver has none."""
+def _line_of(approver: Identity, signature: str | Assertion, signatures: Signatures) -> ApprovalKey:
+    """The line of policy.toml for the key that a signature or an assertion names.
+
+    Raises `Refused` if the approver has none, and `BadSignature`.
+    """
+    if isinstance(signature, Assertion):
+        for line in approver.approval_keys:
+            if isinstance(line, Passkey) and line.id == signature.id:
+                return line
+        raise Refused(
+            "approval_key_unknown",
+            f"the assertion is by a passkey that is not among {approver.name}'s approval_keys",
+            "approve with a passkey that policy.toml lists",
+        )
+    key = signatures.key(signature)
     for line in approver.approval_keys:
-        if line.key.fingerprint == key.fingerprint:
+        if isinstance(line, SshApprovalKey) and line.fingerprint == key.fingerprint:
             return line
     raise Refused(
         "approval_key_unknown",
         f"the signature is by {key.fingerprint}, which is not among {approver.name}'s approval_keys",
         "sign with a key that policy.toml lists",
     )
+
+
+def _verify(
+    line: ApprovalKey, signature: str | Assertion, statement: bytes, signatures: Signatures
+) -> tuple[SignatureFlags, dict[str, object]]:
+    """The flags of a signature that verifies, and what an event records of it; raises `BadSignature`.
+
+    From what is recorded it is verified again, by the event alone. The bytes of an assertion are in base64, in which
+    nothing has the form of a token, which the ledger would hide.
+    """
+    if isinstance(signature, str) and isinstance(line, SshApprovalKey):
+        flags = signatures.verify(signature, statement, line.key)
+        return flags, {"signature": signature, "public_key": render_public_key(line.key.kind, line.key.blob)}
+    if not isinstance(signature, Assertion) or not isinstance(line, Passkey):
+        raise TypeError("a line of another kind than the signature")
+    asserted = signatures.verify_assertion(signature, statement, line)
+    return asserted, _assertion_evidence(signature, line, asserted)
+
+
+def _assertion_evidence(assertion: Assertion, passkey: Passkey, asserted: AssertionFlags) -> dict[str, object]:
+    return {
+        "assertion": {
+            "authenticator_data": _in_base64(assertion.authenticator_data),
+            "client_data": _in_base64(assertion.client_data),
+            "signature": _in_base64(assertion.signature),
+        },
+        "passkey": {
+            "id": _in_base64(passkey.id),
+            "public_key": _in_base64(passkey.public_key),
+            "rp": passkey.rp,
+            "origins": list(passkey.origins),
+        },
+        "counter": asserted.counter,
+        "content": asserted.content,
+    }
+
+
+def _in_base64(text: str) -> str:
+    return base64.b64encode(decode_base64url(text, MAX_CLIENT_DATA)).decode()
 
 
 def _check_waiver(waiver: WaiverTerms, wanted: Requirement, frozen: FrozenRequest, now: int, *, is_own: bool) -> None:

@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
@@ -33,10 +33,11 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
+from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SSH_SIGNATURES
+from signer.authority.signatures import SIGNATURES
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
@@ -68,7 +69,9 @@ from signer.model import (
 )
 from signer.policy.decide import Policy, decide, explain, preview
 from signer.protocol.commands import (
+    AboutHosts,
     AboutRequest,
+    AddHostKeys,
     Claim,
     Command,
     Explain,
@@ -76,11 +79,21 @@ from signer.protocol.commands import (
     ListFreezes,
     Query,
     RecordOperation,
+    RemoveHostKeys,
     Sign,
     Unauthenticated,
     Unfreeze,
 )
-from signer.protocol.replies import Explanation, IncidentRow, Incidents, Reply, RequestDetails, RequestPage, Waivers
+from signer.protocol.replies import (
+    Explanation,
+    HostKeysPage,
+    IncidentRow,
+    Incidents,
+    Reply,
+    RequestDetails,
+    RequestPage,
+    Waivers,
+)
 from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key
@@ -89,8 +102,8 @@ INTERNAL_ERROR: Final = "internal_error"
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
 ALL_REQUESTS: Final = ""  # among the changes: any request may have changed
 # Kinds of events that later ones of the same batch may depend on, and replies that may show such an event.
-_DEPENDENT: Final = ("freeze.lifted", "approval.", "waiver.", "incident.")
-_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents)
+_DEPENDENT: Final = ("freeze.lifted", "approval.", "waiver.", "incident.", "host.")
+_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents, HostKeysPage)
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
 Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
@@ -118,6 +131,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, ActiveFreeze]: ...
     def asked(self, since: int) -> list[Entry]: ...
+    def host_events(self) -> list[Entry]: ...
 
 
 class Backend(Protocol):
@@ -162,6 +176,7 @@ class _State:
     certificates: CertificateUsage
     freezes: dict[str, ActiveFreeze] = field(default_factory=dict)
     approvals: Approvals = field(default_factory=Approvals)
+    hosts: HostList = field(default_factory=HostList)
 
 
 class Core:
@@ -176,7 +191,7 @@ class Core:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         report: Callable[[Exception], None],
-        signatures: Signatures = SSH_SIGNATURES,
+        signatures: Signatures = SIGNATURES,
     ) -> None:
         self.policy = policy
         self._backend = backend
@@ -274,6 +289,7 @@ class Core:
             repeats.settle()
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+            self._state.hosts.note(entries)
         return entries
 
     def _discard(self) -> None:
@@ -432,12 +448,8 @@ class Core:
             return Decision(None, (freezes.record(command, identity),), replies_with_entry=True)
         if isinstance(command, Claim):
             return self._claim(command, identity, now)
-        if isinstance(command, AboutRequest):
-            state = self._ready(now)
-            reply, events = requests.handle(
-                command, identity, state.approvals, self._situation(state, now), self._signatures
-            )
-            return Decision(reply, events)
+        if isinstance(command, AboutRequest | AboutHosts):
+            return self._about(command, identity, now)
         return Decision(self._answer(command, identity, token, now))
 
     def _sign(self, command: Sign, now: float) -> Decision:
@@ -596,6 +608,18 @@ class Core:
         changed, self._changed = self._changed, set()
         return changed
 
+    def hosts_version(self) -> int | None:
+        """The version of the list of host keys; None while the ledger could not be read."""
+        return None if self._state is None else self._state.hosts.version
+
+    def host_names(self) -> Collection[str]:
+        """The names of listed hosts; none while the ledger could not be read."""
+        return () if self._state is None else self._state.hosts.hosts.keys()
+
+    def known_hosts(self, as_of: int) -> bytes:
+        """The list of host keys, as of a time in seconds since 1970; raises `Unavailable` or `LedgerBroken`."""
+        return self._ready(self._clock()).hosts.render(as_of)
+
     def open_requests(self) -> int:
         """How many requests wait for humans, or to be claimed."""
         return 0 if self._state is None else len(self._state.approvals.open)
@@ -608,6 +632,10 @@ class Core:
         hours = OVERDUE_AFTER // 3600
         text = f"{overdue} of the incidents that break-glass opened not closed within {hours} hours"
         return [f"{text}: see `signer incidents list`"]
+
+    def list_version(self) -> int | None:
+        """The version of the revocation list that the ledger asks for; None while the ledger could not be read."""
+        return None if self._state is None else 0
 
     def incidents(self) -> tuple[int, int]:
         """How many incidents are open, and how many of them for too long."""
@@ -649,7 +677,8 @@ class Core:
         approvals = Approvals.from_entries(self._ledger.asked(max(now, head.time_ms // 1000) - REMEMBERED))
         approvals.forget(now)
         self._changed.add(ALL_REQUESTS)
-        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals)
+        hosts = HostList.from_entries(self._ledger.host_events())
+        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals, hosts)
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -685,6 +714,19 @@ class Core:
         state.approvals.apply(event, self._situation(state, now).now)
         self._changed.add(ALL_REQUESTS)
         return Decision(reply, (event,))
+
+    def _about(self, command: AboutRequest | AboutHosts, identity: Identity, now: float) -> Decision:
+        state = self._ready(now)
+        if not isinstance(command, AboutHosts):
+            situation = self._situation(state, now)
+            return Decision(*requests.handle(command, identity, state.approvals, situation, self._signatures))
+        if isinstance(command, AddHostKeys):
+            listed, event = state.hosts.add(command, identity, state.freezes, int(now))
+            return Decision(listed, (event,))
+        if isinstance(command, RemoveHostKeys):
+            removed, event = state.hosts.remove(command, identity, state.freezes)
+            return Decision(removed, (event,))
+        return Decision(state.hosts.page(command, identity))
 
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))

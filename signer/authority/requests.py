@@ -24,7 +24,7 @@ from signer.authority.approvals import (
 from signer.authority.incidents import Incident
 from signer.authority.queries import require
 from signer.errors import BadRequest, NotFound
-from signer.model import Event, Identity
+from signer.model import Event, Identity, Passkey, SshApprovalKey
 from signer.protocol.commands import (
     MAX_REPLY,
     AboutRequest,
@@ -46,6 +46,7 @@ from signer.protocol.replies import (
     FrozenFields,
     IncidentRow,
     NextSteps,
+    PasskeyRow,
     Reply,
     RequestDetails,
     RequestPage,
@@ -197,10 +198,22 @@ def details(
         retry_after_s=RETRY_AFTER if status.state == "pending" else 0,
         next=NextSteps(wait=f"/api/requests/{frozen.id}?wait=50", claim=f"/api/requests/{frozen.id}/claim"),
     )
-    if presence != "missing" or not is_open or reader.name != frozen.identity:
+    if not is_open:
         return shown
-    keys = [render_public_key(line.key.kind, line.key.blob) for line in reader.approval_keys]
-    return shown.model_copy(update={"presence_keys": keys})
+    more: dict[str, object] = {}
+    is_asker = reader.name == frozen.identity
+    if presence == "missing" and is_asker:
+        more["presence_keys"] = [
+            render_public_key(line.key.kind, line.key.blob)
+            for line in reader.approval_keys
+            if isinstance(line, SshApprovalKey)
+        ]
+    if (presence == "missing" and is_asker) or reader.name in shown.may_approve:
+        kinds = status.requirement.key_kinds
+        own = [line for line in reader.approval_keys if isinstance(line, Passkey) and line.kind in kinds]
+        if own:
+            more["passkeys"] = [PasskeyRow(id=line.id, rp=line.rp) for line in own]
+    return shown.model_copy(update=more)
 
 
 def _frozen_fields(request: Request) -> FrozenFields:

@@ -1,16 +1,17 @@
-"""The signatures of approvers, as the core reads them: sshsig in the namespace of approvals. Pure."""
+"""The signatures of approvers, as the core reads them: sshsig in the namespace of approvals, and passkeys. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from signer.model import PublicKey
+from signer.authority import webauthn
+from signer.model import Assertion, Passkey, PublicKey
 from signer.ssh import sshsig
 from signer.ssh.statement import APPROVAL_NAMESPACE
 
 
-class SshSignatures:
-    """Signatures as `ssh-keygen -Y sign` makes them."""
+class HumanSignatures:
+    """Signatures as `ssh-keygen -Y sign` makes them, and assertions of passkeys as browsers return them."""
 
     def key(self, armored: str) -> PublicKey:
         """The key that a signature names; raises `BadSignature`."""
@@ -20,5 +21,9 @@ class SshSignatures:
         """Checks a signature over a statement by a key; raises `BadSignature`."""
         return sshsig.verify(armored, statement, APPROVAL_NAMESPACE, key)
 
+    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> webauthn.VerifiedAssertion:
+        """Checks an assertion for a statement by a passkey; raises `BadSignature`."""
+        return webauthn.verify_assertion(assertion, statement, passkey)
 
-SSH_SIGNATURES: Final = SshSignatures()
+
+SIGNATURES: Final = HumanSignatures()

@@ -1,7 +1,7 @@
-"""The CA key: the only module that handles private key bytes, used by the keeper and by `signer ca`.
+"""Private keys: the only module that handles their bytes, used by the keeper and by `signer ca`.
 
 `load_ca_key` opens the file once and checks the open descriptor. The result signs and has public properties; the
-private key cannot be read from it.
+private key cannot be read from it. `ServiceKey` is one of the keeper's own keys, each for one purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NoReturn, ParamSpec
+from typing import Final, NoReturn, ParamSpec, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from signer.errors import BadKeyFile
-from signer.files import open_unread
+from signer.errors import BadKeyFile, Unavailable, write_hint
+from signer.files import create_unnamed, name_unnamed, open_directory, open_unread, sync_directory
 from signer.model import PublicKey
 from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
 from signer.ssh.wire import Reader, mpint, string
@@ -515,3 +515,129 @@ def _parse(data: bytes) -> _PrivateKey:
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise BadKeyFile("ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519")
     return key
+
+
+# --- the keeper's own keys --------------------------------------------------------------------------------------------
+
+
+class ServiceKey:
+    """An Ed25519 key that the keeper makes for one purpose, such as `ledger.key` for checkpoints.
+
+    `line` is its public half for an `authorized_keys` file, `raw_public` the same as 32 bytes, `fingerprint` its
+    `SHA256:…`; `is_new` is true for the call that made the file.
+    """
+
+    __slots__ = ("_key", "fingerprint", "is_new", "line", "raw_public")
+
+    def __init__(self, key: Ed25519PrivateKey, comment: str, *, is_new: bool) -> None:
+        public = key.public_key()
+        line = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        self._key = key
+        self.is_new = is_new
+        self.line = f"{line} {comment}"
+        self.raw_public = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.fingerprint = fingerprint_of(parse_public_key(line).blob)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The key in `path`, an OpenSSH private key without passphrase; makes one if there is no such file.
+
+        The file must belong to this process's user, be a regular file with one link and mode 0400 or 0600. A new one is
+        complete and on the disk before it gets its name, so that an interrupted start leaves either no file or a
+        valid one; of two starts at once, both get the key of one. Raises `BadKeyFile` or `Unavailable`.
+        """
+        try:
+            is_new = not os.path.lexists(path) and _make_service_key(path)
+            sync_directory(path.parent)  # the start that made the file may have been interrupted before this
+        except OSError as error:
+            raise Unavailable(
+                "service_key_not_written",
+                f"{path.name} cannot be written: {error.strerror}",
+                write_hint(error, "SIGNER_DATA_DIR"),
+            ) from None
+        return cls(_read_service_key(path), f"signer-{path.stem}", is_new=is_new)
+
+    def __repr__(self) -> str:
+        return f"ServiceKey({self.fingerprint})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a service key is never serialised")
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64 bytes of an Ed25519 signature over `message` (RFC 8032 section 5.1)."""
+        return self._key.sign(message)
+
+
+def _make_service_key(path: Path) -> bool:
+    """Writes a new key to `path`; False if another process was faster. Raises `OSError`."""
+    material = KeyMaterial.generate("ed25519")
+    folder = open_directory(path.parent)
+    try:
+        unnamed = create_unnamed(folder, 0o600)
+        try:
+            material.write(unnamed)
+            name_unnamed(folder, unnamed, path.name)
+        finally:
+            os.close(unnamed)
+    except FileExistsError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def _read_service_key(path: Path) -> Ed25519PrivateKey:
+    """The checked key in `path`; raises `BadKeyFile`."""
+    try:
+        descriptor = open_unread(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_a_service_key_file(path) from None
+        raise _service_key_unreadable(path, error) from None
+    try:
+        _check_service_key_file(path, os.fstat(descriptor))
+        data = os.read(descriptor, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise _service_key_unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+    try:
+        key = _parse(data)
+        CaKey(key).self_test()
+    except BadKeyFile:  # its sentences are about the CA key
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BadKeyFile(
+            "service_key_malformed",
+            f"{path.name} does not contain one Ed25519 key in OpenSSH's form without a passphrase",
+            "restore the file from a backup; to start with a new key, delete it, and give the new public key to all "
+            "who check signatures by the old one",
+        )
+    return key
+
+
+def _check_service_key_file(path: Path, facts: os.stat_result) -> None:
+    """Raises `BadKeyFile` unless this user alone can use the file."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise _not_a_service_key_file(path)
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid != os.geteuid() or facts.st_nlink != 1 or mode not in (0o400, 0o600):
+        raise BadKeyFile(
+            "service_key_not_private",
+            f"{path.name} has owner {facts.st_uid}, mode {mode:04o} and {facts.st_nlink} links",
+            f"it must have owner {os.geteuid()}, mode 0600 or 0400 and one link; if others could read it, replace it",
+        )
+
+
+def _not_a_service_key_file(path: Path) -> BadKeyFile:
+    return BadKeyFile(
+        "service_key_not_a_regular_file",
+        f"{path.name} is a link, a directory or a device",
+        "put the key file itself into SIGNER_DATA_DIR",
+    )
+
+
+def _service_key_unreadable(path: Path, error: OSError) -> BadKeyFile:
+    return BadKeyFile(
+        "service_key_unreadable", f"{path.name} cannot be read: {error.strerror}", f"make user {os.geteuid()} its owner"
+    )

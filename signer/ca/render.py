@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from signer.ca.key import KeyMaterial
-from signer.errors import SignerError, Unavailable
+from signer.errors import SignerError, Unavailable, write_hint
 from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_lock_of, open_unread, sync_directory
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
@@ -80,7 +80,7 @@ def render(
                 f"the key file could not be written: {error.strerror}",
                 "the new file is in place but may be lost in a power failure; render again"
                 if in_place
-                else "the old file is unchanged; free space, or choose another directory",
+                else f"the old file is unchanged; {write_hint(error, str(target.parent))}",
             ) from None
     return Rendered("written", key.fingerprint, key.kind)
 
@@ -104,7 +104,9 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
         raise exists from None
     except OSError as error:
         raise SignerError(
-            "render_failed", f"the key file could not be written: {error.strerror}", "free space, or name another file"
+            "render_failed",
+            f"the key file could not be written: {error.strerror}",
+            write_hint(error, str(target.parent)),
         ) from None
     finally:
         os.close(folder)
@@ -251,7 +253,7 @@ def _no_lock(error: OSError) -> SignerError:
     return SignerError(
         "render_lock_unusable",
         f"the lock file of this user cannot be used: {error.strerror}",
-        "remove it, or free space there",
+        write_hint(error, "the directory of this user's lock files"),
     )
 
 

@@ -1,4 +1,4 @@
-"""`signer policy list`, `signer identity add|remove` and `signer role add|show`: who may get what."""
+"""`signer policy list`, `identity add|remove`, `approval-key add` and `role add|show`: who may get what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, IDENTITY, OneOf, json_option, whole
+from signer.cli.arguments import DURATION, FILE, IDENTITY, OneOf, json_option, whole
 from signer.cli.edits import file_option, finish, make_edit, read_policy_file, write_option
 from signer.cli.parser import verb
 from signer.cli.tokens import in_order, token_state
@@ -20,11 +20,11 @@ from signer.policy.tokens import token_id
 from signer.units import render_duration, timestamp
 
 if TYPE_CHECKING:
-    from signer.model import Identity, Role
+    from signer.model import ApprovalKey, Identity, Role
     from signer.policy.decide import Policy
 
 _KINDS = ("human", "agent", "workload")
-_RIGHTS = ("approve", "freeze", "ledger.read", "operate")
+_RIGHTS = ("approve", "freeze", "hosts", "ledger.read", "operate")
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -67,6 +67,14 @@ def policy_list(file: Path | None, as_json: bool) -> int:
     if tokens:
         output.show()
         output.show_table([("TOKEN", "IDENTITY", "EXPIRES", "STATE"), *tokens])
+    keys = [
+        (key["fingerprint"], row["name"], key["type"], key["requires"])
+        for row in identities
+        for key in row["approval_keys"]
+    ]
+    if keys:
+        output.show()
+        output.show_table([("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"), *keys])
     return 0
 
 
@@ -82,7 +90,19 @@ def _identity_facts(policy: Policy, identity: Identity, now: int) -> dict[str, A
             {"id": token_id(token), "expires": timestamp(token.expires), "state": token_state(token, now)}
             for token in tokens
         ],
+        "approval_keys": [_approval_key_facts(line) for line in identity.approval_keys],
     }
+
+
+def _approval_key_facts(line: ApprovalKey) -> dict[str, Any]:
+    from signer.model import SshApprovalKey
+
+    facts: dict[str, Any] = {"kind": line.kind, "fingerprint": line.fingerprint}
+    if isinstance(line, SshApprovalKey):
+        touch = "touch and PIN or fingerprint" if line.verify else "touch"
+        return {**facts, "type": line.key.kind, "requires": "nothing: software" if line.software else touch}
+    more = {"id": line.id, "rp": line.rp, "origins": list(line.origins)}
+    return {**facts, "type": f"passkey for {line.rp}", "requires": "touch and PIN or fingerprint", **more}
 
 
 def _role_row(role: Role) -> dict[str, Any]:
@@ -140,6 +160,12 @@ def _role_rules(role: Role) -> dict[str, Any]:
         "backdate": render_duration(role.backdate),
         "approval_for": sorted(approval.kinds) if approval else [],
         "approval_by": sorted(approval.by) if approval else [],
+        "approval_count": approval.count if approval else None,
+        "approval_valid_for": render_duration(approval.valid_for) if approval else None,
+        "approval_waivers": approval.waivers if approval else None,
+        "approval_with": sorted(role.key_kinds) if approval or role.presence or role.break_glass else [],
+        "presence": role.presence,
+        "break_glass": role.break_glass,
         "limit_per_minute": role.limits.per_minute,
         "limit_live": role.limits.live,
     }
@@ -202,14 +228,52 @@ def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool)
 
     found = read_policy_file(file)
     if name not in found.policy.identities:
-        near = difflib.get_close_matches(name, list(found.policy.identities), 1)
-        raise NotFound(
-            "unknown_identity",
-            f"there is no identity {name[:64]}",
-            f"did you mean {near[0]}" if near else "see `signer policy list`",
-        )
+        raise _unknown_identity(name, found.policy)
     edit = make_edit(found, lambda text: remove_table(text, "identities", name), write=write)
     return finish(edit, {"identity": name}, as_json=as_json)
+
+
+@verb(
+    "approval-key add",
+    examples=[
+        "signer approval-key add anna --webauthn enrolment.json",
+        "signer approval-key add anna --webauthn enrolment.json --write",
+    ],
+)
+@click.argument("name", metavar="IDENTITY", help="the name of a human in policy.toml")
+@click.option(
+    "--webauthn", "enrolment", type=FILE, required=True, metavar="FILE", help="the JSON that the enrolment page gave"
+)
+@file_option
+@write_option
+@json_option
+def approval_key_add(*, name: str, enrolment: Path, file: Path | None, write: bool, as_json: bool) -> int:
+    """Adds a passkey to `approval_keys` of a human. The file is a JSON object with the texts id, public_key
+    (of `getPublicKey()`, both in base64url), rp and origin. It proves nothing of who made it: see the
+    passkey being made, or compare the fingerprint with its owner."""
+    from signer.cli.keys import load_enrolment
+    from signer.policy.edit import add_approval_key, approval_key_entry
+
+    passkey, entry = load_enrolment(enrolment)
+    found = read_policy_file(file)
+    if name not in found.policy.identities:
+        raise _unknown_identity(name, found.policy)
+    edit = make_edit(found, lambda text: add_approval_key(text, name, entry), write=write)
+    line = f"approval_keys = [{approval_key_entry(entry)}]"
+    facts = {"identity": name, "fingerprint": passkey.fingerprint, "policy_line": line}
+    status = finish(edit, facts, as_json=as_json)
+    if not as_json:
+        output.note(f"the passkey's fingerprint is {passkey.fingerprint}: compare it with what its owner's page shows")
+    return status
+
+
+def _unknown_identity(name: str, policy: Policy) -> NotFound:
+    near = difflib.get_close_matches(name, list(policy.identities), 1)
+    return NotFound(
+        "unknown_identity",
+        f"there is no identity {name[:64]}",
+        f"did you mean {near[0]}" if near else "see `signer policy list`",
+    )
 
 
 @verb(

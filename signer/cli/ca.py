@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from signer.ca.render import Rendered
 
 _SENTENCES = {
-    "written": "written, the keeper takes it at its next start or SIGHUP",
+    "written": "written, the keeper takes it at its next start or `signer reload`",
     "unchanged": "unchanged",
     "agrees": "agrees with Infisical",
     "differs": "differs from what it should be in {}; nothing was written",

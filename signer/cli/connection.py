@@ -33,6 +33,21 @@ def has_token(token_file: Path | None) -> bool:
     return token_file is not None or bool(os.environ.get(_TOKEN_FILE))
 
 
+def address_option(function: _Function) -> _Function:
+    """Adds `--address` alone, for what needs no token."""
+    text = f"the service; default: {_ADDRESS}, or the one on this host"
+    return click.option("--address", metavar="URL", help=text)(function)
+
+
+def open_public(address: str | None) -> ApiClient:
+    """A client of what the service shows to all, for a `with` statement; raises `BadSettings`."""
+    from signer.api_client import ApiClient
+    from signer.safe_session.settings import default_address
+
+    place = address or os.environ.get(_ADDRESS) or default_address()
+    return ApiClient(place, None, settings=(_ADDRESS, _TOKEN_FILE))
+
+
 def open_api(address: str | None, token_file: Path | None) -> ApiClient:
     """A client of the service, for a `with` statement; raises `BadSettings`."""
     from signer.api_client import ApiClient

@@ -20,7 +20,9 @@ import click
 import signer
 from signer.cli import output
 from signer.cli.arguments import FILE, json_option, quoted
+from signer.cli.connection import address_option
 from signer.cli.parser import verb
+from signer.cli.publish import publishing_key
 from signer.errors import BadFile, SignerError
 from signer.units import plain
 
@@ -52,13 +54,16 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 @click.option(
     "--principals", multiple=True, required=True, metavar="ACCOUNT=NAME,NAME", help="who may log in; once per account"
 )
-@click.option("--url", metavar="URL", help="where the revocation list is; needs --publisher")
-@click.option("--publisher", type=FILE, metavar="FILE", help="public key that signs the revocation list")
+@click.option("--url", metavar="URL", help="where the revocation list is, such as https://signer.example/api")
+@click.option(
+    "--publisher", type=FILE, metavar="FILE", help="public key that signs the list; default: the service's own"
+)
 @click.option("--name", metavar="NAME", help="what the host calls itself when it fetches the list")
 @click.option("--rollback-after", metavar="SECONDS", help="how long the host waits for the confirmation; default: 300")
 @click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="as for ssh -o; repeat for more")
 @click.option("--kit", type=FILE, metavar="DIR", help="the host kit; default: scripts/host beside this program")
 @click.option("--check", is_flag=True, help="report what is in the way and what would change; change nothing")
+@address_option
 @json_option
 def hosts_install(
     *,
@@ -72,6 +77,7 @@ def hosts_install(
     ssh_options: tuple[str, ...],
     kit: Path | None,
     check: bool,
+    address: str | None,
     as_json: bool,
 ) -> int:
     """Copies the host kit to HOST over ssh, runs its `install` there as root (`sudo -n` for other users), and
@@ -83,13 +89,16 @@ def hosts_install(
     arguments = [word for pair in principals for word in ("--principals", pair)]
     arguments += [word for flag, value in given.items() if value is not None for word in (flag, value)]
     remote = f"{_UNPACK} {shlex.join(arguments)}"
-    if publisher is not None:
+    pinned = None if publisher is None else _read(publisher)
+    if url is not None and pinned is None:
+        pinned = publishing_key(address)[0].encode()
+    if pinned is not None:
         remote += ' --publisher "$folder/publisher.pub"'
     if check:
         remote += " --check"
     options = [f"-o{option}" for option in ssh_options]
     report: list[str] = []
-    done = _ssh(host, options, remote, _pack(kit or KIT, ca, publisher))
+    done = _ssh(host, options, remote, _pack(kit or KIT, _read(ca), pinned))
     _tell(report, done, as_json=as_json)
     if done.status == _NO_LOGIN:
         hint = "see its message above; what began there rolls back by itself"
@@ -146,7 +155,7 @@ def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -
     return _Done(done.returncode, done.stdout.decode(errors="replace"))
 
 
-def _pack(kit: Path, ca: Path, publisher: Path | None) -> bytes:
+def _pack(kit: Path, ca: bytes, publisher: bytes | None) -> bytes:
     """The kit and the keys as a compressed tar archive."""
     if not (kit / "install").is_file():
         raise BadFile(
@@ -156,24 +165,29 @@ def _pack(kit: Path, ca: Path, publisher: Path | None) -> bytes:
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path in sorted(kit.iterdir()):
             if path.is_file():
-                _add(archive, f"kit/{path.name}", path, 0o755 if path.suffix == "" else 0o644)
+                _add(archive, f"kit/{path.name}", path.read_bytes(), 0o755 if path.suffix == "" else 0o644)
         _add(archive, "ca.pub", ca, 0o644)
         if publisher is not None:
             _add(archive, "publisher.pub", publisher, 0o644)
     return packed.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, path: Path, mode: int) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    facts = tarfile.TarInfo(name)
+    facts.size, facts.mode = len(content), mode
+    archive.addfile(facts, io.BytesIO(content))
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file with public keys; raises `BadFile`."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadFile(
             "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
         ) from None
-    if b"PRIVATE KEY-----" in content and not name.startswith("kit/"):
+    if b"PRIVATE KEY-----" in content:
         raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
     if len(content) > _MOST:
         raise BadFile("file_too_large", f"{path} has {len(content)} bytes, more than {_MOST}", "name a file of keys")
-    facts = tarfile.TarInfo(name)
-    facts.size, facts.mode = len(content), mode
-    archive.addfile(facts, io.BytesIO(content))
+    return content

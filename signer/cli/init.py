@@ -17,7 +17,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf, json_option
 from signer.cli.parser import verb
-from signer.errors import SignerError
+from signer.errors import SignerError, write_hint
 from signer.hardening import forbid_dumps
 from signer.units import plain, timestamp
 
@@ -66,6 +66,11 @@ class Layout:
         return [self.folder]
 
     @property
+    def private_directories(self) -> list[Path]:
+        """Directories that are root's alone; the container mounts the one of the key, and sees all that is in it."""
+        return [self.key.parent] if self.key.parent != self.folder else []
+
+    @property
     def token(self) -> Path:
         return self.folder / f"{self.answers.operator}.token"
 
@@ -79,7 +84,7 @@ class Layout:
 
     @property
     def key(self) -> Path:
-        return self.folder / "ca"
+        return self.folder / ("ca-key/ca" if self.answers.runs_in == CONTAINER else "ca")
 
     @property
     def key_in_use(self) -> str:
@@ -179,6 +184,8 @@ def _write(layout: Layout, fingerprint: str | None) -> str:
     try:
         for directory in layout.directories:
             made += _make_directory(directory)
+        for directory in layout.private_directories if fingerprint is None else []:
+            made += _make_directory(directory, mode=0o700)
         if fingerprint is None:
             fingerprint = create(layout.key, lambda: KeyMaterial.generate("ed25519")).fingerprint
             made.append(layout.key)
@@ -203,10 +210,11 @@ def _write(layout: Layout, fingerprint: str | None) -> str:
     return fingerprint
 
 
-def _make_directory(path: Path) -> list[Path]:
+def _make_directory(path: Path, mode: int = 0o755) -> list[Path]:
     """The directory if it was created; raises `SignerError` if it is there and has something in it."""
     try:
-        path.mkdir(mode=0o755, parents=True)
+        path.mkdir(mode=mode, parents=True)
+        path.chmod(mode)  # whatever the umask: the keeper's user has to reach the policy
     except FileExistsError:
         if path.is_dir() and not any(path.iterdir()):
             return []
@@ -232,7 +240,7 @@ def _write_file(path: Path, content: str, mode: int) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> SignerError:
-    hint = "run it as a user who may write there, or name another directory"
+    hint = f"{write_hint(error, plain(path.parent))}, or name another directory"
     return SignerError("init_not_written", f"{plain(path)} cannot be written: {error.strerror}", hint)
 
 
@@ -252,7 +260,7 @@ def _check_written(layout: Layout, fingerprint: str) -> None:
 def _policy_text(answers: Answers, fingerprint: str, digest: str, ends: str) -> str:
     return f"""\
 # Who may get which SSH certificate on {answers.platform}. Every key: runbooks/reference/policy-file.md.
-# After a change: `signer policy check`, then send the keeper SIGHUP. The file holds no secret; keep it in git.
+# After a change: `signer policy check`, then `signer reload`. The file holds no secret; keep it in git.
 
 [ca]
 fingerprint = "{fingerprint}"  # the only CA key that may sign
@@ -270,7 +278,7 @@ limits = {{ per_minute = 30 }}
 kind = "human"
 groups = ["operators"]
 roles = ["{answers.role}"]
-may = ["freeze", "ledger.read", "operate"]
+may = ["freeze", "hosts", "ledger.read", "operate"]
 tokens = [{{ sha256 = "{digest}", expires = {ends} }}]
 
 # An agent or a CI job: `signer token new deploy-agent --expires 90d` prints its line `tokens`.
@@ -308,7 +316,7 @@ def _service_text(layout: Layout) -> str:
         return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
     return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
         [
-            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE={layout.key_in_use}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR={Path(layout.key_in_use).parent}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",

@@ -14,7 +14,7 @@ from typing import Final
 from signer.api_client import ApiClient
 from signer.cli import output
 from signer.cli.runs import show_plan
-from signer.errors import ApprovalRefused, BadFile, SignerError
+from signer.errors import ApprovalRefused, BadFile, SignerError, write_hint
 from signer.files import read_owned, write_atomically
 from signer.migration.approval import Approval, ask_approval, current_operator
 from signer.migration.config import CutoverFile
@@ -58,7 +58,9 @@ def write_plan(path: Path, plan: Plan) -> None:
         write_atomically(path, content, 0o600, temporary=f".{path.name}.{os.getpid()}.new")
     except OSError as error:
         text = f"the plan file cannot be written: {error.strerror}"
-        raise BadFile("plan_unwritable", text, "choose another") from None
+        raise BadFile(
+            "plan_unwritable", text, f"{write_hint(error, str(path.parent))}, or choose another file"
+        ) from None
 
 
 def load_plan(path: Path, operation: Operation) -> tuple[Plan, Path]:

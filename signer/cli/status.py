@@ -66,6 +66,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if "requests" in facts:
         yield "requests", f"open {facts['requests']['open']}"
         yield "incidents", f"open {facts['incidents']['open']}, overdue {facts['incidents']['overdue']}"
+    if "revocation_list" in facts:
+        yield from _list_rows(facts["revocation_list"])
     if "tokens" in facts:
         yield "tokens", _first(f"{row['identity']} until {row['expires']}" for row in facts["tokens"])
     if "clock" in facts:
@@ -73,6 +75,14 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     for name, title in (("vault", "Vault"), ("infisical", "Infisical")):
         if name in facts:
             yield title, f"{facts[name]['address']} {facts[name]['state']}"
+
+
+def _list_rows(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if row["version"] is None:
+        yield "revoked", "no list is published"
+    else:
+        yield "revoked", f"list version {row['version']}, as of {row['as_of']} ({row['age']} ago)"
+    yield "hosts", f"{row['hosts']} seen, {row['hosts_current']} have that version"
 
 
 def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

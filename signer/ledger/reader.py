@@ -20,8 +20,10 @@ from signer.ledger.schema import (
     FILE_NAME,
     IS_ASKED,
     IS_FREEZE,
+    IS_HOST,
     IS_OPERATION,
     IS_RESTORED,
+    IS_SERVICE_KEY,
     IS_VAULTS,
     IS_WITHHELD,
     VERSION,
@@ -234,6 +236,14 @@ class LedgerReader:
         )
         return next((str(fingerprint) for (fingerprint,) in self.query(newest)), None)
 
+    def last_service_key(self, kind: str) -> str | None:
+        """The public key that an event of that kind, such as `publishing.key`, recorded last."""
+        newest = (
+            "SELECT body ->> 'public_key' FROM events"  # noqa: S608 - a condition from here
+            f" WHERE {IS_SERVICE_KEY} AND kind = ? ORDER BY seq DESC LIMIT 1"
+        )
+        return next((str(line) for (line,) in self.query(newest, (kind,))), None)
+
     def has_vault_serial(self, serial: int) -> bool:
         """True if a certificate of Vault's with that serial is recorded."""
         return bool(
@@ -259,6 +269,10 @@ class LedgerReader:
         recent = self._events(IS_ASKED, first) + self._events(IS_FREEZE, first)
         incidents = self._events(f"{IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
         return sorted(incidents + recent, key=lambda entry: entry.seq)
+
+    def host_events(self) -> list[Entry]:
+        """What the list of host keys is made of, oldest first."""
+        return self._events(IS_HOST, 0)
 
     def _events(self, condition: str, first: int) -> list[Entry]:
         rows = self.query(

@@ -35,21 +35,26 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL
 """
 
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
+IS_HOST: Final = "kind IN ('host.added', 'host.removed')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"
 IS_WITHHELD: Final = "kind = 'certificate.withheld'"
 # What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So an insert of
 # a certificate's event decides it by two comparisons; a list of the kinds would cost each certificate 1 µs.
 IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))"
 IS_RESTORED: Final = "kind = 'ledger.restored'"
+# The public halves of the keeper's own keys, one event for each key.
+IS_SERVICE_KEY: Final = "kind IN ('ledger.key', 'publishing.key')"
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
 # Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
 # also refuses a second certificate of Vault's with the same serial.
 EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_freezes ON events (seq) WHERE {IS_FREEZE}",
+    f"CREATE INDEX IF NOT EXISTS events_of_hosts ON events (seq) WHERE {IS_HOST}",
     f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
     f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
     f"CREATE INDEX IF NOT EXISTS events_of_restored ON events (seq) WHERE {IS_RESTORED}",
+    f"CREATE INDEX IF NOT EXISTS events_of_service_keys ON events (seq) WHERE {IS_SERVICE_KEY}",
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
 )
 

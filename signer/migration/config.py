@@ -27,6 +27,7 @@ from signer.toml import Duration, Faults, Names, Table, parse_toml
 
 MAX_BYTES: Final = 256 * 1024
 KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
+KEY_FOLDER_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"
 DEFAULT_SOAK: Final = 72 * 3600  # seconds
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}", re.ASCII)
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?", re.ASCII)
@@ -301,8 +302,13 @@ class _Reader:
                     ("compose", "environment", name),
                     "looks like a secret: put it into a file and set the path of the file",
                 )
-        if KEY_VARIABLE in raw.environment:
-            self.path(("compose", "environment", KEY_VARIABLE), raw.environment[KEY_VARIABLE])
+        environment = dict(raw.environment)
+        if KEY_VARIABLE in environment:
+            key = self.path(("compose", "environment", KEY_VARIABLE), environment[KEY_VARIABLE])
+            # The overlay mounts the folder, so that a key which is replaced in it reaches the running container.
+            if environment.setdefault(KEY_FOLDER_VARIABLE, str(key.parent)) != str(key.parent):
+                place = ("compose", "environment", KEY_FOLDER_VARIABLE)
+                self._faults.add(place, f"is not the directory of {KEY_VARIABLE}; leave it out")
         return ComposeFacts(
             command=self._command(("compose", "command"), raw.command),
             engine=self._word(("compose", "engine"), raw.engine, re.compile(r"[\w./-]+"), "command"),
@@ -310,7 +316,7 @@ class _Reader:
             base=self.path(("compose", "base"), raw.base),
             overlay=self.path(("compose", "overlay"), raw.overlay),
             service=self._word(("compose", "service"), raw.service, _WORD, "service name"),
-            environment=dict(raw.environment),
+            environment=environment,
             other_services=tuple(
                 self._word(("compose", "other_services", at), name, _WORD, "service name")
                 for at, name in enumerate(raw.other_services)

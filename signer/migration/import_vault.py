@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from signer.errors import BadFile, CertificateMismatch
+from signer.errors import BadFile, CertificateMismatch, write_hint
 from signer.files import write_new
 from signer.migration.import_role import ImportedRole, comment, import_role, toml_text
 from signer.model import PublicKey
@@ -152,4 +152,4 @@ def write_policy(path: Path, text: str) -> None:
         raise BadFile("target_exists", "the file exists already", "name one that does not") from None
     except OSError as error:
         text = f"the result cannot be written: {error.strerror}"
-        raise BadFile("output_failed", text, "check the target directory and its free space") from None
+        raise BadFile("output_failed", text, write_hint(error, str(path.parent))) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from signer.model import Identity, Role
+from signer.model import Identity, Role, SshApprovalKey
 from signer.policy.decide import Policy
 from signer.settings import Settings
 from signer.toml import Faults, find_places
@@ -54,16 +54,17 @@ def find_concerns(policy: Policy) -> Iterator[Concern]:
 def _concerns_of_identity(policy: Policy, identity: Identity) -> Iterator[Concern]:
     place = f"identities.{identity.name}"
     for line in identity.approval_keys:
-        if line.software:
+        if isinstance(line, SshApprovalKey) and line.software:
             yield Concern(
                 "approval_key_in_software",
-                f"{place}: {line.key.fingerprint} is a software key, with which any program of {identity.name}'s"
+                f"{place}: {line.fingerprint} is a software key, with which any program of {identity.name}'s"
                 " approves unseen",
                 "replace it with a FIDO key (sk-…)",
             )
-    if identity.kind == "human" and not identity.approval_keys:
+    if identity.kind == "human":
         roles = [policy.roles[name] for name in sorted(identity.roles)]
-        if signed := [role.name for role in roles if role.presence or role.break_glass]:
+        own = [role for role in roles if role.presence or role.break_glass]
+        if signed := [role.name for role in own if not identity.holds_key_of(role.key_kinds)]:
             yield Concern(
                 "approval_key_missing",
                 f"{place}: cannot get {', '.join(signed)}, which takes {identity.name}'s own signature",
@@ -88,7 +89,7 @@ def _concerns_of_role(policy: Policy, role: Role) -> Iterator[Concern]:
     approvers = {
         who.name
         for who in policy.identities.values()
-        if "approve" in who.may and not who.groups.isdisjoint(approval.by)
+        if "approve" in who.may and not who.groups.isdisjoint(approval.by) and who.holds_key_of(role.key_kinds)
     }
     for name in humans:
         if len(approvers - {name}) < approval.count:

@@ -20,7 +20,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array, InlineTable, Item
 
-from signer.errors import BadFile
+from signer.errors import BadFile, write_hint
 from signer.files import belongs_to, write_atomically
 from signer.toml import find_headers
 
@@ -33,23 +33,37 @@ def token_entry(sha256: str, expires: str) -> str:
     return f'{{ sha256 = "{sha256}", expires = {expires} }}'
 
 
+def approval_key_entry(values: Mapping[str, object]) -> str:
+    """The entry of a key in a list `approval_keys`."""
+    return _rendered(values)
+
+
 def add_token(text: str, identity: str, sha256: str, expires: str) -> str:
     """The text with one more token of an identity."""
+    return _add_entry(text, identity, "tokens", token_entry(sha256, expires))
+
+
+def add_approval_key(text: str, identity: str, values: Mapping[str, object]) -> str:
+    """The text with one more approval key of an identity."""
+    return _add_entry(text, identity, "approval_keys", approval_key_entry(values))
+
+
+def _add_entry(text: str, identity: str, name: str, entry: str) -> str:
+    """The text with one more inline table, `entry`, in the list `name` of an identity."""
 
     def change(identities: Any) -> None:
-        entry = _parsed(token_entry(sha256, expires))
         table = identities[identity]
-        if "tokens" not in table:
-            table["tokens"] = _parsed(f"[{token_entry(sha256, expires)}]")
-        elif isinstance(table["tokens"], AoT):
+        if name not in table:
+            table[name] = _parsed(f"[{entry}]")
+        elif isinstance(table[name], AoT):
             row = tomlkit.table()
-            row.update({"sha256": sha256, "expires": entry["expires"]})
-            table["tokens"].append(row)
+            row.update(_parsed(entry))
+            table[name].append(row)
         else:
-            _append(table, entry)
+            _append(table, name, _parsed(entry))
 
     def change_plain(identities: dict[str, Any]) -> None:
-        identities[identity].setdefault("tokens", []).append(tomllib.loads(f"x = {token_entry(sha256, expires)}")["x"])
+        identities[identity].setdefault(name, []).append(tomllib.loads(f"x = {entry}")["x"])
 
     return _in_values(text, change, change_plain)
 
@@ -154,7 +168,7 @@ def write_policy(path: Path, before: bytes, after: bytes) -> None:
         raise BadFile(
             "policy_not_written",
             f"{path} cannot be written: {os.strerror(error.errno or 0)}{whose}",
-            "edit the file where it is kept, as a user who may write it",
+            f"{write_hint(error, str(path.parent))}, or edit the file where it is kept",
         ) from None
 
 
@@ -182,16 +196,16 @@ def _parsed(value: str) -> Any:
     return tomlkit.parse(f"x = {value}\n")["x"]
 
 
-def _append(table: Any, entry: InlineTable) -> None:
-    """Appends to a list; one in a single line gets a line for each entry, because tokens are long."""
-    found = table["tokens"]
+def _append(table: Any, name: str, entry: InlineTable) -> None:
+    """Appends to a list; one in a single line gets a line for each entry, because entries are long."""
+    found = table[name]
     if not isinstance(found, Array):
-        raise TypeError("tokens is not a list")
+        raise TypeError(f"{name} is not a list")
     if "\n" in found.as_string():
         found.append(entry)
         return
     entries = [item.as_string().strip() for item in (*found, entry) if isinstance(item, Item)]
-    table["tokens"] = _parsed("[\n" + "".join(f"    {item},\n" for item in entries) + "]")
+    table[name] = _parsed("[\n" + "".join(f"    {item},\n" for item in entries) + "]")
 
 
 def _rendered(value: object) -> str:

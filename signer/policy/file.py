@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from signer.errors import BadPublicKey
 from signer.model import (
+    APPROVAL_KEY_KINDS,
     BREAK_GLASS_TTL,
     LONGEST_VALIDITY,
     MAX_VALID_FOR,
@@ -26,10 +27,13 @@ from signer.model import (
     CaKeys,
     Identity,
     Limits,
+    Passkey,
     PublicKey,
     Role,
+    SshApprovalKey,
     Token,
 )
+from signer.policy import passkeys
 from signer.policy.decide import Policy
 from signer.policy.reading import MAX_POLICY_BYTES, POLICY_SETTING, read_policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, check_cidr_list
@@ -74,7 +78,8 @@ MAX_APPROVERS: Final = 5  # people whose approval one certificate may need
 MAX_APPROVAL_KEYS: Final = 8  # of one identity
 MIN_APPROVAL_RSA_BITS: Final = 3072
 _NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
-_MAY: Final = frozenset({"approve", "freeze", "ledger.read", "operate"})
+_MAY: Final = frozenset({"approve", "freeze", "hosts", "ledger.read", "operate"})
+_NEVER_WITHOUT_HUMAN: Final = {"hosts": "change the keys of hosts"}  # besides `approve`
 
 
 def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:
@@ -220,7 +225,8 @@ def _freeze_role(name: str, raw: RawRole) -> Role:
 
 
 def _freeze_approval(raw: RawApproval) -> Approval:
-    return Approval(frozenset(raw.for_), tuple(raw.by), raw.valid_for, raw.count, raw.waivers)
+    kinds = frozenset(APPROVAL_KEY_KINDS if raw.with_ is None else raw.with_)
+    return Approval(frozenset(raw.for_), tuple(raw.by), raw.valid_for, raw.count, raw.waivers, kinds)
 
 
 def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
@@ -279,6 +285,7 @@ def _check_approval(faults: Faults, place: Place, raw: RawRole) -> None:
             faults.add((*at, "count"), f"{approval.count} is above {MAX_APPROVERS}, the maximum")
         _check_unique(faults, (*at, "for"), list(approval.for_))
         _check_unique(faults, (*at, "by"), approval.by)
+        _check_unique(faults, (*at, "with"), list(approval.with_ or []))
     if raw.break_glass:
         if raw.approval is not None:
             faults.add((*place, "break_glass"), "contradicts approval: break-glass does not wait for anybody")
@@ -367,7 +374,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
         return identities, tokens
     known_roles = list(role_tables) if isinstance(role_tables, dict) else []
     known = frozenset(data)
-    owners: dict[str, str] = {}  # of approval keys, by fingerprint
+    owners: dict[str, str] = {}  # of approval keys, by fingerprint, and by id for passkeys
     for name, table in data.items():
         place: Place = ("identities", name)
         if IDENTITY_NAME.fullmatch(name) is None:
@@ -384,6 +391,10 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
                 faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(sorted(_MAY))}")
             elif right == "approve" and raw.kind in _NEVER_APPROVE:
                 faults.add((*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never approve")
+            elif right in _NEVER_WITHOUT_HUMAN and raw.kind in _NEVER_APPROVE:
+                faults.add(
+                    (*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never {_NEVER_WITHOUT_HUMAN[right]}"
+                )
             elif right == "approve" and isinstance(table, dict) and "approval_keys" not in table:
                 faults.add(
                     (*place, "may", index), "requires approval_keys: an approval is a signature, never a token alone"
@@ -415,20 +426,51 @@ def _read_approval_keys(
         faults.add(place, f"has {len(lines)} keys; {MAX_APPROVAL_KEYS} are allowed")
     found: list[ApprovalKey] = []
     for index, line in enumerate(lines):
-        key = _read_approval_key(faults, (*place, index), line)
+        at = (*place, index)
+        key = (_read_passkey if line.kind == "webauthn" else _read_ssh_key)(faults, at, line)
         if key is None:
             continue
-        owner = owners.setdefault(key.fingerprint, identity)
-        if owner != identity:
-            faults.add((*place, index, "key"), f"is also an approval key of {owner}: each person has their own")
-        elif any(key.fingerprint == other.key.fingerprint for other in found):
-            faults.add((*place, index, "key"), f"{key.fingerprint} is listed twice")
-        found.append(ApprovalKey(key, line.software, line.verify))
+        names = {"key": key.fingerprint}
+        if isinstance(key, Passkey):
+            names = {"public_key": key.fingerprint, "id": key.id}
+        for field, name in names.items():
+            owner = owners.get(name)
+            if owner == identity:
+                faults.add((*at, field), f"{name[:64]} is listed twice")
+            elif owner is not None:
+                faults.add((*at, field), f"is also an approval key of {owner}: each person has their own")
+            owners.setdefault(name, identity)
+        found.append(key)
     return tuple(found)
 
 
-def _read_approval_key(faults: Faults, place: Place, line: RawApprovalKey) -> PublicKey | None:
-    """The public key of an entry; None, and a problem, if it cannot be read."""
+def _refuse_fields(faults: Faults, place: Place, line: RawApprovalKey, *wanted: str) -> bool:
+    """Records each key of an entry that its kind does not have, and each of `wanted` that it lacks; True for none."""
+    foreign = sorted(line.model_fields_set - {"kind", "software", "verify", *wanted})
+    if line.kind == "webauthn":
+        foreign += sorted({"software", "verify"} & line.model_fields_set)
+    for name in foreign:
+        faults.add((*place, name), f"does not go with kind {line.kind}: remove it")
+    lacking = [name for name in wanted if getattr(line, name) is None]
+    for name in lacking:
+        faults.add((*place, name), "is missing")
+    return not lacking
+
+
+def _read_passkey(faults: Faults, place: Place, line: RawApprovalKey) -> Passkey | None:
+    """The passkey of an entry; None, and each of its problems, if it is not one."""
+    if not _refuse_fields(faults, place, line, "id", "public_key", "rp", "origins"):
+        return None
+    passkey, problems = passkeys.read_passkey(line.id or "", line.public_key or "", line.rp or "", line.origins or [])
+    for at, sentence in problems:
+        faults.add((*place, *at), sentence)
+    return passkey
+
+
+def _read_ssh_key(faults: Faults, place: Place, line: RawApprovalKey) -> SshApprovalKey | None:
+    """The key of an entry; None, and a problem, if it cannot be read."""
+    if not _refuse_fields(faults, place, line, "key") or line.key is None:
+        return None
     at = (*place, "key")
     try:
         key = parse_public_key(line.key.strip())
@@ -438,7 +480,7 @@ def _read_approval_key(faults: Faults, place: Place, line: RawApprovalKey) -> Pu
     if key.kind.startswith("sk-"):
         if line.software:
             faults.add((*place, "software"), f"contradicts the key, which is {key.kind}: remove it")
-        return key
+        return SshApprovalKey(key, line.software, line.verify)
     if not line.software:
         faults.add(
             at, f"is {key.kind}, with which a program signs unseen: use an sk-… key, or accept it with software = true"
@@ -447,7 +489,7 @@ def _read_approval_key(faults: Faults, place: Place, line: RawApprovalKey) -> Pu
         faults.add((*place, "verify"), f"applies only to FIDO keys, not to {key.kind}")
     if key.kind == "ssh-rsa" and key.bits < MIN_APPROVAL_RSA_BITS:
         faults.add(at, f"has {key.bits} bits; an RSA key that approves requires {MIN_APPROVAL_RSA_BITS}")
-    return key
+    return SshApprovalKey(key, line.software, line.verify)
 
 
 def _read_tokens(
@@ -478,7 +520,11 @@ def _check_approvers(faults: Faults, roles: dict[str, Role], identities: dict[st
         for index, group in enumerate(approval.by):
             if not any(group in identity.groups for identity in approvers):
                 faults.add((*place, "by", index), f"no identity in group {group[:64]!a} has the right approve")
-        able = sum(not identity.groups.isdisjoint(approval.by) for identity in approvers)
+        members = [identity for identity in approvers if not identity.groups.isdisjoint(approval.by)]
+        able = sum(identity.holds_key_of(role.key_kinds) for identity in members)
+        if not able and any(identity.approval_keys for identity in members):
+            kinds = " or ".join(sorted(role.key_kinds))
+            faults.add((*place, "with"), f"nobody who may approve has an approval key of kind {kinds}")
         if 0 < able < approval.count:
             groups = ", ".join(group[:64] for group in approval.by)
             faults.add((*place, "count"), f"{approval.count} is above {able}, the members of {groups} who may approve")

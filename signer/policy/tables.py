@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from signer.model import BACKDATE, IdentityKind
+from signer.model import BACKDATE, ApprovalKeyKind, IdentityKind
 from signer.toml import Duration, Names, Table
 
 
@@ -50,6 +50,7 @@ class RawApproval(Table):
     valid_for: Duration
     count: Annotated[int, Field(ge=1)] = 1
     waivers: bool = True
+    with_: Annotated[list[ApprovalKeyKind] | None, Field(alias="with", min_length=1)] = None
 
 
 class RawLimits(Table):
@@ -86,10 +87,14 @@ class RawToken(Table):
 
 
 class RawApprovalKey(Table):
-    kind: Literal["ssh"]
-    key: str
+    kind: ApprovalKeyKind
+    key: str | None = None
     software: bool = False
     verify: bool = False
+    id: str | None = None
+    public_key: str | None = None
+    rp: str | None = None
+    origins: Names | None = None
 
 
 class RawIdentity(Table):

@@ -6,12 +6,14 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from signer.model import MAX_PUBLIC_KEY
+from signer.errors import BadRequest
+from signer.model import MAX_PUBLIC_KEY, Assertion
 from signer.protocol.bodies import Printable, Reason
 
 MAX_SIGNATURE: Final = 16_384  # characters of an armored signature
 MAX_REFERENCE: Final = 200  # characters
 _HEX: Final = "^[0-9a-f]{64}$"
+_BASE64URL: Final = "^[A-Za-z0-9_-]+$"
 UNTIL: Final = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 
 
@@ -33,11 +35,32 @@ class WaiverBody(_Body):
     uses: Annotated[int, Field(description="1 to 20")]
 
 
-class ApproveBody(_Body):
-    """A signature over the statement of an approval, as `ssh-keygen -Y sign` makes it, and the waiver in it."""
+class AssertionBody(_Body):
+    """A passkey's assertion; its challenge is the SHA-256 of the statement of the approval (WebAuthn Level 3)."""
 
-    signature: Annotated[str, Field(max_length=MAX_SIGNATURE, description="armored, -----BEGIN SSH SIGNATURE-----")]
+    id: Annotated[str, Field(pattern=_BASE64URL, max_length=1_364, description="of the credential")]
+    authenticator_data: Annotated[str, Field(pattern=_BASE64URL, max_length=128, description="authenticatorData")]
+    client_data: Annotated[str, Field(pattern=_BASE64URL, max_length=2_731, description="clientDataJSON")]
+    signature: Annotated[str, Field(pattern=_BASE64URL, max_length=128, description="signature")]
+
+
+class ApproveBody(_Body):
+    """Either a signature over the statement of an approval, as `ssh-keygen -Y sign` makes it, or a passkey's assertion
+    for it; and the waiver in the statement."""
+
+    signature: Annotated[
+        str | None, Field(max_length=MAX_SIGNATURE, description="armored, -----BEGIN SSH SIGNATURE-----")
+    ] = None
+    assertion: AssertionBody | None = None
     waiver: WaiverBody | None = None
+
+    def evidence(self) -> str | Assertion:
+        """The signature or the assertion; raises `BadRequest` for both or neither."""
+        found = self.signature if self.assertion is None else self.assertion
+        if found is None or (self.signature is not None and self.assertion is not None):
+            text = "the body needs either a signature or an assertion"
+            raise BadRequest("field_malformed", text, "see /api/openapi.json")
+        return found if isinstance(found, str) else Assertion(**found.model_dump())
 
 
 class DenyBody(_Body):

@@ -17,10 +17,11 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, REQUEST_STATES, Caller, Filter, SignRequest
+from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
+from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
@@ -31,6 +32,8 @@ MAX_REPLY: Final = 384 * 1024  # bytes; fits into one message with the kernel's 
 MAX_PAGE: Final = 200
 MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many give up after 60
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
+MAX_FETCHES: Final = 100  # in one message `seen`, whose header must hold them
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
@@ -190,11 +193,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Approve:
-    """Approve a request with an armored signature; the waiver is its `until` as text and its uses."""
+    """Approve a request with an armored signature or a passkey's assertion; the waiver is its `until` as text and its
+    uses."""
 
     caller: Caller
     request: str
-    signature: str
+    signature: str | Assertion
     waiver: tuple[str, int] | None
 
 
@@ -248,6 +252,34 @@ class CloseIncident:
     reference: str
 
 
+@dataclass(frozen=True, slots=True)
+class AddHostKeys:
+    """List a host with its names and public keys, in the place of an earlier entry only with `replace`."""
+
+    caller: Caller
+    name: str
+    addresses: tuple[str, ...]
+    keys: tuple[str, ...]
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveHostKeys:
+    """Take a host off the list."""
+
+    caller: Caller
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListHostKeys:
+    """A page of the list of hosts, by name; `after` is the last name of the page before."""
+
+    caller: Caller
+    after: str | None
+
+
+AboutHosts = AddHostKeys | RemoveHostKeys | ListHostKeys
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
@@ -262,7 +294,9 @@ Query = (
     | ShowRole
     | ShowCaller
 )
-Command = Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutRequest | Query
+Command = (
+    Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutHosts | AboutRequest | Query
+)
 
 
 def read_command(
@@ -306,6 +340,23 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     if not isinstance(header, dict):
         raise _bad_message("header")
     return header, body
+
+
+def read_fetches(header: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """The fetches in a message `seen`: host, address and version of the list; raises `BadRequest`."""
+    fetches = header.get("fetches")
+    if not isinstance(fetches, list) or len(fetches) > MAX_FETCHES:
+        raise _bad_message("fetches")
+    found = []
+    for fetch in fetches:
+        match fetch:
+            case [str() as host, str() as peer, int() as version] if (
+                HOST_NAME.fullmatch(host) and len(peer) <= MAX_ADDRESS and 0 <= version < 2**63
+            ):
+                found.append((host, peer, version))
+            case _:
+                raise _bad_message("fetches")
+    return found
 
 
 def _bad_message(what: str) -> BadRequest:
@@ -462,7 +513,7 @@ def _read_claim(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
 def _read_approve(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     asked = read_body_as(ApproveBody, decode_body(body))
     waiver = None if asked.waiver is None else (asked.waiver.until, asked.waiver.uses)
-    return Approve(caller, _read_text(header, "request"), asked.signature, waiver)
+    return Approve(caller, _read_text(header, "request"), asked.evidence(), waiver)
 
 
 def _read_deny(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
@@ -480,6 +531,16 @@ def _read_end_waiver(header: dict[str, Any], body: bytes, caller: Caller) -> Com
 
 def _read_close(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     return CloseIncident(caller, _read_text(header, "incident"), read_body_as(CloseBody, decode_body(body)).reference)
+
+
+def _read_add_host(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(HostKeysBody, decode_body(body))
+    return AddHostKeys(caller, asked.name, tuple(asked.addresses), tuple(asked.keys), asked.replace)
+
+
+def _read_hosts(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    after = header.get("after")
+    return ListHostKeys(caller, None if after is None else _read_text(header, "after", MAX_HOST_NAME))
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {
@@ -506,5 +567,8 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "end_waiver": _read_end_waiver,
     "incidents": lambda header, _body, caller: ListIncidents(caller, header.get("state") == "all"),
     "close_incident": _read_close,
+    "host_keys": _read_hosts,
+    "add_host_keys": _read_add_host,
+    "remove_host_keys": lambda header, _body, caller: RemoveHostKeys(caller, _read_text(header, "host", MAX_HOST_NAME)),
     "whoami": lambda _header, _body, caller: ShowCaller(caller),
 }

@@ -244,6 +244,13 @@ class NextSteps(Reply):
     claim: str
 
 
+class PasskeyRow(Reply):
+    """A passkey that a browser may be asked for."""
+
+    id: Annotated[str, Field(description="of the credential, base64url")]
+    rp: Annotated[str, Field(description="the relying party's id")]
+
+
 class RequestDetails(Reply):
     """A request that waits for humans, or that they have decided."""
 
@@ -267,6 +274,9 @@ class RequestDetails(Reply):
     next: NextSteps
     presence_keys: Annotated[
         list[str] | None, Field(description="to the asker, while presence is missing: keys that may give it")
+    ] = None
+    passkeys: Annotated[
+        list[PasskeyRow] | None, Field(description="to whose signature it waits for: their passkeys that it takes")
     ] = None
 
 
@@ -397,10 +407,65 @@ class CaKey(Reply):
     bundle: str
 
 
+class HostKeyRow(Reply):
+    """A public key of a host."""
+
+    kind: str
+    bits: int
+    fingerprint: str
+
+
+class HostKeys(Reply):
+    """A host of the signed list, its other names, its keys, and who listed it when."""
+
+    name: str
+    addresses: list[str]
+    keys: list[HostKeyRow]
+    by: str
+    since: str
+
+
+class HostKeysPage(Reply):
+    """Hosts by name, and the `seq` of the newest event about them; `after` asks for the next page."""
+
+    version: int
+    hosts: list[HostKeys]
+    after: Annotated[str | None, Field(description="the last name, if there are more")] = None
+
+
+class HostRemoved(Reply):
+    """A host that is no longer listed."""
+
+    name: str
+
+
 class MetricsText(Reply):
     """The keeper's metrics, in Prometheus' text format."""
 
     text: str
+
+
+class HostRow(Reply):
+    """A host, and the revocation list that it fetched last, as far as the keeper knows."""
+
+    name: str
+    version: int | None
+    seen: Annotated[str | None, Field(description="when it fetched it")]
+    current: Annotated[bool, Field(description="it has the version that is published now")]
+
+
+class Hosts(Reply):
+    """Hosts by name. Their names are what they say of themselves: nothing is decided by them."""
+
+    version: Annotated[int | None, Field(description="of the revocation list that is published")]
+    as_of: Annotated[str | None, Field(description="when that was last known to be the current list")]
+    hosts: list[HostRow]
+
+
+class Noted(Reply):
+    """The number of fetches that were taken in."""
+
+    noted: int
 
 
 class Ready(Reply):
@@ -411,6 +476,8 @@ class Ready(Reply):
     local_ca_fingerprint: str | None = None  # mode shadow: of the local CA key
     policy: str
     mode: str
+    list_version: Annotated[int | None, Field(description="of the revocation list that is published")] = None
+    list_age: Annotated[int | None, Field(description="seconds since that was last known to be current")] = None
     warnings: Annotated[list[str], Field(description="what should not stay as it is")] = []
 
 
@@ -456,6 +523,17 @@ class TokenEnd(Reply):
     expires: str
 
 
+class ListStatus(Reply):
+    """The published revocation list, and how many of the hosts that were seen lately have it."""
+
+    version: int | None
+    as_of: Annotated[str | None, Field(description="when it was last known to be the current list")]
+    wanted: Annotated[int | None, Field(description="the version that the ledger asks for; null if unknown")]
+    publisher: Annotated[str, Field(description="fingerprint of the publishing key, which hosts pin")]
+    hosts: int
+    hosts_current: int
+
+
 class Status(Reply):
     """What the keeper knows of itself, for the operator; `fault` is null while certificates can be issued.
 
@@ -478,6 +556,7 @@ class Status(Reply):
     live: list[LiveCertificates]
     freezes: list[FreezeRow]
     tokens: list[TokenEnd]
+    revocation_list: ListStatus
 
 
 _Shape = TypeVar("_Shape", bound=Reply)
@@ -486,8 +565,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
         OperationPage, OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded,
-        IncidentRow, Incidents, Changes, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady, Status,
-        Error,
+        IncidentRow, Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails,
+        CaKey, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -59,6 +59,9 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
             yield Check("fail", error.code, problem, error.hint)
         return
     yield from _check_settings(settings)
+    if shutil.which("ssh-keygen", path=environ.get("PATH", os.defpath)) is None:
+        text = "without ssh-keygen to read it back, no revocation list is published for hosts"
+        yield Check("warn", "ssh_keygen_missing", text, "install openssh-client")
     yield from _check_users(settings)
     yield from _check_tls(settings, now)
     policy: Policy | None = None

@@ -20,15 +20,18 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
+from signer.authority.hosts import LIST_NAMESPACE as HOSTS_NAMESPACE
 from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
+from signer.ca.key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
@@ -43,6 +46,7 @@ from signer.protocol.commands import (
     Unauthenticated,
     read_caller,
     read_command,
+    read_fetches,
     split_message,
     split_number,
 )
@@ -52,16 +56,21 @@ from signer.protocol.replies import (
     Certificate,
     CertificateWithWarnings,
     Changes,
+    Hosts,
     MetricsText,
+    Noted,
     NotReady,
     Ready,
     Reply,
     Status,
     encode_reply,
 )
+from signer.service.hosts_seen import Fetch, HostsSeen
+from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
-from signer.service.overview import Overview
+from signer.service.overview import Overview, hosts_reply
+from signer.service.publisher import CANDIDATE_NAME, HOSTS_NAME, Publisher, SignedFile
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
@@ -80,7 +89,7 @@ SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
-_DIRECT: Final = ("health", "metrics", "ca", "status")  # messages that are answered outside a batch
+_DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen")  # messages that are answered outside a batch
 _SEND_BUFFER: Final = 1024 * 1024
 
 
@@ -93,6 +102,14 @@ class _Peer:
     uid: int
     last_message_at: float  # monotonic seconds
     is_postponed: bool = False  # nothing is read from it until its message has had its turn
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """Where the lists for hosts are published, and the key that signs them."""
+
+    folder: Path
+    key: ServiceKey
 
 
 @dataclass(slots=True)
@@ -126,6 +143,7 @@ class Keeper:
         reloader: Reloader,
         max_when_slow: int = MAX_OUTSTANDING,
         *,
+        publishing: Publishing,
         supervisor: Supervisor | None = None,
         listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
@@ -146,6 +164,13 @@ class Keeper:
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
         self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
+        builder = ListBuilder(ledger.data_dir, publishing.folder / CANDIDATE_NAME, self._selector)
+        self._publishing_key = publishing.key
+        self._publisher = Publisher(
+            publishing.folder, publishing.key, builder, core.list_version, self._lines, [_known_hosts(core)]
+        )
+        self._hosts = HostsSeen(core.host_names)
+        self._internal = (self._reader, builder)  # what they send is collected after the batch
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
@@ -188,6 +213,7 @@ class Keeper:
             self._collect_signatures()
             self._collect_lookups()
             self._tell_watchers()
+            self._publisher.turn()
             self._fold()
             self._reload()
             if time.monotonic() - ticked >= 1:
@@ -197,6 +223,7 @@ class Keeper:
                 ticked = time.monotonic()
         self._close_pool()
         self._close_reader()
+        self._publisher.close()
         self._core.end()
         if failure is not None:
             raise failure
@@ -247,7 +274,7 @@ class Keeper:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
-            elif key.data is not self._reader:  # its replies are collected after the batch
+            elif key.data not in self._internal:
                 self._take(key.data, waiting)
         if waiting:
             self._answer(waiting)
@@ -505,6 +532,10 @@ class Keeper:
                 return self._health()
             case "metrics":
                 return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
+            case "hosts":
+                return self._list_hosts(header, peer)
+            case "seen":
+                return self._note_fetches(header)
         key = self._backend.public_key()
         return CaKey(
             fingerprint=key.fingerprint,
@@ -538,7 +569,11 @@ class Keeper:
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
         self._outage.note_ready()
         ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
-        if warnings := self._core.warnings():
+        published, now = self._publisher.state(), int(time.time())
+        if published.version is not None:
+            age = max(now - published.as_of, 0)
+            ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
+        if warnings := self._core.warnings() + published.warnings(now):
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
@@ -560,6 +595,9 @@ class Keeper:
             policy=self._core.policy,
             state=self._core.overview(),
             ledger_bytes=self._ledger.size(),
+            publisher=self._publishing_key.fingerprint,
+            published=self._publisher.state(),
+            fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 
     def _status(self, header: dict[str, Any], peer: _Peer) -> Status:
@@ -570,6 +608,26 @@ class Keeper:
         health = self._health()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
         return self._overview().status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
+
+    def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:
+        """Which hosts have which list; raises `NotAuthenticated` or `Refused`."""
+        if _local_user(peer.uid, header) is None:
+            identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+            if "hosts" not in identity.may:
+                require(identity, "ledger.read")
+        return hosts_reply(self._publisher.state(), self._hosts.rows(int(time.time())))
+
+    def _note_fetches(self, header: dict[str, Any]) -> Noted:
+        """Takes in which hosts have fetched which list, as the api was told."""
+        now = int(time.time())
+        fetches = [Fetch(host, version, now, peer) for host, peer, version in read_fetches(header)]
+        self._hosts.note(fetches)
+        return Noted(noted=len(fetches))
+
+
+def _known_hosts(core: Core) -> SignedFile:
+    """The list of host keys, for clients."""
+    return SignedFile(HOSTS_NAME, HOSTS_NAMESPACE, core.hosts_version, core.known_hosts)
 
 
 def _wake(end: socket.socket) -> None:

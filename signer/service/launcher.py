@@ -356,9 +356,9 @@ def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
 
 
 def _ledger_files(folder: Path, owner: int) -> list[Path]:
-    """The ledger's own files in a folder; none if `owner` already owns it and root may not read it."""
+    """The keeper's own files in a folder; none if `owner` already owns it and root may not read it."""
     try:
-        return [path for path in folder.iterdir() if path.name.startswith(("ledger.", "views."))]
+        return [path for path in folder.iterdir() if path.name.startswith(("ledger.", "views.", "publishing."))]
     except PermissionError:
         if folder.stat().st_uid != owner:
             raise

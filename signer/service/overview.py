@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,19 @@ from signer.authority.core import StateOverview
 from signer.errors import SignerError
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON, token_id
-from signer.protocol.replies import Error, FreezeRow, LedgerState, LiveCertificates, Status, TokenEnd
+from signer.protocol.replies import (
+    Error,
+    FreezeRow,
+    HostRow,
+    Hosts,
+    LedgerState,
+    ListStatus,
+    LiveCertificates,
+    Status,
+    TokenEnd,
+)
+from signer.service.hosts_seen import Fetch
+from signer.service.publisher import ListState
 from signer.units import timestamp
 
 MAX_ROWS: Final = 500  # of each list in the reply, which is one message
@@ -32,6 +44,9 @@ class Overview:
     policy: Policy
     state: StateOverview | None
     ledger_bytes: int
+    publisher: str  # fingerprint of the publishing key
+    published: ListState
+    fetches: tuple[Fetch, ...] = ()
 
     def gauges(self) -> Iterator[Metric]:
         """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
@@ -42,6 +57,7 @@ class Overview:
             ("signer_ledger_bytes", "size of the ledger's file and its log", self.ledger_bytes),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        yield from self._list_gauges()
         if self.state is not None:
             yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
             yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))
@@ -59,6 +75,23 @@ class Overview:
         for identity, expires in sorted(self._last_ends().items()):
             ends.add_metric([identity], expires)
         yield ends
+
+    def _list_gauges(self) -> Iterator[Metric]:
+        """The revocation list; version and age are missing before the first one is published."""
+        published = self.published
+        if published.version is not None:
+            yield GaugeMetricFamily("signer_list_version", "revocation list that is published", published.version)
+            text = "since the published revocation list was last known to be current"
+            yield GaugeMetricFamily("signer_list_age_seconds", text, value=max(self.now - published.as_of, 0))
+        text = "0 while the published revocation list lacks something that was revoked"
+        yield GaugeMetricFamily("signer_list_current", text, value=int(published.is_current))
+        text = "hosts that have fetched the revocation list in the last day"
+        yield GaugeMetricFamily("signer_hosts", text, value=len(self.fetches))
+        text = "of them, those that have the published version"
+        yield GaugeMetricFamily("signer_hosts_current", text, value=self._count_current())
+
+    def _count_current(self) -> int:
+        return sum(fetch.version == self.published.version for fetch in self.fetches)
 
     def _last_ends(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -104,9 +137,35 @@ class Overview:
                 for token in tokens
                 if token.expires <= self.now + ENDS_SOON
             ][:MAX_ROWS],
+            revocation_list=ListStatus(
+                version=self.published.version,
+                as_of=_as_of(self.published),
+                wanted=self.published.wanted,
+                publisher=self.publisher,
+                hosts=len(self.fetches),
+                hosts_current=self._count_current(),
+            ),
         )
 
     def _ledger(self, state: StateOverview) -> LedgerState:
         head = state.head
         at = timestamp(head.time_ms // 1000) if head.seq else None
         return LedgerState(events=head.seq, head=head.hash, time=at, bytes=self.ledger_bytes)
+
+
+def _as_of(published: ListState) -> str | None:
+    return None if published.version is None else timestamp(published.as_of)
+
+
+def hosts_reply(published: ListState, fetches: Sequence[Fetch]) -> Hosts:
+    """The reply to `GET /api/hosts`."""
+    rows = [
+        HostRow(
+            name=fetch.host,
+            version=fetch.version,
+            seen=timestamp(fetch.at),
+            current=fetch.version == published.version,
+        )
+        for fetch in fetches
+    ]
+    return Hosts(version=published.version, as_of=_as_of(published), hosts=rows)

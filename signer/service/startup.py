@@ -19,14 +19,15 @@ from signer import __version__
 from signer.authority.core import Core
 from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
+from signer.ca.key import ServiceKey
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import identity_of, lock, open_lock
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
-from signer.model import PublicKey
+from signer.model import Event, PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
-from signer.service.keeper import BACKLOG, Keeper
+from signer.service.keeper import BACKLOG, Keeper, Publishing
 from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
 from signer.service.reload import Reloader
@@ -35,6 +36,7 @@ from signer.settings import Settings
 from signer.signing import SigningKey
 
 LOCK_NAME: Final = "keeper.lock"
+PUBLISHING_KEY: Final = "publishing.key"  # the file in SIGNER_DATA_DIR; the kind of its event is the same
 log = logging.getLogger("signer.keeper")
 
 
@@ -158,6 +160,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         key = source.load(policy.ca)
     check_run_dir(settings.run_dir)
     ledger = TimedLedger(settings.data_dir, supervisor.alive)
+    publishing = Publishing(settings.published, ServiceKey.open(settings.data_dir / PUBLISHING_KEY))
     place = KeeperSocket(settings)
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
@@ -171,6 +174,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         report=report,
     )
     _begin(core, backend)
+    _record_key(core, ledger, publishing.key)
     keeper = Keeper(
         core,
         backend,
@@ -178,6 +182,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         place.listen(),
         Reloader(core, backend, settings, source),
         settings.threads * 3 // 4 or 1,
+        publishing=publishing,
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
@@ -200,6 +205,15 @@ def _begin(core: Core, backend: Backend) -> None:
             log.warning("policy.toml does not name %s: %s", former, hint)
     if failure is not None:
         raise failure
+
+
+def _record_key(core: Core, ledger: TimedLedger, key: ServiceKey) -> None:
+    """Records a publishing key that the ledger does not have yet; raises `Unavailable` or `LedgerBroken`."""
+    if ledger.last_service_key(PUBLISHING_KEY) != key.line:
+        failure = core.record([Event("publishing.key", "keeper", {"public_key": key.line})])
+        if failure is not None:
+            raise failure
+        log.warning("the publishing key is %s: hosts must pin it (`signer hosts key`)", key.fingerprint)
 
 
 def _report(lines: LogLimit, error: Exception) -> None:

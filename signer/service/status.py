@@ -177,6 +177,7 @@ def _add_status(report: Report, status: Mapping[str, Any], now: int) -> None:
         facts["requests"] = {"open": status["requests"]}
         facts["incidents"] = {"open": status["incidents"], "overdue": status["incidents_overdue"]}
     facts["tokens"] = status["tokens"]
+    _add_list(report, status["revocation_list"], now)
     facts["clock"] = {"keeper": status["time"], "newest_event": (status["ledger"] or {}).get("time")}
     report.notes += [f"{row['scope']} is frozen by {row['by']}: {row['reason']}" for row in status["freezes"]]
     if status["incidents_overdue"]:
@@ -184,6 +185,16 @@ def _add_status(report: Report, status: Mapping[str, Any], now: int) -> None:
     for row in status["tokens"]:
         ends = "ended" if row["expires"] <= timestamp(now) else "ends"
         report.notes.append(f"the token {row['id']} of {row['identity']} {ends} on {row['expires']}")
+
+
+def _add_list(report: Report, row: Mapping[str, Any], now: int) -> None:
+    """The revocation list that hosts fetch, and a note while it is not the one that the ledger asks for."""
+    report.facts["revocation_list"] = {**row, **(_age(row["as_of"], now) if row["as_of"] else {})}
+    if row["version"] is None:
+        report.notes.append("no revocation list is published yet: see the service's log")
+    elif row["wanted"] is not None and row["version"] != row["wanted"]:
+        text = f"hosts get version {row['version']} of the revocation list, not {row['wanted']}: see the service's log"
+        report.notes.append(text)
 
 
 def _age(since: str, now: int) -> dict[str, str]:

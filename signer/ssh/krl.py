@@ -214,6 +214,14 @@ def decode_krl(data: bytes) -> RevocationList:
     return RevocationList(version, date, comment, MappingProxyType(certificates), long, keys, short)
 
 
+def krl_version(data: bytes) -> int:
+    """The version in the head of a list; raises `BadFormat` if it is none."""
+    reader = Reader(data)
+    if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
+        raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
+    return reader.uint64()
+
+
 class _Found:
     """What was read so far."""
 

@@ -1,4 +1,5 @@
-"""Reads and verifies the signatures that `ssh-keygen -Y sign` makes (OpenSSH PROTOCOL.sshsig), also those of FIDO keys.
+"""Reads and verifies the signatures that `ssh-keygen -Y sign` makes (OpenSSH PROTOCOL.sshsig), also those of FIDO keys;
+and makes those of Ed25519 keys.
 
 One signature over one message has one text: an armor that `ssh-keygen` would write otherwise is refused. FIDO
 signatures: OpenSSH PROTOCOL.u2f; the plain ones are those of `signature.py`. Pure. Raises `BadSignature` only.
@@ -7,6 +8,7 @@ signatures: OpenSSH PROTOCOL.u2f; the plain ones are those of `signature.py`. Pu
 from __future__ import annotations
 
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256, sha512
 from typing import Final
@@ -30,6 +32,7 @@ _WIDTH: Final = 70  # characters of base64 in a line
 _MAGIC: Final = b"SSHSIG"
 _VERSION: Final = 1
 _HASHES: Final = {"sha256": sha256, "sha512": sha512}
+_SIGN_HASH: Final = "sha512"
 _USER_PRESENT: Final = 0x01  # PROTOCOL.u2f, "SSH U2F Signatures": flags
 _USER_VERIFIED: Final = 0x04
 _SIGN_AGAIN: Final = "sign with `ssh-keygen -Y sign` and send its whole output"
@@ -84,8 +87,7 @@ def verify(armored: str, message: bytes, namespace: str, key: PublicKey) -> SshS
             f"sign with `ssh-keygen -Y sign -n {namespace}`",
         )
     # 3 the signature over the message's hash
-    digest = _HASHES[found.hash_name](message).digest()
-    signed = _MAGIC + b"".join(map(string, (namespace.encode(), b"", found.hash_name.encode(), digest)))
+    signed = _signed_data(message, namespace, found.hash_name)
     try:
         if key.kind.startswith("sk-"):
             flags, counter = _check_fido_signature(key.blob, signed, found.signature)
@@ -98,6 +100,23 @@ def verify(armored: str, message: bytes, namespace: str, key: PublicKey) -> SshS
             "show the request again and sign what it shows",
         ) from None
     return SshSignature(key.fingerprint)
+
+
+def sign_armored(message: bytes, namespace: str, public: bytes, sign: Callable[[bytes], bytes]) -> str:
+    """What `ssh-keygen -Y sign -n NAMESPACE` writes for `message` with an Ed25519 key.
+
+    `public` is the key's 32 bytes; `sign` returns the 64 bytes of its signature over what it is given.
+    """
+    key, signed = string(b"ssh-ed25519") + string(public), _signed_data(message, namespace, _SIGN_HASH)
+    signature = string(b"ssh-ed25519") + string(sign(signed))
+    fields = (key, namespace.encode(), b"", _SIGN_HASH.encode(), signature)
+    return _render_armor(_MAGIC + uint32(_VERSION) + b"".join(map(string, fields))) + "\n"
+
+
+def _signed_data(message: bytes, namespace: str, hash_name: str) -> bytes:
+    """The bytes that a key signs for `message` (PROTOCOL.sshsig, "Signed Data")."""
+    digest = _HASHES[hash_name](message).digest()
+    return _MAGIC + b"".join(map(string, (namespace.encode(), b"", hash_name.encode(), digest)))
 
 
 def _parse(armored: str) -> _Unverified:

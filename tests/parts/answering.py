@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signer.api.native import who_am_i
 from signer.api_client import ApiClient
-from signer.errors import SignerError
+from signer.ca.key import ServiceKey
+from signer.errors import NotFound, SignerError
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
 from signer.protocol.replies import CallerDetails, Reply
+from signer.service.list_builder import Built
+from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, render_statement
+from signer.ssh.krl import RevocationList, encode_krl
+from signer.ssh.sshsig import sign_armored
 from tests.parts.builders import Bench, token
 
 # Method and path of a route, the command that it becomes, and the field that takes the name in the path.
@@ -23,6 +30,9 @@ _ROUTES = (
     ("POST", r"/api/freezes", "freeze", ""),
     ("GET", r"/api/freezes", "freezes", ""),
     ("DELETE", r"/api/freezes/([^/]+)", "unfreeze", "scope"),
+    ("POST", r"/api/host-keys", "add_host_keys", ""),
+    ("GET", r"/api/host-keys", "host_keys", ""),
+    ("DELETE", r"/api/host-keys/([^/]+)", "remove_host_keys", "host"),
     ("GET", r"/api/requests", "requests", ""),
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
@@ -70,4 +80,29 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         return reply.model_dump(exclude_unset=True)
 
     environ.setattr(KeeperClient, "ask", ask_locally)
+    files = published_files()
+
+    def fetch(_client: ApiClient, name: str, _most: int) -> bytes:
+        if name not in files:
+            raise NotFound("unknown_route", "no such path", "see GET /api/openapi.json")
+        return files[name]
+
     environ.setattr(ApiClient, "_ask", ask_api)
+    environ.setattr(ApiClient, "file", fetch)
+
+
+def published_files(version: int = 12, as_of: int = 1_740_000_600) -> dict[str, bytes]:
+    """What the API shows to hosts, signed by a key that is the same in every run."""
+    secret = Ed25519PrivateKey.from_private_bytes(sha256(b"publishing").digest())
+    key = ServiceKey(secret, "signer-publishing", is_new=False)
+    krl = encode_krl(RevocationList(version, as_of - 60))
+    statement = render_statement(Built(version, sha256(krl).hexdigest()), as_of)
+    signatures = {
+        f"{name}.sig": sign_armored(content, namespace, key.raw_public, key.sign).encode()
+        for name, content, namespace in (
+            ("krl", krl, LIST_NAMESPACE),
+            ("krl.statement", statement, STATEMENT_NAMESPACE),
+        )
+    }
+    line = f"{key.line}\n".encode()
+    return {"ca": b"ssh-ed25519 AAAA\n", "krl": krl, "krl.statement": statement, "krl.publisher": line, **signatures}

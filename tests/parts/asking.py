@@ -8,7 +8,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
 
-from signer.model import Approval, ApprovalKey, Identity, Role
+from signer.model import Approval, Identity, Role, SshApprovalKey
 from signer.policy.decide import Policy
 from signer.protocol.commands import (
     Approve,
@@ -72,8 +72,8 @@ def approval_line(name: str, kind: str = SK) -> str:
     return public_line(kind, f"approves {name}")
 
 
-def approval_key(name: str, kind: str = SK, **changes: Any) -> ApprovalKey:
-    return ApprovalKey(public_key(kind, f"approves {name}"), **changes)
+def approval_key(name: str, kind: str = SK, **changes: Any) -> SshApprovalKey:
+    return SshApprovalKey(public_key(kind, f"approves {name}"), **changes)
 
 
 def asking_policy() -> Policy:

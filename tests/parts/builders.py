@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Answer, Core
+from signer.authority.webauthn import VerifiedAssertion, verify_assertion
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
@@ -28,6 +29,7 @@ from signer.ledger.reader import Recent
 from signer.model import (
     BACKDATE,
     ActiveFreeze,
+    Assertion,
     Caller,
     Entry,
     Event,
@@ -37,6 +39,7 @@ from signer.model import (
     Identity,
     Issued,
     Limits,
+    Passkey,
     PublicKey,
     Role,
     SignRequest,
@@ -192,7 +195,7 @@ tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "ledger.read", "operate"]
+may = ["approve", "freeze", "hosts", "ledger.read", "operate"]
 approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
@@ -322,6 +325,10 @@ class MemoryStore:
         self._readable()
         return dict(self.frozen)
 
+    def host_events(self) -> list[Entry]:
+        self._readable()
+        return [entry for entry in self.entries if entry.kind.startswith("host.")]
+
     def asked(self, since: int) -> list[Entry]:
         self._readable()
         kinds = ("approval.", "waiver.", "freeze.")
@@ -395,6 +402,11 @@ class FakeSignatures:
         if found["statement"] != statement.decode() or parse_public_key(found["key"]) != key:
             raise BadSignature("signature_wrong", "the signature is not over this statement")
         return Flags(*found["flags"])
+
+    @staticmethod
+    def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
+        """The real one: `tests.parts.passkeys` makes real assertions."""
+        return verify_assertion(assertion, statement, passkey)
 
     @staticmethod
     def _open(armored: str) -> dict[str, Any]:

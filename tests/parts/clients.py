@@ -21,7 +21,8 @@ class Seen:
 
 
 class Clients:
-    """`count` clients, each logging in again as soon as it is through; a login that fails is tried once more.
+    """`count` clients, each logging in again as soon as it is through; a login that fails is tried once more, and then
+    waits for a service that is away, as the first try's hint says.
 
     Use as a context manager. They run at the lowest priority: in production they have processors of their own, and
     here 30 of them would leave none to the platform that they look at.
@@ -53,8 +54,8 @@ class Clients:
     def _log_in_again_and_again(self, target: str) -> None:
         while not self._stop.is_set():
             began, said = time.monotonic(), ""
-            for attempt in (1, 2):  # noqa: B007 - read after the loop
-                done = self.platform.login(target, nice=True)
+            for attempt, options in ((1, ()), (2, ("--wait", "60s"))):  # noqa: B007 - read after the loop
+                done = self.platform.login(target, nice=True, options=options)
                 if done.out == "logged-in\n":
                     break
                 said += done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 import re
@@ -12,9 +13,11 @@ from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from signer.api_client import ApiClient
 from signer.ca.infisical import Secret
 from signer.cli import main
 from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
@@ -321,11 +324,17 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
     monkeypatch.setattr("signer.service.access._become_keeper", _stay)
     play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network
+    monkeypatch.setattr(ApiClient, "_connect", _refuse)
     folder = tmp_path / "w"
     # What Infisical holds is a file; tests/system/ca/test_ca_render.py asks a server, with the SDK.
     monkeypatch.setattr("signer.ca.infisical.fetch_secret", lambda _: Secret((folder / "infisical").read_text()))
     folder.mkdir(mode=0o700)
     return World(folder, keyring("ed25519", "ca"), keyring("ed25519", "user"), monkeypatch)
+
+
+def _refuse(client: ApiClient, _within: float) -> NoReturn:
+    """In place of a connection, which unit tests may not open."""
+    raise client._no_connection(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
 
 
 def _stay(_settings: object) -> None:

@@ -23,7 +23,7 @@ BASE_IMAGE: Final = "localhost/debian:bookworm"
 BASE_FILE: Final = ROOT / "overlays" / "safe-session.yaml"
 OVERLAY_FILE: Final = ROOT / "overlays" / "safe-session-local-ca.yaml"
 API: Final = "safe-session-api"
-KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
+FOLDER_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"
 KEEPER_ID, API_ID = 8221, 8222  # as the Containerfile has them
 
 # For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
@@ -103,8 +103,17 @@ class Engine:
         self.run("podman", "image", "prune", "--force", "--filter", ours, "--filter", old)
 
     def in_image(self, *argv: str) -> str:
-        """What a command in a fresh container of the image prints."""
-        return self.podman("run", "--rm", "--entrypoint", argv[0], self.image, *argv[1:])
+        """What a command in a fresh container of the image prints.
+
+        podman 4.3 now and then loses all output of a container that ends at once, on a busy machine, so a last line
+        says that the output is there.
+        """
+        for _ in range(3):
+            whole = ("--entrypoint", "/bin/sh", self.image, "-c", '"$@" && echo whole', "sh", *argv)
+            printed = self.podman("run", "--rm", *whole)
+            if printed.endswith("whole\n"):
+                return printed.removesuffix("whole\n")
+        raise AssertionError(f"the output of {argv} is lost each time")
 
     def facts(self, image: str) -> dict[str, Any]:
         """What `podman image inspect` says."""
@@ -131,6 +140,10 @@ class Contained(Service):
         self.engine = engine
         self.files = (BASE_FILE, OVERLAY_FILE) if local else (BASE_FILE,)
         self.project = f"test-{os.getpid()}-{self.port}"
+        # In a folder of its own, which is mounted: beside it lie the policy and the tests' tokens.
+        alone = folder / "ca-key" / "ca"
+        alone.parent.mkdir(mode=0o700)
+        self.key_file = self.key_file.rename(alone)
         self.policy_file = folder / "policy" / "policy.toml"
         self.policy_file.parent.mkdir(mode=0o755)
         self.write_policy(STANDARD_POLICY)
@@ -148,7 +161,7 @@ class Contained(Service):
             "PLATFORM_RUNTIME_SAFE_SESSION_VAULT_ADDR": address,
             "PLATFORM_RUNTIME_SAFE_SESSION_VAULT_MOUNT": mount,
             "PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR": str(self.token_path.parent),
-            **({KEY_VARIABLE: str(self.key_file)} if local else {}),
+            **({FOLDER_VARIABLE: str(self.key_file.parent)} if local else {}),
         }
 
     @property

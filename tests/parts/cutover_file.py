@@ -15,7 +15,7 @@ engine   = "podman"
 project  = "safe-session"
 base     = "/opt/signer/overlays/safe-session.yaml"
 overlay  = "/opt/signer/overlays/safe-session-local-ca.yaml"
-environment = {{ {KEY_VARIABLE} = "/run/safe-session/ca" }}
+environment = {{ {KEY_VARIABLE} = "/run/signer-ca/ca" }}
 
 [preflight]
 script = "/opt/signer/scripts/cutover/safe-session-local-ca-preflight.sh"

@@ -24,13 +24,14 @@ from tests.parts.keys import Key, make_key
 SCRIPT: Final = Path(__file__).parents[2] / "scripts" / "cutover" / "safe-session-local-ca-preflight.sh"
 DATA: Final = Path(__file__).parents[1] / "data" / "preflight"
 KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
+FOLDER_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"  # what compose reads; the script sets it
 SERVICE: Final = "safe-session-api"
 
 _COMPOSE: Final = f"""#!/bin/sh
 here=${{0%/*}}
 if [ "$1" = version ] || [ "$2" = version ]; then exit 0; fi
 if [ -e "$here/../compose-fails" ]; then echo 'cannot do that' >&2; exit 3; fi
-if [ -z "${{{KEY_VARIABLE}:-}}" ] && [ ! -e "$here/../compose-default" ]; then
+if [ -z "${{{FOLDER_VARIABLE}:-}}" ] && [ ! -e "$here/../compose-default" ]; then
     cat "$here/../compose-message" >&2
     exit 1
 fi
@@ -176,9 +177,10 @@ class Host:
         compose = {"podman": "podman-compose.yaml", "docker": "docker-compose.yaml"}[engine]
         self.write("engine-version", f"{version}\n")
         self.write("image", "localhost/signer:test")
-        self.write("compose-message", f"required variable {KEY_VARIABLE} is missing a value: name the file\n")
-        self.write("merged.yaml", (DATA / compose).read_text().replace("KEYFILE", str(self.key)))
-        self.write("container.txt", (DATA / f"container-{engine}.txt").read_text().replace("KEYFILE", str(self.key)))
+        self.write("compose-message", f"required variable {FOLDER_VARIABLE} is missing a value: name the folder\n")
+        folder = str(self.key.parent)
+        self.write("merged.yaml", (DATA / compose).read_text().replace("KEYDIR", folder))
+        self.write("container.txt", (DATA / f"container-{engine}.txt").read_text().replace("KEYDIR", folder))
 
     def program(self, name: str, text: str) -> None:
         """A small program that stands for a real one."""

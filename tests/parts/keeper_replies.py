@@ -12,7 +12,9 @@ from signer.authority.core import StateOverview
 from signer.errors import SignerError, Unavailable
 from signer.model import ActiveFreeze, CaKeys, Head, Token
 from signer.policy.decide import Policy
+from signer.service.hosts_seen import Fetch
 from signer.service.overview import Overview
+from signer.service.publisher import ListState
 from signer.settings import Settings
 
 BEGAN = 1_740_000_000
@@ -39,6 +41,9 @@ def overview(*, frozen: bool = False, has_state: bool = True, live: int = 3) -> 
         ),
         state=state if has_state else None,
         ledger_bytes=123_456,
+        publisher="SHA256:" + "P" * 43,
+        published=ListState(12, BEGAN + 600, 12),
+        fetches=(Fetch("edge1", 12, BEGAN + 610, "192.0.2.1"), Fetch("edge2", 11, BEGAN + 550, "192.0.2.2")),
     )
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.api_client import ApiClient
+from signer.migration.config import KEY_VARIABLE
 from tests.parts.contained_bao import ContainedBao
-from tests.parts.container import BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
+from tests.parts.container import BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import make_key
 from tests.parts.platform_files import CUTOVER_MAY, POLICY, SERVICE_MAY, SSH_HOST, facts, render_toml
@@ -72,11 +73,11 @@ class Platform:
             vault=(self.bao.address, "ssh", "none"),
         )  # fmt: skip
         self.ca = self.service.ca
-        self.key_file = memory / "ca"
+        self.key_file = memory / "signer-ca" / "ca"
         self.service.key_file.unlink()
         self.service.key_file = self.key_file
         self.base, self.overlay = folder / "safe-session.yaml", folder / "safe-session-local-ca.yaml"
-        self.service.variables[KEY_VARIABLE] = str(self.key_file)
+        self.service.variables |= {KEY_VARIABLE: str(self.key_file), FOLDER_VARIABLE: str(self.key_file.parent)}
         self.service.files = (self.base,)
         self.vault_ca_line = ""
         self.evidence_dir = folder / "evidence"
@@ -131,6 +132,7 @@ class Platform:
     def _write_files(self) -> None:
         shutil.copyfile(BASE_FILE, self.base)
         shutil.copyfile(OVERLAY_FILE, self.overlay)
+        self.key_file.parent.mkdir(mode=0o700, exist_ok=True)
         self.key_file.unlink(missing_ok=True)
         self.key_file.write_bytes(self.ca.private.read_bytes())
         self.key_file.chmod(0o400)
@@ -251,11 +253,18 @@ class Platform:
         self._at_up.chmod(0o755)
 
     def login(
-        self, name: str, command: str = "echo logged-in", *, identity: str = "deploy-agent", nice: bool = False
+        self,
+        name: str,
+        command: str = "echo logged-in",
+        *,
+        identity: str = "deploy-agent",
+        nice: bool = False,
+        options: Sequence[str] = (),
     ) -> Login:
         """A login as people have it: through `safe-session ssh`; `nice`: with what processor time others leave."""
         sshd = self.targets[name]
-        argv = [sys.executable, "-P", "-m", "signer.safe_session", "ssh", *sshd.ssh_options(), LOOPBACK, command]
+        ssh = ("ssh", *sshd.ssh_options(), LOOPBACK, command)
+        argv = [sys.executable, "-P", "-m", "signer.safe_session", *options, *ssh]
         if identity not in self._clients:
             self._clients[identity] = self.environment() | self.service.client_environment(identity)
         return run([*(["nice", "-n", "19"] if nice else []), *argv], environment=self._clients[identity], timeout=100)

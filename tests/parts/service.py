@@ -46,7 +46,7 @@ tokens = [{ sha256 = "{token:ci}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "ledger.read", "operate"]
+may = ["approve", "freeze", "hosts", "ledger.read", "operate"]
 approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 

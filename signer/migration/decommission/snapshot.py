@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from signer.errors import SignerError
+from signer.errors import SignerError, write_hint
 from signer.files import open_regular, sync_directory, write_new
 from signer.units import plain, timestamp
 
@@ -161,13 +161,10 @@ def _stored(
         os.link(part, target)
         sync_directory(target.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise SignerError(
             "snapshot_unwritable",
             f"the snapshot cannot be stored: {error.strerror}",
-            "free space in the evidence directory"
-            if full
-            else "check the evidence directory, then apply the same plan again",
+            f"{write_hint(error, 'the evidence directory')}, then apply the same plan again",
         ) from None
     finally:
         with suppress(OSError):  # keep the original error

@@ -94,7 +94,7 @@ def test_a_key_is_fetched_as_recorded_and_written(server: Infisical, told: None,
     ran = run("ca", "render", "--to", str(target))
     assert (ran.status, ran.err) == (0, "")
     assert ran.out == (
-        f"{target}: written, the keeper takes it at its next start or SIGHUP (ssh-ed25519 {key.fingerprint})\n"
+        f"{target}: written, the keeper takes it at its next start or `signer reload` (ssh-ed25519 {key.fingerprint})\n"
     )
     assert ssh_keygen("-y", "-P", "", "-f", target).split()[:2] == key.public_line.split()[:2]
     assert [(asked["method"], asked["path"].split("?")[0]) for asked in server.requests[before:]] == [

@@ -140,10 +140,8 @@ def replay(page: Page, shell: Shell, world: Rotating, infisical: Infisical, fres
         "/run/signer-ca/ca": str(world.service.key_file),
         "/etc/ssh/signer-ca": "'$HOST_AT/trusted_ca'",
         "http://127.0.0.1:8222": world.service.address,
-        "pgrep -of 'signer serve'": f"echo {world.service.pid}",
         "INFISICAL_SECRET_NAME=SAFE_SESSION_CA_KEY_NEXT": f"INFISICAL_SECRET_NAME={NAME}",
         "signer ca render": "signer ca render --allow-disk",
-        "sleep 2": "sleep 0",
         shown["OLD-FINGERPRINT"]: old.fingerprint,
         shown["OLD-LINE"]: line_of(old),
     }

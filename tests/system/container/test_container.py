@@ -16,6 +16,7 @@ from tests.parts.container import API_ID, KEEPER_ID, Contained, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
 from tests.parts.openbao import OpenBao
+from tests.parts.rotation import ca_lines
 from tests.parts.service import STANDARD_POLICY, fill_policy
 from tests.parts.sshd import Sshd, StartSshd
 
@@ -62,6 +63,16 @@ def log_in(sshd: Sshd, service: Contained, user: Key) -> str:
 def test_a_certificate_of_the_local_ca_opens_an_sshd(local: Contained, start_sshd: StartSshd, user: Key) -> None:
     assert local.ask("GET", "/readyz").json()["mode"] == "local"
     log_in(start_sshd(local.ca.public_line), local, user)
+
+
+def test_hosts_get_the_revocation_list_from_the_container(local: Contained) -> None:
+    """ssh-keygen of the image has read it back, and the api's user reads what the keeper's user wrote."""
+    eventually(lambda: local.ask("GET", "/api/krl").status == 200, "a list is published")
+    assert local.ask("GET", "/api/krl.statement").json()["version"] == 0
+    assert local.ask("GET", "/api/krl.publisher").body.startswith(b"ssh-ed25519 ")
+    published = ("/run/signer/published", "/run/signer/published/krl")
+    owners = local.inside("stat", "-c", "%U:%G:%a", *published, user="signer-keeper")
+    assert owners.out.split() == ["signer-keeper:signer-api:2750", "signer-keeper:signer-api:640"], owners.err
 
 
 def test_the_base_alone_has_vault_sign_and_its_certificate_opens_an_sshd(
@@ -169,7 +180,7 @@ def test_every_power_it_is_given_is_needed(engine: Engine, local: Contained, tmp
             "run", "--detach", "--name", name, "--read-only", "--network", "host", "--cap-drop", "all",
             "--cap-add", powers_left, "--security-opt", "no-new-privileges", "--tmpfs", "/run/signer:mode=0750",
             "--volume", f"{name}:/var/lib/signer", "--volume", f"{local.policy_file.parent}:/etc/signer:ro",
-            "--volume", f"{local.key_file}:/run/signer-ca/ca:ro", "--env", "SIGNER_LISTEN=unix:/dev/shm/api",
+            "--volume", f"{local.key_file.parent}:/run/signer-ca:ro", "--env", "SIGNER_LISTEN=unix:/dev/shm/api",
             engine.image,
         )  # fmt: skip
         if power == "KILL":
@@ -219,7 +230,7 @@ def test_the_engine_mounts_secrets_read_only_and_writes_to_the_ledgers_volume_al
     writable = {mount["Destination"] for mount in facts["Mounts"] if mount["RW"]}
     assert writable == {"/var/lib/signer"}
     assert {mount["Destination"] for mount in facts["Mounts"] if not mount["RW"]} == {
-        "/etc/signer", "/run/signer-ca/ca", "/run/signer-vault",
+        "/etc/signer", "/run/signer-ca", "/run/signer-vault",
     }  # fmt: skip
     assert facts["HostConfig"]["ReadonlyRootfs"] is True
     assert facts["HostConfig"]["Privileged"] is False
@@ -271,6 +282,33 @@ def test_sighup_takes_a_policy_file_that_was_replaced(local: Contained, user: Ke
     eventually(lambda: asked() == 201, "the longer one is back")
 
 
+def test_a_rendered_key_is_taken_by_sighup_and_by_reload(
+    engine: Engine, keyring: KeyRing, tmp_path: Path, user: Key
+) -> None:
+    """By rename, as `signer ca render` does it: the folder is mounted. There by SIGHUP, back by command."""
+    old, new = keyring("ed25519", "ca"), keyring("ed25519", "next-ca")
+    with Contained(engine, tmp_path / "rotates", old, local=True) as service:
+        service.write_policy(STANDARD_POLICY.replace('fingerprint = "{ca}"', ca_lines(old, new)))
+
+        def render(key: Key) -> None:
+            fresh = service.key_file.with_name(".ca.new")
+            fresh.write_bytes(key.private.read_bytes())
+            fresh.chmod(0o400)
+            fresh.replace(service.key_file)
+
+        def in_use() -> object:
+            return service.ask("GET", "/readyz").json()["ca_fingerprint"]
+
+        render(new)
+        engine.podman("kill", "--signal", "HUP", service.name)
+        eventually(lambda: in_use() == new.fingerprint, "the new key signs")
+        render(old)
+        ran = service.inside("signer", "reload")
+        assert (ran.status, old.fingerprint in ran.out) == (0, True), ran.out + ran.err
+        assert in_use() == old.fingerprint
+        assert service.sign(user.public_line).status == 201
+
+
 def test_no_zombie_is_left_of_a_killed_api(local: Contained) -> None:
     (arbiter, *workers) = sorted(
         (one for one in local.processes().values() if " -m signer api " in one.command), key=lambda one: one.number
@@ -299,9 +337,10 @@ def test_sigterm_ends_it_in_order_and_the_next_start_knows_all_that_was_issued(
 def test_a_key_that_is_not_there_is_not_made_by_the_engine(engine: Engine, keyring: KeyRing, tmp_path: Path) -> None:
     service = Contained(engine, tmp_path / "none", keyring("ed25519", "ca"), local=True)
     service.key_file.unlink()
+    service.key_file.parent.rmdir()
     try:
         assert service.compose("up", "-d").status != 0
-        assert not service.key_file.exists()
+        assert not service.key_file.parent.exists()
     finally:
         service.remove()
 

@@ -9,7 +9,7 @@ import pytest
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders, missing
 from tests.parts.agents import Agent
-from tests.parts.container import BASE_FILE, KEEPER_ID, KEY_VARIABLE, Contained, Engine
+from tests.parts.container import BASE_FILE, FOLDER_VARIABLE, KEEPER_ID, Contained, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 
@@ -28,7 +28,7 @@ def test_a_container_signs_with_the_hosts_agent_and_has_no_key(
         service = Contained(engine, tmp_path / "service", ca, local=True)
         service.key_file.unlink()
         service.files = (BASE_FILE, AGENT_FILE)
-        del service.variables[KEY_VARIABLE]
+        del service.variables[FOLDER_VARIABLE]
         service.variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR"] = str(agent.folder)
         with service:
             assert service.ask("GET", "/readyz").json()["ca_fingerprint"] == ca.fingerprint

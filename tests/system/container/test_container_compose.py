@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.parts import missing
-from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Ended, Engine
+from tests.parts.container import API, BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Ended, Engine
 
 yaml: Any = pytest.importorskip(
     "yaml", reason="no PyYAML: the Python package podman-compose, which needs it, is not installed"
@@ -19,7 +19,7 @@ yaml: Any = pytest.importorskip(
 pytestmark = missing.needs_podman_compose
 
 Config = dict[str, Any]
-KEY = "/run/safe-session/ca"
+KEY_FOLDER = "/run/safe-session/ca-key"
 SHADOW_FILE = OVERLAY_FILE.with_name("safe-session-shadow.yaml")
 AGENT_FILE = OVERLAY_FILE.with_name("safe-session-agent.yaml")
 
@@ -38,12 +38,12 @@ def base(config: Callable[..., Ended]) -> Config:
 
 @pytest.fixture
 def merged(config: Callable[..., Ended]) -> Config:
-    return read(config(BASE_FILE, OVERLAY_FILE, **{KEY_VARIABLE: KEY}))
+    return read(config(BASE_FILE, OVERLAY_FILE, **{FOLDER_VARIABLE: KEY_FOLDER}))
 
 
 @pytest.fixture
 def shadowed(config: Callable[..., Ended]) -> Config:
-    return read(config(BASE_FILE, SHADOW_FILE, **{KEY_VARIABLE: KEY}))
+    return read(config(BASE_FILE, SHADOW_FILE, **{FOLDER_VARIABLE: KEY_FOLDER}))
 
 
 def read(done: Ended) -> Config:
@@ -83,8 +83,8 @@ def test_an_overlay_changes_the_mode_and_adds_the_key_and_nothing_else(
     expected["services"][API]["volumes"].append(
         {
             "type": "bind",
-            "source": KEY,
-            "target": "/run/signer-ca/ca",
+            "source": KEY_FOLDER,
+            "target": "/run/signer-ca",
             "read_only": True,
             "bind": {"create_host_path": False},
         }
@@ -98,14 +98,14 @@ def test_the_base_alone_asks_for_no_key(base: Config) -> None:
 
 
 @pytest.mark.parametrize("overlay", [OVERLAY_FILE, SHADOW_FILE], ids=["local", "shadow"])
-@pytest.mark.parametrize("variables", [{}, {KEY_VARIABLE: ""}], ids=["unset", "empty"])
+@pytest.mark.parametrize("variables", [{}, {FOLDER_VARIABLE: ""}], ids=["unset", "empty"])
 def test_an_overlay_without_its_variable_stops_with_its_message(
     config: Callable[..., Ended], variables: dict[str, str], overlay: Path
 ) -> None:
     done = config(BASE_FILE, overlay, **variables)
     assert done.status != 0
     assert done.out.strip() == ""
-    assert f"{KEY_VARIABLE} is missing a value: name the file that holds the rendered CA key" in done.err
+    assert f"{FOLDER_VARIABLE} is missing a value: name the folder that holds the rendered CA key as ca" in done.err
 
 
 # --- merge blocker: no writable secret mount -------------------------------------------------------------------------

@@ -81,17 +81,17 @@ def test_up_replaces_the_container_there_and_back_and_leaves_alone_what_is_right
 
 
 def test_a_failure_leaves_a_platform_that_the_other_configuration_mends(platform: Platform) -> None:
-    away = platform.key_file.with_name("away")
-    platform.key_file.rename(away)
+    folder = platform.key_file.parent
+    away = folder.rename(folder.with_name("away"))
     try:
         with pytest.raises(ComposeFailed) as caught:
             platform.compose_commands.up(with_overlay=True)
         assert caught.value.code == "compose_failed"
-        assert str(platform.key_file) in caught.value.said
+        assert str(folder) in caught.value.said
         platform.compose_commands.up(with_overlay=False)
         assert platform.mode() == "vault"
     finally:
-        away.rename(platform.key_file)
+        away.rename(folder)
 
 
 _UP = """

@@ -15,7 +15,7 @@ from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.config import ComposeFacts
 from signer.migration.trial import trial, trial_project
 from tests.parts import missing
-from tests.parts.container import API, BASE_FILE, KEY_VARIABLE, OVERLAY_FILE, Engine
+from tests.parts.container import API, BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Engine
 from tests.parts.keys import KeyRing
 
 pytestmark = [missing.needs_podman, missing.needs_podman_compose, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -53,7 +53,7 @@ def facts(engine: Engine, tmp_path: Path, keyring: KeyRing) -> ComposeFacts:
             "PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": engine.image,
             "PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR": str(tmp_path / "policy"),
             "PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR": str(tmp_path / "vault"),
-            KEY_VARIABLE: str(keyring("ed25519", "ca").private),
+            FOLDER_VARIABLE: str(tmp_path / "vault"),
         },
     )
 

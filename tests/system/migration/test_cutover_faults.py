@@ -80,9 +80,9 @@ def test_audit_4e1_a_container_that_is_more_than_its_files_say_puts_all_back(pla
 
 
 def test_compose_that_fails_half_way_puts_all_back(platform: Platform) -> None:
-    """The key vanishes in the last moment: the old container is gone by then, and the new one cannot be made."""
+    """The key's folder vanishes in the last moment: the old container is gone, and the new one cannot be made."""
     watched = Watched(platform, "cutover", "apply", platform.plan(), "--approve", CUTOVER_PHRASE)
-    ended = watched.at("step.began", "up", platform.key_file.unlink)
+    ended = watched.at("step.began", "up", lambda: shutil.rmtree(platform.key_file.parent))
     check_rolled_back(platform, ended, "compose")
 
 

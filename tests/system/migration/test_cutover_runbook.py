@@ -118,7 +118,7 @@ def here(platform: Platform) -> dict[str, str]:
         "/root/plan.json": f"{folder}/plan.json",
         "/root/removal.json": f"{folder}/removal.json",
         "/root/policy.toml": f"{folder}/imported.toml",
-        "/run/safe-session/ca": str(platform.key_file),
+        "/run/signer-ca/ca": str(platform.key_file),
         "http://127.0.0.1:8222": service.address,
         "http://127.0.0.1:8200": platform.bao.address,
     }

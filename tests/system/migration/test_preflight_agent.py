@@ -10,7 +10,7 @@ import pytest
 
 from tests.parts import missing
 from tests.parts.agents import Agent
-from tests.parts.hosts import KEY_VARIABLE, Host
+from tests.parts.hosts import FOLDER_VARIABLE, KEY_VARIABLE, Host
 from tests.parts.keys import KeyRing, make_key
 
 AGENT_VARIABLE = "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR"
@@ -30,12 +30,12 @@ class AgentHost:
         del host.environ[KEY_VARIABLE]
         host.environ |= {AGENT_VARIABLE: str(agent.folder), PIN: host.ca.fingerprint}
         for name in ("merged.yaml", "container.txt"):
-            host.change(name, str(host.key), str(agent.folder))
-        host.change("merged.yaml", "target: /run/signer-ca/ca", "target: /run/signer-agent")
+            host.change(name, str(host.key.parent), str(agent.folder))
+        host.change("merged.yaml", "target: /run/signer-ca", "target: /run/signer-agent")
         host.change("merged.yaml", "SIGNER_CA_KEY_FILE: /run/signer-ca/ca", "SIGNER_CA_KEY_SOURCE: agent")
-        host.change("compose-message", KEY_VARIABLE, AGENT_VARIABLE)
+        host.change("compose-message", FOLDER_VARIABLE, AGENT_VARIABLE)
         compose = (host.folder / "bin" / "podman-compose").read_text()
-        host.program("podman-compose", compose.replace(KEY_VARIABLE, AGENT_VARIABLE))
+        host.program("podman-compose", compose.replace(FOLDER_VARIABLE, AGENT_VARIABLE))
 
     def faults(self) -> set[str]:
         return self.host.run().codes("FAIL", "warn")
@@ -181,7 +181,7 @@ def test_an_overlay_with_an_agent_beside_a_key_file_is_found(host: Host) -> None
 
 
 def test_both_variables_are_wrong_use(world: AgentHost) -> None:
-    world.host.environ[KEY_VARIABLE] = "/run/safe-session/ca"
+    world.host.environ[KEY_VARIABLE] = "/run/signer-ca/ca"
     told = world.host.run()
     assert (told.returncode, told.stdout) == (2, "")
     assert "are both set" in told.stderr

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.parts import missing
-from tests.parts.hosts import DATA, KEY_VARIABLE, SCRIPT, SERVICE, Host
+from tests.parts.hosts import DATA, FOLDER_VARIABLE, SCRIPT, SERVICE, Host
 
 yaml: Any = pytest.importorskip(
     "yaml", reason="no PyYAML: the Python package podman-compose, which needs it, is not installed"
@@ -72,12 +72,12 @@ def the_mount_says_that_it_is_writable(config: Config, host: Host) -> None:
 
 @a_configuration_where("compose_not_allowed", "overlay_mount_may_be_created", "overlay_mount_not_read_only")
 def the_mount_is_short_and_writable(config: Config, host: Host) -> None:
-    _service(config)["volumes"][-1] = f"{host.key}:/run/signer-ca/ca"
+    _service(config)["volumes"][-1] = f"{host.key.parent}:/run/signer-ca"
 
 
 @a_configuration_where("compose_not_allowed", "overlay_mount_may_be_created")
 def the_mount_is_short(config: Config, host: Host) -> None:
-    _service(config)["volumes"][-1] = f"{host.key}:/run/signer-ca/ca:ro,z"
+    _service(config)["volumes"][-1] = f"{host.key.parent}:/run/signer-ca:ro,z"
 
 
 @a_configuration_where("overlay_mount_may_be_created")
@@ -102,8 +102,23 @@ def it_is_mounted_in_two_places(config: Config, host: Host) -> None:
 
 
 @a_configuration_where("compose_not_allowed", "overlay_mount_twice")
-def its_folder_is_mounted_read_only_as_well(config: Config, host: Host) -> None:
-    _service(config)["volumes"].append(f"{host.key.parent}:/folder:ro")
+def its_folder_is_mounted_twice(config: Config, host: Host) -> None:
+    _service(config)["volumes"].insert(0, _key_mount(config) | {"target": "/folder"})
+
+
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
+def the_file_is_mounted_as_well(config: Config, host: Host) -> None:
+    _service(config)["volumes"].append(f"{host.key}:/file:ro")
+
+
+@a_configuration_where("compose_not_allowed", "overlay_mount_missing", "overlay_mount_twice")
+def the_file_is_mounted_instead(config: Config, host: Host) -> None:
+    _key_mount(config).update(source=str(host.key), target="/run/signer-ca/ca")
+
+
+@a_configuration_where("compose_not_allowed", "overlay_mount_twice")
+def a_folder_above_it_is_mounted_read_only_as_well(config: Config, host: Host) -> None:
+    _service(config)["volumes"].append(f"{host.memory}:/folder:ro")
 
 
 @a_configuration_where("compose_not_allowed", "overlay_mount_twice")
@@ -120,7 +135,7 @@ def it_is_a_secret_by_its_short_name(config: Config, host: Host) -> None:
 
 @a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def its_folder_can_be_written(config: Config, host: Host) -> None:
-    _service(config)["volumes"].insert(0, {"type": "bind", "source": str(host.key.parent), "target": "/folder"})
+    _service(config)["volumes"].insert(0, {"type": "bind", "source": f"{host.key.parent}/", "target": "/folder"})
 
 
 @a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
@@ -147,8 +162,8 @@ def its_other_name_is_mounted(config: Config, host: Host) -> None:
 
 @a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def dots_lead_to_its_folder(config: Config, host: Host) -> None:
-    (host.key.parent / "sub").mkdir()
-    _service(config)["volumes"].append(f"{host.key.parent}/sub/..:/x")
+    (host.memory / "sub").mkdir()
+    _service(config)["volumes"].append(f"{host.memory}/sub/../safe-session:/x")
 
 
 @a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
@@ -159,7 +174,7 @@ def a_relative_path_leads_to_its_folder(config: Config, host: Host) -> None:
 
 @a_configuration_where("compose_not_allowed", "overlay_key_reached_by_writable_mount")
 def a_named_volume_is_its_folder(config: Config, host: Host) -> None:
-    options = {"type": "none", "o": "bind", "device": str(host.key.parent)}
+    options = {"type": "none", "o": "bind", "device": f"{host.key.parent}/"}
     config["volumes"]["sly"] = {"driver": "local", "driver_opts": options}
     _service(config)["volumes"].append({"type": "volume", "source": "sly", "target": "/x"})
 
@@ -410,7 +425,7 @@ def test_recorded_merge_is_still_what_podman_compose_prints() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("podman-compose"), "-f", DATA / "base.yaml", "-f", DATA / "overlay.yaml",
          "config"],
-        capture_output=True, text=True, env=os.environ | {KEY_VARIABLE: "KEYFILE"},
+        capture_output=True, text=True, env=os.environ | {FOLDER_VARIABLE: "KEYDIR"},
     )  # fmt: skip
     assert done.stdout.strip() == (DATA / "podman-compose.yaml").read_text().strip()
 
@@ -429,11 +444,11 @@ def test_overlays_of_this_repository_are_what_it_looks_at_unless_told_and_are_re
 REAL = {
     "a writable mount": ("read_only: true\n", "read_only: false\n", "overlay_mount_not_read_only"),
     "a mount of the folder too": (
-        "    volumes:\n", "    volumes:\n      - FOLDER:/folder\n", "overlay_key_reached_by_writable_mount",
+        "    volumes:\n", "    volumes:\n      - FOLDER/..:/folder\n", "overlay_key_reached_by_writable_mount",
     ),
     "no mount": ("source: ${", "source: /etc/hostname${NOTHING-} # ${", "overlay_mount_missing"),
-    "a wrong path": (":?name the file of the rendered CA key}", ":+/etc/hostname}", "overlay_mount_missing"),
-    "a default": (":?name the file of the rendered CA key", ":-/run/default", "overlay_merges_without_variable"),
+    "a wrong path": (":?name the folder of the rendered CA key}", ":+/etc/hostname}", "overlay_mount_missing"),
+    "a default": (":?name the folder of the rendered CA key", ":-/run/default", "overlay_merges_without_variable"),
     "no local mode": ("SIGNER_MODE: local", "OTHER: x", "overlay_mode_must_be_local"),
     "capabilities": ("    volumes:\n", "    cap_add: [NET_ADMIN]\n    volumes:\n", "compose_not_allowed"),
 }  # fmt: skip
@@ -451,18 +466,18 @@ def test_real_merge_of_a_wrong_overlay_is_not_ready(host: Host, name: str) -> No
 @missing.needs_podman_compose
 def test_default_in_an_env_file_beside_the_base_is_found(host: Host) -> None:
     _use_real_podman_compose(host)
-    host.write("overlays/.env", f"{KEY_VARIABLE}={host.key}\n")
+    host.write("overlays/.env", f"{FOLDER_VARIABLE}={host.key.parent}\n")
     assert host.run().codes("FAIL") == {"overlay_merges_without_variable"}
 
 
 @missing.needs_podman_compose
 def test_real_merge_with_an_odd_key_path_is_ready(host: Host) -> None:
     _use_real_podman_compose(host)
-    folder = host.memory / ("a long name with blanks, 'quotes', \"more\" and an ü: " + "x" * 60)
+    folder = host.memory / ("a long name with blanks, 'quotes', \"more\", #1 and an ü: " + "x" * 60)
     folder.mkdir()
-    host.key.rename(folder / "c a#1")
-    host.key = folder / "c a#1"
-    host.change("container.txt", "safe-session/ca", "elsewhere")
+    host.key.rename(folder / "ca")
+    host.key = folder / "ca"
+    host.change("container.txt", 'safe-session"', 'elsewhere"')
     told = host.run()
     assert told.codes("FAIL", "warn") == set(), told.stdout
 

@@ -99,7 +99,7 @@ def with_podman(host: Host, podman: Podman) -> Iterator[Host]:
 
 
 def _mount(host: Host, rights: str) -> tuple[str, str]:
-    return "--volume", f"{host.key}:/run/signer-ca/ca:{rights}"
+    return "--volume", f"{host.key.parent}:/run/signer-ca:{rights}"
 
 
 def test_real_podman_without_a_container(with_podman: Host) -> None:
@@ -113,7 +113,7 @@ def test_real_hardened_container_is_ready_and_is_told_as_recorded(with_podman: H
     told = with_podman.run()
     assert told.codes("FAIL", "warn", "skip") == set(), told.stdout
     asked = subprocess.run(["bash", "-c", _ASK, "bash", podman.program], capture_output=True, text=True)
-    assert asked.stdout.replace(str(with_podman.key), "KEYFILE") == (DATA / "container-podman.txt").read_text()
+    assert asked.stdout.replace(str(with_podman.key.parent), "KEYDIR") == (DATA / "container-podman.txt").read_text()
 
 
 def test_real_soft_container_is_not_ready(with_podman: Host, podman: Podman) -> None:

@@ -14,7 +14,7 @@ import pytest
 from signer.ca.key import load_ca_key
 from signer.errors import BadKeyFile
 from tests.parts import missing
-from tests.parts.hosts import KEY_VARIABLE, Host
+from tests.parts.hosts import FOLDER_VARIABLE, KEY_VARIABLE, Host
 from tests.parts.key_forms import FORMS
 from tests.parts.keys import KeyRing, make_key
 
@@ -24,7 +24,8 @@ TABLE: dict[str, tuple[set[str], Prepare]] = {}
 NO_KEY = {"ca_key_kind", "ca_key_fingerprint", "ca_key_no_login_key", "sshd_trusts_ca"}
 NO_CONTENT = NO_KEY | {"ca_key_parses"}
 NO_FILE = NO_CONTENT | {
-    "ca_key_owner", "ca_key_mode", "ca_key_no_acl", "ca_key_parents", "ca_key_in_memory", "ca_key_outside_git",
+    "ca_key_owner", "ca_key_mode", "ca_key_no_acl", "ca_key_parents", "ca_key_folder", "ca_key_in_memory",
+    "ca_key_outside_git",
 }  # fmt: skip
 NO_MERGE = {
     "compose_merged",
@@ -125,7 +126,7 @@ def a_folder_above_it_is_a_link(host: Host) -> None:
 
 @a_host_where("ca_key_has_links")
 def it_has_two_names(host: Host) -> None:
-    os.link(host.key, host.key.with_name("other"))
+    os.link(host.key, host.key.parent.with_name("other"))
 
 
 @a_host_where("ca_key_owner_must_be_root:root")
@@ -203,6 +204,37 @@ def an_access_control_list_lets_somebody_write_above_it(host: Host) -> None:
     subprocess.run(["setfacl", "-m", "u:1001:rwx", host.key.parent], check=True)
 
 
+@a_host_where()
+def only_its_public_half_lies_beside_it(host: Host) -> None:
+    host.key.with_name("ca.pub").write_bytes(host.ca.public.read_bytes())
+
+
+@a_host_where("ca_key_folder_holds_more")
+def a_hidden_file_lies_beside_it(host: Host) -> None:
+    host.key.with_name(".env").write_text("TOKEN=x\n")
+
+
+@a_host_where("ca_key_folder_holds_more")
+def another_folder_lies_beside_it(host: Host) -> None:
+    host.key.with_name("vault").mkdir()
+
+
+@a_host_where()
+def compose_is_told_its_folder(host: Host) -> None:
+    host.environ[FOLDER_VARIABLE] = str(host.key.parent)
+
+
+@a_host_where("ca_key_folder_differs")
+def compose_is_told_another_folder(host: Host) -> None:
+    host.environ[FOLDER_VARIABLE] = str(host.memory)
+
+
+@a_host_where("overlay_mount_target_differs")
+def it_has_another_name_than_the_service_looks_for(host: Host) -> None:
+    host.key.rename(host.key.with_name("key"))
+    host.key = host.key.with_name("key")
+
+
 @a_host_where("ca_key_on_disk")
 def it_lies_on_a_disk(host: Host) -> None:
     _move_key(host, host.folder / "disk" / "ca")
@@ -215,7 +247,7 @@ def it_lies_in_a_work_tree(host: Host) -> None:
 
 @a_host_where("ca_key_in_git_work_tree")
 def it_lies_in_a_linked_work_tree(host: Host) -> None:
-    (host.key.parent / ".git").write_text("gitdir: /somewhere/else\n")
+    (host.memory / ".git").write_text("gitdir: /somewhere/else\n")
 
 
 @a_host_where("ca_key_empty")
@@ -320,7 +352,7 @@ def others_may_log_in_with_their_own_keys(host: Host) -> None:
               "ca_key_is_a_login_key")  # fmt: skip
 def much_is_wrong_at_once(host: Host) -> None:
     _move_key(host, host.folder / "disk" / "ca")
-    os.link(host.key, host.key.with_name("other"))
+    os.link(host.key, host.key.parent.with_name("other"))
     host.key.chmod(0o700)
     os.chown(host.key, 1001, 1001)
     host.key.parent.chmod(0o777)
@@ -331,7 +363,7 @@ def much_is_wrong_at_once(host: Host) -> None:
 @a_host_where("ca_key_has_links", "ca_key_empty")
 def it_is_empty_under_two_names(host: Host) -> None:
     host.put_key(b"")
-    os.link(host.key, host.key.with_name("other"))
+    os.link(host.key, host.key.parent.with_name("other"))
 
 
 def _move_key(host: Host, path: Path) -> None:
@@ -340,7 +372,7 @@ def _move_key(host: Host, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     host.key = path
     host.put_key(content)
-    host.change("merged.yaml", str(before), str(path))
+    host.change("merged.yaml", str(before.parent), str(path.parent))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -417,14 +449,14 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_may_have_any_name(host: Host, name: str) -> None:
+def test_its_folder_may_have_any_name(host: Host, name: str) -> None:
     folder = host.memory / f"{name} folder"
     folder.mkdir()
-    (folder / f"{name}2").write_text("a neighbour that a pattern might meet")
-    host.key.rename(folder / name)
-    host.key = folder / name
-    quoted = "".join(f"\\U{ord(char):08X}" for char in str(host.key))
-    host.change("merged.yaml", str(host.memory / "safe-session" / "ca"), f'"{quoted}"')
+    (host.memory / f"{name}2 folder").mkdir()  # a neighbour that a pattern might meet
+    host.key.rename(folder / "ca")
+    host.key = folder / "ca"
+    quoted = "".join(f"\\U{ord(char):08X}" for char in str(folder))
+    host.change("merged.yaml", str(host.memory / "safe-session"), f'"{quoted}"')
     told = host.run()
     assert told.codes("FAIL", "warn", "skip") == set(), told.stdout
     assert told.stdout.isascii()
@@ -433,9 +465,9 @@ def test_a_file_may_have_any_name(host: Host, name: str) -> None:
 
 
 def test_a_name_that_is_no_text_is_no_obstacle(host: Host) -> None:
-    target = Path(os.fsdecode(os.fsencode(host.key.parent) + b"/\xff\xfe"))
-    host.key.rename(target)
-    host.environ[KEY_VARIABLE] = str(target)
+    target = Path(os.fsdecode(os.fsencode(host.memory) + b"/\xff\xfe"))
+    host.key.parent.rename(target)
+    host.environ[KEY_VARIABLE] = str(target / "ca")
     told = host.run()
     assert told.codes("FAIL") == {"overlay_mount_missing"}
     assert "\\377\\376" in told.detail("ca_key_path")

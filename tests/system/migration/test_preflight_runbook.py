@@ -29,7 +29,7 @@ def documented_host(host: Host) -> Host:
 
 def steady(text: str, host: Host) -> str:
     """What was printed, with the runbook's paths for this host's."""
-    moved = {str(host.key): "/run/safe-session/ca", f"{host.folder}/etc": "/etc/ssh", str(ROOT): "/opt/signer"}
+    moved = {str(host.key.parent): "/run/signer-ca", f"{host.folder}/etc": "/etc/ssh", str(ROOT): "/opt/signer"}
     for here, there in moved.items():
         text = text.replace(here, there)
     return FINGERPRINT.sub("<fingerprint>", text)
@@ -44,7 +44,7 @@ def test_the_runbook_shows_what_the_preflight_prints(documented_host: Host) -> N
     expected = [(FINGERPRINT.sub("<fingerprint>", text), status) for text, status in RUN.findall(RUNBOOK)]
     found = [shown(documented_host.run(), documented_host)]
     documented_host.key.chmod(0o700)
-    mount = f"read_only: true\n      source: {documented_host.key}"
+    mount = f"read_only: true\n      source: {documented_host.key.parent}"
     documented_host.change("merged.yaml", mount, mount.replace("true", "false"))
     (documented_host.folder / "container.txt").unlink()
     found.append(shown(documented_host.run(), documented_host))

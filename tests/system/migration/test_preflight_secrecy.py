@@ -96,7 +96,7 @@ def test_other_secrets_in_the_configuration_are_not_traced(host: Host, name: str
         "merged.yaml", "      SIGNER_MODE: local\n", f"      SIGNER_MODE: local\n      SIGNER_MOUNTS: {secret}\n"
     )
     host.authorize("root", f'environment="T={secret}" {make_key(host.folder, "ed25519", "mine").public_line}')
-    host.write("compose-message", f"{secret} PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE\n")
+    host.write("compose-message", f"{secret} PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR\n")
     told = host.run(bash=("-x",))
     assert told.codes("FAIL", "warn") == set()
     assert secret not in told.stdout + told.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tour.steps import STEPS
 from tests.parts import missing
 
 ROOT = Path(__file__).parents[3]
@@ -88,6 +89,16 @@ def test_a_real_login_is_shown_with_its_record_and_nothing_is_left() -> None:
     assert re.search(r"2 +deploy-agent +production +ticket 4711 +operator ", done.stdout)
     assert re.search(r"^verify +intact", done.stdout, re.MULTILINE)
     assert len(done.stdout.splitlines()) <= 23
+    check_gone(folder_of(done.stdout))
+
+
+@missing.needs_sshd
+def test_the_tour_walks_the_whole_day_and_nothing_is_left() -> None:
+    """Each step checks what its command prints, and its exit status."""
+    done = quickstart("--tour")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert re.findall(r"^ ?\d+  (.+)$", done.stdout, re.MULTILINE) == [step.title for step in STEPS]
     check_gone(folder_of(done.stdout))
 
 
@@ -218,7 +229,9 @@ def test_its_folder_is_closed_and_each_secret_in_it_is_its_owners_alone() -> Non
         assert folder.stat().st_mode & 0o066 == 0  # nobody else lists or writes it
 
 
-@pytest.mark.parametrize("words", [("--kept",), ("--ca",), ("--ca", "hsm"), ("--keep", "now"), ("--ca", "agent", "x")])
+@pytest.mark.parametrize(
+    "words", [("--kept",), ("--ca",), ("--ca", "hsm"), ("--keep", "now"), ("--ca", "agent", "x"), ("--tour", "--keep")]
+)
 def test_another_word_than_those_is_wrong_use(words: tuple[str, ...]) -> None:
     done = quickstart(*words)
     assert (done.returncode, done.stdout) == (2, "")

@@ -126,7 +126,7 @@ def test_audit_f8_the_end_of_a_chunked_answer_is_seen_on_an_open_connection(clie
     with Holding(answer) as api:
         done = client.run(api.address, "exec", "--", "true")
     assert (done.returncode, done.stderr) == (77, "safe-session: error: no\n")
-    assert time.monotonic() - hold[0] < 5
+    assert time.monotonic() - hold[0] < 30
 
 
 # --- D2: who listens -------------------------------------------------------------------------------------------------

@@ -402,7 +402,7 @@ def test_a_client_that_ends_its_side_is_answered(start_service: StartService, ke
             assert read_answer(client)[0] in (200, 201)
             started = time.monotonic()
             assert is_ended(client)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a request", "half a request"])
@@ -417,7 +417,7 @@ def test_an_end_that_comes_with_the_last_bytes_is_seen(
         client.shutdown(socket.SHUT_WR)
         started = time.monotonic()
         assert is_ended(client, unless=b"\0" if whole else b"201")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
 
 
 def test_many_requests_in_one_go_are_answered_in_order(start_service: StartService, keyring: KeyRing) -> None:
@@ -558,7 +558,7 @@ def test_a_request_that_waits_long_does_not_hold_up_the_end(start_service: Start
             started = time.monotonic()
             assert is_ended(signing, unless=b"201")
             assert is_ended(asking, unless=b"HTTP/1.1 200")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 20
         finally:
             os.kill(keeper, signal.SIGCONT)
 

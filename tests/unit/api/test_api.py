@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from signer.api import native, openapi
 from signer.api.app import make_flask
+from signer.api.published import FILES
 from signer.errors import NotAuthenticated, SignerError, Unavailable
 from signer.protocol.client import KeeperClient
 from signer.protocol.replies import (
@@ -67,6 +68,7 @@ REPLIES: dict[str, Reply] = {
         ("request", "claim", "approve", "deny", "withdraw", "waivers", "end_waiver", "incidents", "close_incident"),
         MetricsText(text="t"),
     ),
+    **dict.fromkeys(("host_keys", "add_host_keys", "remove_host_keys"), MetricsText(text="t")),
     **dict.fromkeys(
         ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
@@ -118,6 +120,14 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("GET", "/api/freezes", None, {"op": "freezes"}),
         ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),
+        ("GET", "/api/host-keys?after=edge1", None, {"op": "host_keys", "after": "edge1"}),
+        ("POST", "/api/host-keys", b'{"name":"edge1"}', {"op": "add_host_keys"}),
+        (
+            "DELETE",
+            "/api/host-keys/%5Bedge1%5D%3A2222",
+            None,
+            {"op": "remove_host_keys", "host": "[edge1]:2222"},
+        ),
         ("POST", "/api/operations", b'{"operation":"cutover"}', {"op": "record"}),
         ("GET", "/api/requests/r-1", None, {"op": "request", "request": "r-1"}),
         ("POST", "/api/requests/r-1/claim", b"{}", {"op": "claim", "request": "r-1"}),
@@ -375,6 +385,8 @@ def test_audit_openapi_has_the_statuses_of_the_edge_on_every_route() -> None:
 def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: FakeKeeperClient) -> None:
     paths = openapi.document()["paths"]
     opened = {path for path, item in paths.items() for operation in item.values() if operation.get("security") == []}
-    assert {client.get(path).status_code for path in opened} == {200}
+    published = {f"/api/{name}" for name in FILES}
+    assert {client.get(path).status_code for path in opened - published} == {200}
+    assert {client.get(path).status_code for path in published} == {503}  # no keeper has published any here
     assert all(header.get("token") is None for header, _ in link.asked)
-    assert opened == {"/api/ca", "/api/openapi.json", "/healthz", "/readyz", "/metrics"}
+    assert opened - published == {"/api/ca", "/api/openapi.json", "/healthz", "/readyz", "/metrics"}

@@ -412,13 +412,13 @@ def test_audit_a1_the_worst_body_costs_milliseconds() -> None:
     began = time.thread_time()
     with pytest.raises(BadRequest):
         decode_body(body)
-    assert time.thread_time() - began < 0.1
+    assert time.thread_time() - began < 1  # seconds; it took 30
 
 
 def test_audit_a2_the_worst_content_type_costs_milliseconds() -> None:
     began = time.thread_time()
     assert not is_form(FORM + " " * 8_000 + "x")
-    assert time.thread_time() - began < 0.01
+    assert time.thread_time() - began < 0.1
 
 
 def test_audit_a3_a_field_is_no_expression() -> None:
@@ -432,7 +432,7 @@ def test_audit_a3_a_field_is_no_expression() -> None:
 
     began = time.thread_time()
     phase = LOOP.run_until_complete(arrive())
-    assert time.thread_time() - began < 0.005
+    assert time.thread_time() - began < 0.03
     assert phase is Phase.BUSY  # it is a whole request
 
 

@@ -434,7 +434,7 @@ NAMED: dict[str, tuple[str, str, Callable[[str], str]]] = {
     "a certificate": (
         "ca_key_not_a_private_key", "is of type certificate", lambda _: "-----BEGIN CERTIFICATE-----\nMIIB\n",
     ),
-    "a path": ("ca_key_not_a_private_key", "is a path", lambda _: "/run/safe-session/ca"),
+    "a path": ("ca_key_not_a_private_key", "is a path", lambda _: "/run/signer-ca/ca"),
     "a reference": ("ca_key_not_a_private_key", "was not resolved", lambda _: "${prod.ca.SSH_CA_KEY}"),
     "a key of PuTTY": (
         "ca_key_not_a_private_key", "is a key of PuTTY", lambda _: "PuTTY-User-Key-File-3: ssh-ed25519\n",

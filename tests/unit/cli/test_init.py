@@ -63,11 +63,22 @@ def test_what_it_writes_for_a_host_is_what_a_start_needs(tmp_path: Path) -> None
 def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: Path) -> None:
     made(tmp_path / "new", "--for", "container")
     assert modes(tmp_path / "new") == {
-        "policy/policy.toml": 0o644, "compose.env": 0o644, "client": 0o644, "operator.token": 0o400, "ca": 0o400,
+        "policy/policy.toml": 0o644, "compose.env": 0o644, "client": 0o644, "operator.token": 0o400, "ca-key/ca": 0o400,
     }  # fmt: skip
     variables = settings_of(tmp_path / "new" / "compose.env")
     assert variables["PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR"] == str(tmp_path / "new" / "policy")
-    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"] == str(tmp_path / "new" / "ca")
+    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"] == str(tmp_path / "new" / "ca-key")
+    assert (tmp_path / "new" / "ca-key").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_strict_umask_hides_nothing_from_the_user_of_the_service(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        made(tmp_path / "new", "--for", "container")
+    finally:
+        os.umask(before)
+    for name in (".", "policy", "vault"):
+        assert (tmp_path / "new" / name).stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("source", ["infisical", "systemd-creds"])

@@ -51,7 +51,7 @@ CASES = (
     ("stop", 'there is no verb "stop"', "see `signer --help`"),
     ("restart", 'there is no verb "restart"', "see `signer --help`"),
     ("delete", 'there is no verb "delete"', "see `signer --help`"),
-    ("remove", 'there is no verb "remove"', "write signer identity remove"),
+    ("remove", 'there is no verb "remove"', "write signer hosts remove, signer identity remove"),
     ("lst", 'there is no verb "lst"', "see `signer --help`"),
     ("--json check", 'unexpected option "--json"', "options go after the verb: `signer VERB --flag`"),
     ("-V", 'unexpected option "-V"', "options go after the verb: `signer VERB --flag`"),
@@ -104,7 +104,7 @@ CASES = (
     ),
     (
         "identity add ci --kind agent --may everything",
-        '--may: "everything" is not one of approve, freeze, ledger.read, operate',
+        '--may: "everything" is not one of approve, freeze, hosts, ledger.read, operate',
         "see `signer identity add --help`",
     ),
     ("role add x", "missing: --principal", "see `signer role add --help`"),

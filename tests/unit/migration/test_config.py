@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from signer.errors import BadFile
-from signer.migration.config import KEY_VARIABLE, load_cutover_file, parse_cutover_file
+from signer.migration.config import KEY_FOLDER_VARIABLE, KEY_VARIABLE, load_cutover_file, parse_cutover_file
 from tests.parts.cutover_file import GOOD, REMOVAL
 
 
@@ -19,7 +19,8 @@ def problems_of(text: str) -> tuple[str, ...]:
 
 def test_a_whole_file_is_read_with_its_defaults() -> None:
     found = parse_cutover_file((GOOD + REMOVAL).encode())
-    assert found.compose.key_file == Path("/run/safe-session/ca")
+    assert found.compose.key_file == Path("/run/signer-ca/ca")
+    assert found.compose.environment[KEY_FOLDER_VARIABLE] == "/run/signer-ca", "compose mounts the folder"
     assert (found.vault.mount, found.compose.service, found.smoke[0].port) == ("ssh", "safe-session-api", 22)
     assert found.smoke[0].trusted_ca_file is None
     assert found.decommission is not None
@@ -42,7 +43,8 @@ def test_the_digest_is_that_of_the_bytes() -> None:
         ('project  = "safe-session"', 'project = "../x"', "compose.project"),
         ('command  = ["podman-compose"]', "command = []", "compose.command"),
         (KEY_VARIABLE, "ANOTHER", KEY_VARIABLE),
-        ('"/run/safe-session/ca"', '"ca"', KEY_VARIABLE),
+        ('"/run/signer-ca/ca"', '"ca"', KEY_VARIABLE),
+        ("environment = { ", f'environment = {{ {KEY_FOLDER_VARIABLE} = "/run", ', "is not the directory of"),
         ("[preflight]", "[preflght]", "did you mean preflight"),
         ('address     = "http://127.0.0.1:8222"', 'address = "127.0.0.1"', "signer.address"),
         ('address    = "http://127.0.0.1:8200"', 'address = "http://u:p@v:8200"', "vault.address"),

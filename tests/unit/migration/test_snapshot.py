@@ -330,5 +330,6 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SignerError) as error:
         store_snapshot(GOOD, tmp_path / "run.snap", OURS)
-    assert (error.value.code, error.value.hint) == ("snapshot_unwritable", "free space in the evidence directory")
+    assert error.value.code == "snapshot_unwritable"
+    assert error.value.hint == "free disk space for the evidence directory, then apply the same plan again"
     assert list(tmp_path.iterdir()) == []

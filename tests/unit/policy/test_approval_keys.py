@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signer.errors import BadFile
-from signer.model import Approval
+from signer.model import Approval, SshApprovalKey
 from signer.policy.concerns import find_concerns
 from signer.policy.decide import Policy
 from signer.policy.file import MAX_APPROVAL_KEYS, parse_policy
@@ -57,6 +57,8 @@ def test_a_fido_key_is_read_with_its_fingerprint() -> None:
     held, other = FidoKey(name="operator"), FidoKey(SK_ECDSA)
     text = with_keys(entry("{fido:operator} anna's blue key"), entry(other.line, ", verify = true"))
     first, second = read(text).identities["operator"].approval_keys
+    assert isinstance(first, SshApprovalKey)
+    assert isinstance(second, SshApprovalKey)
     assert (first.key.fingerprint, first.software, first.verify) == (held.fingerprint, False, False)
     assert (second.key.fingerprint, second.software, second.verify) == (other.fingerprint, False, True)
     assert read(POLICY).identities["stranger"].approval_keys == ()
@@ -70,8 +72,9 @@ def test_a_plain_key_needs_the_word_software(keyring: KeyRing, kind: str) -> Non
         f"identities.operator.approval_keys.0.key is {line.split()[0]}, with which a program signs"
     )
     (found,) = read(with_keys(entry(line, ", software = true"))).identities["operator"].approval_keys
+    assert isinstance(found, SshApprovalKey)
     assert found.software
-    assert found.key.fingerprint == keyring(kind).fingerprint
+    assert found.fingerprint == keyring(kind).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,9 @@ def test_a_plain_key_needs_the_word_software(keyring: KeyRing, kind: str) -> Non
         ([entry("{fido:x}"), entry("{fido:x} again", ", verify = true")], "1.key", "is listed twice"),
         ([entry("{fido:x}", ", sofware = true")], "0.sofware", "unknown key"),
         ([entry("{fido:x}", ", software = 1")], "0.software", "boolean"),
-        (['{ kind = "webauthn", key = "{fido:x}" }'], "0.kind", "must be 'ssh'"),
+        (['{ kind = "gpg", key = "{fido:x}" }'], "0.kind", "must be 'ssh' or 'webauthn'"),
+        (['{ kind = "webauthn", key = "{fido:x}" }'], "0.key", "does not go with kind webauthn: remove it"),
+        ([entry("{fido:x}", ', rp = "example.org"')], "0.rp", "does not go with kind ssh: remove it"),
         (['{ key = "{fido:x}" }'], "0.kind", "is missing"),
         (['{ kind = "ssh" }'], "0.key", "is missing"),
         ([entry(f"{{fido:{n}}}") for n in range(MAX_APPROVAL_KEYS + 1)], "approval_keys", "has 9 keys; 8 are allowed"),

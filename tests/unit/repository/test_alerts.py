@@ -30,6 +30,8 @@ FIRING: Final[tuple[tuple[str, int, str, str, dict[str, str]], ...]] = (
      {"identity": "ci"}),
     ("SignerTokenEnded", 3, 'signer_token_expires_timestamp_seconds{identity="ci"}', "60+0x9", {"identity": "ci"}),
     ("SignerFrozen", 62, "signer_freezes", "1+0x70", {}),
+    ("SignerListOld", 1, "signer_list_age_seconds", "400+0x9", {}),
+    ("SignerListNotCurrent", 4, "signer_list_current", "0+0x9", {}),
     ("SignerIncidentOverdue", 1, "signer_incidents_overdue", "1+0x9", {}),
     ("SignerShadowDiffers", 3, 'signer_shadow_differences_total{field="ttl"}', "0 0 3+0x9", {"field": "ttl"}),
 )  # fmt: skip
@@ -39,6 +41,8 @@ QUIET: Final = (
     ('signer_refusals_total{code="ledger_unavailable"}', "7+0x70"),
     ('signer_token_expires_timestamp_seconds{identity="ci"}', "99999999+0x70"),
     ("signer_freezes", "0+0x70"),
+    ("signer_list_age_seconds", "60+0x70"),
+    ("signer_list_current", "1 0 1+0x70"),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import ledger_bench, login_bench, sign_bench, soak_bench
+from scripts.bench import ledger_bench, login_bench, options, sign_bench, soak_bench
 from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
@@ -87,14 +87,14 @@ def _rest() -> sign_bench.Figures:
 @pytest.mark.parametrize("words", [["--connections", "8,x"], ["--connections", "0"], ["--seconds", "0"]])
 def test_options_that_cannot_be_measured_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        sign_bench.read_arguments(words)
+        options.read_sign_options(words)
     assert "usage: scripts/bench/sign" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--minutes", "0"], ["--rate", "-1"], ["--samples", "2"]])
 def test_a_soak_that_shows_no_slope_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        soak_bench.read_arguments(words)
+        options.read_soak_options(words)
     assert "usage: scripts/bench/soak" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_a_request_of_a_soak_that_fails_ends_it() -> None:
 
 def test_a_ledger_needs_more_certificates_than_active_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        ledger_bench.read_arguments(["--certificates", "100", "--active", "100"])
+        options.read_ledger_options(["--certificates", "100", "--active", "100"])
     assert "must be more than" in capsys.readouterr().err
 
 

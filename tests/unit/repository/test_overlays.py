@@ -23,9 +23,9 @@ UNITS: Final = ("scripts/systemd/signer-keeper.service", "scripts/systemd/signer
 AGENT_UNIT: Final = "scripts/systemd/signer-agent.service"
 DEFAULTS: Final = {name: default for name, default, _ in SETTINGS}
 # Without the variable compose stops and prints the message.
-VARIABLES: Final = dict.fromkeys((LOCAL, SHADOW), "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE")
+VARIABLES: Final = dict.fromkeys((LOCAL, SHADOW), "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR")
 VARIABLES[AGENT] = "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR"
-TARGETS: Final = dict.fromkeys((LOCAL, SHADOW), DEFAULTS["SIGNER_CA_KEY_FILE"])
+TARGETS: Final = dict.fromkeys((LOCAL, SHADOW), DEFAULTS["SIGNER_CA_KEY_FILE"].rpartition("/")[0])
 TARGETS[AGENT] = DEFAULTS["SIGNER_CA_AGENT_SOCKET"].rpartition("/")[0]
 
 
@@ -108,14 +108,14 @@ def test_an_overlay_sets_the_mode_and_mounts_the_key_and_nothing_else(name: str)
 
 
 def of(name: str, text: str) -> str:
-    """A text of the table, which is in the words of the overlays that mount the key's file, in those of another one."""
+    """A text of the table, which has the words of the overlays that mount the key's folder, in those of another."""
     if name != AGENT:
         return text
     text = text.replace(MESSAGE, ":?name the folder that holds the socket of the ssh-agent}")
-    return text.replace("SAFE_SESSION_CA_KEY_FILE", "SAFE_SESSION_CA_AGENT_DIR").replace(TARGETS[LOCAL], TARGETS[AGENT])
+    return text.replace("SAFE_SESSION_CA_KEY_DIR", "SAFE_SESSION_CA_AGENT_DIR").replace(TARGETS[LOCAL], TARGETS[AGENT])
 
 
-MESSAGE = ":?name the file that holds the rendered CA key}"
+MESSAGE = ":?name the folder that holds the rendered CA key as ca}"
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -125,13 +125,13 @@ MESSAGE = ":?name the file that holds the rendered CA key}"
         (MESSAGE, ":-/run/ca}", "volumes.0.source"),
         (MESSAGE, "}", "volumes.0.source"),
         (MESSAGE, ":?}", "volumes.0.source"),
-        ("${PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE" + MESSAGE, "/run/ca", "volumes.0.source"),
-        ("PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE" + MESSAGE, "OTHER" + MESSAGE, "volumes.0.source"),
+        ("${PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR" + MESSAGE, "/run/ca", "volumes.0.source"),
+        ("PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR" + MESSAGE, "OTHER" + MESSAGE, "volumes.0.source"),
         ("type: bind", "type: volume", "volumes.0.type"),
         ("read_only: true", "read_only: false", "volumes.0.read_only"),
         ("        read_only: true\n", "", "volumes.0.read_only"),
         ("create_host_path: false", "create_host_path: true", "volumes.0.bind.create_host_path"),
-        ("target: /run/signer-ca/ca", "target: /etc/ca", "volumes.0.target"),
+        ("target: /run/signer-ca", "target: /etc/ca", "volumes.0.target"),
         ("SIGNER_MODE: ", "SIGNER_MODE: vault # ", "environment.SIGNER_MODE"),
         ("    volumes:\n", "    user: root\n    volumes:\n", "user"),
         ("    volumes:\n", "    ports: []\n    volumes:\n", "ports"),

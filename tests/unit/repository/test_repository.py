@@ -137,6 +137,18 @@ def test_no_error_is_dropped_without_a_reason() -> None:
     assert not found, f"say in a comment why the error may be dropped, or use contextlib.suppress: {found}"
 
 
+def test_a_hint_says_that_space_is_short_only_where_it_is() -> None:
+    """`write_hint` looks at the error; a fixed text sends the operator of a read-only disk the wrong way."""
+    measured = {"signer/service/status.py": 1, "signer/service/checks.py": 1}  # `disk_nearly_full`
+    found = {
+        name: count
+        for name, text in _sources("signer")
+        if (count := len(re.findall(r"\bfree (?:disk |some )?space\b", text)))
+        and name not in ("signer/errors.py", "signer/error_catalogue.py")
+    }
+    assert found == measured
+
+
 def _project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -33,7 +33,7 @@ class Rounds:
         made._peers = {}
         made._postponed = deque()
         made._watchers = {}
-        made._reader = object()  # type: ignore[assignment]  # nothing is looked up
+        made._internal = ()  # type: ignore[assignment]  # nothing is looked up or built
         made._buffer = memoryview(bytearray(90_000))
         made._lines = LogLimit(log)
         made._listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -584,11 +583,9 @@ def test_a_pinned_key_that_the_agent_does_not_hold_or_sign_with_leaves_key_and_p
 def test_a_slow_agent_does_not_hold_up_the_one_who_reloads(agents: AgentReload) -> None:
     agents.fake.reply = lambda _message: b""
     agents.say(agents.new, agents.old)
-    began = time.monotonic()
     agents.reloader.start()
     assert agents.reloader.is_busy
-    assert agents.reloader.collect() is None
-    assert time.monotonic() - began < 1
+    assert agents.reloader.collect() is None, "the call waited for the agent"
     taken = eventually(agents.reloader.collect, "it is given up")
     assert taken is not None
     assert (taken.policy, taken.key) == (True, False)

@@ -12,13 +12,15 @@ from hashlib import sha512
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import BadSignature
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
-from signer.ssh.sshsig import MAX_ARMOR, SshSignature, signature_key, verify
+from signer.ssh.sshsig import MAX_ARMOR, SshSignature, sign_armored, signature_key, verify
 from signer.ssh.wire import string, uint32
 from tests.parts.agents import FidoAgent
 from tests.parts.fido import (
@@ -344,3 +346,25 @@ def test_a_certificate_does_not_stand_in_for_its_key(fido: FidoKey) -> None:
     certificate = string(b"sk-ssh-ed25519-cert-v01@openssh.com") + fido.blob
     assert code_of(made(fido, key=certificate), key) == "signature_malformed"
     assert code_of(made(fido), replace(key, blob=certificate)) == "signature_by_another_key"
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+@given(message=st.binary(max_size=300))
+def test_what_an_ed25519_key_signs_here_is_what_it_signs_with_ssh_keygen(keyring: KeyRing, message: bytes) -> None:
+    """The reader here is tested against ssh-keygen; Ed25519 signatures have one form, so the texts are equal."""
+    key = keyring("ed25519", "publisher")
+    private = load_ssh_private_key(key.private.read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    raw = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    armored = sign_armored(message, NAMESPACE, raw, private.sign)
+    assert verify(armored, message, NAMESPACE, parse_public_key(key.public_line)).fingerprint == key.fingerprint
+
+
+def test_the_text_is_the_one_that_ssh_keygen_writes(keyring: KeyRing) -> None:
+    key = keyring("ed25519", "publisher")
+    private = load_ssh_private_key(key.private.read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    raw = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    assert sign_armored(MESSAGE, NAMESPACE, raw, private.sign) == sign_with_file(key, MESSAGE, NAMESPACE)

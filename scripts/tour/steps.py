@@ -1,0 +1,123 @@
+"""The steps of `scripts/quickstart --tour`: an operator's day, one entry a step.
+
+A step is a title, a command as an operator types it, and what its output must show; `walk.py` runs them in this order,
+in one folder, with the settings that `signer init` wrote there. To add a step, add an entry. Only constants live here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command. `expects` is a regular expression that its output, stdout and stderr, must contain.
+
+    With `log` the command goes on in the background until the tour ends, its output goes to that file, and the step is
+    over when the file contains what is expected. `lines` of the output are shown at most.
+    """
+
+    title: str
+    command: str
+    expects: str
+    status: int = 0
+    log: str = ""
+    lines: int = 12
+
+
+TRUST: Final = "signer ca bundle >web1/trusted-ca && cat web1/trusted-ca"
+LOGIN: Final = "safe-session ssh -F web1/ssh_config web1 id"
+AGENT_LOGIN: Final = (
+    "SAFE_SESSION_TOKEN_FILE=deploy-agent.token safe-session --role deploy ssh -F web1/ssh_config web1 restart"
+)
+
+STEPS: Final = (
+    # --- install -----------------------------------------------------------------------------------------------------
+    Step(
+        "Write a first policy, settings, a token and a CA key",
+        "signer init etc --platform tour --operator alice --yes",
+        r"role llmops, identity alice",
+        lines=4,
+    ),
+    Step("Check everything a start depends on", "signer check", r"(?m)^ready: ", lines=30),
+    Step("Start the service", "signer serve", r"serving on 127\.0\.0\.1", log="service.log"),
+    Step("Let a host trust the CA", TRUST, r"ssh-ed25519 .*current"),
+    Step("Start that host's sshd", "/usr/sbin/sshd -D -e -f web1/sshd_config", r"Server listening", log="sshd.log"),
+    # --- log in ------------------------------------------------------------------------------------------------------
+    Step("Log in: a key and a certificate for this session, neither on disk", LOGIN, r"uid="),
+    Step("Whose token is this, and when does it end?", "safe-session whoami", r"alice"),
+    # --- give access -------------------------------------------------------------------------------------------------
+    Step(
+        "Add a role: one command, ten minutes at most",
+        "signer role add deploy --principal llmops --max-ttl 10m --force-command 'echo deployed' --write",
+        r"policy\.toml is written",
+    ),
+    Step(
+        "Add an agent that may ask for it",
+        "signer identity add deploy-agent --kind agent --role deploy --role llmops --write",
+        r"policy\.toml is written",
+    ),
+    Step(
+        "Give it a token; the policy has its hash",
+        "signer token new deploy-agent --expires 90d --write >deploy-agent.token && chmod 0400 deploy-agent.token",
+        r"policy\.toml is written",
+    ),
+    Step("Validate the policy", "signer policy check", r"policy\.toml", lines=30),
+    Step("Take it, without a restart", "signer reload", r"identities +added deploy-agent"),
+    Step(
+        "The agent logs in; sshd runs the role's command",
+        AGENT_LOGIN,
+        r"deployed",
+    ),
+    # --- see ---------------------------------------------------------------------------------------------------------
+    Step("See the service on one screen", "signer status", r"keeper", lines=30),
+    Step("Who may get what", "signer policy list", r"deploy-agent +agent", lines=30),
+    Step(
+        "Why would this be refused?",
+        "ssh-keygen -q -t ed25519 -N '' -f key && "
+        "signer policy explain deploy --as deploy-agent --key key.pub --ttl 2h",
+        r"above the role's maximum",
+        status=1,
+        lines=30,
+    ),
+    Step("What was issued", "signer certs list", r"deploy-agent", lines=30),
+    Step(
+        "Who logged in, from sshd's own log",
+        "grep 'Accepted publickey' sshd.log | signer certs who",
+        r"deploy-agent +deploy",
+        lines=30,
+    ),
+    Step("What happened, newest first", "signer events list --limit 5", r"certificate\.", lines=30),
+    # --- change and end access ---------------------------------------------------------------------------------------
+    Step("Give the agent's token another end", "signer token renew deploy-agent --expires 30d --write", r"is written"),
+    Step("Take the token away", "signer token revoke deploy-agent --write && signer reload", r"tokens +removed"),
+    Step("It opens nothing any more", AGENT_LOGIN, r"the token is unknown", status=77),
+    # --- stop everything ---------------------------------------------------------------------------------------------
+    Step("Stop issuing at once, to everybody", "signer freeze all --reason 'a drill' --until 1h", r"all is frozen"),
+    Step("Nobody gets a certificate", LOGIN, r"frozen", status=77),
+    Step("Issue again", "signer unfreeze all", r"all is no longer frozen"),
+    # --- rotate ------------------------------------------------------------------------------------------------------
+    Step("Rotate the CA key: make the next one", "signer ca new --out etc/next-ca", r"fingerprint", lines=2),
+    Step(
+        "Name it as next in the policy",
+        'sed -i "/^fingerprint/a public_key = \\"$(ssh-keygen -y -f etc/ca)\\"\\n'
+        "next = { fingerprint = \\\"$(ssh-keygen -l -f etc/next-ca | cut -d' ' -f2)\\\", "
+        'public_key = \\"$(ssh-keygen -y -f etc/next-ca)\\" }" etc/policy.toml && signer reload',
+        r"policy +changed",
+    ),
+    Step("Have hosts trust both", TRUST, r" next SHA256"),
+    Step("Switch", "mv etc/next-ca etc/ca && signer reload", r"CA key +rotated from SHA256:"),
+    Step("A login with the new key", LOGIN, r"uid="),
+    # --- prove -------------------------------------------------------------------------------------------------------
+    Step(
+        "Save the ledger's head where the service cannot write",
+        "signer ledger head >head && cat head",
+        r":[0-9a-f]{64}",
+    ),
+    Step(
+        "Prove that nothing was changed or cut off since",
+        "signer ledger verify --head \"$(cut -d' ' -f1 head)\"",
+        r"intact",
+    ),
+)

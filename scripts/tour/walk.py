@@ -1,0 +1,122 @@
+"""Runs the steps of the tour in a folder, shows each command with what it prints, and stops at the first that differs.
+
+`python -m scripts.tour.walk FOLDER`: FOLDER holds `web1/` with an sshd_config, and the settings of this run in
+`tour.env`. Everything that a step leaves running is ended. Only the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from scripts.tour.steps import STEPS, Step
+
+PATIENCE: Final = 60.0  # seconds for a command, and for what a background command must say
+# The settings of `signer init`, then this run's: another port, another place for the ledger.
+_SETTINGS: Final = "set -a; for f in etc/environment etc/client tour.env; do [ ! -e $f ] || . ./$f; done; set +a\n"
+
+
+class Unexpected(Exception):
+    """A step ended otherwise than it should."""
+
+
+class Walk:
+    """The folder, and what was started in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def step(self, step: Step) -> str:
+        """Runs one step; returns its output. Raises `Unexpected`."""
+        if step.log:
+            return self._start(step)
+        done = subprocess.run(
+            ["bash", "-c", _SETTINGS + step.command],
+            cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        said = done.stdout.decode(errors="replace")
+        if done.returncode != step.status:
+            raise Unexpected(f"exit status {done.returncode}, not {step.status}\n{said}")
+        if re.search(step.expects, said) is None:
+            raise Unexpected(f"nothing of {step.expects!r} in\n{said}")
+        return said
+
+    def _start(self, step: Step) -> str:
+        path = self._folder / step.log
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"{_SETTINGS}exec {step.command}"],
+                cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._running.append(process)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            said = path.read_text(errors="replace")
+            if re.search(step.expects, said) is not None:
+                return said
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Unexpected(f"it did not start: nothing of {step.expects!r} in\n{said}")
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """Ends what still runs, the last one first."""
+        for process in reversed(self._running):
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+            with suppress(ProcessLookupError):  # nothing of its group is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def shown(step: Step, number: int, said: str) -> Iterable[str]:
+    """The lines that tell of a step."""
+    yield f"\n{number:2}  {step.title}"
+    yield f"    $ {step.command}{' &' if step.log else ''}"
+    lines = said.splitlines()
+    yield from (f"      {line}" for line in lines[: step.lines])
+    if len(lines) > step.lines:
+        yield f"      … {len(lines) - step.lines} more lines"
+    if step.status:
+        yield f"      (exit status {step.status})"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0, or 1 if a step differs."""
+    walk = Walk(Path(arguments[0]))
+    began = time.monotonic()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, stop)
+    try:
+        for number, step in enumerate(STEPS, 1):
+            try:
+                said = walk.step(step)
+            except (Unexpected, subprocess.TimeoutExpired) as error:
+                print(f"\n{number:2}  {step.title}\n    $ {step.command}", flush=True)
+                print(f"quickstart: error: step {number}: {error}", file=sys.stderr)
+                return 1
+            print("\n".join(shown(step, number, said)), flush=True)
+    finally:
+        walk.end()
+    took = f"{len(STEPS)} steps, {time.monotonic() - began:.0f} s"
+    print(f"\n{took}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

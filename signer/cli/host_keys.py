@@ -1,0 +1,152 @@
+"""`signer hosts add`, `list` and `remove`: the list of host keys that clients verify hosts by."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import FILE, json_option
+from signer.cli.connection import connection_options, open_api
+from signer.cli.parser import verb
+from signer.errors import ApprovalRefused, BadFile
+from signer.units import plain
+
+if TYPE_CHECKING:
+    from signer.model import PublicKey
+
+_STDIN: Final = "-"
+_MOST: Final = 64 * 1024  # bytes of a file of keys
+
+
+@verb(
+    "hosts add",
+    examples=[
+        "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub",
+        "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
+    ],
+)
+@click.argument("name", metavar="NAME", help="as it is given to ssh: a name or an address, or [NAME]:PORT")
+@click.option(
+    "--keys", type=FILE, metavar="FILE", required=True, help="its .pub files, or ssh-keyscan's output; - is stdin"
+)
+@click.option("--also", "addresses", multiple=True, metavar="NAME", help="another name or address; repeat for more")
+@click.option("--replace", is_flag=True, help="take the place of the keys that are listed")
+@click.option("--yes", is_flag=True, help="list the keys without asking")
+@connection_options
+@json_option
+def hosts_add(
+    *,
+    name: str,
+    keys: Path,
+    addresses: tuple[str, ...],
+    replace: bool,
+    yes: bool,
+    address: str | None,
+    token_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses any other
+    key. Compare the fingerprints with those on the host's console (`ssh-keygen -lf`): whoever sits between you
+    and the host answers ssh-keyscan, too. Needs the right `hosts`, which only humans have. Recorded. Exit status
+    3 if you say no, or without a terminal and --yes."""
+    from signer.ssh.known_hosts import key_line, parse_host_name, read_key_file
+
+    names = list(dict.fromkeys(map(parse_host_name, (name, *addresses))))
+    found = read_key_file(_read(keys), names)
+    body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in found], "replace": replace}
+    if not as_json:
+        _show_keys(names, found)
+    if not yes:
+        _ask(names[0], from_stdin=str(keys) == _STDIN)
+    with open_api(address, token_file) as api:
+        listed = api.add_host_keys(body)
+    if as_json:
+        output.show_json(listed)
+    else:
+        output.show(f"{names[0]} is listed with {output.count(len(found), 'key')}")
+    return 0
+
+
+def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
+    output.note(", ".join(names))
+    for key in keys:
+        output.note_bare(f"  {key.kind}  {key.bits}  {key.fingerprint}")
+
+
+def _ask(name: str, *, from_stdin: bool) -> None:
+    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
+    if from_stdin or not (sys.stdin is not None and sys.stdin.isatty()):
+        raise ApprovalRefused(
+            "not_approved", f"{name} is not listed: there is no terminal to ask at", "add --yes to list it unasked"
+        )
+    if output.ask(f"are these the keys of {name}? yes or no", "no") != "yes":
+        raise ApprovalRefused("not_approved", f"{name} is not listed", "nothing was sent")
+
+
+def _read(path: Path) -> str:
+    """The text of a file with keys; raises `BadFile`."""
+    try:
+        if str(path) == _STDIN:
+            raw = sys.stdin.buffer.read(_MOST + 1)
+        else:
+            with path.open("rb") as file:
+                raw = file.read(_MOST + 1)
+    except OSError as error:
+        raise BadFile(
+            "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
+        ) from None
+    if b"PRIVATE KEY-----" in raw:
+        raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
+    if len(raw) > _MOST:
+        raise BadFile("file_too_large", f"{path} has more than {_MOST} bytes", "name a file of one host's keys")
+    return raw.decode("utf-8", "replace")
+
+
+@verb("hosts list", examples=["signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'"])
+@connection_options
+@json_option
+def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Shows the listed hosts, their names and addresses, their keys, and who listed them when. Needs the right
+    `hosts` or `ledger.read`."""
+    with open_api(address, token_file) as api:
+        found = api.host_keys()
+    if as_json:
+        output.show_json({"hosts": found})
+    elif found:
+        titles = ("HOST", "ADDRESSES", "KEY", "FINGERPRINT", "BY", "SINCE")
+        output.show_table([titles, *(row for host in found for row in _rows(host))])
+    else:
+        output.note("no hosts are listed")
+    return 0
+
+
+def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each key; the facts of the host are in the first one."""
+    first = (str(host.get("name")), ",".join(map(str, host.get("addresses") or [])) or "-")
+    last = (str(host.get("by")), str(host.get("since")))
+    rows: list[tuple[str, ...]] = []
+    for key in host.get("keys") or []:
+        rows.append((*first, str(key.get("kind")), str(key.get("fingerprint")), *last))
+        first, last = ("", ""), ("", "")
+    return rows
+
+
+@verb("hosts remove", examples=["signer hosts remove edge1"])
+@click.argument("name", metavar="NAME", help="as `hosts list` shows it")
+@connection_options
+@json_option
+def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Takes a host off the list. From then on `safe-session` treats it as a host that it does not know: ssh does
+    what its own configuration says. Needs the right `hosts`. Recorded."""
+    with open_api(address, token_file) as api:
+        removed = api.remove_host_keys(name)
+    if as_json:
+        output.show_json(removed)
+    else:
+        output.show(plain(f"{removed.get('name')} is no longer listed"))
+    return 0

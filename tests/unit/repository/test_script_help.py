@@ -1,0 +1,51 @@
+"""`--help` of every script answers at once: in a tree without an environment, and nothing is built."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.parts.documents import ROOT
+
+# Run elsewhere than here: the image's health check, and what the programs of the host kit source.
+NOT_RUN: Final = {"scripts/container/ready", "scripts/host/common"}
+
+
+def scripts() -> list[str]:
+    found = [path for path in (ROOT / "scripts").rglob("*") if path.is_file() and os.access(path, os.X_OK)]
+    return sorted(str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts alone, as of a fresh clone whose environment was never made."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(set(scripts()) - NOT_RUN))
+def test_help_of_a_script_builds_nothing(tree: Path, name: str) -> None:
+    before = sorted(tree.rglob("*"))
+    done = subprocess.run(
+        [tree / name, "--help"],
+        cwd=tree,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(name).name in done.stdout
+    assert len(done.stdout.splitlines()) >= 2
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_those_that_are_not_run_here_are_still_there() -> None:
+    assert set(scripts()) >= NOT_RUN
