@@ -565,8 +565,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
         OperationPage, OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded,
-        IncidentRow, Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails,
-        CaKey, MetricsText, Ready, NotReady, Status, Error,
+        IncidentRow, Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails,
+        CallerDetails, CaKey, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from signer.api.native import who_am_i
 from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
+from signer.ledger.lookups import FindEntries
+from signer.ledger.pages import CertificateReader
+from signer.ledger.store import Ledger
+from signer.model import Event
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import CallerDetails, Reply
+from signer.protocol.replies import CallerDetails, Reply, decode_reply
 from signer.service.list_builder import Built
 from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, render_statement
 from signer.ssh.krl import RevocationList, encode_krl
@@ -37,6 +42,8 @@ _ROUTES = (
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
     ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
+    ("GET", r"/api/ledger/head", "head", ""),
+    ("GET", r"/api/ledger/entries", "entries", ""),
     ("GET", r"/api/whoami", "whoami", ""),
     ("GET", r"/api/waivers", "waivers", ""),
     ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
@@ -50,7 +57,8 @@ def _header_of(method: str, target: str) -> dict[str, object]:
     path, _, query = target.partition("?")
     for known, pattern, op, name in _ROUTES:
         if method == known and (found := re.fullmatch(pattern, path)) is not None:
-            return {"op": op, **dict(parse_qsl(query)), **({name: unquote(found[1])} if name else {})}
+            fields = {key: int(value) if key == "after" else value for key, value in parse_qsl(query)}
+            return {"op": op, **fields, **({name: unquote(found[1])} if name else {})}
     raise AssertionError(f"no such route: {method} {target}")
 
 
@@ -66,6 +74,8 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         ((_, reply),) = bench.core.run([command])
         if isinstance(reply, SignerError):
             raise reply
+        if isinstance(reply, FindEntries):  # the query reader's work
+            reply = decode_reply(reply.answer(CertificateReader(_written(bench, folder))))
         assert isinstance(reply, Reply)
         return reply
 
@@ -89,6 +99,17 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     environ.setattr(ApiClient, "_ask", ask_api)
     environ.setattr(ApiClient, "file", fetch)
+
+
+def _written(bench: Bench, folder: Path) -> Path:
+    """A folder with the events of the core's ledger in a file, for what reads one."""
+    place = folder / "answering"
+    if not place.exists():
+        place.mkdir()
+        with closing(Ledger(place)) as ledger:
+            for entry in bench.store.entries:
+                ledger.commit([Event(entry.kind, entry.actor, json.loads(entry.body))], entry.time_ms)
+    return place
 
 
 def published_files(version: int = 12, as_of: int = 1_740_000_600) -> dict[str, bytes]:
