@@ -209,7 +209,8 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name in ("after", "limit") or (name == "before" and "state" not in known):  # of requests, it is an id
+        elif name == "limit" or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
+            # `before` of requests is an id, and `after` of host keys a name
             fields[name] = _whole(name, value)
         elif name == "wait":
             fields[name] = _whole(name, value, MAX_WAIT)

@@ -31,7 +31,7 @@ class Reader(Protocol):
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
-    def entries(self, after: int, limit: int) -> list[Entry]: ...
+    def events_after(self, after: int, limit: int) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class FindEntries(Lookup):
 
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
-        found = reader.entries(self.after, self.limit + 1)
+        found = reader.events_after(self.after, self.limit + 1)
         room = self.room // 2
         page: list[dict[str, object]] = []
         for entry in found[: self.limit]:

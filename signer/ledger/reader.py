@@ -162,7 +162,7 @@ class LedgerReader:
         )
         return [Entry(*row) for row in rows]
 
-    def entries(self, after: int, limit: int) -> list[Entry]:
+    def events_after(self, after: int, limit: int) -> list[Entry]:
         """Events in their order, after event `after`."""
         rows = self.query(
             "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?",

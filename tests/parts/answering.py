@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
 from signer.ledger.lookups import FindEntries
-from signer.ledger.pages import CertificateReader
-from signer.ledger.store import Ledger
-from signer.model import Event
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
 from signer.protocol.replies import CallerDetails, Reply, decode_reply
@@ -75,7 +71,7 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         if isinstance(reply, SignerError):
             raise reply
         if isinstance(reply, FindEntries):  # the query reader's work
-            reply = decode_reply(reply.answer(CertificateReader(_written(bench, folder))))
+            reply = decode_reply(reply.answer(bench.store))
         assert isinstance(reply, Reply)
         return reply
 
@@ -99,17 +95,6 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     environ.setattr(ApiClient, "_ask", ask_api)
     environ.setattr(ApiClient, "file", fetch)
-
-
-def _written(bench: Bench, folder: Path) -> Path:
-    """A folder with the events of the core's ledger in a file, for what reads one."""
-    place = folder / "answering"
-    if not place.exists():
-        place.mkdir()
-        with closing(Ledger(place)) as ledger:
-            for entry in bench.store.entries:
-                ledger.commit([Event(entry.kind, entry.actor, json.loads(entry.body))], entry.time_ms)
-    return place
 
 
 def published_files(version: int = 12, as_of: int = 1_740_000_600) -> dict[str, bytes]:

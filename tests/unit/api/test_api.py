@@ -117,6 +117,7 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("POST", "/api/sign/llmops", b"{}", {"op": "sign", "role": "llmops"}),
         ("GET", "/api/certificates/17", None, {"op": "certificate", "serial": 17}),
         ("GET", "/api/ledger/head", None, {"op": "head"}),
+        ("GET", "/api/ledger/entries?after=7&limit=3", None, {"op": "entries", "after": 7, "limit": 3}),
         ("GET", "/api/freezes", None, {"op": "freezes"}),
         ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),

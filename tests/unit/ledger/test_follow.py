@@ -68,7 +68,7 @@ def follow(copy: LedgerCopy, fetch: Any) -> int:
 
 def test_the_copy_has_every_event_as_it_is(source: Ledger, copy: LedgerCopy) -> None:
     assert follow(copy, Served(source)) == len(STORY)
-    assert copy.entries(0, 99) == source.entries(0, 99)
+    assert copy.events_after(0, 99) == source.events_after(0, 99)
     assert verify(copy) == source.head()
 
 
@@ -103,7 +103,7 @@ def _rewritten(source: Ledger, tmp_path: Path, change: int) -> Ledger:
     folder = tmp_path / "rewritten"
     folder.mkdir()
     other = Ledger(folder)
-    events = [Event(entry.kind, entry.actor, json.loads(entry.body)) for entry in source.entries(0, 99)]
+    events = [Event(entry.kind, entry.actor, json.loads(entry.body)) for entry in source.events_after(0, 99)]
     events[change - 1] = Event("request.refused", "nobody", {"code": "x"})
     other.commit(events, NOW)
     return other
@@ -143,7 +143,7 @@ def _sealed(entry: Entry, **changes: Any) -> Entry:
 def test_an_event_that_does_not_continue_the_chain_is_refused(source: Ledger, copy: LedgerCopy) -> None:
     follow(copy, Served(source))
     source.commit([issued(4), issued(5)], NOW)
-    known, fourth, fifth = source.entries(len(STORY) - 1, 3)
+    known, fourth, fifth = source.events_after(len(STORY) - 1, 3)
     bad: dict[str, Sequence[Entry]] = {
         "its content does not match its hash": [replace(fourth, actor="nobody")],
         "its prev is not the hash": [_sealed(fourth, prev="a" * 64)],
