@@ -70,7 +70,7 @@ REPLIES: dict[str, Reply] = {
     ),
     **dict.fromkeys(("host_keys", "add_host_keys", "remove_host_keys"), MetricsText(text="t")),
     **dict.fromkeys(
-        ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
+        ("sign", "explain", "certificate", "head", "entries", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
     ),
 }
