@@ -80,9 +80,6 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     def operations() -> Response:
         return page_response(expect(OperationPage, ask("operations", read_query(OPERATION_FILTERS))))
 
-    def entries() -> Response:
-        return json_response(ask("entries", read_query(ENTRY_FILTERS)))
-
     def record() -> Response:
         return json_response(ask("record", {}, read_body(request.environ)), 201)
 
@@ -107,7 +104,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
         ("GET", "/api/ledger/head", lambda: json_response(ask("head", {}))),
-        ("GET", "/api/ledger/entries", entries),
+        ("GET", "/api/ledger/entries", lambda: json_response(ask("entries", read_query(ENTRY_FILTERS)))),
         ("GET", "/api/operations", operations),
         ("POST", "/api/operations", record),
         ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),

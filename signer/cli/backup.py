@@ -265,10 +265,10 @@ def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_j
 @connection_options
 @json_option
 def ledger_follow(*, once: bool, every: int, address: str | None, token_file: Path | None, as_json: bool) -> int:
-    """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`. Needs
-    a token with the right `ledger.read`. Every event is verified against the chain and synced to disk. Ends with
-    exit status 1 when the service's ledger is not the one that it followed before (cut off, restored, rewritten),
-    or when the token is refused; a service that is away is waited for, unless --once."""
+    """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`.
+    Needs a token with the right `ledger.read`. Every event is verified against the chain and synced to disk.
+    Ends with exit status 1 when the service's ledger is not the one that it followed before (cut off,
+    restored, rewritten), or when the token is refused; a service that is away is waited for, unless --once."""
     from signer.ledger.follow import LedgerCopy
     from signer.service.access import become_writer
 

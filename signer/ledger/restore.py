@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
-from signer.files import open_or_create, sync_directory, sync_file, write_new
+from signer.files import sync_directory, sync_file, write_new
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import copy_events
 from signer.ledger.marks import BACKED_UP, VERIFIED
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
-from signer.ledger.store import Ledger, note_begun, take_lock
+from signer.ledger.store import LOCK_NAME, Ledger, note_begun, take_lock
 from signer.model import Entry, Event, Head
 from signer.units import timestamp
 
@@ -109,8 +109,7 @@ class Restoration:
             if isinstance(source, LedgerReader):
                 copy_events(source, copy)
             else:
-                with os.fdopen(open_or_create(copy), "wb") as file:
-                    shutil.copyfileobj(source, file, _PIECE)
+                write_new(copy, iter(lambda: source.read(_PIECE), b""), 0o600)
         reader = LedgerReader(self._making)
         try:
             if _verified(reader, progress).seq == 0:
@@ -135,7 +134,7 @@ class Restoration:
             write_new(self._making / _ASIDE, self._unused_name(now_ms).encode(), 0o600)
             sync_directory(self._making)
             note_begun(self._lock)
-            os.fsync(self._lock)
+            sync_file(self._data_dir / LOCK_NAME)
             _remove(self._ready)
             self._making.rename(self._ready)
             sync_directory(self._data_dir)
