@@ -125,16 +125,24 @@ def hosts_install(
         result = "confirmed"
     facts: dict[str, object] = {"host": host, "result": result, "report": report}
     if result in ("confirmed", "unchanged"):
-        seen = _ssh(host, options, _SHOW_KEYS)
-        found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
-        if found is not None:
-            facts["host_keys"] = offer_keys(found, (address, token_file) if add_keys else None, as_json=as_json)
-        elif add_keys:
-            text = f"{plain(host)} trusts the CA, but its keys cannot be read, so they are not listed"
-            raise SignerError("host_keys_missing", text, "list them with `signer hosts add`")
+        facts |= _offer_keys(host, options, (address, token_file) if add_keys else None, as_json=as_json)
     if as_json:
         output.show_json(facts)
     return 1 if result == "nixos" else 0
+
+
+def _offer_keys(
+    host: str, options: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+) -> dict[str, object]:
+    """Shows the keys of a host, and lists them at the service with this address and token, if any."""
+    seen = _ssh(host, options, _SHOW_KEYS)
+    found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
+    if found is not None:
+        return {"host_keys": offer_keys(found, where, as_json=as_json)}
+    if where is not None:
+        text = f"{plain(host)} trusts the CA, but its keys cannot be read, so they are not listed"
+        raise SignerError("host_keys_missing", text, "list them with `signer hosts add`")
+    return {}
 
 
 def _tell(report: list[str], done: _Done, *, as_json: bool) -> None:
