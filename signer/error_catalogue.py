@@ -642,6 +642,8 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "pass `--approve PHRASE`, or use a terminal"),
         _local("approval_wrong", "the approval phrase is wrong; nothing was changed, the attempt is recorded (exit 3)",
                "see section 4 of the operation's runbook"),
+        _local("boot_not_recorded", "what a reboot starts cannot be recorded beside the evidence directory",
+               "free disk space there, then run it again"),
         _local("cutover_file_refused", "cutover.toml has problems; all are listed by line", "fix them"),
         _local("cutover_file_unreadable", "cutover.toml cannot be read", "name it with `--config`"),
         _local("interrupted", "Ctrl-C, SIGTERM or a closed terminal interrupted the run", "run the same command again"),
