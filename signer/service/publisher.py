@@ -87,6 +87,11 @@ class ListState:
     failure: SignerError | None = None
 
     @property
+    def newest(self) -> int | None:
+        """The version that hosts should have."""
+        return self.version if self.wanted is None else self.wanted
+
+    @property
     def is_current(self) -> bool:
         """True if hosts that fetch now get everything that was revoked."""
         return self.version is not None and self.version == self.wanted
