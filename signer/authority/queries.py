@@ -6,13 +6,21 @@ up by another process: here is decided who may see what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.lookups import FindCertificate, FindCertificates, FindOperations, Lookup
-from signer.ledger.views import operation_details
+from signer.ledger.lookups import (
+    FindCertificate,
+    FindCertificates,
+    FindOperations,
+    FindRevocations,
+    Lookup,
+    PreviewHits,
+)
+from signer.ledger.revoked import made_revocations
+from signer.ledger.views import operation_details, revocation_row
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
@@ -21,7 +29,9 @@ from signer.protocol.commands import (
     ListCertificates,
     ListFreezes,
     ListOperations,
+    ListRevocations,
     ListRoles,
+    PreviewRevocation,
     Query,
     ShowCaller,
     ShowCertificate,
@@ -37,6 +47,7 @@ from signer.protocol.replies import (
     OperationDetails,
     Recorded,
     Reply,
+    Revoked,
     RoleDetails,
     Roles,
     Rule,
@@ -91,12 +102,12 @@ def answer(
         case ListOperations():
             require(identity, "ledger.read")
             return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
+        case PreviewRevocation() | ListRevocations():
+            return _revocations(query, identity, now)
         case ListFreezes():
             return freezes_in_force(identity, ledger)
-        case ListRoles():
-            return Roles(roles=sorted(identity.roles))
-        case ShowRole():
-            return _role(query.role, identity, policy)
+        case ListRoles() | ShowRole():
+            return _roles(query, identity, policy)
         case ShowCaller():
             return CallerDetails(
                 identity=identity.name,
@@ -129,6 +140,15 @@ def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> 
     return {scope: freeze for scope, freeze in freezes.items() if scope in own}
 
 
+def _revocations(query: PreviewRevocation | ListRevocations, identity: Identity, now: int) -> Lookup:
+    if isinstance(query, PreviewRevocation):
+        require(identity, "revoke")
+        return PreviewHits(identity.name, MAX_REPLY, query.revocation, now)
+    if "revoke" not in identity.may:
+        require(identity, "ledger.read")
+    return FindRevocations(identity.name, MAX_REPLY, query.before, query.limit)
+
+
 def _certificates(query: ListCertificates, identity: Identity, now: int) -> FindCertificates:
     wanted = replace(query.wanted, active_at=now if query.active else None)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
@@ -143,9 +163,24 @@ def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
     return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
 
 
+def recorded_reply(entries: Sequence[Entry]) -> OperationDetails | Revoked:
+    """The reply that shows what the events of one command recorded."""
+    first = entries[0]
+    if first.kind == "certificates.revoked":
+        row = revocation_row(made_revocations(entries)[0])
+        return Revoked.model_validate({**row, "frozen": any(entry.kind == "freeze.set" for entry in entries)})
+    return recorded_operation(first)
+
+
 def recorded_operation(entry: Entry) -> OperationDetails:
     """The reply that shows a recorded operation."""
     return _known_fields(OperationDetails, operation_details(entry))
+
+
+def _roles(query: ListRoles | ShowRole, identity: Identity, policy: Policy) -> Roles | RoleDetails:
+    if isinstance(query, ListRoles):
+        return Roles(roles=sorted(identity.roles))
+    return _role(query.role, identity, policy)
 
 
 def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:

@@ -44,7 +44,7 @@ def test_the_standard_policy_is_read() -> None:
     assert read.ca.fingerprint == builders.PretendKey().fingerprint
     role = read.roles["llmops"]
     assert (role.default_ttl, role.max_ttl, role.rsa_min_bits) == (900, 1800, 3072)
-    assert read.identities["operator"].may == {"approve", "freeze", "hosts", "ledger.read", "operate"}
+    assert read.identities["operator"].may == {"approve", "freeze", "hosts", "ledger.read", "operate", "revoke"}
     assert read.identities["stranger"].roles == frozenset()
 
 
