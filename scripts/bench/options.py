@@ -27,6 +27,18 @@ def read_cutover_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     return asked
 
 
+def read_hosts_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/hosts", description="CPU of the service while hosts poll its revocation list."
+    )
+    parser.add_argument("--hosts", type=int, default=1000, help="that poll each minute (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=60, help="of polling (default %(default)s)")
+    asked = parser.parse_args(arguments)
+    if min(asked.hosts, asked.seconds) < 1:
+        parser.error("--hosts and --seconds are 1 at least")
+    return asked
+
+
 def read_ledger_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench/ledger", description="What a ledger with very many certificates costs against an empty one."
@@ -117,6 +129,7 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
 
 _OPTIONS = {
     "cutover": read_cutover_options,
+    "hosts": read_hosts_options,
     "ledger": read_ledger_options,
     "login": read_login_options,
     "sign": read_sign_options,

@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
@@ -89,6 +89,7 @@ from signer.protocol.commands import (
 )
 from signer.protocol.replies import (
     Explanation,
+    HostKeys,
     HostKeysPage,
     IncidentRow,
     Incidents,
@@ -106,7 +107,7 @@ CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the led
 ALL_REQUESTS: Final = ""  # among the changes: any request may have changed
 # Kinds of events that later ones of the same batch may depend on, and replies that may show such an event.
 _DEPENDENT: Final = ("freeze.lifted", "approval.", "waiver.", "incident.", "host.")
-_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents, HostKeysPage)
+_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents, HostKeys, HostKeysPage)
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
 Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
@@ -637,6 +638,10 @@ class Core:
         """The version of the list of host keys; None while the ledger could not be read."""
         return None if self._state is None else self._state.hosts.version
 
+    def host_names(self) -> Collection[str]:
+        """The names of listed hosts; none while the ledger could not be read."""
+        return () if self._state is None else self._state.hosts.hosts.keys()
+
     def known_hosts(self, as_of: int) -> bytes:
         """The list of host keys, as of a time in seconds since 1970; raises `Unavailable` or `LedgerBroken`."""
         return self._ready(self._clock()).hosts.render(as_of)
@@ -744,8 +749,7 @@ class Core:
             situation = self._situation(state, now)
             return Decision(*requests.handle(command, identity, state.approvals, situation, self._signatures))
         if isinstance(command, AddHostKeys):
-            listed, event = state.hosts.add(command, identity, state.freezes, int(now))
-            return Decision(listed, (event,))
+            return Decision(*state.hosts.add(command, identity, state.freezes, int(now)))
         if isinstance(command, RemoveHostKeys):
             removed, event = state.hosts.remove(command, identity, state.freezes)
             return Decision(removed, (event,))
@@ -862,7 +866,7 @@ class Core:
             return []
         if now < max(changes_at, self._state.revoked.version_at + LIST_EVERY):
             return []
-        return [Event("list.published", "keeper", {"instead_of": version})]
+        return [Event("list.published", "keeper", {"reason": "expired"})]
 
     def _over(self, now: int) -> list[Event]:
         """The events of requests whose time is over."""

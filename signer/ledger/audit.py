@@ -20,16 +20,26 @@ from typing import Any, Final
 from signer.errors import LedgerBroken
 from signer.files import open_or_create
 from signer.ledger.chain import GENESIS, entry_hash
-from signer.ledger.fold import add_events, create_views, delete_views, folded_up_to, rows_of_views
+from signer.ledger.fold import (
+    add_events,
+    add_leaves,
+    create_views,
+    delete_views,
+    folded_tree,
+    folded_up_to,
+    rows_of_views,
+)
 from signer.ledger.reader import LedgerReader, broken_at, storage_errors
-from signer.ledger.schema import VIEW_INDEXES, VIEWS, VIEWS_NAME, View
+from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, View
 from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.ledger.structure import check_structure
+from signer.ledger.subtrees import TILE, leaves
+from signer.ledger.tree import CompactRange, complete_root
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _RANGE: Final = f"{_EVENTS} WHERE seq > ? AND seq <= ? ORDER BY seq"
-_CHUNK: Final = 25_000  # events that one task follows and compares
+_CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
 _NO_END: Final = 2**63 - 1
 Progress = Callable[[int, int], None]
@@ -68,7 +78,8 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
         if is_private or len(chunks) <= 1:
             _check_file(reader)
             found = [_check_chunk(reader, first, last, folded, progress, total) for first, last in chunks]
-            _check_views(reader.data_dir, folded, _counts(found))
+            _check_views(reader, folded, None)
+            _check_views(reader, folded, _counts(found))
         else:
             _verify_in_processes(reader, chunks, folded, progress)
         head = reader.head()
@@ -106,7 +117,7 @@ def _verify_in_processes(
         tasks: dict[Future[Counts], int] = {
             pool.submit(_check_chunk_apart, path, first, last, folded): last - first for first, last in chunks
         }
-        structure = pool.submit(_check_views, path, folded, None)
+        structure = pool.submit(_check_views_apart, path, folded)
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -117,7 +128,7 @@ def _verify_in_processes(
             raise _first_fault(tasks, broken) from None
         file.result()
         structure.result()
-        _check_views(path, folded, _counts(task.result() for task in tasks))
+        _check_views(reader, folded, _counts(task.result() for task in tasks))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -134,6 +145,11 @@ Counts = dict[str, int]
 def _check_file_apart(data_dir: Path) -> None:
     with closing(LedgerReader(data_dir)) as reader:
         _check_file(reader)
+
+
+def _check_views_apart(data_dir: Path, folded: int | None) -> None:
+    with closing(LedgerReader(data_dir)) as reader:
+        _check_views(reader, folded, None)
 
 
 def _check_chunk_apart(data_dir: Path, first: int, last: int, folded: int | None) -> Counts:
@@ -170,8 +186,10 @@ def _check_chunk(
         progress(last, total)
     if folded is None:
         return {}
-    events = ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows if seq <= folded)
-    return _compare_rows(reader.data_dir, events, first, min(last, folded))
+    events = [row for row in rows if row[0] <= folded]
+    bodies = ((seq, kind, body) for seq, _, kind, _, body, _, _ in events)
+    hashes = [(seq, digest) for seq, *_, digest in events]
+    return _compare_rows(reader.data_dir, bodies, hashes, first, min(last, folded))
 
 
 def _follow_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
@@ -209,13 +227,55 @@ def _folded(reader: LedgerReader) -> int | None:
         return folded_up_to(db, reader)
 
 
-def _compare_rows(data_dir: Path, events: Iterable[tuple[int, str, str]], first: int, last: int) -> Counts:
-    """Compares the rows of all views for the events after `first` to `last`; returns how many there are."""
+def _compare_rows(
+    data_dir: Path, events: Iterable[tuple[int, str, str]], hashes: Sequence[tuple[int, str]], first: int, last: int
+) -> Counts:
+    """Compares the rows of all views for the events after `first` to `last`; returns how many there are.
+
+    `events` are these as (seq, kind, body), `hashes` as (seq, hash).
+    """
     wanted = rows_of_views(events)
     with _views(data_dir) as db:
         for view in VIEWS:
             _compare_view(db, view, wanted[view.name], first, last)
+        _compare_subtrees(db, hashes, first)
     return {name: len(rows) for name, rows in wanted.items()}
+
+
+def _compare_subtrees(db: sqlite3.Connection, hashes: Sequence[tuple[int, str]], first: int) -> None:
+    """Compares the kept subtrees of the lowest level with the events after `first`, which ends one of them."""
+    numbers = range(first // TILE, (first + len(hashes)) // TILE)
+    wanted = CompactRange().extend(leaves(hashes[: len(numbers) * TILE]), TREE_STEP)
+    found = _kept_subtrees(db, TREE_STEP, numbers.start, numbers.stop)
+    for number, (_, _, digest) in zip(numbers, (one for one in wanted if one[0] == TREE_STEP), strict=True):
+        if found.get(number) != digest:
+            raise _views_differ("subtrees", f"events {number * TILE + 1} to {(number + 1) * TILE}")
+
+
+def _kept_subtrees(db: sqlite3.Connection, level: int, first: int, last: int) -> dict[int, bytes]:
+    rows = db.execute(
+        "SELECT number, hash FROM subtrees WHERE level = ? AND number >= ? AND number < ?", (level, first, last)
+    )
+    return {number: bytes(digest) for number, digest in rows}
+
+
+def _check_upper_subtrees(db: sqlite3.Connection, folded: int) -> None:
+    """Compares the kept subtrees of the higher levels with those below them, and how many there are of each level."""
+    level, numbers = TREE_STEP, folded >> TREE_STEP
+    below = _kept_subtrees(db, level, 0, numbers)
+    while below:
+        level, numbers = level + TREE_STEP, numbers >> TREE_STEP
+        found = _kept_subtrees(db, level, 0, numbers)
+        for number in range(numbers):
+            parts = [below[one] for one in range(number * TILE, (number + 1) * TILE)]
+            if found.get(number) != complete_root(parts):
+                raise _views_differ("subtrees", f"number {number} of level {level}")
+        below = found
+    for known, most in db.execute("SELECT level, max(number) FROM subtrees GROUP BY level"):
+        ends = (most + 1) << known
+        is_known = known > 0 and known % TREE_STEP == 0
+        if not is_known or ends > db.execute("SELECT seq FROM folded").fetchone()[0]:
+            raise _views_differ("subtrees", f"number {most} of level {known}, which no events make")
 
 
 def _compare_view(
@@ -237,22 +297,34 @@ def _compare_view(
             raise _views_differ(view.name, f"event {seq}")
 
 
-def _check_views(data_dir: Path, folded: int | None, counts: Counts | None) -> None:
+def _check_views(reader: LedgerReader, folded: int | None, counts: Counts | None) -> None:
     """Checks the structure of the file; with `counts`, that it has no row without an event."""
     if folded is None:
         return
-    with _views(data_dir) as db:
+    with _views(reader.data_dir) as db:
         if counts is None:
             for (finding,) in db.execute("PRAGMA integrity_check(1)"):
                 if finding != "ok":
                     raise _views_differ(VIEWS_NAME, finding)
             return
+        db.execute("BEGIN")
+        _check_tree(db, reader, folded)
         for view in VIEWS:
             # A keeper may have folded more since; then those rows are there, and no others.
             counted = "count(*) FILTER (WHERE seq <= ?), count(*) FILTER (WHERE seq > (SELECT seq FROM folded))"
             listed, later = db.execute(f"SELECT {counted} FROM {view.name}", (folded,)).fetchone()  # noqa: S608
             if (listed, later) != (counts.get(view.name, 0), 0):
                 raise _views_differ(view.name, f"events {counts.get(view.name, 0)}, view {listed + later}")
+
+
+def _check_tree(db: sqlite3.Connection, reader: LedgerReader, folded: int) -> None:
+    """Checks the tree that a keeper goes on from, and the subtrees above those that chunks were compared with."""
+    _check_upper_subtrees(db, folded)
+    now = int(db.execute("SELECT seq FROM folded").fetchone()[0])
+    # A keeper may have folded events since that this reader's snapshot of the ledger lacks.
+    with closing(LedgerReader(reader.data_dir)) as newest:
+        if folded_tree(db, newest if now != folded else reader, now) is None:
+            raise _views_differ("folded", f"the tree up to event {now} is not that of its subtrees")
 
 
 def _counts(parts: Iterable[Counts]) -> Counts:
@@ -300,15 +372,16 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN EXCLUSIVE")
             create_views(db, with_indexes=False)
-            head = Head(0, GENESIS, 0)
+            head, tree = Head(0, GENESIS, 0), CompactRange()
             for first in range(0, total, _CHUNK):
                 rows = ledger.query(_RANGE, (first, first + _CHUNK))
                 head = _follow_chain(iter(rows), head)
                 add_events(db, ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows))
+                add_leaves(db, tree, [(seq, digest) for seq, *_, digest in rows])
                 progress(head.seq, total)
             for index in VIEW_INDEXES:
                 db.execute(index)
-            db.execute("UPDATE folded SET seq = ?, hash = ?", (head.seq, head.hash))
+            db.execute("UPDATE folded SET seq = ?, hash = ?, tree = ?", (head.seq, head.hash, tree.to_bytes()))
             db.execute("COMMIT")
             count = "SELECT count(*) FROM {}"
             counts = {view.name: int(db.execute(count.format(view.name)).fetchone()[0]) for view in VIEWS}

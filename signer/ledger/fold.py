@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,9 @@ from signer.files import open_or_create, sync_file
 from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (
+    ADD_SUBTREE,
     BODIES,
+    TREE_STEP,
     VIEW_INDEXES,
     VIEW_TABLES,
     VIEWS,
@@ -30,6 +32,8 @@ from signer.ledger.schema import (
     VIEWS_VERSION,
     Row,
 )
+from signer.ledger.subtrees import TreeReader, leaves
+from signer.ledger.tree import CompactRange
 
 SLICE_EVENTS: Final = 100
 SLICE_SECONDS: Final = 0.002
@@ -42,7 +46,7 @@ _CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for lo
 # The disk does not take it; the file is as good as before.
 _TEMPORARY: Final = frozenset({"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_READONLY"})
 _TO_FOLD: Final = "SELECT seq, kind, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-_MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, boot = ?, is_synced = 0"
+_MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_synced = 0"
 
 
 def rows_of_views(events: Iterable[tuple[int, str, str]]) -> dict[str, list[Row]]:
@@ -72,11 +76,17 @@ def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str]]) -
             db.executemany(view.insert, rows[view.name])
 
 
+def add_leaves(db: sqlite3.Connection, tree: CompactRange, events: Sequence[tuple[int, str]]) -> None:
+    """Lets `tree` grow by events (seq, hash), and keeps the subtrees that they complete; raises `LedgerBroken`."""
+    if complete := tree.extend(leaves(events), TREE_STEP):
+        db.executemany(ADD_SUBTREE, complete)
+
+
 def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:
     """Creates all tables of an empty database, folded up to nothing."""
     for statement in (*VIEW_TABLES, *(VIEW_INDEXES if with_indexes else ())):
         db.execute(statement)
-    db.execute("INSERT INTO folded VALUES (1, 0, ?, ?, 0)", (GENESIS, boot_time()))
+    db.execute("INSERT INTO folded VALUES (1, 0, ?, x'', ?, 0)", (GENESIS, boot_time()))
     db.execute(f"PRAGMA application_id = {VIEWS_APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {VIEWS_VERSION}")
 
@@ -97,6 +107,17 @@ def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
         ledger.query("SELECT 1 FROM events WHERE seq = ? AND hash = ?", (seq, digest))
     )
     return seq if is_ours else None
+
+
+def folded_tree(db: sqlite3.Connection, ledger: LedgerReader, seq: int) -> CompactRange | None:
+    """The Merkle tree up to event `seq`, which the views contain; None if it differs from its own subtrees.
+
+    A wrong tree would make the keeper sign a checkpoint that no later one is consistent with, so both ways to it must
+    agree: what was kept of it, and what its subtrees and the newest events make. Raises `sqlite3.Error`.
+    """
+    kept = bytes(db.execute("SELECT tree FROM folded").fetchone()[0])
+    found = TreeReader(ledger, db, seq).compact(seq)
+    return found if found.to_bytes() == kept else None
 
 
 def boot_time() -> int:
@@ -134,6 +155,7 @@ class Fold:
         self._db: sqlite3.Connection | None = None
         self._inode = 0
         self._seq = 0
+        self._tree = CompactRange()  # over the events up to `_seq`
         self._waits_since: float | None = None  # monotonic seconds; since when events wait that are not in the views
         self._not_before = 0.0
         self._discarded = -DISCARD_AFTER
@@ -176,6 +198,10 @@ class Fold:
         self._waits_since = None if self._seq >= head_seq else now
         return 0.0 if self._seq < head_seq else None
 
+    def tree(self) -> tuple[int, bytes] | None:
+        """How many events the Merkle tree has, and its root; None while the file is not open."""
+        return None if self._db is None else (self._tree.size, self._tree.root())
+
     def recheck(self, *, is_damaged: bool) -> None:
         """Opens the file again at the next slice, after a reader could not use it; deletes it if it is damaged."""
         self._drop()
@@ -191,17 +217,19 @@ class Fold:
             events = self._ledger.query(_TO_FOLD, (self._seq, SLICE_EVENTS))
             if not events:
                 return self._seq
-            last = self._seq, ""
             db.execute("BEGIN IMMEDIATE")
-            for at in range(0, len(events), _STEP):
-                part = events[at : at + _STEP]
+            done = 0
+            while done < len(events):
+                part = events[done : done + _STEP]
                 add_events(db, [(seq, kind, body) for seq, kind, body, _ in part])
-                last = part[-1][0], part[-1][3]
+                add_leaves(db, self._tree, [(seq, digest) for seq, _, _, digest in part])
+                done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
-            db.execute(_MOVE, (*last, boot_time()))
+            last, digest = events[done - 1][0], events[done - 1][3]
+            db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
-            self._seq = last[0]
+            self._seq = last
         except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             self._give_up(error)
             raise Unavailable(
@@ -220,22 +248,25 @@ class Fold:
             return self._db
         self._drop()
         db = self._connect()
+        tree: CompactRange | None = None
         try:
             seq = folded_up_to(db, self._ledger) if _is_written_out(db) else None
+            if seq is not None:
+                tree = folded_tree(db, self._ledger, seq)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if _name(error) in _TEMPORARY:
                 db.close()
                 raise
             seq = None
-        if seq is None:
+        if seq is None or tree is None:
             db.close()
             delete_views(self._path)
             db = self._connect()
             db.execute("BEGIN EXCLUSIVE")
             create_views(db)
             db.execute("COMMIT")
-            seq = 0
-        self._db, self._seq, self._inode = db, seq, inode_of(self._path)
+            seq, tree = 0, CompactRange()
+        self._db, self._seq, self._tree, self._inode = db, seq, tree, inode_of(self._path)
         return db
 
     def _connect(self) -> sqlite3.Connection:

@@ -4,7 +4,8 @@
 folded from them afterwards and can be deleted at any time.
 
 A view is a table of facts: each row is made from one event, carries its `seq`, and never changes. So the rows of a file
-and those of the events that it lacks are together the rows of all events, whatever the view is.
+and those of the events that it lacks are together the rows of all events, whatever the view is. Beside them is the
+Merkle tree over the events (`subtrees.py`): one row for each 256 of them, of the hashes of all.
 """
 
 from __future__ import annotations
@@ -189,14 +190,23 @@ VIEWS: Final = (
     ),
 )
 
-# Up to which event the views are folded, and its hash, which only the ledger has that they were folded from. `boot` is
-# when the host started (seconds since 1970): without fsync a file is as it was written until the host stops.
+# Hashes of complete subtrees of the Merkle tree over the events, at every eighth level: row (8, n) has that of events
+# 256 n + 1 to 256 n + 256. `tree.CompactRange` makes each as its last event is folded.
+TREE_STEP: Final = 8  # levels from one kept row of subtrees to the next
+_SUBTREES: Final = """CREATE TABLE subtrees (
+    level INTEGER NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, number)
+) STRICT, WITHOUT ROWID"""
+ADD_SUBTREE: Final = "INSERT INTO subtrees VALUES (?, ?, ?)"
+
+# Up to which event the views are folded, and its hash, which only the ledger has that they were folded from. `tree` is
+# the Merkle tree up to there, from which it grows (`tree.CompactRange.to_bytes`), and a checksum of `subtrees`. `boot`
+# is when the host started (seconds since 1970): without fsync a file is as it was written until the host stops.
 # `is_synced` is 1 if the file was synced when it was closed.
 _FOLDED: Final = """CREATE TABLE folded (
-    id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL,
+    id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL, tree BLOB NOT NULL,
     boot INTEGER NOT NULL, is_synced INTEGER NOT NULL
 ) STRICT"""
-VIEW_TABLES: Final = (_FOLDED, *(view.table for view in VIEWS))
+VIEW_TABLES: Final = (_FOLDED, _SUBTREES, *(view.table for view in VIEWS))
 VIEW_INDEXES: Final = tuple(index for view in VIEWS for index in view.indexes)
 _MEANING: Final = "1"  # raise it when `apply` of a view makes other rows in the same columns
 VIEWS_VERSION: Final = zlib.crc32("\n".join((_MEANING, *VIEW_TABLES, *VIEW_INDEXES)).encode()) & 0x7FFF_FFFF

@@ -175,6 +175,10 @@ class Ledger(LedgerReader):
         while self._views.fold_slice() < head:
             pass
 
+    def folded_tree(self) -> tuple[int, bytes] | None:
+        """How many events the folded Merkle tree has, and its root; None while nothing is folded."""
+        return self._views.tree()
+
     def size(self) -> int:
         """Bytes of the ledger's file and its write-ahead log; 0 for one that is not there."""
         found = 0

@@ -6,7 +6,7 @@ is kept or computed; whoever checks a proof needs none. Nothing here knows SQLit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -19,6 +19,7 @@ EMPTY_ROOT: Final = sha256(b"").digest()  # of a tree without leaves
 
 Node = Callable[[int, int], bytes]
 """The hash of the complete subtree of 2**level leaves that begins at leaf index * 2**level, by level and index."""
+Subtree = tuple[int, int, bytes]  # level, index, hash
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -55,16 +56,52 @@ class CompactRange:
         """Adds the leaf with these data."""
         self.append_subtree(leaf_hash(data), 0)
 
-    def append_subtree(self, digest: bytes, level: int) -> None:
-        """Adds a complete subtree of 2**`level` leaves; `size` must be a multiple of that."""
+    def append_subtree(self, digest: bytes, level: int) -> list[Subtree]:
+        """Adds a complete subtree of 2**`level` leaves, of whose size `size` must be a multiple.
+
+        Returns those that it completes, as (level, index, hash), smallest first.
+        """
         if self.size & ((1 << level) - 1):
             raise ValueError(f"a subtree of level {level} cannot begin at leaf {self.size}")
-        rest, hashes = self.size >> level, self._hashes
+        rest, hashes, found = self.size >> level, self._hashes, list[Subtree]()
         while rest & 1:
             digest = sha256(b"\1" + hashes.pop() + digest).digest()
-            rest >>= 1
+            rest, level = rest >> 1, level + 1
+            found.append((level, rest, digest))
         hashes.append(digest)
-        self.size += 1 << level
+        self.size += 1 << (level - len(found))
+        return found
+
+    def extend(self, leaves: Iterable[bytes], step: int) -> list[Subtree]:
+        """Adds leaves by their data; returns the subtrees of every `step` levels that they complete, as above."""
+        found: list[Subtree] = []
+        hashes, size, mask = self._hashes, self.size, (1 << step) - 1
+        for data in leaves:  # what `append` does, for each event of a ledger: a call more would be a third more
+            digest = sha256(b"\0" + data).digest()
+            if size & mask == mask:
+                self.size = size
+                found += [one for one in self.append_subtree(digest, 0) if one[0] % step == 0]
+                size += 1
+                continue
+            rest = size
+            while rest & 1:
+                digest = sha256(b"\1" + hashes.pop() + digest).digest()
+                rest >>= 1
+            hashes.append(digest)
+            size += 1
+        self.size = size
+        return found
+
+    def to_bytes(self) -> bytes:
+        """The hashes, one after the other, for `from_bytes`."""
+        return b"".join(self._hashes)
+
+    @classmethod
+    def from_bytes(cls, size: int, data: bytes) -> CompactRange:
+        """The range of `size` leaves from `to_bytes`; raises `ValueError`."""
+        if len(data) % HASH_BYTES:
+            raise ValueError(f"{len(data)} bytes are not a number of hashes")
+        return cls(size, [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)])
 
     def root(self) -> bytes:
         """The root of the tree with these leaves."""

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -252,7 +253,7 @@ class KitHost:
         """Logs in over ssh: with the key that is in authorized_keys, with another one, or with a certificate."""
         chosen = ["-i", str((key or self.keys.other).private)]
         if certificate is not None:
-            chosen = ["-i", str(self.keys.user.private), f"-oCertificateFile={certificate}"]
+            chosen = ["-i", str((key or self.keys.user).private), f"-oCertificateFile={certificate}"]
         fixed = {
             "BindAddress": source, "IdentitiesOnly": "yes", "IdentityAgent": "none", "BatchMode": "yes",
             "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "GlobalKnownHostsFile": "/dev/null",
@@ -264,6 +265,21 @@ class KitHost:
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
         )  # fmt: skip
         return Said(done.returncode, done.stdout, done.stderr)
+
+
+def hosts_install(host: KitHost, *more: str, source: str = OUTSIDE) -> subprocess.CompletedProcess[str]:
+    """Runs `signer hosts install` for the host, over ssh as root, as somebody with a ControlMaster."""
+    settings: Mapping[str, object] = {
+        "Port": host.port, "BindAddress": source, "IdentityFile": host.keys.other.private, "IdentitiesOnly": "yes",
+        "IdentityAgent": "none", "BatchMode": "yes", "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null",
+        "GlobalKnownHostsFile": "/dev/null", "LogLevel": "ERROR", "ControlMaster": "auto",
+        "ControlPath": host.folder / "mux", "ControlPersist": "60",
+    }  # fmt: skip
+    options = [word for name, value in settings.items() for word in ("--ssh-option", f"{name}={value}")]
+    command = [sys.executable, "-m", "signer", "hosts", "install", f"root@{ports.LOOPBACK}", "--ca"]
+    command += [str(host.keys.ca.public), "--principals", f"{ACCOUNT}=llmops", *options, *more]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(host.folder)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=KIT.parents[1], env=environ, timeout=120)
 
 
 class KitHosts:

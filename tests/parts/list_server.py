@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,12 +29,14 @@ class ListServer:
         self.files: dict[str, bytes] = {}
         self.newest = 0  # for tests that share a server: the highest version that any of them took
         self.requests: list[tuple[str, dict[str, str], int]] = []
+        self.before: dict[str, Callable[[], object]] = {}  # called once, before that file is answered
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                server.before.pop(self.path.removeprefix("/api/"), lambda: None)()
                 content = server.files.get(self.path.removeprefix("/api/"))
                 status = 404 if content is None else 200
                 etag = f'"{hashlib.sha256(content or b"").hexdigest()}"'

@@ -65,6 +65,16 @@ def test_a_certificate_of_the_local_ca_opens_an_sshd(local: Contained, start_ssh
     log_in(start_sshd(local.ca.public_line), local, user)
 
 
+def test_hosts_get_the_revocation_list_from_the_container(local: Contained) -> None:
+    """ssh-keygen of the image has read it back, and the api's user reads what the keeper's user wrote."""
+    eventually(lambda: local.ask("GET", "/api/krl").status == 200, "a list is published")
+    assert local.ask("GET", "/api/krl.statement").json()["version"] == 0
+    assert local.ask("GET", "/api/krl.publisher").body.startswith(b"ssh-ed25519 ")
+    published = ("/run/signer/published", "/run/signer/published/krl")
+    owners = local.inside("stat", "-c", "%U:%G:%a", *published, user="signer-keeper")
+    assert owners.out.split() == ["signer-keeper:signer-api:2750", "signer-keeper:signer-api:640"], owners.err
+
+
 def test_the_base_alone_has_vault_sign_and_its_certificate_opens_an_sshd(
     engine: Engine, bao: OpenBao, keyring: KeyRing, tmp_path: Path, start_sshd: StartSshd, user: Key
 ) -> None:

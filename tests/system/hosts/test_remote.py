@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
 
-from tests.parts.kit_hosts import ACCOUNT, DROP_IN, OUTSIDE, PROGRAMS, STATE, KitHost, KitHosts
+from tests.parts.kit_hosts import DROP_IN, OUTSIDE, PROGRAMS, STATE, KitHost, KitHosts, hosts_install
 from tests.parts.ports import LOOPBACK
-
-ROOT: Final = Path(__file__).parents[3]
-
-
-def hosts_install(host: KitHost, *more: str, source: str = OUTSIDE) -> subprocess.CompletedProcess[str]:
-    settings: Mapping[str, object] = {
-        "Port": host.port, "BindAddress": source, "IdentityFile": host.keys.other.private, "IdentitiesOnly": "yes",
-        "IdentityAgent": "none", "BatchMode": "yes", "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null",
-        "GlobalKnownHostsFile": "/dev/null", "LogLevel": "ERROR", "ControlMaster": "auto",
-        "ControlPath": host.folder / "mux", "ControlPersist": "60",
-    }  # fmt: skip
-    options = [word for name, value in settings.items() for word in ("--ssh-option", f"{name}={value}")]
-    command = [sys.executable, "-m", "signer", "hosts", "install", f"root@{LOOPBACK}", "--ca"]
-    command += [str(host.keys.ca.public), "--principals", f"{ACCOUNT}=llmops", *options, *more]
-    environ = {"PATH": os.environ["PATH"], "HOME": str(host.folder)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ, timeout=120)
 
 
 def test_one_command_installs_and_confirms(hosts: KitHosts, host: KitHost) -> None:
@@ -42,6 +20,8 @@ def test_one_command_installs_and_confirms(hosts: KitHosts, host: KitHost) -> No
     told = json.loads(done.stdout)
     assert told["result"] == "confirmed"
     assert told["report"][-1].startswith(f"confirmed by a login from {OUTSIDE}")
+    listed = {"name": f"[{LOOPBACK}]:{host.port}", "fingerprints": [hosts.keys.host.fingerprint], "listed": False}
+    assert told["host_keys"] == listed
     assert host.exists(f"{STATE}/confirmed")
     assert host.login(certificate=hosts.keys.certificate(host.folder)).ok
     again = hosts_install(host, "--json")

@@ -222,6 +222,19 @@ def test_a_list_that_did_not_change_is_not_sent_again(host: KitHost, server: Lis
     assert [*fields[:2], *fields[3:]] == [*fields_before[:2], *fields_before[3:]]
 
 
+@pytest.mark.parametrize("name", ["krl.statement.sig", "krl", "krl.sig"])
+def test_a_list_that_is_published_while_a_host_fetches_is_taken_by_the_same_update(
+    host: KitHost, server: ListServer, version: int, name: str
+) -> None:
+    """What comes before that file is of one version, what comes after it of the next."""
+    server.publish(version)
+    server.before[name] = lambda: server.publish(version + 1, "serial: 7")
+    said = update(host)
+    assert said.ok, said.err
+    assert said.out.startswith(f"up to date: version {version + 1}, as of ")
+    assert not server.before
+
+
 def test_the_last_good_list_lets_people_in_when_all_is_bad(
     hosts: KitHosts, host: KitHost, server: ListServer, version: int
 ) -> None:

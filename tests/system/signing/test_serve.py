@@ -335,7 +335,7 @@ def test_each_child_is_its_own_user_without_rights(two_users: Service, keyring: 
 
 
 @missing.needs_root
-@pytest.mark.parametrize("name", ["ca", "data/ledger.sqlite3", "data"])
+@pytest.mark.parametrize("name", ["ca", "data/ledger.sqlite3", "data/publishing.key", "data"])
 def test_the_api_user_can_read_neither_key_nor_ledger(two_users: Service, name: str) -> None:
     path = two_users.folder / name
     assert path.exists()
@@ -358,6 +358,29 @@ def test_the_keepers_socket_is_for_the_two_users_only(two_users: Service) -> Non
     folder, sock = two_users.run_dir.stat(), two_users.socket.stat()
     assert (folder.st_uid, folder.st_gid, stat.S_IMODE(folder.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o2750)
     assert (sock.st_uid, sock.st_gid, stat.S_IMODE(sock.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o660)
+
+
+@missing.needs_root
+def test_the_api_reads_what_the_keeper_publishes_and_cannot_write_it(two_users: Service) -> None:
+    eventually(lambda: two_users.ask("GET", "/api/krl").status == 200, "the api shows the list")
+    keeper, api = pwd.getpwnam(KEEPER_USER), pwd.getpwnam(API_USER)
+    folder = two_users.run_dir / "published"
+    facts = folder.stat()
+    assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o2750)
+    for path in folder.iterdir():
+        facts = path.stat()
+        assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (keeper.pw_uid, api.pw_gid, 0o640)
+    script = (
+        "import os, sys\n"
+        "os.chdir(sys.argv[1])\n"
+        "for act in (lambda: open('krl', 'ab'), lambda: open('new', 'xb'), lambda: os.unlink('krl')):\n"
+        "    try:\n        act()\n    except PermissionError:\n        print('no')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], user=API_USER, group=api.pw_gid, extra_groups=[],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "no\n" * 3, done.stderr
 
 
 @missing.needs_root

@@ -161,7 +161,7 @@ def test_expiry_alone_makes_a_new_list_at_most_hourly_and_only_when_it_changes_o
     bench.core.tick((version - 1, changes_at))  # a list that is not the current one says nothing
     assert "list.published" not in bench.store.kinds()
     bench.core.tick((version, changes_at))
-    assert bench.store.bodies("list.published") == [{"instead_of": version}]
+    assert bench.store.bodies("list.published") == [{"reason": "expired"}]
     version, found = listed(bench)
     assert (version, found) == (bench.core.list_version(), {})
     assert read_list(bench.store).changes_at is None
