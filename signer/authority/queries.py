@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
 from signer.ledger.lookups import (
@@ -54,6 +54,7 @@ from signer.protocol.replies import (
 )
 from signer.units import timestamp
 
+_NOT_HUMAN: Final = {"agent": "an agent", "workload": "a workload"}
 _Shape = TypeVar("_Shape", bound=Reply)
 
 
@@ -72,6 +73,15 @@ def require(identity: Identity, right: str) -> None:
             f"{identity.name} lacks the right {right}",
             f'add "{right}" to identities.{identity.name}.may in policy.toml',
         )
+
+
+def require_revoker(identity: Identity) -> None:
+    """Raises `Refused` unless the identity is a human with the right `revoke`."""
+    if identity.kind != "human":
+        raise Refused(
+            "revoke_needs_human", f"{identity.name} is {_NOT_HUMAN[identity.kind]} and revokes nothing", "ask a human"
+        )
+    require(identity, "revoke")
 
 
 def check_scope(scope: str, policy: Policy) -> None:
@@ -142,7 +152,7 @@ def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> 
 
 def _revocations(query: PreviewRevocation | ListRevocations, identity: Identity, now: int) -> Lookup:
     if isinstance(query, PreviewRevocation):
-        require(identity, "revoke")
+        require_revoker(identity)
         return PreviewHits(identity.name, MAX_REPLY, query.revocation, now)
     if "revoke" not in identity.may:
         require(identity, "ledger.read")

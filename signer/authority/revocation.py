@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from signer.authority.freezes import Freezes, freeze
-from signer.authority.queries import require
+from signer.authority.queries import require_revoker
 from signer.errors import Refused, Unavailable
 from signer.ledger.reader import REACH, IssuedEvent
 from signer.ledger.revoked import (
@@ -166,7 +166,7 @@ class RevokedState:
             raise Refused(
                 "unknown_ca",
                 f"{revocation.name} is not a CA key of this signer",
-                "see `signer ca show` for its fingerprints",
+                "see `signer ca bundle` for its keys",
             )
         known = self.cas if revocation.by == "ca" else self.keys
         if revocation.name not in known and len(self.cas) + len(self.keys) >= MAX_KEYS:
@@ -179,10 +179,8 @@ class RevokedState:
 
 
 def check_may_revoke(identity: Identity, freezes: Mapping[str, object]) -> None:
-    """Raises `Refused`: a revocation cannot be taken back, so an agent or whoever is frozen by name makes none."""
-    if identity.kind == "agent":
-        raise Refused("revoke_needs_human", f"{identity.name} is an agent and revokes nothing", "ask a human")
-    require(identity, "revoke")
+    """Raises `Refused`: a revocation cannot be taken back, so no agent and nobody who is frozen by name makes one."""
+    require_revoker(identity)
     if f"identity:{identity.name}" in freezes:
         raise Refused(
             "frozen_by_name",

@@ -60,7 +60,7 @@ def revoke(
         return 0
     frozen = f", and identity:{value} is frozen" if made.get("frozen") else ""
     output.show(plain(f"revoked by {by} {value}: list version {made.get('seq')}{frozen}"))
-    output.note("hosts refuse with the list that they fetch next; `signer hosts status` shows which have it")
+    output.note("hosts refuse with the list that they fetch next; `signer hosts seen` shows which have it")
     return 0
 
 
