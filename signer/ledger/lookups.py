@@ -38,6 +38,7 @@ class Reader(EventReader, Protocol):
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+    def events_after(self, after: int, limit: int) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +175,37 @@ def _most(counts: Counter[str]) -> list[dict[str, object]]:
     return [{"name": name, "certificates": count} for name, count in counts.most_common(MOST)]
 
 
-_Kinds = FindCertificates | FindCertificate | FindOperations | FindRevocations | PreviewHits
+@dataclass(frozen=True, slots=True)
+class FindEntries(Lookup):
+    """A page of events in their order, after event `after`."""
+
+    after: int
+    limit: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found = reader.events_after(self.after, self.limit + 1)
+        room = self.room // 2
+        page: list[dict[str, object]] = []
+        for entry in found[: self.limit]:
+            room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
+            if page and room < 0:
+                break
+            page.append(_entry_row(entry))
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("LedgerPage", {"entries": page, "after": more})
+
+
+def _entry_row(entry: Entry) -> dict[str, object]:
+    row = asdict(entry)
+    time_ms = row.pop("time_ms")
+    return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
+
+
+_Kinds = FindCertificates | FindCertificate | FindEntries | FindOperations | FindRevocations | PreviewHits
 _KINDS: Final[dict[str, type[_Kinds]]] = {
-    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, FindRevocations, PreviewHits)
+    kind.__name__: kind
+    for kind in (FindCertificates, FindCertificate, FindEntries, FindOperations, FindRevocations, PreviewHits)
 }
 
 

@@ -17,9 +17,10 @@ from signer.api.native import who_am_i
 from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
+from signer.ledger.lookups import FindEntries
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import CallerDetails, Reply
+from signer.protocol.replies import CallerDetails, Reply, decode_reply
 from signer.service.hosts_seen import Fetch
 from signer.service.list_builder import Built
 from signer.service.overview import hosts_reply
@@ -43,6 +44,8 @@ _ROUTES = (
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
     ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
+    ("GET", r"/api/ledger/head", "head", ""),
+    ("GET", r"/api/ledger/entries", "entries", ""),
     ("GET", r"/api/whoami", "whoami", ""),
     ("GET", r"/api/waivers", "waivers", ""),
     ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
@@ -56,7 +59,7 @@ def _header_of(method: str, target: str) -> dict[str, object]:
     path, _, query = target.partition("?")
     for known, pattern, op, name in _ROUTES:
         if method == known and (found := re.fullmatch(pattern, path)) is not None:
-            fields = {key: int(value) if key == "limit" else value for key, value in parse_qsl(query)}
+            fields = {key: int(value) if key in ("after", "limit") else value for key, value in parse_qsl(query)}
             return {"op": op, **fields, **({name: unquote(found[1])} if name else {})}
     raise AssertionError(f"no such route: {method} {target}")
 
@@ -74,6 +77,8 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         reply = looked_up(found, bench.store)
         if isinstance(reply, SignerError):
             raise reply
+        if isinstance(reply, FindEntries):  # the query reader's work
+            reply = decode_reply(reply.answer(bench.store))
         assert isinstance(reply, Reply)
         return reply
 
