@@ -103,7 +103,7 @@ class Revocations:
                 else:
                     self.certificates.append(RevokedBefore(entry.seq, at, revocation))
             case "ledger.restored":
-                self.lost.append(LostRange(str(body["ca"]), int(body["first_serial"]), int(body["last_serial"])))
+                self.lost.append(LostRange(str(body["ca"] or ""), int(body["first_serial"]), int(body["last_serial"])))
         self.version, self.at = entry.seq, at
         self.ca_keys |= late
         late.clear()
