@@ -31,6 +31,7 @@ class Reader(Protocol):
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+    def events_after(self, after: int, limit: int) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,36 @@ class FindOperations(Lookup):
         return _message("OperationPage", {"operations": page, "before": more})
 
 
-_KINDS: Final[dict[str, type[FindCertificates | FindCertificate | FindOperations]]] = {
-    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations)
+@dataclass(frozen=True, slots=True)
+class FindEntries(Lookup):
+    """A page of events in their order, after event `after`."""
+
+    after: int
+    limit: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found = reader.events_after(self.after, self.limit + 1)
+        room = self.room // 2
+        page: list[dict[str, object]] = []
+        for entry in found[: self.limit]:
+            room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
+            if page and room < 0:
+                break
+            page.append(_entry_row(entry))
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("LedgerPage", {"entries": page, "after": more})
+
+
+def _entry_row(entry: Entry) -> dict[str, object]:
+    row = asdict(entry)
+    time_ms = row.pop("time_ms")
+    return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
+
+
+_Known = FindCertificates | FindCertificate | FindOperations | FindEntries
+_KINDS: Final[dict[str, type[_Known]]] = {
+    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, FindEntries)
 }
 
 
@@ -125,7 +154,7 @@ def encode_lookup(lookup: Lookup) -> bytes:
     return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
 
 
-def decode_lookup(message: bytes) -> FindCertificates | FindCertificate | FindOperations:
+def decode_lookup(message: bytes) -> _Known:
     """The lookup of a message from `encode_lookup`."""
     fields: dict[str, Any] = json.loads(message)
     kind = _KINDS[fields.pop("find")]

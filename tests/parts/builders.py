@@ -347,6 +347,10 @@ class MemoryStore:
             rows = [row for row in rows if row.seq < wanted.before]
         return rows[: wanted.limit]
 
+    def events_after(self, after: int, limit: int) -> list[Entry]:
+        self._readable()
+        return self.entries[after : after + limit]
+
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         self._readable()
         return [
