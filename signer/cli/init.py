@@ -330,6 +330,9 @@ def _client_text(layout: Layout) -> str:
             f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
             f"SAFE_SESSION_ROLE={layout.answers.role}",
             f"SAFE_SESSION_TOKEN_FILE={layout.token}",
+            "# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:",
+            f"#   signer hosts key > {layout.folder / 'publishers'}",
+            f"# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / 'publishers'}",
         ]
     )
 
