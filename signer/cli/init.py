@@ -278,7 +278,7 @@ limits = {{ per_minute = 30 }}
 kind = "human"
 groups = ["operators"]
 roles = ["{answers.role}"]
-may = ["freeze", "hosts", "ledger.read", "operate"]
+may = ["freeze", "hosts", "ledger.read", "operate", "revoke"]
 tokens = [{{ sha256 = "{digest}", expires = {ends} }}]
 
 # An agent or a CI job: `signer token new deploy-agent --expires 90d` prints its line `tokens`.
