@@ -40,6 +40,7 @@ from signer.settings import Settings
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
+WHOLE: Final = ("limit", "from", "to")  # parameters that are whole numbers
 
 
 class Ask(Protocol):
@@ -204,7 +205,7 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name == "limit" or (name == "before" and "state" not in known):  # of requests, it is an id
+        elif name in WHOLE or (name == "before" and "state" not in known):  # of requests, it is an id
             fields[name] = _whole(name, value)
         elif name == "wait":
             fields[name] = _whole(name, value, MAX_WAIT)

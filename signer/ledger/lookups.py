@@ -7,6 +7,7 @@ are those of `protocol/replies.py`.
 
 from __future__ import annotations
 
+import base64
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ class Reader(Protocol):
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+    def consistency(self, old: int, new: int) -> list[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,22 @@ class FindOperations(Lookup):
         return _message("OperationPage", {"operations": page, "before": more})
 
 
-_KINDS: Final[dict[str, type[FindCertificates | FindCertificate | FindOperations]]] = {
-    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations)
+@dataclass(frozen=True, slots=True)
+class ProveConsistency(Lookup):
+    """The proof that the tree of `new` events begins with that of `old`; anybody may see it."""
+
+    old: int
+    new: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The proof; raises `NotFound` or the ledger's errors."""
+        hashes = [base64.b64encode(digest).decode() for digest in reader.consistency(self.old, self.new)]
+        return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
+
+
+_Lookups = FindCertificates | FindCertificate | FindOperations | ProveConsistency
+_KINDS: Final[dict[str, type[_Lookups]]] = {
+    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, ProveConsistency)
 }
 
 
@@ -125,7 +141,7 @@ def encode_lookup(lookup: Lookup) -> bytes:
     return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
 
 
-def decode_lookup(message: bytes) -> FindCertificates | FindCertificate | FindOperations:
+def decode_lookup(message: bytes) -> _Lookups:
     """The lookup of a message from `encode_lookup`."""
     fields: dict[str, Any] = json.loads(message)
     kind = _KINDS[fields.pop("find")]

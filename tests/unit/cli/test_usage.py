@@ -37,8 +37,16 @@ CASES = (
     ("certs find 3", 'there is no verb "certs find"', "write signer certs list|show|who"),
     ("certificate list", 'there is no verb "certificate"', "see `signer --help`"),
     ("ledger verfiy", 'there is no verb "ledger verfiy"', "did you mean `signer ledger verify`"),
-    ("ledger check", 'there is no verb "ledger check"', "write signer ledger verify|head|export|rebuild"),
-    ("ledger backup", 'there is no verb "ledger backup"', "write signer ledger verify|head|export|rebuild"),
+    (
+        "ledger check",
+        'there is no verb "ledger check"',
+        "write signer ledger verify|checkpoint|key|head|export|rebuild",
+    ),
+    (
+        "ledger backup",
+        'there is no verb "ledger backup"',
+        "write signer ledger verify|checkpoint|key|head|export|rebuild",
+    ),
     ("unfreze all", 'there is no verb "unfreze"', "did you mean `signer unfreeze`"),
     ("cutover", "cutover needs a second word", "write signer cutover plan|parity|apply|status|rollback"),
     ("cutover revert", 'there is no verb "cutover revert"', "write signer cutover plan|parity|apply|status|rollback"),
