@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from signer.errors import BadFile, BadSettings
+from signer.units import plain
 
 MAX_TOKEN: Final = 4096  # bytes
 
@@ -79,6 +80,8 @@ def read_owned(path: Path, limit: int, name: str) -> bytes:
 def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reader: str = "you") -> str:
     """The one word in a regular file that only its owner may use, named by `setting`; raises `BadSettings`.
 
+    Errors name the path and the setting, argument or key of a file that gave it.
+
     Codes begin with `vault_token` if `is_vaults`, else `signer_token`; no error contains any of the content. `reader`
     names the user who must be able to read the file.
     """
@@ -87,22 +90,23 @@ def read_secret_word(path: Path, setting: str, *, is_vaults: bool = False, reade
         if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
             raise BadSettings(
                 "vault_token_not_private" if is_vaults else "signer_token_not_private",
-                f"the file of {setting} has mode {stat.S_IMODE(facts.st_mode):04o}",
+                f"{plain(path)} ({setting}) has mode {stat.S_IMODE(facts.st_mode):04o}",
                 "chmod 0400 it",
             )
 
     try:
         token = read_bounded(path, MAX_TOKEN, check=check).decode("utf-8-sig", "replace").strip()
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "its path is malformed"
         raise BadSettings(
             "vault_token_unreadable" if is_vaults else "signer_token_unreadable",
-            f"the file of {setting} cannot be opened: {getattr(error, 'strerror', None) or 'its path is malformed'}",
+            f"{plain(path)} ({setting}) cannot be opened: {reason}",
             f"name a regular file that {reader} may read",
         ) from None
     if not token or len(token) > MAX_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise BadSettings(
             "vault_token_malformed" if is_vaults else "signer_token_malformed",
-            f"the file of {setting} is not one token",
+            f"{plain(path)} ({setting}) is not one token",
             "put the token into it",
         )
     return token

@@ -107,8 +107,8 @@ def take_sample(service: Service, latencies: list[float], seconds: float) -> Sam
     }
 
 
-def measure(asked: argparse.Namespace) -> list[Sample]:
-    """One sample for each window."""
+def measure(asked: argparse.Namespace) -> tuple[list[Sample], float]:
+    """One sample for each window; then the seconds from SIGTERM to the end of the idle service."""
     with tempfile.TemporaryDirectory(prefix="signer-bench-", dir=asked.dir) as name:
         folder = Path(name)
         ca = make_key(folder, "ed25519", "bench-ca")
@@ -123,7 +123,9 @@ def measure(asked: argparse.Namespace) -> list[Sample]:
                 stop()
             show_progress("")
             check_side(side, ca)
-            return samples
+            began = time.monotonic()
+            service.stop()
+            return samples, time.monotonic() - began
 
 
 def _watch(service: Service, load: Load, asked: argparse.Namespace, number: int) -> Sample:
@@ -160,7 +162,7 @@ def main() -> int:
     machine = describe_machine()
     print(render_machine(machine))
     try:
-        samples = measure(asked)
+        samples, stopped = measure(asked)
     except BadRun as error:
         print(f"scripts/bench/soak: error: {error}", file=sys.stderr)
         return 1
@@ -173,9 +175,10 @@ def main() -> int:
         f"{asked.minutes:g} minutes at {asked.rate:g} a second on {CLIENTS} connections, a reader's page each second;"
         " latency counts from the time at which a request was due"
     )
+    print(f"after the load, idle: ended {stopped:.2f} s after SIGTERM")
     if asked.json is not None:
         settings = {"minutes": asked.minutes, "rate": asked.rate, "samples": asked.samples}
-        figures = {"summary": summary, "samples": samples}
+        figures = {"summary": summary, "samples": samples, "stopped_s": stopped}
         asked.json.write_text(render_json(machine, figures, [], **settings))
     return 0
 

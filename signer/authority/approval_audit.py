@@ -25,6 +25,7 @@ from signer.authority.approvals import (
     needs_humans,
     request_of_waiver,
     requirement_of,
+    signature_mark,
 )
 from signer.authority.incidents import Incidents
 from signer.authority.webauthn import VerifiedAssertion, verify_assertion
@@ -63,6 +64,7 @@ class _Asked:
     frozen: Mapping[str, Any]
     digest: str
     given: dict[str, _Given] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)  # see `signature_mark`
     end: str | None = None
     is_used: bool = False
     waiver_used: int = 0
@@ -163,7 +165,7 @@ class ApprovalAuditor:
             faults.append(f"does not verify: {fault.text}")
         else:
             faults += self._signature_faults(body, given)
-            faults += self._counter_faults(body, given)
+            faults += self._counter_faults(body, given, asked)
             asked.given[approver] = given
             self.audit.signatures += 1
             self.audit.software += given.is_software
@@ -188,12 +190,18 @@ class ApprovalAuditor:
         asserted = verify_assertion(Assertion(name, **fields), statement, passkey)
         return _Given(approver, asserted, passkey, is_software=False, waiver=waiver)
 
-    def _counter_faults(self, body: Mapping[str, Any], given: _Given) -> list[str]:
-        """A counter that went back, over the whole ledger: somebody has a copy of the passkey."""
+    def _counter_faults(self, body: Mapping[str, Any], given: _Given, asked: _Asked) -> list[str]:
+        """The same signature twice; and a passkey's counter that went back in the whole ledger: it has a copy."""
         asserted = given.signature
+        faults: list[str] = []
+        mark = signature_mark(body)
+        if mark is not None and mark in asked.seen:
+            faults.append("is a signature that was recorded before")
+        asked.seen.add(mark or "")
         if not isinstance(asserted, VerifiedAssertion):
-            return []
-        faults = []
+            if body.get("counter", asserted.counter) != asserted.counter:
+                faults.append("is recorded with another counter than it has")
+            return faults
         if (body["counter"], body["content"]) != (asserted.counter, asserted.content):
             faults.append("is recorded with another counter or content than it has")
         known = self._counters.get(asserted.fingerprint, 0)

@@ -80,6 +80,9 @@ class SignatureFlags(Protocol):
     def user_present(self) -> bool: ...
     @property
     def user_verified(self) -> bool: ...
+    @property
+    def counter(self) -> int | None:
+        """How often the key has signed; None for a key that does not say."""
 
 
 class AssertionFlags(SignatureFlags, Protocol):
@@ -229,7 +232,7 @@ class Request:
     digest: str
     approvals: dict[str, GivenApproval] = field(default_factory=dict)  # by name, without those of the frozen
     end: End | None = None
-    assertions: set[str] = field(default_factory=set)  # the contents of those that were recorded
+    seen: set[str] = field(default_factory=set)  # what tells signatures apart that were recorded, see `signature_mark`
     waiver_used: int = 0
     waiver_ended: bool = False
 
@@ -466,8 +469,8 @@ class Approvals:
             self._counters[key] = max(counter, self._counters.get(key, 0))
         if (request := self.open.get(str(body["request"]))) is None:
             return
-        if "assertion" in body:
-            request.assertions.add(str(body["content"]))
+        if (mark := signature_mark(body)) is not None:
+            request.seen.add(mark)
         waiver = body["waiver"]
         request.approvals[str(body["approver"])] = GivenApproval(
             by=str(body["approver"]),
@@ -755,7 +758,7 @@ class Approvals:
         4   the statement is made here, from what is recorded; the signature over it is by a key of the approver's, and
             of a kind that the role takes
         5   the key's kind and the signature's flags are those that its line in policy.toml requires
-        6   a passkey's assertion was not seen before, as far as its counter and the request's past show
+        6   the signature was not seen before, as far as counters and the request's past show
 
         Raises `Refused`, `BadRequest` or `BadSignature`.
         """
@@ -779,9 +782,6 @@ class Approvals:
         flags, evidence = _verify(line, signature, statement, signatures)
         # 5
         check_flags(line, present=flags.user_present, verified=flags.user_verified)
-        # 6
-        if "assertion" in evidence:
-            self._check_fresh(evidence, line, request)
         body: dict[str, object] = {
             "request": frozen.id,
             "digest": request.digest,
@@ -794,20 +794,25 @@ class Approvals:
             "user_verified": flags.user_verified,
             "role_digest": role_digest(situation.policy.roles.get(frozen.role)),
         }
+        # 6
+        self._check_fresh(body, request)
         return Event("approval.given", approver.name, body)
 
-    def _check_fresh(self, evidence: Mapping[str, Any], line: ApprovalKey, request: Request) -> None:
-        """Raises `BadSignature` for an assertion that was recorded before, or that is older than a recorded one.
+    def _check_fresh(self, body: Mapping[str, Any], request: Request) -> None:
+        """Raises `BadSignature` for a signature that was recorded before, or an assertion older than a recorded one.
 
-        Step 24 of WebAuthn Level 3 section 7.2. A passkey that counts nothing always says 0.
+        Who has an approver's token and an old signature of theirs could otherwise renew what a freeze has ended. The
+        counter is step 24 of WebAuthn Level 3 section 7.2; a passkey that counts nothing always says 0.
         """
-        if evidence["content"] in request.assertions:
+        if signature_mark(body) in request.seen:
             raise BadSignature(
-                "assertion_replayed",
-                "this assertion was recorded before, and a freeze has ended what it approved",
-                "deny the request and have it asked again",
+                "signature_replayed",
+                "this signature was recorded before, and a freeze has ended what it approved",
+                "sign again with the key; if that gives the same signature, have the request asked again",
             )
-        known, counter = self._counters.get(line.fingerprint, 0), evidence["counter"]
+        if "assertion" not in body:
+            return
+        known, counter = self._counters.get(str(body["key"]), 0), body["counter"]
         if (known or counter) and counter <= known:
             raise BadSignature(
                 "assertion_counter_behind",
@@ -1018,6 +1023,18 @@ def _line_of(approver: Identity, signature: str | Assertion, signatures: Signatu
     )
 
 
+def signature_mark(body: Mapping[str, Any]) -> str | None:
+    """What tells a recorded signature from each other one over the same statement; None for a key that counts nothing.
+
+    Not the signature itself: of one by ECDSA everybody can make a second one.
+    """
+    if "assertion" in body:
+        return str(body["content"])
+    if "counter" not in body:
+        return None
+    return f"{body['key']} {body['counter']} {body['user_present']} {body['user_verified']}"
+
+
 def _verify(
     line: ApprovalKey, signature: str | Assertion, statement: bytes, signatures: Signatures
 ) -> tuple[SignatureFlags, dict[str, object]]:
@@ -1028,7 +1045,11 @@ def _verify(
     """
     if isinstance(signature, str) and isinstance(line, SshApprovalKey):
         flags = signatures.verify(signature, statement, line.key)
-        return flags, {"signature": signature, "public_key": render_public_key(line.key.kind, line.key.blob)}
+        recorded: dict[str, object] = {
+            "signature": signature,
+            "public_key": render_public_key(line.key.kind, line.key.blob),
+        }
+        return flags, recorded if flags.counter is None else {**recorded, "counter": flags.counter}
     if not isinstance(signature, Assertion) or not isinstance(line, Passkey):
         raise TypeError("a line of another kind than the signature")
     asserted = signatures.verify_assertion(signature, statement, line)

@@ -86,6 +86,7 @@ from signer.protocol.commands import (
 )
 from signer.protocol.replies import (
     Explanation,
+    HostKeys,
     HostKeysPage,
     IncidentRow,
     Incidents,
@@ -103,7 +104,7 @@ CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the led
 ALL_REQUESTS: Final = ""  # among the changes: any request may have changed
 # Kinds of events that later ones of the same batch may depend on, and replies that may show such an event.
 _DEPENDENT: Final = ("freeze.lifted", "approval.", "waiver.", "incident.", "host.")
-_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents, HostKeysPage)
+_SHOWS_EVENTS: Final = (RequestDetails, RequestPage, Waivers, IncidentRow, Incidents, HostKeys, HostKeysPage)
 ReplyOrError = Reply | SignerError
 Pending = PendingSignature | PendingCertificate
 Answer = ReplyOrError | Pending | Lookup  # what is not a reply yet becomes one outside the core
@@ -721,8 +722,7 @@ class Core:
             situation = self._situation(state, now)
             return Decision(*requests.handle(command, identity, state.approvals, situation, self._signatures))
         if isinstance(command, AddHostKeys):
-            listed, event = state.hosts.add(command, identity, state.freezes, int(now))
-            return Decision(listed, (event,))
+            return Decision(*state.hosts.add(command, identity, state.freezes, int(now)))
         if isinstance(command, RemoveHostKeys):
             removed, event = state.hosts.remove(command, identity, state.freezes)
             return Decision(removed, (event,))

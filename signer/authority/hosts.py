@@ -84,8 +84,8 @@ class HostList:
 
     def add(
         self, command: AddHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze], now: int
-    ) -> tuple[HostKeys, Event]:
-        """Lists a host; returns the reply and the event. Raises `Refused` or `BadRequest`."""
+    ) -> tuple[HostKeys, tuple[Event, ...]]:
+        """Lists a host; returns the reply, and the event unless it is so already. Raises `Refused`, `BadRequest`."""
         _check_may_change(identity, freezes)
         name, *addresses = dict.fromkeys(map(parse_host_name, (command.name, *command.addresses)))
         keys = tuple(dict.fromkeys(key_line(parse_host_key(line)) for line in command.keys))
@@ -98,7 +98,10 @@ class HostList:
                     f"{known} belongs to the host {owner}",
                     f"one name has the keys of one host: use `signer hosts remove {owner}`, or leave {known} out",
                 )
-        if name in self.hosts and not command.replace:
+        before = self.hosts.get(name)
+        if before is not None and (set(before.names), set(before.keys)) == (set(host.names), set(keys)):
+            return host_keys_reply(before), ()
+        if before is not None and not command.replace:
             raise BadRequest(
                 "host_exists",
                 f"{name} is listed already",
@@ -108,7 +111,7 @@ class HostList:
         self._drop(name)
         self._put(host)
         body: dict[str, object] = {"name": name, "addresses": addresses, "keys": list(keys)}
-        return host_keys_reply(host), Event("host.added", identity.name, body)
+        return host_keys_reply(host), (Event("host.added", identity.name, body),)
 
     def _check_room(self, host: KnownHost) -> None:
         before = self.hosts.get(host.name)

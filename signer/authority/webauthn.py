@@ -7,7 +7,6 @@ the statement's bytes. Extensions and attested data are refused, so that no CBOR
 from __future__ import annotations
 
 import hmac
-import json
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -19,7 +18,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from signer.errors import BadSignature
 from signer.model import Assertion, Passkey
-from signer.policy.passkeys import MAX_ID, MAX_PUBLIC_KEY, decode_base64url, encode_base64url, load_passkey
+from signer.policy.passkeys import (
+    MAX_ID,
+    MAX_PUBLIC_KEY,
+    decode_base64url,
+    encode_base64url,
+    load_passkey,
+    read_json_object,
+)
 
 MAX_CLIENT_DATA: Final = 2_048  # bytes; Chrome writes about 250, with the longest origin 500
 MAX_SIGNATURE: Final = 72  # bytes; an ECDSA signature with P-256 in DER
@@ -122,22 +128,10 @@ def _read_client_data(raw: bytes) -> dict[str, Any]:
 
     A byte order mark, which no browser writes, is refused, and so is a name that comes twice.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(pairs) != len(dict(pairs)):
-            raise ValueError
-        return dict(pairs)
-
-    def refuse(_constant: str) -> None:
-        raise ValueError
-
     try:
-        found = json.loads(raw.decode(), object_pairs_hook=once, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        raise _malformed("its client data is not JSON in UTF-8 with each name once") from None
-    if not isinstance(found, dict):
-        raise _malformed("its client data is not an object")
-    return found
+        return read_json_object(raw)
+    except ValueError:
+        raise _malformed("its client data is not a JSON object in UTF-8 with each name once") from None
 
 
 def _check_signature(passkey: Passkey, signature: bytes, signed: bytes) -> None:

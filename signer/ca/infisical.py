@@ -24,6 +24,7 @@ from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_bounded
 from signer.hardening import die_with_parent, forbid_dumps
 from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS
+from signer.units import plain
 
 GIVE_UP_AFTER: Final = 15.0  # seconds, also if the SDK hangs
 MAX_CLIENT_SECRET: Final = 4096  # bytes
@@ -236,7 +237,7 @@ def _read_client_secret(path: Path) -> str:
         if not stat.S_ISREG(facts.st_mode) or mode not in (0o400, 0o600) or facts.st_uid not in (0, os.geteuid()):
             raise BadSettings(
                 "client_secret_not_private",
-                f"the file of INFISICAL_CLIENT_SECRET_FILE has mode {mode:04o} and owner {facts.st_uid}",
+                f"{plain(path)} (INFISICAL_CLIENT_SECRET_FILE) has mode {mode:04o} and owner {facts.st_uid}",
                 "make it a regular file owned by root with mode 0400 or 0600",
             )
 
@@ -245,14 +246,14 @@ def _read_client_secret(path: Path) -> str:
     except OSError as error:
         raise BadSettings(
             "client_secret_unreadable",
-            f"the file of INFISICAL_CLIENT_SECRET_FILE cannot be opened: {error.strerror}",
+            f"{plain(path)} (INFISICAL_CLIENT_SECRET_FILE) cannot be opened: {error.strerror}",
             "set it to a regular file that root can read",
         ) from None
     secret = data.decode("utf-8-sig", "replace").strip()
     if not secret or len(data) > MAX_CLIENT_SECRET or not secret.isprintable():
         raise BadSettings(
             "client_secret_malformed",
-            f"the file of INFISICAL_CLIENT_SECRET_FILE is not one line of at most {MAX_CLIENT_SECRET} bytes",
+            f"{plain(path)} (INFISICAL_CLIENT_SECRET_FILE) is not one line of at most {MAX_CLIENT_SECRET} bytes",
             "put the machine identity's client secret into it and nothing else",
         )
     return secret

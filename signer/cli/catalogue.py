@@ -75,6 +75,7 @@ VERBS: Final = (
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),
+    Entry("hosts seen", _STOP, "show which hosts have the newest revocation list", "hosts_seen"),
     Entry("publish", _STOP, "write what hosts fetch as files for any web server", "publish"),
     Entry("events list", _LEDGER, "list what happened, newest first", "events"),
     Entry("ledger verify", _LEDGER, "verify every event, every view and the files", "ledger"),

@@ -53,10 +53,12 @@ def open_api(address: str | None, token_file: Path | None) -> ApiClient:
     from signer.api_client import ApiClient
     from signer.safe_session.settings import default_address
 
+    given_by = "--token-file"
     if token_file is None:
+        given_by = _TOKEN_FILE
         name = os.environ.get(_TOKEN_FILE)
         if not name:
             raise BadSettings("token_file_missing", "no token was given", f"give --token-file, or set {_TOKEN_FILE}")
         token_file = Path(name)
     place = address or os.environ.get(_ADDRESS) or default_address()
-    return ApiClient(place, token_file, settings=(_ADDRESS, _TOKEN_FILE))
+    return ApiClient(place, token_file, settings=(_ADDRESS if address is None else "--address", given_by))

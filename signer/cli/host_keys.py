@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -13,7 +14,7 @@ from signer.cli import output
 from signer.cli.arguments import FILE, json_option
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused, BadFile
+from signer.errors import ApprovalRefused, BadFile, BadRequest, Refused
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -105,6 +106,60 @@ def _read(path: Path) -> str:
     if len(raw) > _MOST:
         raise BadFile("file_too_large", f"{path} has more than {_MOST} bytes", "name a file of one host's keys")
     return raw.decode("utf-8", "replace")
+
+
+class SeenKeys(NamedTuple):
+    """The keys that a host has in use, and the name by which ssh knows it."""
+
+    name: str
+    keys: list[PublicKey]
+
+
+def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
+    """The keys in `text`, which the host has sent; `words` are ssh's, with which it was reached. Leaves out those that
+    cannot be listed; None if nothing is left, or if clients cannot know the host by this name."""
+    import shutil
+
+    from signer.safe_session.listed import Question
+    from signer.ssh.known_hosts import parse_host_key, parse_host_name
+
+    keys = []
+    for line in text[:_MOST].splitlines():
+        with suppress(BadRequest):
+            keys.append(parse_host_key(" ".join(line.split()[:2])))
+    names = Question(shutil.which("ssh") or "", list(words)).names()
+    try:
+        return SeenKeys(parse_host_name(names[-1]), keys) if names and keys else None
+    except BadRequest:
+        return None
+
+
+def offer_keys(found: SeenKeys, where: tuple[str | None, Path | None] | None, *, as_json: bool) -> dict[str, object]:
+    """Shows the keys, and lists them at the service with this address and token, if any; returns the facts."""
+    from signer.ssh.known_hosts import key_line
+
+    if not as_json:
+        _show_keys([found.name], found.keys)
+    if where is not None:
+        body = {"name": found.name, "addresses": [], "keys": [key_line(key) for key in found.keys], "replace": False}
+        with open_api(*where) as api:
+            api.add_host_keys(body)
+        if not as_json:
+            output.show(f"{found.name} is listed with {output.count(len(found.keys), 'key')}")
+    elif not as_json:
+        output.note("clients do not know these keys unless you list them: --add-keys, or `signer hosts add`")
+    fingerprints = [key.fingerprint for key in found.keys]
+    return {"name": found.name, "fingerprints": fingerprints, "listed": where is not None}
+
+
+def check_may_list(address: str | None, token_file: Path | None) -> None:
+    """Raises `Refused` unless the token has the right `hosts`: before anything is done on a host."""
+    with open_api(address, token_file) as api:
+        caller = api.whoami()
+    if "hosts" not in caller.get("may", ()):
+        raise Refused(
+            "not_permitted", f"{caller.get('identity')} lacks the right hosts", "leave out --add-keys, or ask a human"
+        )
 
 
 @verb("hosts list", examples=["signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'"])

@@ -20,7 +20,8 @@ import click
 import signer
 from signer.cli import output
 from signer.cli.arguments import FILE, json_option, quoted
-from signer.cli.connection import address_option
+from signer.cli.connection import connection_options
+from signer.cli.host_keys import check_may_list, offer_keys, read_seen_keys
 from signer.cli.parser import verb
 from signer.cli.publish import publishing_key
 from signer.errors import BadFile, SignerError
@@ -36,6 +37,11 @@ _AS_ROOT: Final = 'as_root=""; [ "$(id -u)" = 0 ] || as_root="sudo -n"; '
 _UNPACK: Final = (
     'set -eu; folder=$(mktemp -d); trap \'rm -rf "$folder"\' EXIT; tar -xzf - -C "$folder"; '
     f'{_AS_ROOT}$as_root "$folder/kit/install" --ca "$folder/ca.pub"'
+)
+# Its keys, as sshd has them in use: the connection that has just been verified vouches for them.
+_SHOW_KEYS: Final = (
+    f"{_AS_ROOT}PATH=$PATH:/usr/sbin:/sbin; for key in $($as_root sshd -T 2>/dev/null | sed -n 's/^hostkey //p'); do"
+    ' $as_root ssh-keygen -y -f "$key" </dev/null 2>/dev/null || cat "$key.pub" 2>/dev/null; done; true'
 )
 # A dead host ends the command; a question of ssh's own may take a human as long as it takes.
 _PATIENCE: Final = ("-oConnectTimeout=20", "-oServerAliveInterval=10", "-oServerAliveCountMax=6")
@@ -63,7 +69,8 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 @click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="as for ssh -o; repeat for more")
 @click.option("--kit", type=FILE, metavar="DIR", help="the host kit; default: scripts/host beside this program")
 @click.option("--check", is_flag=True, help="report what is in the way and what would change; change nothing")
-@address_option
+@click.option("--add-keys", is_flag=True, help="also list the host's keys for clients, as `hosts add` does")
+@connection_options
 @json_option
 def hosts_install(
     *,
@@ -77,14 +84,19 @@ def hosts_install(
     ssh_options: tuple[str, ...],
     kit: Path | None,
     check: bool,
+    add_keys: bool,
     address: str | None,
+    token_file: Path | None,
     as_json: bool,
 ) -> int:
     """Copies the host kit to HOST over ssh, runs its `install` there as root (`sudo -n` for other users), and
     confirms it from a second connection. If that connection fails, HOST goes back to its earlier state by itself.
-    Exit status 1 if anything is in the way, and on NixOS, where it only prints the settings."""
+    At the end it shows HOST's keys, by which clients can know it, and lists them with --add-keys. Exit status 1 if
+    anything is in the way, and on NixOS, where it only prints the settings."""
     if not host or host.startswith("-"):
         raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
+    if add_keys:
+        check_may_list(address, token_file)
     given = {"--url": url, "--name": name, "--rollback-after": rollback_after}
     arguments = [word for pair in principals for word in ("--principals", pair)]
     arguments += [word for flag, value in given.items() if value is not None for word in (flag, value)]
@@ -111,9 +123,26 @@ def hosts_install(
     if code is not None and not check:
         _tell(report, _confirm(host, options, code[1]), as_json=as_json)
         result = "confirmed"
+    facts: dict[str, object] = {"host": host, "result": result, "report": report}
+    if result in ("confirmed", "unchanged"):
+        facts |= _offer_keys(host, options, (address, token_file) if add_keys else None, as_json=as_json)
     if as_json:
-        output.show_json({"host": host, "result": result, "report": report})
+        output.show_json(facts)
     return 1 if result == "nixos" else 0
+
+
+def _offer_keys(
+    host: str, options: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+) -> dict[str, object]:
+    """Shows the keys of a host, and lists them at the service with this address and token, if any."""
+    seen = _ssh(host, options, _SHOW_KEYS)
+    found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
+    if found is not None:
+        return {"host_keys": offer_keys(found, where, as_json=as_json)}
+    if where is not None:
+        text = f"{plain(host)} trusts the CA, but its keys cannot be read, so they are not listed"
+        raise SignerError("host_keys_missing", text, "list them with `signer hosts add`")
+    return {}
 
 
 def _tell(report: list[str], done: _Done, *, as_json: bool) -> None:

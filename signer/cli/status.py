@@ -82,7 +82,7 @@ def _list_rows(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "revoked", "no list is published"
     else:
         yield "revoked", f"list version {row['version']}, as of {row['as_of']} ({row['age']} ago)"
-    yield "hosts", f"{row['hosts']} seen, {row['hosts_current']} have that version"
+    yield "hosts", f"{row['hosts']} seen, {row['hosts_current']} have the newest list"
 
 
 def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

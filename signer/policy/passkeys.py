@@ -57,6 +57,26 @@ def encode_base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
+def read_json_object(raw: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8 without a byte order mark, in which no object has a name twice; raises `ValueError`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) != len(dict(pairs)):
+            raise ValueError("a name comes twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        found = json.loads(raw.decode(), object_pairs_hook=once, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is not an object")  # noqa: TRY004 - a fault of the text, not of the caller
+    return found
+
+
 def load_passkey(der: bytes) -> PasskeyPublicKey:
     """The public key of a SubjectPublicKeyInfo: P-256 (ES256) or Ed25519 (EdDSA); raises `ValueError`."""
     try:
@@ -157,19 +177,14 @@ def read_enrolment(raw: bytes) -> tuple[Passkey, dict[str, object]]:
 
 
 def _read_object(raw: bytes) -> dict[str, str]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(pairs) != len(dict(pairs)):
-            raise ValueError
-        return dict(pairs)
-
     if len(raw) > MAX_ENROLMENT:
         raise _bad_enrolment(f"it has more than {MAX_ENROLMENT} bytes")
     try:
-        found = json.loads(raw.decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError):
-        raise _bad_enrolment("it is not JSON in UTF-8 with each key once") from None
-    if not isinstance(found, dict) or set(found) != set(ENROLMENT_FIELDS):
-        raise _bad_enrolment(f"it is not an object with {', '.join(ENROLMENT_FIELDS)} and nothing else")
+        found = read_json_object(raw)
+    except ValueError:
+        raise _bad_enrolment("it is not a JSON object in UTF-8 with each name once") from None
+    if set(found) != set(ENROLMENT_FIELDS):
+        raise _bad_enrolment(f"it does not have {', '.join(ENROLMENT_FIELDS)} and nothing else")
     if not all(isinstance(value, str) for value in found.values()):
         raise _bad_enrolment("a value in it is not text")
     return found

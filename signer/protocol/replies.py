@@ -446,13 +446,14 @@ class HostRow(Reply):
     name: str
     version: int | None
     seen: Annotated[str | None, Field(description="when it fetched it")]
-    current: Annotated[bool, Field(description="it has the version that is published now")]
+    current: Annotated[bool, Field(description="it has everything that was revoked")]
 
 
 class Hosts(Reply):
     """Hosts by name. Their names are what they say of themselves: nothing is decided by them."""
 
     version: Annotated[int | None, Field(description="of the revocation list that is published")]
+    wanted: Annotated[int | None, Field(description="the version that the ledger asks for; null if unknown")]
     as_of: Annotated[str | None, Field(description="when that was last known to be the current list")]
     hosts: list[HostRow]
 

@@ -25,6 +25,7 @@ from signer.ssh.agent import check_reply, reply_length
 
 _WATCH = 'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -rf -- "${SSH_AUTH_SOCK%/*}"'
 _PROGRAMS = "bin"  # folder of the wrappers, inside the private one
+_HOSTS = "hosts"  # folder of the list of host keys, there too
 _FALLBACK_FOLDER = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
 _MAX_FOLDER = 107 - len("/safe-session-0123456789abcdef/agent")  # sun_path of unix(7)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -35,8 +36,8 @@ _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 class PrivateAgent:
     """Starts the agent without waiting; `add` waits. Use as a context manager or call `end`.
 
-    `socket` is its path. Beside it, `programs` is a path for a folder of programs, which ends with the session, and
-    `relay` one for the socket that the command gets.
+    `socket` is its path. Beside it, `programs` and `hosts` are paths for folders of programs and of the list of host
+    keys, which end with the session, and `relay` one for the socket that the command gets.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class PrivateAgent:
         self.socket = f"{self._folder}/agent"
         self.relay = f"{self._folder}/relay"
         self.programs = f"{self._folder}/{_PROGRAMS}"
+        self.hosts = f"{self._folder}/{_HOSTS}"
         self._agent = 0
         # Close-on-exec (Python's default): the session's command must not inherit the writing end, or the shell would
         # not notice that this process is dead.
@@ -141,12 +143,13 @@ class PrivateAgent:
         self._lifeline = self._shell_output = -1
 
     def _remove_folder(self) -> None:
-        try:
-            for name in os.listdir(self.programs):
-                os.unlink(f"{self.programs}/{name}")
-            os.rmdir(self.programs)
-        except OSError:
-            pass  # there is none, or the shell has removed it
+        for folder in (self.programs, self.hosts):
+            try:
+                for name in os.listdir(folder):
+                    os.unlink(f"{folder}/{name}")
+                os.rmdir(folder)
+            except OSError:
+                pass  # there is none, or the shell has removed it
         try:
             os.unlink(self.socket)
         except OSError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SECONDS_FOR_ALL = 10.0
-_MAX_RESPONSE = 64 * 1024
+MAX_RESPONSE = 64 * 1024
 _MAX_INTERIM = 8  # responses with status 1xx before the final one
 _SECONDS_PER_TICK = 1.0
 _SETTING = "SAFE_SESSION_ADDR"
@@ -60,7 +60,7 @@ def send(
     body: bytes = b"",
     *,
     seconds: float = SECONDS_FOR_ALL,
-    largest: int = _MAX_RESPONSE,
+    largest: int = MAX_RESPONSE,
     tick: Callable[[], None] | None = None,
 ) -> HttpResponse:
     """Sends `body` (JSON, or nothing) with the server's bearer token; takes at most `seconds`, and a response of at
@@ -163,7 +163,7 @@ def _may_be_other_scheme(error: OSError) -> bool:
 def _read_all(
     connection: _socket.socket | ssl.SSLSocket,
     deadline: float,
-    largest: int = _MAX_RESPONSE,
+    largest: int = MAX_RESPONSE,
     tick: Callable[[], None] | None = None,
 ) -> bytes:
     """Reads to the end of the response or of the stream; at most `largest` bytes and one read more."""
@@ -246,7 +246,7 @@ def _chunk_size(line: bytes) -> int | None:
     return int(digits, 16)
 
 
-def parse_response(raw: bytes, place: str, largest: int = _MAX_RESPONSE) -> HttpResponse:
+def parse_response(raw: bytes, place: str, largest: int = MAX_RESPONSE) -> HttpResponse:
     """Parses a response (RFC 9112), after any interim ones. Errors name `place`.
 
     Raises `NoResponse` for no bytes at all, `BadFormat` for anything but one complete response of valid size.

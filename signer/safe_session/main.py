@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from signer.safe_session.agent import PrivateAgent
+    from signer.safe_session.request import Patience
     from signer.safe_session.response import Certificate
+    from signer.safe_session.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +76,7 @@ def _session(invocation: Invocation) -> int:
     """Runs the session and returns its exit status.
 
     1  check the command and the settings
-    2  start the agent, which gets ready during step 3
+    2  start the agent, which gets ready during step 3; fetch the list of host keys, if the user has pinned its signer
     3  generate the key and request the certificate
     4  load both into the agent for the certificate's lifetime and wipe the key
     5  run the command, with the session's options for every ssh that it starts
@@ -92,13 +94,14 @@ def _session(invocation: Invocation) -> int:
     from signer.safe_session.agent import PrivateAgent
 
     with PrivateAgent() as agent:
-        # 3 (imported here because the agent starts meanwhile)
         from signer.safe_session.keypair import forbid_core_dumps
         from signer.safe_session.request import Patience, obtain_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
-        forbid_core_dumps()
         patience = Patience(invocation.wait, _say_away(invocation))
+        known_hosts, options = _host_keys(settings, invocation, path, agent, patience)
+        # 3 (imported here because the agent starts meanwhile)
+        forbid_core_dumps()
         key, certificate = obtain_certificate(settings, invocation, patience)
         try:
             # 4
@@ -118,12 +121,39 @@ def _session(invocation: Invocation) -> int:
         # 5
         if invocation.verbose:
             output.say_certificate(settings.role, certificate.serial, certificate.lifetime, as_json=invocation.json)
-        return _run_command(invocation, path, command, agent, certificate)
+        if options:
+            command = [command[0], *options, *command[1:]]
+        return _run_command(invocation, path, command, agent, certificate, known_hosts)
         # 6: the end of `with`
 
 
+def _host_keys(
+    settings: Settings, invocation: Invocation, path: str, agent: PrivateAgent, patience: Patience
+) -> tuple[str, list[str]]:
+    """The file with the list of host keys, "" if the user has pinned no signer; and the options for `ssh` that it calls
+    for. ssh resolves its host while the list is fetched."""
+    if not settings.publishers:
+        return "", []
+    from signer.safe_session.host_list import fetch_host_list
+    from signer.safe_session.listed import Question, host_options
+
+    question = Question(path, invocation.command) if invocation.verb == "ssh" else None
+    try:
+        known_hosts = fetch_host_list(settings.server, settings.publishers, agent.hosts, patience)
+    except BaseException:
+        if question is not None:
+            question.drop()
+        raise
+    return known_hosts, [] if question is None else host_options(question.names(), known_hosts)
+
+
 def _run_command(
-    invocation: Invocation, path: str, command: list[str], agent: PrivateAgent, certificate: Certificate
+    invocation: Invocation,
+    path: str,
+    command: list[str],
+    agent: PrivateAgent,
+    certificate: Certificate,
+    known_hosts: str,
 ) -> int:
     """Step 5. Without wrappers the command runs all the same, after a note. If a host has refused the certificate and
     the command has failed, a line says what the certificate was."""
@@ -131,7 +161,7 @@ def _run_command(
     from signer.safe_session.wrappers import write_wrappers
 
     try:
-        wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation))
+        wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation), known_hosts=known_hosts)
     except Unavailable as error:
         _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
         _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")

@@ -8,7 +8,7 @@ from _json import encode_basestring_ascii as quoted
 
 from signer.errors import Refused, Unavailable
 from signer.safe_session.claims import load_claim
-from signer.safe_session.http import HttpResponse, NoResponse, Server, send
+from signer.safe_session.http import MAX_RESPONSE, HttpResponse, NoResponse, Server, send
 from signer.safe_session.keypair import make_key
 from signer.safe_session.response import Certificate, problem_code, read_certificate, retry_after
 
@@ -72,11 +72,14 @@ class Patience:
         return True
 
 
-def call(server: Server, method: str, path: str, body: bytes, patience: Patience) -> HttpResponse:
-    """The first response that does not pass by itself, or the last one. Raises the errors of `send`."""
+def call(
+    server: Server, method: str, path: str, body: bytes, patience: Patience, *, largest: int = MAX_RESPONSE
+) -> HttpResponse:
+    """The first response, of at most `largest` bytes, that does not pass by itself, or the last one. Raises the errors
+    of `send`."""
     while True:
         try:
-            response = send(server, method, path, body)
+            response = send(server, method, path, body, largest=largest)
         except Unavailable as error:
             if patience.allows_after(error):
                 continue

@@ -18,18 +18,22 @@ DEFAULT_ADDR = "unix:/run/signer-api/api.sock"
 _DEFAULT_FOLDER = "/run/signer-api"
 _DEFAULT_TCP_ADDR = "http://127.0.0.1:8222"
 _LARGEST_TOKEN_FILE = 4096
+_LARGEST_PUBLISHERS_FILE = 4096
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows write it
 _BYTE_ORDER_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Settings:
-    """The service's address with the token, and the role to request: "" where a command needs none."""
+    """The service's address with the token; the role to request, "" where a command needs none; and the public keys
+    that may sign the list of host keys, each as `type base64`: none if the user has pinned none."""
 
-    __slots__ = ("role", "server")
+    __slots__ = ("publishers", "role", "server")
 
-    def __init__(self, server: Server, role: str) -> None:
+    def __init__(self, server: Server, role: str, publishers: list[str]) -> None:
         self.server = server
         self.role = role
+        self.publishers = publishers
 
 
 def load_settings(role: str, *, needs_role: bool = True) -> Settings:
@@ -46,12 +50,53 @@ def load_settings(role: str, *, needs_role: bool = True) -> Settings:
             "SAFE_SESSION_TOKEN_FILE is not set",
             "put your token into a file with mode 0600 and set SAFE_SESSION_TOKEN_FILE to its path",
         )
-    return Settings(Server(address, load_token(path), trusted), role)
+    pinned = os.environ.get("SAFE_SESSION_PUBLISHERS_FILE", "") if needs_role else ""
+    publishers = load_publishers(pinned) if pinned else []
+    return Settings(Server(address, load_token(path), trusted), role, publishers)
 
 
 def default_address() -> str:
     """The service on this host: its socket if the folder for it is there, otherwise its port."""
     return DEFAULT_ADDR if os.path.isdir(_DEFAULT_FOLDER) else _DEFAULT_TCP_ADDR
+
+
+def load_publishers(path: str) -> list[str]:
+    """The public keys in the file at `path`, lines as `signer hosts key` prints them. Whoever can write the file
+    decides which hosts are genuine, so that only its owner, the user or root, may. Raises `BadSettings`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is malformed"
+        raise BadSettings(
+            "publishers_file_unreadable",
+            f"cannot read the publishers file {path}: {reason.lower()}",
+            "set SAFE_SESSION_PUBLISHERS_FILE to a file with the line that `signer hosts key` prints",
+        ) from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
+            raise BadSettings(
+                "publishers_file_not_private",
+                f"others may change the publishers file {path} (owner {facts.st_uid}, mode"
+                f" {stat.S_IMODE(facts.st_mode):04o})",
+                f"make it a file of your own or of root's, chmod 0644 {path}, and compare its key with the operator's",
+            )
+        raw = os.read(descriptor, _LARGEST_PUBLISHERS_FILE + 1)
+    finally:
+        os.close(descriptor)
+    lines = [line.split() for line in raw.split(b"\n") if line.strip() and line.strip()[:1] != b"#"]
+    is_good = all(
+        len(words) > 1 and words[0] == b"ssh-ed25519" and len(words[1]) == 68 and not words[1].translate(None, _BASE64)
+        for words in lines
+    )
+    if not lines or not is_good or len(raw) > _LARGEST_PUBLISHERS_FILE:
+        raise BadSettings(
+            "publishers_file_content",
+            f"the publishers file {path} does not contain Ed25519 public keys alone, one a line",
+            "the file must contain the line that `signer hosts key` prints",
+        )
+    return [f"{words[0].decode()} {words[1].decode()}" for words in lines]
 
 
 def load_token(path: str) -> str:

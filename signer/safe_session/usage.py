@@ -54,6 +54,10 @@ settings, from the environment:
                            is neither root's nor your own; nobody else gets the token
   SAFE_SESSION_TOKEN_FILE  a file that contains the token and that only its owner can read
   SAFE_SESSION_ROLE        the role, unless --role is given
+  SAFE_SESSION_PUBLISHERS_FILE
+                           the public key that signs the service's list of host keys: hosts on
+                           the list are then known by it alone, and without a verified list no
+                           command is run
 
 exit status: the command's own, 128+n if signal n ended it, ssh's 255 if it cannot log in;
 if the command was not run:

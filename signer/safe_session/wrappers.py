@@ -5,7 +5,7 @@ user's hides the private agent. So a private folder, first on PATH, has a script
 start the jump host's ssh by the name under which ssh itself was started: that is the script, too.
 """
 
-# ruff: noqa: PTH102, PTH119, PTH123
+# ruff: noqa: PTH102, PTH119, PTH120, PTH123
 # (pathlib costs more to import than everything here)
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
+import signer
 from signer.errors import Unavailable
 from signer.safe_session.command import find_command, option_words
 
@@ -31,13 +32,24 @@ _EXECUTE = (
     "        del words[at - 1:at + 1]\n"
     "os.execv(sys.argv[1], words)"
 )
+# In front of `_EXECUTE` where the session has a list of host keys: options for a listed host, before all others.
+_LOOK_UP = (
+    "import sys\n"
+    "root, known_hosts = sys.argv[1:3]\n"
+    "del sys.argv[1:3]\n"
+    "sys.path.insert(0, root)\n"
+    "from signer.safe_session.listed import Question, host_options\n"
+    "names = Question(sys.argv[1], sys.argv[3:]).names()\n"
+    "sys.argv[3:3] = host_options(names, known_hosts)\n"
+)
 
 
-def write_wrappers(folder: str, command: str, *, may_persist: bool) -> dict[str, str]:
+def write_wrappers(folder: str, command: str, *, may_persist: bool, known_hosts: str = "") -> dict[str, str]:
     """Creates `folder` with a script for each of the programs that exist; returns their paths by name.
 
     `command` is the path of the session's command: if it is one of the programs, its script runs exactly that one.
-    Without `may_persist` ssh gets `NO_PERSIST`, too, unless its own words have a ControlPersist.
+    Without `may_persist` ssh gets `NO_PERSIST`, too, unless its own words have a ControlPersist. With the path of a
+    list of host keys, each ssh verifies the hosts that are listed by it alone.
     Raises `Unavailable` if the scripts cannot be written or executed.
     """
     ssh = f"{folder}/ssh"
@@ -49,7 +61,9 @@ def write_wrappers(folder: str, command: str, *, may_persist: bool) -> dict[str,
             real = command if os.path.basename(command) == name else find_command(name, required=False)
             if real:
                 # scp and sftp start ssh by an absolute path unless they are given another.
-                words = [sys.executable, "-ISc", _EXECUTE, real, ssh, *options] if name == "ssh" else [real, "-S", ssh]
+                look_up = [_LOOK_UP + _EXECUTE, _root(), known_hosts] if known_hosts else [_EXECUTE]
+                run_ssh = [sys.executable, "-ISc", *look_up, real, ssh, *options]
+                words = run_ssh if name == "ssh" else [real, "-S", ssh]
                 scripts[name] = f"{folder}/{name}"
                 _write(scripts[name], words)
         fault = "" if all(os.access(path, os.X_OK) for path in scripts.values()) else "it is mounted noexec"
@@ -58,6 +72,11 @@ def write_wrappers(folder: str, command: str, *, may_persist: bool) -> dict[str,
     if fault:
         raise Unavailable("no_wrappers", f"cannot put a script for ssh into {folder}: {fault}")
     return scripts
+
+
+def _root() -> str:
+    """The folder, or the file of `scripts/build-client`, from which this program was imported."""
+    return os.path.dirname(signer.__path__[0])
 
 
 def _write(path: str, words: list[str]) -> None:

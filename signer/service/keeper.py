@@ -36,7 +36,7 @@ from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup, ProveConsistency
-from signer.model import Caller, PublicKey
+from signer.model import Caller, Event, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
     MAX_REPLY,
@@ -73,7 +73,7 @@ from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
 from signer.service.outage import Outage
 from signer.service.overview import Overview, hosts_reply
-from signer.service.publisher import CANDIDATE_NAME, HOSTS_NAME, Publisher, SignedFile
+from signer.service.publisher import CANDIDATE_NAME, HOSTS_NAME, LAST_NAME, Publisher, SignedFile
 from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
@@ -173,7 +173,14 @@ class Keeper:
         self._publishing_key = publishing.key
         self._checkpoints = checkpoints
         self._publisher = Publisher(
-            publishing.folder, publishing.key, builder, core.list_version, self._lines, [_known_hosts(core)]
+            publishing.folder,
+            publishing.key,
+            builder,
+            core.list_version,
+            self._lines,
+            [_known_hosts(core)],
+            last=ledger.data_dir / LAST_NAME,
+            renumber=lambda: core.record([Event("list.published", "keeper", {"reason": "format"})]),
         )
         self._hosts = HostsSeen(core.host_names)
         self._internal = (self._reader, builder)  # what they send is collected after the batch

@@ -87,11 +87,11 @@ class Overview:
         yield GaugeMetricFamily("signer_list_current", text, value=int(published.is_current))
         text = "hosts that have fetched the revocation list in the last day"
         yield GaugeMetricFamily("signer_hosts", text, value=len(self.fetches))
-        text = "of them, those that have the published version"
+        text = "of them, those that have the newest version"
         yield GaugeMetricFamily("signer_hosts_current", text, value=self._count_current())
 
     def _count_current(self) -> int:
-        return sum(fetch.version == self.published.version for fetch in self.fetches)
+        return sum(fetch.version == self.published.newest for fetch in self.fetches)
 
     def _last_ends(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -164,8 +164,8 @@ def hosts_reply(published: ListState, fetches: Sequence[Fetch]) -> Hosts:
             name=fetch.host,
             version=fetch.version,
             seen=timestamp(fetch.at),
-            current=fetch.version == published.version,
+            current=fetch.version == published.newest,
         )
         for fetch in fetches
     ]
-    return Hosts(version=published.version, as_of=_as_of(published), hosts=rows)
+    return Hosts(version=published.version, wanted=published.wanted, as_of=_as_of(published), hosts=rows)

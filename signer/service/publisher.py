@@ -8,6 +8,7 @@ the last one gets old. Nothing here holds up signing, and no failure ends the ke
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from signer.errors import SignerError, Unavailable, write_hint
-from signer.files import identity_of, read_bounded, write_new
+from signer.files import identity_of, read_bounded, write_atomically, write_new
 from signer.protocol.log_limit import LogLimit
 from signer.service.list_builder import FILE_MODE, Built
 from signer.ssh.krl import MAX_LIST, krl_version
@@ -33,10 +34,12 @@ STATEMENT_NAMESPACE: Final = "krl-statement.v1@signer"
 HOSTS_NAME: Final = "known_hosts"
 PUBLISHER_NAME: Final = "krl.publisher"  # the public half of the publishing key, which hosts pin
 CANDIDATE_NAME: Final = ".krl.new"
+LAST_NAME: Final = "publishing.last"  # in SIGNER_DATA_DIR: which list was published last
 RENEWED_EVERY: Final = 60.0  # seconds; hosts raise an alarm at 900
 OVERDUE_AFTER: Final = 180  # seconds of age of a statement, after which readiness warns
 FIRST_PAUSE: Final = 2.0  # seconds before what failed is tried again; each time twice as long
 LONGEST_PAUSE: Final = 60.0
+_MAX_LAST: Final = 4096  # bytes
 
 
 class Key(Protocol):
@@ -84,6 +87,11 @@ class ListState:
     failure: SignerError | None = None
 
     @property
+    def newest(self) -> int | None:
+        """The version that hosts should have."""
+        return self.version if self.wanted is None else self.wanted
+
+    @property
     def is_current(self) -> bool:
         """True if hosts that fetch now get everything that was revoked."""
         return self.version is not None and self.version == self.wanted
@@ -101,6 +109,8 @@ class Publisher:
     """Keeps the files in `folder` current. `turn` is called in each round of the keeper's loop and never blocks long.
 
     `list_version` returns the version of the list that the ledger asks for, None while the ledger cannot be read.
+    `last` is a file that outlives restarts: hosts refuse another list of a version that they have, as a release with
+    another encoder would make. Then `renumber` records an event that gives the list a new version.
     """
 
     def __init__(
@@ -112,6 +122,8 @@ class Publisher:
         lines: LogLimit,
         others: Sequence[SignedFile] = (),
         *,
+        last: Path,
+        renumber: Callable[[], SignerError | None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,6 +132,8 @@ class Publisher:
         self._builder = builder
         self._list_version = list_version
         self._lines = lines
+        self._last = last
+        self._renumber = renumber
         self._clock = clock
         self._monotonic = monotonic
         self._list: Built | None = None  # the one that is published
@@ -207,6 +221,11 @@ class Publisher:
         if built.version < self._asked or (self._list is not None and built.version <= self._list.version):
             text = f"version {built.version} of the revocation list was built where {self._asked} was to be"
             raise Unavailable("list_older", text, "restart the keeper if its ledger was replaced")
+        if self._differs_from_last(built):
+            self._lines.warn("list renumbered", f"version {built.version} of the revocation list has other bytes now")
+            if (failure := self._renumber()) is not None:
+                raise failure
+            return
         statement = render_statement(built, self._began)
         self._replace(
             {
@@ -221,6 +240,24 @@ class Publisher:
         self._as_of = self._began
         self._signed[STATEMENT_NAME] = built.version, self._monotonic()
         self._failure, self._pause, self._not_before = None, FIRST_PAUSE, 0.0
+        self._remember(built)
+
+    def _differs_from_last(self, built: Built) -> bool:
+        """True if another list was published under this version, as far as `last` says."""
+        try:
+            known = json.loads(read_bounded(self._last, _MAX_LAST))
+            return bool(known["version"] == built.version != 0 and known["sha256"] != built.sha256)
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
+    def _remember(self, built: Built) -> None:
+        """Notes the list in `last`; one that cannot be written, as on a full disk, is only missed after an upgrade."""
+        content = json.dumps({"version": built.version, "sha256": built.sha256}).encode() + b"\n"
+        try:
+            if not self._last.exists() or read_bounded(self._last, _MAX_LAST) != content:
+                write_atomically(self._last, content, 0o600)
+        except OSError as error:
+            self._lines.warn("list not remembered", f"{self._last.name} cannot be written: {error.strerror}")
 
     def _statement(self, as_of: int) -> bytes:
         assert self._list is not None, "a statement is about a published list"  # noqa: S101

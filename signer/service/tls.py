@@ -16,7 +16,7 @@ from typing import Final
 
 from signer.errors import BadSettings
 from signer.files import read_bounded
-from signer.units import timestamp
+from signer.units import plain, timestamp
 
 MAX_FILE: Final = 256 * 1024  # bytes; a chain of certificates
 
@@ -61,11 +61,11 @@ def _read(path: Path, what: str) -> bytes:
     except OSError as error:
         raise BadSettings(
             "tls_key_unreadable" if what == "KEY" else "tls_certificate_unreadable",
-            f"the file of {setting} cannot be read: {error.strerror}",
+            f"{plain(path)} ({setting}) cannot be read: {error.strerror}",
             "let the api's user read it",
         ) from None
     if len(content) > MAX_FILE:
-        raise _refused(f"the file of {setting} is larger than {MAX_FILE // 1024} KiB")
+        raise _refused(f"{plain(path)} ({setting}) is larger than {MAX_FILE // 1024} KiB")
     return content
 
 

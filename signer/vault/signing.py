@@ -22,6 +22,7 @@ from signer.http import Watch, new_session
 from signer.model import Grant, PublicKey, Returned
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.units import plain
 from signer.vault.errors import ca_unknown, malformed, read_token, translate_errors
 
 log = logging.getLogger("signer.vault")
@@ -42,7 +43,7 @@ class VaultClient:
         if tls_ca_file is not None and not os.access(tls_ca_file, os.R_OK):
             raise BadSettings(
                 "vault_ca_file_unreadable",
-                "the file of SIGNER_VAULT_CA_FILE cannot be read",
+                f"{plain(tls_ca_file)} (SIGNER_VAULT_CA_FILE) cannot be read",
                 "name a file that the keeper's user may read",
             )
         self._tls_ca_file = tls_ca_file

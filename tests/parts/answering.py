@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, s
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
 from signer.protocol.replies import CallerDetails, Reply
+from signer.service.hosts_seen import Fetch
 from signer.service.list_builder import Built
-from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, render_statement
+from signer.service.overview import hosts_reply
+from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, ListState, render_statement
 from signer.ssh.krl import RevocationList, encode_krl
 from signer.ssh.sshsig import sign_armored
 from tests.parts.builders import Bench, token
@@ -75,6 +78,8 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         return handle(header, body, "root" if header.get("local") is True else None)
 
     def ask_api(client: ApiClient, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+        if path == "/api/hosts":
+            return fetched_hosts()
         header = {**_header_of(method, path), "token": client._read_token()}
         reply = handle(header, json.dumps(body).encode(), None)
         if isinstance(reply, CallerDetails):
@@ -91,6 +96,14 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     environ.setattr(ApiClient, "_ask", ask_api)
     environ.setattr(ApiClient, "file", fetch)
+
+
+def fetched_hosts() -> dict[str, Any]:
+    """What the API says of three hosts: one is up to date, one behind, and one was not seen for hours."""
+    now = int(time.time())
+    seen = (("edge1", 12, now - 20), ("edge2", 11, now - 40), ("old", 7, now - 7200))
+    published = ListState(12, now - 10, 12)
+    return hosts_reply(published, [Fetch(name, version, at, "") for name, version, at in seen]).model_dump()
 
 
 def published_files(version: int = 12, as_of: int = 1_740_000_600) -> dict[str, bytes]:

@@ -390,14 +390,18 @@ class Flags:
 
     user_present: bool
     user_verified: bool
+    counter: int | None = None
 
 
 class FakeSignatures:
     """Signatures as plain text: key, flags and what was signed. Tests of the real ones are in `tests/unit/ssh`."""
 
     @staticmethod
-    def make(line: str, statement: bytes, *, present: bool = True, verified: bool = False) -> str:
-        return json.dumps({"key": line, "statement": statement.decode(), "flags": [present, verified]})
+    def make(
+        line: str, statement: bytes, *, present: bool = True, verified: bool = False, counter: int | None = None
+    ) -> str:
+        flags = [present, verified, counter]
+        return json.dumps({"key": line, "statement": statement.decode(), "flags": flags})
 
     def key(self, armored: str) -> PublicKey:
         return parse_public_key(self._open(armored)["key"])

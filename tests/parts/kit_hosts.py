@@ -253,7 +253,7 @@ class KitHost:
         """Logs in over ssh: with the key that is in authorized_keys, with another one, or with a certificate."""
         chosen = ["-i", str((key or self.keys.other).private)]
         if certificate is not None:
-            chosen = ["-i", str(self.keys.user.private), f"-oCertificateFile={certificate}"]
+            chosen = ["-i", str((key or self.keys.user).private), f"-oCertificateFile={certificate}"]
         fixed = {
             "BindAddress": source, "IdentitiesOnly": "yes", "IdentityAgent": "none", "BatchMode": "yes",
             "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "GlobalKnownHostsFile": "/dev/null",

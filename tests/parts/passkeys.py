@@ -13,6 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fido2 import cbor
@@ -106,12 +107,19 @@ class SoftPasskey:
         if self._ed25519 is not None:
             signature = self._ed25519.sign(signed)
         else:
-            signature = self._ecdsa.sign(signed, ec.ECDSA(SHA256()))
+            signature = self._ecdsa.sign(signed, ec.ECDSA(SHA256(), deterministic_signing=True))
         return Assertion(b64url(self.id), b64url(data), b64url(client_data), b64url(signature))
 
     def approve(self, statement: bytes, **changes: Any) -> Assertion:
         """The assertion for a statement; `changes` are to the members of its client data."""
         return self.sign(self.client_data(statement, **changes), self.authenticator_data())
+
+
+def resigned(assertion: Assertion) -> Assertion:
+    """The assertion with the other signature by ECDSA that is valid for the same bytes, which needs no key."""
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    r, s = decode_dss_signature(unb64url(assertion.signature))
+    return replace(assertion, signature=b64url(encode_dss_signature(r, order - s)))
 
 
 def flipped(assertion: Assertion, field: str, bit: int) -> Assertion:

@@ -119,6 +119,11 @@ class Sshd:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
+    @property
+    def host_public(self) -> Path:
+        """The file with the public half of its host key."""
+        return self._host_key.with_name(f"{self._host_key.name}.pub")
+
     def log(self) -> str:
         """All that sshd logged so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""

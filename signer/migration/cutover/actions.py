@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import read_secret_word
+from signer.migration.boot import boot_file, is_recorded, record_boot
 from signer.migration.compose import Compose, ContainerState, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
@@ -215,7 +216,10 @@ class CutoverActions:
         return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
 
     def up(self, *, with_overlay: bool) -> Observation:
-        """Runs compose up and keeps its output. Measures the pause of the service from here until `ready`."""
+        """Runs compose up, keeps its output, and records what a reboot starts.
+
+        Measures the pause of the service from here until `ready`.
+        """
         self._end_pause()
         self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
         self._pause.start()
@@ -226,6 +230,12 @@ class CutoverActions:
             raise
         facts = {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said}
         took = f"compose took {done.seconds:.1f} s"
+        try:
+            record_boot(boot_file(self._file.evidence_dir), self._compose, with_overlay=with_overlay)
+        except SignerError as error:
+            if with_overlay:
+                raise
+            took += f"; {error.text}"  # back is back
         if found := self._differences(with_overlay):
             if with_overlay:
                 raise StepFailed(
@@ -252,9 +262,13 @@ class CutoverActions:
         return "" if plan is None else str(plan["inputs"]["compose"]["image"])
 
     def is_up(self, *, with_overlay: bool) -> bool:
-        """True if the service runs in the mode of these files, as they say; mode `shadow` matches neither."""
+        """True if the service runs in the mode of these files, as they say, and a reboot starts it so.
+
+        Mode `shadow` matches neither.
+        """
         found = self._compose.running()
         is_up = found is not None and found.is_running and found.mode == ("local" if with_overlay else "vault")
+        is_up = is_up and is_recorded(boot_file(self._file.evidence_dir), self._compose, with_overlay=with_overlay)
         return is_up and not (with_overlay and self._differences(with_overlay))
 
     def ready(self, backend: Backend) -> Observation:

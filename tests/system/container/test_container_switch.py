@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.migration.boot import record_boot
 from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.config import ComposeFacts
 from signer.migration.trial import trial, trial_project
@@ -78,6 +80,23 @@ def test_up_replaces_the_container_there_and_back_and_leaves_alone_what_is_right
     assert len({base.id, overlay.id, back.id}) == 3
     assert {one.image for one in (base, overlay, back)} == {compose.image_id()}
     assert platform.made(platform.project) == [platform.name, f"{platform.project}_ledger"]
+
+
+@pytest.mark.parametrize("with_overlay", [True, False], ids=["local", "vault"])
+def test_a_reboot_starts_what_was_recorded_from_nothing(platform: Platform, with_overlay: bool) -> None:
+    """Engines forget containers that were not stopped in order; the ledger's volume stays."""
+    record = Path("/run") / f"signer-boot-{os.getpid()}"
+    record.mkdir(mode=0o700)
+    try:
+        record_boot(record / "boot", platform.compose_commands, with_overlay=with_overlay)
+        platform.engine.podman("rm", "--force", "--time", "0", platform.name)
+        script = str(ROOT / "scripts" / "container" / "start-recorded")
+        done = platform.engine.run(script, "--file", str(record / "boot"))
+        assert done.status == 0, done.out + done.err
+        assert platform.mode() == ("local" if with_overlay else "vault")
+        assert platform.made(platform.project) == [platform.name, f"{platform.project}_ledger"]
+    finally:
+        shutil.rmtree(record)
 
 
 def test_a_failure_leaves_a_platform_that_the_other_configuration_mends(platform: Platform) -> None:

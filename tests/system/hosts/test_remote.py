@@ -20,6 +20,8 @@ def test_one_command_installs_and_confirms(hosts: KitHosts, host: KitHost) -> No
     told = json.loads(done.stdout)
     assert told["result"] == "confirmed"
     assert told["report"][-1].startswith(f"confirmed by a login from {OUTSIDE}")
+    listed = {"name": f"[{LOOPBACK}]:{host.port}", "fingerprints": [hosts.keys.host.fingerprint], "listed": False}
+    assert told["host_keys"] == listed
     assert host.exists(f"{STATE}/confirmed")
     assert host.login(certificate=hosts.keys.certificate(host.folder)).ok
     again = hosts_install(host, "--json")

@@ -80,7 +80,7 @@ def test_a_host_takes_the_signers_list_and_the_signer_sees_it(host: KitHost, ser
     assert not host.exists(f"{STATE}/alarm")
     eventually(lambda: NAME in hosts_seen(service), "the keeper knows of the host")
     assert hosts_seen(service)[NAME]["current"] is True
-    assert "seen, 1 have that version" in service.command("status").stdout
+    assert "seen, 1 have the newest list" in service.command("status").stdout
 
 
 def test_who_may_not_see_hosts_is_refused(service: Service) -> None:

@@ -84,8 +84,9 @@ def test_exposure_is_at_most_2(name: str) -> None:
 
 @missing.needs_systemd_analyze
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    for name in (*NAMES, AGENT, "signer-api.socket"):
+    for name in sorted(path.name for path in UNITS.iterdir()):
         text = (UNITS / name).read_text().replace("/opt/signer/.venv/bin/python", sys.executable)
+        text = text.replace("/opt/signer/scripts", str(ROOT / "scripts"))
         (tmp_path / name).write_text(re.sub(r"file:/opt/signer/\S+", "https://example.invalid/", text))
     units = [str(path) for path in sorted(tmp_path.iterdir())]
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)

@@ -166,6 +166,15 @@ def test_an_honest_approval_has_no_problem_and_its_key_is_confirmed() -> None:
     assert not found.unknown_policies
 
 
+def test_the_counter_of_a_fido_key_is_checked_where_it_is_recorded() -> None:
+    assert audit(requested(), given(counter=7), issued()).problems == []
+    (wrong,) = audit(requested(), given(counter=8), issued()).problems
+    assert wrong.text.endswith("is recorded with another counter than it has")
+    freeze = Event("freeze.set", "ben", {"scope": "identity:anna"})
+    (again,) = audit(requested(), given(counter=7), freeze, given(counter=7), issued()).problems
+    assert again.text.endswith("is a signature that was recorded before")
+
+
 def test_without_the_policy_signatures_are_checked_and_no_key_is_confirmed() -> None:
     found = audit(requested(), given(), issued(), policy=None)
     assert found.problems == []

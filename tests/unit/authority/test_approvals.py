@@ -292,6 +292,19 @@ def test_an_approver_who_is_frozen_counts_no_more_not_even_when_thawed(bench: As
     assert "certificate" in bench.request()
 
 
+def test_a_signature_that_a_freeze_ended_is_not_replayed(bench: Asking) -> None:
+    """A FIDO key counts its signatures: who has ben's token and his old signature renews nothing after he is thawed."""
+    shown = bench.request()
+    assert bench.approve(shown, "ben", counter=7)["state"] == "approved"
+    bench.freeze("identity:ben")
+    bench.restart()
+    bench.thaw("identity:ben")
+    assert code(bench.approve(shown, "ben", counter=7)) == "signature_replayed"
+    assert bench.show(shown["request"])["state"] == "pending"
+    assert bench.approve(shown, "ben", counter=8)["state"] == "approved"
+    assert [body["counter"] for body in bench.store.bodies("approval.given")] == [7, 8]
+
+
 def test_a_frozen_asker_claims_nothing(bench: Asking) -> None:
     shown = bench.request()
     bench.approve(shown)

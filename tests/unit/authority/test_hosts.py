@@ -73,6 +73,17 @@ def test_listed_keys_are_replaced_only_by_who_says_so() -> None:
     assert SECOND in rendered(bench)
 
 
+def test_the_same_again_changes_and_records_nothing() -> None:
+    bench = Bench()
+    first, again = bench.ask(add("edge1", "a", "b", keys=(KEY, SECOND)), add("edge1", "b", "a", keys=(SECOND, KEY)))
+    assert again == first
+    assert bench.ask(add("edge1", "a", "b", keys=(KEY, SECOND)))[0] == first
+    assert bench.store.kinds().count("host.added") == 1
+    other = Bench()
+    other.store.fail = "before"
+    assert [code_of(reply) for reply in other.ask(add(), add())] == ["ledger_unavailable"] * 2
+
+
 def test_one_address_has_the_keys_of_one_host() -> None:
     bench = Bench()
     bench.ask(add("edge1", "192.0.2.7"))

@@ -12,6 +12,7 @@ import pytest
 
 from signer.api_client import ApiClient, Readiness
 from signer.errors import Drift, Unavailable
+from signer.migration.boot import boot_file, record_boot
 from signer.migration.compose import Compose
 from signer.migration.compose_files import digests_read
 from signer.migration.config import CutoverFile, parse_cutover_file
@@ -117,9 +118,11 @@ def test_what_compose_makes_of_the_same_files_is_held_against_the_plan_too(
     "mode, is_local, is_vault", [("local", True, False), ("vault", False, True), ("shadow", False, False)]
 )
 def test_a_service_in_shadow_mode_is_neither_cut_over_nor_rolled_back(
-    platform: FakePlatform, acting: CutoverActions, mode: str, is_local: bool, is_vault: bool
+    platform: FakePlatform, file: CutoverFile, acting: CutoverActions, mode: str, is_local: bool, is_vault: bool
 ) -> None:
     platform.engine(inspect=inspected(mode=mode, volume="safe-session_ledger"))
+    assert not acting.is_up(with_overlay=is_local), "nothing says yet what a reboot starts"
+    record_boot(boot_file(file.evidence_dir), Compose(file.compose), with_overlay=mode == "local")
     assert (acting.is_up(with_overlay=True), acting.is_up(with_overlay=False)) == (is_local, is_vault)
 
 

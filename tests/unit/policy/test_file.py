@@ -202,7 +202,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
     )
     found = problems(text)
     lines = [int(problem.split()[1]) for problem in found]
-    assert len(found) == 6
+    assert len(found) == 7
     assert lines == sorted(lines)
 
 

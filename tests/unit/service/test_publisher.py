@@ -44,8 +44,8 @@ class FakeBuilder:
         self.is_busy = True
         self.started += 1
 
-    def finish(self, version: int, *serials: int) -> None:
-        self.content = encode_krl(RevocationList(version, NOW))
+    def finish(self, version: int, comment: str = "") -> None:
+        self.content = encode_krl(RevocationList(version, NOW, comment))
         (self.folder / CANDIDATE_NAME).write_bytes(self.content)
         self.result = Built(version, sha256(self.content).hexdigest())
 
@@ -66,6 +66,8 @@ class Bench:
         self.folder = run_dir / "published"
         self.key = ServiceKey.open(run_dir / "publishing.key")
         self.wanted: int | None = 0
+        self.renumbered = 0
+        self.renumber_fails = False
         self.now = 0.0
         self.builder = FakeBuilder(self.folder)
         self.publisher = Publisher(
@@ -75,9 +77,18 @@ class Bench:
             lambda: self.wanted,
             LogLimit(log),
             others,
+            last=run_dir / "publishing.last",
+            renumber=self._renumber,
             clock=lambda: NOW + self.now,
             monotonic=lambda: self.now,
         )
+
+    def _renumber(self) -> SignerError | None:
+        self.renumbered += 1
+        if self.renumber_fails:
+            return Unavailable("ledger_unavailable", "the disk is full", "free space")
+        self.wanted = (self.wanted or 0) + 10
+        return None
 
     def publish(self, version: int) -> None:
         """Wants that version, and has it built and published."""
@@ -308,9 +319,9 @@ def test_a_keeper_that_is_killed_at_any_step_publishes_a_whole_list_when_it_star
         try:
             first.publish(4)
         except Killed:
-            assert step < 9
+            assert step < 10
         else:
-            assert step >= 9
+            assert step >= 10
     again = Bench(tmp_path / "run")
     again.publish(4)
     assert again.published() == (4, 0)
@@ -356,6 +367,39 @@ def test_restarts_give_the_same_list(tmp_path: Path) -> None:
     before = (first.folder / "krl").read_bytes(), (first.folder / "krl.sig").read_bytes()
     second.publish(9)
     assert ((first.folder / "krl").read_bytes(), (first.folder / "krl.sig").read_bytes()) == before
+
+
+def test_a_release_that_encodes_a_list_otherwise_gives_it_a_new_version(tmp_path: Path) -> None:
+    """Hosts refuse other bytes of a version that they have."""
+    Bench(tmp_path / "run").publish(9)
+    upgraded = Bench(tmp_path / "run")
+    upgraded.wanted, upgraded.renumber_fails = 9, True
+    upgraded.publisher.turn()
+    upgraded.builder.finish(9, "encoded otherwise")
+    upgraded.publisher.turn()
+    assert decode_krl((upgraded.folder / "krl").read_bytes()).comment == ""
+    failure = upgraded.publisher.state().failure
+    assert failure is not None
+    assert failure.code == "ledger_unavailable"
+    upgraded.renumber_fails = False
+    upgraded.now += 2
+    upgraded.publisher.turn()
+    upgraded.builder.finish(9, "encoded otherwise")
+    upgraded.publisher.turn()
+    assert upgraded.wanted == 19
+    upgraded.builder.finish(19, "encoded otherwise")
+    upgraded.publisher.turn()
+    assert upgraded.published() == (19, 0)
+    assert upgraded.renumbered == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b"x" * 9000])
+def test_a_note_of_the_last_list_that_is_damaged_holds_up_nothing(bench: Bench, content: bytes) -> None:
+    bench.publish(3)
+    (bench.folder.parent / "publishing.last").write_bytes(content)
+    bench.publish(4)
+    assert bench.published() == (4, 0)
+    assert json.loads((bench.folder.parent / "publishing.last").read_bytes())["version"] == 4
 
 
 def test_the_api_reads_through_the_group_and_no_other_user_may(tmp_path: Path) -> None:
