@@ -158,6 +158,11 @@ class ApiClient:
         """The newest entry of the ledger: `seq`, `hash`, `time`."""
         return self._ask("GET", "/api/ledger/head")
 
+    def entries(self, after: int) -> tuple[list[dict[str, Any]], bool]:
+        """A page of the ledger's events after number `after`, in their order, and whether there are more."""
+        page = self._ask("GET", f"/api/ledger/entries?after={after:d}")
+        return self._listed(page, "entries"), page.get("after") is not None
+
     def freeze(self, body: Mapping[str, object]) -> dict[str, Any]:
         """Freezes a scope: `POST /api/freezes`; returns the scope's state."""
         return self._ask("POST", "/api/freezes", dict(body))

@@ -109,6 +109,7 @@ readonly CATALOGUE=(
     "FAIL ca_key_is_a_login_key             take it out of that file: a CA key must not log in itself"
     "ok   compose_found"
     "FAIL compose_missing                   install docker or podman compose, or name one in PLATFORM_RUNTIME_COMPOSE"
+    "FAIL compose_too_old                   install podman-compose 1.3 or later (pip), or docker compose v2"
     "FAIL engine_missing                    install docker or podman, or name one in PLATFORM_RUNTIME_ENGINE"
     "FAIL engine_not_answering              start the engine, then run this again"
     "ok   compose_files"
@@ -1649,8 +1650,9 @@ readonly NO_MERGE="no merged configuration"
 # Starts everything that takes its time; each is read where its turn comes.
 start_engine() {
     local files=(-f "$base" -f "$overlay") seen=yes
-    merge_output="" bare_output="" engine_output=""
+    merge_output="" bare_output="" engine_output="" version_output=""
     find_compose
+    if [ ${#compose[@]} -gt 0 ]; then exec {version_output}< <(run_to_end "${compose[@]}" version); fi
     if [ ! -f "$base" ] || [ ! -f "$overlay" ]; then seen=""; fi
     if [ ${#compose[@]} -gt 0 ] && [ -n "$seen" ]; then
         if [ -n "$key" ]; then exec {merge_output}< <(run_to_end "${compose[@]}" "${files[@]}" config); fi
@@ -1705,9 +1707,32 @@ powers '"$powers"'
     printf '%s\n' "$told"
 }
 
+# podman-compose before 1.3 and docker-compose v1 read the overlays in another way, or leave containers as they are. What
+# tells no version is left to the checks of what it merges.
+check_compose_version() {
+    local lines=() line name="" number=""
+    if [ ${#compose[@]} -eq 0 ] || [ -z "$engine" ]; then return; fi
+    mapfile -t lines <&"$version_output"
+    for line in "${lines[@]}"; do
+        if [[ $line =~ ^(podman-composer?|docker-compose|Docker\ Compose)\ version\ +v?([0-9]+)\.([0-9]+) ]]; then
+            name=${BASH_REMATCH[1]} number=${BASH_REMATCH[2]}.${BASH_REMATCH[3]}
+            case $name in
+                podman*) if ((BASH_REMATCH[2] > 1 || (BASH_REMATCH[2] == 1 && BASH_REMATCH[3] >= 3))); then name=""; fi ;;
+                *) if ((BASH_REMATCH[2] >= 2)); then name=""; fi ;;
+            esac
+            break
+        fi
+    done
+    if [ -n "$name" ]; then
+        say compose_too_old "$name $number"
+    else
+        say compose_found "${compose[*]}${number:+ $number}, engine ${engine##*/}"
+    fi
+}
+
 check_compose() {
     local needed=(compose_merged compose_allowed compose_other_services overlay_mount overlay_mode service_hardened image_present) why
-    if [ ${#compose[@]} -gt 0 ] && [ -n "$engine" ]; then say compose_found "${compose[*]}, engine ${engine##*/}"; fi
+    check_compose_version
     if [ ${#compose[@]} -eq 0 ]; then
         say compose_missing "${PLATFORM_RUNTIME_COMPOSE:-neither docker compose, podman compose nor podman-compose}"
     fi

@@ -41,6 +41,7 @@ from signer.settings import Settings
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 WHOLE: Final = ("limit", "from", "to")  # parameters that are whole numbers
+ENTRY_FILTERS: Final = ("after", "limit")
 
 
 class Ask(Protocol):
@@ -104,6 +105,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/certificates", certificates),
         ("GET", "/api/certificates/<serial>", certificate),
         ("GET", "/api/ledger/head", lambda: json_response(ask("head", {}))),
+        ("GET", "/api/ledger/entries", lambda: json_response(ask("entries", read_query(ENTRY_FILTERS)))),
         ("GET", "/api/operations", operations),
         ("POST", "/api/operations", record),
         ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),
@@ -205,7 +207,8 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise _bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name in WHOLE or (name == "before" and "state" not in known):  # of requests, it is an id
+        elif name in WHOLE or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
+            # `before` of requests is an id, and `after` of host keys a name
             fields[name] = _whole(name, value)
         elif name == "wait":
             fields[name] = _whole(name, value, MAX_WAIT)

@@ -86,6 +86,10 @@ _WAIT: Final = (
     Query("wait", "seconds to wait while it is pending", {"type": "integer", "minimum": 0, "maximum": MAX_WAIT}),
 )
 _INCIDENTS: Final = (Query("state", "all: also closed ones", {"type": "string", "enum": ["all", "open"]}),)
+_ENTRIES: Final = (
+    Query("after", "`after` of the previous page; default: from the first event on", _SEQ),
+    Query("limit", "events per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 200}),
+)
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
     Query("before", "`before` of the previous page", _SEQ),
@@ -116,6 +120,10 @@ ROUTES: Final = (
     Route(
         "GET", "/api/ledger/proof", "Prove that the ledger of one size begins with that of a smaller one",
         replies.ConsistencyProof, faults=(400, 403, 404, 503), queries=_PROOF, is_open=True,
+    ),
+    Route(
+        "GET", "/api/ledger/entries", "All events of the ledger in their order, page by page, for a copy of it",
+        replies.LedgerPage, faults=(400, 401, 403, 503), queries=_ENTRIES,
     ),
     Route(
         "GET", "/api/operations", "List operations on the platform, newest first; pages as for certificates",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.lookups import FindCertificate, FindCertificates, FindOperations, Lookup
+from signer.ledger.lookups import FindCertificate, FindCertificates, FindEntries, FindOperations, Lookup
 from signer.ledger.views import operation_details
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
@@ -19,6 +19,7 @@ from signer.policy.rules import allowed_principals
 from signer.protocol.commands import (
     MAX_REPLY,
     ListCertificates,
+    ListEntries,
     ListFreezes,
     ListOperations,
     ListRoles,
@@ -84,13 +85,9 @@ def answer(
         case ShowCertificate():
             only = None if "ledger.read" in identity.may else identity.name
             return FindCertificate(identity.name, MAX_REPLY, query.serial, only, now)
-        case ShowHead():
+        case ShowHead() | ListEntries() | ListOperations():
             require(identity, "ledger.read")
-            head = ledger.head()
-            return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
-        case ListOperations():
-            require(identity, "ledger.read")
-            return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
+            return _of_whole_ledger(query, identity, ledger)
         case ListFreezes():
             return freezes_in_force(identity, ledger)
         case ListRoles():
@@ -108,6 +105,19 @@ def answer(
                 expires_in=token.expires - now,
                 accessor=token.sha256[:24],
             )
+
+
+def _of_whole_ledger(
+    query: ShowHead | ListEntries | ListOperations, identity: Identity, ledger: LedgerReader
+) -> Reply | Lookup:
+    match query:
+        case ShowHead():
+            head = ledger.head()
+            return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
+        case ListEntries():
+            return FindEntries(identity.name, MAX_REPLY, query.after, query.limit)
+        case ListOperations():
+            return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
 
 
 def freezes_in_force(identity: Identity, ledger: LedgerReader) -> Freezes:

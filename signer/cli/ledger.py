@@ -250,7 +250,7 @@ def ledger_verify(
             {
                 "intact": True,
                 "events": newest.seq,
-                "head": _head_facts(newest),
+                "head": head_facts(newest),
                 "compared_with_saved_head": saved is not None,
                 **({} if signed is None else {"checkpoint": checkpoint_facts(signed)}),
                 **({} if found is None else {"approvals": _audit_facts(found)}),
@@ -258,7 +258,7 @@ def ledger_verify(
         )
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
-        output.show(f"head    {_head_line(newest)}")
+        output.show(f"head    {head_line(newest)}")
         for line in () if signed is None else checkpoint_lines(signed):
             output.show(plain(line))
         if found is not None:
@@ -333,17 +333,17 @@ def ledger_head(as_json: bool) -> int:
     with reading() as reader:
         head = reader.head()
     if as_json:
-        output.show_json(_head_facts(head))
+        output.show_json(head_facts(head))
     else:
-        output.show(_head_line(head))
+        output.show(head_line(head))
     return 0
 
 
-def _head_facts(head: Head) -> dict[str, object]:
+def head_facts(head: Head) -> dict[str, object]:
     return {"seq": head.seq, "hash": head.hash, "time": timestamp(head.time_ms // 1000) if head.seq else None}
 
 
-def _head_line(head: Head) -> str:
+def head_line(head: Head) -> str:
     at = timestamp(head.time_ms // 1000) if head.seq else "empty"
     return plain(f"{head.seq}:{head.hash} {at}")
 

@@ -91,8 +91,8 @@ def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     yield "ledger", f"events {ledger['events']}, bytes {ledger['bytes']}"
     yield "head", f"{ledger['events']}:{ledger['head']}"
-    verified = ledger["verified"]
-    yield "verified", f"up to event {verified['events']}, {_since(verified)}" if verified else "not recorded"
+    for title, done in (("verified", ledger["verified"]), ("backed up", ledger["backed_up"])):
+        yield title, f"up to event {done['events']}, {_since(done)}" if done else "not recorded"
 
 
 def _since(facts: Mapping[str, str]) -> str:

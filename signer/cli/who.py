@@ -135,7 +135,7 @@ def _row(reader: CertificateReader, serial: int, now: int, login: Login | None =
 
     found = reader.certificate(serial)
     if found is None:
-        return {"serial": str(serial), "problem": "the ledger has no such certificate"}
+        return {"serial": str(serial), "problem": _why_missing(reader, serial)}
     details = certificate_details(*found, now)
     row = {name: details.get(name) for name in _COLUMNS if name != "event"}
     row["event"] = found[1].seq
@@ -143,6 +143,14 @@ def _row(reader: CertificateReader, serial: int, now: int, login: Login | None =
     other = [name for name, value in told.items() if value and value != details[name]]
     row["problem"] = f"not ours: the log has another {' and '.join(other).replace('_', ' ')}" if other else ""
     return row
+
+
+def _why_missing(reader: CertificateReader, serial: int) -> str:
+    for restored in reader.restores():
+        if restored.first_serial <= serial <= restored.last_serial:
+            lost = f"lost, or never issued: a backup was restored at event {restored.seq}, and the serial is revoked"
+            return f"the ledger has no such certificate; {lost}"
+    return "the ledger has no such certificate"
 
 
 def _cell(value: object) -> str:

@@ -54,10 +54,10 @@ def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (count + 1,))
     if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash
-        head = _follow_chain(iter(rows), Head(0, GENESIS, 0))
+        head = check_chain(iter(rows), Head(0, GENESIS, 0))
     else:
         first_seq, first_time, *_, _first_prev, first_hash = rows[0]
-        head = _follow_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
+        head = check_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
     _check_structure(reader)
     return head
 
@@ -97,6 +97,7 @@ def verify(
             _compare_head(reader, saved, head)
         if checkpoint is not None:
             _compare_checkpoint(reader, checkpoint, head)
+        _check_restores(reader)
         _check_structure(reader)  # last: a fault of an event says more
         return head
 
@@ -191,7 +192,7 @@ def _check_chunk(
         entry = reader.entry(first)
         head = Head(first, entry.hash, entry.time_ms)
     rows = reader.query(_RANGE, (first, last))
-    reached = _follow_chain(iter(rows), head)
+    reached = check_chain(iter(rows), head)
     if reached.seq != last:
         raise broken_at(reached.seq + 1, "the event is missing")
     if progress is not None:
@@ -204,7 +205,7 @@ def _check_chunk(
     return _compare_rows(reader.data_dir, bodies, hashes, first, min(last, folded))
 
 
-def _follow_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
+def check_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
     """Checks `rows` as the continuation of the chain after `head`; returns the new head. Raises `LedgerBroken`."""
     expected, prev, last_time = head.seq + 1, head.hash, head.time_ms
     for seq, time_ms, kind, actor, body, row_prev, row_hash in rows:
@@ -357,21 +358,53 @@ def _views_differ(view: str, where: str) -> LedgerBroken:
 
 def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:
     if saved.seq > head.seq:
-        raise broken_at(head.seq + 1, f"the ledger ends here, but the saved head has event {saved.seq}")
-    if saved.seq and reader.entry(saved.seq).hash != saved.hash:
-        raise broken_at(saved.seq, "it differs from the saved head")
+        broken = broken_at(head.seq + 1, f"the ledger ends here, but the saved head has event {saved.seq}")
+    elif saved.seq and reader.entry(saved.seq).hash != saved.hash:
+        broken = broken_at(saved.seq, "it differs from the saved head")
+    else:
+        return
+    raise _head_lost(reader, saved.seq, "saved head") or broken
+
+
+def _head_lost(reader: LedgerReader, seq: int, what: str) -> LedgerBroken | None:
+    """The error if a restore that is recorded has lost event `seq`, the newest one of what was saved."""
+    for restored in reader.restores():
+        if restored.seq <= seq:
+            lost = "" if restored.lost_seq is None else f", which lost all to {restored.lost_seq}"
+            return LedgerBroken(
+                "ledger_head_lost",
+                f"event {seq} of the {what} was lost when a backup was restored: event {restored.seq}{lost}",
+                "the restore is recorded: if it was yours, compare with a newer one, or one from before the backup",
+                {"seq": seq},
+            )
+    return None
+
+
+def _check_restores(reader: LedgerReader) -> None:
+    """Raises `LedgerBroken` if a serial that a restore skipped was given afterwards."""
+    for restored in reader.restores():
+        rows = reader.query(
+            "SELECT seq, body ->> 'serial' FROM events WHERE seq > ? AND kind = 'certificate.issued'"
+            " AND body ->> 'backend' = 'local' ORDER BY seq LIMIT 1",  # serials rise, so the others are higher
+            (restored.seq,),
+        )
+        for seq, serial in rows:
+            if int(serial) <= restored.last_serial:
+                raise broken_at(seq, f"its serial {serial} is one that the restore of event {restored.seq} skipped")
 
 
 def _compare_checkpoint(reader: LedgerReader, saved: Checkpoint, head: Head) -> None:
     """Compares the Merkle tree over the events themselves, whatever the views have."""
     if saved.size > head.seq:
-        raise _differs(f"it ends at event {head.seq}, but the checkpoint has {saved.size} events")
+        how = f"it ends at event {head.seq}, but the checkpoint has {saved.size} events"
+        raise _head_lost(reader, saved.size, "saved checkpoint") or _differs(how)
     tree = CompactRange()
     for first in range(0, saved.size, _CHUNK):
         events = reader.query(_HASHES, (first, min(first + _CHUNK, saved.size)))
         tree.extend(leaves(events), TREE_STEP)
     if tree.size != saved.size or tree.root() != saved.root:
-        raise _differs(f"events 1 to {saved.size} are not those of the checkpoint")
+        how = f"events 1 to {saved.size} are not those of the checkpoint"
+        raise _head_lost(reader, saved.size, "saved checkpoint") or _differs(how)
 
 
 def _differs(how: str) -> LedgerBroken:
@@ -407,7 +440,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             head, tree = Head(0, GENESIS, 0), CompactRange()
             for first in range(0, total, _CHUNK):
                 rows = ledger.query(_RANGE, (first, first + _CHUNK))
-                head = _follow_chain(iter(rows), head)
+                head = check_chain(iter(rows), head)
                 add_events(db, ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows))
                 add_leaves(db, tree, [(seq, digest) for seq, *_, digest in rows])
                 progress(head.seq, total)

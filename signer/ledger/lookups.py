@@ -33,6 +33,7 @@ class Reader(Protocol):
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
     def consistency(self, old: int, new: int) -> list[bytes]: ...
+    def events_after(self, after: int, limit: int) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,36 @@ class ProveConsistency(Lookup):
         return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
 
 
-_Lookups = FindCertificates | FindCertificate | FindOperations | ProveConsistency
-_KINDS: Final[dict[str, type[_Lookups]]] = {
-    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, ProveConsistency)
+@dataclass(frozen=True, slots=True)
+class FindEntries(Lookup):
+    """A page of events in their order, after event `after`."""
+
+    after: int
+    limit: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found = reader.events_after(self.after, self.limit + 1)
+        room = self.room // 2
+        page: list[dict[str, object]] = []
+        for entry in found[: self.limit]:
+            room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
+            if page and room < 0:
+                break
+            page.append(_entry_row(entry))
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("LedgerPage", {"entries": page, "after": more})
+
+
+def _entry_row(entry: Entry) -> dict[str, object]:
+    row = asdict(entry)
+    time_ms = row.pop("time_ms")
+    return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
+
+
+_Known = FindCertificates | FindCertificate | FindOperations | FindEntries | ProveConsistency
+_KINDS: Final[dict[str, type[_Known]]] = {
+    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, FindEntries, ProveConsistency)
 }
 
 
@@ -141,7 +169,7 @@ def encode_lookup(lookup: Lookup) -> bytes:
     return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
 
 
-def decode_lookup(message: bytes) -> _Lookups:
+def decode_lookup(message: bytes) -> _Known:
     """The lookup of a message from `encode_lookup`."""
     fields: dict[str, Any] = json.loads(message)
     kind = _KINDS[fields.pop("find")]

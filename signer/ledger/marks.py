@@ -1,6 +1,7 @@
 """What was done to a ledger as a whole, and up to which event: a small file beside it, for `signer status` alone.
 
-Nothing is decided by a mark: whoever may write the ledger's directory may write one.
+Nothing is decided by a mark: whoever may write the ledger's directory may write one. That of a followed copy only keeps
+a keeper from writing the copy by mistake.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Final
 from signer.files import read_bounded, write_atomically
 
 VERIFIED: Final = "verified"
+BACKED_UP: Final = "backup"
+FOLLOWED: Final = "followed"
 _LIMIT: Final = 4096  # bytes
 
 

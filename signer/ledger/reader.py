@@ -22,6 +22,7 @@ from signer.ledger.schema import (
     IS_FREEZE,
     IS_HOST,
     IS_OPERATION,
+    IS_RESTORED,
     IS_SERVICE_KEY,
     IS_VAULTS,
     IS_WITHHELD,
@@ -42,6 +43,17 @@ class Recent:
     role: str
     issued: int
     valid_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """One restore: its event and time, the last event that was lost if it is known, and the serials that it skipped."""
+
+    seq: int
+    time_ms: int
+    lost_seq: int | None
+    first_serial: int
+    last_serial: int
 
 
 class LedgerReader:
@@ -150,6 +162,14 @@ class LedgerReader:
         )
         return [Entry(*row) for row in rows]
 
+    def events_after(self, after: int, limit: int) -> list[Entry]:
+        """Events in their order, after event `after`."""
+        rows = self.query(
+            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
+        return [Entry(*row) for row in rows]
+
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
 
@@ -187,12 +207,24 @@ class LedgerReader:
         return low
 
     def last_serial(self) -> int:
-        """The last serial of the local key, 0 if there is none; searches backwards, past Vault's certificates."""
+        """The last serial of the local key, also of those that a restore skipped; 0 if there is none.
+
+        Searches backwards, past Vault's certificates.
+        """
         newest = (
             "SELECT body ->> 'serial' FROM events WHERE kind = 'certificate.issued' AND body ->> 'backend' = 'local'"
             " ORDER BY seq DESC LIMIT 1"
         )
-        return next((int(serial) for (serial,) in self.query(newest)), 0)
+        issued = next((int(serial) for (serial,) in self.query(newest)), 0)
+        return max([issued, *(restored.last_serial for restored in self.restores())])
+
+    def restores(self) -> list[Restored]:
+        """Every restore of this ledger from a backup, oldest first."""
+        rows = self.query(
+            "SELECT seq, time, body ->> '$.lost_head.seq', body ->> 'first_serial', body ->> 'last_serial'"  # noqa: S608
+            f" FROM events WHERE {IS_RESTORED} ORDER BY seq"
+        )
+        return [Restored(*facts) for facts in rows]
 
     def last_ca(self) -> str | None:
         """The fingerprint of the local key that the ledger saw last; None if it never saw one."""

@@ -42,10 +42,9 @@ IS_WITHHELD: Final = "kind = 'certificate.withheld'"
 # What requests, waivers and incidents are made of: the kinds `approval.*`, `incident.*` and `waiver.*`. So an insert of
 # a certificate's event decides it by two comparisons; a list of the kinds would cost each certificate 1 µs.
 IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))"
+IS_RESTORED: Final = "kind = 'ledger.restored'"
 # The public halves of the keeper's own keys, one event for each key.
 IS_SERVICE_KEY: Final = "kind IN ('ledger.key', 'publishing.key')"
-# Where the ledger begins a new history (`origin.py`).
-IS_RESTORED: Final = "kind = 'ledger.restored'"
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
 # Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
 # also refuses a second certificate of Vault's with the same serial.
@@ -55,8 +54,8 @@ EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
     f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
+    f"CREATE INDEX IF NOT EXISTS events_of_restored ON events (seq) WHERE {IS_RESTORED}",
     f"CREATE INDEX IF NOT EXISTS events_of_service_keys ON events (seq) WHERE {IS_SERVICE_KEY}",
-    f"CREATE INDEX IF NOT EXISTS events_of_restores ON events (seq) WHERE {IS_RESTORED}",
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
 )
 

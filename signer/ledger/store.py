@@ -18,6 +18,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.files import lock, open_lock
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
+from signer.ledger.marks import FOLLOWED
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
@@ -27,11 +28,21 @@ CHECKED_AT_START: Final = 1_000  # events
 
 
 class Ledger(LedgerReader):
-    """The write access to a ledger. Opening it takes the lock."""
+    """The write access to a ledger. Opening it takes the lock; raises `Unavailable`.
 
-    def __init__(self, data_dir: Path) -> None:
+    `is_copy` opens the copy of another host's ledger, which nothing else may write.
+    """
+
+    def __init__(self, data_dir: Path, *, is_copy: bool = False) -> None:
         super().__init__(data_dir)
-        self._lock = _take_lock(data_dir)
+        self._lock = take_lock(data_dir)
+        if not is_copy and (data_dir / f"ledger.{FOLLOWED}").exists():
+            os.close(self._lock)
+            raise Unavailable(
+                "ledger_followed",
+                "this ledger is a copy of another host's, and a second keeper would give its serials again",
+                "run `signer ledger promote` where the copy was followed",
+            )
         self._name, self._log_name = str(self._path), f"{self._path}-wal"
         self._head: Head | None = None
         self._last_written: Head | None = None  # as `_head`, but kept after a failure, to detect a replaced file
@@ -100,7 +111,7 @@ class Ledger(LedgerReader):
             )
         if missing := _missing_indexes(db):  # a release that does not know them goes on writing them
             _run_script(db, "".join(f"{index};" for index in missing))
-        os.pwrite(self._lock, b"a ledger was begun here\n", 0)
+        note_begun(self._lock)
         self._file_ids = self._identify_files()
 
     def _identify_files(self) -> tuple[int, ...]:
@@ -144,6 +155,8 @@ class Ledger(LedgerReader):
                 if serial <= last:
                     raise ValueError(f"serial {serial} does not follow {last}")
                 last = serial
+            elif event.kind == "ledger.restored":
+                last = int(str(event.body["last_serial"]))
         return last
 
     def _write(self, entries: list[Entry]) -> None:
@@ -203,6 +216,11 @@ class Ledger(LedgerReader):
         self._head = self._last_serial = None
 
 
+def note_begun(lock_descriptor: int) -> None:
+    """Writes into the lock file that its folder had a ledger: from now on no keeper begins a new one there."""
+    os.pwrite(lock_descriptor, b"a ledger was begun here\n", 0)
+
+
 def _run_script(db: sqlite3.Connection, statements: str) -> None:
     """Runs all statements in one transaction, or none."""
     try:
@@ -219,7 +237,7 @@ def _missing_indexes(db: sqlite3.Connection) -> list[str]:
     return [index for index in EVENT_INDEXES if not any(name in index.split() for name in found)]
 
 
-def _take_lock(data_dir: Path) -> int:
+def take_lock(data_dir: Path) -> int:
     """Locks the ledger while the descriptor is open; raises `Unavailable` if another keeper has the lock."""
     with storage_errors():
         descriptor = open_lock(data_dir / LOCK_NAME)

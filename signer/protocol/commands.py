@@ -126,6 +126,15 @@ class ShowHead:
 
 
 @dataclass(frozen=True, slots=True)
+class ListEntries:
+    """A page of the ledger's events as they are, oldest first, after event `after`."""
+
+    caller: Caller
+    after: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class ListFreezes:
     """The freezes in force."""
 
@@ -274,7 +283,17 @@ AboutHosts = AddHostKeys | RemoveHostKeys | ListHostKeys
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
-Query = ListCertificates | ShowCertificate | ShowHead | ListFreezes | ListOperations | ListRoles | ShowRole | ShowCaller
+Query = (
+    ListCertificates
+    | ShowCertificate
+    | ShowHead
+    | ListEntries
+    | ListFreezes
+    | ListOperations
+    | ListRoles
+    | ShowRole
+    | ShowCaller
+)
 Command = (
     Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutHosts | AboutRequest | Query
 )
@@ -470,6 +489,11 @@ def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Co
     return ListOperations(caller, evidence, _read_integer(header, "before", None), limit)
 
 
+def _read_entries(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    limit = _read_integer(header, "limit", MAX_PAGE, MAX_PAGE) or 1
+    return ListEntries(caller, _read_integer(header, "after", 0) or 0, limit)
+
+
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     serial = _read_integer(header, "serial", None, 2**64 - 1)
     if serial is None:
@@ -541,6 +565,7 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "certificates": _read_list,
     "certificate": _read_show,
     "head": lambda _header, _body, caller: ShowHead(caller),
+    "entries": _read_entries,
     "freezes": lambda _header, _body, caller: ListFreezes(caller),
     "roles": lambda _header, _body, caller: ListRoles(caller),
     "role": lambda header, _body, caller: ShowRole(caller, _read_text(header, "role")),

@@ -97,6 +97,25 @@ class Recorded(Reply):
     time: str
 
 
+class LedgerEntry(Reply):
+    """An event of the ledger; `hash` is the SHA-256 of the RFC 8785 form of all other fields."""
+
+    seq: int
+    time: Annotated[int, Field(description="milliseconds since 1970 UTC")]
+    kind: str
+    actor: str
+    body: dict[str, Any]
+    prev: Annotated[str, Field(description="hash of the event before, 64 zeros for the first one")]
+    hash: str
+
+
+class LedgerPage(Reply):
+    """Events in their order; `after` requests the next page, null after the last. A page may be short."""
+
+    entries: list[LedgerEntry]
+    after: str | None
+
+
 class CertificateDetails(CertificateRow):
     """A certificate with its complete record."""
 
@@ -559,10 +578,10 @@ _Shape = TypeVar("_Shape", bound=Reply)
 _SHAPES: Final[dict[bytes, type[Reply]]] = {
     shape.__name__.encode(): shape
     for shape in (
-        Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, OperationPage,
-        OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow,
-        Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails,
-        CaKey, SignedCheckpoint, ConsistencyProof, MetricsText, Ready, NotReady, Status, Error,
+        Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
+        OperationPage, OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded,
+        IncidentRow, Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails,
+        CallerDetails, CaKey, SignedCheckpoint, ConsistencyProof, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import belongs_to
-from signer.ledger.marks import VERIFIED, read_mark
+from signer.ledger.marks import BACKED_UP, VERIFIED, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
 from signer.settings import Listen, Settings
@@ -222,7 +222,7 @@ def _add_policy(report: Report, settings: Settings, status: Mapping[str, Any] | 
 
 
 def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | None, now: int) -> None:
-    """The ledger as the keeper has it, or as its files show it; its last verification, and the room on its disk."""
+    """The ledger as the keeper or its files have it; its last verification and backup, and the room on its disk."""
     facts: dict[str, Any] = {"events": None, "head": None, "bytes": None}
     if status is not None and status["ledger"] is not None:
         facts = dict(status["ledger"])
@@ -242,8 +242,9 @@ def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | 
             report.add(error)
         finally:
             reader.close()
-    mark = read_mark(settings.data_dir, VERIFIED)
-    facts["verified"] = None if mark is None else {"events": mark.seq, **_age(timestamp(mark.time), now)}
+    for name, title in ((VERIFIED, "verified"), (BACKED_UP, "backed_up")):
+        mark = read_mark(settings.data_dir, name)
+        facts[title] = None if mark is None else {"events": mark.seq, **_age(timestamp(mark.time), now)}
     report.facts["ledger"] = facts
     with suppress(OSError):
         free = shutil.disk_usage(settings.data_dir).free

@@ -18,9 +18,10 @@ from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
 from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, sign_note
+from signer.ledger.lookups import FindEntries
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import CallerDetails, Reply
+from signer.protocol.replies import CallerDetails, Reply, decode_reply
 from signer.service.hosts_seen import Fetch
 from signer.service.list_builder import Built
 from signer.service.overview import hosts_reply
@@ -42,6 +43,8 @@ _ROUTES = (
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
     ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
+    ("GET", r"/api/ledger/head", "head", ""),
+    ("GET", r"/api/ledger/entries", "entries", ""),
     ("GET", r"/api/whoami", "whoami", ""),
     ("GET", r"/api/waivers", "waivers", ""),
     ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
@@ -55,7 +58,8 @@ def _header_of(method: str, target: str) -> dict[str, object]:
     path, _, query = target.partition("?")
     for known, pattern, op, name in _ROUTES:
         if method == known and (found := re.fullmatch(pattern, path)) is not None:
-            return {"op": op, **dict(parse_qsl(query)), **({name: unquote(found[1])} if name else {})}
+            fields = {key: int(value) if key == "after" else value for key, value in parse_qsl(query)}
+            return {"op": op, **fields, **({name: unquote(found[1])} if name else {})}
     raise AssertionError(f"no such route: {method} {target}")
 
 
@@ -71,6 +75,8 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
         ((_, reply),) = bench.core.run([command])
         if isinstance(reply, SignerError):
             raise reply
+        if isinstance(reply, FindEntries):  # the query reader's work
+            reply = decode_reply(reply.answer(bench.store))
         assert isinstance(reply, Reply)
         return reply
 

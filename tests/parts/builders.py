@@ -352,6 +352,10 @@ class MemoryStore:
         hashes = [leaf_hash(bytes.fromhex(entry.hash)) for entry in self.entries]
         return consistency_proof(old, new, lambda level, index: complete_root(hashes[index << level :][: 1 << level]))
 
+    def events_after(self, after: int, limit: int) -> list[Entry]:
+        self._readable()
+        return self.entries[after : after + limit]
+
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         self._readable()
         return [

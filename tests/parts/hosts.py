@@ -29,7 +29,7 @@ SERVICE: Final = "safe-session-api"
 
 _COMPOSE: Final = f"""#!/bin/sh
 here=${{0%/*}}
-if [ "$1" = version ] || [ "$2" = version ]; then exit 0; fi
+if [ "$1" = version ] || [ "$2" = version ]; then cat "$here/../compose-version" 2>/dev/null; exit 0; fi
 if [ -e "$here/../compose-fails" ]; then echo 'cannot do that' >&2; exit 3; fi
 if [ -z "${{{FOLDER_VARIABLE}:-}}" ] && [ ! -e "$here/../compose-default" ]; then
     cat "$here/../compose-message" >&2
@@ -52,6 +52,8 @@ case $1 in
     *) echo "no answer recorded for $*" >&2; exit 99 ;;
 esac
 """
+_PODMAN_COMPOSE: Final = "podman-compose version 1.6.0\npodman version 4.3.1\n"
+_DOCKER_COMPOSE: Final = "Docker Compose version v2.40.3\n"
 _PASSWD: Final = """\
 root:x:0:0:root:{home}/root:/bin/bash
 sshd:x:104:65534::/run/sshd:/usr/sbin/nologin
@@ -176,6 +178,7 @@ class Host:
     def _say(self, version: str, engine: str) -> None:
         compose = {"podman": "podman-compose.yaml", "docker": "docker-compose.yaml"}[engine]
         self.write("engine-version", f"{version}\n")
+        self.write("compose-version", {"podman": _PODMAN_COMPOSE, "docker": _DOCKER_COMPOSE}[engine])
         self.write("image", "localhost/signer:test")
         self.write("compose-message", f"required variable {FOLDER_VARIABLE} is missing a value: name the folder\n")
         folder = str(self.key.parent)

@@ -3,7 +3,7 @@
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
 `@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`,
-`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`.
+`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`, `@missing.needs_nginx`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+NGINX = "/usr/sbin/nginx"
 
 SSHD = Path("/usr/sbin/sshd")
 
@@ -80,6 +82,10 @@ def systemd_analyze() -> str:
     return _missing_program("systemd-analyze", "systemd")
 
 
+def nginx() -> str:
+    return "" if Path(NGINX).exists() else "no nginx: the Debian package nginx is not installed"
+
+
 def softhsm() -> str:
     """Why no key can be made in a SoftHSM token here; empty if one can."""
     if not Path("/usr/lib/softhsm/libsofthsm2.so").exists():
@@ -102,4 +108,5 @@ needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
 needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")
+needs_nginx = pytest.mark.skipif(bool(nginx()), reason=nginx() or "-")
 needs_softhsm = pytest.mark.skipif(bool(softhsm()), reason=softhsm() or "-")

@@ -124,6 +124,21 @@ def test_real_soft_container_is_not_ready(with_podman: Host, podman: Podman) -> 
     }  # fmt: skip
 
 
+VERSIONS: dict[str, str] = {
+    head: "\n".join(lines) + "\n"
+    for head, *lines in (
+        part.splitlines() for part in (DATA / "compose-versions.txt").read_text().partition("\n")[2].split("\n\n")
+    )
+}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_compose_command_that_is_too_old_is_told_by_its_version(host: Host, name: str) -> None:
+    host.write("compose-version", VERSIONS[name])
+    told = host.run()
+    assert told.codes("FAIL", "warn") == ({"compose_too_old"} if name.endswith(": too old") else set())
+
+
 # --- docker -------------------------------------------------------------------------------------------------------
 
 _ID = "f" * 64

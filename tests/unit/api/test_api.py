@@ -74,7 +74,7 @@ REPLIES: dict[str, Reply] = {
     ),
     **dict.fromkeys(("host_keys", "add_host_keys", "remove_host_keys"), MetricsText(text="t")),
     **dict.fromkeys(
-        ("sign", "explain", "certificate", "head", "record", "freezes", "freeze", "unfreeze"),
+        ("sign", "explain", "certificate", "head", "entries", "record", "freezes", "freeze", "unfreeze"),
         MetricsText(text="t"),
     ),
 }
@@ -121,6 +121,7 @@ def asked(link: FakeKeeperClient) -> dict[str, Any]:
         ("POST", "/api/sign/llmops", b"{}", {"op": "sign", "role": "llmops"}),
         ("GET", "/api/certificates/17", None, {"op": "certificate", "serial": 17}),
         ("GET", "/api/ledger/head", None, {"op": "head"}),
+        ("GET", "/api/ledger/entries?after=7&limit=3", None, {"op": "entries", "after": 7, "limit": 3}),
         ("GET", "/api/freezes", None, {"op": "freezes"}),
         ("GET", "/api/whoami", None, {"op": "whoami"}),
         ("POST", "/api/freezes", b'{"scope":"all","reason":"r"}', {"op": "freeze"}),

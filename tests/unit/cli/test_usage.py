@@ -10,6 +10,7 @@ from signer.cli.catalogue import VERBS
 from signer.cli.suggestions import distance, nearest, suggest_verb
 from tests.parts.command import run
 
+LEDGER = "verify|checkpoint|key|head|export|backup|restore|follow|promote|rebuild"
 CASES = (
     ("", "no verb given", "see `signer --help`, or begin with `signer check`"),
     ("polcy check", 'there is no verb "polcy"', "did you mean `signer policy check`"),
@@ -37,16 +38,8 @@ CASES = (
     ("certs find 3", 'there is no verb "certs find"', "write signer certs list|show|who"),
     ("certificate list", 'there is no verb "certificate"', "see `signer --help`"),
     ("ledger verfiy", 'there is no verb "ledger verfiy"', "did you mean `signer ledger verify`"),
-    (
-        "ledger check",
-        'there is no verb "ledger check"',
-        "write signer ledger verify|checkpoint|key|head|export|rebuild",
-    ),
-    (
-        "ledger backup",
-        'there is no verb "ledger backup"',
-        "write signer ledger verify|checkpoint|key|head|export|rebuild",
-    ),
+    ("ledger check", 'there is no verb "ledger check"', f"write signer ledger {LEDGER}"),
+    ("ledger copy", 'there is no verb "ledger copy"', f"write signer ledger {LEDGER}"),
     ("unfreze all", 'there is no verb "unfreze"', "did you mean `signer unfreeze`"),
     ("cutover", "cutover needs a second word", "write signer cutover plan|parity|apply|status|rollback"),
     ("cutover revert", 'there is no verb "cutover revert"', "write signer cutover plan|parity|apply|status|rollback"),

@@ -1,0 +1,340 @@
+"""`signer ledger backup`, `restore`, `follow` and `promote`: copies of the ledger, and putting one in its place."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import FILE, HEAD, PAUSE, json_option, read_settings
+from signer.cli.connection import connection_options, open_api
+from signer.cli.ledger import head_facts, head_line, reading
+from signer.cli.parser import verb
+from signer.errors import ApprovalRefused, BadFile, BadFormat, SignerError, Unavailable
+from signer.model import Head
+from signer.units import plain, render_duration, timestamp
+
+if TYPE_CHECKING:
+    from signer.api_client import ApiClient
+    from signer.authority.restored import RestorePlan
+    from signer.ledger.follow import LedgerCopy, Page
+    from signer.ledger.reader import LedgerReader
+    from signer.model import CaKeys
+    from signer.settings import Settings
+
+DEFAULT_PAUSE: Final = 10  # seconds between two looks of `follow`
+SAY_AGAIN: Final = 60.0  # seconds between two lines about a service that does not answer
+
+
+@verb("ledger backup", examples=["signer ledger backup /backup/signer/ledger-2026-11-29"])
+@click.argument("file", type=FILE, metavar="FILE", help="a new file; it is never overwritten")
+@json_option
+def ledger_backup(file: Path, as_json: bool) -> int:
+    """Copies the ledger in SIGNER_DATA_DIR, also while the keeper signs, verifies every event of the copy, and only
+    then gives it its name: mode 0600, one file, nothing else. It ends with the newest event of the moment when it
+    began. `signer status` shows when the last backup was. Run it as root or as the keeper's user."""
+    from signer.ledger.backup import back_up
+    from signer.ledger.marks import BACKED_UP, Mark, write_mark
+
+    file = file.absolute()  # root in a container becomes the keeper's user, who may not read the current directory
+    with reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
+        head = back_up(reader, file, progress)
+        is_noted = write_mark(reader.data_dir, BACKED_UP, Mark(head.seq, int(time.time())))
+    if not is_noted:
+        output.warn("`signer status` cannot show this backup: this user may not write SIGNER_DATA_DIR")
+    if as_json:
+        output.show_json({"file": str(file), "bytes": file.stat().st_size, "head": head_facts(head)})
+    else:
+        output.show(f"verified {output.count(head.seq, 'event')}, written to {plain(str(file))}")
+        output.show(f"head    {head_line(head)}")
+    return 0
+
+
+# --- restore and promote ----------------------------------------------------------------------------------------
+
+
+_lost_head = click.option(
+    "--lost-head", type=HEAD, metavar="SEQ:HASH", help="the newest head that you saved of the lost ledger"
+)
+_other = click.option("--other", is_flag=True, help="also if it is the backup of another ledger, or of another CA")
+_yes = click.option("--yes", is_flag=True, help="do not ask on the terminal")
+
+
+@verb(
+    "ledger restore",
+    examples=[
+        "signer ledger restore /backup/signer/ledger-2026-11-29",
+        'signer ledger restore FILE --yes --lost-head "$(cat newest-saved-head)"',
+    ],
+)
+@click.argument("file", type=FILE, metavar="FILE", help="of `signer ledger backup`")
+@_lost_head
+@_other
+@_yes
+@json_option
+def ledger_restore(file: Path, *, lost_head: tuple[int, str] | None, other: bool, yes: bool, as_json: bool) -> int:
+    """Puts a backup in the place of the ledger in SIGNER_DATA_DIR, while the service is stopped. Verifies every
+    event, shows what is lost, asks, and keeps the files that were there in the folder ledger.replaced-….
+    Afterwards everything is frozen until you lift it (`signer unfreeze all`), which also ends all waivers; open
+    requests are ended; and at least 1,000,000 serials are skipped and revoked, so that no lost certificate shares
+    one with a new one. Killed at any moment, it can be run again. Exit status 3 if you do not approve."""
+    file, settings, user = file.absolute(), read_settings(), _local_user()
+    with _open_backup(file, settings) as source:
+        return _restore(settings, source, user, lost_head, other=other, yes=yes, as_json=as_json)
+
+
+@verb("ledger promote", examples=["signer ledger promote", "signer ledger promote --yes --lost-head SEQ:HASH"])
+@_lost_head
+@_other
+@_yes
+@json_option
+def ledger_promote(*, lost_head: tuple[int, str] | None, other: bool, yes: bool, as_json: bool) -> int:
+    """Makes the copy that `signer ledger follow` keeps below SIGNER_DATA_DIR this host's ledger, as after a restore:
+    what the copy lacks is lost, everything is frozen, serials are skipped and revoked. Make sure first that the
+    other host's signer is stopped and does not start again: two of them would give the same serials."""
+    from signer.ledger.follow import FOLDER, LedgerCopy
+    from signer.ledger.schema import FILE_NAME
+    from signer.service.access import become_writer
+
+    settings, user = read_settings(), _local_user()
+    become_writer(settings)
+    if not (settings.data_dir / FOLDER / FILE_NAME).exists():
+        text = "no copy of another ledger is in SIGNER_DATA_DIR"
+        raise Unavailable("ledger_missing", text, "run `signer ledger follow` first; a backup needs `ledger restore`")
+    try:
+        copy = LedgerCopy(settings.data_dir)
+    except Unavailable as error:
+        if error.code == "ledger_in_use":
+            raise Unavailable(error.code, "`signer ledger follow` still writes the copy", "stop it first") from None
+        raise
+    with closing(copy):
+        return _restore(settings, copy, user, lost_head, other=other, yes=yes, as_json=as_json)
+
+
+def _restore(
+    settings: Settings,
+    source: BinaryIO | LedgerReader,
+    user: str,
+    lost_head: tuple[int, str] | None,
+    *,
+    other: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    from signer.authority.restored import is_restored, plan_restore
+    from signer.ledger.restore import Restoration
+
+    saved = Head(*lost_head, 0) if lost_head else None
+    with Restoration(settings.data_dir) as restoration:
+        if (earlier := restoration.finish_interrupted()) is not None:
+            output.note(f"an interrupted restore is now complete: event {earlier.seq}")
+        with output.Progress("verify") as progress:
+            backup = restoration.take(source, progress)
+        with closing(backup), restoration.replaced() as replaced:
+            if replaced is not None and is_restored(backup, replaced):
+                return _show_done(replaced.head(), None, None, as_json=as_json)
+            plan = plan_restore(backup, replaced, saved, _ca_keys(settings), allow_other=other)
+            present = None if replaced is None else replaced.head()
+        _tell(plan, present)
+        if not yes:
+            _ask()
+        head, aside = restoration.commit(plan.events(user), int(time.time() * 1000))
+    return _show_done(head, plan, aside, as_json=as_json)
+
+
+@contextmanager
+def _open_backup(path: Path, settings: Settings) -> Iterator[BinaryIO]:
+    """The file of a backup. Root opens it and then becomes the keeper's user, or the other way around in a container.
+
+    Raises `BadFile`.
+    """
+    from signer.files import open_regular
+    from signer.service.access import become_writer
+
+    try:
+        file = open_regular(path, follow_links=True)
+    except PermissionError:
+        become_writer(settings)
+        try:
+            file = open_regular(path, follow_links=True)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    with file:
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise BadFile(
+                "backup_incomplete",
+                f"{path} is an open ledger, not a backup: {log.name} has events that it lacks",
+                "copy it with `SIGNER_DATA_DIR=ITS_FOLDER signer ledger backup FILE`, and restore that",
+            )
+        become_writer(settings)
+        yield file
+
+
+def _unreadable(path: Path, error: OSError) -> BadFile:
+    return BadFile("backup_unreadable", f"{path} cannot be read: {error.strerror}", "name a file of `ledger backup`")
+
+
+def _local_user() -> str:
+    """Who restores, as the ledger names it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _ca_keys(settings: Settings) -> CaKeys | None:
+    """The CA keys of policy.toml; None, with a warning, if it cannot be used: a lost host may still lack it."""
+    from signer.policy.file import load_policy
+
+    try:
+        return load_policy(settings.policy_file).ca
+    except SignerError as error:
+        output.warn(f"whether the backup is of this platform's CA is not checked: {error.text}")
+        return None
+
+
+def _tell(plan: RestorePlan, present: Head | None) -> None:
+    """The plan, on stderr."""
+    output.note(f"the backup ends with event {plan.head.seq} of {timestamp(plan.head.time_ms // 1000)}")
+    if present is None:
+        output.note("SIGNER_DATA_DIR has no ledger that can be read: what was recorded after the backup is not known")
+    elif plan.is_newer:
+        output.note(f"it is newer than the ledger in SIGNER_DATA_DIR, which ends with event {present.seq}")
+    if plan.lost_head is not None:
+        lost = plan.lost_head.seq - plan.head.seq
+        output.warn(f"{output.count(lost, 'event')} after it, to event {plan.lost_head.seq}, will be lost")
+    output.note(f"serials {plan.first_serial:,} to {plan.last_serial:,} are skipped and revoked; everything is frozen")
+
+
+def _ask() -> None:
+    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise ApprovalRefused("not_approved", "nothing was restored: there is no terminal to ask at", "add --yes")
+    if output.ask("restore it? yes or no", "no") != "yes":
+        raise ApprovalRefused("not_approved", "nothing was restored", "")
+
+
+def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_json: bool) -> int:
+    """The result; without a plan it was there already."""
+    if as_json:
+        facts: dict[str, Any] = {"restored": plan is not None, "head": head_facts(head)}
+        if plan is not None:
+            lost = plan.lost_head
+            facts |= {
+                "backup": head_facts(plan.head),
+                "lost_head": None if lost is None else {"seq": lost.seq, "hash": lost.hash},
+                "first_serial": str(plan.first_serial),
+                "last_serial": str(plan.last_serial),
+                "requests_ended": list(plan.requests),
+                "replaced": None if aside is None else str(aside),
+            }
+        output.show_json(facts)
+        return 0
+    if plan is None:
+        output.show("restored before: the ledger is this backup with the events of its restore, and nothing else")
+    else:
+        output.show(f"restored to event {plan.head.seq}; everything is frozen")
+        if aside is not None:
+            output.show(f"the files that were there are in {plain(str(aside))}")
+    output.show(f"head    {head_line(head)}")
+    output.note("next: save this head, start the service, set what was lost again, then `signer unfreeze all`")
+    return 0
+
+
+# --- follow -----------------------------------------------------------------------------------------------------
+
+
+@verb(
+    "ledger follow",
+    examples=["signer ledger follow --address https://signer.example.org", "signer ledger follow --once"],
+)
+@click.option("--once", is_flag=True, help="end when the copy is up to date, for a timer")
+@click.option("--every", type=PAUSE, metavar="DURATION", default=DEFAULT_PAUSE,
+              help=f"pause between two looks; default {DEFAULT_PAUSE}s")  # fmt: skip
+@connection_options
+@json_option
+def ledger_follow(*, once: bool, every: int, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`.
+    Needs a token with the right `ledger.read`. Every event is verified against the chain and synced to disk.
+    Ends with exit status 1 when the service's ledger is not the one that it followed before (cut off,
+    restored, rewritten), or when the token is refused; a service that is away is waited for, unless --once."""
+    from signer.ledger.follow import LedgerCopy
+    from signer.service.access import become_writer
+
+    settings = read_settings()
+    become_writer(settings)
+    with closing(LedgerCopy(settings.data_dir)) as copy, open_api(address, token_file) as api:
+        said = -SAY_AGAIN
+        while True:
+            try:
+                _look(copy, api, as_json=as_json, also_nothing=once)
+            except _ServiceAway as away:
+                if once:
+                    raise away.error from None
+                if time.monotonic() - said >= SAY_AGAIN:
+                    said = time.monotonic()
+                    output.warn(f"{away.error.text}; trying again every {render_duration(every)}")
+            else:
+                said = -SAY_AGAIN
+            if once:
+                return 0
+            time.sleep(every)
+
+
+class _ServiceAway(Exception):
+    """The other host does not answer, or a proxy answers for it: that is no fault of this host, nor of the ledger."""
+
+    def __init__(self, error: SignerError) -> None:
+        super().__init__(error.text)
+        self.error = error
+
+
+@contextmanager
+def _away_errors() -> Iterator[None]:
+    try:
+        yield
+    except (Unavailable, BadFormat) as error:
+        raise _ServiceAway(error) from None
+
+
+def _look(copy: LedgerCopy, api: ApiClient, *, as_json: bool, also_nothing: bool) -> None:
+    """Brings the copy up to date and says how many events it took."""
+    from signer.ledger.follow import catch_up
+
+    with output.Progress("follow") as progress:
+        with _away_errors():
+            total = int(api.head()["seq"])
+        added = catch_up(copy, lambda after: _fetch(api, after), lambda seq: progress(seq, max(seq, total)))
+    now, head = int(time.time()), copy.head()
+    copy.note(now)
+    if not added and not also_nothing:
+        return
+    if as_json:
+        output.show_json({"added": added, "head": head_facts(head)}, on_one_line=True)
+    else:
+        output.show(f"{timestamp(now)} {output.count(added, 'event')} added, head {head_line(head)}")
+    output.flush()
+
+
+def _fetch(api: ApiClient, after: int) -> Page:
+    from signer.ledger.follow import Page, read_entry
+
+    with _away_errors():
+        rows, has_more = api.entries(after)
+    try:
+        return Page([read_entry(row) for row in rows], has_more)
+    except (ValueError, KeyError, RecursionError):
+        raise BadFormat(
+            "not_our_service", "the service sent an event that no signer wrote", "check --address"
+        ) from None

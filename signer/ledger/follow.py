@@ -1,0 +1,124 @@
+"""A verified copy of another host's ledger, which only grows. No keeper writes it: `signer ledger promote` does first.
+
+The copy is a ledger in a folder of its own below SIGNER_DATA_DIR, so `ledger verify` and all that reads one reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from signer.errors import LedgerBroken, Unavailable, write_hint
+from signer.ledger.audit import check_chain
+from signer.ledger.chain import canonical_json
+from signer.ledger.marks import FOLLOWED, Mark, write_mark
+from signer.ledger.schema import FILE_NAME
+from signer.ledger.store import Ledger
+from signer.model import Entry, Head
+
+FOLDER: Final = "follow"
+_HINT: Final = "keep both; find out which ledger was changed or restored, then follow anew with an empty folder"
+
+
+class Page(NamedTuple):
+    """Some events in order, and whether there are more."""
+
+    entries: Sequence[Entry]
+    has_more: bool
+
+
+class LedgerCopy(Ledger):
+    """The write access to the copy in `data_dir`/follow, made if it is missing; takes its lock.
+
+    Raises `Unavailable`: `ledger_in_use` while another process follows, `ledger_not_followed` for another ledger.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        folder = data_dir / FOLDER
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            text = f"the folder of the copy cannot be made: {error.strerror}"
+            raise Unavailable("ledger_unavailable", text, write_hint(error, "SIGNER_DATA_DIR")) from None
+        super().__init__(folder, is_copy=True)
+        has_mark = os.path.lexists(folder / f"ledger.{FOLLOWED}")
+        if not has_mark and os.path.lexists(folder / FILE_NAME):
+            self.close()
+            raise Unavailable(
+                "ledger_not_followed", f"{folder} has a ledger that follows no other", "move it elsewhere"
+            )
+        if not has_mark:
+            self.note(0)
+
+    def note(self, now: int) -> None:
+        """Records that the copy was up to date at `now` (seconds); raises `Unavailable`."""
+        head = self.head() if os.path.lexists(self._path) else Head(0, "", 0)
+        if not write_mark(self.data_dir, FOLLOWED, Mark(head.seq, now)):
+            raise Unavailable("ledger_unavailable", "the copy's folder takes no file", "check owner, mode and disk")
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Adds events in one fsynced transaction, or none; raises `LedgerBroken` unless they continue the chain."""
+        rows = [(e.seq, e.time_ms, e.kind, e.actor, e.body, e.prev, e.hash) for e in entries]
+        try:
+            check_chain(iter(rows), self.head())
+            self._write(list(entries))
+        except sqlite3.IntegrityError:
+            self._reset()
+            raise _forked(f"event {entries[0].seq} or one after it has a serial of Vault's that the copy has") from None
+        except LedgerBroken as broken:
+            if broken.code != "ledger_broken" or "seq" not in broken.facts:
+                raise
+            raise _forked(broken.text.removeprefix("the ledger is broken at ")) from None
+        except BaseException:
+            self._reset()
+            raise
+
+
+def catch_up(copy: LedgerCopy, fetch: Callable[[int], Page], progress: Callable[[int], None]) -> int:
+    """Adds all events that the other ledger has now; returns how many. `fetch` returns those after a number.
+
+    The copy's newest event is fetched, too: so a ledger that was cut off or replaced is noticed though it has nothing
+    new. Raises `LedgerBroken` (`ledger_forked`), what `fetch` raises, and `Unavailable`.
+    """
+    head = copy.head()
+    page = fetch(max(head.seq - 1, 0))
+    if head.seq:
+        page = Page(_without_known(page.entries, head), page.has_more)
+    while True:
+        if page.entries:
+            copy.append(page.entries)
+            progress(page.entries[-1].seq)
+        if not page.has_more:
+            return copy.head().seq - head.seq
+        page = fetch(copy.head().seq)
+        if not page.entries:
+            raise Unavailable("service_closed", "the service sends pages without events", "see its log")
+
+
+def _without_known(entries: Sequence[Entry], head: Head) -> Sequence[Entry]:
+    if not entries:
+        raise _forked(f"it ends before event {head.seq}, which this copy has")
+    if (entries[0].seq, entries[0].hash) != (head.seq, head.hash):
+        raise _forked(f"event {head.seq} has another hash in this copy")
+    return entries[1:]
+
+
+def _forked(what: str) -> LedgerBroken:
+    return LedgerBroken("ledger_forked", f"the service's ledger is not the one that this copy follows: {what}", _HINT)
+
+
+def read_entry(row: Mapping[str, Any]) -> Entry:
+    """An event as `GET /api/ledger/entries` has it; raises `ValueError`."""
+    texts = [row.get(name) for name in ("kind", "actor", "prev", "hash")]
+    numbers = [row.get(name) for name in ("seq", "time")]
+    body = row.get("body")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(body, dict):
+        raise ValueError("an event with other fields")
+    for number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
+            raise ValueError("an event whose number or time is not one")
+    kind, actor, prev, digest = map(str, texts)
+    return Entry(int(row["seq"]), int(row["time"]), kind, actor, canonical_json(body), prev, digest)
