@@ -185,13 +185,17 @@ def test_a_ledger_has_a_name_by_itself_and_a_new_one_after_each_restore(ledger: 
     (digest,) = ledger.query("SELECT hash FROM events WHERE seq = 1")[0]
     assert origins(ledger, None) == [f"signer-ledger/{digest[:16]}"]
     before = checkpoint_of(ledger, ORIGIN)
-    body: dict[str, object] = {"lost_head": {"seq": 500, "hash": "0" * 64}}
+    lost = {"seq": 500, "hash": "0" * 64}
+    body: dict[str, object] = {"lost_head": lost, "first_serial": "1", "last_serial": "1000", "ca": None}
     (restored,) = ledger.commit([Event("ledger.restored", "operator", body)], 1_740_000_900_000)
     new = f"{ORIGIN}/restored-402-{restored.hash[:8]}"
     assert origins(ledger, ORIGIN) == [ORIGIN, new]
     assert parse_checkpoint(parse_note(checkpoint_of(ledger, ORIGIN)).text).origin == new
     found = saved(ledger, before)
     assert verify(LedgerReader(tmp_path), checkpoint=found.checkpoint).seq == 402, "the part that was kept still agrees"
+    for size in (402, 500):
+        gone = Checkpoint(ORIGIN, size, bytes(32))
+        assert code_of(lambda gone=gone: verify(LedgerReader(tmp_path), checkpoint=gone)) == "ledger_head_lost"  # type: ignore[misc]
 
 
 def test_an_empty_ledger_has_no_name_yet(tmp_path: Path) -> None:
