@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import requests
 
@@ -251,6 +251,20 @@ class ApiClient:
     def close_incident(self, incident: str, reference: str) -> dict[str, Any]:
         """Closes an incident with the commit that brings its change back into the repository."""
         return self._ask("POST", f"/api/incidents/{quote(incident, safe='')}/close", {"reference": reference})
+
+    # --- revocations --------------------------------------------------------------------------------------------------
+
+    def revoke(self, body: Mapping[str, object]) -> dict[str, Any]:
+        """Revokes certificates or a key: `POST /api/revocations`; returns what was recorded."""
+        return self._ask("POST", "/api/revocations", dict(body))
+
+    def preview_revocation(self, by: str, value: str) -> dict[str, Any]:
+        """What a revocation would hit now."""
+        return self._ask("GET", f"/api/revocations/preview?{urlencode({'by': by, 'value': value})}")
+
+    def revocations(self) -> Iterator[dict[str, Any]]:
+        """All revocations, newest first."""
+        return self._rows("/api/revocations", "revocations", {})
 
     # --- hosts --------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ _TOKEN_MARKS: Final = (TOKEN_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is 
 IdentityKind = Literal["human", "agent", "workload"]
 ApprovalKeyKind = Literal["ssh", "webauthn"]
 APPROVAL_KEY_KINDS: Final[tuple[ApprovalKeyKind, ...]] = get_args(ApprovalKeyKind)
+RevokedBy = Literal["serial", "identity", "key", "since", "ca"]
 RequestState = Literal["pending", "approved", "denied", "expired", "withdrawn", "issued", "lapsed"]
 REQUEST_STATES: Final[tuple[RequestState, ...]] = get_args(RequestState)
 
@@ -166,6 +167,22 @@ class KnownHost:
     @property
     def name(self) -> str:
         return self.names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Which certificates one revocation hits. `by` says which of the other fields counts.
+
+    `serial` hits the serials `first` to `last`, `identity` the certificates of `name`, `since` those recorded at or
+    after a time in seconds since 1970: of what is recorded before the revocation. `key` and `ca` hit all certificates,
+    also later ones, of the user's or CA's key with the fingerprint `name`.
+    """
+
+    by: RevokedBy
+    name: str = ""
+    first: int = 0
+    last: int = 0
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)

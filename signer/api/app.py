@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import checkpoints, host_keys, hosts, native, requests
+from signer.api import checkpoints, host_keys, hosts, native, requests, revocations
 from signer.api.published import PublishedFiles
 from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
@@ -38,6 +38,7 @@ def make_flask(
     host_keys.register(flask, keeper, settings)
     hosts.register(flask, keeper, settings, published or PublishedFiles(settings.published))
     requests.register(flask, keeper, settings)
+    revocations.register(flask, keeper, settings)
     vault.register(flask, keeper, settings)
     return flask
 

@@ -33,6 +33,7 @@ from signer.protocol.replies import (
     Reply,
     RequestDetails,
     RequestPage,
+    RevocationPage,
     expect,
 )
 from signer.protocol.sign_request import body_too_large
@@ -178,7 +179,7 @@ def issued_response(answer: Reply) -> Response:
     return json_response(answer, 202 if isinstance(answer, RequestDetails) else 201)
 
 
-def page_response(page: CertificatePage | OperationPage | RequestPage) -> Response:
+def page_response(page: CertificatePage | OperationPage | RequestPage | RevocationPage) -> Response:
     """A page, with a link to the next one."""
     answer = json_response(page)
     if page.before is not None:
@@ -199,13 +200,13 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
     fields: dict[str, object] = {}
     for name, values in request.args.lists():
         if name not in known:
-            raise _bad_query(f"unknown parameter {name[:64]!a}", f"use {', '.join(known)}")
+            raise bad_query(f"unknown parameter {name[:64]!a}", f"use {', '.join(known)}")
         if len(values) > 1:
-            raise _bad_query(f"{name} is given more than once", f"give {name} once")
+            raise bad_query(f"{name} is given more than once", f"give {name} once")
         value = values[0]
         if name == "active":
             if value not in ("true", "false"):
-                raise _bad_query("active must be true or false", "correct active")
+                raise bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
         elif name in WHOLE or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
             # `before` of requests is an id, and `after` of host keys a name
@@ -217,27 +218,27 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
         else:
             fields[name] = read_word(name, value)
     if fields.get("backend", BACKENDS[0]) not in BACKENDS:
-        raise _bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
+        raise bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
     states = REQUEST_STATES if "before" in known else ("all", "open")
     if "state" in known and fields.get("state", states[0]) not in states:
-        raise _bad_query(f"state must be one of {', '.join(states)}", "correct state")
+        raise bad_query(f"state must be one of {', '.join(states)}", "correct state")
     if fields.get("limit") == 0:
-        raise _bad_query("limit must be at least 1", "correct limit")
+        raise bad_query("limit must be at least 1", "correct limit")
     return fields
 
 
 def read_word(name: str, value: str, most: int = 256) -> str:
     """A short printable text of a path or a query; raises `BadRequest`."""
     if not 0 < len(value) <= most or not value.isprintable():
-        raise _bad_query(f"{name} must have 1 to {most} printable characters", f"correct {name}")
+        raise bad_query(f"{name} must have 1 to {most} printable characters", f"correct {name}")
     return value
 
 
 def _whole(name: str, value: str, most: int = 2**63 - 1) -> int:
     if not value.isascii() or not value.isdigit() or len(value) > 20 or int(value) > most:
-        raise _bad_query(f"{name} must be a whole number", f"correct {name}")
+        raise bad_query(f"{name} must be a whole number", f"correct {name}")
     return int(value)
 
 
-def _bad_query(text: str, hint: str) -> BadRequest:
+def bad_query(text: str, hint: str) -> BadRequest:
     return BadRequest("query_malformed", text, hint)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -17,13 +17,14 @@ from pydantic.json_schema import models_json_schema
 from signer import __version__
 from signer.api import schemas
 from signer.api.published import FILES
-from signer.model import BACKENDS, REQUEST_STATES
+from signer.model import BACKENDS, REQUEST_STATES, RevokedBy
 from signer.protocol import replies
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.commands import MAX_WAIT
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import DIGEST, OperationBody
+from signer.protocol.revocation_request import RevokeBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
@@ -95,6 +96,14 @@ _OPERATIONS: Final = (
     Query("before", "`before` of the previous page", _SEQ),
     Query("limit", "operations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
+_REVOCATIONS: Final = (
+    Query("before", "`before` of the previous page", _SEQ),
+    Query("limit", "revocations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+)
+_PREVIEW: Final = (
+    Query("by", "as in POST /api/revocations", {"type": "string", "enum": list(get_args(RevokedBy))}),
+    Query("value", "as in POST /api/revocations", {"type": "string", "maxLength": 256}),
+)
 ROUTES: Final = (
     Route(
         "POST", "/api/sign/{role}", "Issue a certificate, or ask humans to approve it", replies.Certificate, SignBody,
@@ -140,6 +149,18 @@ ROUTES: Final = (
     ),
     Route(
         "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
+    ),
+    Route(
+        "GET", "/api/revocations", "List revocations, newest first; pages as for certificates",
+        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_REVOCATIONS,
+    ),
+    Route(
+        "GET", "/api/revocations/preview", "What a revocation would hit now; needs the right revoke",
+        replies.RevocationPreview, faults=(400, 401, 403, 503), queries=_PREVIEW,
+    ),
+    Route(
+        "POST", "/api/revocations", "Revoke certificates or a key for good; needs the right revoke", replies.Revoked,
+        RevokeBody, 201, (400, 401, 403, 413, 503),
     ),
     Route(
         "GET", "/api/host-keys", "List the hosts whose keys are known, by name", replies.HostKeysPage,

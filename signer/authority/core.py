@@ -36,6 +36,7 @@ from signer.authority.certificates import (
 from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
+from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
 from signer.authority.signatures import SIGNATURES
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
@@ -53,6 +54,7 @@ from signer.errors import (
 )
 from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
+from signer.ledger.revoked import Revocations
 from signer.model import (
     ActiveFreeze,
     Consent,
@@ -80,6 +82,7 @@ from signer.protocol.commands import (
     Query,
     RecordOperation,
     RemoveHostKeys,
+    Revoke,
     Sign,
     Unauthenticated,
     Unfreeze,
@@ -97,7 +100,7 @@ from signer.protocol.replies import (
 )
 from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
-from signer.ssh.publickey import parse_public_key
+from signer.ssh.publickey import parse_public_key, render_public_key
 
 INTERNAL_ERROR: Final = "internal_error"
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
@@ -122,6 +125,10 @@ def _clock_behind(seconds: int, what: str) -> Unavailable:
     )
 
 
+def _new_ca(key: PublicKey) -> dict[str, object]:
+    return {"to": key.fingerprint, "public_key": render_public_key(key.kind, key.blob)}
+
+
 class Ledger(queries.LedgerReader, Protocol):
     """The ledger as the core uses it."""
 
@@ -132,6 +139,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def has_vault_serial(self, serial: int) -> bool: ...
     def freezes(self) -> dict[str, ActiveFreeze]: ...
     def asked(self, since: int) -> list[Entry]: ...
+    def revocation_events(self) -> list[Entry]: ...
     def host_events(self) -> list[Entry]: ...
 
 
@@ -177,6 +185,7 @@ class _State:
     certificates: CertificateUsage
     freezes: dict[str, ActiveFreeze] = field(default_factory=dict)
     approvals: Approvals = field(default_factory=Approvals)
+    revoked: RevokedState = field(default_factory=lambda: RevokedState(Revocations()))
     hosts: HostList = field(default_factory=HostList)
 
 
@@ -207,6 +216,7 @@ class Core:
         self._refusals = Refusals()
         self._state: _State | None = None
         self._pending: set[PendingCertificate] = set()  # count towards limits, but are not in the ledger
+        self._revoked_lately = RevokedLately()
         self._last_serial = 0
         self._latest = 0  # seconds; of the newest batch
 
@@ -235,7 +245,7 @@ class Core:
             elif signs_at_once and isinstance(decision.reply, PendingSignature):
                 yield index, self._sign_at_once(decision.reply, now)
             elif decision.replies_with_entry:
-                yield index, queries.recorded_operation(entries[0])
+                yield index, queries.recorded_reply(entries)
             elif decision.reply is not None:
                 yield index, decision.reply
 
@@ -291,6 +301,7 @@ class Core:
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
             self._state.hosts.note(entries)
+            self._state.revoked.note(entries)
         return entries
 
     def _discard(self) -> None:
@@ -332,6 +343,8 @@ class Core:
             if pending.consent is not None:
                 check_approvers_not_frozen(pending.consent, in_force)
             self._check_pinned(pending.key)
+            fields = pending.certificate.fields
+            self._check_not_revoked(grant, fields.valid_after + grant.backdate, fields.serial, pending.key.fingerprint)
         except SignerError as error:
             return error, (self._withheld(pending, error.code),)
         return self._released(pending, result, now), ()
@@ -341,6 +354,13 @@ class Core:
             raise Unavailable(
                 "ca_key_replaced_meanwhile", "the CA key was replaced before it had signed", "send the request again"
             )
+
+    def _check_not_revoked(self, grant: Grant, asked: int, serial: int | None, ca: str) -> None:
+        """Raises `Refused` or `Unavailable` if a certificate was revoked while it was being signed."""
+        if self._state is not None:
+            self._state.revoked.check_ca(ca)
+            self._state.revoked.check_key(grant.public_key.fingerprint)
+        self._revoked_lately.check(grant.identity, asked, serial)
 
     def _certified(
         self, pending: PendingCertificate, result: Obtained | SignerError, now: float, serials: set[int]
@@ -353,6 +373,7 @@ class Core:
             made = read_vault_certificate(result, pending)
             state = self._ready(now)
             freezes.refuse_frozen(state.freezes, grant.identity, grant.role)  # a freeze may be newer than the grant
+            self._check_not_revoked(grant, pending.asked_at, None, made.ca_fingerprint)
             if pending.consent is not None:
                 state.approvals.check_consent(pending.consent, self._situation(state, now))
             if int(now) < pending.asked_at - CLOCK_TOLERANCE:  # then it would end later than a start looks for
@@ -443,8 +464,8 @@ class Core:
         identity, token = self.policy.authenticate(command.caller.token, int(now))
         if isinstance(command, Explain):
             return Decision(self._explain(command, identity, now))
-        if isinstance(command, Freeze | Unfreeze):
-            return self._freeze(command, identity, now)
+        if isinstance(command, Freeze | Unfreeze | Revoke):
+            return self._stop(command, identity, now)
         if isinstance(command, RecordOperation):
             return Decision(None, (freezes.record(command, identity),), replies_with_entry=True)
         if isinstance(command, Claim):
@@ -490,6 +511,8 @@ class Core:
     ) -> Decision:
         """Steps 6 to 8 of `_sign`."""
         order = self._backend.order
+        state.revoked.check_key(grant.public_key.fingerprint)
+        self._check_ca(state)
         if isinstance(order, CertifyInPool):
             state.certificates.add(grant.identity, grant.role, int(now), int(now) + grant.ttl)
             pending = PendingCertificate(command, grant, int(now), self.policy.digest, order, consent)
@@ -521,6 +544,8 @@ class Core:
         if role.break_glass:
             check_break_glass(terms)
         approvals, situation = state.approvals, self._situation(state, now)
+        if key is not None:
+            state.revoked.check_key(key.fingerprint)
         frozen = approvals.freeze(terms, key, request.claim_sha256, situation, self._random)
         asked = approvals.known(frozen, situation)
         status = None if asked is None else approvals.status(asked, situation)
@@ -636,7 +661,7 @@ class Core:
 
     def list_version(self) -> int | None:
         """The version of the revocation list that the ledger asks for; None while the ledger could not be read."""
-        return None if self._state is None else 0
+        return None if self._state is None else self._state.revoked.version
 
     def incidents(self) -> tuple[int, int]:
         """How many incidents are open, and how many of them for too long."""
@@ -679,7 +704,8 @@ class Core:
         approvals.forget(now)
         self._changed.add(ALL_REQUESTS)
         hosts = HostList.from_entries(self._ledger.host_events())
-        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals, hosts)
+        revoked = RevokedState(Revocations.from_entries(self._ledger.revocation_events()))
+        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals, revoked, hosts)
 
     # --- everything else ----------------------------------------------------------------------------------------
 
@@ -695,7 +721,8 @@ class Core:
         usage = state.certificates.usage(identity.name, role.name, int(now))
         findings = list(explain(identity, role, request, key, command.caller.address, usage, fault))
         frozen = freezes.explain_freezes(state.freezes, identity.name, role.name)
-        return queries.explained(identity, role, [frozen, *findings])
+        revoked = [] if key is None else state.revoked.explain(key.fingerprint)
+        return queries.explained(identity, role, [frozen, *revoked, *findings])
 
     def _handle_local(self, command: Command, user: str, now: float) -> Decision:
         """What root or the keeper's user on this host may do without a token: stop access, and see what is stopped."""
@@ -728,6 +755,31 @@ class Core:
             return Decision(removed, (event,))
         return Decision(state.hosts.page(command, identity))
 
+    def _stop(self, command: Freeze | Unfreeze | Revoke, identity: Identity, now: float) -> Decision:
+        return (
+            self._revoke(command, identity, now)
+            if isinstance(command, Revoke)
+            else self._freeze(command, identity, now)
+        )
+
+    def _revoke(self, command: Revoke, identity: Identity, now: float) -> Decision:
+        state, revocation = self._ready(now), command.revocation
+        is_known = revocation.by == "identity" and state.certificates.holds_any(revocation.name, int(now))
+        events = state.revoked.revoke(command, identity, self.policy, state.freezes, int(now), is_known=is_known)
+        self._revoked_lately.add(revocation, int(now), self._last_serial)
+        for event in events[1:]:  # the freeze
+            state.approvals.apply(event, self._situation(state, now).now)
+        self._changed.add(ALL_REQUESTS)
+        return Decision(None, events, replies_with_entry=True)
+
+    def _check_ca(self, state: _State) -> None:
+        """Raises `Unavailable` if the key that would sign now is revoked; Vault's keys are those that policy pins."""
+        order = self._backend.order
+        if not isinstance(order, CertifyInPool):
+            state.revoked.check_ca(order.key.fingerprint)
+        elif all(fingerprint in state.revoked.cas for fingerprint in self.policy.ca.may_sign):
+            state.revoked.check_ca(self.policy.ca.fingerprint)
+
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
@@ -743,8 +795,9 @@ class Core:
             return failure
         rotated = []
         if own is not None and self.former_ca not in (None, own.fingerprint):
-            rotated = [Event("ca.rotated", "keeper", {"from": self.former_ca, "to": own.fingerprint})]
-        started = Event("keeper.started", "keeper", {**facts, "policy": self.policy.digest})
+            rotated = [Event("ca.rotated", "keeper", {"from": self.former_ca, **_new_ca(own)})]
+        public = {} if own is None else {"public_key": render_public_key(own.kind, own.blob)}
+        started = Event("keeper.started", "keeper", {**facts, **public, "policy": self.policy.digest})
         return self.record([*rotated, started, *self._lost_waivers()])
 
     def _lost_waivers(self) -> list[Event]:
@@ -774,7 +827,7 @@ class Core:
         The caller has checked that the policy pins the key.
         """
         own = self._backend.order.local_key
-        body: dict[str, object] = {"from": own.fingerprint if own else "", "to": key.fingerprint}
+        body: dict[str, object] = {"from": own.fingerprint if own else "", **_new_ca(key.public)}
         failure = self.record([Event("ca.rotated", "keeper", body)])
         if failure is None:
             self._backend.use_key(key)
@@ -782,7 +835,7 @@ class Core:
 
     def check_ready(self) -> None:
         """Raises `Unavailable` or `LedgerBroken` if nothing can be signed now."""
-        self._ready(self._clock())
+        self._check_ca(self._ready(self._clock()))
 
     def overview(self) -> StateOverview | None:
         """What is in memory; None while the ledger could not be read. Reads nothing, and counts what is valid now."""
@@ -791,15 +844,29 @@ class Core:
         live = state.certificates.live_by_role(int(self._clock()))
         return StateOverview(state.head, live, dict(state.freezes), self.open_requests(), *self.incidents())
 
-    def tick(self) -> None:
-        """Records ends of freezes and counts of repeats that are due; the keeper calls it about once a second."""
+    def tick(self, built: tuple[int, int | None] = (0, None)) -> None:
+        """Records ends of freezes, counts of repeats and a new list that are due; the keeper calls it about once a
+        second.
+
+        `built` is the version of the list that was built last, and when the first certificate on it expires (seconds
+        since 1970; None: never).
+        """
         now = int(self._clock())
         ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
-        failure = self.record([*ended, *self._refusals.due(now), *self.shadow.due(now), *self._over(now)])
+        due = [*self._refusals.due(now), *self.shadow.due(now), *self._over(now), *self._shorter_list(*built, now)]
+        failure = self.record([*ended, *due])
         if failure is None and self._state is not None:
             for event in ended:
                 self._state.freezes.pop(str(event.body["scope"]))
                 self._changed.add(ALL_REQUESTS)
+
+    def _shorter_list(self, version: int, changes_at: int | None, now: int) -> list[Event]:
+        """The event of a list that lacks certificates which have expired, at most hourly."""
+        if self._state is None or changes_at is None or version != self._state.revoked.version:
+            return []
+        if now < max(changes_at, self._state.revoked.version_at + LIST_EVERY):
+            return []
+        return [Event("list.published", "keeper", {"reason": "expired"})]
 
     def _over(self, now: int) -> list[Event]:
         """The events of requests whose time is over."""

@@ -56,6 +56,10 @@ class CertificateUsage:
             live_frees_in=ends[0] - now if ends else 0,
         )
 
+    def holds_any(self, identity: str, now: int) -> bool:
+        """Whether the identity has a certificate that is valid at `now`."""
+        return any(self.usage(name, role, now).live for name, role in list(self._ends) if name == identity)
+
     def live_by_role(self, now: int) -> dict[str, int]:
         """The certificates of each role that are valid at `now`, of all identities together."""
         found: Counter[str] = Counter()

@@ -6,13 +6,22 @@ up by another process: here is decided who may see what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.lookups import FindCertificate, FindCertificates, FindEntries, FindOperations, Lookup
-from signer.ledger.views import operation_details
+from signer.ledger.lookups import (
+    FindCertificate,
+    FindCertificates,
+    FindEntries,
+    FindOperations,
+    FindRevocations,
+    Lookup,
+    PreviewHits,
+)
+from signer.ledger.revoked import made_revocations
+from signer.ledger.views import operation_details, revocation_row
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
@@ -22,7 +31,9 @@ from signer.protocol.commands import (
     ListEntries,
     ListFreezes,
     ListOperations,
+    ListRevocations,
     ListRoles,
+    PreviewRevocation,
     Query,
     ShowCaller,
     ShowCertificate,
@@ -38,12 +49,14 @@ from signer.protocol.replies import (
     OperationDetails,
     Recorded,
     Reply,
+    Revoked,
     RoleDetails,
     Roles,
     Rule,
 )
 from signer.units import timestamp
 
+_NOT_HUMAN: Final = {"agent": "an agent", "workload": "a workload"}
 _Shape = TypeVar("_Shape", bound=Reply)
 
 
@@ -62,6 +75,15 @@ def require(identity: Identity, right: str) -> None:
             f"{identity.name} lacks the right {right}",
             f'add "{right}" to identities.{identity.name}.may in policy.toml',
         )
+
+
+def require_revoker(identity: Identity) -> None:
+    """Raises `Refused` unless the identity is a human with the right `revoke`."""
+    if identity.kind != "human":
+        raise Refused(
+            "revoke_needs_human", f"{identity.name} is {_NOT_HUMAN[identity.kind]} and revokes nothing", "ask a human"
+        )
+    require(identity, "revoke")
 
 
 def check_scope(scope: str, policy: Policy) -> None:
@@ -88,12 +110,12 @@ def answer(
         case ShowHead() | ListEntries() | ListOperations():
             require(identity, "ledger.read")
             return _of_whole_ledger(query, identity, ledger)
+        case PreviewRevocation() | ListRevocations():
+            return _revocations(query, identity, now)
         case ListFreezes():
             return freezes_in_force(identity, ledger)
-        case ListRoles():
-            return Roles(roles=sorted(identity.roles))
-        case ShowRole():
-            return _role(query.role, identity, policy)
+        case ListRoles() | ShowRole():
+            return _roles(query, identity, policy)
         case ShowCaller():
             return CallerDetails(
                 identity=identity.name,
@@ -139,6 +161,15 @@ def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> 
     return {scope: freeze for scope, freeze in freezes.items() if scope in own}
 
 
+def _revocations(query: PreviewRevocation | ListRevocations, identity: Identity, now: int) -> Lookup:
+    if isinstance(query, PreviewRevocation):
+        require_revoker(identity)
+        return PreviewHits(identity.name, MAX_REPLY, query.revocation, now)
+    if "revoke" not in identity.may:
+        require(identity, "ledger.read")
+    return FindRevocations(identity.name, MAX_REPLY, query.before, query.limit)
+
+
 def _certificates(query: ListCertificates, identity: Identity, now: int) -> FindCertificates:
     wanted = replace(query.wanted, active_at=now if query.active else None)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
@@ -153,9 +184,24 @@ def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
     return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
 
 
+def recorded_reply(entries: Sequence[Entry]) -> OperationDetails | Revoked:
+    """The reply that shows what the events of one command recorded."""
+    first = entries[0]
+    if first.kind == "certificates.revoked":
+        row = revocation_row(made_revocations(entries)[0])
+        return Revoked.model_validate({**row, "frozen": any(entry.kind == "freeze.set" for entry in entries)})
+    return recorded_operation(first)
+
+
 def recorded_operation(entry: Entry) -> OperationDetails:
     """The reply that shows a recorded operation."""
     return _known_fields(OperationDetails, operation_details(entry))
+
+
+def _roles(query: ListRoles | ShowRole, identity: Identity, policy: Policy) -> Roles | RoleDetails:
+    if isinstance(query, ListRoles):
+        return Roles(roles=sorted(identity.roles))
+    return _role(query.role, identity, policy)
 
 
 def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from signer.policy.decide import Policy
 
 _KINDS = ("human", "agent", "workload")
-_RIGHTS = ("approve", "freeze", "hosts", "ledger.read", "operate")
+_RIGHTS = ("approve", "freeze", "hosts", "ledger.read", "operate", "revoke")
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ VERBS: Final = (
     Entry("certs list", _ISSUED, "list certificates, newest first", "ledger"),
     Entry("certs show", _ISSUED, "show everything recorded about one certificate", "ledger"),
     Entry("certs who", _ISSUED, "tell from sshd's log who logged in, why, and who approved it", "who"),
+    Entry("revoke", _STOP, "have hosts refuse certificates or a key, for good", "revoke"),
+    Entry("revocations", _STOP, "list what was revoked", "revoke"),
     Entry("freeze", _STOP, "stop issuing to an identity, a role or everybody", "freezes"),
     Entry("unfreeze", _STOP, "issue again", "freezes"),
     Entry("freezes", _STOP, "list what is frozen, by whom, since and until when", "freezes"),

@@ -278,7 +278,7 @@ limits = {{ per_minute = 30 }}
 kind = "human"
 groups = ["operators"]
 roles = ["{answers.role}"]
-may = ["freeze", "hosts", "ledger.read", "operate"]
+may = ["freeze", "hosts", "ledger.read", "operate", "revoke"]
 tokens = [{{ sha256 = "{digest}", expires = {ends} }}]
 
 # An agent or a CI job: `signer token new deploy-agent --expires 90d` prints its line `tokens`.
@@ -330,6 +330,9 @@ def _client_text(layout: Layout) -> str:
             f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
             f"SAFE_SESSION_ROLE={layout.answers.role}",
             f"SAFE_SESSION_TOKEN_FILE={layout.token}",
+            "# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:",
+            f"#   signer hosts key > {layout.folder / 'publishers'}",
+            f"# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / 'publishers'}",
         ]
     )
 

@@ -103,19 +103,23 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--principal", metavar="NAME", help="valid for this principal")
 @click.option("--fingerprint", metavar="SHA256:…", help="for this public key")
 @click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
-@click.option("--active", is_flag=True, help="released and not yet expired")
+@click.option("--active", is_flag=True, help="released, not yet expired and not revoked")
 @click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
 @json_option
 def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC."""
+    from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_row
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
     with reading_certificates() as reader:
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
-        rows = [certificate_row(row, now) for row in found[:limit]]
+        made = made_revocations(reader.revocation_events())
+        rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
+        if active:
+            rows = [row for row in rows if row["status"] != "revoked"]
         more = str(found[limit - 1].seq) if len(found) > limit else None
     if as_json:
         output.show_json({"certificates": rows, "before": more})
@@ -148,13 +152,15 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
 @json_option
 def certs_show(serial: int, as_json: bool) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
+    from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_details
 
     with reading_certificates() as reader:
         found = reader.certificate(serial)
         if found is None:
             raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")
-        details = certificate_details(*found, int(time.time()))
+        revoked = revoked_by(reader, made_revocations(reader.revocation_events()), found[0])
+        details = certificate_details(*found, int(time.time()), revoked)
     if as_json:
         output.show_json(details)
     else:

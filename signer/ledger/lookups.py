@@ -10,25 +10,32 @@ from __future__ import annotations
 import base64
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 import msgspec
 
 from signer.errors import NotFound, SignerError
-from signer.ledger.views import certificate_details, certificate_row, operation_row
-from signer.model import Entry, Filter, Issued
+from signer.ledger.revoked import EventReader, made_revocations, preview_hits, revoked_by
+from signer.ledger.views import certificate_details, certificate_row, operation_row, revocation_row
+from signer.model import Entry, Filter, Head, Issued, Revocation
+from signer.units import timestamp
 
+PREVIEWED: Final = 1_000  # of the newest certificates that a revocation hits, whose principals its preview counts
+PREVIEW_ROWS: Final = 5
+MOST: Final = 10  # names in a preview
 _DETAILS: Final = (
     "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
     "status", "kind", "key_type", "critical_options", "extensions", "reason", "address", "request_id", "policy", "ca",
-    "to_be_signed_sha256", "recorded", "request", "approved_by", "waiver",
+    "to_be_signed_sha256", "recorded", "request", "approved_by", "waiver", "revoked",
 )  # fmt: skip
 
 
-class Reader(Protocol):
+class Reader(EventReader, Protocol):
     """The read access that lookups need."""
 
+    def head(self) -> Head: ...
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
@@ -60,7 +67,10 @@ class FindCertificates(Lookup):
         found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
         page = self._fit(found[: self.wanted.limit])
         more = page[-1].seq if len(found) > len(page) else next_before
-        rows = [certificate_row(row, self.now) for row in page]
+        made = made_revocations(reader.revocation_events())
+        rows = [certificate_row(row, self.now, revoked_by(reader, made, row)) for row in page]
+        if self.wanted.active_at is not None:  # a page of these may hold fewer rows than another
+            rows = [row for row in rows if row["status"] != "revoked"]
         return _message("CertificatePage", {"certificates": rows, "before": None if more is None else str(more)})
 
     def _fit(self, found: list[Issued]) -> list[Issued]:
@@ -92,7 +102,8 @@ class FindCertificate(Lookup):
                 f"no certificate {self.serial} is visible to you",
                 "list certificates with GET /api/certificates",
             )
-        details = certificate_details(*found, self.now)  # a later release may have recorded more
+        revoked = revoked_by(reader, made_revocations(reader.revocation_events()), found[0])
+        details = certificate_details(*found, self.now, revoked)  # a later release may have recorded more
         return _message("CertificateDetails", {name: details[name] for name in _DETAILS if name in details})
 
 
@@ -132,6 +143,54 @@ class ProveConsistency(Lookup):
 
 
 @dataclass(frozen=True, slots=True)
+class FindRevocations(Lookup):
+    """A page of revocations, newest first, before event `before`."""
+
+    before: int | None
+    limit: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        made = made_revocations(reader.revocation_events())
+        found = [revocation_row(one) for one in reversed(made) if self.before is None or one.seq < self.before]
+        page = found[: self.limit]
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("RevocationPage", {"revocations": page, "before": more})
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewHits(Lookup):
+    """What a revocation would hit at `now` (seconds): how many certificates, whose, which principals, the newest."""
+
+    revocation: Revocation
+    now: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The preview; raises the ledger's errors."""
+        head = reader.head().seq
+        hits = preview_hits(reader, self.revocation, head, self.now)
+        identities = Counter(hit.identity for hit in hits)
+        newest = [json.loads(reader.entry(hit.seq).body) for hit in hits[: -PREVIEWED - 1 : -1]]
+        principals = Counter(name for body in newest for name in body["principals"])
+        rows = [
+            {
+                "serial": body["serial"],
+                "identity": body["identity"],
+                "role": body["role"],
+                "principals": body["principals"],
+                "valid_before": timestamp(body["valid_before"]),
+            }
+            for body in newest[:PREVIEW_ROWS]
+        ]
+        fields = {"certificates": len(hits), "identities": _most(identities), "principals": _most(principals)}
+        return _message("RevocationPreview", {**fields, "newest": rows})
+
+
+def _most(counts: Counter[str]) -> list[dict[str, object]]:
+    return [{"name": name, "certificates": count} for name, count in counts.most_common(MOST)]
+
+
+@dataclass(frozen=True, slots=True)
 class FindEntries(Lookup):
     """A page of events in their order, after event `after`."""
 
@@ -158,10 +217,10 @@ def _entry_row(entry: Entry) -> dict[str, object]:
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 
 
-_Known = FindCertificates | FindCertificate | FindOperations | FindEntries | ProveConsistency
-_KINDS: Final[dict[str, type[_Known]]] = {
-    kind.__name__: kind for kind in (FindCertificates, FindCertificate, FindOperations, FindEntries, ProveConsistency)
-}
+_Kinds = (
+    FindCertificates | FindCertificate | FindEntries | FindOperations | FindRevocations | PreviewHits | ProveConsistency
+)
+_KINDS: Final[dict[str, type[_Kinds]]] = {kind.__name__: kind for kind in get_args(_Kinds)}
 
 
 def encode_lookup(lookup: Lookup) -> bytes:
@@ -169,12 +228,14 @@ def encode_lookup(lookup: Lookup) -> bytes:
     return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
 
 
-def decode_lookup(message: bytes) -> _Known:
+def decode_lookup(message: bytes) -> _Kinds:
     """The lookup of a message from `encode_lookup`."""
     fields: dict[str, Any] = json.loads(message)
     kind = _KINDS[fields.pop("find")]
     if "wanted" in fields:
         fields["wanted"] = Filter(**fields["wanted"])
+    if "revocation" in fields:
+        fields["revocation"] = Revocation(**fields["revocation"])
     return kind(**fields)
 
 

@@ -6,8 +6,9 @@ Maps `sqlite3` errors: `Unavailable` for temporary ones, `LedgerBroken` for perm
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from signer.ledger.schema import (
     IS_HOST,
     IS_OPERATION,
     IS_RESTORED,
+    IS_REVOCATION,
     IS_SERVICE_KEY,
     IS_VAULTS,
     IS_WITHHELD,
@@ -54,6 +56,20 @@ class Restored:
     lost_seq: int | None
     first_serial: int
     last_serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedEvent:
+    """What an event says of a certificate that it records; times are in seconds since 1970."""
+
+    seq: int
+    at: int
+    identity: str
+    serial: int
+    backend: str
+    ca: str
+    fingerprint: str
+    valid_before: int
 
 
 class LedgerReader:
@@ -273,6 +289,36 @@ class LedgerReader:
     def host_events(self) -> list[Entry]:
         """What the list of host keys is made of, oldest first."""
         return self._events(IS_HOST, 0)
+
+    def revocation_events(self) -> list[Entry]:
+        """What the revocation list is made of besides the certificates, oldest first."""
+        return self._events(IS_REVOCATION, 0)
+
+    def issued_between(self, first: int, before: int, identities: Collection[str] | None = None) -> list[IssuedEvent]:
+        """The certificates of the events from `first` on to `before`, which is not one of them, oldest first; only of
+        some identities, if they are given."""
+        # Two columns in front of the body, so that most events of other identities cost no decoding.
+        sql = (
+            "SELECT seq, time / 1000, actor, body ->> 'serial', body ->> 'backend', body ->> 'ca',"
+            " body ->> 'fingerprint', body ->> 'valid_before' FROM events"
+            " WHERE seq >= ? AND seq < ? AND kind = 'certificate.issued'"
+        )
+        values: list[object] = [first, before]
+        if identities is not None:
+            sql += " AND actor IN (SELECT value FROM json_each(?))"
+            values.append(json.dumps(sorted(identities)))
+        return [
+            IssuedEvent(seq, at, identity, int(serial), backend, ca, key, valid_before)
+            for seq, at, identity, serial, backend, ca, key, valid_before in self.query(f"{sql} ORDER BY seq", values)
+        ]
+
+    def withheld_since(self, first: int) -> set[int]:
+        """Serials of the local key that events from `first` on say were never released."""
+        rows = self.query(
+            f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608 - a condition from here
+            (first,),
+        )
+        return {int(serial) for (serial,) in rows}
 
     def _events(self, condition: str, first: int) -> list[Entry]:
         rows = self.query(

@@ -45,6 +45,10 @@ IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR
 IS_RESTORED: Final = "kind = 'ledger.restored'"
 # The public halves of the keeper's own keys, one event for each key.
 IS_SERVICE_KEY: Final = "kind IN ('ledger.key', 'publishing.key')"
+# What the revocation list is made of, besides the certificates: revocations, and the CA keys that there were.
+IS_REVOCATION: Final = (
+    "kind IN ('ca.rotated', 'certificates.revoked', 'keeper.started', 'ledger.restored', 'list.published')"
+)
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
 # Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
 # also refuses a second certificate of Vault's with the same serial.
@@ -55,6 +59,7 @@ EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
     f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
     f"CREATE INDEX IF NOT EXISTS events_of_restored ON events (seq) WHERE {IS_RESTORED}",
+    f"CREATE INDEX IF NOT EXISTS events_of_revocations ON events (seq) WHERE {IS_REVOCATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_service_keys ON events (seq) WHERE {IS_SERVICE_KEY}",
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
 )

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 
+from signer.ledger.revoked import MadeRevocation
 from signer.model import Entry, Issued
 from signer.units import timestamp
 
 
-def certificate_row(row: Issued, now: int) -> dict[str, object]:
-    """One certificate in a list; `now` is in seconds."""
+def certificate_row(row: Issued, now: int, revoked: MadeRevocation | None = None) -> dict[str, object]:
+    """One certificate in a list, with the revocation that hit it, if any; `now` is in seconds."""
     if row.withheld:
         status = "withheld"
+    elif revoked is not None:
+        status = "revoked"
     else:
         status = "active" if row.valid_before > now else "expired"
     return {
@@ -31,11 +34,23 @@ def certificate_row(row: Issued, now: int) -> dict[str, object]:
     }
 
 
-def certificate_details(row: Issued, entry: Entry, now: int) -> dict[str, object]:
-    """A certificate with its complete record and its position in the ledger."""
+def certificate_details(
+    row: Issued, entry: Entry, now: int, revoked: MadeRevocation | None = None
+) -> dict[str, object]:
+    """A certificate with its complete record, its position in the ledger, and the revocation that hit it, if any."""
     body = json.loads(entry.body)
     recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
-    return {**body, **certificate_row(row, now), "recorded": recorded}
+    by = {} if revoked is None else {"revoked": revocation_row(revoked)}
+    return {**body, **certificate_row(row, now, revoked), "recorded": recorded, **by}
+
+
+def revocation_row(made: MadeRevocation) -> dict[str, object]:
+    """One revocation; its `value` is as `POST /api/revocations` takes it."""
+    what = made.revocation
+    serials = str(what.first) if what.first == what.last else f"{what.first}-{what.last}"
+    value = {"serial": serials, "since": timestamp(what.since)}.get(what.by, what.name)
+    facts = {"seq": made.seq, "time": timestamp(made.at), "actor": made.by, "by": what.by, "value": value}
+    return {**facts, "reason": made.reason}
 
 
 def operation_row(entry: Entry) -> dict[str, object]:

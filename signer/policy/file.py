@@ -78,8 +78,11 @@ MAX_APPROVERS: Final = 5  # people whose approval one certificate may need
 MAX_APPROVAL_KEYS: Final = 8  # of one identity
 MIN_APPROVAL_RSA_BITS: Final = 3072
 _NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
-_MAY: Final = frozenset({"approve", "freeze", "hosts", "ledger.read", "operate"})
-_NEVER_WITHOUT_HUMAN: Final = {"hosts": "change the keys of hosts"}  # besides `approve`
+_MAY: Final = frozenset({"approve", "freeze", "hosts", "ledger.read", "operate", "revoke"})
+_NEVER_WITHOUT_HUMAN: Final = {
+    "hosts": "change the keys of hosts",
+    "revoke": "revoke certificates",
+}  # besides `approve`
 
 
 def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:

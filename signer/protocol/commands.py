@@ -17,12 +17,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, SignRequest
+from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, Revocation, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
 from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import OperationBody, read_digest, read_operation
+from signer.protocol.revocation_request import RevokeBody, read_revocation
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
 MAX_HEADER: Final = 16 * 1024  # bytes
@@ -81,6 +82,32 @@ class Unfreeze:
 
     caller: Caller
     scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Revoke certificates or a key for good."""
+
+    caller: Caller
+    revocation: Revocation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRevocation:
+    """What a revocation would hit if it was made now."""
+
+    caller: Caller
+    revocation: Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class ListRevocations:
+    """A page of revocations, newest first; `before` is the event of the last one of the page before."""
+
+    caller: Caller
+    before: int | None
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +313,8 @@ AboutRequest = (
 Query = (
     ListCertificates
     | ShowCertificate
+    | PreviewRevocation
+    | ListRevocations
     | ShowHead
     | ListEntries
     | ListFreezes
@@ -295,7 +324,17 @@ Query = (
     | ShowCaller
 )
 Command = (
-    Unauthenticated | Sign | Explain | Freeze | Unfreeze | RecordOperation | Claim | AboutHosts | AboutRequest | Query
+    Unauthenticated
+    | Sign
+    | Explain
+    | Freeze
+    | Unfreeze
+    | Revoke
+    | RecordOperation
+    | Claim
+    | AboutHosts
+    | AboutRequest
+    | Query
 )
 
 
@@ -506,6 +545,20 @@ def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Comman
     return Freeze(caller, asked.scope, asked.reason, asked.seconds())
 
 
+def _read_revoke(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
+    asked = read_body_as(RevokeBody, decode_body(body))
+    return Revoke(caller, asked.revocation(), asked.reason)
+
+
+def _read_preview(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    return PreviewRevocation(caller, read_revocation(_read_text(header, "by"), _read_text(header, "value")))
+
+
+def _read_revocations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
+    return ListRevocations(caller, _read_integer(header, "before", None), limit)
+
+
 def _optional_text(header: dict[str, Any], key: str) -> str | None:
     return None if header.get(key) is None else _read_text(header, key)
 
@@ -560,6 +613,9 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "explain": _read_explain,
     "freeze": _read_freeze,
     "unfreeze": lambda header, _body, caller: Unfreeze(caller, _read_text(header, "scope")),
+    "revoke": _read_revoke,
+    "preview_revocation": _read_preview,
+    "revocations": _read_revocations,
     "record": _read_record,
     "operations": _read_operations,
     "certificates": _read_list,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from signer.errors import SignerError, Unavailable
-from signer.model import RequestState
+from signer.model import RequestState, RevokedBy
 
 
 class Reply(BaseModel):
@@ -79,7 +79,7 @@ class CertificateRow(Reply):
     fingerprint: Annotated[str, Field(description="of the public key")]
     valid_after: str
     valid_before: str
-    status: Literal["active", "expired", "withheld"]
+    status: Literal["active", "expired", "revoked", "withheld"]
 
 
 class CertificatePage(Reply):
@@ -95,6 +95,17 @@ class Recorded(Reply):
     seq: int
     hash: str
     time: str
+
+
+class RevocationRow(Reply):
+    """A revocation; it cannot be taken back."""
+
+    seq: Annotated[int, Field(description="of its event, and of the revocation list that reflects it first")]
+    time: str
+    actor: str
+    by: RevokedBy
+    value: str
+    reason: str
 
 
 class LedgerEntry(Reply):
@@ -133,6 +144,7 @@ class CertificateDetails(CertificateRow):
     request: Annotated[str | None, Field(description="the request that humans approved")] = None
     approved_by: Annotated[list[str] | None, Field(description="who approved it, or its waiver")] = None
     waiver: Annotated[str | None, Field(description="the waiver that it was issued under")] = None
+    revoked: Annotated[RevocationRow | None, Field(description="the revocation that hit it while it was valid")] = None
 
 
 class OperationRow(Recorded):
@@ -182,6 +194,46 @@ class Freezes(Reply):
     """All freezes in force."""
 
     freezes: list[FreezeRow]
+
+
+class Revoked(RevocationRow):
+    """What was revoked, and whether the identity is frozen with it."""
+
+    frozen: bool
+
+
+class RevocationPage(Reply):
+    """Revocations, newest first; `before` asks for the next page, null after the last one."""
+
+    revocations: list[RevocationRow]
+    before: str | None
+
+
+class HitCount(Reply):
+    """How many certificates have a name."""
+
+    name: str
+    certificates: int
+
+
+class HitRow(Reply):
+    """A certificate that a revocation would hit."""
+
+    serial: str
+    identity: str
+    role: str
+    principals: list[str]
+    valid_before: str
+
+
+class RevocationPreview(Reply):
+    """What a revocation would hit now: `identities` and `principals` are the most frequent ones, `principals` of the
+    newest 1,000 certificates."""
+
+    certificates: Annotated[int, Field(description="valid now")]
+    identities: list[HitCount]
+    principals: list[HitCount]
+    newest: list[HitRow]
 
 
 class Binding(Reply):
@@ -579,9 +631,10 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     shape.__name__.encode(): shape
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
-        OperationPage, OperationDetails, FreezeState, Freezes, RequestDetails, RequestPage, Waivers, WaiverEnded,
-        IncidentRow, Incidents, Changes, HostKeys, HostKeysPage, HostRemoved, Hosts, Noted, Roles, RoleDetails,
-        CallerDetails, CaKey, SignedCheckpoint, ConsistencyProof, MetricsText, Ready, NotReady, Status, Error,
+        OperationPage, OperationDetails, FreezeState, Freezes, Revoked, RevocationPage, RevocationPreview,
+        RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow, Incidents, Changes, HostKeys, HostKeysPage,
+        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, CaKey, SignedCheckpoint, ConsistencyProof,
+        MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -155,14 +155,19 @@ def _run_command(
     certificate: Certificate,
     known_hosts: str,
 ) -> int:
-    """Step 5. Without wrappers the command runs all the same, after a note. If a host has refused the certificate and
-    the command has failed, a line says what the certificate was."""
+    """Step 5. If a host has refused the certificate and the command has failed, a line says what the certificate was.
+
+    Without wrappers the command runs all the same, after a note; with a list of host keys, which every ssh of the
+    command must look up, it does not.
+    """
     from signer.safe_session.relay import AgentRelay
     from signer.safe_session.wrappers import write_wrappers
 
     try:
         wrappers = write_wrappers(agent.programs, path, may_persist=_may_persist(invocation), known_hosts=known_hosts)
     except Unavailable as error:
+        if known_hosts:
+            raise  # no ssh that the command starts would verify its host by the list
         _note(invocation, f"{error.text}; a jump host, and ssh, scp and sftp started by the command, follow only")
         _note(invocation, "your own configuration of ssh, and offer the certificate unless that prevents it")
         wrappers = {}

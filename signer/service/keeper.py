@@ -230,7 +230,7 @@ class Keeper:
             self._fold()
             self._reload()
             if time.monotonic() - ticked >= 1:
-                self._core.tick()
+                self._core.tick(self._publisher.built())
                 self._lines.flush()
                 failure = self._check_listener()
                 ticked = time.monotonic()

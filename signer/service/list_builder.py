@@ -23,10 +23,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from signer.authority.revocation import read_list
 from signer.errors import BadFormat, SignerError, Unavailable, write_hint
 from signer.files import write_new
 from signer.hardening import die_with_parent, forbid_dumps
-from signer.ledger.pages import CertificateReader
+from signer.ledger.reader import LedgerReader
 from signer.ssh.krl import MAX_LIST, RevocationList, decode_krl, encode_krl
 from signer.ssh.krl_listing import check_listing
 from signer.subprocesses import NoSuchCommand, run
@@ -42,10 +43,12 @@ _PASSED_ON: Final = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWAR
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A list that is in the file: its version, and the hex SHA-256 of its bytes."""
+    """A list that is in the file: its version, the hex SHA-256 of its bytes, and when the first certificate on it
+    expires (seconds since 1970; None: never)."""
 
     version: int
     sha256: str
+    changes_at: int | None = None
 
 
 class ListBuilder:
@@ -118,7 +121,8 @@ def _read_result(reply: bytes) -> Built | SignerError:
         found = json.loads(reply)
         if "code" in found:
             return Unavailable(str(found["code"]), str(found["text"]), str(found["hint"]))
-        return Built(int(found["version"]), str(found["sha256"]))
+        changes_at = found["changes_at"]
+        return Built(int(found["version"]), str(found["sha256"]), None if changes_at is None else int(changes_at))
     except (ValueError, KeyError, TypeError):
         return _not_built("the process ended without a result")
 
@@ -188,10 +192,12 @@ def main(data_dir: Path, file: Path) -> None:
     die_with_parent(signal.SIGKILL)
     forbid_dumps()
     os.umask(0o077)
-    reader = CertificateReader(data_dir)
+    reader = LedgerReader(data_dir)
     try:
-        built = build(RevocationList(0, 0), file, os.environ)
-        reply: dict[str, object] = {"version": built.version, "sha256": built.sha256}
+        found = read_list(reader)
+        built = build(found.revoked, file, os.environ)
+        changes = {"changes_at": found.changes_at}
+        reply: dict[str, object] = {"version": built.version, "sha256": built.sha256, **changes}
     except SignerError as error:
         reply = error.as_json()
     finally:

@@ -198,6 +198,10 @@ class Publisher:
         version = None if self._list is None else self._list.version
         return ListState(version, self._as_of, self._list_version(), self._failure)
 
+    def built(self) -> tuple[int, int | None]:
+        """The version of the published list, and when the first certificate on it expires, as `Core.tick` takes it."""
+        return (0, None) if self._list is None else (self._list.version, self._list.changes_at)
+
     def close(self) -> None:
         """Ends a build."""
         self._builder.close()

@@ -28,7 +28,7 @@ from signer.service.overview import hosts_reply
 from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, ListState, render_statement
 from signer.ssh.krl import RevocationList, encode_krl
 from signer.ssh.sshsig import sign_armored
-from tests.parts.builders import Bench, token
+from tests.parts.builders import Bench, looked_up, token
 from tests.parts.witnessed import LOG
 
 # Method and path of a route, the command that it becomes, and the field that takes the name in the path.
@@ -39,6 +39,9 @@ _ROUTES = (
     ("POST", r"/api/host-keys", "add_host_keys", ""),
     ("GET", r"/api/host-keys", "host_keys", ""),
     ("DELETE", r"/api/host-keys/([^/]+)", "remove_host_keys", "host"),
+    ("GET", r"/api/revocations", "revocations", ""),
+    ("GET", r"/api/revocations/preview", "preview_revocation", ""),
+    ("POST", r"/api/revocations", "revoke", ""),
     ("GET", r"/api/requests", "requests", ""),
     ("GET", r"/api/requests/([^/]+)", "request", "request"),
     ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
@@ -58,7 +61,7 @@ def _header_of(method: str, target: str) -> dict[str, object]:
     path, _, query = target.partition("?")
     for known, pattern, op, name in _ROUTES:
         if method == known and (found := re.fullmatch(pattern, path)) is not None:
-            fields = {key: int(value) if key == "after" else value for key, value in parse_qsl(query)}
+            fields = {key: int(value) if key in ("after", "limit") else value for key, value in parse_qsl(query)}
             return {"op": op, **fields, **({name: unquote(found[1])} if name else {})}
     raise AssertionError(f"no such route: {method} {target}")
 
@@ -72,7 +75,8 @@ def answer_commands(environ: pytest.MonkeyPatch, folder: Path) -> None:
 
     def handle(header: dict[str, object], body: bytes, local_user: str | None) -> Reply:
         command = read_command({"request_id": "r-1", **header}, body, lambda _caller: None, local_user)
-        ((_, reply),) = bench.core.run([command])
+        ((_, found),) = bench.core.run([command])
+        reply = looked_up(found, bench.store)
         if isinstance(reply, SignerError):
             raise reply
         if isinstance(reply, FindEntries):  # the query reader's work

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
@@ -25,7 +25,7 @@ from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.lookups import Lookup, Reader
-from signer.ledger.reader import Recent
+from signer.ledger.reader import IssuedEvent, Recent
 from signer.ledger.tree import complete_root, consistency_proof, leaf_hash
 from signer.model import (
     BACKDATE,
@@ -196,7 +196,7 @@ tokens = [{ sha256 = "{token:deploy-agent}", expires = 2099-01-01T00:00:00Z }]
 kind = "human"
 groups = ["operators"]
 roles = ["llmops"]
-may = ["approve", "freeze", "hosts", "ledger.read", "operate"]
+may = ["approve", "freeze", "hosts", "revoke", "ledger.read", "operate"]
 approval_keys = [{ kind = "ssh", key = "{fido:operator}" }]
 tokens = [{ sha256 = "{token:operator}", expires = 2099-01-01T00:00:00Z }]
 
@@ -329,6 +329,28 @@ class MemoryStore:
     def host_events(self) -> list[Entry]:
         self._readable()
         return [entry for entry in self.entries if entry.kind.startswith("host.")]
+
+    def revocation_events(self) -> list[Entry]:
+        self._readable()
+        kinds = ("ca.rotated", "certificates.revoked", "keeper.started", "ledger.restored", "list.published")
+        return [entry for entry in self.entries if entry.kind in kinds]
+
+    def first_since(self, time_ms: int) -> int:
+        return next((entry.seq for entry in self.entries if entry.time_ms >= time_ms), len(self.entries) + 1)
+
+    def withheld_since(self, first: int) -> set[int]:
+        return {serial for serial, row in self.rows.items() if row.withheld}
+
+    def issued_between(self, first: int, before: int, identities: Collection[str] | None = None) -> list[IssuedEvent]:
+        found = []
+        for entry in self.entries:
+            body = json.loads(entry.body)
+            if entry.kind == "certificate.issued" and first <= entry.seq < before:
+                facts = body["serial"], body["backend"], body["ca"], body["fingerprint"], body["valid_before"]
+                issued = IssuedEvent(entry.seq, entry.time_ms // 1000, entry.actor, int(facts[0]), *facts[1:])
+                if identities is None or issued.identity in identities:
+                    found.append(issued)
+        return found
 
     def asked(self, since: int) -> list[Entry]:
         self._readable()
@@ -515,3 +537,12 @@ def certificate_of(reply: object) -> bytes:
 
 def fingerprint_of_line(line: str) -> str:
     return fingerprint_of(base64.b64decode(line.split()[1]))
+
+
+def rotations(bodies: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """From which CA key to which, of the bodies of `ca.rotated` events, whose public keys are those of `to`."""
+    found = []
+    for body in bodies:
+        assert fingerprint_of_line(body["public_key"]) == body["to"]
+        found.append({"from": body["from"], "to": body["to"]})
+    return found

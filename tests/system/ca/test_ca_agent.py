@@ -17,6 +17,7 @@ from signer.ledger.reader import LedgerReader
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders, missing
 from tests.parts.agents import Agent, SoftHsm
+from tests.parts.builders import rotations
 from tests.parts.eventually import eventually
 from tests.parts.fake_vault import TOKEN, FakeVault
 from tests.parts.keys import Key, KeyRing
@@ -209,7 +210,7 @@ def test_the_pin_chooses_the_key_and_rotates_it(tmp_path: Path, keyring: KeyRing
         service.write_policy(policy(new, None, old))
         reload()
         assert in_use() == new.fingerprint
-        assert events(service, "ca.rotated") == [{"from": old.fingerprint, "to": new.fingerprint}]
+        assert rotations(events(service, "ca.rotated")) == [{"from": old.fingerprint, "to": new.fingerprint}]
         agent.remove(old)
         service.write_policy(policy(old, None, new))
         reload()

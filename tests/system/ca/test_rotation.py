@@ -18,6 +18,7 @@ import pytest
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.signature import check_signature
 from tests.parts import missing, rotation
+from tests.parts.builders import rotations
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing, make_key
 from tests.parts.rotation import Rotating, line_of, rotating_service
@@ -85,7 +86,7 @@ def test_a_whole_rotation_locks_nobody_out(
     by_new = world.certificate(user, tmp_path, "new")
     assert opens(by_new)
     assert opens(by_old), "the overlap"
-    assert world.events("ca.rotated") == [{"from": old.fingerprint, "to": new.fingerprint}]
+    assert rotations(world.events("ca.rotated")) == [{"from": old.fingerprint, "to": new.fingerprint}]
     assert [event["ca"] for event in world.events("certificate.issued")] == [old.fingerprint, new.fingerprint]
     assert [event["serial"] for event in world.events("certificate.issued")] == ["1", "2"]
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +24,8 @@ from signer.ledger.schema import FILE_NAME
 from tests.parts import ports
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
-from tests.parts.service import STANDARD_POLICY, Service
+from tests.parts.ledgers import fill
+from tests.parts.service import ROOT, STANDARD_POLICY, Service
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +175,37 @@ def test_followed_killed_and_promoted_on_another_host(
         (standby.data_dir / FOLDER / "ledger.followed").write_text('{"seq": 1, "time": 1}\n')
         forked = standby.command("ledger", "follow", *fork)
         assert (forked.returncode, "is not the one that this copy follows" in forked.stderr) == (1, True), forked.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_root_restores_as_the_keepers_user_what_that_user_may_not_read(tmp_path: Path) -> None:
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    try:
+        keeper = pwd.getpwnam("nobody")
+        data = place / "data"
+        data.mkdir(mode=0o700)
+        fill(data)
+        for path in (data, *data.iterdir()):
+            os.chown(path, keeper.pw_uid, keeper.pw_gid)
+        environ = {
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "SIGNER_KEEPER_USER": "nobody",
+            "SIGNER_API_USER": "daemon", "SIGNER_DATA_DIR": str(data), "SIGNER_POLICY_FILE": str(place / "missing"),
+            "SIGNER_RUN_DIR": str(place / "run"), "SIGNER_CA_KEY_FILE": str(place / "ca"),
+        }  # fmt: skip
+
+        def signer(*words: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-P", "-m", "signer", *words]
+            return subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+        assert signer("ledger", "backup", "backup").returncode == 0
+        assert (tmp_path / "backup").stat().st_uid == 0
+        done = signer("ledger", "restore", "backup", "--yes")
+        assert done.returncode == 0, done.stderr
+        owners = {path.stat().st_uid for path in (*data.iterdir(), *data.glob("ledger.replaced-*/*"))}
+        assert owners == {keeper.pw_uid}
+        data.chmod(0o770)
+        refused = signer("ledger", "restore", "backup", "--yes")
+        assert (refused.returncode, "is not this user's alone" in refused.stderr) == (1, True), refused.stderr
+    finally:
+        shutil.rmtree(place)

@@ -63,7 +63,13 @@ def host_key(sshd: Sshd) -> str:
 
 
 def log_in(
-    client: Client, service: Publisher, sshd: Sshd, *words: str, config: tuple[str, ...] = (), verb: str = "ssh"
+    client: Client,
+    service: Publisher,
+    sshd: Sshd,
+    *words: str,
+    config: tuple[str, ...] = (),
+    verb: str = "ssh",
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """With a configuration that trusts any key, which a listed host must not get."""
     config_file = client.folder / "config"
@@ -76,8 +82,8 @@ def log_in(
     pinned.write_text(f"{service.key.public_line} signer-publishing\n")
     with Standin(service) as api:
         words = words or ("edge1", "true")
-        done = client.run(api.address, verb, *(["-F", str(config_file)] if verb == "ssh" else []), *words,
-                          SAFE_SESSION_PUBLISHERS_FILE=str(pinned))  # fmt: skip
+        words = ("-F", str(config_file), *words) if verb == "ssh" else words
+        done = client.run(api.address, verb, *words, SAFE_SESSION_PUBLISHERS_FILE=str(pinned), **more)
     assert client.left_behind() == []
     return done
 
@@ -176,6 +182,25 @@ def test_a_pair_of_files_that_was_replaced_meanwhile_is_fetched_again(
     old = iter([http(200, service.sign(list_of(version="6")))])
     service.change = lambda path, real: next(old, real) if path.endswith(".sig") else real
     assert log_in(client, service, sshd).returncode == 0
+
+
+def test_nothing_runs_if_the_ssh_that_it_starts_would_not_look_hosts_up(
+    client: Client, service: Publisher, sshd: Sshd
+) -> None:
+    spy = client.folder / "spy"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(
+        "import os\nmkdir = os.mkdir\n"
+        "def fail(path, mode=0o777):\n"
+        "    if path.endswith('/bin'): raise OSError(28, 'No space left on device')\n"
+        "    mkdir(path, mode)\n"
+        "os.mkdir = fail\n"
+    )
+    path = f"{spy}:{client.environment('')['PYTHONPATH']}"
+    mark = client.folder / "ran"
+    done = log_in(client, service, sshd, "--", "touch", str(mark), verb="exec", PYTHONPATH=path)
+    assert (done.returncode, mark.exists()) == (69, False)
+    assert "cannot put a script for ssh into" in done.stderr
 
 
 def test_ten_thousand_hosts_are_no_burden(client: Client, service: Publisher, sshd: Sshd) -> None:

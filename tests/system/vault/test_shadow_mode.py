@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from signer.protocol import replies
 from tests.parts import missing
+from tests.parts.builders import rotations
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 from tests.parts.openbao import OpenBao
@@ -157,7 +158,7 @@ def test_check_looks_at_both_and_sighup_takes_another_key_to_compare_with(
         return service.ask("GET", "/readyz").json()["local_ca_fingerprint"]
 
     eventually(lambda: compared() == service.ca.fingerprint, "the new key is compared with")
-    assert events(service, "ca.rotated") == [{"from": old.fingerprint, "to": service.ca.fingerprint}]
+    assert rotations(events(service, "ca.rotated")) == [{"from": old.fingerprint, "to": service.ca.fingerprint}]
     answer = service.sign(keyring("ed25519", "user").public_line)
     assert answer.status == 201, answer.body
     assert answer.json()["ca_fingerprint"] == service.ask("GET", "/readyz").json()["ca_fingerprint"]

@@ -9,7 +9,17 @@ import pytest
 
 from signer.errors import BadFile, SignerError
 from signer.model import Filter
-from signer.protocol.commands import Explain, Freeze, ListCertificates, ListFreezes, ListRoles, ShowHead, Sign, Unfreeze
+from signer.protocol.commands import (
+    Explain,
+    Freeze,
+    ListCertificates,
+    ListEntries,
+    ListFreezes,
+    ListRoles,
+    ShowHead,
+    Sign,
+    Unfreeze,
+)
 from signer.ssh.certificate import decode_certificate
 from signer.units import timestamp
 from tests.parts import builders
@@ -259,6 +269,7 @@ def test_others_certificates_are_seen_only_with_the_right_to_read_the_ledger() -
     other = ListCertificates(caller(), Filter(identity="operator"), active=False)
     assert code_of(bench.ask(other)[0]) == "not_permitted"
     assert code_of(bench.ask(ShowHead(caller()))[0]) == "not_permitted"
+    assert code_of(bench.ask(ListEntries(caller(), 0, 200))[0]) == "not_permitted"
 
 
 def test_a_core_whose_ledger_cannot_be_read_does_not_begin() -> None:

@@ -32,7 +32,7 @@ from signer.signing import CertifyInPool
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.vault.parity import Difference, compare_certificates
 from tests.parts import builders, vault_episodes
-from tests.parts.builders import NOW, MemoryStore, PretendKey
+from tests.parts.builders import NOW, MemoryStore, PretendKey, rotations
 from tests.parts.episodes import Memory
 from tests.parts.keys import KeyRing
 from tests.parts.vault_episodes import CA, DOWN, VaultEpisode, backend, code, made
@@ -208,7 +208,7 @@ def test_only_the_public_half_of_a_key_is_kept_at_the_start_and_after_another_ca
     assert bench.core.use_key(new) is None
     assert type(bench.compared_with) is PublicKey
     assert bench.compared_with.fingerprint == new.fingerprint
-    assert bench.store.bodies("ca.rotated") == [{"from": OURS.fingerprint, "to": new.fingerprint}]
+    assert rotations(bench.store.bodies("ca.rotated")) == [{"from": OURS.fingerprint, "to": new.fingerprint}]
     bench.login()
     assert new.signed == []
     assert decode_certificate(builders.certificate_of(bench.login()))[0].ca_key == CA.blob

@@ -56,6 +56,7 @@ def test_what_it_writes_for_a_host_is_what_a_start_needs(tmp_path: Path) -> None
     assert policy.identities["alice"].roles == {"deploy"}
     client = settings_of(folder / "client")
     assert client["SAFE_SESSION_TOKEN_FILE"] == str(folder / "alice.token")
+    assert "SAFE_SESSION_PUBLISHERS_FILE" not in client, "the key is made when the service starts"
     checked = run("policy", "check", str(folder / "policy.toml"))
     assert (checked.status, checked.err) == (0, "")
 

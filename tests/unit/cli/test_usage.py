@@ -105,7 +105,7 @@ CASES = (
     ),
     (
         "identity add ci --kind agent --may everything",
-        '--may: "everything" is not one of approve, freeze, hosts, ledger.read, operate',
+        '--may: "everything" is not one of approve, freeze, hosts, ledger.read, operate, revoke',
         "see `signer identity add --help`",
     ),
     ("role add x", "missing: --principal", "see `signer role add --help`"),

@@ -44,7 +44,7 @@ def test_the_standard_policy_is_read() -> None:
     assert read.ca.fingerprint == builders.PretendKey().fingerprint
     role = read.roles["llmops"]
     assert (role.default_ttl, role.max_ttl, role.rsa_min_bits) == (900, 1800, 3072)
-    assert read.identities["operator"].may == {"approve", "freeze", "hosts", "ledger.read", "operate"}
+    assert read.identities["operator"].may == {"approve", "freeze", "hosts", "ledger.read", "operate", "revoke"}
     assert read.identities["stranger"].roles == frozenset()
 
 
@@ -202,7 +202,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
     )
     found = problems(text)
     lines = [int(problem.split()[1]) for problem in found]
-    assert len(found) == 7
+    assert len(found) == 8
     assert lines == sorted(lines)
 
 

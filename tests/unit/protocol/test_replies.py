@@ -115,6 +115,7 @@ def test_a_reply_cannot_be_changed_or_made_with_the_wrong_types() -> None:
 def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
     shapes = {value for value in vars(replies).values() if isinstance(value, type) and issubclass(value, Reply)}
     parts = {replies.Rule, replies.CertificateRow, replies.OperationRow, replies.FreezeRow, replies.Extensions}
+    parts |= {replies.RevocationRow, replies.HitRow, replies.HitCount}
     parts |= {replies.LedgerState, replies.LiveCertificates, replies.TokenEnd}
     parts |= {replies.Binding, replies.FrozenFields, replies.WaiverTerms, replies.ApprovalRow, replies.Denial}
     parts |= {replies.HostKeyRow, replies.HostRow, replies.ListStatus}

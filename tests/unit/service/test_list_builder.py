@@ -15,10 +15,13 @@ import pytest
 
 from signer.errors import SignerError, Unavailable
 from signer.ledger.store import Ledger
+from signer.model import Event
 from signer.service import list_builder
 from signer.service.list_builder import Built, ListBuilder, build
 from signer.ssh.krl import ANY_CA, RevocationList, RevokedCertificates, decode_krl
 from tests.parts import missing
+from tests.parts.builders import NOW
+from tests.parts.events import issued
 
 pytestmark = [
     pytest.mark.unix_socket,
@@ -120,15 +123,22 @@ def result_of(builder: ListBuilder, selector: selectors.BaseSelector) -> Built |
 
 
 def test_the_process_builds_from_the_ledger(tmp_path: Path, selector: selectors.BaseSelector) -> None:
-    with closing(Ledger(tmp_path)):
-        builder = ListBuilder(tmp_path, tmp_path / "krl", selector)
-        result = result_of(builder, selector)
-    assert isinstance(result, Built), result
-    assert decode_krl((tmp_path / "krl").read_bytes()).version == result.version == 0
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.connection()
+        result = result_of(ListBuilder(tmp_path, tmp_path / "krl", selector), selector)
+        assert isinstance(result, Built), result
+        assert decode_krl((tmp_path / "krl").read_bytes()).version == result.version == 0
+        revoked: dict[str, object] = {"by": "serial", "first": "2", "last": "9", "reason": "x"}
+        ledger.commit([issued(1), issued(2), Event("certificates.revoked", "operator", revoked), issued(3)], NOW * 1000)
+        result = result_of(ListBuilder(tmp_path, tmp_path / "krl", selector), selector)
+    assert result == Built(3, sha256((tmp_path / "krl").read_bytes()).hexdigest(), NOW + 900)
+    listed = decode_krl((tmp_path / "krl").read_bytes())
+    assert [one.ranges for one in listed.certificates.values()] == [((2, 2),)]
 
 
 def test_what_the_process_meets_is_the_result(tmp_path: Path, selector: selectors.BaseSelector) -> None:
-    with closing(Ledger(tmp_path)):
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.connection()
         result = result_of(ListBuilder(tmp_path, tmp_path / "no" / "krl", selector), selector)
     assert isinstance(result, Unavailable)
     assert result.code == "list_not_written"

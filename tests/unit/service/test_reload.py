@@ -28,7 +28,7 @@ from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import fingerprint_of, parse_public_key
 from tests.parts import builders, missing
 from tests.parts.agents import FakeAgent
-from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line
+from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line, rotations
 from tests.parts.eventually import eventually
 from tests.parts.fake_vault import ForeignCa
 from tests.parts.keys import Key, KeyRing, make_key, ssh_keygen
@@ -74,7 +74,7 @@ def test_the_next_certificate_is_signed_with_the_new_key_and_serials_go_on_risin
         bench.key.fingerprint,
         new.fingerprint,
     ]
-    assert bench.store.bodies("ca.rotated") == [{"from": bench.key.fingerprint, "to": new.fingerprint}]
+    assert rotations(bench.store.bodies("ca.rotated")) == [{"from": bench.key.fingerprint, "to": new.fingerprint}]
 
 
 @pytest.mark.parametrize("fail", ["before", "after", "read"])
@@ -106,7 +106,7 @@ def test_serials_rise_over_a_restart_with_the_new_key_and_the_change_is_recorded
     bench.key = PretendKey("new")
     bench.restart()
     bench.restart()
-    assert bench.store.bodies("ca.rotated") == [{"from": former.fingerprint, "to": bench.key.fingerprint}]
+    assert rotations(bench.store.bodies("ca.rotated")) == [{"from": former.fingerprint, "to": bench.key.fingerprint}]
     reply = bench.sign()
     assert (reply["serial"], ca_of(reply)) == ("2", bench.key.blob)
 
@@ -213,7 +213,7 @@ def test_the_next_key_is_taken_when_its_file_is_there(world: Reload) -> None:
     assert world.run() == (True, True)
     assert world.in_use() == "new"
     assert world.backend.public_key().fingerprint == world.new.fingerprint
-    assert world.store.bodies("ca.rotated") == [{"from": world.old.fingerprint, "to": world.new.fingerprint}]
+    assert rotations(world.store.bodies("ca.rotated")) == [{"from": world.old.fingerprint, "to": world.new.fingerprint}]
 
 
 def test_policy_and_key_may_change_together(world: Reload) -> None:
@@ -553,8 +553,8 @@ def test_the_next_key_of_an_agent_is_taken_only_once_it_is_pinned(agents: AgentR
     agents.say(agents.new, None, agents.old)
     assert agents.run() == (True, True)
     assert agents.in_use() == "new"
-    (body,) = agents.store.bodies("ca.rotated")
-    assert body == {"from": fingerprint_of(agents.old.blob), "to": fingerprint_of(agents.new.blob)}
+    changes = {"from": fingerprint_of(agents.old.blob), "to": fingerprint_of(agents.new.blob)}
+    assert rotations(agents.store.bodies("ca.rotated")) == [changes]
 
 
 @pytest.mark.unix_socket

@@ -1,0 +1,104 @@
+"""`signer revoke` and `signer revocations`: have every host refuse certificates or a key, and see what was revoked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from signer.cli import output
+from signer.cli.arguments import REASON, json_option
+from signer.cli.connection import connection_options, open_api
+from signer.cli.parser import verb
+from signer.cli.usage import UsageError
+from signer.errors import ApprovalRefused
+from signer.units import plain
+
+_WAYS = ("serial", "identity", "key", "since", "ca")
+
+
+@verb(
+    "revoke",
+    examples=[
+        'signer revoke --identity deploy-agent --reason "its laptop was stolen" --yes',
+        "signer revoke --serial 4711-4720 --reason INC-812",
+        "signer revoke --since 2027-01-15T08:00:00Z --reason INC-812",
+    ],
+)
+@click.option("--serial", metavar="N[-M]", help="this certificate, or a range of serials")
+@click.option("--identity", metavar="NAME", help="all certificates of an identity, which is also frozen")
+@click.option("--key", metavar="SHA256:…", help="a public key: all of its certificates, for ever")
+@click.option("--since", metavar="TIME", help="all certificates issued since then, such as 2027-01-15T08:00:00Z")
+@click.option("--ca", metavar="SHA256:…", help="a CA key: all certificates that it ever signed or will sign")
+@click.option("--reason", type=REASON, metavar="TEXT", required=True, help="for the ledger")
+@click.option("--yes", is_flag=True, help="revoke without asking")
+@connection_options
+@json_option
+def revoke(
+    *, reason: str, yes: bool, address: str | None, token_file: Path | None, as_json: bool, **ways: str | None
+) -> int:
+    """Has every host refuse certificates that were issued, with the next revocation list that it fetches. It
+    cannot be taken back. Shows first what it would hit. Needs a token with the right `revoke`, which no agent
+    has; --identity also needs `freeze`. Exit status 3 if you say no, or without a terminal and --yes."""
+    given = [(by, value) for by in _WAYS if (value := ways[by]) is not None]
+    if len(given) != 1:
+        flags = ", ".join(f"--{by}" for by in _WAYS)
+        raise UsageError(f"{len(given)} of {flags} are given", "give exactly one of them")
+    ((by, value),) = given
+    with open_api(address, token_file) as api:
+        preview = api.preview_revocation(by, value)
+        if not as_json:
+            _show_preview(by, value, preview)
+        if not yes:
+            _ask(by, value)
+        made = api.revoke({"by": by, "value": value, "reason": reason})
+    if as_json:
+        output.show_json({**made, "hit": preview})
+        return 0
+    frozen = f", and identity:{value} is frozen" if made.get("frozen") else ""
+    output.show(plain(f"revoked by {by} {value}: list version {made.get('seq')}{frozen}"))
+    output.note("hosts refuse with the list that they fetch next; `signer hosts seen` shows which have it")
+    return 0
+
+
+def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:
+    output.note(plain(f"{by} {value} hits {output.count(preview['certificates'], 'valid certificate')}"))
+    for title, name in (("of", "identities"), ("for", "principals")):
+        if found := preview[name]:
+            names = ", ".join(f"{row['name']} ({row['certificates']})" for row in found)
+            output.note_bare(plain(f"  {title} {names}"))
+    for row in preview["newest"]:
+        facts = f"{row['serial']}  {row['identity']}  {','.join(row['principals'])}  until {row['valid_before']}"
+        output.note_bare(plain(f"  serial {facts}"))
+
+
+def _ask(by: str, value: str) -> None:
+    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise ApprovalRefused(
+            "not_approved", "nothing is revoked: there is no terminal to ask at", "add --yes to revoke unasked"
+        )
+    if output.ask(f"revoke {by} {plain(value)}? it cannot be taken back; yes or no", "no") != "yes":
+        raise ApprovalRefused("not_approved", "nothing is revoked", "nothing was sent")
+
+
+@verb("revocations", examples=["signer revocations", "signer revocations --json | jq -r '.revocations[].value'"])
+@connection_options
+@json_option
+def revocations(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+    """Shows all revocations, newest first, also of certificates that have expired since and are on no list any
+    more. Needs the right `revoke` or `ledger.read`."""
+    with open_api(address, token_file) as api:
+        found = list(api.revocations())
+    if as_json:
+        output.show_json({"revocations": found})
+    elif found:
+        titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
+        cells = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
+        output.show_table([titles, *cells])
+    else:
+        output.note("nothing was revoked")
+    return 0
