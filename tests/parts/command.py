@@ -31,6 +31,7 @@ from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
+from tests.parts.witnessed import fill_state
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 POLICY = """\
@@ -216,7 +217,8 @@ class World:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
-        `keeper_replies`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they
+        `keeper_replies`), evidence (a run, sealed and recorded), witness (see
+        `fill_state`). <dir>, <ca>, <ca-key> and <owner> stand for what they
         name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
@@ -248,6 +250,8 @@ class World:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
+            case ["witness"]:
+                fill_state(self.folder / "witness")
             case ["sql", statement]:
                 tamper(self.folder / "data", statement)
             case _:
