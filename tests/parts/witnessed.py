@@ -1,100 +1,81 @@
-"""A log with a key and entries of its own, and the requests that it sends to a witness."""
+"""A ledger with a key for checkpoints, and a checkpoint of it that a witness has cosigned."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+import json
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from signer.ledger.checkpoint import (
-    COSIGNATURE_KIND,
-    NOTE_KIND,
-    Checkpoint,
-    Note,
-    VerifierKey,
-    encode_base64,
-    sign_note,
-)
-from signer.ledger.tree import CompactRange, complete_root, consistency_proof, leaf_hash
-from signer.witness.state import State, claim_state, group_logs
-from signer.witness.witness import Witness
+from signer.ca.key import ServiceKey
+from signer.ledger.audit import export
+from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, Checkpoint, Note, VerifierKey, cosign, sign_note
+from signer.ledger.origin import origins
+from signer.ledger.reader import LedgerReader
+from signer.ledger.schema import FILE_NAME, VIEWS_NAME
+from signer.ledger.store import Ledger
+from signer.model import Event
+
+COSIGNED_AT = 1_740_000_600
 
 
-def private_key(name: str) -> Ed25519PrivateKey:
-    """The same key for the same name."""
-    return Ed25519PrivateKey.from_private_bytes(sha256(name.encode()).digest())
+def made_key(name: str) -> ServiceKey:
+    """A key that is the same in every run."""
+    return ServiceKey(
+        Ed25519PrivateKey.from_private_bytes(sha256(name.encode()).digest()), f"signer-{name}", is_new=False
+    )
 
 
-def witness_key(name: str) -> tuple[Ed25519PrivateKey, VerifierKey]:
-    """A witness's key, and the line that it is known by."""
-    key = private_key(name)
-    return key, VerifierKey(name, COSIGNATURE_KIND, key.public_key().public_bytes_raw())
+LOG, WITNESS = made_key("ledger"), made_key("witness")
+WITNESS_KEY = VerifierKey("witness.example.org", COSIGNATURE_KIND, WITNESS.raw_public)
 
 
-@dataclass
-class SmallLog:
-    """A log of at most some hundred entries; `fork_at` is the first entry that differs from those of other logs."""
-
-    origin: str = "log.example/ledger"
-    key_name: str = "log.example/ledger"
-    fork_at: int | None = None
-    word: str = "fork"
-    extensions: tuple[str, ...] = ()
-    key: Ed25519PrivateKey = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = private_key(self.key_name)
-
-    @property
-    def vkey(self) -> VerifierKey:
-        return VerifierKey(self.key_name, NOTE_KIND, self.key.public_key().public_bytes_raw())
-
-    def _leaf(self, index: int) -> bytes:
-        is_other = self.fork_at is not None and index >= self.fork_at
-        return f"{self.word if is_other else 'entry'} {index}".encode()
-
-    def _node(self, level: int, index: int) -> bytes:
-        first, last = index << level, (index + 1) << level
-        return complete_root([leaf_hash(self._leaf(one)) for one in range(first, last)])
-
-    def checkpoint(self, size: int) -> Checkpoint:
-        grown = CompactRange()
-        for index in range(size):
-            grown.append(self._leaf(index))
-        return Checkpoint(self.origin, size, grown.root(), self.extensions)
-
-    def note(self, size: int) -> Note:
-        """The signed checkpoint of the first `size` entries."""
-        text = self.checkpoint(size).text
-        return Note(text, (sign_note(text, self.vkey, self.key.sign),))
-
-    def proof(self, old: int, new: int) -> list[bytes]:
-        return consistency_proof(old, new, self._node) if 0 < old < new else []
-
-    def request(self, old: int, new: int, *, proof: list[bytes] | None = None) -> bytes:
-        """The body of `POST /add-checkpoint`."""
-        return render_request(old, self.proof(old, new) if proof is None else proof, self.note(new))
+def record_key(ledger: Ledger, key: ServiceKey = LOG, time_ms: int = 1_740_000_500_000) -> None:
+    ledger.commit([Event("ledger.key", "keeper", {"public_key": key.line})], time_ms)
 
 
-def render_request(old: int, proof: list[bytes], note: Note) -> bytes:
-    """A request's body from its three parts."""
-    lines = [f"old {old}", *map(encode_base64, proof), ""]
-    return "".join(f"{line}\n" for line in lines).encode() + note.render()
+def checkpoint_of(
+    ledger: Ledger, setting: str | None = None, key: ServiceKey = LOG, at: int | None = COSIGNED_AT
+) -> bytes:
+    """A checkpoint of all events, signed by the ledger's key, and cosigned at a time in seconds."""
+    ledger.fold_all()
+    head = ledger.folded_tree()
+    assert head is not None
+    checkpoint = Checkpoint(origins(ledger, setting)[-1], *head)
+    text = checkpoint.text
+    lines = [sign_note(text, VerifierKey(checkpoint.origin, NOTE_KIND, key.raw_public), key.sign)]
+    if at is not None:
+        lines.append(cosign(text, at, WITNESS_KEY, WITNESS.sign))
+    return Note(text, tuple(lines)).render()
 
 
-def fill_state(folder: Path) -> None:
-    """The state of a witness that cosigned five entries of a log in 2025, and refused two checkpoints after that."""
-    log, rewritten = SmallLog(), SmallLog(fork_at=3)
-    key, own = witness_key("witness.example")
-    os.close(claim_state(folder))
-    text = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    (folder / "witness.key").write_bytes(text)
-    (folder / "witness.key").chmod(0o600)
-    known = group_logs([(log.origin, log.vkey)])
-    witness = Witness(State(folder, known, own), known, own, key.sign, clock=lambda: 1_740_000_000)
-    for body in (log.request(0, 5), rewritten.request(5, 5), rewritten.request(5, 8)):
-        witness.answer("POST", "/add-checkpoint", body)
+def play_witnessed(folder: Path, word: str) -> None:
+    """Records the key in the ledger of `folder`/data, and writes `checkpoint` and, of another ledger, `foreign`; or, if
+    `word` is `rewritten`, gives the ledger another history."""
+    if word == "rewritten":
+        rewrite(folder / "data", {6: {"reason": "nothing"}})
+        return
+    with closing(Ledger(folder / "data")) as ledger:
+        record_key(ledger)
+        (folder / "checkpoint").write_bytes(checkpoint_of(ledger))
+        (folder / "foreign").write_bytes(checkpoint_of(ledger, "other.example.org/ledger"))
+
+
+def rewrite(data: Path, forge: dict[int, dict[str, object]], *, keep: int | None = None) -> None:
+    """Replaces the ledger by another with valid hashes, as root can: events `forge` get these fields in their bodies,
+    and only the first `keep` stay."""
+    with closing(LedgerReader(data)) as reader:
+        entries = list(export(reader))[:keep]
+    new = data / "new"
+    new.mkdir(mode=0o700)
+    with closing(Ledger(new)) as ledger:
+        for entry in entries:
+            body = {**json.loads(entry.body), **forge.get(entry.seq, {})}
+            ledger.commit([Event(entry.kind, entry.actor, body)], entry.time_ms)
+        ledger.fold_all()
+    for name in (FILE_NAME, VIEWS_NAME):
+        for part in (name, f"{name}-wal", f"{name}-shm"):
+            (data / part).unlink(missing_ok=True)
+        (new / name).rename(data / name)

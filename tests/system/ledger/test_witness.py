@@ -17,7 +17,7 @@ from signer.witness.server import MAX_BODY, MAX_CONNECTIONS, MAX_OF_ADDRESS
 from signer.witness.state import hash_origin
 from tests.parts import ports
 from tests.parts.service import ROOT
-from tests.parts.witnessed import SmallLog
+from tests.parts.small_log import SmallLog
 
 LOG = SmallLog()
 NAME = "witness.example"

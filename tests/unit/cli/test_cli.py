@@ -119,7 +119,9 @@ def test_the_text_holds_no_fact_that_json_lacks(world: World, words: str) -> Non
         return  # reads a followed copy, a host's log or the state of a witness
     if words == "reload":
         world.prepare(["launcher", "changed"])
-    if words in ("whoami", "hosts key"):
+    if words == "ledger key":
+        world.prepare(["witnessed"])
+    if words in ("whoami", "hosts key", "ledger checkpoint"):
         world.prepare(["keeper"])
         world.prepare(["set", "SAFE_SESSION_TOKEN_FILE", f"{world.folder}/operator.token"])
     text, as_json = run(*words.split()), run(*words.split(), "--json")

@@ -26,7 +26,7 @@ from signer.witness.state import (
     list_states,
 )
 from signer.witness.witness import CLOCK_STEP, SAME_ANSWER, SIZE_TYPE, Witness
-from tests.parts.witnessed import SmallLog, private_key, render_request, witness_key
+from tests.parts.small_log import SmallLog, private_key, render_request, witness_key
 
 NAME = "witness.example/w1"
 NOW = 1_790_000_000
