@@ -214,7 +214,7 @@ class World:
         # Tests run at once and name the same compose file, which stands for a host's one platform.
         environ.setattr("signer.files.own_lock_folder", lambda: locks)
 
-    def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
+    def prepare(self, words: Sequence[str]) -> None:  # noqa: C901, PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
