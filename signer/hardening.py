@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pwd
 import resource
@@ -32,6 +33,14 @@ def forbid_dumps() -> None:
 def die_with_parent(number: int = signal.SIGTERM) -> None:
     """Has the kernel send this process the signal when its parent ends for any reason."""
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def release_memory() -> None:
+    """Gives memory that the start used back to the kernel, where the C library can do that (malloc_trim(3))."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def take_descriptors() -> None:

@@ -251,13 +251,14 @@ def _owner(text: str) -> str:
 
 
 def _listen(text: str) -> tuple[Listen, ...]:
-    listens = tuple(_one_listen(part.strip()) for part in text.split(","))
+    listens = tuple(parse_listen(part.strip()) for part in text.split(","))
     if len(set(listens)) < len(listens):
         raise ValueError("an address is listed twice")
     return listens
 
 
-def _one_listen(text: str) -> Listen:
+def parse_listen(text: str) -> Listen:
+    """One address of SIGNER_LISTEN; raises `ValueError`."""
     if text.startswith("unix:"):
         return Listen(_absolute(text.removeprefix("unix:")), "", 0)
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)

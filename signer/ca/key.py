@@ -55,6 +55,7 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
     "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
 }
 NEW_KINDS: Final = tuple(_GENERATORS)
+_SELF_TEST: Final = b"signer self-test"
 _OPENSSH: Final = "OPENSSH PRIVATE KEY"
 _ARMOUR: Final = (f"-----BEGIN {_OPENSSH}-----", f"-----END {_OPENSSH}-----")  # PROTOCOL.key
 _MAGIC: Final = b"openssh-key-v1\0"  # PROTOCOL.key section 1
@@ -106,8 +107,7 @@ class CaKey:
 
     def self_test(self) -> None:
         """Signs and verifies once; raises `BadKeyFile` if private and public half do not match."""
-        data = b"signer self-test"
-        key = self._key
+        data, key = _SELF_TEST, self._key
         try:
             if isinstance(key, Ed25519PrivateKey):
                 key.public_key().verify(key.sign(data), data)
@@ -536,11 +536,12 @@ class ServiceKey:
         self.is_new = is_new
         self.line = f"{line} {comment}"
         self.raw_public = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.fingerprint = fingerprint_of(parse_public_key(line).blob)
+        self.fingerprint = fingerprint_of(string(b"ssh-ed25519") + string(self.raw_public))  # RFC 8709 section 4
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """The key in `path`, an OpenSSH private key without passphrase; makes one if there is no such file.
+    def open(cls, path: Path, place: str = "SIGNER_DATA_DIR") -> Self:
+        """The key in `path`, an OpenSSH private key without passphrase; makes one if there is no such file. `place` is
+        what hints call its directory.
 
         The file must belong to this process's user, be a regular file with one link and mode 0400 or 0600. A new one is
         complete and on the disk before it gets its name, so that an interrupted start leaves either no file or a
@@ -553,9 +554,9 @@ class ServiceKey:
             raise Unavailable(
                 "service_key_not_written",
                 f"{path.name} cannot be written: {error.strerror}",
-                write_hint(error, "SIGNER_DATA_DIR"),
+                write_hint(error, place),
             ) from None
-        return cls(_read_service_key(path), f"signer-{path.stem}", is_new=is_new)
+        return cls(_read_service_key(path, place), f"signer-{path.stem}", is_new=is_new)
 
     def __repr__(self) -> str:
         return f"ServiceKey({self.fingerprint})"
@@ -586,16 +587,16 @@ def _make_service_key(path: Path) -> bool:
     return True
 
 
-def _read_service_key(path: Path) -> Ed25519PrivateKey:
+def _read_service_key(path: Path, place: str) -> Ed25519PrivateKey:
     """The checked key in `path`; raises `BadKeyFile`."""
     try:
         descriptor = open_unread(path)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _not_a_service_key_file(path) from None
+            raise _not_a_service_key_file(path, place) from None
         raise _service_key_unreadable(path, error) from None
     try:
-        _check_service_key_file(path, os.fstat(descriptor))
+        _check_service_key_file(path, place, os.fstat(descriptor))
         data = os.read(descriptor, MAX_KEY_FILE + 1)
     except OSError as error:
         raise _service_key_unreadable(path, error) from None
@@ -603,8 +604,9 @@ def _read_service_key(path: Path) -> Ed25519PrivateKey:
         os.close(descriptor)
     try:
         key = _parse(data)
-        CaKey(key).self_test()
-    except BadKeyFile:  # its sentences are about the CA key
+        if isinstance(key, Ed25519PrivateKey):
+            key.public_key().verify(key.sign(_SELF_TEST), _SELF_TEST)
+    except (BadKeyFile, InvalidSignature):  # the sentences of `BadKeyFile` are about the CA key
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise BadKeyFile(
@@ -616,10 +618,10 @@ def _read_service_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def _check_service_key_file(path: Path, facts: os.stat_result) -> None:
+def _check_service_key_file(path: Path, place: str, facts: os.stat_result) -> None:
     """Raises `BadKeyFile` unless this user alone can use the file."""
     if not stat.S_ISREG(facts.st_mode):
-        raise _not_a_service_key_file(path)
+        raise _not_a_service_key_file(path, place)
     mode = stat.S_IMODE(facts.st_mode)
     if facts.st_uid != os.geteuid() or facts.st_nlink != 1 or mode not in (0o400, 0o600):
         raise BadKeyFile(
@@ -629,11 +631,11 @@ def _check_service_key_file(path: Path, facts: os.stat_result) -> None:
         )
 
 
-def _not_a_service_key_file(path: Path) -> BadKeyFile:
+def _not_a_service_key_file(path: Path, place: str) -> BadKeyFile:
     return BadKeyFile(
         "service_key_not_a_regular_file",
         f"{path.name} is a link, a directory or a device",
-        "put the key file itself into SIGNER_DATA_DIR",
+        f"put the key file itself into {place}",
     )
 
 

@@ -31,6 +31,7 @@ from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
+from tests.parts.small_log import fill_state
 from tests.parts.witnessed import play_witnessed
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
@@ -213,12 +214,12 @@ class World:
         # Tests run at once and name the same compose file, which stands for a host's one platform.
         environ.setattr("signer.files.own_lock_folder", lambda: locks)
 
-    def prepare(self, words: Sequence[str]) -> None:  # noqa: PLR0912 - one branch for each word
+    def prepare(self, words: Sequence[str]) -> None:  # noqa: C901, PLR0912 - one branch for each word
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
-        `keeper_replies`), witnessed or rewritten (see `witnessed`), evidence (a run, sealed and recorded). <dir>, <ca>,
-        <ca-key> and <owner> stand for what they name."""
+        `keeper_replies`), witnessed or rewritten (see `witnessed`), witness (see `fill_state`), evidence (a run, sealed
+        and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -251,6 +252,8 @@ class World:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
+            case ["witness"]:
+                fill_state(self.folder / "witness")
             case ["sql", statement]:
                 tamper(self.folder / "data", statement)
             case _:
