@@ -309,7 +309,7 @@ class World:
         text = re.sub(r"\b20(2[6-9]|[3-8]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
         text = re.sub(r"\b(\d+:)[0-9a-f]{64} <time>", r"\1<hash> <time>", text)  # the head of a restored ledger
         text = re.sub(r'("hash": ")[0-9a-f]{64}(", "time": "<time>")', r"\1<hash>\2", text)  # and of a followed one
-        text = re.sub(r"ledger\.replaced-\S+Z", "ledger.replaced-<time>", text)
+        text = re.sub(r"ledger\.replaced-\S+Z(-\d+)?", "ledger.replaced-<time>", text)  # a second one
         text = re.sub(r'(since <time> \(|"age": ")\d+[ms]', r"\1<n>s", text)
         return re.sub(r"\b\d+ days", "<n> days", text)
 
