@@ -28,6 +28,7 @@ SETTINGS: Final = (
     ("SIGNER_CA_KEY_OWNER", "root:root", "the `user:group` that must own the CA key file"),
     ("SIGNER_CA_AGENT_SOCKET", "/run/signer-agent/agent.sock", "the socket of that ssh-agent"),
     ("SIGNER_DATA_DIR", "/var/lib/signer", "where the ledger lives"),
+    ("SIGNER_LEDGER_ORIGIN", "", "name of the ledger for witnesses; by default one made from its first event"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
     ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port`, `unix:/path` of the API"),
     ("SIGNER_SOCKET_GROUP", "", "group that may connect to unix sockets of the API, besides their owner"),
@@ -63,6 +64,8 @@ FINGERPRINT_SETTING: Final = ("SIGNER_CA_FINGERPRINT", "", "fingerprint that a r
 SHORTEST_PREFIX: Final = 7  # of a network of proxies: fc00::/7 and 10.0.0.0/8 are the largest private ones
 MAX_WORKERS: Final = 32
 MAX_THREADS: Final = 256
+MAX_ORIGIN: Final = 200  # characters; a name in a signed note has 255 bytes, and a restored ledger needs some of them
+_ORIGIN: Final = re.compile(rf"[!-*,-~]{{1,{MAX_ORIGIN}}}", re.ASCII)
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?", re.ASCII)
 
 
@@ -110,6 +113,7 @@ class Settings:
     ca_key_owner: str
     ca_agent_socket: Path
     data_dir: Path
+    ledger_origin: str | None
     run_dir: Path
     listen: tuple[Listen, ...]
     socket_group: str | None
@@ -312,6 +316,12 @@ def _users(text: str) -> frozenset[int]:
     return frozenset(ids)
 
 
+def _origin(text: str) -> str | None:
+    if text and _ORIGIN.fullmatch(text) is None:
+        raise ValueError(f"{text[:80]!a} is not 1 to {MAX_ORIGIN} printable ASCII characters without spaces and +")
+    return text or None
+
+
 def _optional_text(text: str) -> str | None:
     return text or None
 
@@ -324,6 +334,7 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "ca_key_owner": _owner,
     "ca_agent_socket": _socket_path,
     "data_dir": _absolute,
+    "ledger_origin": _origin,
     "run_dir": _absolute,
     "listen": _listen,
     "socket_group": _optional_text,

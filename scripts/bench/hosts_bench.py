@@ -9,20 +9,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from scripts.bench.figures import Target, render_number, render_table, render_targets
 from scripts.bench.load import BadRun
 from scripts.bench.machine import cpu_seconds, describe_machine, process_tree, render_machine
 from scripts.bench.options import read_hosts_options
-from scripts.bench.sides import new_service
 from scripts.bench.terminal import show_progress
 from tests.parts import ports
 from tests.parts.eventually import eventually
 from tests.parts.keys import make_key
+from tests.parts.service import STANDARD_POLICY, Service
 
 FILES: Final = ("krl.statement", "krl.statement.sig", "krl", "krl.sig")  # in the order of the host kit
 MOST: Final = 0.02  # of a core
+REVOCATIONS: Final = 10
+PUBLISHED_WITHIN: Final = 2.0  # seconds; a host that polls refuses after its interval and that
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
@@ -67,7 +70,8 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="hosts-") as place:
             ca = make_key(Path(place), "ed25519", "ca")
-            with new_service(Path(place) / "service", ca) as service:
+            policy = STANDARD_POLICY.replace('may = ["approve", ', 'may = ["approve", "revoke", ')
+            with Service(Path(place) / "service", ca, policy) as service:
                 eventually(lambda: service.ask("GET", "/api/krl").status == 200, "a list is published")
                 etag = service.ask("GET", "/api/krl").headers["etag"]
                 show_progress("nobody asks")
@@ -79,6 +83,8 @@ def main() -> int:
                     lambda: found.append(asyncio.run(poll_all(service.port, asked.hosts, asked.seconds, etag))),
                 )
                 ((polls, unchanged),) = found
+                show_progress("revocations")
+                delays = [seconds_to_publish(service, serial) for serial in range(1, REVOCATIONS + 1)]
                 seen = len(service.ask("GET", "/api/hosts", identity="operator").json()["hosts"])
     except BadRun as error:
         print(f"scripts/bench/hosts: error: {error}", file=sys.stderr)
@@ -87,8 +93,25 @@ def main() -> int:
     row = [str(asked.hosts), str(polls), str(unchanged), str(seen), render_number((busy - idle) / polls * 1e6)]
     head = ["hosts", "polls", "of them 304", "hosts seen", "CPU µs per poll", "% of a core, idle", "% of a core, polls"]
     print(render_table(head, [[*row, render_number(idle / asked.seconds * 100), render_number(share * 100)]]))
-    print(render_targets([Target(f"share of a core for {asked.hosts} hosts", share, "at most", MOST)]))
+    targets = [
+        Target(f"share of a core for {asked.hosts} hosts", share, "at most", MOST),
+        Target("seconds from revoke until hosts can fetch it, the slowest", max(delays), "at most", PUBLISHED_WITHIN),
+    ]
+    print(f"from revoke until hosts can fetch it: median {median(delays):.2f} s of {len(delays)}")
+    print(render_targets(targets))
     return 0
+
+
+def seconds_to_publish(service: Service, serial: int) -> float:
+    """Revokes a serial; how long it takes until the list with it is there."""
+    before = service.ask("GET", "/api/krl").headers["etag"]
+    body = {"by": "serial", "value": str(serial), "reason": "benchmark"}
+    started = time.monotonic()
+    answer = service.ask("POST", "/api/revocations", body, identity="operator")
+    if answer.status != 201:
+        raise BadRun(f"the revocation answers {answer.status}")
+    eventually(lambda: service.ask("GET", "/api/krl").headers["etag"] != before, "the next list is published")
+    return time.monotonic() - started
 
 
 def spent(pid: int, what: Callable[[], object]) -> float:

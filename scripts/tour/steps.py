@@ -118,6 +118,8 @@ STEPS: Final = (
     Step(
         "Prove that nothing was changed or cut off since",
         "signer ledger verify --head \"$(cut -d' ' -f1 head)\"",
-        r"intact",
+        r"intact.* goes on from the saved head",
     ),
+    Step("Back up the ledger while it is in use", "signer ledger backup copy", r"verified \d+ events"),
+    Step("See when the last backup was", "signer status", r"backed up +up to event \d+", lines=30),
 )

@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import host_keys, hosts, native, requests, revocations
+from signer.api import checkpoints, host_keys, hosts, native, requests, revocations
 from signer.api.published import PublishedFiles
 from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
@@ -34,6 +34,7 @@ def make_flask(
     flask.before_request(_refuse_large_body)
     flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
     native.register(flask, keeper, settings)
+    checkpoints.register(flask, keeper)
     host_keys.register(flask, keeper, settings)
     hosts.register(flask, keeper, settings, published or PublishedFiles(settings.published))
     requests.register(flask, keeper, settings)

@@ -41,6 +41,7 @@ from signer.settings import Settings
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
+WHOLE: Final = ("limit", "from", "to")  # parameters that are whole numbers
 ENTRY_FILTERS: Final = ("after", "limit")
 
 
@@ -207,7 +208,7 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             if value not in ("true", "false"):
                 raise bad_query("active must be true or false", "correct active")
             fields[name] = value == "true"
-        elif name == "limit" or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
+        elif name in WHOLE or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
             # `before` of requests is an id, and `after` of host keys a name
             fields[name] = _whole(name, value)
         elif name == "wait":

@@ -73,6 +73,10 @@ _LIST: Final = (
     Query("before", "`before` of the previous page", _SEQ),
     Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
 )
+_PROOF: Final = (
+    Query("from", "number of events of the older checkpoint", _SEQ),
+    Query("to", "number of events of the newer one", _SEQ),
+)
 _STATES: Final = {"type": "string", "enum": list(REQUEST_STATES)}
 _REQUESTS: Final = (
     Query("state", "in this state now", _STATES),
@@ -118,6 +122,14 @@ ROUTES: Final = (
         replies.CertificateDetails, faults=(400, 401, 404, 503),
     ),
     Route("GET", "/api/ledger/head", "The newest entry of the ledger", replies.Recorded),
+    Route(
+        "GET", "/api/ledger/checkpoint", "The newest checkpoint of the ledger: a signed note, c2sp.org/tlog-checkpoint",
+        "text/plain", faults=(503,), is_open=True,
+    ),
+    Route(
+        "GET", "/api/ledger/proof", "Prove that the ledger of one size begins with that of a smaller one",
+        replies.ConsistencyProof, faults=(400, 403, 404, 503), queries=_PROOF, is_open=True,
+    ),
     Route(
         "GET", "/api/ledger/entries", "All events of the ledger in their order, page by page, for a copy of it",
         replies.LedgerPage, faults=(400, 401, 403, 503), queries=_ENTRIES,

@@ -1,7 +1,8 @@
 """Revocation: who may revoke what, what the core keeps in memory of it, and the list that hosts get. Pure.
 
-The list is a function of the events alone. Its version is the `seq` of the newest event that it reflects, and its date
-and its "now" are that event's time: each keeper, restart and restored copy makes the same bytes of the same version.
+The list is a function of the events alone. Its version is the `seq` of the newest event that it reflects (after a
+restore more, see `ledger/revoked.py`), and its date and its "now" are that event's time: each keeper, restart and
+restored copy makes the same bytes of the same version.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from signer.ledger.revoked import (
     EventReader,
     Revocations,
     find_hits,
+    offset_after,
     revocation_body,
 )
 from signer.model import Entry, Event, Finding, Identity, Revocation, hide_tokens
@@ -87,6 +89,7 @@ class RevokedState:
 
     def __init__(self, revoked: Revocations) -> None:
         self.version, self.version_at = revoked.version, revoked.at
+        self._offset = revoked.offset
         self.keys, self.cas = set(revoked.keys), set(revoked.cas)
         self.known_cas = revoked.known_cas | set(revoked.ca_keys)
         self._recent = deque(one.at for one in revoked.certificates)
@@ -95,7 +98,9 @@ class RevokedState:
         """Takes the version from what was committed."""
         for entry in entries:
             if entry.kind in CHANGES_LIST:
-                self.version, self.version_at = entry.seq, entry.time_ms // 1000
+                if entry.kind == "ledger.restored":
+                    self._offset = offset_after(entry)
+                self.version, self.version_at = self._offset + entry.seq, entry.time_ms // 1000
 
     def check_key(self, fingerprint: str) -> None:
         """Raises `Refused` for a user's key that is revoked."""

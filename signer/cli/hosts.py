@@ -91,8 +91,8 @@ def hosts_install(
 ) -> int:
     """Copies the host kit to HOST over ssh, runs its `install` there as root (`sudo -n` for other users), and
     confirms it from a second connection. If that connection fails, HOST goes back to its earlier state by itself.
-    At the end it shows HOST's keys, by which clients can know it, and lists them with --add-keys. Exit status 1 if
-    anything is in the way, and on NixOS, where it only prints the settings."""
+    At the end it shows HOST's keys, by which clients can know it, and lists them with --add-keys. Exit status 1
+    if anything is in the way, and on NixOS, where it only prints the settings."""
     if not host or host.startswith("-"):
         raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
     if add_keys:

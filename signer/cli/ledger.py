@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, HEAD, MAX_SEQ, SERIAL, OneOf, json_option, read_settings, whole
+from signer.cli.arguments import (
+    DURATION,
+    FILE,
+    HEAD,
+    MAX_SEQ,
+    SERIAL,
+    Checked,
+    OneOf,
+    json_option,
+    read_settings,
+    whole,
+)
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
@@ -24,6 +35,7 @@ from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
     from signer.authority.approval_audit import Audit
+    from signer.ledger.checkpoint import VerifierKey
     from signer.ledger.pages import CertificateReader
     from signer.ledger.reader import LedgerReader
     from signer.policy.decide import Policy
@@ -177,38 +189,65 @@ def _readable(value: object) -> str:
 # --- ledger -----------------------------------------------------------------------------------------------------
 
 
+def _read_witness(word: str) -> VerifierKey:
+    from signer.cli.checkpoints import read_witness
+
+    return read_witness(word)
+
+
 @verb(
     "ledger verify",
     examples=[
         "signer ledger verify",
         'signer ledger verify --head "$(cat head-of-last-week)"',
+        "signer ledger verify --checkpoint checkpoint --witness witness.example.org+1a2b3c4d+BA… --max-age 1h",
         "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
     ],
 )
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
+@click.option("--checkpoint", type=FILE, metavar="FILE", help="an earlier checkpoint of this ledger")
+@click.option("--witness", "witnesses", metavar="VKEY", multiple=True, type=Checked("vkey", _read_witness),
+              help="a witness that must have cosigned it; may be repeated")  # fmt: skip
+@click.option("--quorum", type=whole(1, 64), metavar="N", help="so many of the witnesses suffice; default: all")
+@click.option("--max-age", type=DURATION, metavar="DURATION", help="and not longer ago than this, such as 1h")
 @click.option("--approvals", is_flag=True, help="also check the signature of every approval again")
 @click.option("--policy", "policies", type=FILE, metavar="FILE", multiple=True,
               help="a revision of policy.toml that was in force; may be repeated")  # fmt: skip
 @json_option
-def ledger_verify(head: tuple[int, str] | None, approvals: bool, policies: tuple[Path, ...], as_json: bool) -> int:
+def ledger_verify(
+    *,
+    head: tuple[int, str] | None,
+    checkpoint: Path | None,
+    witnesses: tuple[VerifierKey, ...],
+    quorum: int | None,
+    max_age: int | None,
+    approvals: bool,
+    policies: tuple[Path, ...],
+    as_json: bool,
+) -> int:
     """Follows the hash chain from the first event to the last and compares the views with the events.
-    Only a saved head shows that the ledger was not cut off or rewritten as a whole, because the hashes
-    need no key. With --approvals, every signature of an approver is verified again, and every certificate
-    that names humans is compared with what they signed; with the policies in force, also whose keys they
-    were and that nothing was issued without them. Exit status 1 if the ledger is broken."""
+    Only a saved head or checkpoint shows that the ledger was not cut off or rewritten as a whole, because
+    the hashes need no key; with --witness, it must be one that another machine has cosigned. With
+    --approvals, every signature of an approver is verified again, and every certificate that names humans
+    is compared with what they signed; with the policies in force, also whose keys they were and that
+    nothing was issued without them. Exit status 1 if the ledger is broken."""
+    from signer.cli.checkpoints import CheckpointOptions, checkpoint_facts, checkpoint_lines
     from signer.ledger import audit
     from signer.ledger.marks import VERIFIED, Mark, write_mark
 
     if policies and not approvals:
         raise UsageError("--policy goes with --approvals", "see `signer ledger verify --help`")
+    options = CheckpointOptions(checkpoint, witnesses, quorum, max_age)
+    options.check()
     saved = Head(*head, 0) if head else None
     with reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
-        newest = audit.verify(reader, progress, saved)
+        signed = options.read(reader)
+        newest = audit.verify(reader, progress, saved, None if signed is None else signed.checkpoint)
         write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
-    if saved is None:
+    if saved is None and signed is None:
         output.warn(
             "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
-            "pass --head with an earlier `signer ledger head`"
+            "pass --head with an earlier `signer ledger head`, or --checkpoint"
         )
     found = _audit_approvals(policies) if approvals else None
     compared = ", and goes on from the saved head" if saved else ""
@@ -219,12 +258,15 @@ def ledger_verify(head: tuple[int, str] | None, approvals: bool, policies: tuple
                 "events": newest.seq,
                 "head": head_facts(newest),
                 "compared_with_saved_head": saved is not None,
+                **({} if signed is None else {"checkpoint": checkpoint_facts(signed)}),
                 **({} if found is None else {"approvals": _audit_facts(found)}),
             }
         )
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
         output.show(f"head    {head_line(newest)}")
+        for line in () if signed is None else checkpoint_lines(signed):
+            output.show(plain(line))
         if found is not None:
             _show_audit(found)
     return 1 if found is not None and found.problems else 0

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from signer.errors import LedgerBroken
 from signer.files import open_or_create
@@ -39,9 +39,13 @@ from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _RANGE: Final = f"{_EVENTS} WHERE seq > ? AND seq <= ? ORDER BY seq"
+_HASHES: Final = "SELECT seq, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
 _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
 _NO_END: Final = 2**63 - 1
+if TYPE_CHECKING:
+    from signer.ledger.checkpoint import Checkpoint
+
 Progress = Callable[[int, int], None]
 
 
@@ -63,10 +67,16 @@ def _check_structure(reader: LedgerReader) -> None:
         check_structure(reader.connection())
 
 
-def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, saved: Head | None = None) -> Head:
+def verify(
+    reader: LedgerReader,
+    progress: Progress = lambda _done, _all: None,
+    saved: Head | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Head:
     """Checks the chain of all events, all views against the events, and the structure of both files; returns the head.
 
-    A `saved` head of an earlier time detects a truncated ledger. Raises `LedgerBroken`. Views that are missing, or of
+    A `saved` head or a `checkpoint` of an earlier time detects a ledger that was truncated or rewritten as a whole; the
+    caller has checked the checkpoint's signatures. Raises `LedgerBroken`. Views that are missing, or of
     another version or ledger, are left out: the keeper deletes them at its start.
     """
     is_private = reader.connection().in_transaction  # then other connections do not see the same data
@@ -85,6 +95,8 @@ def verify(reader: LedgerReader, progress: Progress = lambda _done, _all: None, 
         head = reader.head()
         if saved is not None:
             _compare_head(reader, saved, head)
+        if checkpoint is not None:
+            _compare_checkpoint(reader, checkpoint, head)
         _check_restores(reader)
         _check_structure(reader)  # last: a fault of an event says more
         return head
@@ -351,16 +363,21 @@ def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:
         broken = broken_at(saved.seq, "it differs from the saved head")
     else:
         return
+    raise _head_lost(reader, saved.seq, "saved head") or broken
+
+
+def _head_lost(reader: LedgerReader, seq: int, what: str) -> LedgerBroken | None:
+    """The error if a restore that is recorded has lost event `seq`, the newest one of what was saved."""
     for restored in reader.restores():
-        if restored.seq <= saved.seq:
+        if restored.seq <= seq:
             lost = "" if restored.lost_seq is None else f", which lost all to {restored.lost_seq}"
-            raise LedgerBroken(
+            return LedgerBroken(
                 "ledger_head_lost",
-                f"event {saved.seq} of the saved head was lost when a backup was restored: event {restored.seq}{lost}",
-                "the restore is recorded: if it was yours, compare with a head that is newer, or older than the backup",
-                {"seq": saved.seq},
+                f"event {seq} of the {what} was lost when a backup was restored: event {restored.seq}{lost}",
+                "the restore is recorded: if it was yours, compare with a newer one, or one from before the backup",
+                {"seq": seq},
             )
-    raise broken
+    return None
 
 
 def _check_restores(reader: LedgerReader) -> None:
@@ -374,6 +391,28 @@ def _check_restores(reader: LedgerReader) -> None:
         for seq, serial in rows:
             if int(serial) <= restored.last_serial:
                 raise broken_at(seq, f"its serial {serial} is one that the restore of event {restored.seq} skipped")
+
+
+def _compare_checkpoint(reader: LedgerReader, saved: Checkpoint, head: Head) -> None:
+    """Compares the Merkle tree over the events themselves, whatever the views have."""
+    if saved.size > head.seq:
+        how = f"it ends at event {head.seq}, but the checkpoint has {saved.size} events"
+        raise _head_lost(reader, saved.size, "saved checkpoint") or _differs(how)
+    tree = CompactRange()
+    for first in range(0, saved.size, _CHUNK):
+        events = reader.query(_HASHES, (first, min(first + _CHUNK, saved.size)))
+        tree.extend(leaves(events), TREE_STEP)
+    if tree.size != saved.size or tree.root() != saved.root:
+        how = f"events 1 to {saved.size} are not those of the checkpoint"
+        raise _head_lost(reader, saved.size, "saved checkpoint") or _differs(how)
+
+
+def _differs(how: str) -> LedgerBroken:
+    return LedgerBroken(
+        "ledger_differs_from_checkpoint",
+        f"the ledger was rewritten or cut off: {how}",
+        "keep ledger and checkpoint unchanged, and compare both with a backup: see runbooks/ledger.md",
+    )
 
 
 def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:

@@ -7,11 +7,12 @@ are those of `protocol/replies.py`.
 
 from __future__ import annotations
 
+import base64
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 import msgspec
 
@@ -38,6 +39,7 @@ class Reader(EventReader, Protocol):
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
+    def consistency(self, old: int, new: int) -> list[bytes]: ...
     def events_after(self, after: int, limit: int) -> list[Entry]: ...
 
 
@@ -128,6 +130,19 @@ class FindOperations(Lookup):
 
 
 @dataclass(frozen=True, slots=True)
+class ProveConsistency(Lookup):
+    """The proof that the tree of `new` events begins with that of `old`; anybody may see it."""
+
+    old: int
+    new: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The proof; raises `NotFound` or the ledger's errors."""
+        hashes = [base64.b64encode(digest).decode() for digest in reader.consistency(self.old, self.new)]
+        return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
+
+
+@dataclass(frozen=True, slots=True)
 class FindRevocations(Lookup):
     """A page of revocations, newest first, before event `before`."""
 
@@ -202,11 +217,10 @@ def _entry_row(entry: Entry) -> dict[str, object]:
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 
 
-_Kinds = FindCertificates | FindCertificate | FindEntries | FindOperations | FindRevocations | PreviewHits
-_KINDS: Final[dict[str, type[_Kinds]]] = {
-    kind.__name__: kind
-    for kind in (FindCertificates, FindCertificate, FindEntries, FindOperations, FindRevocations, PreviewHits)
-}
+_Kinds = (
+    FindCertificates | FindCertificate | FindEntries | FindOperations | FindRevocations | PreviewHits | ProveConsistency
+)
+_KINDS: Final[dict[str, type[_Kinds]]] = {kind.__name__: kind for kind in get_args(_Kinds)}
 
 
 def encode_lookup(lookup: Lookup) -> bytes:

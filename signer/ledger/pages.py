@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from signer.errors import LedgerBroken, Unavailable
+from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
 from signer.ledger.reader import REACH, LedgerReader
 from signer.ledger.schema import VIEWS_NAME
+from signer.ledger.subtrees import TreeReader
+from signer.ledger.tree import consistency_proof
 from signer.model import Entry, Filter, Issued
 
 MAX_SCANNED: Final = 5_000  # rows that one page reads at most
@@ -89,6 +91,20 @@ class CertificateReader(LedgerReader):
         issued = min(found, key=lambda row: row.backend)
         return issued, self.entry(issued.seq)
 
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """The proof that the Merkle tree of `new` events begins with that of `old`.
+
+        Raises `NotFound` for more events than there are.
+        """
+        if new > (newest := self.head().seq):
+            raise NotFound(
+                "tree_size_unknown", f"the ledger has {newest:,} events, not {new:,}", "take the size of a checkpoint"
+            )
+        with self._opened() as (file, folded):
+            if new - folded > self._max_missing:
+                raise views_behind(new - folded)
+            return consistency_proof(old, new, TreeReader(self, file, folded).node)
+
     def _oldest(self, wanted: Filter) -> int:
         """The first event that can have a match: no certificate is active for longer than `REACH`."""
         return 0 if wanted.active_at is None else self.first_since((wanted.active_at - REACH) * 1000)
@@ -125,9 +141,14 @@ class CertificateReader(LedgerReader):
 
         The position of the file is read before the newest event, so no event can be missing in between.
         """
-        try:
-            file, folded = self._begin()
+        with self._opened() as (file, folded):
             yield self._fold_missing(folded), file, folded
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[sqlite3.Connection | None, int]]:
+        """The views of the file, None without a good one, and the last event that they contain."""
+        try:
+            yield self._begin()
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._close_views()
             raise LedgerBroken(

@@ -66,6 +66,7 @@ class Revocations:
     ca_keys: dict[str, bytes] = field(default_factory=dict)
     lost: list[LostRange] = field(default_factory=list)
     certificates: list[RevokedBefore] = field(default_factory=list)
+    offset: int = 0  # of versions: see `offset_after`
     known_cas: set[str] = field(default_factory=set)  # fingerprints, also those whose key is not in the ledger
 
     @classmethod
@@ -103,10 +104,20 @@ class Revocations:
                 else:
                     self.certificates.append(RevokedBefore(entry.seq, at, revocation))
             case "ledger.restored":
+                self.offset = offset_after(entry)
                 self.lost.append(LostRange(str(body["ca"] or ""), int(body["first_serial"]), int(body["last_serial"])))
-        self.version, self.at = entry.seq, at
+        self.version, self.at = self.offset + entry.seq, at
         self.ca_keys |= late
         late.clear()
+
+
+def offset_after(restored: Entry) -> int:
+    """What is added to the `seq` of an event for the version of its list, from an event `ledger.restored` on.
+
+    After a restore the numbers of lost events come again, and hosts refuse a version that is older than what they have.
+    So it is the time of the restore in microseconds: no ledger grows by a million events a second.
+    """
+    return restored.time_ms * 1000
 
 
 def fingerprint_of_blob(blob: bytes) -> str:

@@ -359,6 +359,18 @@ def read_command(
     return reader(header, body, caller)
 
 
+def read_sizes(header: dict[str, Any]) -> tuple[int, int]:
+    """The sizes `from` and `to` of a proof's message, in order; raises `BadRequest`."""
+    old, new = header.get("from"), header.get("to")
+    if type(old) is not int or type(new) is not int or not 0 <= old <= new < 2**63:
+        raise BadRequest(
+            "field_malformed",
+            "from and to must be numbers of events, from not above to",
+            "take the sizes of two checkpoints",
+        )
+    return old, new
+
+
 def split_number(message: bytes) -> tuple[bytes, bytes]:
     """The number in front of a message, which its reply repeats, and the message; an empty one if there is none."""
     end = message.find(b" ", 0, MAX_NUMBER + 1)

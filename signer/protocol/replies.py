@@ -459,6 +459,20 @@ class CaKey(Reply):
     bundle: str
 
 
+class SignedCheckpoint(Reply):
+    """The newest checkpoint of the ledger."""
+
+    note: Annotated[str, Field(description="a signed note, c2sp.org/tlog-checkpoint")]
+
+
+class ConsistencyProof(Reply):
+    """The proof that the ledger of `to_size` events begins with that of `from_size` (RFC 6962 section 2.1.2)."""
+
+    from_size: int
+    to_size: int
+    hashes: Annotated[list[str], Field(description="base64")]
+
+
 class HostKeyRow(Reply):
     """A public key of a host."""
 
@@ -619,8 +633,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
         OperationPage, OperationDetails, FreezeState, Freezes, Revoked, RevocationPage, RevocationPreview,
         RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow, Incidents, Changes, HostKeys, HostKeysPage,
-        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, CaKey, MetricsText, Ready, NotReady, Status,
-        Error,
+        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, CaKey, SignedCheckpoint, ConsistencyProof,
+        MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

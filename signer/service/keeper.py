@@ -35,7 +35,7 @@ from signer.ca.key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
-from signer.ledger.lookups import Lookup
+from signer.ledger.lookups import Lookup, ProveConsistency
 from signer.model import Caller, Event, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
@@ -47,6 +47,7 @@ from signer.protocol.commands import (
     read_caller,
     read_command,
     read_fetches,
+    read_sizes,
     split_message,
     split_number,
 )
@@ -62,9 +63,11 @@ from signer.protocol.replies import (
     NotReady,
     Ready,
     Reply,
+    SignedCheckpoint,
     Status,
     encode_reply,
 )
+from signer.service.checkpoints import Checkpoints
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -89,7 +92,8 @@ SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
-_DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen")  # messages that are answered outside a batch
+# Messages that are answered outside a batch; the last one by the query reader.
+_DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
 _SEND_BUFFER: Final = 1024 * 1024
 
 
@@ -118,7 +122,7 @@ class _Waiting:
 
     peer: _Peer
     number: bytes  # of the message, which its reply repeats; empty if it has none
-    command: Command
+    command: Command | None  # None for a lookup that anybody may make
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -144,6 +148,7 @@ class Keeper:
         max_when_slow: int = MAX_OUTSTANDING,
         *,
         publishing: Publishing,
+        checkpoints: Checkpoints,
         supervisor: Supervisor | None = None,
         listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
@@ -166,6 +171,7 @@ class Keeper:
         self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
         builder = ListBuilder(ledger.data_dir, publishing.folder / CANDIDATE_NAME, self._selector)
         self._publishing_key = publishing.key
+        self._checkpoints = checkpoints
         self._publisher = Publisher(
             publishing.folder,
             publishing.key,
@@ -295,7 +301,8 @@ class Keeper:
         return min(wait for wait in (first, self._fold_due, self._reader.due()) if wait is not None)
 
     def _answer(self, waiting: list[_Waiting]) -> None:
-        for index, reply in self._core.run([item.command for item in waiting]):
+        commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
+        for index, reply in self._core.run(commands):
             if isinstance(reply, PendingSignature | PendingCertificate):
                 self._submit(waiting[index], reply)
             elif isinstance(reply, Lookup):
@@ -490,7 +497,11 @@ class Keeper:
             waiting.append(_Waiting(peer, number, message))
             return
         try:
-            reply = encode_reply(self._answer_directly(message, peer))
+            answer = self._answer_directly(message, peer)
+            if isinstance(answer, Lookup):
+                self._look_up(_Waiting(peer, number, None), answer)
+                return
+            reply = encode_reply(answer)
         except SignerError as error:
             self.metrics.count_refusal(error.code)
             reply = encode_reply(error)
@@ -530,8 +541,8 @@ class Keeper:
 
     # --- messages that are answered outside a batch -----------------------------------------------------------------
 
-    def _answer_directly(self, header: dict[str, Any], peer: _Peer) -> Reply:
-        """The reply to a message whose `op` is in `_DIRECT`."""
+    def _answer_directly(self, header: dict[str, Any], peer: _Peer) -> Reply | Lookup:
+        """The reply to a message whose `op` is in `_DIRECT`, or what the query reader must look up for it."""
         match header["op"]:
             case "status":
                 return self._status(header, peer)
@@ -539,6 +550,10 @@ class Keeper:
                 return self._health()
             case "metrics":
                 return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
+            case "checkpoint":
+                return SignedCheckpoint(note=self._checkpoints.newest())
+            case "proof":
+                return ProveConsistency("", MAX_REPLY, *read_sizes(header))  # "": nobody's, all share one part
             case "hosts":
                 return self._list_hosts(header, peer)
             case "seen":
@@ -655,7 +670,7 @@ def _local_user(uid: int, header: dict[str, Any]) -> str | None:
         return str(uid)
 
 
-def render_answer(command: Command, answer: ReplyOrError) -> bytes:
+def render_answer(command: Command | None, answer: ReplyOrError) -> bytes:
     """Encodes the reply to a command."""
     if isinstance(command, Sign) and command.warnings and isinstance(answer, Certificate):
         answer = CertificateWithWarnings(certificate=answer, warnings=list(command.warnings))

@@ -11,6 +11,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,9 +25,11 @@ from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import identity_of, lock, open_lock
 from signer.hardening import become, forbid_dumps, take_descriptors
 from signer.ledger.audit import check_recent
+from signer.ledger.origin import LEDGER_KEY
 from signer.model import Event, PublicKey
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
+from signer.service.checkpoints import Checkpoints
 from signer.service.keeper import BACKLOG, Keeper, Publishing
 from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
@@ -160,7 +163,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         key = source.load(policy.ca)
     check_run_dir(settings.run_dir)
     ledger = TimedLedger(settings.data_dir, supervisor.alive)
-    publishing = Publishing(settings.published, ServiceKey.open(settings.data_dir / PUBLISHING_KEY))
+    keys = {name: ServiceKey.open(settings.data_dir / name) for name in (PUBLISHING_KEY, LEDGER_KEY)}
     place = KeeperSocket(settings)
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
@@ -174,7 +177,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         report=report,
     )
     _begin(core, backend)
-    _record_key(core, ledger, publishing.key)
+    _record_keys(core, ledger, keys)
     keeper = Keeper(
         core,
         backend,
@@ -182,7 +185,8 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         place.listen(),
         Reloader(core, backend, settings, source),
         settings.threads * 3 // 4 or 1,
-        publishing=publishing,
+        publishing=Publishing(settings.published, keys[PUBLISHING_KEY]),
+        checkpoints=Checkpoints(ledger, keys[LEDGER_KEY], settings.ledger_origin),
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
@@ -207,13 +211,18 @@ def _begin(core: Core, backend: Backend) -> None:
         raise failure
 
 
-def _record_key(core: Core, ledger: TimedLedger, key: ServiceKey) -> None:
-    """Records a publishing key that the ledger does not have yet; raises `Unavailable` or `LedgerBroken`."""
-    if ledger.last_service_key(PUBLISHING_KEY) != key.line:
-        failure = core.record([Event("publishing.key", "keeper", {"public_key": key.line})])
-        if failure is not None:
-            raise failure
-        log.warning("the publishing key is %s: hosts must pin it (`signer hosts key`)", key.fingerprint)
+def _record_keys(core: Core, ledger: TimedLedger, keys: Mapping[str, ServiceKey]) -> None:
+    """Records each key that the ledger does not have yet, by its file; raises `Unavailable` or `LedgerBroken`."""
+    publishing, checkpoints = keys[PUBLISHING_KEY].line, keys[LEDGER_KEY].line
+    for event, hint in (
+        (Event("publishing.key", "keeper", {"public_key": publishing}), "hosts must pin it (`signer hosts key`)"),
+        (Event("ledger.key", "keeper", {"public_key": checkpoints}), "witnesses must know it (`signer ledger key`)"),
+    ):
+        if ledger.last_service_key(event.kind) != event.body["public_key"]:
+            failure = core.record([event])
+            if failure is not None:
+                raise failure
+            log.warning("the key %s is %s: %s", event.kind, keys[event.kind].fingerprint, hint)
 
 
 def _report(lines: LogLimit, error: Exception) -> None:

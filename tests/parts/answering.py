@@ -17,6 +17,7 @@ from signer.api.native import who_am_i
 from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
+from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, sign_note
 from signer.ledger.lookups import FindEntries
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
@@ -28,6 +29,7 @@ from signer.service.publisher import LIST_NAMESPACE, STATEMENT_NAMESPACE, ListSt
 from signer.ssh.krl import RevocationList, encode_krl
 from signer.ssh.sshsig import sign_armored
 from tests.parts.builders import Bench, looked_up, token
+from tests.parts.witnessed import LOG
 
 # Method and path of a route, the command that it becomes, and the field that takes the name in the path.
 _ROUTES = (
@@ -128,4 +130,14 @@ def published_files(version: int = 12, as_of: int = 1_740_000_600) -> dict[str, 
         )
     }
     line = f"{key.line}\n".encode()
-    return {"ca": b"ssh-ed25519 AAAA\n", "krl": krl, "krl.statement": statement, "krl.publisher": line, **signatures}
+    checkpoint = Checkpoint("signer.example.org/ledger", 4711, sha256(b"root").digest())
+    log_key = VerifierKey(checkpoint.origin, NOTE_KIND, LOG.raw_public)
+    note = Note(checkpoint.text, (sign_note(checkpoint.text, log_key, LOG.sign),)).render()
+    return {
+        "ca": b"ssh-ed25519 AAAA\n",
+        "krl": krl,
+        "krl.statement": statement,
+        "krl.publisher": line,
+        "ledger/checkpoint": note,
+        **signatures,
+    }

@@ -26,6 +26,7 @@ from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
 from signer.ledger.lookups import Lookup, Reader
 from signer.ledger.reader import IssuedEvent, Recent
+from signer.ledger.tree import complete_root, consistency_proof, leaf_hash
 from signer.model import (
     BACKDATE,
     ActiveFreeze,
@@ -368,6 +369,10 @@ class MemoryStore:
         if wanted.before is not None:
             rows = [row for row in rows if row.seq < wanted.before]
         return rows[: wanted.limit]
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        hashes = [leaf_hash(bytes.fromhex(entry.hash)) for entry in self.entries]
+        return consistency_proof(old, new, lambda level, index: complete_root(hashes[index << level :][: 1 << level]))
 
     def events_after(self, after: int, limit: int) -> list[Entry]:
         self._readable()

@@ -31,6 +31,7 @@ from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
+from tests.parts.witnessed import play_witnessed
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 POLICY = """\
@@ -216,8 +217,8 @@ class World:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
-        `keeper_replies`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they
-        name."""
+        `keeper_replies`), witnessed or rewritten (see `witnessed`), evidence (a run, sealed and recorded). <dir>, <ca>,
+        <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -244,6 +245,8 @@ class World:
                 play_run = play_move if operation == "cutover" else play_removal
                 play_run(self._environ, self.folder, found)
                 self._runs = True
+            case ["witnessed" | "rewritten" as word]:
+                play_witnessed(self.folder, word)
             case ["keeper"]:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:
@@ -302,6 +305,7 @@ class World:
         text = re.sub(r'("(free_)?bytes": |events \d+, bytes )\d+', r"\1<n>", text)
         text = re.sub(r"\b20(2[6-9]|[3-8]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
         text = re.sub(r"\b(\d+:)[0-9a-f]{64} <time>", r"\1<hash> <time>", text)  # the head of a restored ledger
+        text = re.sub(r'("hash": ")[0-9a-f]{64}(", "time": "<time>")', r"\1<hash>\2", text)  # and of a followed one
         text = re.sub(r"ledger\.replaced-\S+Z", "ledger.replaced-<time>", text)
         text = re.sub(r'(since <time> \(|"age": ")\d+[ms]', r"\1<n>s", text)
         return re.sub(r"\b\d+ days", "<n> days", text)

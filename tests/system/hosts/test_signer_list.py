@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,19 +17,24 @@ from typing import Any
 
 import pytest
 
+from signer.units import timestamp
 from tests.parts import ports
 from tests.parts.eventually import eventually
+from tests.parts.keys import Key, make_key
 from tests.parts.kit_hosts import FOLDER, PROGRAMS, STATE, KitHost, KitHosts, Said, hosts_install
-from tests.parts.service import Service
+from tests.parts.service import STANDARD_POLICY, Service
 
 NAME = "edge1"
 STEADY = ("krl", "krl.sig", "krl.publisher")  # the rest is signed again each minute
 FILES = ("krl", "krl.sig", "krl.statement", "krl.statement.sig", "krl.publisher")
 
 
+POLICY = STANDARD_POLICY.replace('may = ["approve", ', 'may = ["approve", "revoke", ')
+
+
 @pytest.fixture(scope="module")
 def service(hosts: KitHosts) -> Iterator[Service]:
-    with Service(hosts.folder / "service", hosts.keys.ca) as made:
+    with Service(hosts.folder / "service", hosts.keys.ca, POLICY) as made:
         eventually(lambda: made.ask("GET", "/api/krl").status == 200, "a list is published")
         yield made
 
@@ -53,9 +59,11 @@ def in_force(host: KitHost) -> bytes:
     return host.path(f"{FOLDER}/revoked.krl").read_bytes()
 
 
-def certificate(service: Service, host: KitHost, identity: str = "deploy-agent") -> tuple[Path, int]:
-    """A certificate of the service for the hosts' user key, and its serial."""
-    answer = service.sign(host.keys.user.public_line, identity=identity)
+def certificate(
+    service: Service, host: KitHost, identity: str = "deploy-agent", key: Key | None = None
+) -> tuple[Path, int]:
+    """A certificate of the service for a key, by default the hosts' user key, and its serial."""
+    answer = service.sign((key or host.keys.user).public_line, identity=identity)
     assert answer.status == 201, answer.body
     path = host.folder / f"issued-{answer.json()['serial']}-cert.pub"
     path.write_text(answer.json()["certificate"] + "\n")
@@ -66,6 +74,14 @@ def hosts_seen(service: Service) -> dict[str, Any]:
     answer = service.ask("GET", "/api/hosts", identity="operator")
     assert answer.status == 200
     return {row["name"]: row for row in answer.json()["hosts"]}
+
+
+def revoke(service: Service, by: str, value: str) -> None:
+    """Returns when a list that has the revocation is published."""
+    before = service.ask("GET", "/api/krl").headers["signer-list-version"]
+    answer = service.ask("POST", "/api/revocations", {"by": by, "value": value, "reason": "drill"}, identity="operator")
+    assert answer.status == 201, answer.body
+    eventually(lambda: service.ask("GET", "/api/krl").headers["signer-list-version"] != before, "a list is published")
 
 
 def files(service: Service) -> dict[str, bytes]:
@@ -200,3 +216,90 @@ def test_without_a_list_that_ssh_keygen_reads_as_it_was_meant_there_is_none(host
         liar.symlink_to("/usr/bin/ssh-keygen")
         eventually(lambda: service.ask("GET", "/api/krl").status == 200, "a list is published", seconds=60)
         assert "warnings" not in service.ask("GET", "/readyz").json()
+
+
+# --- revocations; a revoked CA key ends everything, so it comes last --------------------------------------------------
+
+
+def test_a_revoked_serial_is_refused_after_one_update_and_no_other_is(host: KitHost, service: Service) -> None:
+    lost, serial = certificate(service, host)
+    kept, _ = certificate(service, host)
+    assert host.login(certificate=lost).ok
+    revoke(service, "serial", str(serial))
+    assert update(host).ok
+    assert not host.login(certificate=lost).ok
+    assert host.login(certificate=kept).ok
+    assert host.login(certificate=certificate(service, host)[0]).ok
+    assert host.login().ok
+
+
+def test_a_revoked_identity_is_out_and_gets_nothing_from_any_door(host: KitHost, service: Service) -> None:
+    lost, _ = certificate(service, host, "ci")
+    kept, _ = certificate(service, host)
+    revoke(service, "identity", "ci")
+    assert update(host).ok
+    assert not host.login(certificate=lost).ok
+    assert host.login(certificate=kept).ok
+    line = host.keys.user.public_line
+    assert service.sign(line, identity="ci").status == 403
+    as_vault = {"X-Vault-Token": service.tokens["ci"]}
+    assert service.ask("POST", "/v1/ssh/sign/llmops", {"public_key": line}, headers=as_vault).status == 403
+    assert host.login(certificate=certificate(service, host)[0]).ok
+
+
+def test_what_was_issued_since_a_time_is_out_and_what_comes_later_is_not(host: KitHost, service: Service) -> None:
+    lost = [certificate(service, host, identity)[0] for identity in ("deploy-agent", "operator")]
+    revoke(service, "since", timestamp(int(time.time()) - 600))
+    assert update(host).ok
+    assert [host.login(certificate=path).ok for path in lost] == [False, False]
+    assert host.login(certificate=certificate(service, host)[0]).ok
+
+
+def test_all_certificates_of_a_revoked_key_are_out_and_it_gets_no_more(
+    hosts: KitHosts, host: KitHost, service: Service
+) -> None:
+    key = make_key(hosts.folder, "ed25519", "stolen")
+    lost, _ = certificate(service, host, key=key)
+    kept, _ = certificate(service, host)
+    assert host.login(certificate=lost, key=key).ok
+    revoke(service, "key", key.fingerprint)
+    assert update(host).ok
+    assert not host.login(certificate=lost, key=key).ok
+    assert host.login(certificate=kept).ok
+    assert service.sign(key.public_line).status == 403
+
+
+def test_a_restart_gives_the_list_of_revocations_the_same_bytes(host: KitHost, service: Service) -> None:
+    before = files(service)
+    assert service.ask("GET", "/api/krl").headers["signer-list-version"] != "0"
+    service.stop()
+    for path in (service.run_dir / "published").iterdir():
+        path.unlink()  # as a reboot does with what is in /run
+    service.start()
+    eventually(lambda: service.ask("GET", "/api/krl").status == 200, "a list is published")
+    after = files(service)
+    assert {name: after[name] for name in STEADY} == {name: before[name] for name in STEADY}
+    assert update(host).ok
+
+
+def test_a_keeper_that_is_killed_while_it_publishes_publishes_when_it_is_back(host: KitHost, service: Service) -> None:
+    lost, serial = certificate(service, host)
+    before = service.ask("GET", "/api/krl").headers["signer-list-version"]
+    body = {"by": "serial", "value": str(serial), "reason": "drill"}
+    assert service.ask("POST", "/api/revocations", body, identity="operator").status == 201
+    keeper = service.keeper_pid()
+    assert keeper is not None
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: service.ask("GET", "/api/krl").headers["signer-list-version"] != before, "a list is published")
+    assert update(host).ok
+    assert not host.login(certificate=lost).ok
+
+
+def test_a_revoked_ca_key_ends_all_its_certificates_and_signs_no_more(host: KitHost, service: Service) -> None:
+    lost, _ = certificate(service, host)
+    assert host.login(certificate=lost).ok
+    revoke(service, "ca", host.keys.ca.fingerprint)
+    assert update(host).ok
+    assert not host.login(certificate=lost).ok
+    assert host.login().ok
+    assert service.sign(host.keys.user.public_line).status == 503

@@ -22,12 +22,14 @@ from signer.protocol.replies import (
     CaKey,
     CallerDetails,
     CertificatePage,
+    ConsistencyProof,
     MetricsText,
     NotReady,
     OperationPage,
     Ready,
     Reply,
     RequestPage,
+    SignedCheckpoint,
 )
 from signer.protocol.sign_request import MAX_BODY
 from signer.settings import load_settings
@@ -52,6 +54,8 @@ REPLIES: dict[str, Reply] = {
     "operations": OperationPage(operations=[], before=None),
     "requests": RequestPage(requests=[], before=None),
     "ca": CaKey(fingerprint="f", public_key="k", bundle="b"),
+    "checkpoint": SignedCheckpoint(note="n"),
+    "proof": ConsistencyProof(from_size=1, to_size=2, hashes=[]),
     "whoami": CallerDetails(
         identity="ci",
         kind="workload",
@@ -390,4 +394,12 @@ def test_openapi_says_which_routes_need_no_token(client: FlaskClient, link: Fake
     assert {client.get(path).status_code for path in opened - published} == {200}
     assert {client.get(path).status_code for path in published} == {503}  # no keeper has published any here
     assert all(header.get("token") is None for header, _ in link.asked)
-    assert opened - published == {"/api/ca", "/api/openapi.json", "/healthz", "/readyz", "/metrics"}
+    assert opened - published == {
+        "/api/ca",
+        "/api/ledger/checkpoint",
+        "/api/ledger/proof",
+        "/api/openapi.json",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }

@@ -61,7 +61,8 @@ def naive_list(store: MemoryStore) -> tuple[int, int, dict[str, set[int]], set[s
     made = [one for one in store.entries if one.kind in ("certificates.revoked", "list.published", "ledger.restored")]
     if not made:
         return 0, 0, {}, set()
-    version, now = made[-1].seq, made[-1].time_ms // 1000
+    restores = [one.time_ms * 1000 for one in made if one.kind == "ledger.restored"]
+    version, now = made[-1].seq + sum(restores[-1:]), made[-1].time_ms // 1000
     serials: dict[str, set[int]] = defaultdict(set)
     keys = set()
     for one in made:
@@ -178,6 +179,27 @@ def test_the_serials_that_a_restore_skipped_are_revoked_for_ever() -> None:
     bench.now += 400 * 86_400
     bench.restart()
     assert listed(bench) == (bench.core.list_version(), {bench.key.blob: ((5, 1_000_004),)})
+
+
+def test_after_a_restore_versions_are_above_those_of_the_lost_events() -> None:
+    """Hosts refuse a version that is older than the one that they have."""
+    lost = Bench()
+    for _ in range(20):
+        lost.ask(revoke("identity", "deploy-agent"))
+    before = listed(lost)[0]
+    restored = Bench()
+    restored.now = lost.now + 60
+    body: dict[str, object] = {"lost_head": None, "first_serial": "5", "last_serial": "1000004", "ca": None}
+    restored.core.record([Event("ledger.restored", "local:root", body)])
+    versions = [before, listed(restored)[0]]
+    assert restored.core.list_version() == versions[-1]
+    restored.ask(revoke("identity", "deploy-agent"))
+    versions.append(listed(restored)[0])
+    assert restored.core.list_version() == versions[-1]
+    restored.restart()
+    assert restored.core.list_version() == versions[-1]
+    assert versions == sorted(set(versions))
+    assert versions[-1] < 10**18  # the host kit reads 18 digits
 
 
 def test_a_ca_key_that_the_ledger_does_not_have_is_listed_for_any_ca() -> None:

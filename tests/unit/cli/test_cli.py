@@ -117,7 +117,9 @@ def test_the_text_holds_no_fact_that_json_lacks(world: World, words: str) -> Non
         return  # not a whole command, or one that reads a service, a followed copy or a host's log
     if words == "reload":
         world.prepare(["launcher", "changed"])
-    if words in ("whoami", "hosts key"):
+    if words == "ledger key":
+        world.prepare(["witnessed"])
+    if words in ("whoami", "hosts key", "ledger checkpoint"):
         world.prepare(["keeper"])
         world.prepare(["set", "SAFE_SESSION_TOKEN_FILE", f"{world.folder}/operator.token"])
     text, as_json = run(*words.split()), run(*words.split(), "--json")

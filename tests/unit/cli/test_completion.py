@@ -49,7 +49,10 @@ def bash(folder: Path, line: str) -> list[str]:
     [
         ("signer led", ["ledger"]),
         ("signer ledger v", ["verify"]),
-        ("signer ledger ", ["verify", "head", "export", "backup", "restore", "follow", "promote", "rebuild"]),
+        (
+            "signer ledger ",
+            ["verify", "checkpoint", "key", "head", "export", "backup", "restore", "follow", "promote", "rebuild"],
+        ),
         ("signer certs list --b", ["--backend", "--before"]),
         ("signer certs list --active --backend ", ["local", "vault"]),
         ("signer completion ", ["bash", "zsh", "fish"]),
