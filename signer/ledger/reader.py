@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from signer.errors import LedgerBroken, Unavailable, write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import (
@@ -70,6 +72,17 @@ class IssuedEvent:
     ca: str
     fingerprint: str
     valid_before: int
+
+
+class _IssuedFacts(msgspec.Struct):
+    serial: str
+    backend: str
+    ca: str
+    fingerprint: str
+    valid_before: int
+
+
+_ISSUED_FACTS: Final = msgspec.json.Decoder(_IssuedFacts)
 
 
 class LedgerReader:
@@ -297,20 +310,26 @@ class LedgerReader:
     def issued_between(self, first: int, before: int, identities: Collection[str] | None = None) -> list[IssuedEvent]:
         """The certificates of the events from `first` on to `before`, which is not one of them, oldest first; only of
         some identities, if they are given."""
-        # Two columns in front of the body, so that most events of other identities cost no decoding.
+        # Decoded here: SQLite would take twice as long for the fields of a body one by one.
         sql = (
-            "SELECT seq, time / 1000, actor, body ->> 'serial', body ->> 'backend', body ->> 'ca',"
-            " body ->> 'fingerprint', body ->> 'valid_before' FROM events"
+            "SELECT seq, time / 1000, actor, body FROM events"
             " WHERE seq >= ? AND seq < ? AND kind = 'certificate.issued'"
         )
         values: list[object] = [first, before]
         if identities is not None:
             sql += " AND actor IN (SELECT value FROM json_each(?))"
             values.append(json.dumps(sorted(identities)))
-        return [
-            IssuedEvent(seq, at, identity, int(serial), backend, ca, key, valid_before)
-            for seq, at, identity, serial, backend, ca, key, valid_before in self.query(f"{sql} ORDER BY seq", values)
-        ]
+        found = []
+        for seq, at, identity, text in self.rows(f"{sql} ORDER BY seq", values):
+            try:
+                body = _ISSUED_FACTS.decode(text)
+                serial = int(body.serial)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                raise broken_at(seq, "it is not a valid certificate.issued event") from None
+            found.append(
+                IssuedEvent(seq, at, identity, serial, body.backend, body.ca, body.fingerprint, body.valid_before)
+            )
+        return found
 
     def withheld_since(self, first: int) -> set[int]:
         """Serials of the local key that events from `first` on say were never released."""
