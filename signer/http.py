@@ -95,17 +95,25 @@ def _note(connection: Any) -> None:
     _calls.now.sock = connection.sock
 
 
-class _Connection(urllib3.connection.HTTPConnection):
+class _OpenConnection(urllib3.connection.HTTPConnection):
+    """One without secrets."""
+
     def connect(self) -> None:
         super().connect()
-        if self.sock.family != socket.AF_UNIX:
-            # Each request carries a token or a secret, and a name that is this machine's now may have been another's.
-            check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
         _note(self)
 
     def request(self, *args: Any, **options: Any) -> None:
         _note(self)  # a kept-alive connection does not connect again
         super().request(*args, **options)
+
+
+class _Connection(_OpenConnection):
+    """One whose requests carry a token or a secret, and a name that is this machine's now may have been another's."""
+
+    def connect(self) -> None:
+        super().connect()
+        if self.sock.family != socket.AF_UNIX:
+            check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
 
 
 class _TlsConnection(urllib3.connection.HTTPSConnection):
@@ -116,6 +124,10 @@ class _TlsConnection(urllib3.connection.HTTPSConnection):
     def request(self, *args: Any, **options: Any) -> None:
         _note(self)
         super().request(*args, **options)
+
+
+class _OpenPool(urllib3.connectionpool.HTTPConnectionPool):
+    ConnectionCls = _OpenConnection
 
 
 class _Pool(urllib3.connectionpool.HTTPConnectionPool):
@@ -149,9 +161,12 @@ def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
 class _Adapter(HTTPAdapter):
     """Reads the whole body, up to its limit, so that no caller reads from the network."""
 
-    def __init__(self, max_body: int, connect: Connect | None, **options: Any) -> None:
+    def __init__(
+        self, max_body: int, connect: Connect | None, plain: type[urllib3.connectionpool.HTTPConnectionPool] = _Pool,
+        **options: Any,
+    ) -> None:  # fmt: skip
         self._max_body = max_body  # bytes
-        self._pools = (_Pool, _TlsPool) if connect is None else _pools_of(connect)
+        self._pools = (plain, _TlsPool) if connect is None else _pools_of(connect)
         super().__init__(**options)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -183,18 +198,23 @@ class _Adapter(HTTPAdapter):
 
 
 def new_session(
-    tls_ca_file: Path | None = None, max_body: int = MAX_BODY, connect: Connect | None = None
+    tls_ca_file: Path | None = None,
+    max_body: int = MAX_BODY,
+    connect: Connect | None = None,
+    *,
+    carries_secrets: bool = True,
 ) -> requests.Session:
     """A session for one thread, for use inside `Watch.within`. Ignores the environment, including proxies.
 
     An answer of more than `max_body` bytes is an error. `connect(seconds)` returns a connected socket; exceptions
-    other than `OSError` pass through unchanged.
+    other than `OSError` pass through unchanged. Unless it `carries_secrets`, plain http may go to another machine.
     """
     session = requests.Session()
     session.trust_env = False
     if tls_ca_file is not None:
         session.verify = str(tls_ca_file)
     session.headers["Accept-Encoding"] = "identity"
+    pool = _Pool if carries_secrets else _OpenPool
     for prefix in ("http://", "https://"):
-        session.mount(prefix, _Adapter(max_body, connect, pool_connections=1, pool_maxsize=1))
+        session.mount(prefix, _Adapter(max_body, connect, pool, pool_connections=1, pool_maxsize=1))
     return session

@@ -301,7 +301,7 @@ def metric_families() -> Table:
         "", CaKeys(""), {"llmops": cast("Role", None)}, {}, {"": Token("operator", "", 0)}
     )  # a name for each label
     state = core.StateOverview(Head(0, "", 0), {}, {})
-    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", ListState(0, 0, 0))
+    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", ListState(0, 0, 0), cosigned_at=0)
     shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
     made = metrics.Metrics(overview.gauges, lambda: ["llmops"], metrics.commit_histogram(), shadow)

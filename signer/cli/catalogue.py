@@ -83,6 +83,7 @@ VERBS: Final = (
     Entry("ledger verify", _LEDGER, "verify every event, every view and the files", "ledger"),
     Entry("ledger checkpoint", _LEDGER, "print the newest signed checkpoint, for a witness", "checkpoints"),
     Entry("ledger key", _LEDGER, "print the key that checkpoints are verified with", "checkpoints"),
+    Entry("ledger witness", _LEDGER, "have witnesses cosign the newest checkpoint", "cosigning"),
     Entry("ledger head", _LEDGER, "print number, hash and time of the newest event", "ledger"),
     Entry("ledger export", _LEDGER, "print every event as one line of JSON", "ledger"),
     Entry("ledger backup", _LEDGER, "copy the ledger while it is in use, verified", "backup"),

@@ -93,6 +93,8 @@ def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "head", f"{ledger['events']}:{ledger['head']}"
     for title, done in (("verified", ledger["verified"]), ("backed up", ledger["backed_up"])):
         yield title, f"up to event {done['events']}, {_since(done)}" if done else "not recorded"
+    if done := ledger["cosigned"]:
+        yield "cosigned", f"up to event {done['events']}, {_since(done)}"
 
 
 def _since(facts: Mapping[str, str]) -> str:

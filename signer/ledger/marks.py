@@ -16,6 +16,8 @@ from signer.files import read_bounded, write_atomically
 VERIFIED: Final = "verified"
 BACKED_UP: Final = "backup"
 FOLLOWED: Final = "followed"
+COSIGNED: Final = "cosigned"  # by so many witnesses as are needed
+DIFFERS: Final = "differs"  # from a checkpoint that a witness holds
 _LIMIT: Final = 4096  # bytes
 
 

@@ -23,7 +23,7 @@ from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
 from signer.files import sync_directory, sync_file, write_new
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import copy_events
-from signer.ledger.marks import BACKED_UP, VERIFIED
+from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import LOCK_NAME, Ledger, note_begun, take_lock
@@ -35,7 +35,7 @@ _READY: Final = "ledger.restored"
 # In the order in which they are moved: what is left of a ledger whose first file is gone is never opened.
 _OLD_FILES: Final = (
     *(f"{name}{end}" for name in (FILE_NAME, VIEWS_NAME) for end in ("", "-wal", "-shm")),
-    *(f"ledger.{mark}" for mark in (VERIFIED, BACKED_UP)),
+    *(f"ledger.{mark}" for mark in (VERIFIED, BACKED_UP, COSIGNED, DIFFERS)),
 )
 _ASIDE: Final = "old-files"  # in `ledger.restored/`: the name of the folder that the old files go to
 _PIECE: Final = 1024 * 1024  # bytes

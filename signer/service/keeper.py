@@ -68,6 +68,7 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.checkpoints import Checkpoints
+from signer.service.cosigned import cosigned_at, cosigning_warnings
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -595,7 +596,8 @@ class Keeper:
         if published.version is not None:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
-        if warnings := self._core.warnings() + published.warnings(now):
+        cosigning = cosigning_warnings(self._ledger.data_dir, now)
+        if warnings := self._core.warnings() + published.warnings(now) + cosigning:
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
@@ -619,6 +621,7 @@ class Keeper:
             ledger_bytes=self._ledger.size(),
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
+            cosigned_at=cosigned_at(self._ledger.data_dir),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import belongs_to
-from signer.ledger.marks import BACKED_UP, VERIFIED, read_mark
+from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
 from signer.settings import Listen, Settings
@@ -242,10 +242,14 @@ def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | 
             report.add(error)
         finally:
             reader.close()
-    for name, title in ((VERIFIED, "verified"), (BACKED_UP, "backed_up")):
+    for name, title in ((VERIFIED, "verified"), (BACKED_UP, "backed_up"), (COSIGNED, "cosigned")):
         mark = read_mark(settings.data_dir, name)
         facts[title] = None if mark is None else {"events": mark.seq, **_age(timestamp(mark.time), now)}
     report.facts["ledger"] = facts
+    if (differs := read_mark(settings.data_dir, DIFFERS)) is not None:
+        text = f"a witness held another history of the ledger at {timestamp(differs.time)}"
+        hint = "see runbooks/ledger.md; delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
+        report.add(Unavailable("ledger_differs_from_witness", text, hint))
     with suppress(OSError):
         free = shutil.disk_usage(settings.data_dir).free
         facts["free_bytes"] = free

@@ -16,10 +16,10 @@ from signer.ledger.checkpoint import (
     Checkpoint,
     Note,
     VerifierKey,
-    encode_base64,
     sign_note,
 )
 from signer.ledger.tree import CompactRange, complete_root, consistency_proof, leaf_hash
+from signer.witness.client import render_request
 from signer.witness.state import State, claim_state, group_logs
 from signer.witness.witness import Witness
 
@@ -78,12 +78,6 @@ class SmallLog:
     def request(self, old: int, new: int, *, proof: list[bytes] | None = None) -> bytes:
         """The body of `POST /add-checkpoint`."""
         return render_request(old, self.proof(old, new) if proof is None else proof, self.note(new))
-
-
-def render_request(old: int, proof: list[bytes], note: Note) -> bytes:
-    """A request's body from its three parts."""
-    lines = [f"old {old}", *map(encode_base64, proof), ""]
-    return "".join(f"{line}\n" for line in lines).encode() + note.render()
 
 
 def fill_state(folder: Path) -> None:

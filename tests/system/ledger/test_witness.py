@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.client
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,64 +13,19 @@ from signer.ledger.checkpoint import check_cosignature, parse_note, parse_signat
 from signer.witness.server import MAX_BODY, MAX_CONNECTIONS, MAX_OF_ADDRESS
 from signer.witness.state import hash_origin
 from tests.parts import ports
-from tests.parts.service import ROOT
 from tests.parts.small_log import SmallLog
+from tests.parts.witness_process import NAME, TYPE, WitnessProcess
 
 LOG = SmallLog()
-NAME = "witness.example"
-TYPE = {"Content-Type": "text/plain"}
 
 
-class Process:
-    """A witness of `LOG` with its state in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = ports.free_port()
-        self.log_file = folder.with_suffix(".log")
-        self._running: subprocess.Popen[bytes] | None = None
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "signer", "witness", *words, "--state", str(self.folder)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "signer", "witness", "serve", "--name", NAME, "--log", str(LOG.vkey)]
-        command += ["--state", str(self.folder), "--listen", f"{ports.LOOPBACK}:{self.port}"]
-        with self.log_file.open("ab") as log:
-            self._running = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        ports.wait_until(lambda: ports.accepts(self.port), self._running, self.log_file.read_text, seconds=60)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection((ports.LOOPBACK, self.port), 30)
-
-    def end(self, number: signal.Signals) -> int:
-        """Its exit status after a signal."""
-        assert self._running is not None
-        self._running.send_signal(number)
-        return self._running.wait(60)
-
-    @property
-    def pid(self) -> int:
-        assert self._running is not None
-        return self._running.pid
-
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(ports.LOOPBACK, self.port, timeout=60)
-        try:
-            connection.request(method, path, body, TYPE)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def add(self, old: int, new: int, log: SmallLog = LOG) -> tuple[int, bytes]:
-        return self.ask("POST", "/add-checkpoint", log.request(old, new))
+def add(witness: WitnessProcess, old: int, new: int, log: SmallLog = LOG) -> tuple[int, bytes]:
+    return witness.ask("POST", "/add-checkpoint", log.request(old, new))
 
 
 @pytest.fixture
-def witness(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path / "state")
+def witness(tmp_path: Path) -> Iterator[WitnessProcess]:
+    process = WitnessProcess(tmp_path / "state", str(LOG.vkey))
     try:
         process.start()
         yield process
@@ -81,20 +33,20 @@ def witness(tmp_path: Path) -> Iterator[Process]:
         process.end(signal.SIGKILL)
 
 
-def test_a_rewritten_log_is_refused_by_a_witness_that_was_killed_after_each_answer(witness: Process) -> None:
+def test_a_rewritten_log_is_refused_by_a_witness_that_was_killed_after_each_answer(witness: WitnessProcess) -> None:
     key = parse_vkey(witness.run("key", "--name", NAME).stdout.strip())
     old = 0
     for new in (3, 5, 8):
-        status, body = witness.add(old, new)
+        status, body = add(witness, old, new)
         assert status == 200
         check_cosignature(LOG.note(new).with_signatures(parse_signatures(body.decode())), key)
         assert witness.end(signal.SIGKILL) == -signal.SIGKILL
         witness.start()
-        assert witness.add(old, new) == (409, f"{new}\n".encode())
+        assert add(witness, old, new) == (409, f"{new}\n".encode())
         old = new
     rewritten = SmallLog(fork_at=4)
-    assert witness.add(8, 8, rewritten)[0] == witness.add(8, 9, rewritten)[0] == 422
-    assert witness.add(8, 7, rewritten)[0] == 400
+    assert add(witness, 8, 8, rewritten)[0] == add(witness, 8, 9, rewritten)[0] == 422
+    assert add(witness, 8, 7, rewritten)[0] == 400
     listed = witness.run("list")
     assert (listed.returncode, listed.stdout.splitlines()[1].split()[2:]) == (1, ["1", "1", LOG.origin])
     status, newest = witness.ask("GET", f"/{hash_origin(LOG.origin)}/checkpoint")
@@ -103,33 +55,33 @@ def test_a_rewritten_log_is_refused_by_a_witness_that_was_killed_after_each_answ
     assert b"REFUSED" in witness.log_file.read_bytes()
 
 
-def test_a_request_that_is_cut_off_by_kill_changes_nothing(witness: Process) -> None:
-    witness.add(0, 3)
+def test_a_request_that_is_cut_off_by_kill_changes_nothing(witness: WitnessProcess) -> None:
+    add(witness, 0, 3)
     with witness.connect() as half:
         body = LOG.request(3, 5)
         half.sendall(b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
         witness.end(signal.SIGKILL)
     witness.start()
-    assert witness.add(0, 5) == (409, b"3\n")
+    assert add(witness, 0, 5) == (409, b"3\n")
 
 
-def test_one_state_is_not_shared_and_a_signal_ends_it(witness: Process) -> None:
+def test_one_state_is_not_shared_and_a_signal_ends_it(witness: WitnessProcess) -> None:
     second = witness.run("serve", "--name", NAME, "--log", str(LOG.vkey), "--listen", f"{ports.LOOPBACK}:1")
     assert (second.returncode, "another witness uses this state" in second.stderr) == (1, True)
     assert witness.end(signal.SIGTERM) == 0
     witness.start()
 
 
-def test_requests_that_are_too_large_or_not_http(witness: Process) -> None:
+def test_requests_that_are_too_large_or_not_http(witness: WitnessProcess) -> None:
     assert witness.ask("POST", "/add-checkpoint", b"x" * (MAX_BODY + 1))[0] == 413
     for junk, status in ((b"\x16\x03\x01\x02\x00", b"400"), (b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000, b"413")):
         with witness.connect() as stranger:
             stranger.sendall(junk)
             assert stranger.recv(100).split()[1] == status
-    assert witness.add(0, 3)[0] == 200
+    assert add(witness, 0, 3)[0] == 200
 
 
-def test_a_connection_serves_one_request_after_another_and_none_that_is_pipelined(witness: Process) -> None:
+def test_a_connection_serves_one_request_after_another_and_none_that_is_pipelined(witness: WitnessProcess) -> None:
     connection = http.client.HTTPConnection(ports.LOOPBACK, witness.port, timeout=60)
     for old, new in ((0, 2), (2, 4)):
         connection.request("POST", "/add-checkpoint", LOG.request(old, new), TYPE)
@@ -144,10 +96,10 @@ def test_a_connection_serves_one_request_after_another_and_none_that_is_pipeline
         assert received.count(b"HTTP/1.1 404") == 1
 
 
-def test_silent_strangers_keep_nobody_out(witness: Process) -> None:
+def test_silent_strangers_keep_nobody_out(witness: WitnessProcess) -> None:
     strangers = [witness.connect() for _ in range(2 * MAX_CONNECTIONS)]
     try:
-        assert witness.add(0, 3)[0] == 200
+        assert add(witness, 0, 3)[0] == 200
         opened = len(list(Path(f"/proc/{witness.pid}/fd").iterdir()))
         assert opened < MAX_OF_ADDRESS + 16
     finally:
@@ -155,9 +107,9 @@ def test_silent_strangers_keep_nobody_out(witness: Process) -> None:
             stranger.close()
 
 
-def test_what_it_costs(witness: Process) -> None:
+def test_what_it_costs(witness: WitnessProcess) -> None:
     """Prints the memory of a witness that has answered; a figure, not a bound."""
-    assert witness.add(0, 64)[0] == 200
+    assert add(witness, 0, 64)[0] == 200
     facts = Path(f"/proc/{witness.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     lines = [line for line in facts if line.startswith(("Rss:", "Pss:", "Private_Dirty:"))]
     print(lines)

@@ -31,6 +31,7 @@ FIRING: Final[tuple[tuple[str, int, str, str, dict[str, str]], ...]] = (
     ("SignerTokenEnded", 3, 'signer_token_expires_timestamp_seconds{identity="ci"}', "60+0x9", {"identity": "ci"}),
     ("SignerFrozen", 62, "signer_freezes", "1+0x70", {}),
     ("SignerListOld", 1, "signer_list_age_seconds", "400+0x9", {}),
+    ("SignerNotCosigned", 61, "signer_ledger_cosigned_timestamp_seconds", "0+0x70", {}),
     ("SignerListNotCurrent", 4, "signer_list_current", "0+0x9", {}),
     ("SignerIncidentOverdue", 1, "signer_incidents_overdue", "1+0x9", {}),
     ("SignerShadowDiffers", 3, 'signer_shadow_differences_total{field="ttl"}', "0 0 3+0x9", {"field": "ttl"}),
@@ -42,6 +43,7 @@ QUIET: Final = (
     ('signer_token_expires_timestamp_seconds{identity="ci"}', "99999999+0x70"),
     ("signer_freezes", "0+0x70"),
     ("signer_list_age_seconds", "60+0x70"),
+    ("signer_ledger_cosigned_timestamp_seconds", "99999999+0x70"),
     ("signer_list_current", "1 0 1+0x70"),
 )
 

@@ -13,6 +13,7 @@ from signer.errors import BadFile, SignerError, Unavailable
 from signer.ledger.checkpoint import Checkpoint, Note, check_cosignature, parse_note, parse_signatures, sign_note
 from signer.ledger.tree import EMPTY_ROOT
 from signer.witness import state as state_module
+from signer.witness.client import render_request
 from signer.witness.server import Response
 from signer.witness.state import (
     FORK,
@@ -26,7 +27,7 @@ from signer.witness.state import (
     list_states,
 )
 from signer.witness.witness import CLOCK_STEP, SAME_ANSWER, SIZE_TYPE, Witness
-from tests.parts.small_log import SmallLog, private_key, render_request, witness_key
+from tests.parts.small_log import SmallLog, private_key, witness_key
 
 NAME = "witness.example/w1"
 NOW = 1_790_000_000

@@ -1,0 +1,31 @@
+"""How old the newest cosigned checkpoint of the ledger is, from the marks of `signer ledger witness`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from signer.ledger.marks import COSIGNED, DIFFERS, read_mark
+from signer.units import render_duration, timestamp
+
+OVERDUE_AFTER: Final = 3600  # seconds; the timer of runbooks/operate/witness.md asks every five minutes
+
+
+def cosigned_at(data_dir: Path) -> int | None:
+    """When enough witnesses last cosigned a checkpoint, in seconds since 1970; None if they never did."""
+    mark = read_mark(data_dir, COSIGNED)
+    return None if mark is None else mark.time
+
+
+def cosigning_warnings(data_dir: Path, now: int) -> list[str]:
+    """What should not stay as it is; nothing where no witness was ever asked."""
+    found = []
+    if (differs := read_mark(data_dir, DIFFERS)) is not None:
+        found.append(
+            f"a witness held another history of the ledger at {timestamp(differs.time)}: see runbooks/ledger.md; "
+            "delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
+        )
+    at = cosigned_at(data_dir)
+    if at is not None and now - at > OVERDUE_AFTER:
+        found.append(f"the ledger was last cosigned {render_duration(now - at)} ago: run `signer ledger witness`")
+    return found
