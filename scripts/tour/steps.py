@@ -93,6 +93,17 @@ STEPS: Final = (
     Step("Give the agent's token another end", "signer token renew deploy-agent --expires 30d --write", r"is written"),
     Step("Take the token away", "signer token revoke deploy-agent --write && signer reload", r"tokens +removed"),
     Step("It opens nothing any more", AGENT_LOGIN, r"the token is unknown", status=77),
+    Step(
+        "Revoke what it got: hosts that fetch the list refuse it, and it gets nothing more",
+        "signer revoke --identity deploy-agent --reason 'a drill' --yes",
+        r"revoked by identity deploy-agent: list version \d+, and identity:deploy-agent is frozen",
+    ),
+    Step(
+        "The list as sshd reads it",
+        "until curl -fsS -o list $SAFE_SESSION_ADDR/api/krl && ssh-keygen -Qlf list | grep serial; do sleep 0.2; done",
+        r"serial: \d+",
+    ),
+    Step("What was revoked, by whom and why", "signer revocations", r"identity +deploy-agent +a drill"),
     # --- stop everything ---------------------------------------------------------------------------------------------
     Step("Stop issuing at once, to everybody", "signer freeze all --reason 'a drill' --until 1h", r"all is frozen"),
     Step("Nobody gets a certificate", LOGIN, r"frozen", status=77),
@@ -121,5 +132,39 @@ STEPS: Final = (
         r"intact.* goes on from the saved head",
     ),
     Step("Back up the ledger while it is in use", "signer ledger backup copy", r"verified \d+ events"),
-    Step("See when the last backup was", "signer status", r"backed up +up to event \d+", lines=30),
+    Step(
+        "A witness, in life on a machine of somebody else: its key",
+        "signer witness key --name w1 --state witness >vkey && cat vkey",
+        r"w1\+[0-9a-f]{8}\+",
+    ),
+    Step(
+        "Start it",
+        'signer witness serve --name w1 --log "$(signer ledger key)" --state witness --listen $WITNESS',
+        r"serving on",
+        log="witness.log",
+    ),
+    Step(
+        "Have it cosign what the ledger is now",
+        'signer ledger witness --to http://$WITNESS --witness "$(cat vkey)" --out data/checkpoint',
+        r"cosigned \d+ events",
+    ),
+    Step(
+        "Prove the ledger by it",
+        'signer ledger verify --checkpoint data/checkpoint --witness "$(cat vkey)" --max-age 1h',
+        r"w1 cosigned it at",
+    ),
+    Step(
+        "Rewrite the ledger, as whoever owns this host can",
+        "python -P -m scripts.tour.rewrite data forged",
+        r"event \d+ of \d+ is rewritten",
+    ),
+    Step("By itself it looks intact", "SIGNER_DATA_DIR=$PWD/forged signer ledger verify", r"intact: \d+ events"),
+    Step(
+        "It is not what the witness saw",
+        "SIGNER_DATA_DIR=$PWD/forged "
+        'signer ledger verify --checkpoint data/checkpoint --witness "$(cat vkey)" --max-age 1h',
+        r"the ledger was rewritten or cut off",
+        status=1,
+    ),
+    Step("See when the last backup and cosignature were", "signer status", r"cosigned +up to event \d+", lines=30),
 )

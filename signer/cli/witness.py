@@ -102,7 +102,9 @@ def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: P
     claim_state(state)  # until the process ends
     key, own = _open_key(state, name)
     witness = Witness(State(state, known, own), known, own, key.sign)
-    server = Server(bind(parse_listen(listen) if isinstance(listen, str) else listen), witness.answer)
+    place = parse_listen(listen) if isinstance(listen, str) else listen
+    server = Server(bind(place), witness.answer)
+    output.note(f"serving on {place}, for {output.count(len(known), 'log')}")
     release_memory()
     server.serve()
     return 0
