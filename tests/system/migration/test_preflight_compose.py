@@ -378,7 +378,8 @@ def test_host_without_an_engine_is_not_ready(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "compose, found", [("", "docker compose, engine docker"), ("podman-compose", "podman-compose, engine podman")]
+    "compose, found",
+    [("", "docker compose 2.40, engine docker"), ("podman-compose", "podman-compose 2.40, engine podman")],
 )
 def test_compose_command_is_looked_for_or_named(host: Host, compose: str, found: str) -> None:
     host.use_docker()

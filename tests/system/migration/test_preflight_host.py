@@ -292,7 +292,7 @@ def test_json_says_the_same_as_the_text(host: Host) -> None:
     ]
     assert [check["next"] for check in found["checks"]] == [line.next for line in text.lines]
     assert found["summary"] == text.summary
-    assert (found["ready"], found["failed"], found["warnings"]) == (False, 3, 2)
+    assert (found["ready"], found["failed"], found["warnings"]) == (False, 4, 2)
     assert found["ok"] == len(text.codes("ok"))
     assert found["skipped"] == len(text.codes("skip"))
 
@@ -309,7 +309,7 @@ def test_columns_are_aligned_and_a_failure_is_followed_by_what_to_do(host: Host)
     at = lines.index("FAIL  ca_key_mode_must_be_0400_or_0600   it is 0700")
     assert lines[at + 1] == "      chmod 0400 the rendered file, or fix the mode in the render job"
     assert "ok    ca_key_owner               root:root" in lines
-    assert lines[-1] == "not ready: 1 failed, 32 ok"
+    assert lines[-1] == "not ready: 1 failed, 33 ok"
 
 
 def test_codes_are_listed_and_each_has_been_seen() -> None:
