@@ -193,6 +193,8 @@ class _Adapter(HTTPAdapter):
             raise requests.exceptions.ReadTimeout("the time was up", request=request)
         if len(body) > self._max_body:
             raise requests.exceptions.ContentDecodingError("the body is too large", request=request)
+        if response.raw.length_remaining:  # urllib3 tells only whoever reads once more
+            raise requests.exceptions.ConnectionError("the body was cut off", request=request)
         response.raw = io.BytesIO(body)
         return response
 
