@@ -1,6 +1,6 @@
 """What a revocation list is made of, read from events: revocations, CA keys, and the certificates that are hit.
 
-Reads events and no view: a view that somebody falsified must not hide a certificate. `authority/revocation.py` makes
+Reads events and no view: a view that somebody falsified must not hide a certificate. `revocation_list.py` makes
 the list; the keeper reads only what `Revocations` holds, and other processes read the certificates. Free of policy and
 cryptography, so that these processes are small.
 """

@@ -23,11 +23,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from signer.authority.revocation import read_list
 from signer.errors import BadFormat, SignerError, Unavailable, write_hint
 from signer.files import write_new
 from signer.hardening import die_with_parent, forbid_dumps
 from signer.ledger.reader import LedgerReader
+from signer.ledger.revocation_list import read_list
 from signer.ssh.krl import MAX_LIST, RevocationList, decode_krl, encode_krl
 from signer.ssh.krl_listing import check_listing
 from signer.subprocesses import NoSuchCommand, run

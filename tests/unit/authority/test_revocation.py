@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from signer.authority import revocation
 from signer.authority.freezes import local_identity
-from signer.authority.revocation import LIST_EVERY, read_list
+from signer.authority.revocation import LIST_EVERY
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.ledger.reader import REACH
+from signer.ledger.revocation_list import read_list
 from signer.model import Caller, Event, Filter, Revocation
 from signer.protocol.commands import (
     Explain,
