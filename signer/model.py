@@ -436,7 +436,8 @@ class Issued:
 class Filter:
     """Which certificates a page holds; None does not restrict.
 
-    `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970.
+    `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970; `since` too: recorded then
+    or later.
     """
 
     identity: str | None = None
@@ -447,6 +448,7 @@ class Filter:
     active_at: int | None = None
     before: int | None = None
     limit: int = 50
+    since: int | None = None
 
 
 def hide_tokens(text: str) -> str:

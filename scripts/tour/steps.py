@@ -94,6 +94,9 @@ STEPS: Final = (
     Step("Take the token away", "signer token revoke deploy-agent --write && signer reload", r"tokens +removed"),
     Step("It opens nothing any more", AGENT_LOGIN, r"the token is unknown", status=77),
     Step(
+        "The key that hosts verify the revocation list with", "signer hosts key", r"ssh-ed25519 \S+ signer-publishing"
+    ),
+    Step(
         "Revoke what it got: hosts that fetch the list refuse it, and it gets nothing more",
         "signer revoke --identity deploy-agent --reason 'a drill' --yes",
         r"revoked by identity deploy-agent: list version \d+, and identity:deploy-agent is frozen",
@@ -102,6 +105,12 @@ STEPS: Final = (
         "The list as sshd reads it",
         "until curl -fsS -o list $SAFE_SESSION_ADDR/api/krl && ssh-keygen -Qlf list | grep serial; do sleep 0.2; done",
         r"serial: \d+",
+    ),
+    Step(
+        "What is still valid: nothing of the agent's",
+        "signer certs list --active",
+        r"(?s)\A(?!.*deploy-agent).*alice",
+        lines=30,
     ),
     Step("What was revoked, by whom and why", "signer revocations", r"identity +deploy-agent +a drill"),
     # --- stop everything ---------------------------------------------------------------------------------------------

@@ -58,8 +58,18 @@ def is_everywhere(found: Mapping[str, Any], now: int) -> bool:
 
 
 def summary(found: Mapping[str, Any], now: int) -> str:
-    """One line; for `signer revoke`, too."""
+    """One line: how many of the hosts that were seen lately have the newest list."""
     lately = _lately(found, now)
     current = sum(bool(row["current"]) for row in lately)
     wanted = found["version"] if found["wanted"] is None else found["wanted"]
     return f"{current} of {output.count(len(lately), 'host')} seen in the last 15 minutes have version {wanted}"
+
+
+def count_with(found: Mapping[str, Any], version: int, now: int) -> tuple[int, int]:
+    """How many hosts were seen lately, and how many of them have list `version` or a newer one.
+
+    It goes by the version that each host fetched, not by `current`: just after a revocation, the newest list that
+    `/api/hosts` knows can still be the one before.
+    """
+    lately = _lately(found, now)
+    return len(lately), sum((row["version"] or 0) >= version for row in lately)

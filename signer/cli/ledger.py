@@ -21,6 +21,7 @@ from signer.cli.arguments import (
     HEAD,
     MAX_SEQ,
     SERIAL,
+    SINCE,
     Checked,
     OneOf,
     json_option,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 MAX_PAGE: Final = 1_000
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
+_CSV_COLUMNS = (
+    "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
+    "status",
+)  # fmt: skip
 
 
 def readable_data_dir() -> Path:
@@ -96,19 +101,27 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 
 @verb(
     "certs list",
-    examples=["signer certs list --active", "signer certs list --identity deploy-agent --limit 200 --json"],
+    examples=[
+        "signer certs list --active",
+        "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
+        "signer certs list --identity deploy-agent --limit 200 --json",
+    ],
 )
-@click.option("--identity", metavar="NAME", help="issued to this identity")
+@click.option("--by", "--identity", "identity", metavar="NAME", help="issued to this identity")
 @click.option("--role", metavar="NAME", help="of this role")
 @click.option("--principal", metavar="NAME", help="valid for this principal")
 @click.option("--fingerprint", metavar="SHA256:…", help="for this public key")
 @click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
+@click.option("--since", type=SINCE, metavar="TIME", help="issued since then: 24h, 2026-11-22, 2026-11-22T09:30:00Z")
 @click.option("--active", is_flag=True, help="released, not yet expired and not revoked")
 @click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
+@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
 @json_option
-def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> int:
+def certs_list(*, active: bool, limit: int, as_csv: bool, as_json: bool, **filters: Any) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC."""
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other", "give one of them")
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_row
 
@@ -124,7 +137,9 @@ def certs_list(*, active: bool, limit: int, as_json: bool, **filters: Any) -> in
     if as_json:
         output.show_json({"certificates": rows, "before": more})
         return 0
-    if rows:
+    if as_csv:
+        output.show_csv(_CSV_COLUMNS, rows)
+    elif rows:
         output.show_table([_TITLES, *(_columns(row) for row in rows)])
     else:
         output.note("no matching certificates")

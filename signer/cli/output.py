@@ -11,9 +11,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from signer.errors import BadFile, SignerError, Unavailable, write_hint
 from signer.units import plain
@@ -55,6 +55,27 @@ def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         show((indent + line).rstrip())
+
+
+def show_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """RFC 4180, with a line of titles. A cell that a spreadsheet would compute begins with an apostrophe: what callers
+    wrote is in them."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [_csv_cell(row.get(name)) for name in columns]
+        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells])
+    show(text.getvalue().rstrip("\n"))
+
+
+def _csv_cell(value: object) -> str:
+    if value is None:
+        return ""
+    return plain(",".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def flush() -> None:

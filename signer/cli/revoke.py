@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from signer.cli import output
 from signer.cli.arguments import REASON, json_option
 from signer.cli.connection import connection_options, open_api
+from signer.cli.hosts_seen import count_with
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import ApprovalRefused
+from signer.errors import ApprovalRefused, SignerError
 from signer.units import plain
+
+if TYPE_CHECKING:
+    from signer.api_client import ApiClient
 
 _WAYS = ("serial", "identity", "key", "since", "ca")
 
@@ -41,7 +46,8 @@ def revoke(
     *, reason: str, yes: bool, address: str | None, token_file: Path | None, as_json: bool, **ways: str | None
 ) -> int:
     """Has every host refuse certificates that were issued, with the next revocation list that it fetches. It
-    cannot be taken back. Shows first what it would hit. Needs a token with the right `revoke`, which no agent
+    cannot be taken back. Shows first what it would hit, and at the end how many hosts have the new list, if the
+    token may see hosts (`hosts` or `ledger.read`). Needs a token with the right `revoke`, which no agent
     has; --identity also needs `freeze`. Exit status 3 if you say no, or without a terminal and --yes."""
     given = [(by, value) for by in _WAYS if (value := ways[by]) is not None]
     if len(given) != 1:
@@ -55,13 +61,31 @@ def revoke(
         if not yes:
             _ask(by, value)
         made = api.revoke({"by": by, "value": value, "reason": reason})
+        hosts, text = _hosts_with(api, int(made["seq"]))
     if as_json:
-        output.show_json({**made, "hit": preview})
+        output.show_json({**made, "hit": preview, "hosts": hosts})
         return 0
     frozen = f", and identity:{value} is frozen" if made.get("frozen") else ""
-    output.show(plain(f"revoked by {by} {value}: list version {made.get('seq')}{frozen}"))
+    output.show(plain(f"revoked by {by} {value}: list version {made['seq']}{frozen}"))
+    output.show(plain(text))
     output.note("hosts refuse with the list that they fetch next; `signer hosts seen` shows which have it")
     return 0
+
+
+def _hosts_with(api: ApiClient, version: int) -> tuple[dict[str, int] | None, str]:
+    """How many hosts have list `version` or a newer one, and the line that says so; None if that cannot be read.
+
+    The revocation is recorded by now, so nothing here may end the verb as a failure.
+    """
+    try:
+        seen, current = count_with(api.hosts(), version, int(time.time()))
+    except SignerError as error:
+        return None, f"which hosts have version {version} is not known: {error.text}"
+    if not seen:
+        return {"seen": 0, "current": 0}, "no host fetched the list in the last 15 minutes"
+    hosts = output.count(seen, "host")
+    text = f"{current} of {hosts} seen in the last 15 minutes have version {version} or a newer one"
+    return {"seen": seen, "current": current}, text
 
 
 def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import sys
 import time
@@ -19,7 +17,6 @@ from signer.cli.ledger import reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.model import Filter
-from signer.units import plain
 
 if TYPE_CHECKING:
     from signer.ledger.pages import CertificateReader
@@ -97,7 +94,7 @@ def certs_who(what: Sequence[str], *, as_csv: bool, as_json: bool) -> int:
     if as_json:
         output.show_json({"certificates": rows})
     elif as_csv:
-        _show_csv(rows)
+        output.show_csv(("line", *_COLUMNS, "problem"), rows)
     elif rows:
         titles = [name.replace("_", " ").upper() for name in _SHOWN]
         output.show_table([titles, *([_cell(row.get(name)) for name in _SHOWN] for row in rows)])
@@ -157,15 +154,3 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "-" if value is None else str(value)
-
-
-def _show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
-    """RFC 4180. A cell that a spreadsheet would compute begins with an apostrophe: reasons are callers' words."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("line", *_COLUMNS, "problem"))
-    for row in rows:
-        values = [row.get(name) for name in ("line", *_COLUMNS, "problem")]
-        cells = ["" if value is None else plain(_cell(value)) for value in values]
-        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells])
-    output.show(text.getvalue().rstrip("\n"))

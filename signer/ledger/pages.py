@@ -57,7 +57,7 @@ class CertificateReader(LedgerReader):
     def certificates(self, wanted: Filter) -> list[Issued]:
         """All matching certificates, newest first, without a bound on the search."""
         with self._snapshot() as (memory, file, folded):
-            return self._find(memory, file, folded, wanted, 0)
+            return self._find(memory, file, folded, wanted, self._first(wanted))
 
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]:
         """The matches among the newest `MAX_SCANNED` rows of the most selective filter, and `before` of the next page.
@@ -107,7 +107,12 @@ class CertificateReader(LedgerReader):
 
     def _oldest(self, wanted: Filter) -> int:
         """The first event that can have a match: no certificate is active for longer than `REACH`."""
-        return 0 if wanted.active_at is None else self.first_since((wanted.active_at - REACH) * 1000)
+        reach = 0 if wanted.active_at is None else self.first_since((wanted.active_at - REACH) * 1000)
+        return max(reach, self._first(wanted))
+
+    def _first(self, wanted: Filter) -> int:
+        """The first event of the wanted time: times never decrease, so all others are before it."""
+        return 0 if wanted.since is None else self.first_since(wanted.since * 1000)
 
     def _find(
         self, memory: sqlite3.Connection, file: sqlite3.Connection | None, folded: int, wanted: Filter, floor: int

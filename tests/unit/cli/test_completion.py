@@ -65,7 +65,7 @@ def bash(folder: Path, line: str) -> list[str]:
                 "rebuild",
             ],
         ),
-        ("signer certs list --b", ["--backend", "--before"]),
+        ("signer certs list --b", ["--by", "--backend", "--before"]),
         ("signer certs list --active --backend ", ["local", "vault"]),
         ("signer completion ", ["bash", "zsh", "fish"]),
     ],

@@ -101,6 +101,40 @@ def test_pages_put_together_are_the_whole_however_short_each_is(
         assert found == by_hand(everything, wanted), wanted
 
 
+@pytest.mark.parametrize("folded", [0, 7, 60, 120])
+@pytest.mark.parametrize("identity", [None, "ann"])
+@pytest.mark.parametrize("active_at", [None, NOW])
+def test_since_finds_what_was_recorded_then_or_later_in_both_files_and_on_every_page(
+    tmp_path: Path, folded: int, identity: str | None, active_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_SCANNED", 7)
+    with closing(Ledger(tmp_path)) as made:
+        for serial in range(1, 121):  # ten in each second
+            made.commit(
+                [issued(serial, "ann" if serial % 3 else "bob", "read", ["root"], 500 + serial % 2 * 1_000)],
+                (serial - 1) // 10 * 1_000,
+            )
+            if serial == folded:
+                made.fold_all()
+        with closing(CertificateReader(tmp_path)) as reader:
+            for since in (0, 1, 6, 11, 12):
+                wanted = Filter(identity=identity, active_at=active_at, since=since, limit=1_000)
+                expected = [
+                    serial
+                    for serial in range(120, since * 10, -1)
+                    if (identity is None or serial % 3) and (active_at is None or serial % 2)
+                ]
+                assert [row.serial for row in reader.certificates(wanted)] == expected
+                found: list[int] = []
+                before: int | None = None
+                while True:
+                    rows, before = reader.page(replace(wanted, before=before))
+                    found += [row.serial for row in rows]
+                    if before is None:
+                        break
+                assert found == expected
+
+
 def test_a_page_never_looks_at_more_rows_of_the_file_than_its_bound(
     ledger: CertificateReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
