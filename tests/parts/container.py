@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -212,18 +213,25 @@ class Contained(Service):
         return done.out + done.err
 
     def processes(self) -> dict[int, Inhabitant]:
-        """All processes of the container, by their number in there, as this host sees them."""
+        """All processes of the container, by their number in there, as this host sees them.
+
+        One that ends while they are looked at is left out.
+        """
         found = {}
         top = self.inspect()["State"]["Pid"]
         for pid in (top, *_offspring(top)):
             inhabitant = Inhabitant(pid)
-            found[inhabitant.number] = inhabitant
+            with suppress(FileNotFoundError, ProcessLookupError):
+                inhabitant.read()
+                found[inhabitant.number] = inhabitant
         return found
 
     def keeper(self) -> Inhabitant:
         """The keeper's process."""
-        (found,) = [one for one in self.processes().values() if " -m signer keeper" in one.command]
-        return found
+        found = {one.pid: one for one in self.processes().values() if " -m signer keeper" in one.command}
+        # A child that the keeper starts has the keeper's command line until it has become another program.
+        (keeper,) = [one for one in found.values() if int(one.status["PPid"][0]) not in found]
+        return keeper
 
 
 class Inhabitant:
@@ -231,6 +239,10 @@ class Inhabitant:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+
+    def read(self) -> None:
+        """Keeps what changes no more; raises `FileNotFoundError` or `ProcessLookupError` if the process has ended."""
+        _ = self.status, self.command
 
     @cached_property
     def status(self) -> dict[str, list[str]]:
