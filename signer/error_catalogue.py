@@ -927,8 +927,6 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Notices": (
         _local("notice_address_refused", "a channel's name leads only to link-local, metadata or multicast addresses",
                "correct its `url`; see runbooks/operate/notices.md"),
-        _local("notices_dir_closed", "the keeper cannot reach the socket in `SIGNER_NOTICES_DIR`",
-               "chmod 0711 `SIGNER_NOTICES_DIR`"),
         _local("notices_dir_in_use", "another process sends notices from `SIGNER_NOTICES_DIR`",
                "stop it, or set another `SIGNER_NOTICES_DIR`"),
         _local("notices_dir_unusable", "`SIGNER_NOTICES_DIR` cannot be used",

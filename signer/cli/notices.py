@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # `signer serve` watches its children through this descriptor; it has no other use.
 @click.option("--channel", type=whole(3, 1_000_000), hidden=True)
 def notices_run(channel: int | None) -> int:
-    """Sends notices to the channels of SIGNER_NOTICES_FILE: what waits for a human, what they decided, break-glass,
-    freezes, faults. Holds no key, no ledger and no policy; the keeper connects to it. SIGHUP takes a changed file."""
+    """Sends notices to the channels of SIGNER_NOTICES_FILE: what waits for a human, what they decided,
+    break-glass, freezes, faults. Holds no key, no ledger and no policy; the keeper connects to it. SIGHUP takes
+    a changed file."""
     from signer.logs import start_log
     from signer.service.notices import run_notices
     from signer.settings import load_settings
@@ -34,8 +35,9 @@ def notices_run(channel: int | None) -> int:
 @verb("notices test", examples=["signer notices test", "signer notices test --json"])
 @json_option
 def notices_test(*, as_json: bool) -> int:
-    """Sends one test notice to each channel of SIGNER_NOTICES_FILE, with no retry, and shows what became of it. Root
-    becomes SIGNER_NOTICES_USER first, so that it also tests who may read the file. Exit status 1 if one failed."""
+    """Sends one test notice to each channel of SIGNER_NOTICES_FILE, with no retry, and shows what became of it.
+    Root becomes SIGNER_NOTICES_USER first, so that it also tests who may read the file. Exit status 1 if one
+    failed."""
     from signer.errors import BadSettings
     from signer.http import Watch
     from signer.service.channels import Sender, load_channels, trial_notice

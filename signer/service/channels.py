@@ -239,7 +239,7 @@ def is_forbidden(number: str) -> bool:
     address = ipaddress.ip_address(number.partition("%")[0])
     return any(
         one.is_link_local or one.is_multicast or one.is_unspecified or one in _METADATA
-        or (one.is_reserved and one not in _NAT64)
+        or (one.is_reserved and not one.is_loopback and one not in _NAT64)
         for one in _meant(address)
     )  # fmt: skip
 

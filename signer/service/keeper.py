@@ -191,11 +191,7 @@ class Keeper:
             renumber=lambda: core.record([Event("list.published", "keeper", {"reason": "format"})]),
         )
         self._hosts = HostsSeen(core.host_names)
-        self._notifier: Notifier | None = None
-        if sender is not None:
-            core.keep_noticed()
-            sources = Sources(core.notice_of, self._faults, core.token_notices)
-            self._notifier = Notifier(sender, self._selector, ledger, sources, self._lines, begun_at=ledger.head().seq)
+        self._notifier = None if sender is None else self._make_notifier(sender)
         # What they send is collected after the batch.
         self._internal = (self._reader, builder, *((self._notifier,) if self._notifier else ()))
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
@@ -209,6 +205,12 @@ class Keeper:
         self._probe_failure: SignerError | None = None
         shadow = core.shadow if self._compared_key() is not None else None
         self.metrics = Metrics(self._gauges, lambda: core.policy.roles, ledger.commit_seconds, shadow)
+
+    def _make_notifier(self, sender: SenderPlace) -> Notifier:
+        self._core.keep_noticed()
+        sources = Sources(self._core.notice_of, self._faults, self._core.token_notices)
+        begun_at = self._ledger.head().seq
+        return Notifier(sender, self._selector, self._ledger, sources, self._lines, begun_at=begun_at)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 

@@ -539,7 +539,8 @@ def become_sender(settings: Settings) -> None:
         raise BadSettings(
             "users_missing", "started as root without SIGNER_NOTICES_USER", "set it to an unprivileged user"
         )
-    become(settings.notices_user)
+    if look_up_user(settings.notices_user).pw_uid != 0:
+        become(settings.notices_user)
 
 
 def claim_directory(directory: Path) -> int:

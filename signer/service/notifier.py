@@ -75,7 +75,7 @@ class Sources:
 
 
 @dataclass(slots=True)
-class _Counts:
+class Counts:
     """Of one channel, since the keeper started; `queued` and `error` are as of the last report."""
 
     totals: Counter[str] = field(default_factory=Counter)
@@ -113,7 +113,7 @@ class Notifier:
         self._unsent: list[Notice] = []  # without an event, which the ledger cannot give again
         self._told: OrderedDict[str, dict[tuple[str, str], ToldRow]] = OrderedDict()  # by request
         self._changed: set[str] = set()
-        self._counts: dict[str, _Counts] = {}
+        self._counts: dict[str, Counts] = {}
         self._tried = self._looked_at_faults = self._looked_at_tokens = -TOKENS_EVERY
         self.fault = ""  # why nothing is sent, as the process says
 
@@ -195,7 +195,7 @@ class Notifier:
         for name in [name for name in self._counts if name not in {channel.name for channel in hello.channels}]:
             del self._counts[name]
         for channel in hello.channels:
-            self._counts.setdefault(channel.name, _Counts())
+            self._counts.setdefault(channel.name, Counts())
         if not is_first:
             return
         try:
@@ -282,7 +282,7 @@ class Notifier:
         channel = next((one for one in self._channels or () if one.name == report.channel), None)
         if channel is None:
             return
-        counts = self._counts.setdefault(channel.name, _Counts())
+        counts = self._counts.setdefault(channel.name, Counts())
         counts.queued = min(max(report.queued, 0), MAX_QUEUED)
         counts.error = report.error[:MAX_ERROR] if report.state == "failed" else ""
         counts.totals[report.state] += min(max(report.count, 0), MAX_QUEUED)
@@ -335,23 +335,27 @@ class Notifier:
         return bool(self._channels)
 
     def gauges(self) -> Iterator[Metric]:
-        """The metrics of notices, by channel."""
-        yield GaugeMetricFamily(
-            "signer_notices_up", "1 while the process that sends notices is connected", value=int(self.is_connected)
-        )
-        for state, name, text in (
-            ("sent", "signer_notices_sent", "notices that a channel took"),
-            ("failed", "signer_notices_failed", "attempts to send a notice that failed"),
-            ("dropped", "signer_notices_dropped", "notices that were given up"),
-        ):
-            family = CounterMetricFamily(name, text, labels=["channel"])
-            for channel, counts in sorted(self._counts.items()):
-                family.add_metric([channel], counts.totals[state])
-            yield family
-        queued = GaugeMetricFamily("signer_notices_queued", "notices that wait to be sent", labels=["channel"])
-        for channel, counts in sorted(self._counts.items()):
-            queued.add_metric([channel], counts.queued)
-        yield queued
+        """The metrics of notices."""
+        return render_metrics(self._counts, is_up=self.is_connected)
+
+
+def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Metric]:
+    """The metrics of notices, by channel."""
+    text = "1 while the process that sends notices is connected and has channels"
+    yield GaugeMetricFamily("signer_notices_up", text, value=int(is_up))
+    for state, name, text in (
+        ("sent", "signer_notices_sent", "notices that a channel took"),
+        ("failed", "signer_notices_failed", "attempts to send a notice that failed"),
+        ("dropped", "signer_notices_dropped", "notices that were given up"),
+    ):
+        family = CounterMetricFamily(name, text, labels=["channel"])
+        for channel, found in sorted(counts.items()):
+            family.add_metric([channel], found.totals[state])
+        yield family
+    queued = GaugeMetricFamily("signer_notices_queued", "notices that wait to be sent", labels=["channel"])
+    for channel, found in sorted(counts.items()):
+        queued.add_metric([channel], found.queued)
+    yield queued
 
 
 def _row(channel: ChannelFacts, of: str, state: str, at: int, error: str) -> ToldRow:

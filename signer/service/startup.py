@@ -27,6 +27,7 @@ from signer.hardening import become, forbid_dumps, look_up_user, release_memory,
 from signer.ledger.audit import check_recent
 from signer.ledger.origin import LEDGER_KEY
 from signer.model import Event, PublicKey
+from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.checkpoints import Checkpoints
@@ -168,14 +169,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
     del key  # mode shadow keeps the public half only
-    core = Core(
-        policy=policy,
-        backend=backend,
-        ledger=ledger,
-        clock=time.time,
-        random=os.urandom,
-        report=partial(_report, lines),
-    )
+    core = _make_core(policy, backend, ledger, lines)
     _begin(core, backend)
     _record_keys(core, ledger, keys)
     keeper = Keeper(
@@ -198,6 +192,18 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     finally:
         ledger.close()
         place.close()
+
+
+def _make_core(policy: Policy, backend: Backend, ledger: TimedLedger, lines: LogLimit) -> Core:
+    """The core, with the clock and the randomness of this machine."""
+    return Core(
+        policy=policy,
+        backend=backend,
+        ledger=ledger,
+        clock=time.time,
+        random=os.urandom,
+        report=partial(_report, lines),
+    )
 
 
 def _find_sender(settings: Settings) -> SenderPlace | None:
