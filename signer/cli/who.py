@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SERIAL, json_option, quoted
+from signer.cli.arguments import MAX_SERIAL, json_option, quoted, segment_option
 from signer.cli.ledger import reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -81,15 +82,16 @@ def _login(serial: str, key_id: str, ca: str, fingerprint: str | None) -> Login 
 )
 @click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@segment_option
 @json_option
-def certs_who(what: Sequence[str], *, as_csv: bool, as_json: bool) -> int:
+def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_json: bool) -> int:
     """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
     A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as
     for a serial that the ledger lacks. Lines without a certificate are passed over."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other", "give one of them")
     now = int(time.time())
-    with reading_certificates() as reader:
+    with reading_certificates(segment) as reader:
         rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))
     if as_json:
         output.show_json({"certificates": rows})
@@ -147,6 +149,10 @@ def _why_missing(reader: CertificateReader, serial: int) -> str:
         if restored.first_serial <= serial <= restored.last_serial:
             lost = f"lost, or never issued: a backup was restored at event {restored.seq}, and the serial is revoked"
             return f"the ledger has no such certificate; {lost}"
+    if reader.base:
+        return (
+            f"the ledger has no such certificate; the segments of its first {reader.base:,} events may: --segment FILE"
+        )
     return "the ledger has no such certificate"
 
 

@@ -42,6 +42,18 @@ _ALL: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE
 _NO_END: Final = 2**63 - 1
 
 
+class ArchivePlan(NamedTuple):
+    """What an archive does: events `first` to `last`, recorded up to a time in seconds, go to the segment, `kept` stay
+    and `carried` ones stay beside them. `is_begun` if an interrupted run left the segment."""
+
+    first: int
+    last: int
+    until: int
+    kept: int
+    carried: int
+    is_begun: bool
+
+
 class Archived(NamedTuple):
     """What was done: the event, the head of the ledger with it, and where the old files are."""
 
@@ -51,11 +63,10 @@ class Archived(NamedTuple):
 
 
 class Archiving(Replacement):
-    """One archive, while it holds the ledger's lock. Call `finish_interrupted`, then `run`."""
+    """One archive, while it holds the ledger's lock. Call `finish_interrupted`, then `plan`, then `run`."""
 
     command = "archive"
     aside = "ledger.archived-"
-    errors = "archive_failed"
 
     def __enter__(self) -> Archiving:
         return self
@@ -63,26 +74,49 @@ class Archiving(Replacement):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def run(
-        self, target: Path, keep: int, actor: str, now_ms: int, progress: Progress = lambda _d, _a: None
-    ) -> Archived:
-        """Archives the events older than `keep` seconds to the new file `target`; raises the errors of `verify` too.
+    def failed(self, text: str, hint: str) -> Unavailable:
+        """The error for files that cannot be written."""
+        return Unavailable("archive_failed", text, hint)
 
-        A segment of this ledger that an interrupted run left at `target` is verified and used. Raises `Refused` if no
-        256 events are that old, `BadFile` if `target` is another file, `Unavailable` if one cannot be written.
+    def plan(self, target: Path, keep: int, now_ms: int) -> ArchivePlan:
+        """Which events are older than `keep` seconds, or are in the segment that an interrupted run left at `target`.
+
+        Raises `Refused` if no 256 events are that old, `BadFile` if `target` is another file, and the ledger's errors.
         """
         if keep < KEEP_AT_LEAST:
             raise ValueError(f"{keep} seconds are fewer than {KEEP_AT_LEAST}")
         with closing(LedgerReader(self._data_dir)) as source:
-            if os.path.lexists(target):
-                last = _last_of(source, target, now_ms, progress)
+            is_begun = os.path.lexists(target)
+            last = _last_of(source, target, now_ms) if is_begun else last_to_archive(source, now_ms, keep)
+            kept, carried = source.head().seq - last, len(carried_rows(source, last))
+            return ArchivePlan(source.base + 1, last, source.entry(last).time_ms // 1000, kept, carried, is_begun)
+
+    def is_done(self, target: Path) -> tuple[Archive, Head] | None:
+        """The newest archive and the head of the ledger if `target` is that archive's segment; None if it is not."""
+        with closing(LedgerReader(self._data_dir)) as ledger:
+            digest = file_digest(target) if os.path.lexists(target) else ""
+            found = ledger.archives()
+            return (found[-1], ledger.head()) if found and found[-1].sha256 == digest else None
+
+    def run(
+        self,
+        target: Path,
+        plan: ArchivePlan,
+        actor: str,
+        now_ms: int,
+        progress: Progress = lambda _done, _all: None,
+    ) -> Archived:
+        """Does what `plan` of the same `target` says; raises the errors of `verify`, and `Unavailable`."""
+        with closing(LedgerReader(self._data_dir)) as source:
+            if plan.is_begun:
+                with closing(open_segment(target)) as segment:
+                    _verify_segment(segment, source, plan.last, progress)
             else:
-                last = last_to_archive(source, now_ms, keep)
-                write_segment(source, target, last, progress)
+                write_segment(source, target, plan.last, progress)
             with closing(open_segment(target)) as segment:
-                event = _event(source, segment, target, last, actor)
+                event = _event(source, segment, target, plan.last, actor)
                 with self.write_errors():
-                    self._write_rest(source, last)
+                    self._write_rest(source, plan.last)
         made: list[Archive] = []
 
         def check(folder: Path) -> None:
@@ -174,8 +208,8 @@ def open_segment(path: Path) -> LedgerReader:
     return LedgerReader(path.parent, path.name)
 
 
-def _last_of(source: LedgerReader, target: Path, now_ms: int, progress: Progress) -> int:
-    """The last event of a segment that an interrupted run left, verified; raises `BadFile` if it is another file."""
+def _last_of(source: LedgerReader, target: Path, now_ms: int) -> int:
+    """The last event of a segment that an interrupted run left; raises `BadFile` if it is another file."""
     with closing(open_segment(target)) as segment:
         try:
             head, base = segment.head(), segment.base
@@ -185,7 +219,6 @@ def _last_of(source: LedgerReader, target: Path, now_ms: int, progress: Progress
         newest = last_to_archive(source, now_ms, KEEP_AT_LEAST)
         if not is_ours or head.seq > newest or target.stat().st_mode & 0o222:
             raise _segment_exists(target)
-        _verify_segment(segment, source, head.seq, progress)
     return head.seq
 
 

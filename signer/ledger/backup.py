@@ -98,5 +98,7 @@ def write_errors(place: Path, what: str = "backup") -> Iterator[None]:
     except (OSError, sqlite3.OperationalError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Unavailable(
-            f"{what}_failed", f"the {what} cannot be written: {reason}", write_hint(error, str(place))
+            "backup_failed" if what == "backup" else "archive_failed",
+            f"the {what} cannot be written: {reason}",
+            write_hint(error, str(place)),
         ) from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
@@ -41,7 +42,7 @@ def _no_check(_folder: Path) -> None:
     return None
 
 
-class Replacement:
+class Replacement(ABC):
     """One replacement of the ledger in `data_dir`, whose lock it holds; a context manager.
 
     Call `finish_interrupted`, then fill `fresh_folder`, then `commit`. Raises `Unavailable` (`ledger_in_use`) while a
@@ -50,7 +51,6 @@ class Replacement:
 
     command: ClassVar[str]  # what it is part of, for messages
     aside: ClassVar[str]  # how the name of the folder for the old files begins
-    errors: ClassVar[str]  # the code for files that cannot be written
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
@@ -62,6 +62,10 @@ class Replacement:
                 text = "a keeper writes the ledger in SIGNER_DATA_DIR"
                 raise Unavailable(error.code, text, f"stop the service, then {self.command}") from None
             raise
+
+    @abstractmethod
+    def failed(self, text: str, hint: str) -> Unavailable:
+        """The error for files that cannot be written."""
 
     def close(self) -> None:
         """Releases the lock; deletes a file that was not committed."""
@@ -155,7 +159,7 @@ class Replacement:
             yield
         except OSError as error:
             text = f"the ledger cannot be {self.command}d: {error.strerror or 'I/O error'}"
-            raise Unavailable(self.errors, text, write_hint(error, "SIGNER_DATA_DIR")) from None
+            raise self.failed(text, write_hint(error, "SIGNER_DATA_DIR")) from None
 
 
 def remove_folder(folder: Path) -> None:

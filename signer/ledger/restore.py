@@ -23,13 +23,16 @@ class Restoration(Replacement):
 
     command = "restore"
     aside = "ledger.replaced-"
-    errors = "restore_failed"
 
     def __enter__(self) -> Restoration:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def failed(self, text: str, hint: str) -> Unavailable:
+        """The error for files that cannot be written."""
+        return Unavailable("restore_failed", text, hint)
 
     @contextmanager
     def replaced(self) -> Iterator[LedgerReader | None]:

@@ -59,7 +59,7 @@ def archive(data_dir: Path, segment: Path, keep: int = KEEP, now_ms: int = NOW) 
     with Archiving(data_dir) as archiving:
         if archiving.finish_interrupted() is not None:
             return None
-        return archiving.run(segment, keep, "local:root", now_ms)
+        return archiving.run(segment, archiving.plan(segment, keep, now_ms), "local:root", now_ms)
 
 
 def state(reader: LedgerReader, now_ms: int) -> dict[str, object]:
