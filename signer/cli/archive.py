@@ -46,11 +46,12 @@ def _read_keep(word: str) -> int:
 @click.option("--yes", is_flag=True, help="do not ask on the terminal")
 @json_option
 def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
-    """Moves all events that are older than --keep to a segment, while the service is stopped, and shortens the ledger
-    in SIGNER_DATA_DIR. Verifies the segment, mode 0400, and the shortened ledger against it before anything is moved,
-    and keeps the old files in the folder ledger.archived-…. Hash chain, serials, freezes, revocations, host keys and
-    everything else that decides go on as before; `--segment FILE` of other verbs reads what was archived. Killed at
-    any moment, it can be run again with the same FILE. Exit status 3 if you do not approve."""
+    """Moves all events that are older than --keep to a segment, while the service is stopped, and shortens the
+    ledger in SIGNER_DATA_DIR. Verifies the segment, mode 0400, and the shortened ledger against it before
+    anything is moved, and keeps the old files in the folder ledger.archived-…. Hash chain, serials, freezes,
+    revocations, host keys and everything else that decides go on as before; `--segment FILE` of other verbs
+    reads what was archived. Killed at any moment, it can be run again with the same FILE. Exit status 3 if
+    you do not approve."""
     from signer.ledger.archive import Archiving
     from signer.service.access import become_writer
 

@@ -63,8 +63,8 @@ class LedgerCopy(Ledger):
 
         Raises `BadFile` if there is a copy, and the errors of `verify`.
         """
-        if os.path.lexists(self._path):
-            text = f"{self.data_dir} has a copy with event {self.head().seq} as its newest one"
+        if os.path.lexists(self._path) and (newest := self.head().seq):
+            text = f"{self.data_dir} has a copy with event {newest} as its newest one"
             raise BadFile("copy_exists", text, "leave --start-from out, or move the folder away")
         new = self.data_dir / _BEGUN
         try:
@@ -72,6 +72,9 @@ class LedgerCopy(Ledger):
             write_new(new, iter(lambda: backup.read(_PIECE), b""), 0o600)
             with closing(LedgerReader(self.data_dir, _BEGUN)) as reader:
                 head = verify(reader, progress)
+            self._reset()
+            for end in ("-wal", "-shm"):  # of a copy without events
+                Path(f"{self._path}{end}").unlink(missing_ok=True)
             new.rename(self._path)
             sync_directory(self.data_dir)
         except OSError as error:

@@ -231,6 +231,8 @@ def role_lines(*lines: str) -> tuple[str, str]:
 class MemoryStore:
     """A ledger in memory. `fail` makes the next commits fail: before anything is kept, or after all is on disk."""
 
+    base = 0  # nothing is archived
+
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.fail: str = ""
