@@ -10,7 +10,7 @@ from typing import Final
 
 from flask import Flask
 
-from signer.api.console import account, requests
+from signer.api.console import account, enrol, requests
 from signer.api.console.session import Console, render_fault
 from signer.protocol.client import KeeperClient
 from signer.settings import Settings
@@ -37,4 +37,5 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     """Adds the pages to `app`."""
     console = Console(app, keeper, settings, PAGES)
     account.register(console)
+    enrol.register(console)
     requests.register(console)
