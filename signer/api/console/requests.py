@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any, Final
 
 from flask import Response, request
@@ -32,80 +33,84 @@ _TOLD_MOODS: Final = {"sent": "ok", "failed": "bad", "dropped": "bad"}
 
 def register(console: Console) -> None:
     """Adds the pages."""
+    console.get("/console/requests", partial(_list, console))
+    console.get("/console/requests/<name>", partial(_show, console))
+    console.post("/console/requests/<name>/deny", _deny)
+    console.post("/console/requests/<name>/withdraw", _withdraw)
+    console.post("/console/requests/<name>/approve", _approve)
 
-    def listed(session: Session) -> Response:
-        state = request.args.get("state", "pending")
-        if state not in _STATES:
-            raise bad_query(f"state must be one of {', '.join(_STATES)}", "choose one on the page")
-        filters: dict[str, object] = {} if state == "all" else {"state": state}
-        for name in ("identity", "before"):
-            if request.args.get(name):
-                filters[name] = read_word(name, request.args[name])
-        page = expect(RequestPage, session.ask("requests", filters))
-        rows = page.requests[:MAX_ROWS]
-        before = rows[-1].request if len(page.requests) > MAX_ROWS else page.before
-        return console.live_page(
-            "requests.html",
-            "_requests.html",
-            state=state,
-            states=_STATES,
-            moods=MOODS,
-            identity=filters.get("identity", ""),
-            rows=[(row, opens(frozen_of(row))) for row in rows],
-            next_url=None if before is None else console.link("/console/requests", before=before),
-        )
 
-    def show(session: Session, name: str) -> Response:
-        shown = expect(RequestDetails, session.ask("request", {"request": read_word("id", name)}))
-        frozen = frozen_of(shown)
-        digest = request_digest(frozen)
-        if digest != shown.digest or frozen["id"] != name:
-            raise Unavailable("internal_error", "the digest of the request is not that of its fields", "do not approve")
-        is_asker = session.name == frozen["identity"]
-        return console.live_page(
-            "request.html",
-            "_request.html",
-            shown=shown,
-            moods=MOODS,
-            frozen=frozen,
-            opens=opens(frozen),
-            certificate="\n".join(as_ssh_keygen(frozen)),
-            ttl=render_duration(frozen["ttl"]),
-            compared=_compare(session, frozen),
-            is_asker=is_asker,
-            may_approve=shown.state == "pending" and session.name in shown.may_approve,
-            may_deny=shown.state == "pending" and not is_asker and session.may("approve"),
-            may_withdraw=is_asker and shown.state in ("pending", "approved"),
-            statement=approval_statement(name, digest, session.name, None).decode(),
-            waivers=_waiver_choices() if shown.waivers and not is_asker else (),
-            uses=WAIVER_USES_SHOWN,
-            most_uses=WAIVER_USES,
-            told=getattr(shown, "told", None) or (),
-            told_moods=_TOLD_MOODS,
-        )
+def _list(console: Console, session: Session) -> Response:
+    state = request.args.get("state", "pending")
+    if state not in _STATES:
+        raise bad_query(f"state must be one of {', '.join(_STATES)}", "choose one on the page")
+    filters: dict[str, object] = {} if state == "all" else {"state": state}
+    for name in ("identity", "before"):
+        if request.args.get(name):
+            filters[name] = read_word(name, request.args[name])
+    page = expect(RequestPage, session.ask("requests", filters))
+    rows = page.requests[:MAX_ROWS]
+    before = rows[-1].request if len(page.requests) > MAX_ROWS else page.before
+    return console.live_page(
+        "requests.html",
+        "_requests.html",
+        state=state,
+        states=_STATES,
+        moods=MOODS,
+        identity=filters.get("identity", ""),
+        rows=[(row, opens(frozen_of(row))) for row in rows],
+        next_url=None if before is None else console.link("/console/requests", before=before),
+    )
 
-    def deny(session: Session, name: str) -> Response:
-        return _decide(session, "deny", name, {"reason": request.form.get("reason", "").strip()})
 
-    def withdraw(session: Session, name: str) -> Response:
-        return _decide(session, "withdraw", name, {})
+def _show(console: Console, session: Session, name: str) -> Response:
+    shown = expect(RequestDetails, session.ask("request", {"request": read_word("id", name)}))
+    frozen = frozen_of(shown)
+    digest = request_digest(frozen)
+    if digest != shown.digest or frozen["id"] != name:
+        raise Unavailable("internal_error", "the digest of the request is not that of its fields", "do not approve")
+    is_asker = session.name == frozen["identity"]
+    return console.live_page(
+        "request.html",
+        "_request.html",
+        shown=shown,
+        moods=MOODS,
+        frozen=frozen,
+        opens=opens(frozen),
+        certificate="\n".join(as_ssh_keygen(frozen)),
+        ttl=render_duration(frozen["ttl"]),
+        compared=_compare(session, frozen),
+        is_asker=is_asker,
+        may_approve=shown.state == "pending" and session.name in shown.may_approve,
+        may_deny=shown.state == "pending" and not is_asker and session.may("approve"),
+        may_withdraw=is_asker and shown.state in ("pending", "approved"),
+        statement=approval_statement(name, digest, session.name, None).decode(),
+        waivers=_waiver_choices() if shown.waivers and not is_asker else (),
+        uses=WAIVER_USES_SHOWN,
+        most_uses=WAIVER_USES,
+        told=getattr(shown, "told", None) or (),
+        told_moods=_TOLD_MOODS,
+    )
 
-    def approve(session: Session, name: str) -> Response:
-        form = request.form
-        waiver: dict[str, object] | None = None
-        if form.get("until"):
-            uses = form.get("uses", "")
-            if not (uses.isascii() and uses.isdigit() and len(uses) <= 3):
-                raise bad_query("uses must be a whole number", "correct it")
-            waiver = {"until": form["until"], "uses": int(uses)}
-        assertion = {field: form.get(field, "") for field in _ASSERTION}
-        return _decide(session, "approve", name, {"assertion": assertion, "waiver": waiver})
 
-    console.get("/console/requests", listed)
-    console.get("/console/requests/<name>", show)
-    console.post("/console/requests/<name>/deny", deny)
-    console.post("/console/requests/<name>/withdraw", withdraw)
-    console.post("/console/requests/<name>/approve", approve)
+def _deny(session: Session, name: str) -> Response:
+    return _decide(session, "deny", name, {"reason": request.form.get("reason", "").strip()})
+
+
+def _withdraw(session: Session, name: str) -> Response:
+    return _decide(session, "withdraw", name, {})
+
+
+def _approve(session: Session, name: str) -> Response:
+    form = request.form
+    waiver: dict[str, object] | None = None
+    if form.get("until"):
+        uses = form.get("uses", "")
+        if not (uses.isascii() and uses.isdigit() and len(uses) <= 3):
+            raise bad_query("uses must be a whole number", "correct it")
+        waiver = {"until": form["until"], "uses": int(uses)}
+    assertion = {field: form.get(field, "") for field in _ASSERTION}
+    return _decide(session, "approve", name, {"assertion": assertion, "waiver": waiver})
 
 
 def frozen_of(shown: RequestDetails) -> dict[str, Any]:
