@@ -124,6 +124,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _refusal("unfreeze_needs_human", 403, "an agent lifts no freeze", "ask a human"),
         _refusal("unknown_ca", 403, "the fingerprint is not that of a CA key of this signer",
                  "see `signer ca bundle`"),
+        _refusal("unknown_identity", 404, "policy.toml has no such identity", "use the name of one of its identities"),
         _refusal("unknown_role", 404, "policy.toml has no such role", "use a role of policy.toml: `GET /v1/ssh/roles`"),
         _refusal("unknown_scope", 403, "the freeze names something that policy.toml does not contain",
                  "use `all`, `identity:NAME` or `role:NAME`"),
