@@ -50,6 +50,16 @@ _SEE_LOG: Final = "look for the request id in the service's log"
 
 _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Credentials": (
+        _refusal("console_needs_human", 403, "an agent or a workload signs in to the console",
+                 "sign in with the token of a human"),
+        _sent("form_refused", 403, "a form of the console came from another page, or without its secret",
+              "open the page again and send its form"),
+        _refusal("not_by_console", 403, "a console session is used for more than to read, deny, freeze and withdraw",
+                 "use the command line with a token"),
+        _refusal("session_ended", 401, "the console session has ended: signed out, idle for 15 minutes, 8 hours old, "
+                 "or the keeper, the policy or a freeze ended it", "sign in again"),
+        _refusal("sign_ins_limited", 429, "the identity has signed in to the console 10 times within a minute",
+                 "wait a minute; if it was not you, remove the token"),
         _refusal("token_expired", 401, "the token has expired", "create a new one: `signer token new`"),
         _refusal("token_missing", 401, "the request has no token",
                  "send `Authorization: Bearer …` or `X-Vault-Token: …`"),
@@ -124,7 +134,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _refusal("unfreeze_needs_human", 403, "an agent lifts no freeze", "ask a human"),
         _refusal("unknown_ca", 403, "the fingerprint is not that of a CA key of this signer",
                  "see `signer ca bundle`"),
-        _refusal("unknown_identity", 404, "policy.toml has no such identity", "use the name of one of its identities"),
+        _refusal("unknown_identity", 404, "policy.toml has no such identity", "see `signer policy list`"),
         _refusal("unknown_role", 404, "policy.toml has no such role", "use a role of policy.toml: `GET /v1/ssh/roles`"),
         _refusal("unknown_scope", 403, "the freeze names something that policy.toml does not contain",
                  "use `all`, `identity:NAME` or `role:NAME`"),
@@ -557,8 +567,6 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "choose another name, or change its table"),
         _local("token_ambiguous", "a command names several tokens where one is meant",
                "name one by its id: `signer token list`"),
-        _local("unknown_identity", "a command names an identity that policy.toml does not have",
-               "name one of `signer policy list`"),
         _local("unknown_token", "a command names a token that policy.toml does not have",
                "name one of `signer token list`"),
     ),
