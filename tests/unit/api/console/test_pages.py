@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import re
 from html import unescape
-from typing import Any
 
 import pytest
 
-from signer.authority.core import Core
 from signer.errors import Unavailable
-from signer.ledger.marks import Mark
 from signer.model import BACKDATE, Event, Revocation
 from signer.protocol.commands import Freeze, RecordOperation, Revoke
 from signer.protocol.operations import OperationBody
-from signer.protocol.replies import Ready, Reply, SignedCheckpoint, Status
-from signer.service.overview import Overview
+from signer.protocol.replies import Ready, Reply
 from signer.service.publisher import ListState
 from tests.parts.builders import NOW, POLICY, Bench, caller, policy, role_lines, token
-from tests.parts.console import Browser, Page, console_app
+from tests.parts.console import Browser, Page, console_app, keeper_status
 from tests.parts.events import issued
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -33,38 +29,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench()
 
 
-def status_of(core: Core, **changes: Any) -> Status:
-    """What the keeper says of itself, with the state of `core`."""
-    known: dict[str, Any] = {
-        "now": NOW,
-        "started": NOW - 3600,
-        "policy_since": NOW - 60,
-        "key_since": NOW - 3600,
-        "connections": 1,
-        "mode": "local",
-        "policy": core.policy,
-        "state": core.overview(),
-        "ledger_bytes": 5 << 20,
-        "publisher": "SHA256:p",
-        "published": ListState(4, NOW - 30, 4),
-        "verified": Mark(9, NOW - 7200),
-        "cosigned": Mark(8, NOW - 300),
-    }
-    fault = changes.pop("fault", None)
-    return Overview(**{**known, **changes}).status("SHA256:ca", fault)
-
-
-def direct(bench: Bench, **changes: Any) -> dict[str, Reply]:
-    return {
-        "status": status_of(bench.core),
-        "health": Ready(ready=True, ca_fingerprint="f", policy="p", mode="local"),
-        "checkpoint": SignedCheckpoint(note="signer.example.org/ledger\n12\nCROOT=\n\n— sig"),
-        **changes,
-    }
-
-
-def signed_in(bench: Bench, who: str = "operator", **changes: Any) -> Browser:
-    browser = Browser(console_app(bench, direct(bench, **changes)))
+def signed_in(bench: Bench, who: str = "operator", **direct: Reply) -> Browser:
+    browser = Browser(console_app(bench, direct))
     browser.sign_in(who)
     return browser
 
@@ -107,7 +73,7 @@ def test_the_overview_has_charts_what_waits_and_the_health_of_all_parts(bench: B
 
 def test_the_overview_names_what_is_wrong(bench: Bench) -> None:
     fault = Unavailable("ledger_unavailable", "the disk is full", "free space")
-    ill = status_of(bench.core, fault=fault, published=ListState(3, NOW - 7200, 4), verified=None, cosigned=None)
+    ill = keeper_status(bench, fault=fault, published=ListState(3, NOW - 7200, 4), verified=None, cosigned=None)
     page = signed_in(bench, status=ill, health=Ready.model_validate(
         {"ready": True, "ca_fingerprint": "f", "policy": "p", "mode": "local", "warnings": ["a witness held another"]}
     )).get("/console")  # fmt: skip
@@ -253,7 +219,7 @@ def test_the_ledger_shows_the_chain_and_its_events_by_kind_identity_and_time(ben
     assert "Checkpoint signer.example.org/ledger, 12 events, root CROOT=" in page.shown
     assert "Cosigned 8 events, 5m ago" in page.shown
     head = bench.store.head()
-    assert f"Head {head.seq - 1}:" in page.shown  # of before the sign-in: the test's status is that old
+    assert f"Head {head.seq}:{head.hash}" in page.shown
 
     def kinds(query: str) -> list[str]:
         return [row.split(" ")[4] for row in rows(browser.get(f"/console/ledger?{query}"))[1:]]
@@ -345,7 +311,7 @@ def test_every_page_is_a_page_without_script_or_style_of_its_own(bench: Bench) -
 
 def test_pages_need_a_session_and_change_nothing(bench: Bench) -> None:
     bench.sign()
-    anonymous = Browser(console_app(bench, direct(bench)))
+    anonymous = Browser(console_app(bench))
     browser = signed_in(bench)
     before = bench.store.head()
     for path in (*READ, "/console/people/operator", "/console/certificates/1", "/console/operations/1"):
