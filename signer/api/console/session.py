@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
+from signer.api.console.words import time_left
 from signer.api.native import request_id
 from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
 from signer.api.request import COOKIE, SECURE_COOKIE, is_of_console, message_header, read_session
@@ -243,6 +244,7 @@ def make_templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters["when"] = show_time
+    templates.filters["left"] = time_left
     return templates
 
 
