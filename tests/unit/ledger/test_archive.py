@@ -14,6 +14,7 @@ import pytest
 from signer.authority.approvals import REMEMBERED
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
 from signer.ledger.archive import KEEP, KEEP_AT_LEAST, Archived, Archiving, find_segments, verify_segments
+from signer.ledger.archived import carried_rows
 from signer.ledger.audit import check_recent, export, rebuild, verify
 from signer.ledger.backup import back_up
 from signer.ledger.checkpoint import Checkpoint
@@ -177,6 +178,8 @@ def test_the_keeper_folds_on_and_finds_only_what_is_there(data_dir: Path, segmen
             assert len(found) == EVENTS - ARCHIVED - 2
             assert min(row.seq for row in found) == ARCHIVED + 1
             assert reader.certificate(5) is None
+            counts = reader.activity([0, time_of(ARCHIVED + 1), NOW + 1])
+            assert [(one.issued, one.refused) for one in counts] == [(0, 0), (EVENTS - ARCHIVED - 2, 0)]
         with closing(Ledger(data_dir)) as ledger:
             ledger.fold_all()
             assert ledger.folded_tree() == (EVENTS + 1, tree_root(EVENTS + 1, TreeReader(ledger, None, 0).node))
@@ -317,11 +320,8 @@ def test_a_dropped_trigger_is_found(data_dir: Path, archived: sqlite3.Connection
 
 def forged(data_dir: Path, segment: Path, forge: Callable[[list[Any]], list[Any]], monkeypatch: Any) -> None:
     """An archive by a program that carries over something else than it should."""
-    from signer.ledger import archive as made_by
-
-    real = made_by.carried_rows
     with monkeypatch.context() as patch:
-        patch.setattr(made_by, "carried_rows", lambda reader, last: forge(real(reader, last)))
+        patch.setattr("signer.ledger.archive.carried_rows", lambda reader, last: forge(carried_rows(reader, last)))
         archive(data_dir, segment)
 
 
