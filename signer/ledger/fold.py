@@ -222,10 +222,10 @@ class Fold:
             while done < len(events):
                 part = events[done : done + _STEP]
                 add_events(db, [(seq, kind, body) for seq, kind, body, _ in part])
-                add_leaves(db, self._tree, [(seq, digest) for seq, _, _, digest in part])
                 done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
+            add_leaves(db, self._tree, [(seq, digest) for seq, _, _, digest in events[:done]])  # at once: see `extend`
             last, digest = events[done - 1][0], events[done - 1][3]
             db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
