@@ -346,10 +346,11 @@ def check_approver(
             f"{identity.name} may not approve requests for role {request.role}",
             f"see `may_approve` of the request, or roles.{request.role}.approval in policy.toml",
         )
-    _check_not_frozen(identity.name, freezes)
+    check_not_frozen(identity.name, freezes)
 
 
-def _check_not_frozen(name: str, freezes: Mapping[str, ActiveFreeze]) -> None:
+def check_not_frozen(name: str, freezes: Mapping[str, ActiveFreeze]) -> None:
+    """Raises `Refused` if the identity is frozen by name."""
     if (found := freezes.get(f"identity:{name}")) is not None:
         raise Refused("frozen", f"identity:{name} is frozen: {found.reason}", "ask the operator who froze it")
 
@@ -581,6 +582,10 @@ class Approvals:
         names = self._approvers(request.frozen, status.requirement, situation)
         return [name for name in names if name not in status.approvers]
 
+    def approvers(self, request: Request, situation: Situation) -> list[str]:
+        """The names of everybody who may approve a request now, also of those who have; the asker excepted."""
+        return self._approvers(request.frozen, self.requirement(request.frozen, situation), situation)
+
     def _approvers(self, frozen: FrozenRequest, wanted: Requirement, situation: Situation) -> list[str]:
         """The names of everybody who may approve a request now and has a key for it."""
         policy = situation.policy
@@ -766,7 +771,7 @@ class Approvals:
         # 1
         is_own = approver.name == frozen.identity and status.requirement.presence and approver.kind == "human"
         if is_own:
-            _check_not_frozen(approver.name, situation.freezes)
+            check_not_frozen(approver.name, situation.freezes)
         else:
             check_approver(approver, frozen, status.requirement, situation.freezes)
         # 2
