@@ -370,6 +370,7 @@ class RequestDetails(Reply):
     denied: Denial | None
     waiver: Annotated[str | None, Field(description="the waiver that covers it now")]
     serial: Annotated[str | None, Field(description="of the issued certificate")]
+    waivers: Annotated[bool, Field(description="an approval may also give a waiver")] = False
     asked_today: Annotated[int, Field(description="requests of this identity in the last 24 hours")]
     retry_after_s: int
     next: NextSteps
