@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from signer.policy.decide import Policy
 
 MAX_PAGE: Final = 1_000
+_NOTHING_SAVED: Final = (
+    "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
+    "pass --head with an earlier `signer ledger head`, or --checkpoint"
+)
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 _CSV_COLUMNS = (
@@ -303,10 +307,7 @@ def ledger_verify(
         joined = verify_segments(reader, segments, progress)
         write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
     if saved is None and signed is None:
-        output.warn(
-            "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
-            "pass --head with an earlier `signer ledger head`, or --checkpoint"
-        )
+        output.warn(_NOTHING_SAVED)
     found = _audit_approvals(policies, parts) if approvals else None
     compared = ", and goes on from the saved head" if saved else ""
     if as_json:
@@ -324,18 +325,20 @@ def ledger_verify(
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
         output.show(f"head    {head_line(newest)}")
-        for archive in joined.compared:
-            output.show(plain(f"segment {archive.file}: events {archive.first:,} to {archive.last:,}, the same chain"))
-        for archive in joined.missing:
-            text = (
-                f"events {archive.first:,} to {archive.last:,} are in the segment {archive.file}, which was not given"
-            )
-            output.warn(f"{text}: only their hashes were verified")
+        _show_joined(joined)
         for line in () if signed is None else checkpoint_lines(signed):
             output.show(plain(line))
         if found is not None:
             _show_audit(found)
     return 1 if found is not None and found.problems else 0
+
+
+def _show_joined(joined: Joined) -> None:
+    for one in joined.compared:
+        output.show(plain(f"segment {one.file}: events {one.first:,} to {one.last:,}, the same chain"))
+    for one in joined.missing:
+        text = f"events {one.first:,} to {one.last:,} are in the segment {one.file}, which was not given"
+        output.warn(f"{text}: only their hashes were verified")
 
 
 def _joined_facts(joined: Joined) -> dict[str, object]:
