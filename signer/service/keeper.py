@@ -621,7 +621,8 @@ class Keeper:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
         cosigning = cosigning_warnings(self._ledger.data_dir, now)
-        if warnings := self._core.warnings() + published.warnings(now) + list(cosigning.values()):
+        told = [] if self._notifier is None else self._notifier.warnings()
+        if warnings := self._core.warnings() + published.warnings(now) + list(cosigning.values()) + told:
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready

@@ -115,7 +115,7 @@ class Notifier:
         self._changed: set[str] = set()
         self._counts: dict[str, Counts] = {}
         self._tried = self._looked_at_faults = self._looked_at_tokens = -TOKENS_EVERY
-        self.fault = ""  # why nothing is sent, as the process says
+        self._fault = ""  # why there are no channels, as the process says
 
     # --- one round of the keeper's loop ---------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Notifier:
     def _begin(self, hello: Hello) -> None:
         """Starts from what the process had; events that are too old to be told are left out."""
         is_first = self._channels is None
-        self._channels, self.fault = hello.channels, hello.fault[:MAX_ERROR]
+        self._channels, self._fault = hello.channels, hello.fault[:MAX_ERROR]
         for name in [name for name in self._counts if name not in {channel.name for channel in hello.channels}]:
             del self._counts[name]
         for channel in hello.channels:
@@ -328,6 +328,17 @@ class Notifier:
         """The requests of which something was reported since the last call."""
         changed, self._changed = self._changed, set()
         return changed
+
+    def warnings(self) -> list[str]:
+        """What should not stay as it is, for whoever looks whether the service is ready; names nobody."""
+        if self._channels is None:
+            return ["the process that sends notices is not there, so nobody is told: see its log"]
+        if not self._channels:
+            return [f"no notices are sent: {self._fault or 'no channel is configured'}"]
+        failing = sum(bool(counts.error) for counts in self._counts.values())
+        if not failing:
+            return []
+        return [f"{failing} of {len(self._channels)} channels do not take notices: run `signer notices test`"]
 
     @property
     def is_connected(self) -> bool:

@@ -137,6 +137,7 @@ LAUNCHER_REPLIES: dict[str, dict[str, object]] = {
             "subject": "CN=signer.example",
             "expires": "2025-06-01T00:00:00Z",
         },
+        "notices": {"channels": ["annas-phone", "hook"]},
     },
     "refused": {
         "keeper": {
@@ -161,6 +162,15 @@ LAUNCHER_REPLIES: dict[str, dict[str, object]] = {
                 "hint": "write both files of one renewal, then reload",
             },
             "kept": "aa" * 32,
+        },
+        "notices": {
+            "channels": ["hook"],
+            "error": {
+                "code": "notices_file_refused",
+                "text": "notices.toml: 1 problem",
+                "hint": "see runbooks/operate/notices.md for its form",
+                "problems": ["line 3    channels.hook.url    is plain http to another machine"],
+            },
         },
     },
 }
