@@ -229,10 +229,11 @@ class Fold:
             while done < len(events):
                 part = events[done : done + _STEP]
                 add_events(db, [event[:4] for event in part])
-                add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in part])
                 done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
+            # All at once: see `CompactRange.extend`.
+            add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in events[:done]])
             last, digest = events[done - 1][0], events[done - 1][4]
             db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
