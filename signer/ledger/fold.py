@@ -18,11 +18,12 @@ import msgspec
 
 from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
-from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (
     ADD_SUBTREE,
     BODIES,
+    ISSUED,
+    OTHERS,
     TREE_STEP,
     VIEW_INDEXES,
     VIEW_TABLES,
@@ -30,7 +31,9 @@ from signer.ledger.schema import (
     VIEWS_APPLICATION_ID,
     VIEWS_NAME,
     VIEWS_VERSION,
+    OtherBody,
     Row,
+    other_row,
 )
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
@@ -45,31 +48,34 @@ _BOOT_TOLERANCE: Final = 2  # seconds
 _CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for longer at once
 # The disk does not take it; the file is as good as before.
 _TEMPORARY: Final = frozenset({"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_READONLY"})
-_TO_FOLD: Final = "SELECT seq, kind, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_TO_FOLD: Final = "SELECT seq, kind, actor, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
 _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_synced = 0"
 
 
-def rows_of_views(events: Iterable[tuple[int, str, str]]) -> dict[str, list[Row]]:
-    """The rows of events (seq, kind, body), by view; raises `LedgerBroken` if a body is malformed."""
+def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list[Row]]:
+    """The rows of events (seq, kind, actor, body), by view; raises `LedgerBroken` if a body is malformed."""
     rows: dict[str, list[Row]] = {view.name: [] for view in VIEWS}
-    for seq, kind, text in events:
+    for seq, kind, actor, text in events:
         decoder = _DECODERS.get(kind)
-        if decoder is not None:
-            try:
+        try:
+            if decoder is not None:
                 body = decoder.decode(text)
-            except (msgspec.DecodeError, RecursionError):
-                raise broken_at(seq, f"it is not a valid {kind} event") from None
-            for name, apply in _APPLY[kind]:
-                rows[name].extend(apply(seq, body))
+                for name, apply in _APPLY[kind]:
+                    rows[name].extend(apply(seq, body))
+            if kind != ISSUED:
+                rows[OTHERS].append(other_row(seq, kind, actor, _OTHER.decode(text)))
+        except (msgspec.DecodeError, RecursionError):
+            raise broken_at(seq, f"it is not a valid {kind} event") from None
     return rows
 
 
 _DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()}
+_OTHER: Final = msgspec.json.Decoder(OtherBody)
 _APPLY: Final = {kind: [(view.name, view.apply) for view in VIEWS if view.kind == kind] for kind in BODIES}
 
 
-def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str]]) -> None:
-    """Adds the rows of events (seq, kind, body) to all views."""
+def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str, str]]) -> None:
+    """Adds the rows of events (seq, kind, actor, body) to all views."""
     rows = rows_of_views(events)
     for view in VIEWS:
         if rows[view.name]:
@@ -82,13 +88,16 @@ def add_leaves(db: sqlite3.Connection, tree: CompactRange, events: Sequence[tupl
         db.executemany(ADD_SUBTREE, complete)
 
 
-def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:
-    """Creates all tables of an empty database, folded up to nothing."""
+def create_views(db: sqlite3.Connection, ledger: LedgerReader, *, with_indexes: bool = True) -> CompactRange:
+    """Creates all tables of an empty database, folded up to the ledger's first event; returns the tree up to there."""
     for statement in (*VIEW_TABLES, *(VIEW_INDEXES if with_indexes else ())):
         db.execute(statement)
-    db.execute("INSERT INTO folded VALUES (1, 0, ?, x'', ?, 0)", (GENESIS, boot_time()))
+    start, tree = ledger.start(), TreeReader(ledger, None, 0).compact(ledger.base)
+    values = (start.seq, start.hash, tree.to_bytes(), boot_time(), start.seq)
+    db.execute("INSERT INTO folded VALUES (1, ?, ?, ?, ?, 0, ?)", values)
     db.execute(f"PRAGMA application_id = {VIEWS_APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {VIEWS_VERSION}")
+    return tree
 
 
 def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
@@ -99,11 +108,14 @@ def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
     found = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
     if found != (VIEWS_APPLICATION_ID, VIEWS_VERSION):
         return None
-    row = db.execute("SELECT seq, hash FROM folded").fetchone()
+    row = db.execute("SELECT seq, hash, base FROM folded").fetchone()
     if row is None:
         return None
-    seq, digest = row
-    is_ours = (seq, digest) == (0, GENESIS) or bool(
+    seq, digest, base = row
+    if base != ledger.base:  # folded before something was archived, or from a ledger that was not
+        return None
+    start = ledger.start()
+    is_ours = (seq, digest) == (start.seq, start.hash) or bool(
         ledger.query("SELECT 1 FROM events WHERE seq = ? AND hash = ?", (seq, digest))
     )
     return seq if is_ours else None
@@ -154,7 +166,7 @@ class Fold:
         self._ledger = ledger
         self._db: sqlite3.Connection | None = None
         self._inode = 0
-        self._seq = 0
+        self._seq = 0  # the last event that is folded, or archived
         self._tree = CompactRange()  # over the events up to `_seq`
         self._waits_since: float | None = None  # monotonic seconds; since when events wait that are not in the views
         self._not_before = 0.0
@@ -221,12 +233,13 @@ class Fold:
             done = 0
             while done < len(events):
                 part = events[done : done + _STEP]
-                add_events(db, [(seq, kind, body) for seq, kind, body, _ in part])
-                add_leaves(db, self._tree, [(seq, digest) for seq, _, _, digest in part])
+                add_events(db, [event[:4] for event in part])
                 done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
-            last, digest = events[done - 1][0], events[done - 1][3]
+            # All at once: see `CompactRange.extend`.
+            add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in events[:done]])
+            last, digest = events[done - 1][0], events[done - 1][4]
             db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
             self._seq = last
@@ -263,9 +276,9 @@ class Fold:
             delete_views(self._path)
             db = self._connect()
             db.execute("BEGIN EXCLUSIVE")
-            create_views(db)
+            tree = create_views(db, self._ledger)
             db.execute("COMMIT")
-            seq, tree = 0, CompactRange()
+            seq = self._ledger.base
         self._db, self._seq, self._tree, self._inode = db, seq, tree, inode_of(self._path)
         return db
 
