@@ -212,8 +212,11 @@ class Notifier:
         self._looked_at_tokens = -TOKENS_EVERY
 
     def _offer(self, entry: Entry) -> bool:
-        """Sends the notice of an event, if it has one; False if there was no room."""
-        notice = self._make(entry)
+        """Sends the notice of an event, if it has one; False if there was no room, or it cannot be made now."""
+        try:
+            notice = self._make(entry)
+        except (Unavailable, LedgerBroken):
+            return False
         if notice is not None and not self._send(notice):
             return False
         self._position = entry.seq
@@ -222,6 +225,8 @@ class Notifier:
     def _make(self, entry: Entry) -> Notice | None:
         try:
             return self._sources.of_event(entry)
+        except (Unavailable, LedgerBroken):
+            raise
         except Exception as error:  # noqa: BLE001 - a notice that cannot be made must not end the keeper
             self._lines.fault("internal error while a notice was made", error)
             return None
@@ -258,15 +263,21 @@ class Notifier:
     # --- the state of the service ---------------------------------------------------------------------------------
 
     def _tell_state(self, now: float) -> None:
+        try:
+            self._look_at_state(now)
+        except Exception as error:  # noqa: BLE001 - what humans are told must not end the keeper
+            self._lines.fault("internal error while the state was looked at for notices", error)
+        while self._unsent and self._send(self._unsent[0]):
+            self._unsent.pop(0)
+        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
+
+    def _look_at_state(self, now: float) -> None:
         if now - self._looked_at_faults >= FAULTS_EVERY:
             self._looked_at_faults = now
             self._unsent += self._faults.update(self._sources.faults(), int(self._clock()))
         if now - self._looked_at_tokens >= TOKENS_EVERY:
             self._looked_at_tokens = now
             self._unsent += self._sources.tokens()
-        while self._unsent and self._send(self._unsent[0]):
-            self._unsent.pop(0)
-        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
 
     # --- who was told ---------------------------------------------------------------------------------------------
 

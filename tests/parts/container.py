@@ -25,7 +25,7 @@ BASE_FILE: Final = ROOT / "overlays" / "safe-session.yaml"
 OVERLAY_FILE: Final = ROOT / "overlays" / "safe-session-local-ca.yaml"
 API: Final = "safe-session-api"
 FOLDER_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"
-KEEPER_ID, API_ID = 8221, 8222  # as the Containerfile has them
+KEEPER_ID, API_ID, NOTICES_ID = 8221, 8222, 8223  # as the Containerfile has them
 
 # For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
 # that is tested.
@@ -174,7 +174,7 @@ class Contained(Service):
         """`vault` is the address, the mount and a token of a real one."""
         super().__init__(folder, ca)
         self.engine = engine
-        self.files = (BASE_FILE, OVERLAY_FILE) if local else (BASE_FILE,)
+        self.files: tuple[Path, ...] = (BASE_FILE, OVERLAY_FILE) if local else (BASE_FILE,)
         self.project = f"test-{os.getpid()}-{self.port}"
         # In a folder of its own, which is mounted: beside it lie the policy and the tests' tokens.
         alone = folder / "ca-key" / "ca"

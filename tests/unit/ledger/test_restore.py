@@ -22,6 +22,7 @@ from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import Event, Head
 from tests.parts.dying import dies_at
 from tests.parts.events import freeze, issued
+from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS, fill
 
 NOW = 1_800_000_100_000
