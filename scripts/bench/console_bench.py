@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import sys
 import tempfile
 import time
@@ -93,7 +94,7 @@ def fill(data_dir: Path, certificates: int) -> None:
 
 
 def page_paths(data_dir: Path) -> list[str]:
-    """Each page that reads, and each search where it is easy and where it is hard."""
+    """Each search where it is easy and where it is hard, and pages that the navigation does not name."""
     with closing(CertificateReader(data_dir)) as reader:
         (middle,) = reader.page(Filter(before=reader.head().seq // 2, limit=1))[0]
 
@@ -104,12 +105,6 @@ def page_paths(data_dir: Path) -> list[str]:
         return f"/console/ledger?{urlencode(wanted)}"
 
     return [
-        "/console",
-        "/console/requests",
-        "/console/incidents",
-        "/console/waivers",
-        "/console/freezes",
-        "/console/certificates",
         certificates(),
         certificates(before=str(middle.seq)),
         certificates(identity=IDENTITIES[7]),
@@ -119,25 +114,26 @@ def page_paths(data_dir: Path) -> list[str]:
         certificates(fingerprint=middle.fingerprint),
         certificates(live="yes", identity=RARE),
         f"/console/certificates/{middle.serial}",
-        "/console/people",
         "/console/people/" + quote("operator"),
-        "/console/ledger",
         ledger(kind="others"),
         ledger(kind="certificate", identity=RARE),
         ledger(kind="request.refused", identity=IDENTITIES[7]),
         ledger(identity=IDENTITIES[7], since="2h"),
         ledger(identity=IDENTITIES[7], before=str(middle.seq)),
         ledger(kind="freeze"),
-        "/console/operations",
     ]
 
 
 def fetch_pages(service: Service, paths: list[str], repeats: int) -> dict[str, Figures]:
-    """The figures of each page, in rounds over all of them; raises `BadRun` for an answer that is not 200."""
-    times: dict[str, list[float]] = {path: [] for path in paths}
+    """The figures of each page of the navigation and of `paths`, in rounds over all of them.
+
+    Raises `BadRun` for an answer that is not 200.
+    """
     sizes: dict[str, int] = {}
     with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)) as connection:
         cookie = sign_in(service, connection)
+        paths = [*pages_of_navigation(connection, cookie), *paths]
+        times: dict[str, list[float]] = {path: [] for path in paths}
         for number in range(repeats):
             show_progress(f"pages, round {number + 1} of {repeats}")
             for path in paths:
@@ -160,6 +156,16 @@ def fetch_pages(service: Service, paths: list[str], repeats: int) -> dict[str, F
         }
         for path, found in times.items()
     }
+
+
+def pages_of_navigation(connection: http.client.HTTPConnection, cookie: str) -> list[str]:
+    """The pages that the navigation links to; raises `BadRun`."""
+    connection.request("GET", "/console", headers={"Cookie": cookie})
+    page = connection.getresponse().read().decode()
+    found = re.findall(r'<li><a href="(/console[^"]*)"', page.partition("</nav>")[0])
+    if "/console" not in found:
+        raise BadRun(f"GET /console: no navigation: {page[-400:]!r}")
+    return found
 
 
 def sign_in(service: Service, connection: http.client.HTTPConnection) -> str:
