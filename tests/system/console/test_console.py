@@ -138,7 +138,7 @@ def test_a_waiver_that_is_signed_with_the_approval_covers_the_next_certificate(
     browser: Browser, world: ConsoleWorld
 ) -> None:
     command = {"critical_options": {"force-command": "systemctl restart queue"}}
-    name = world.ask("restart twice", **command)
+    name = world.ask("restart twice", critical_options=command["critical_options"])
     with browser.visit(world.origin) as visit:
         world.sign_in(visit)
         visit.authenticator().add(world.passkey)
