@@ -20,7 +20,6 @@ from signer.ledger.restore import Restoration
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import Event, Head
-from tests.parts.dying import dies_at
 from tests.parts.events import freeze, issued
 from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS, fill

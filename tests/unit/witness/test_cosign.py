@@ -13,7 +13,7 @@ from signer.witness.client import Answer
 from signer.witness.cosign import Round, run_round
 from signer.witness.state import Log, State, group_logs
 from signer.witness.witness import Witness
-from tests.parts.dying import dies_at
+from tests.parts.killed import dies_at
 from tests.parts.small_log import SmallLog, witness_key
 
 NOW = 1_750_000_000
