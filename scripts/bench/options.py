@@ -90,6 +90,20 @@ def read_login_options(arguments: Sequence[str] | None = None) -> argparse.Names
     return asked
 
 
+def read_revocation_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/revocation",
+        description="Revocation lists of 100,000 serials; `certs who` and `freeze all` with very many certificates.",
+    )
+    parser.add_argument("--certificates", type=int, default=1_000_000, help="on record (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each list (default %(default)s)")
+    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
+    asked = parser.parse_args(arguments)
+    if min(asked.certificates, asked.repeats) < 1:
+        parser.error("--certificates and --repeats are 1 at least")
+    return asked
+
+
 def read_sign_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench/sign",
@@ -150,6 +164,7 @@ _OPTIONS = {
     "hosts": read_hosts_options,
     "ledger": read_ledger_options,
     "login": read_login_options,
+    "revocation": read_revocation_options,
     "sign": read_sign_options,
     "soak": read_soak_options,
     "strangers": read_strangers_options,
