@@ -35,7 +35,7 @@ from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
 from tests.parts.service import Tokens, fill_policy
 from tests.parts.small_log import fill_state
-from tests.parts.witnessed import play_witnessed
+from tests.parts.witnessed import play_witnessed, play_witnessing
 
 OWNER = f"{os.geteuid()}:{os.getegid()}"
 POLICY = """\
@@ -231,9 +231,9 @@ class World:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
-        `keeper_replies`), channels FILE (see `play_channels`), witnessed or rewritten (see `witnessed`), witness (see
-        `fill_state`), long (a ledger of 300 days, see `long_ledger`), evidence (a run, sealed and recorded). <dir>,
-        <ca>, <ca-key> and <owner> stand for what they name."""
+        `keeper_replies`), channels FILE (see `play_channels`), witnessed, rewritten or witnessing (see `witnessed`),
+        witness (see `fill_state`), long (a ledger of 300 days, see `long_ledger`), evidence (a run, sealed and
+        recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -262,6 +262,8 @@ class World:
                 self._runs = True
             case ["witnessed" | "rewritten" as word]:
                 play_witnessed(self.folder, word)
+            case ["witnessing"]:
+                play_witnessing(self._environ, self.folder)
             case ["channels", name]:
                 play_channels(self._environ, self.folder, name)
             case ["keeper"]:

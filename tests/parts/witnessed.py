@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signer.ca.key import ServiceKey
 from signer.ledger.audit import export
-from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, Checkpoint, Note, VerifierKey, cosign, sign_note
+from signer.ledger.checkpoint import (
+    COSIGNATURE_KIND,
+    NOTE_KIND,
+    Checkpoint,
+    Note,
+    VerifierKey,
+    cosign,
+    parse_note,
+    sign_note,
+)
 from signer.ledger.origin import origins
+from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
+from signer.witness.client import Answer
+from signer.witness.remote import HttpWitness, ServiceLog
+from signer.witness.state import State, claim_state, group_logs
+from signer.witness.witness import Witness
 
 COSIGNED_AT = 1_740_000_600
 
@@ -61,6 +78,32 @@ def play_witnessed(folder: Path, word: str) -> None:
         record_key(ledger)
         (folder / "checkpoint").write_bytes(checkpoint_of(ledger))
         (folder / "foreign").write_bytes(checkpoint_of(ledger, "other.example.org/ledger"))
+
+
+def play_witnessing(environ: pytest.MonkeyPatch, folder: Path) -> None:
+    """Has the ledger of `folder`/data, and a witness with its state in `folder`/state, answer in this process for the
+    service and for each witness that is asked over HTTP."""
+    with closing(LedgerReader(folder / "data")) as reader:
+        own = VerifierKey(origins(reader, None)[-1], NOTE_KIND, LOG.raw_public)
+    known = group_logs([(own.name, own)])
+    os.close(claim_state(folder / "state"))
+    witness = Witness(State(folder / "state", known, WITNESS_KEY), known, WITNESS_KEY, WITNESS.sign, clock=time.time)
+
+    def answer(_: HttpWitness, method: str, path: str, body: bytes | None) -> Answer:
+        response = witness.answer(method, path, body or b"")
+        return Answer(response.status, response.body)
+
+    def checkpoint(_: ServiceLog) -> Note:
+        with closing(Ledger(folder / "data")) as ledger:
+            return parse_note(checkpoint_of(ledger, at=None))
+
+    def proof(_: ServiceLog, old: int, new: int) -> list[bytes]:
+        with closing(CertificateReader(folder / "data")) as reader:
+            return reader.consistency(old, new)
+
+    environ.setattr(HttpWitness, "_send", answer)
+    environ.setattr(ServiceLog, "checkpoint", checkpoint)
+    environ.setattr(ServiceLog, "proof", proof)
 
 
 def rewrite(data: Path, forge: dict[int, dict[str, object]], *, keep: int | None = None) -> None:
