@@ -29,7 +29,7 @@ KEEPER_ID, API_ID = 8221, 8222  # as the Containerfile has them
 
 # For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
 # that is tested.
-_CONTAINERS_CONF: Final = """\
+CONTAINERS_CONF: Final = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=2048:2048"]
 netns = "host"
@@ -53,7 +53,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         configuration = folder / "containers.conf"
-        configuration.write_text(_CONTAINERS_CONF)
+        configuration.write_text(CONTAINERS_CONF)
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PLATFORM_RUNTIME_")},
             "CONTAINERS_CONF": str(configuration),
