@@ -50,6 +50,16 @@ _SEE_LOG: Final = "look for the request id in the service's log"
 
 _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
     "Credentials": (
+        _refusal("console_needs_human", 403, "an agent or a workload signs in to the console",
+                 "sign in with the token of a human"),
+        _sent("form_refused", 403, "a form of the console came from another page, or without its secret",
+              "open the page again and send its form"),
+        _refusal("not_by_console", 403, "a console session is used for more than to read, deny, freeze and withdraw",
+                 "use the command line with a token"),
+        _refusal("session_ended", 401, "the console session has ended: signed out, idle for 15 minutes, 8 hours old, "
+                 "or the keeper, the policy or a freeze ended it", "sign in again"),
+        _refusal("sign_ins_limited", 429, "the identity has signed in to the console 10 times within a minute",
+                 "wait a minute; if it was not you, remove the token"),
         _refusal("token_expired", 401, "the token has expired", "create a new one: `signer token new`"),
         _refusal("token_missing", 401, "the request has no token",
                  "send `Authorization: Bearer …` or `X-Vault-Token: …`"),

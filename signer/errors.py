@@ -70,7 +70,7 @@ class NotAuthenticated(SignerError):
 
 
 # The codes of `NotAuthenticated`, where an error has come as a message.
-TOKEN_CODES = ("token_expired", "token_missing", "token_mistyped", "token_unknown")
+TOKEN_CODES = ("session_ended", "token_expired", "token_missing", "token_mistyped", "token_unknown")
 
 
 class Refused(SignerError):

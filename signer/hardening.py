@@ -36,8 +36,10 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def release_memory() -> None:
-    """Gives memory that the start used back to the kernel, where the C library can do that (malloc_trim(3))."""
+    """Ends the start of a process that runs for long: what it made is not looked through again for unused cycles, and
+    memory that it no longer uses goes back to the kernel, where the C library can do that (malloc_trim(3))."""
     gc.collect()
+    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -23,6 +23,7 @@ KEY_ID: Final = re.compile(r"[A-Za-z0-9._@=:+/-]+")
 PRINCIPAL: Final = re.compile(r"[A-Za-z0-9._@:+=/$\\~-]{1,256}", re.ASCII)
 OPTION_NAMES: Final = frozenset({"force-command", "source-address", "verify-required"})  # critical options
 TOKEN_PREFIX: Final = "sgn_"  # noqa: S105 - how every token begins
+CONSOLE_PREFIX: Final = "console_"  # how the credential of every console session begins
 WAIVER_SECONDS: Final = 4 * 3600  # from its approval; no waiver lasts longer
 WAIVER_USES: Final = 20  # certificates of one waiver
 MAX_VALID_FOR: Final = 12 * 3600  # seconds between an approval and its certificate
@@ -31,11 +32,12 @@ HIDDEN: Final = "[hidden]"
 # The forms of bearer tokens, for regular expressions; each is searched in linear time.
 TOKEN_SHAPES: Final = (
     TOKEN_PREFIX + r"[0-9A-Za-z]{12,}",  # signer's, also mistyped
+    CONSOLE_PREFIX + r"[A-Za-z0-9_-]{40,}",  # of a console session; a name is shorter
     r"hv[sbr]\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9]+)?",  # Vault's since 1.10: service, batch, recovery
     r"(?<![\w.-])[sbr]\.[A-Za-z0-9_-]{24,}(?:\.[A-Za-z0-9]+)?",  # Vault's before 1.10, and OpenBao's
 )
 _TOKEN_LIKE: Final = re.compile("|".join((*TOKEN_SHAPES, r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")), re.ASCII)
-_TOKEN_MARKS: Final = (TOKEN_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
+_TOKEN_MARKS: Final = (TOKEN_PREFIX, CONSOLE_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
 
 IdentityKind = Literal["human", "agent", "workload"]
 ApprovalKeyKind = Literal["ssh", "webauthn"]
@@ -136,12 +138,14 @@ class Caller:
 
     `address` is an IP address as text or None when the edge does not know it. `local_user` is the account of a process
     on this host that needs no token; only the keeper sets it, from what the kernel says of the connection.
+    `is_unattended` marks what a page asks by itself: it does not keep a console session alive.
     """
 
     token: str | None = field(repr=False)
     address: str | None
     request_id: str
     local_user: str | None = None
+    is_unattended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import checkpoints, host_keys, hosts, native, requests, revocations
+from signer.api import checkpoints, console, host_keys, hosts, native, requests, revocations
 from signer.api.published import PublishedFiles
+from signer.api.request import is_of_console
 from signer.api.sign import ROLE_NAME
 from signer.api.vault import responses
 from signer.api.vault import routes as vault
@@ -40,6 +41,7 @@ def make_flask(
     requests.register(flask, keeper, settings)
     revocations.register(flask, keeper, settings)
     vault.register(flask, keeper, settings)
+    console.register(flask, keeper, settings)
     return flask
 
 
@@ -56,9 +58,12 @@ def _refuse_large_body() -> None:
 
 
 def _render_fault(lines: LogLimit, error: Exception) -> Response:
-    """The response for any exception: in Vault's format below /v1/, otherwise a problem of the native API."""
+    """The response for any exception: in Vault's format below /v1/, a page of the console below /console, otherwise a
+    problem of the native API."""
     if not isinstance(error, SignerError | HTTPException):
         lines.fault(f"{request.endpoint or 'a path below /v1/'} failed, request {native.request_id()}", error)
+    if is_of_console(request.path):
+        return console.render_fault(error)
     # Not `request.path`, which has lost the second slash of `//v1/`.
     if not str(request.environ["PATH_INFO"]).startswith("/v1/"):
         return native.render_fault(error)

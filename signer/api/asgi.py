@@ -23,7 +23,7 @@ from signer.api.admission import Admission, Peer, peer_of
 from signer.api.app import make_flask
 from signer.api.problems import EDGE_BUSY, render_for_both
 from signer.api.published import FETCHES_PER_SECOND, FetchReports, PublishedFiles
-from signer.api.request import new_request_id, read_address, read_token
+from signer.api.request import is_of_console, new_request_id, read_address, read_session, read_token
 from signer.api.sign import SignRoutes
 from signer.api.vault.responses import HttpResponse
 from signer.api.waiting import Waiters, is_pending, wait_call
@@ -46,6 +46,15 @@ _FIELDS: Final = {
     b"x-vault-namespace": "HTTP_X_VAULT_NAMESPACE",
     b"x-vault-token": "HTTP_X_VAULT_TOKEN",
     b"x-vault-wrap-ttl": "HTTP_X_VAULT_WRAP_TTL",
+}
+# What only the console reads, so that no cookie means anything elsewhere.
+_FIELDS_OF_CONSOLE: Final = {
+    b"content-type": "CONTENT_TYPE",
+    b"cookie": "HTTP_COOKIE",
+    b"host": "HTTP_HOST",
+    b"origin": "HTTP_ORIGIN",
+    b"sec-fetch-site": "HTTP_SEC_FETCH_SITE",
+    b"x-forwarded-for": "HTTP_X_FORWARDED_FOR",
 }
 _WSGI: Final = {"wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False}
 
@@ -118,7 +127,7 @@ class Api:
         environ = read_environ(scope, body, connection.user)
         if (name := self.published.name_of(environ)) is not None:
             return await self._fetch(name, environ, connection)
-        token = read_token(environ)
+        token = read_session(environ) if is_of_console(environ["RAW_PATH"]) else read_token(environ)
         call = wait_call(environ, self._proxies)
         if self.admission.is_known(token):
             if call is not None:
@@ -201,8 +210,9 @@ def read_environ(scope: dict[str, Any], body: bytes, user: int | None = None) ->
         "RAW_PATH": path.decode("ascii"),
         "REMOTE_ADDR": "" if client is None else client[0],
     }
+    fields = _FIELDS_OF_CONSOLE if is_of_console(environ["RAW_PATH"]) else _FIELDS
     for name, value in scope["headers"]:
-        key = _FIELDS.get(name)
+        key = fields.get(name)
         if key is not None:
             text = value.decode("latin-1")
             environ[key] = f"{environ[key]},{text}" if key in environ else text

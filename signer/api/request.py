@@ -8,25 +8,61 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
+from signer.model import CONSOLE_PREFIX
 from signer.protocol.commands import normalize_address
 from signer.settings import Proxies
 
 Environ = Mapping[str, Any]
 MAX_TOKEN: Final = 256  # characters; a token has 53
+MAX_COOKIES: Final = 4_096  # characters of a Cookie field; other services of the host may have set some
+CONSOLE: Final = "/console"  # below which, and nowhere else, cookies are read
+COOKIE: Final = "signer_console"
+SECURE_COOKIE: Final = f"__Host-{COOKIE}"  # which only an answer by TLS can set
 MAX_HOP: Final = 64  # characters of an address with its port
 _WITH_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
 UNREADABLE: Final = "?"  # replaces text that cannot be a token and might not fit into a message
 
 
 def read_token(environ: Environ) -> str | None:
-    """The token of `X-Vault-Token`, else of `Authorization: Bearer` (case-sensitive, as in Vault)."""
+    """The token of `X-Vault-Token`, else of `Authorization: Bearer` (case-sensitive, as in Vault).
+
+    The credential of a console session is not one: it is good below `/console` only, as a cookie.
+    """
     token = str(environ.get("HTTP_X_VAULT_TOKEN", ""))
     authorization = str(environ.get("HTTP_AUTHORIZATION", ""))
     if not token and authorization.startswith("Bearer "):
         token = authorization.removeprefix("Bearer ").strip()
+    return UNREADABLE if token.startswith(CONSOLE_PREFIX) else bounded_token(token)
+
+
+def bounded_token(token: str) -> str | None:
+    """The text of a token, or `UNREADABLE` for one that cannot be; None if it is empty."""
     if len(token) > MAX_TOKEN or not token.isascii():
         return UNREADABLE
     return token or None
+
+
+def is_of_console(path: str) -> bool:
+    """Whether a path, as it was sent, is one of the console's."""
+    return path == CONSOLE or path.startswith(f"{CONSOLE}/")
+
+
+def read_session(environ: Environ, *, only_secure: bool = False) -> str | None:
+    """The credential of the console session in the Cookie field (RFC 6265 section 4.2.1); None without one.
+
+    A name that comes twice counts as none: the other cookie may be another site's. `only_secure` leaves out the cookie
+    that plain http can set.
+    """
+    field = str(environ.get("HTTP_COOKIE", ""))
+    if len(field) > MAX_COOKIES:
+        return None
+    pairs = [part.strip().partition("=") for part in field.split(";")]
+    for wanted in (SECURE_COOKIE,) if only_secure else (SECURE_COOKIE, COOKIE):
+        found = [value for name, _, value in pairs if name == wanted]
+        if found:
+            is_one = len(found) == 1 and found[0].startswith(CONSOLE_PREFIX)
+            return bounded_token(found[0]) if is_one else None
+    return None
 
 
 def read_address(environ: Environ, proxies: Proxies) -> str | None:

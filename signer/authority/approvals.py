@@ -346,10 +346,11 @@ def check_approver(
             f"{identity.name} may not approve requests for role {request.role}",
             f"see `may_approve` of the request, or roles.{request.role}.approval in policy.toml",
         )
-    _check_not_frozen(identity.name, freezes)
+    check_not_frozen(identity.name, freezes)
 
 
-def _check_not_frozen(name: str, freezes: Mapping[str, ActiveFreeze]) -> None:
+def check_not_frozen(name: str, freezes: Mapping[str, ActiveFreeze]) -> None:
+    """Raises `Refused` if the identity is frozen by name."""
     if (found := freezes.get(f"identity:{name}")) is not None:
         raise Refused("frozen", f"identity:{name} is frozen: {found.reason}", "ask the operator who froze it")
 
@@ -766,7 +767,7 @@ class Approvals:
         # 1
         is_own = approver.name == frozen.identity and status.requirement.presence and approver.kind == "human"
         if is_own:
-            _check_not_frozen(approver.name, situation.freezes)
+            check_not_frozen(approver.name, situation.freezes)
         else:
             check_approver(approver, frozen, status.requirement, situation.freezes)
         # 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
-from signer.authority import freezes, queries, requests
+from signer.authority import console_sessions, freezes, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
     Approvals,
@@ -22,6 +22,7 @@ from signer.authority.approvals import (
     asked_again,
     check_approvers_not_frozen,
     check_as_approved,
+    check_not_frozen,
     consent_events,
     needs_humans,
     unknown_request,
@@ -33,6 +34,7 @@ from signer.authority.certificates import (
     issued_reply,
     prepare_certificate,
 )
+from signer.authority.console_sessions import ConsoleSessions
 from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
@@ -57,6 +59,7 @@ from signer.ledger.reader import Recent
 from signer.ledger.revoked import Revocations
 from signer.model import (
     ActiveFreeze,
+    Caller,
     Consent,
     Entry,
     Event,
@@ -84,6 +87,8 @@ from signer.protocol.commands import (
     RemoveHostKeys,
     Revoke,
     Sign,
+    SignIn,
+    SignOut,
     Unauthenticated,
     Unfreeze,
 )
@@ -96,11 +101,14 @@ from signer.protocol.replies import (
     Reply,
     RequestDetails,
     RequestPage,
+    SignedIn,
+    SignedOut,
     Waivers,
 )
 from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.units import timestamp
 
 INTERNAL_ERROR: Final = "internal_error"
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may lag behind the ledger's newest event
@@ -213,6 +221,7 @@ class Core:
         self.former_ca: str | None = None  # the fingerprint of the key that the ledger had before `begin`
         self._changed: set[str] = set()
         self.shadow = Shadow(report)
+        self.sessions = ConsoleSessions()
         self._refusals = Refusals()
         self._state: _State | None = None
         self._pending: set[PendingCertificate] = set()  # count towards limits, but are not in the ledger
@@ -441,11 +450,7 @@ class Core:
         """The events of a refusal; none if it repeats an earlier one."""
         local = command.caller.local_user
         try:
-            actor = (
-                freezes.local_identity(local).name
-                if local
-                else self.policy.authenticate(command.caller.token, int(now))[0].name
-            )
+            actor = freezes.local_identity(local).name if local else self.authenticate(command.caller, int(now))[0].name
         except NotAuthenticated:
             actor = UNAUTHENTICATED
         role = command.role if isinstance(command, Sign | Explain | Unauthenticated) else ""
@@ -453,17 +458,28 @@ class Core:
 
     # --- one command --------------------------------------------------------------------------------------------
 
+    def authenticate(self, caller: Caller, now: int) -> tuple[Identity, Token]:
+        """The identity of a token or a console session, and the token's entry; raises `NotAuthenticated`.
+
+        A command of a session has to pass `console_sessions.check_command`, too.
+        """
+        if console_sessions.is_session(caller.token):
+            return self.sessions.authenticate(caller, self.policy, now)
+        return self.policy.authenticate(caller.token, now)
+
     def handle(self, command: Command, now: float) -> Decision:
         """Decides on `command` at `now` (seconds since 1970); raises `SignerError` if it is refused or fails."""
-        if isinstance(command, Sign):
-            return self._sign(command, now)
         if isinstance(command, Unauthenticated):
             raise command.fault
+        if console_sessions.is_session(command.caller.token):
+            console_sessions.check_command(command)
+        if isinstance(command, Sign):
+            return self._sign(command, now)
         if command.caller.local_user is not None:
             return self._handle_local(command, command.caller.local_user, now)
-        identity, token = self.policy.authenticate(command.caller.token, int(now))
-        if isinstance(command, Explain):
-            return Decision(self._explain(command, identity, now))
+        identity, token = self.authenticate(command.caller, int(now))
+        if isinstance(command, SignIn | SignOut):
+            return self._sign_in_or_out(command, identity, token, now)
         if isinstance(command, Freeze | Unfreeze | Revoke):
             return self._stop(command, identity, now)
         if isinstance(command, RecordOperation):
@@ -472,7 +488,21 @@ class Core:
             return self._claim(command, identity, now)
         if isinstance(command, AboutRequest | AboutHosts):
             return self._about(command, identity, now)
-        return Decision(self._answer(command, identity, token, now))
+        return Decision(
+            self._explain(command, identity, now)
+            if isinstance(command, Explain)
+            else self._answer(command, identity, token, now)
+        )
+
+    def _sign_in_or_out(self, command: SignIn | SignOut, identity: Identity, token: Token, now: float) -> Decision:
+        caller = command.caller
+        if isinstance(command, SignOut):
+            return Decision(SignedOut(identity=identity.name), (self.sessions.end(caller.token or ""),))
+        check_not_frozen(identity.name, self._ready(now).freezes)
+        secret = self._random(console_sessions.SECRET_BYTES)
+        credential, session, events = self.sessions.begin(secret, identity, token, caller, int(now))
+        reply = SignedIn(credential=credential, identity=identity.name, expires=timestamp(session.ends))
+        return Decision(reply, tuple(events))
 
     def _sign(self, command: Sign, now: float) -> Decision:
         """Decides on a sign request.
@@ -741,7 +771,8 @@ class Core:
             reply, event = freezes.freeze(command, identity, self.policy, state.freezes, int(now))
         state.approvals.apply(event, self._situation(state, now).now)
         self._changed.add(ALL_REQUESTS)
-        return Decision(reply, (event,))
+        ended = self.sessions.end_frozen(command.scope) if isinstance(command, Freeze) else []
+        return Decision(reply, (event, *ended))
 
     def _about(self, command: AboutRequest | AboutHosts, identity: Identity, now: float) -> Decision:
         state = self._ready(now)
@@ -769,8 +800,9 @@ class Core:
         self._revoked_lately.add(revocation, int(now), self._last_serial)
         for event in events[1:]:  # the freeze
             state.approvals.apply(event, self._situation(state, now).now)
+        ended = [item for event in events[1:] for item in self.sessions.end_frozen(str(event.body["scope"]))]
         self._changed.add(ALL_REQUESTS)
-        return Decision(None, events, replies_with_entry=True)
+        return Decision(None, (*events, *ended), replies_with_entry=True)
 
     def _check_ca(self, state: _State) -> None:
         """Raises `Unavailable` if the key that would sign now is revoked; Vault's keys are those that policy pins."""
@@ -818,6 +850,7 @@ class Core:
         events = [Event("policy.loaded", "keeper", {"policy": policy.digest, "changed": changed})]
         self.policy = policy
         events += self._lost_waivers()
+        events += self.sessions.end_over(policy, int(self._clock()))
         self._changed.add(ALL_REQUESTS)
         return self.record(events)
 
@@ -854,7 +887,7 @@ class Core:
         now = int(self._clock())
         ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
         due = [*self._refusals.due(now), *self.shadow.due(now), *self._over(now), *self._shorter_list(*built, now)]
-        failure = self.record([*ended, *due])
+        failure = self.record([*ended, *due, *self.sessions.end_over(self.policy, now)])
         if failure is None and self._state is not None:
             for event in ended:
                 self._state.freezes.pop(str(event.body["scope"]))

@@ -191,6 +191,20 @@ class ShowCaller:
 
 
 @dataclass(frozen=True, slots=True)
+class SignIn:
+    """Begin a console session of the caller, who shows a token."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class SignOut:
+    """End the caller's console session."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
 class ShowRequest:
     """One request that waits for humans."""
 
@@ -332,6 +346,8 @@ Command = (
     | Revoke
     | RecordOperation
     | Claim
+    | SignIn
+    | SignOut
     | AboutHosts
     | AboutRequest
     | Query
@@ -429,7 +445,7 @@ def read_caller(header: dict[str, Any]) -> Caller:
         address = normalize_address(address) if isinstance(address, str) else None
         if address is None:
             raise _bad_message("address")
-    return Caller(token or None, address, request_id)
+    return Caller(token or None, address, request_id, is_unattended=header.get("unattended") is True)
 
 
 def normalize_address(text: str) -> str | None:
@@ -638,5 +654,7 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "host_keys": _read_hosts,
     "add_host_keys": _read_add_host,
     "remove_host_keys": lambda header, _body, caller: RemoveHostKeys(caller, _read_text(header, "host", MAX_HOST_NAME)),
+    "sign_in": lambda _header, _body, caller: SignIn(caller),
+    "sign_out": lambda _header, _body, caller: SignOut(caller),
     "whoami": lambda _header, _body, caller: ShowCaller(caller),
 }

@@ -451,6 +451,20 @@ class CallerDetails(Reply):
     accessor: str
 
 
+class SignedIn(Reply):
+    """A console session that has begun: its credential, and when it ends at the latest."""
+
+    credential: Annotated[str, Field(repr=False)]
+    identity: str
+    expires: str
+
+
+class SignedOut(Reply):
+    """A console session that has ended."""
+
+    identity: str
+
+
 class CaKey(Reply):
     """The CA key that signs, and the lines of every CA key that hosts must trust."""
 
@@ -633,8 +647,8 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
         OperationPage, OperationDetails, FreezeState, Freezes, Revoked, RevocationPage, RevocationPreview,
         RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow, Incidents, Changes, HostKeys, HostKeysPage,
-        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, CaKey, SignedCheckpoint, ConsistencyProof,
-        MetricsText, Ready, NotReady, Status, Error,
+        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, SignedIn, SignedOut, CaKey, SignedCheckpoint,
+        ConsistencyProof, MetricsText, Ready, NotReady, Status, Error,
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from gunicorn.arbiter import Arbiter
 from signer.api.asgi import Api, create_app
 from signer.api.edge import MAX_CONNECTIONS, EdgeWorker
 from signer.errors import BadSettings
-from signer.hardening import become, forbid_dumps
+from signer.hardening import become, forbid_dumps, release_memory
 from signer.service.listeners import BACKLOG, adopt_listeners, bind_listeners, check_listeners
 from signer.service.supervisor import Supervisor, adopt_channel
 from signer.service.tls import TlsPair, check_not_ended, load_tls_pair
@@ -111,6 +111,11 @@ class _ApiArbiter(Arbiter):  # type: ignore[misc]
 
     _newest_outdated = 0  # the age of the newest worker that has a former TLS certificate
     _is_short = False
+
+    def setup(self, app: _Application) -> None:
+        """Called once, before the first worker: workers share what the start made, as nothing touches it again."""
+        super().setup(app)
+        release_memory()
 
     def reload(self) -> None:
         """Called at SIGHUP."""

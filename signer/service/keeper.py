@@ -526,7 +526,7 @@ class Keeper:
 
     def _authenticate(self, caller: Caller) -> None:
         """Raises `NotAuthenticated` before the body is decoded. The core authenticates again, with its batch."""
-        self._core.policy.authenticate(caller.token, int(time.time()))
+        self._core.authenticate(caller, int(time.time()))
 
     def _send(self, peer: _Peer, number: bytes, reply: bytes) -> None:
         """Sends a reply; drops a connection that does not accept it. Recorded events stay recorded."""
@@ -570,7 +570,7 @@ class Keeper:
         """False without a token; raises `NotAuthenticated` for a bad one."""
         if header.get("token") is None:
             return False
-        identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+        identity, _ = self._core.authenticate(read_caller(header), int(time.time()))
         return "ledger.read" in identity.may
 
     def _health(self) -> Ready | NotReady:
@@ -628,7 +628,7 @@ class Keeper:
     def _status(self, header: dict[str, Any], peer: _Peer) -> Status:
         """What `signer status` shows; raises `NotAuthenticated` or `Refused`."""
         if _local_user(peer.uid, header) is None:
-            identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+            identity, _ = self._core.authenticate(read_caller(header), int(time.time()))
             require(identity, "ledger.read")
         health = self._health()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
@@ -637,7 +637,7 @@ class Keeper:
     def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:
         """Which hosts have which list; raises `NotAuthenticated` or `Refused`."""
         if _local_user(peer.uid, header) is None:
-            identity, _ = self._core.policy.authenticate(read_caller(header).token, int(time.time()))
+            identity, _ = self._core.authenticate(read_caller(header), int(time.time()))
             if "hosts" not in identity.may:
                 require(identity, "ledger.read")
         return hosts_reply(self._publisher.state(), self._hosts.rows(int(time.time())))

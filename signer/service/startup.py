@@ -23,7 +23,7 @@ from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
 from signer.ca.key import ServiceKey
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import identity_of, lock, open_lock
-from signer.hardening import become, forbid_dumps, take_descriptors
+from signer.hardening import become, forbid_dumps, release_memory, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.ledger.origin import LEDGER_KEY
 from signer.model import Event, PublicKey
@@ -149,7 +149,6 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     os.umask(0o077)
     policy = load_policy(settings.policy_file)
     lines = LogLimit(log)
-    report = partial(_report, lines)
     source: KeySource | None = None
     key: SigningKey | None = None
     if settings.reads_key_file:
@@ -174,7 +173,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         ledger=ledger,
         clock=time.time,
         random=os.urandom,
-        report=report,
+        report=partial(_report, lines),
     )
     _begin(core, backend)
     _record_keys(core, ledger, keys)
@@ -191,6 +190,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         listen_again=place.listen_again,
         lines=lines,
     )
+    release_memory()
     try:
         keeper.serve()
     finally:

@@ -3,7 +3,8 @@
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
 `@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`,
-`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`, `@missing.needs_nginx`.
+`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`, `@missing.needs_nginx`,
+`@missing.needs_chromium`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 NGINX = "/usr/sbin/nginx"
+CHROMIUM = "/usr/bin/chromium"
 
 SSHD = Path("/usr/sbin/sshd")
 
@@ -86,6 +88,10 @@ def nginx() -> str:
     return "" if Path(NGINX).exists() else "no nginx: the Debian package nginx is not installed"
 
 
+def chromium() -> str:
+    return "" if Path(CHROMIUM).exists() else "no chromium: the Debian package chromium is not installed"
+
+
 def softhsm() -> str:
     """Why no key can be made in a SoftHSM token here; empty if one can."""
     if not Path("/usr/lib/softhsm/libsofthsm2.so").exists():
@@ -109,4 +115,5 @@ needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
 needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")
 needs_nginx = pytest.mark.skipif(bool(nginx()), reason=nginx() or "-")
+needs_chromium = pytest.mark.skipif(bool(chromium()), reason=chromium() or "-")
 needs_softhsm = pytest.mark.skipif(bool(softhsm()), reason=softhsm() or "-")

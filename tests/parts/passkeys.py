@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from fido2 import cbor
 from fido2.cose import CoseKey
 
@@ -61,6 +61,13 @@ class SoftPasskey:
     @property
     def cose_bytes(self) -> bytes:
         return cbor.encode(dict(self.cose))
+
+    @property
+    def pkcs8(self) -> bytes:
+        """The private key, for an authenticator that is given one."""
+        private: Any = self._ed25519 or self._ecdsa
+        raw: bytes = private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        return raw
 
     @property
     def fingerprint(self) -> str:

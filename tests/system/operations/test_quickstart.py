@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,20 @@ def quickstart(*words: str, before: tuple[str, ...] = (), **more: str) -> subpro
         capture_output=True,
         text=True,
         timeout=150,
+    )
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    """One that runs, as the leader of a group of processes; all that it says is in `stdout`."""
+    return subprocess.Popen(
+        [QUICKSTART, *words],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_listen_to_ctrl_c,  # noqa: PLW1509 - nothing else runs in this process meanwhile
     )
 
 
@@ -102,6 +117,40 @@ def test_the_tour_walks_the_whole_day_and_nothing_is_left() -> None:
     check_gone(folder_of(done.stdout))
 
 
+@missing.needs_sshd
+def test_the_console_is_served_and_an_agent_waits_there_until_ctrl_c() -> None:
+    process = started("--console")
+    assert process.stdout is not None
+    said = ""
+
+    def read_until(pattern: str) -> re.Match[str]:
+        nonlocal said
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"it ended without {pattern}:\n{said}")
+
+    try:
+        request = read_until(r"^agent waits .*->  (r-\w{10}) waits for you")[1]
+        address = re.search(r"^console +(http://localhost:\d+/console/sign-in);", said, re.MULTILINE)
+        assert address is not None, said
+        with urllib.request.urlopen(address[1], timeout=10) as page:
+            assert "Your token" in page.read().decode()
+        approve = folder_of(said) / "approve"
+        done = subprocess.run([approve, request, "--yes"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        read_until(r"^agent is in +uid=")
+        assert read_until(r"^agent waits .*->  (r-\w{10}) waits for you")[1] != request
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said += process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert said.splitlines()[-1].startswith("cleaned up ")
+    check_gone(folder_of(said))
+
+
 @missing.needs_softhsm
 @missing.needs_sshd
 def test_with_a_ca_key_in_a_token_a_real_login_is_shown_and_nothing_is_left() -> None:
@@ -154,16 +203,7 @@ def test_a_login_that_fails_is_status_1_with_the_logs_and_nothing_is_left(tmp_pa
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ended_halfway_it_leaves_nothing(number: signal.Signals, status: int) -> None:
-    process = subprocess.Popen(
-        [QUICKSTART],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_listen_to_ctrl_c,  # noqa: PLW1509 - nothing else runs in this process meanwhile
-    )
+    process = started()
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
@@ -230,7 +270,17 @@ def test_its_folder_is_closed_and_each_secret_in_it_is_its_owners_alone() -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [("--kept",), ("--ca",), ("--ca", "hsm"), ("--keep", "now"), ("--ca", "agent", "x"), ("--tour", "--keep")]
+    "words",
+    [
+        ("--kept",),
+        ("--ca",),
+        ("--ca", "hsm"),
+        ("--keep", "now"),
+        ("--ca", "agent", "x"),
+        ("--tour", "--keep"),
+        ("--console", "--keep"),
+        ("--console", "--tour"),
+    ],
 )
 def test_another_word_than_those_is_wrong_use(words: tuple[str, ...]) -> None:
     done = quickstart(*words)

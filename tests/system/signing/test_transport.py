@@ -64,6 +64,16 @@ class ElsewhereService(Service):
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, keyring: KeyRing) -> Iterator[Service]:
+    """One for all tests that leave it as it was; at its end it is still the same keeper."""
+    with Service(tmp_path_factory.mktemp("transport"), keyring("ed25519", "ca")) as started:
+        keeper = started.keeper_pid()
+        yield started
+        assert started.keeper_pid() == keeper, started.log()
+        assert "Traceback" not in started.log(), started.log()
+
+
 @pytest.fixture
 def crowd() -> Iterator[Callable[[socket.socket], socket.socket]]:
     """Keeps sockets open until the test ends."""
@@ -148,11 +158,10 @@ def slow_reader(client: socket.socket, token: str) -> None:
 )
 def test_slow_clients_stop_nobody_else(
     behave: Callable[[socket.socket, str], None],
-    start_service: StartService,
+    service: Service,
     keyring: KeyRing,
     crowd: Callable[[socket.socket], socket.socket],
 ) -> None:
-    service = start_service()
     key = keyring("ed25519", "user").public_line
     clients = [crowd(dial(service)) for _ in range(MANY if behave is not slow_reader else 24)]
     for client in clients:
@@ -162,8 +171,7 @@ def test_slow_clients_stop_nobody_else(
     assert service.ask("GET", "/healthz").status == 200
 
 
-def test_who_keeps_a_connection_half_open_too_long_is_told_and_ended(start_service: StartService) -> None:
-    service = start_service()
+def test_who_keeps_a_connection_half_open_too_long_is_told_and_ended(service: Service) -> None:
     with dial(service) as silent_one, dial(service) as slow:
         half_a_body(slow, service.tokens["ci"])
         status, body = read_answer(slow)
@@ -188,15 +196,13 @@ def test_at_the_limit_of_connections_the_longest_waiting_one_makes_room(
 # --- requests in unusual pieces --------------------------------------------------------------------------------------
 
 
-def test_requests_sent_in_one_go_are_answered_in_order(start_service: StartService) -> None:
-    service = start_service()
+def test_requests_sent_in_one_go_are_answered_in_order(service: Service) -> None:
     with dial(service) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
         assert [read_answer(client)[0], read_answer(client)[0]] == [200, 404]
 
 
-def test_a_request_sent_byte_by_byte_is_answered(start_service: StartService, keyring: KeyRing) -> None:
-    service = start_service()
+def test_a_request_sent_byte_by_byte_is_answered(service: Service, keyring: KeyRing) -> None:
     body = json.dumps({"public_key": keyring("ed25519", "user").public_line}).encode()
     fields = f"X-Vault-Token: {service.tokens['ci']}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with dial(service) as client:
@@ -206,8 +212,7 @@ def test_a_request_sent_byte_by_byte_is_answered(start_service: StartService, ke
         assert read_answer(client)[0] == 201
 
 
-def test_a_chunked_body_is_read_and_the_connection_kept(start_service: StartService, keyring: KeyRing) -> None:
-    service = start_service()
+def test_a_chunked_body_is_read_and_the_connection_kept(service: Service, keyring: KeyRing) -> None:
     body = json.dumps({"public_key": keyring("ed25519", "user").public_line}).encode()
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:20], body[20:])) + b"0\r\n\r\n"
     head = HEAD + f"X-Vault-Token: {service.tokens['ci']}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
@@ -217,8 +222,7 @@ def test_a_chunked_body_is_read_and_the_connection_kept(start_service: StartServ
             assert read_answer(client)[0] == 201
 
 
-def test_a_client_that_waits_for_a_word_before_its_body_gets_it(start_service: StartService) -> None:
-    service = start_service()
+def test_a_client_that_waits_for_a_word_before_its_body_gets_it(service: Service) -> None:
     with dial(service) as client:
         client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -243,9 +247,8 @@ def test_a_client_that_waits_for_a_word_before_its_body_gets_it(start_service: S
     ],
 )
 def test_what_is_too_large_or_no_http_is_refused_in_our_words_and_the_connection_ends(
-    start_service: StartService, fields: bytes, path: bytes, status: int
+    service: Service, fields: bytes, path: bytes, status: int
 ) -> None:
-    service = start_service()
     with dial(service) as client:
         client.sendall(HEAD.replace(b"/api/sign/llmops", path) + b"X-Vault-Token: sgn_secret\r\n" + fields)
         found, body = read_answer(client)
@@ -257,8 +260,7 @@ def test_what_is_too_large_or_no_http_is_refused_in_our_words_and_the_connection
     assert "sgn_secret" not in service.log()
 
 
-def test_a_refused_client_that_is_still_sending_can_read_the_refusal(start_service: StartService) -> None:
-    service = start_service()
+def test_a_refused_client_that_is_still_sending_can_read_the_refusal(service: Service) -> None:
     with dial(service) as client:
         client.sendall(HEAD + b"Content-Length: 2000000\r\n\r\n")
         for _ in range(5):
@@ -267,16 +269,12 @@ def test_a_refused_client_that_is_still_sending_can_read_the_refusal(start_servi
         assert read_answer(client)[0] == 413
 
 
-def test_a_body_of_exactly_the_limit_is_read(start_service: StartService) -> None:
-    service = start_service()
+def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
     answer = service.ask("POST", "/api/sign/llmops", b" " * MAX_BODY, identity="ci")
     assert (answer.status, answer.json()["code"]) == (400, "public_key_missing")
 
 
-def test_a_client_that_hangs_up_while_it_is_answered_harms_nobody(
-    start_service: StartService, keyring: KeyRing
-) -> None:
-    service = start_service()
+def test_a_client_that_hangs_up_while_it_is_answered_harms_nobody(service: Service, keyring: KeyRing) -> None:
     body = json.dumps({"public_key": keyring("ed25519", "user").public_line}).encode()
     fields = f"X-Vault-Token: {service.tokens['ci']}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     for _ in range(50):
@@ -383,9 +381,8 @@ def sign_request(service: Service, keyring: KeyRing, *fields: str, identity: str
     return HEAD + "\r\n".join(lines).encode() + b"\r\n\r\n" + body.encode()
 
 
-def test_a_post_that_offers_http_2_keeps_its_body(start_service: StartService, keyring: KeyRing) -> None:
+def test_a_post_that_offers_http_2_keeps_its_body(service: Service, keyring: KeyRing) -> None:
     """`curl --http2` and Java's client send this; a server may ignore the offer (RFC 9110, 7.8)."""
-    service = start_service()
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
     with dial(service) as client:
         for fields in (offer, ("Connection: Upgrade", "Upgrade: websocket"), ()):
@@ -393,8 +390,7 @@ def test_a_post_that_offers_http_2_keeps_its_body(start_service: StartService, k
             assert read_answer(client)[0] == 201
 
 
-def test_a_client_that_ends_its_side_is_answered(start_service: StartService, keyring: KeyRing) -> None:
-    service = start_service()
+def test_a_client_that_ends_its_side_is_answered(service: Service, keyring: KeyRing) -> None:
     for request in (sign_request(service, keyring), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
         with dial(service) as client:
             client.sendall(request)
@@ -406,10 +402,7 @@ def test_a_client_that_ends_its_side_is_answered(start_service: StartService, ke
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a request", "half a request"])
-def test_an_end_that_comes_with_the_last_bytes_is_seen(
-    whole: bool, start_service: StartService, keyring: KeyRing
-) -> None:
-    service = start_service()
+def test_an_end_that_comes_with_the_last_bytes_is_seen(whole: bool, service: Service, keyring: KeyRing) -> None:
     request = sign_request(service, keyring)
     with dial(service) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # the end then travels in the same packet
@@ -420,8 +413,7 @@ def test_an_end_that_comes_with_the_last_bytes_is_seen(
         assert time.monotonic() - started < 20
 
 
-def test_many_requests_in_one_go_are_answered_in_order(start_service: StartService, keyring: KeyRing) -> None:
-    service = start_service()
+def test_many_requests_in_one_go_are_answered_in_order(service: Service, keyring: KeyRing) -> None:
     sign, health = sign_request(service, keyring), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with dial(service) as client:
         client.sendall((sign + health + health) * 10)
@@ -432,8 +424,7 @@ def test_many_requests_in_one_go_are_answered_in_order(start_service: StartServi
 
 
 @pytest.mark.parametrize("path", [b"/api/sign/llmops", b"/api/explain/llmops"], ids=["sign", "Flask"])
-def test_a_chunked_body_may_wait_for_a_word_too(path: bytes, start_service: StartService) -> None:
-    service = start_service()
+def test_a_chunked_body_may_wait_for_a_word_too(path: bytes, service: Service) -> None:
     with dial(service) as client:
         head = HEAD.replace(b"/api/sign/llmops", path)
         client.sendall(head + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -442,24 +433,21 @@ def test_a_chunked_body_may_wait_for_a_word_too(path: bytes, start_service: Star
         assert read_answer(client)[0] == 401
 
 
-def test_a_body_that_waits_for_a_word_and_is_too_large_gets_the_refusal(start_service: StartService) -> None:
-    service = start_service()
+def test_a_body_that_waits_for_a_word_and_is_too_large_gets_the_refusal(service: Service) -> None:
     with dial(service) as client:
         client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1))
         assert read_answer(client)[0] == 413
         assert is_ended(client)
 
 
-def test_http_1_0_is_answered_and_its_connection_ends(start_service: StartService) -> None:
-    service = start_service()
+def test_http_1_0_is_answered_and_its_connection_ends(service: Service) -> None:
     with dial(service) as client:
         client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert read_answer(client)[0] == 200
         assert is_ended(client)
 
 
-def test_head_has_no_body_and_its_connection_is_kept(start_service: StartService) -> None:
-    service = start_service()
+def test_head_has_no_body_and_its_connection_is_kept(service: Service) -> None:
     with dial(service) as client:
         client.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         text = b""
@@ -630,9 +618,9 @@ HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     ids=lambda request: repr(request)[2:-1].replace("HTTP/1.1\\r\\nHost: x", "…")[:90],
 )
 def test_what_readers_could_read_in_two_ways_is_refused_and_ends_the_connection(
-    request_: bytes, shared_service: Service
+    request_: bytes, service: Service
 ) -> None:
-    with dial(shared_service) as client:
+    with dial(service) as client:
         client.sendall(request_ + HIDDEN)
         answers = b""
         with contextlib.suppress(ConnectionResetError):
@@ -642,16 +630,9 @@ def test_what_readers_could_read_in_two_ways_is_refused_and_ends_the_connection(
     assert statuses == [b"400"]
 
 
-@pytest.fixture(scope="module")
-def shared_service(tmp_path_factory: pytest.TempPathFactory, keyring: KeyRing) -> Iterator[Service]:
-    """One service for the tests of this module that leave it as it was."""
-    with Service(tmp_path_factory.mktemp("shared") / "service", keyring("ed25519", "ca")) as service:
-        yield service
-
-
-def test_two_megabytes_of_head_are_not_taken(shared_service: Service) -> None:
+def test_two_megabytes_of_head_are_not_taken(service: Service) -> None:
     for piece in (b"X: " + b"y" * 1000 + b"\r\n", b"y"):
-        with dial(shared_service) as client:
+        with dial(service) as client:
             client.sendall(HEAD)
             sent = 0
             with contextlib.suppress(OSError):
@@ -659,4 +640,4 @@ def test_two_megabytes_of_head_are_not_taken(shared_service: Service) -> None:
                     sent += client.send(piece * (65536 // len(piece)))
             with contextlib.suppress(ConnectionResetError):
                 assert read_answer(client)[0] == 431
-        assert shared_service.ask("GET", "/healthz").status == 200
+        assert service.ask("GET", "/healthz").status == 200

@@ -44,6 +44,30 @@ def test_only_known_fields_are_read_and_repeated_ones_joined() -> None:
     }
 
 
+def test_only_the_console_gets_cookies_and_no_token_of_a_header() -> None:
+    fields = (
+        (b"cookie", b"signer_console=a"),
+        (b"cookie", b"signer_console=b"),
+        (b"host", b"signer.example.org"),
+        (b"origin", b"https://signer.example.org"),
+        (b"sec-fetch-site", b"same-origin"),
+        (b"x-vault-token", b"t"),
+        (b"authorization", b"Bearer t"),
+    )
+    seen = {
+        "HTTP_COOKIE": "signer_console=a,signer_console=b",
+        "HTTP_HOST": "signer.example.org",
+        "HTTP_ORIGIN": "https://signer.example.org",
+        "HTTP_SEC_FETCH_SITE": "same-origin",
+    }
+    for path in ("/console", "/console/requests"):
+        read = environ(*fields, raw_path=path.encode())
+        assert {name: value for name, value in read.items() if name.startswith("HTTP_")} == seen
+    for path in ("/api/whoami", "/v1/auth/token/lookup-self", "/consoles", "/%63onsole", "//console"):
+        read = environ(*fields, raw_path=path.encode())
+        assert {name for name in read if name.startswith("HTTP_")} == {"HTTP_X_VAULT_TOKEN", "HTTP_AUTHORIZATION"}
+
+
 def test_a_client_of_a_unix_socket_has_no_address() -> None:
     assert environ(client=None)["REMOTE_ADDR"] == ""
 

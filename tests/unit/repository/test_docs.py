@@ -134,7 +134,7 @@ def test_the_lines_that_install_the_units_copy_every_kind_of_them(page: str) -> 
 
 def test_readme_names_the_scripts_to_begin_with() -> None:
     shown = re.findall(r"^ {4}(scripts/\S+)", section("Try it", README), re.MULTILINE)
-    assert shown == ["scripts/quickstart", "scripts/quickstart", "scripts/rehearse-cutover", "scripts/test"]
+    assert shown == [*["scripts/quickstart"] * 3, "scripts/rehearse-cutover", "scripts/test"]
 
 
 def test_readme_links_to_every_runbook_that_its_table_of_tasks_needs() -> None:

@@ -1,0 +1,53 @@
+"""Signing in and out, and the page about one's own session."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Response, request
+
+from signer.api.console.session import SIGN_IN, Console, Session, check_origin, is_local, redirect
+from signer.api.problems import seconds_of_limit, status_of
+from signer.api.request import COOKIE, SECURE_COOKIE, bounded_token
+from signer.errors import SignerError
+from signer.protocol.replies import SignedIn, expect
+
+
+def register(console: Console) -> None:
+    """Adds the pages."""
+
+    def show_form() -> Response:
+        asked = request.args.get("next", "")
+        target = asked if is_local(asked) else console.first_page()
+        if console.session(is_unattended=True) is None:
+            return console.page("sign_in.html", next=target, fault=None)
+        return redirect(target)
+
+    def sign_in() -> Response:
+        check_origin()
+        asked = request.form.get("next", "")
+        target = asked if is_local(asked) else console.first_page()
+        token = bounded_token(request.form.get("token", "").strip())
+        try:
+            signed_in = expect(SignedIn, console.ask("sign_in", token, {}))
+        except SignerError as fault:
+            response = console.page("sign_in.html", status_of(fault), next=target, fault=fault)
+            if seconds := seconds_of_limit(fault):
+                response.headers["Retry-After"] = seconds
+            return response
+        return console.set_cookie(redirect(target), signed_in.credential)
+
+    def sign_out(session: Session) -> Response:
+        session.ask("sign_out")
+        response = redirect(SIGN_IN)
+        response.delete_cookie(COOKIE, path="/console", httponly=True, samesite="Strict")
+        response.delete_cookie(SECURE_COOKIE, path="/", secure=True, httponly=True, samesite="Strict")
+        return response
+
+    def show_session(_session: Session) -> Response:
+        return console.page("session.html", HTTPStatus.OK)
+
+    console.add("GET", SIGN_IN, show_form)
+    console.add("POST", SIGN_IN, sign_in)
+    console.post("/console/sign-out", sign_out)
+    console.get("/console/session", show_session)
