@@ -73,24 +73,23 @@ def _prctl(option: int, value: object) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def check_users(keeper_user: str | None, api_user: str | None) -> None:
-    """Raises `BadSettings` unless both users exist and, for root, are set."""
-    users = (("SIGNER_KEEPER_USER", keeper_user), ("SIGNER_API_USER", api_user))
+def check_users(**users: str | None) -> None:
+    """Raises `BadSettings` unless all users exist and, for root, are set; each is named by its setting."""
     if os.geteuid() != 0:
-        named = [name for name, user in users if user is not None]
+        named = [name for name, user in users.items() if user is not None]
         if named:
             raise BadSettings(
                 "users_need_root", f"{' and '.join(named)} can only be used by root", "unset them, or start as root"
             )
         return
-    missing = [name for name, user in users if user is None]
+    missing = [name for name, user in users.items() if user is None]
     if missing:
         raise BadSettings(
             "users_missing",
             f"started as root without {' and '.join(missing)}",
-            "set them to two unprivileged users, such as signer-keeper and signer-api",
+            "set them to unprivileged users, one for each: signer-keeper, signer-api, signer-notices",
         )
-    for user in (keeper_user, api_user):
+    for user in users.values():
         if user is not None:
             look_up_user(user)
 

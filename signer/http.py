@@ -27,6 +27,7 @@ MAX_BODY: Final = 1024 * 1024  # bytes
 CONNECT_WITHIN: Final = 1.0  # seconds; also for the TLS handshake
 LOOK_EVERY: Final = 0.2  # seconds between two checks of the deadlines
 Connect = Callable[[float], socket.socket]
+_ONE_CONNECTION: Final = {"pool_connections": 1, "pool_maxsize": 1}
 _calls = threading.local()  # .now: the call that this thread makes
 
 
@@ -163,9 +164,10 @@ class _Adapter(HTTPAdapter):
 
     def __init__(
         self, max_body: int, connect: Connect | None, plain: type[urllib3.connectionpool.HTTPConnectionPool] = _Pool,
-        **options: Any,
+        *, cuts_body: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         self._max_body = max_body  # bytes
+        self._cuts_body = cuts_body
         self._pools = (plain, _TlsPool) if connect is None else _pools_of(connect)
         super().__init__(**options)
 
@@ -191,9 +193,11 @@ class _Adapter(HTTPAdapter):
             raise requests.exceptions.ConnectionError(type(error).__name__, request=request) from None
         if call.is_over:  # a shutdown may look like the end of the body
             raise requests.exceptions.ReadTimeout("the time was up", request=request)
-        if len(body) > self._max_body:
+        if self._cuts_body:
+            body = body[: self._max_body]
+        elif len(body) > self._max_body:
             raise requests.exceptions.ContentDecodingError("the body is too large", request=request)
-        if response.raw.length_remaining:  # urllib3 tells only whoever reads once more
+        if response.raw.length_remaining and not self._cuts_body:  # urllib3 tells only whoever reads once more
             raise requests.exceptions.ConnectionError("the body was cut off", request=request)
         response.raw = io.BytesIO(body)
         return response
@@ -205,11 +209,13 @@ def new_session(
     connect: Connect | None = None,
     *,
     carries_secrets: bool = True,
+    cuts_body: bool = False,
 ) -> requests.Session:
     """A session for one thread, for use inside `Watch.within`. Ignores the environment, including proxies.
 
-    An answer of more than `max_body` bytes is an error. `connect(seconds)` returns a connected socket; exceptions
-    other than `OSError` pass through unchanged. Unless it `carries_secrets`, plain http may go to another machine.
+    An answer of more than `max_body` bytes is an error, or cut off if `cuts_body`. `connect(seconds)` returns a
+    connected socket; exceptions other than `OSError` pass through unchanged. Unless it `carries_secrets`, plain http
+    may go to another machine.
     """
     session = requests.Session()
     session.trust_env = False
@@ -218,5 +224,5 @@ def new_session(
     session.headers["Accept-Encoding"] = "identity"
     pool = _Pool if carries_secrets else _OpenPool
     for prefix in ("http://", "https://"):
-        session.mount(prefix, _Adapter(max_body, connect, pool, pool_connections=1, pool_maxsize=1))
+        session.mount(prefix, _Adapter(max_body, connect, pool, cuts_body=cuts_body, **_ONE_CONNECTION))
     return session

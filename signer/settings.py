@@ -41,6 +41,10 @@ SETTINGS: Final = (
     ("SIGNER_TRUSTED_PROXY_USERS", "", "comma list of local users whose X-Forwarded-For is believed on a unix socket"),
     ("SIGNER_KEEPER_USER", "", "user of the keeper; needed when started as root"),
     ("SIGNER_API_USER", "", "user of the API; needed when started as root"),
+    ("SIGNER_CONSOLE_URL", "", "address by which people open the console, such as https://signer.example.org"),
+    ("SIGNER_NOTICES_FILE", "", "channels that humans are told by; without it nobody is told"),
+    ("SIGNER_NOTICES_USER", "", "user of the process that sends notices; with channels, needed by root"),
+    ("SIGNER_NOTICES_DIR", "/var/lib/signer-notices", "where that process notes what it sent, and listens"),
     ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed where it signs"),
     ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed where it signs"),
     ("SIGNER_VAULT_MOUNT", "ssh", "mount of its SSH engine"),
@@ -49,6 +53,7 @@ SETTINGS: Final = (
 PREFIX: Final = "SIGNER_"
 MODES: Final = ("local", "vault", "shadow")
 KEY_SOURCES: Final = ("file", "agent")
+NOTICES_SOCKET: Final = "notices.sock"
 MAX_SOCKET_PATH: Final = 107  # bytes; sun_path of unix(7)
 # For `signer ca render` only; the service does not read them.
 INFISICAL_SETTINGS: Final = (
@@ -126,6 +131,10 @@ class Settings:
     trusted_proxy_users: frozenset[int]
     keeper_user: str | None
     api_user: str | None
+    console_url: str | None
+    notices_file: Path | None
+    notices_user: str | None
+    notices_dir: Path
     vault_addr: str | None
     vault_token_file: Path | None
     vault_mount: str
@@ -141,6 +150,17 @@ class Settings:
     def socket(self) -> Path:
         """The keeper's socket."""
         return self.run_dir / "keeper.sock"
+
+    @property
+    def users(self) -> dict[str, str | None]:
+        """The user of each process of the service, by its setting; that of notices only if they are sent."""
+        found = {"SIGNER_KEEPER_USER": self.keeper_user, "SIGNER_API_USER": self.api_user}
+        return found if self.notices_file is None else {**found, "SIGNER_NOTICES_USER": self.notices_user}
+
+    @property
+    def notices_socket(self) -> Path:
+        """The socket of the process that sends notices, to which the keeper connects."""
+        return self.notices_dir / NOTICES_SOCKET
 
     @property
     def published(self) -> Path:
@@ -291,6 +311,25 @@ def _vault_address(text: str) -> str | None:
     return text.rstrip("/")
 
 
+def _console_url(text: str) -> str | None:
+    """An address without query and fragment; a message carries it, so it may be plain http to any machine."""
+    if not text:
+        return None
+    try:
+        url = urlsplit(text)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        host, url = None, urlsplit("")
+    is_address = url.scheme in ("http", "https") and bool(host) and url.username is None
+    if not is_address or url.query or url.fragment or not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("is not an address such as https://signer.example.org")
+    return text.rstrip("/").removesuffix("/console")
+
+
+def _notices_dir(text: str) -> Path:
+    return _socket_path(f"{text.rstrip('/')}/{NOTICES_SOCKET}").parent
+
+
 def _count(most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
@@ -348,6 +387,10 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "trusted_proxy_users": _users,
     "keeper_user": _optional_text,
     "api_user": _optional_text,
+    "console_url": _console_url,
+    "notices_file": _optional_path,
+    "notices_user": _optional_text,
+    "notices_dir": _notices_dir,
     "vault_addr": _vault_address,
     "vault_token_file": _optional_path,
     "vault_mount": _mount,

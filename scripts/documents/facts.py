@@ -36,6 +36,7 @@ from signer.protocol import commands, sign_request
 from signer.safe_session import settings as safe_session_settings
 from signer.safe_session.usage import TEXT as SAFE_SESSION_HELP
 from signer.service import metrics
+from signer.service.notifier import Counts, render_metrics
 from signer.service.overview import Overview
 from signer.service.publisher import ListState
 from signer.ssh.certificate import MAX_PRINCIPALS
@@ -305,7 +306,8 @@ def metric_families() -> Table:
     overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", ListState(0, 0, 0), cosigned_at=0)
     shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
-    made = metrics.Metrics(overview.gauges, lambda: ["llmops"], metrics.commit_histogram(), shadow)
+    told = render_metrics({"phone": Counts()}, is_up=True)
+    made = metrics.Metrics(lambda: [*overview.gauges(), *told], lambda: ["llmops"], metrics.commit_histogram(), shadow)
     rows = [
         (
             code(family.name + ("_total" if family.type == "counter" else "")),

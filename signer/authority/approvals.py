@@ -582,6 +582,10 @@ class Approvals:
         names = self._approvers(request.frozen, status.requirement, situation)
         return [name for name in names if name not in status.approvers]
 
+    def approvers(self, request: Request, situation: Situation) -> list[str]:
+        """The names of everybody who may approve a request now, also of those who have; the asker excepted."""
+        return self._approvers(request.frozen, self.requirement(request.frozen, situation), situation)
+
     def _approvers(self, frozen: FrozenRequest, wanted: Requirement, situation: Situation) -> list[str]:
         """The names of everybody who may approve a request now and has a key for it."""
         policy = situation.policy

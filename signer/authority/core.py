@@ -38,6 +38,7 @@ from signer.authority.console_sessions import ConsoleSessions
 from signer.authority.hosts import HostList
 from signer.authority.incidents import OVERDUE_AFTER, check_break_glass
 from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals, RepeatSuppressor, refusal_event
+from signer.authority.notices import NOTICED, Noticing, token_notices
 from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
 from signer.authority.signatures import SIGNATURES
@@ -92,6 +93,7 @@ from signer.protocol.commands import (
     Unauthenticated,
     Unfreeze,
 )
+from signer.protocol.notices import Notice
 from signer.protocol.replies import (
     Explanation,
     HostKeys,
@@ -220,6 +222,8 @@ class Core:
         self._signatures = signatures  # of humans who approve
         self.former_ca: str | None = None  # the fingerprint of the key that the ledger had before `begin`
         self._changed: set[str] = set()
+        self._noticing: Noticing | None = None
+        self._noticed: list[Entry] = []
         self.shadow = Shadow(report)
         self.sessions = ConsoleSessions()
         self._refusals = Refusals()
@@ -307,6 +311,8 @@ class Core:
             return _internal_error()
         for repeats in self._suppressors():
             repeats.settle()
+        if self._noticing is not None:
+            self._noticed += [entry for entry in entries if entry.kind in NOTICED]
         if self._state is not None:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
             self._state.hosts.note(entries)
@@ -663,6 +669,31 @@ class Core:
             self._state.approvals.changed.clear()
         changed, self._changed = self._changed, set()
         return changed
+
+    # --- notices ------------------------------------------------------------------------------------------------
+
+    def keep_noticed(self) -> None:
+        """From now on, recorded events that humans may have to know are kept for `take_noticed`."""
+        self._noticing = Noticing()
+
+    def take_noticed(self) -> list[Entry]:
+        """The recorded events since the last call that humans may have to know."""
+        noticed, self._noticed = self._noticed, []
+        return noticed
+
+    def notice_of(self, entry: Entry) -> Notice | None:
+        """What humans are told of an event; raises `Unavailable` or `LedgerBroken`."""
+        if self._noticing is None:
+            return None
+        now = self._clock()
+        state = self._ready(now)
+        return self._noticing.of(entry, state.approvals, self._situation(state, now))
+
+    def token_notices(self) -> list[Notice]:
+        """What humans are told of tokens that end soon."""
+        return token_notices(self.policy, int(self._clock()))
+
+    # --- for whoever looks --------------------------------------------------------------------------------------
 
     def hosts_version(self) -> int | None:
         """The version of the list of host keys; None while the ledger could not be read."""

@@ -280,6 +280,8 @@ def describe(shown: Shown, last: Mapping[str, Any] | str, now: int) -> Iterator[
         yield from (f"  {line}" for line in differences or ["nothing differs"])
     yield f"asked       {frozen['asked']}; {_ordinal(reply.get('asked_today'))} request of the last 24 hours"
     yield f"approvals   {_approvals(shown)}"
+    if isinstance(told := reply.get("told"), list):
+        yield f"told        {_told(told)}"
     yield f"waiver      {reply.get('waiver') or 'none'} covers it"
     yield f"policy      {frozen['policy']}"
     yield f"nonce       {frozen['nonce']}"
@@ -389,6 +391,16 @@ def _approvals(shown: Shown) -> str:
     if (presence := reply.get("presence")) is not None:
         parts.append(f"the asker's own signature is {presence}")
     return ", ".join(parts)
+
+
+def _told(rows: list[Any]) -> str:
+    """Of each channel how it was told last, and why not."""
+    lines = {}
+    for row in rows:
+        people = f", read by {', '.join(map(str, row['people']))}" if row.get("people") else ""
+        error = f": {row['error']}" if row.get("error") else ""
+        lines[row.get("channel")] = f"{row.get('channel')} ({row.get('kind')}{people}): {row.get('state')}{error}"
+    return "; ".join(lines.values()) or "nobody"
 
 
 def _ordinal(number: object) -> str:

@@ -299,6 +299,21 @@ class LedgerReader:
         incidents = self._events(f"{IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
         return sorted(incidents + recent, key=lambda entry: entry.seq)
 
+    def noticed_after(self, after: int, limit: int) -> list[Entry]:
+        """Events of requests, waivers, incidents, freezes and revocations after event `after`, oldest first."""
+        # One condition each, so that each has its index: whoever was away for a million certificates waits for none.
+        conditions = (IS_ASKED, IS_FREEZE, "kind = 'certificates.revoked' AND " + IS_REVOCATION)
+        rows = [
+            row
+            for condition in conditions
+            for row in self.query(
+                "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
+                f" WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?",
+                (after, limit),
+            )
+        ]
+        return [Entry(*row) for row in sorted(rows)[:limit]]
+
     def host_events(self) -> list[Entry]:
         """What the list of host keys is made of, oldest first."""
         return self._events(IS_HOST, 0)

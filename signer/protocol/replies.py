@@ -303,6 +303,18 @@ class PasskeyRow(Reply):
     rp: Annotated[str, Field(description="the relying party's id")]
 
 
+class ToldRow(Reply):
+    """What became of one notice of a request in one channel."""
+
+    channel: str
+    kind: Annotated[str, Field(description="webhook, ntfy, slack or mattermost")]
+    people: Annotated[list[str], Field(description="who reads the channel; empty: not said")]
+    of: Annotated[str, Field(description="the event that is told, such as approval.requested")]
+    state: Literal["sending", "sent", "failed", "dropped"]
+    at: str
+    error: Annotated[str | None, Field(description="why the last attempt failed")]
+
+
 class RequestDetails(Reply):
     """A request that waits for humans, or that they have decided."""
 
@@ -329,6 +341,9 @@ class RequestDetails(Reply):
     ] = None
     passkeys: Annotated[
         list[PasskeyRow] | None, Field(description="to whose signature it waits for: their passkeys that it takes")
+    ] = None
+    told: Annotated[
+        list[ToldRow] | None, Field(description="who was told, and how; absent where no channel is configured")
     ] = None
 
 

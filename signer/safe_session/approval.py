@@ -45,7 +45,7 @@ class HumanRequest:
 
     __slots__ = (
         "approvers", "denied_by", "digest", "expires", "frozen", "given_by", "presence", "presence_keys", "request",
-        "retry_after", "state", "why",
+        "retry_after", "state", "told", "why",
     )  # fmt: skip
 
     def __init__(self, fields: dict[str, object], place: str) -> None:
@@ -61,6 +61,7 @@ class HumanRequest:
         self.approvers = texts(fields.get("may_approve"))
         self.presence = fields.get("presence") == "missing"
         self.presence_keys = texts(fields.get("presence_keys"))
+        self.told = read_told(fields.get("told"))
         seconds = fields.get("retry_after_s")
         self.retry_after = seconds if type(seconds) is int else 0
         given = fields.get("approvals")
@@ -78,6 +79,7 @@ class HumanRequest:
         return {
             **self.facts(),
             "may_approve": self.approvers,
+            **({} if self.told is None else {"told": self.told}),
             "retry_after_s": self.retry_after,
             "next": following,
         }
@@ -93,6 +95,18 @@ class HumanRequest:
         elif self.state == "issued":
             text = f"the certificate of request {self.request} was issued to another command"
         return RequestOver(self.state, text, again, facts)
+
+
+def read_told(rows: object) -> list[dict[str, str]] | None:
+    """Of each channel how it was told last, and why it was not; None where no channel is configured."""
+    if type(rows) is not list:
+        return None
+    last: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if type(row) is dict:
+            shown = {name: text(row.get(name)) for name in ("channel", "kind", "state", "error")}
+            last[shown["channel"]] = {name: value for name, value in shown.items() if value}
+    return list(last.values())
 
 
 def text(value: object) -> str:

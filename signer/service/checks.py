@@ -29,6 +29,7 @@ from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.access import become_reader
+from signer.service.channels import load_channels
 from signer.service.control import find_running
 from signer.service.key_source import agent_for_check
 from signer.service.listeners import try_to_bind
@@ -64,6 +65,8 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         yield Check("warn", "ssh_keygen_missing", text, "install openssh-client")
     yield from _check_users(settings)
     yield from _check_tls(settings, now)
+    if settings.notices_file is not None:
+        yield from _check_notices(settings, settings.notices_file)
     policy: Policy | None = None
     try:
         policy = load_policy(settings.policy_file)
@@ -129,20 +132,48 @@ def _check_tls(settings: Settings, now: int) -> Iterator[Check]:
 
 def _check_users(settings: Settings) -> Iterator[Check]:
     try:
-        check_users(settings.keeper_user, settings.api_user)
+        check_users(**settings.users)
     except BadSettings as error:
         yield Check("fail", error.code, error.text, error.hint)
         return
     if settings.keeper_user is None:
         yield Check("ok", "users", f"keeper and api run as the current user, {os.geteuid()}")
         return
-    yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}")
-    for user in sorted({settings.keeper_user, settings.api_user or ""} & {"root"}):
+    more = f", notices as {settings.notices_user}" if settings.notices_file is not None else ""
+    yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}{more}")
+    for user in sorted(set(settings.users.values()) & {"root"}, key=str):
         yield Check(
             "warn", "user_is_root", f"a compromised process of {user} compromises the host", "give each its own user"
         )
     if settings.keeper_user == settings.api_user:
         yield Check("warn", "users_are_one", "the api can access the keeper's files", "give each its own user")
+
+
+def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
+    """The channels as the process finds them that sends notices, and whether the keeper can reach it."""
+    user, keeper = settings.notices_user, settings.keeper_user
+    if user is not None and user in (keeper, settings.api_user):
+        text = f"the process that sends notices to the Internet runs as {user}, and can use that process's files"
+        yield Check("warn", "users_are_one", text, "give SIGNER_NOTICES_USER its own user")
+    try:
+        owner = None if user is None else look_up_user(user).pw_uid
+        with acting_as(owner):
+            channels = load_channels(file)
+    except BadFile as error:
+        for problem in error.problems:
+            yield Check("fail", error.code, " ".join(problem.split()), error.hint)
+    except BadSettings as error:
+        yield Check("fail", error.code, error.text, error.hint)
+    else:
+        names = ", ".join(f"{channel.name} ({channel.facts.kind})" for channel in channels)
+        yield Check("ok", "notices", f"{names}; `signer notices test` sends one to each")
+    try:
+        mode = settings.notices_dir.stat().st_mode
+    except OSError:  # the start makes it
+        return
+    if user != keeper and not mode & 0o001:
+        text = f"{settings.notices_dir} has mode {stat.S_IMODE(mode):04o}: the keeper cannot reach the socket in it"
+        yield Check("warn", "notices_dir_closed", text, f"chmod 0711 {settings.notices_dir}")
 
 
 def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Check]:

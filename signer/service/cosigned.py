@@ -17,15 +17,16 @@ def cosigned_at(data_dir: Path) -> int | None:
     return None if mark is None else mark.time
 
 
-def cosigning_warnings(data_dir: Path, now: int) -> list[str]:
-    """What should not stay as it is; nothing where no witness was ever asked."""
-    found = []
+def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
+    """What should not stay as it is, by a stable name; nothing where no witness was ever asked."""
+    found = {}
     if (differs := read_mark(data_dir, DIFFERS)) is not None:
-        found.append(
+        found["witness_differs"] = (
             f"a witness held another history of the ledger at {timestamp(differs.time)}: see runbooks/ledger.md; "
             "delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
         )
     at = cosigned_at(data_dir)
     if at is not None and now - at > OVERDUE_AFTER:
-        found.append(f"the ledger was last cosigned {render_duration(now - at)} ago: run `signer ledger witness`")
+        ago = render_duration(now - at)
+        found["witness_late"] = f"the ledger was last cosigned {ago} ago: run `signer ledger witness`"
     return found

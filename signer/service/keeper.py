@@ -17,16 +17,19 @@ import signal
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from prometheus_client.core import Metric
+
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
 from signer.authority.hosts import LIST_NAMESPACE as HOSTS_NAMESPACE
+from signer.authority.notices import Fault
 from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
@@ -63,6 +66,8 @@ from signer.protocol.replies import (
     NotReady,
     Ready,
     Reply,
+    RequestDetails,
+    RequestPage,
     SignedCheckpoint,
     Status,
     encode_reply,
@@ -72,6 +77,7 @@ from signer.service.cosigned import cosigned_at, cosigning_warnings
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.notifier import Notifier, SenderPlace, Sources
 from signer.service.outage import Outage
 from signer.service.overview import Overview, hosts_reply
 from signer.service.publisher import CANDIDATE_NAME, HOSTS_NAME, LAST_NAME, Publisher, SignedFile
@@ -150,6 +156,7 @@ class Keeper:
         *,
         publishing: Publishing,
         checkpoints: Checkpoints,
+        sender: SenderPlace | None = None,
         supervisor: Supervisor | None = None,
         listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
@@ -184,7 +191,9 @@ class Keeper:
             renumber=lambda: core.record([Event("list.published", "keeper", {"reason": "format"})]),
         )
         self._hosts = HostsSeen(core.host_names)
-        self._internal = (self._reader, builder)  # what they send is collected after the batch
+        self._notifier = None if sender is None else self._make_notifier(sender)
+        # What they send is collected after the batch.
+        self._internal = (self._reader, builder, *((self._notifier,) if self._notifier else ()))
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
@@ -195,9 +204,13 @@ class Keeper:
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
         shadow = core.shadow if self._compared_key() is not None else None
-        self.metrics = Metrics(
-            lambda: self._overview().gauges(), lambda: core.policy.roles, ledger.commit_seconds, shadow
-        )
+        self.metrics = Metrics(self._gauges, lambda: core.policy.roles, ledger.commit_seconds, shadow)
+
+    def _make_notifier(self, sender: SenderPlace) -> Notifier:
+        self._core.keep_noticed()
+        sources = Sources(self._core.notice_of, self._faults, self._core.token_notices)
+        begun_at = self._ledger.head().seq
+        return Notifier(sender, self._selector, self._ledger, sources, self._lines, begun_at=begun_at)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -226,6 +239,8 @@ class Keeper:
             self._serve_once(woken)
             self._collect_signatures()
             self._collect_lookups()
+            if self._notifier is not None:
+                self._notifier.turn(self._core.take_noticed())
             self._tell_watchers()
             self._publisher.turn()
             self._fold()
@@ -239,6 +254,8 @@ class Keeper:
         self._close_reader()
         self._publisher.close()
         self._core.end()
+        if self._notifier is not None:
+            self._notifier.close()
         if failure is not None:
             raise failure
 
@@ -299,7 +316,8 @@ class Keeper:
         """Seconds until the loop has something to do besides new messages."""
         is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
         first = 0.0 if self._postponed else 0.1 if is_pending else 1.0
-        return min(wait for wait in (first, self._fold_due, self._reader.due()) if wait is not None)
+        notices = None if self._notifier is None else self._notifier.due()
+        return min(wait for wait in (first, self._fold_due, self._reader.due(), notices) if wait is not None)
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
@@ -313,6 +331,8 @@ class Keeper:
         self.metrics.batch.observe(len(waiting))
 
     def _reply(self, item: _Waiting, reply: ReplyOrError) -> None:
+        if self._notifier is not None and isinstance(reply, RequestDetails | RequestPage):
+            reply = _with_told(reply, self._notifier)
         self._send(item.peer, item.number, render_answer(item.command, reply))
         self._count(item, reply)
 
@@ -370,7 +390,10 @@ class Keeper:
 
     def _tell_watchers(self) -> None:
         """Sends each `watch` connection the ids of requests that changed; what is in them, it has to ask for."""
-        if not (changed := self._core.take_changes()) or not self._watchers:
+        changed = self._core.take_changes()
+        if self._notifier is not None:
+            changed |= self._notifier.take_changes()
+        if not changed or not self._watchers:
             return
         is_any = ALL_REQUESTS in changed or len(changed) > MAX_TOLD
         message = encode_reply(Changes(requests=[] if is_any else sorted(changed)))
@@ -597,11 +620,28 @@ class Keeper:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
         cosigning = cosigning_warnings(self._ledger.data_dir, now)
-        if warnings := self._core.warnings() + published.warnings(now) + cosigning:
+        if warnings := self._core.warnings() + published.warnings(now) + list(cosigning.values()):
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _faults(self) -> dict[str, Fault]:
+        """What humans are told of the service's state while it lasts, by a stable name."""
+        health, now = self._health(), int(time.time())
+        found = {}
+        if isinstance(health, NotReady):
+            found[health.code] = Fault(f"no certificate is issued: {health.text}", health.hint, "urgent")
+        elif (failure := self._outage.lasting) is not None:
+            found[failure.code] = Fault(f"no certificate is issued: {failure.text}", failure.hint, "urgent")
+        found |= {name: Fault(text) for name, text in cosigning_warnings(self._ledger.data_dir, now).items()}
+        for name, texts in (
+            ("incidents_overdue", self._core.warnings()),
+            ("list_late", self._publisher.state().warnings(now)),
+        ):
+            if texts:
+                found[name] = Fault("; ".join(texts))
+        return found
 
     def _compared_key(self) -> PublicKey | None:
         """The local key that another CA's certificates are compared with (mode shadow)."""
@@ -624,6 +664,11 @@ class Keeper:
             cosigned_at=cosigned_at(self._ledger.data_dir),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
+
+    def _gauges(self) -> Iterator[Metric]:
+        yield from self._overview().gauges()
+        if self._notifier is not None:
+            yield from self._notifier.gauges()
 
     def _status(self, header: dict[str, Any], peer: _Peer) -> Status:
         """What `signer status` shows; raises `NotAuthenticated` or `Refused`."""
@@ -653,6 +698,18 @@ class Keeper:
 def _known_hosts(core: Core) -> SignedFile:
     """The list of host keys, for clients."""
     return SignedFile(HOSTS_NAME, HOSTS_NAMESPACE, core.hosts_version, core.known_hosts)
+
+
+def _with_told(reply: RequestDetails | RequestPage, notifier: Notifier) -> RequestDetails | RequestPage:
+    """The reply with who was told of each request."""
+    if isinstance(reply, RequestDetails):
+        return notifier.told(reply)
+    rows, room = [], MAX_REPLY // 4  # the rest of a page is bounded where it is made
+    for row in reply.requests:
+        told = notifier.told(row)
+        room -= sum(len(one.as_json()) for one in told.told or ())
+        rows.append(told if room >= 0 else row)
+    return reply.model_copy(update={"requests": rows})
 
 
 def _wake(end: socket.socket) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from signer.errors import BadSettings, SignerError, Unavailable, write_hint
 from signer.files import identity_of, open_name
-from signer.hardening import check_users, look_up_user
+from signer.hardening import acting_as, check_users, look_up_user
 from signer.service.child import Child, Ids
 from signer.service.control import Client, ControlSocket, error_reply
 from signer.service.listeners import bind_listener, bind_listeners, check_listeners
@@ -34,12 +34,14 @@ READY_WITHIN: Final = 30.0  # seconds for the first start of each child
 # Less than 5 seconds together. The keeper stops after the api, so that every accepted request is answered.
 API_STOPS_WITHIN: Final = 2.8  # seconds
 KEEPER_STOPS_WITHIN: Final = 2.0
+NOTICES_STOPS_WITHIN: Final = 0.1  # after the others, which take longer
 HANGS_AFTER: Final = 30.0  # seconds without a sign of life; a commit that begins is one
 POLL_INTERVAL: Final = 0.02  # seconds between two looks at the children
 NAMES_EVERY: Final = 1.0  # seconds between two looks at the names of the api's sockets
 STABLE_AFTER: Final = 2.0  # seconds of running after which the api counts as started
 RELOADED_WITHIN: Final = 45.0  # seconds for a reload; an ssh-agent may be slow
 _SHARED_MODE: Final = 0o2750  # of the run directory with two users
+_PASSED_THROUGH: Final = 0o711  # of a directory in which others may use a name that they know
 
 
 @dataclass(slots=True)
@@ -80,7 +82,9 @@ class _Launcher:
             STABLE_AFTER,
             descriptors=lambda: [listener.fileno() for listener in self._listeners],
         )
-        self._children = (self.keeper, self.api)
+        self._notices = None if settings.notices_file is None else _notices_child(settings, ids, hangs_after)
+        self._needed = (self.keeper, self.api)  # without which the service does not start
+        self._children = self._needed if self._notices is None else (*self._needed, self._notices)
         self._control = ControlSocket(settings.run_dir, ids.get("SIGNER_KEEPER_USER"))
         self._control_is_lost = False
         self._reload: _Reload | None = None
@@ -95,7 +99,7 @@ class _Launcher:
             signal.signal(number, self._note_stop)
         signal.signal(signal.SIGHUP, self._note_reload)
         try:
-            for child in self._children:
+            for child in self._needed:
                 self._start_first(child)
             if not self._stopping:
                 log.warning("serving on %s", ", ".join(map(str, self._settings.listen)))
@@ -105,8 +109,12 @@ class _Launcher:
                 time.sleep(POLL_INTERVAL)
         finally:
             self._control.close()
+            if self._notices is not None:
+                self._notices.send_signal(signal.SIGTERM)  # it ends while the others do
             self.api.stop(API_STOPS_WITHIN)
             self.keeper.stop(KEEPER_STOPS_WITHIN)
+            if self._notices is not None:
+                self._notices.stop(NOTICES_STOPS_WITHIN)
 
     def _note_stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -193,12 +201,14 @@ class _Launcher:
                 client.answer(self._status())
 
     def _status(self) -> dict[str, object]:
+        notices = {} if self._notices is None else {"notices": _state_of(self._notices)}
         return {
             "pid": os.getpid(),
             "listen": [str(listen) for listen in self._settings.listen],
             "data_dir": str(self._settings.data_dir),
-            "keeper": {"pid": self.keeper.pid, "ready": self.keeper.came_up},
-            "api": {"pid": self.api.pid, "ready": self.api.came_up},
+            "keeper": _state_of(self.keeper),
+            "api": _state_of(self.api),
+            **notices,
         }
 
     # --- reloads ------------------------------------------------------------------------------------------------
@@ -208,7 +218,11 @@ class _Launcher:
         if self._reload is not None:
             self._collect_reports(self._reload)
         elif self._is_reload_due:
-            asked = (self.keeper, self.api) if self._settings.tls_cert_file is not None else (self.keeper,)
+            asked: tuple[Child, ...] = (self.keeper,)
+            if self._settings.tls_cert_file is not None:
+                asked += (self.api,)
+            if self._notices is not None and self._notices.is_running() and self._notices.came_up:
+                asked += (self._notices,)
             if all(child.is_running() and child.came_up for child in asked):
                 self._is_reload_due = False
                 pids = {child.name: child.pid for child in asked}
@@ -280,6 +294,22 @@ def _close(listeners: list[socket.socket], settings: Settings) -> None:
             listen.path.unlink(missing_ok=True)
 
 
+def _notices_child(settings: Settings, ids: dict[str, Ids], hangs_after: float) -> Child:
+    """The process that sends notices; it gets no descriptor of a key, a ledger or a socket of the api."""
+    return Child(
+        "notices",
+        lambda: (sys.executable, "-P", "-m", "signer", "notices", "run"),
+        ids.get("SIGNER_NOTICES_USER"),
+        hangs_after,
+        STABLE_AFTER,
+        prepare=lambda: _prepare_notices(settings, ids.get("SIGNER_NOTICES_USER")),
+    )
+
+
+def _state_of(child: Child) -> dict[str, object]:
+    return {"pid": child.pid, "ready": child.came_up}
+
+
 def _try_to_start(child: Child) -> None:
     try:
         child.start()
@@ -310,20 +340,16 @@ def look_up_ids(settings: Settings) -> dict[str, Ids]:
     """The ids of the users that are set, if this is root; once, because a lookup fails while descriptors are short."""
     if os.geteuid() != 0:
         return {}
-    found = {name: look_up_user(user) for name, user in _users(settings) if user is not None}
+    found = {name: look_up_user(user) for name, user in settings.users.items() if user is not None}
     return {name: Ids(entry.pw_uid, entry.pw_gid) for name, entry in found.items()}
 
 
 def _check_users(settings: Settings) -> None:
-    """Raises `BadSettings` unless both users are usable; logs a warning if one of them is root."""
-    check_users(settings.keeper_user, settings.api_user)
-    for name, user in _users(settings):
+    """Raises `BadSettings` unless all users are usable; logs a warning if one of them is root."""
+    check_users(**settings.users)
+    for name, user in settings.users.items():
         if user is not None and look_up_user(user).pw_uid == 0:
             log.warning("%s is root: a compromise of that process compromises the host", name)
-
-
-def _users(settings: Settings) -> tuple[tuple[str, str | None], ...]:
-    return (("SIGNER_KEEPER_USER", settings.keeper_user), ("SIGNER_API_USER", settings.api_user))
 
 
 def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
@@ -352,6 +378,25 @@ def _prepare_directories(settings: Settings, ids: dict[str, Ids]) -> None:
             "directory_unusable",
             f"{error.filename or 'the run directory'} cannot be prepared: {error.strerror}",
             f"{write_hint(error, 'it')}; root needs CAP_CHOWN and CAP_SETGID",
+        ) from None
+
+
+def _prepare_notices(settings: Settings, owner: Ids | None) -> None:
+    """Creates the directory of the process that sends notices, through which the keeper reaches its socket."""
+    _make_directory(settings.notices_dir, _PASSED_THROUGH)
+    if owner is None:
+        return
+    try:
+        facts = settings.notices_dir.lstat()
+        if stat.S_IMODE(facts.st_mode) != _PASSED_THROUGH:
+            with acting_as(facts.st_uid):  # root in a container may not change the mode of another user's directory
+                settings.notices_dir.chmod(_PASSED_THROUGH)
+        _set_owner(settings.notices_dir, owner.user, owner.group)
+    except OSError as error:
+        raise BadSettings(
+            "directory_unusable",
+            f"SIGNER_NOTICES_DIR cannot be prepared: {error.strerror}",
+            f"{write_hint(error, 'it')}; root needs CAP_CHOWN",
         ) from None
 
 

@@ -20,7 +20,7 @@ from signer.ledger.store import Ledger
 from signer.model import Entry, Event
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_NAMES: Final = ("role", "identity")  # labels whose values only a reader of the ledger may see
+_NAMES: Final = ("role", "identity", "channel")  # labels whose values only a reader of the ledger may see
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each counter
 

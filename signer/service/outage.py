@@ -34,13 +34,14 @@ class Outage:
 
     lines: LogLimit
     clock: Callable[[], float] = time.monotonic
+    lasting: SignerError | None = None  # the failure that began it
     _code: str = ""
     _since: float = 0.0  # seconds, of `clock`
 
     def note_failure(self, failure: SignerError) -> None:
         """Logs the begin of an outage, if the failure is one and none lasts."""
         if failure.code in OUTAGES and not self._code:
-            self._code, self._since = failure.code, self.clock()
+            self._code, self._since, self.lasting = failure.code, self.clock(), failure
             self.lines.warn("an outage began", f"no certificate is issued: {failure.text}; {failure.hint}")
 
     def note_ready(self) -> None:
@@ -53,4 +54,4 @@ class Outage:
         if self._code:
             duration = self.clock() - self._since
             self.lines.warn("an outage ended", f"certificates are issued again, after {duration:.0f} s ({self._code})")
-            self._code = ""
+            self._code, self.lasting = "", None

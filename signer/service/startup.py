@@ -23,16 +23,18 @@ from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
 from signer.ca.key import ServiceKey
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import identity_of, lock, open_lock
-from signer.hardening import become, forbid_dumps, release_memory, take_descriptors
+from signer.hardening import become, forbid_dumps, look_up_user, release_memory, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.ledger.origin import LEDGER_KEY
 from signer.model import Event, PublicKey
+from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.protocol.log_limit import LogLimit
 from signer.service.checkpoints import Checkpoints
 from signer.service.keeper import BACKLOG, Keeper, Publishing
 from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
+from signer.service.notifier import SenderPlace
 from signer.service.reload import Reloader
 from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
@@ -167,14 +169,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     check_recent(ledger)
     backend = _make_backend(settings, agent, key)
     del key  # mode shadow keeps the public half only
-    core = Core(
-        policy=policy,
-        backend=backend,
-        ledger=ledger,
-        clock=time.time,
-        random=os.urandom,
-        report=partial(_report, lines),
-    )
+    core = _make_core(policy, backend, ledger, lines)
     _begin(core, backend)
     _record_keys(core, ledger, keys)
     keeper = Keeper(
@@ -186,6 +181,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         settings.threads * 3 // 4 or 1,
         publishing=Publishing(settings.published, keys[PUBLISHING_KEY]),
         checkpoints=Checkpoints(ledger, keys[LEDGER_KEY], settings.ledger_origin),
+        sender=_find_sender(settings),
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
@@ -196,6 +192,26 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     finally:
         ledger.close()
         place.close()
+
+
+def _make_core(policy: Policy, backend: Backend, ledger: TimedLedger, lines: LogLimit) -> Core:
+    """The core, with the clock and the randomness of this machine."""
+    return Core(
+        policy=policy,
+        backend=backend,
+        ledger=ledger,
+        clock=time.time,
+        random=os.urandom,
+        report=partial(_report, lines),
+    )
+
+
+def _find_sender(settings: Settings) -> SenderPlace | None:
+    """The process that sends notices; None if no channels are configured. Raises `BadSettings`."""
+    if settings.notices_file is None:
+        return None
+    user = settings.notices_user
+    return SenderPlace(settings.notices_socket, os.geteuid() if user is None else look_up_user(user).pw_uid)
 
 
 def _begin(core: Core, backend: Backend) -> None:

@@ -24,6 +24,7 @@ from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.answering import answer_commands
+from tests.parts.answering_channels import play_channels
 from tests.parts.evidence import sealed_run
 from tests.parts.keeper_replies import play_status
 from tests.parts.keys import Key, KeyRing
@@ -218,8 +219,9 @@ class World:
         """A `%` line of a transcript: chmod MODE FILE, copy, link, remove, write FILE TEXT, replace FILE OLD NEW,
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
-        `keeper_replies`), witnessed or rewritten (see `witnessed`), witness (see `fill_state`), evidence (a run, sealed
-        and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
+        `keeper_replies`), channels FILE (see `play_channels`), witnessed or rewritten (see `witnessed`), witness (see
+        `fill_state`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they
+        name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -248,6 +250,8 @@ class World:
                 self._runs = True
             case ["witnessed" | "rewritten" as word]:
                 play_witnessed(self.folder, word)
+            case ["channels", name]:
+                play_channels(self._environ, self.folder, name)
             case ["keeper"]:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,10 @@ class Deciders:
 
 
 @contextmanager
-def deciders(folder: Path, keyring: KeyRing) -> Iterator[Deciders]:
+def deciders(folder: Path, keyring: KeyRing, environ: Mapping[str, str] | None = None) -> Iterator[Deciders]:
     """A running service with agents for the FIDO keys of its humans."""
     folder.mkdir(exist_ok=True)
-    with Service(folder / "service", keyring("ed25519", "ca"), POLICY) as service:
+    with Service(folder / "service", keyring("ed25519", "ca"), POLICY, environ=environ) as service:
         people = Deciders(service, keyring("ed25519"))
         with people.agents["anna"], people.agents["ben"]:
             os.chmod(service.folder, 0o700)  # noqa: PTH101 - tokens lie in it

@@ -36,6 +36,7 @@ from tests.parts.service import ROOT, STANDARD_POLICY, Service
 UNITS = ROOT / "scripts" / "systemd"
 NAMES = ("signer-keeper.service", "signer-api.service")
 AGENT = "signer-agent.service"
+NOTICES = "signer-notices.service"
 KEEPER_USER, API_USER = "daemon", "www-data"  # in place of two that an operator makes; each has its own group
 RESERVED = 200  # the descriptor of the api's socket on its way
 _PR_SET_MDWE, _REFUSE_EXEC_GAIN = 65, 1
@@ -73,7 +74,7 @@ class Unit:
 
 
 @missing.needs_systemd_analyze
-@pytest.mark.parametrize("name", [*NAMES, AGENT])
+@pytest.mark.parametrize("name", [*NAMES, AGENT, NOTICES])
 def test_exposure_is_at_most_2(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -100,7 +101,10 @@ def test_the_units_say_what_the_settings_default_to() -> None:
         assert (told.run_dir, told.data_dir) == (defaults.run_dir, defaults.data_dir)
     listens = re.findall(r"^ListenStream=(.*)$", (UNITS / "signer-api.socket").read_text(), re.MULTILINE)
     assert listens == [str(listen) for listen in defaults.listen]
-    keeper, api = map(Unit.read, NAMES)
+    keeper, api, notices = map(Unit.read, (*NAMES, NOTICES))
+    assert load_settings(notices.environment).notices_dir == defaults.notices_dir
+    assert keeper.environment["SIGNER_NOTICES_USER"] == notices.one("User")
+    assert notices.environment["SIGNER_KEEPER_USER"] == keeper.environment["SIGNER_KEEPER_USER"]
     assert keeper.environment["SIGNER_API_USER"] == api.one("User")
     assert "User" not in keeper.service  # root, to read the key
     assert {unit.one("Type") for unit in (keeper, api)} == {"notify"}

@@ -39,7 +39,7 @@ from tests.parts.command import POLICY, World, issued, make_world, run, tamper
 from tests.parts.keys import KeyRing
 
 VERBS = {entry.words: verb for entry, verb in load_all()}
-ONE_SHOT = [words for words in VERBS if words not in ("serve", "api", "keeper", "witness serve")]
+ONE_SHOT = [words for words in VERBS if words not in ("serve", "api", "keeper", "notices run", "witness serve")]
 ANY_TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
 IN_A_WORLD = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -115,8 +115,8 @@ def test_the_text_holds_no_fact_that_json_lacks(world: World, words: str) -> Non
     reaches_service = words in VERBS and any(param.name == "token_file" for param in VERBS[words].params)
     if needed or (reaches_service and words != "whoami"):
         return  # not a whole command, or one that reads a service
-    if words in ("ledger export", "ledger promote", "certs who", "witness list"):
-        return  # reads a followed copy, a host's log or the state of a witness
+    if words in ("ledger export", "ledger promote", "certs who", "notices test", "witness list"):
+        return  # reads a followed copy, a host's log, channels or the state of a witness
     if words == "reload":
         world.prepare(["launcher", "changed"])
     if words == "ledger key":

@@ -120,7 +120,7 @@ def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
     parts |= {replies.Binding, replies.FrozenFields, replies.WaiverTerms, replies.ApprovalRow, replies.Denial}
     parts |= {replies.HostKeyRow, replies.HostRow, replies.ListStatus}
     parts |= {replies.NextSteps, replies.WaiverRow, replies.Closing}
-    parts |= {replies.PasskeyRow, replies.LedgerEntry}
+    parts |= {replies.PasskeyRow, replies.ToldRow, replies.LedgerEntry}
     assert set(replies._SHAPES.values()) == shapes - parts - {Reply}
 
 

@@ -32,6 +32,9 @@ FIRING: Final[tuple[tuple[str, int, str, str, dict[str, str]], ...]] = (
     ("SignerFrozen", 62, "signer_freezes", "1+0x70", {}),
     ("SignerListOld", 1, "signer_list_age_seconds", "400+0x9", {}),
     ("SignerNotCosigned", 61, "signer_ledger_cosigned_timestamp_seconds", "0+0x70", {}),
+    ("SignerNoticesDown", 7, "signer_notices_up", "0+0x20", {}),
+    ("SignerNoticesFail", 20, 'signer_notices_failed_total{channel="phone"}', "0+1x30", {"channel": "phone"}),
+    ("SignerNoticesDropped", 3, 'signer_notices_dropped_total{channel="phone"}', "0 0 2+0x9", {"channel": "phone"}),
     ("SignerListNotCurrent", 4, "signer_list_current", "0+0x9", {}),
     ("SignerIncidentOverdue", 1, "signer_incidents_overdue", "1+0x9", {}),
     ("SignerShadowDiffers", 3, 'signer_shadow_differences_total{field="ttl"}', "0 0 3+0x9", {"field": "ttl"}),
@@ -44,6 +47,8 @@ QUIET: Final = (
     ("signer_freezes", "0+0x70"),
     ("signer_list_age_seconds", "60+0x70"),
     ("signer_ledger_cosigned_timestamp_seconds", "99999999+0x70"),
+    ("signer_notices_up", "1 0 1+0x70"),
+    ('signer_notices_failed_total{channel="phone"}', "3+0x70"),
     ("signer_list_current", "1 0 1+0x70"),
 )
 

@@ -20,7 +20,8 @@ DERIVED: Final = "# --- derived"
 SECTIONS: Final = ("ledger", "top", "service", "mount")
 # Not the operator's to set in a compose file: the image, the tmpfs and the ledger's volume depend on them.
 NOT_SETTABLE: Final = {
-    "SIGNER_API_USER", "SIGNER_KEEPER_USER", "SIGNER_CA_KEY_OWNER", "SIGNER_DATA_DIR", "SIGNER_RUN_DIR",
+    "SIGNER_API_USER", "SIGNER_KEEPER_USER", "SIGNER_CA_KEY_OWNER", "SIGNER_DATA_DIR", "SIGNER_NOTICES_DIR",
+    "SIGNER_NOTICES_USER", "SIGNER_RUN_DIR",
 }  # fmt: skip
 
 

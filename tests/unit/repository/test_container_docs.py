@@ -22,7 +22,7 @@ def test_variables_and_their_defaults_are_those_of_the_compose_files() -> None:
 
 def test_numbers_of_the_users_are_those_of_the_image() -> None:
     (users,) = re.findall(r"for user in (.*); do", (ROOT / "Containerfile").read_text())
-    assert users.split() == ["signer-keeper:8221", "signer-api:8222"]
+    assert users.split() == ["signer-keeper:8221", "signer-api:8222", "signer-notices:8223"]
     for user in users.split():
         name, number = user.split(":")
         assert f"`{name}`, {number}" in TEXT
@@ -37,7 +37,7 @@ def test_capabilities_are_those_of_the_base_file() -> None:
 
 
 def test_paths_of_the_units_are_told() -> None:
-    for name in ("signer-keeper", "signer-api"):
+    for name in ("signer-keeper", "signer-api", "signer-notices"):
         unit = (ROOT / "scripts" / "systemd" / f"{name}.service").read_text()
         assert name in TEXT
         assert "EnvironmentFile=-/etc/signer/environment\n" in unit

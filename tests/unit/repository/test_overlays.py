@@ -19,7 +19,8 @@ SHADOW: Final = "overlays/safe-session-shadow.yaml"
 AGENT: Final = "overlays/safe-session-agent.yaml"
 MODES: Final = {LOCAL: "local", SHADOW: "shadow", AGENT: "local"}
 CONTAINERFILE: Final = "Containerfile"
-UNITS: Final = ("scripts/systemd/signer-keeper.service", "scripts/systemd/signer-api.service")
+UNITS: Final = tuple(f"scripts/systemd/signer-{name}.service" for name in ("keeper", "api", "notices"))
+NOTICES: Final = "overlays/safe-session-notices.yaml"
 AGENT_UNIT: Final = "scripts/systemd/signer-agent.service"
 DEFAULTS: Final = {name: default for name, default, _ in SETTINGS}
 # Without the variable compose stops and prints the message.
@@ -162,7 +163,7 @@ def unknown_settings(text: str) -> set[str]:
     return set(re.findall(r"\bSIGNER_[A-Z0-9_]+", text)) - DEFAULTS.keys() - {FINGERPRINT_SETTING[0]}
 
 
-@pytest.mark.parametrize("name", [BASE, LOCAL, SHADOW, AGENT, CONTAINERFILE, *UNITS, AGENT_UNIT])
+@pytest.mark.parametrize("name", [BASE, LOCAL, SHADOW, AGENT, NOTICES, CONTAINERFILE, *UNITS, AGENT_UNIT])
 def test_only_settings_that_exist_are_named(name: str) -> None:
     assert re.search(r"\bSIGNER_[A-Z]", read(name))
     assert unknown_settings(read(name)) == set()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from signer.errors import NotAuthenticated
+from signer.model import Caller
 from signer.protocol.commands import Command, ShowCaller, Unauthenticated
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import MetricsText
@@ -33,7 +34,7 @@ class Rounds:
         made._peers = {}
         made._postponed = deque()
         made._watchers = {}
-        made._internal = ()  # type: ignore[assignment]  # nothing is looked up or built
+        made._internal = ()  # nothing is looked up or built
         made._buffer = memoryview(bytearray(90_000))
         made._lines = LogLimit(log)
         made._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -41,7 +42,7 @@ class Rounds:
             batch=SimpleNamespace(observe=lambda _: None), count_refusal=lambda _: None
         )
         made._core = SimpleNamespace(  # type: ignore[assignment]
-            run=self._run, policy=SimpleNamespace(authenticate=self._authenticate)
+            run=self._run, authenticate=self._authenticate
         )
         made._patience = lambda: 0.0  # type: ignore[method-assign]
         made._health = lambda: MetricsText(text="healthy")  # type: ignore[assignment,method-assign,return-value]
@@ -50,8 +51,8 @@ class Rounds:
         self.batches.append(commands)
         return []
 
-    def _authenticate(self, token: str | None, _now: int) -> None:
-        if token != "known":
+    def _authenticate(self, caller: Caller, _now: int) -> None:
+        if caller.token != "known":
             raise NotAuthenticated("token_unknown", "no")
 
     def connect(self) -> socket.socket:

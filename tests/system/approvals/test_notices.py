@@ -1,0 +1,176 @@
+"""Humans are told: the real service, its process that sends notices, and a receiver that checks every signature."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.service.control import ask_launcher
+from signer.settings import load_settings
+from tests.parts.deciders import Deciders, deciders
+from tests.parts.eventually import eventually
+from tests.parts.keys import KeyRing
+from tests.parts.receiver import SECRET, Receiver
+
+CONSOLE = "https://signer.example.org"
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def people(receiver: Receiver, keyring: KeyRing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deciders]:
+    folder = tmp_path_factory.mktemp("notices")
+    channels = folder / "notices.toml"
+    channels.write_text(
+        f"""
+        [channels.hook]
+        kind = "webhook"
+        url = "{receiver.url}/hook"
+        secret = "{SECRET}"
+
+        [channels.bens-phone]
+        kind = "ntfy"
+        url = "{receiver.url}/"
+        topic = "top-1c"
+        people = ["ben"]
+        about = ["requests"]
+
+        [channels.gone]
+        kind = "slack"
+        url = "http://127.0.0.1:1/hooks/s3cr3t-path"
+        about = ["requests"]
+        """
+    )
+    channels.chmod(0o400)
+    environ = {
+        "SIGNER_NOTICES_FILE": str(channels),
+        "SIGNER_NOTICES_DIR": str(folder / "sender"),
+        "SIGNER_CONSOLE_URL": CONSOLE,
+    }
+    if os.geteuid() == 0:
+        environ["SIGNER_NOTICES_USER"] = "root"
+    with deciders(folder, keyring, environ) as made:
+        yield made
+
+
+def told(people: Deciders, request: str) -> dict[tuple[str, str], Any]:
+    shown = people.service.ask("GET", f"/api/requests/{request}", identity="anna").json()
+    return {(row["channel"], row["of"]): row for row in shown["told"]}
+
+
+def sender_pid(people: Deciders) -> int:
+    status = ask_launcher(load_settings(people.service.environment()), "status")
+    return int(status["notices"]["pid"])
+
+
+def kill_sender(people: Deciders) -> None:
+    """Kills the process that sends notices, and returns when another one is ready."""
+    former = sender_pid(people)
+    os.kill(former, signal.SIGKILL)
+
+    def is_back() -> bool:
+        found = ask_launcher(load_settings(people.service.environment()), "status")["notices"]
+        return bool(found["ready"]) and found["pid"] not in (0, former)
+
+    eventually(is_back, "another process that sends notices")
+
+
+def test_a_request_and_its_decision_are_told_to_asker_and_approvers(people: Deciders, receiver: Receiver) -> None:
+    request = people.request(reason="see https://evil.example and sgn_" + "0" * 49)
+    first = receiver.wait_for(request)
+    assert first.is_signed()
+    shown = first.json()
+    assert (shown["type"], shown["request"]) == ("approval.requested", request)
+    assert shown["people"] == ["anna", "ben", "deploy-agent"]
+    assert "deploy-agent asks for role prod" in shown["text"]
+    assert "may approve: anna, ben" in shown["text"]
+    assert f"{CONSOLE}/console/requests/{request}" == shown["url"]
+    assert "https://evil" not in shown["text"], "the only link is the console's"
+    assert "sgn_0" not in first.body.decode()
+    assert people.approve("anna", request).returncode == 0
+    second = receiver.wait_for("approved by anna")
+    assert second.is_signed()
+    assert second.json()["request"] == request
+    assert " ago" in second.json()["text"].splitlines()[0]
+    receiver.wait_for("approved by anna", path="/")
+    phone = [one for one in receiver.taken() if one.path == "/" and request in one.body.decode()]
+    assert [one.json()["topic"] for one in phone] == ["top-1c", "top-1c"]
+    assert phone[0].json()["click"] == shown["url"]
+
+
+def test_a_request_tells_who_was_told_how_and_the_sending_error(people: Deciders, receiver: Receiver) -> None:
+    request = people.request(reason="who was told")
+    receiver.wait_for("who was told")
+    rows = eventually(
+        lambda: (found := told(people, request)) and all(row["state"] != "sending" for row in found.values()) and found,
+        "reports of all channels",
+    )
+    assert isinstance(rows, dict)
+    states = {channel: row["state"] for (channel, _), row in rows.items()}
+    assert states == {"hook": "sent", "bens-phone": "sent", "gone": "failed"}
+    gone = rows["gone", "approval.requested"]
+    assert gone["error"] == "the connection was refused"
+    assert rows["bens-phone", "approval.requested"]["people"] == ["ben"]
+    printed = people.signer("anna", "requests", "show", request).stdout
+    assert "gone (slack): failed: the connection was refused" in printed
+    assert "bens-phone (ntfy, read by ben): sent" in printed
+    people.signer("anna", "requests", "deny", request, "--reason", "no")
+
+
+def test_nothing_is_lost_or_out_of_order_over_kills_and_a_receiver_that_fails(
+    people: Deciders, receiver: Receiver
+) -> None:
+    begun = len(receiver.got)
+    requests = [people.request(reason="before the kill")]
+    receiver.wait_for(requests[0])
+    receiver.status = 500
+    requests.append(people.request(reason="while it answers 500"))
+    eventually(lambda: any(one.status == 500 for one in receiver.got), "an attempt that fails")
+    kill_sender(people)
+    requests.append(people.request(reason="after the kill"))
+    kill_sender(people)
+    receiver.status = 200
+    receiver.wait_for(requests[2])
+    hook = [one for one in receiver.taken() if one.path == "/hook" and receiver.got.index(one) >= begun]
+    assert all(one.is_signed() for one in hook)
+    arrived = [one.json()["request"] for one in hook if one.json()["type"] == "approval.requested"]
+    assert list(dict.fromkeys(arrived)) == requests, "in their order, each of them"
+    # At least once: a kill between the answer and its record repeats one, with the id that it had.
+    assert len({one.id for one in hook}) == len({(one.json()["request"], one.json()["type"]) for one in hook})
+
+
+def test_the_process_has_no_key_and_no_ledger(people: Deciders) -> None:
+    opened = [str(path.readlink()) for path in Path(f"/proc/{sender_pid(people)}/fd").iterdir() if path.is_symlink()]
+    assert not [name for name in opened if "ledger" in name or "views" in name or name.endswith("/ca")]
+    environment = Path(f"/proc/{sender_pid(people)}/environ").read_text()
+    assert SECRET not in environment
+
+
+def test_no_secret_is_logged_and_a_test_notice_goes_to_each_channel(people: Deciders, receiver: Receiver) -> None:
+    done = people.signer("anna", "notices", "test")
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok    hook (webhook) took it within ")
+    assert lines[2] == "FAIL  gone (slack) failed: the connection was refused"
+    receiver.wait_for("a test of signer's notices")
+    for text in (people.service.log(), done.stdout, done.stderr):
+        assert "s3cr3t-path" not in text
+        assert SECRET.removeprefix("whsec_") not in text
+        assert "top-1c" not in text
+
+
+def test_metrics_count_what_was_sent(people: Deciders) -> None:
+    text = people.service.ask("GET", "/metrics", identity="anna").body.decode()
+    assert "signer_notices_up 1.0" in text
+    assert 'signer_notices_sent_total{channel="hook"}' in text
+    assert 'channel="' not in people.service.ask("GET", "/metrics").body.decode(), "without a token, no names"
