@@ -55,6 +55,7 @@ from signer.protocol.commands import (
     split_number,
 )
 from signer.protocol.log_limit import LogLimit
+from signer.protocol.operations import still_vault
 from signer.protocol.replies import (
     CaKey,
     Certificate,
@@ -231,6 +232,10 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        with suppress(SignerError):  # the ledger, the clock: each look at readiness says so
+            self._core.check_ready()
+        for warning in still_vault(self._backend.mode, self._core.cut_over()):
+            log.warning("%s", warning)
         self._supervisor.ready()
         ticked = time.monotonic()
         failure: SignerError | None = None
@@ -620,7 +625,8 @@ class Keeper:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
         cosigning = cosigning_warnings(self._ledger.data_dir, now)
-        if warnings := self._core.warnings() + published.warnings(now) + list(cosigning.values()):
+        mode = still_vault(self._backend.mode, self._core.cut_over())
+        if warnings := mode + self._core.warnings() + published.warnings(now) + list(cosigning.values()):
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
@@ -636,6 +642,7 @@ class Keeper:
             found[failure.code] = Fault(f"no certificate is issued: {failure.text}", failure.hint, "urgent")
         found |= {name: Fault(text) for name, text in cosigning_warnings(self._ledger.data_dir, now).items()}
         for name, texts in (
+            ("still_vault", still_vault(self._backend.mode, self._core.cut_over())),
             ("incidents_overdue", self._core.warnings()),
             ("list_late", self._publisher.state().warnings(now)),
         ):
@@ -662,6 +669,7 @@ class Keeper:
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
             cosigned_at=cosigned_at(self._ledger.data_dir),
+            cut_over=self._core.cut_over(),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 

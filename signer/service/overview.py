@@ -13,6 +13,7 @@ from signer.authority.core import StateOverview
 from signer.errors import SignerError
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON, token_id
+from signer.protocol.operations import still_vault
 from signer.protocol.replies import (
     Error,
     FreezeRow,
@@ -48,6 +49,7 @@ class Overview:
     published: ListState
     fetches: tuple[Fetch, ...] = ()
     cosigned_at: int | None = None
+    cut_over: int | None = None
 
     def gauges(self) -> Iterator[Metric]:
         """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
@@ -121,6 +123,7 @@ class Overview:
             requests=state.requests if state is not None else 0,
             incidents=state.incidents if state is not None else 0,
             incidents_overdue=state.overdue if state is not None else 0,
+            warnings=still_vault(self.mode, self.cut_over),
             live=[
                 LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())

@@ -41,6 +41,7 @@ ELSEWHERE: Final = {
     ("README.md", "bao write"): f"{ROOM}/operations/test_readme.py",
     ("README.md", "echo"): f"{ROOM}/operations/test_readme.py",
     ("runbooks/preflight.md", "sudo"): f"{ROOM}/migration/test_preflight_agent.py",
+    ("runbooks/operate/notices.md", "signer notices test"): f"{ROOM}/approvals/test_notices.py",
     ("runbooks/reference/ledger.md", "signer ledger checkpoint"): f"{ROOM}/ledger/test_cosigning.py",
     (_HARDWARE, "#!/bin/sh\nexport"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
     (_HARDWARE, "#!/bin/sh\nexec"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
@@ -167,6 +168,8 @@ WALK: Final = (
     Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-witness"),
     Stop(_WITNESS, "runuser"),
     Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-cosign"),
+    Stop("runbooks/operate/notices.md", "useradd", before="cp /run/notices.toml /etc/signer",
+         after="set -a; . /etc/signer/environment; set +a; signer status", shows=""),
 )  # fmt: skip
 
 
@@ -193,6 +196,9 @@ CONTAINER_WALK: Final = (
          after=_READY),
     Stop(_CONTAINER, "podman run", shows=r"(?s)sgn_.*SHA256:"),
     Stop(_CONTAINER, "scripts/container/make-base", after=_READY),
+    Stop("runbooks/operate/notices.md", "PLATFORM_RUNTIME",
+         before="install -D -m 0400 -o 8223 /run/notices.toml /etc/safe-session/notices/notices.toml",
+         after=f"{_READY}; podman exec {_NAME} signer check"),
     Line("podman-compose -f overlays/safe-session.yaml down --volumes; unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
     # --- init, start, login ------------------------------------------------------------------------------------------
     Line("signer init /etc/day --for container --platform edge --yes | tee init", r"podman-compose --env-file"),

@@ -45,6 +45,7 @@ case "$*" in
     "enable --now "*signer-keeper* | restart*)
         set -a
         SIGNER_KEEPER_USER=signer-keeper SIGNER_API_USER=signer-api
+        if id signer-notices >/dev/null 2>&1; then SIGNER_NOTICES_USER=signer-notices; fi
         if [ -e /etc/signer/environment ]; then . /etc/signer/environment; fi
         cd /
         rm -f /var/log/service
@@ -90,6 +91,12 @@ lock_type = "file"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
+_NOTICES: Final = f"""\
+[channels.hook]
+kind = "webhook"
+url = "http://127.0.0.1:9/"
+secret = "whsec_{"YWJj" * 11}"
+"""
 _BACKUP: Final = "services: {safe-session-api: {volumes: ['/backup/signer:/backup']}}\n"
 
 
@@ -114,6 +121,7 @@ def prepare(machine: Machine) -> None:
     machine.write("/run/boot.ini", blocks(document("runbooks/install/container.md"), "ini")[0])
     machine.write("/run/reach.ini", blocks(document("runbooks/install/reach.md"), "ini")[0])
     machine.write("/run/enrolment.json", json.dumps(SoftPasskey().enrolment))
+    machine.write("/run/notices.toml", _NOTICES)
     machine.write("/usr/local/bin/systemctl", _SYSTEMCTL, 0o755)
     machine.write("/usr/local/bin/editor", _EDITOR, 0o755)
     ran = machine.run(
