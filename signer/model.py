@@ -455,6 +455,37 @@ class Filter:
     since: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What happened in one span of time: certificates that were issued and not withheld, and refusals."""
+
+    issued: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events a page holds, newest first; None does not restrict.
+
+    `kind` is a kind, or what several kinds begin with, before a dot. `identity` made the event or is named in it.
+    `since` is in milliseconds since 1970; `before` is the number of the last event of the page before.
+    `only_others` leaves out the events of certificates that were issued.
+    """
+
+    kind: str | None = None
+    identity: str | None = None
+    since: int | None = None
+    before: int | None = None
+    only_others: bool = False
+    limit: int = 50
+
+    def takes(self, kind: str) -> bool:
+        """Whether events of that kind match."""
+        if self.only_others and kind == "certificate.issued":
+            return False
+        return self.kind is None or kind == self.kind or kind.startswith(f"{self.kind}.")
+
+
 def hide_tokens(text: str) -> str:
     """The text without tokens of signer, also mistyped ones, tokens of Vault and JSON web tokens.
 

@@ -26,9 +26,15 @@ _POLICY_DIGEST: Final = "0" * 64
 
 
 def fill_ledger(
-    data_dir: Path, certificates: int, active: int, now: int, progress: Callable[[int, int], None]
+    data_dir: Path,
+    certificates: int,
+    active: int,
+    now: int,
+    progress: Callable[[int, int], None],
+    refusal_every: int | None = None,
 ) -> tuple[str, int]:
-    """Records `certificates`, the newest `active` of them still valid at `now` (seconds) for some minutes.
+    """Records `certificates`, the newest `active` of them still valid at `now` (seconds) for some minutes; a refusal
+    after each `refusal_every` of them.
 
     Returns the fingerprint of one in the middle, and the number of events.
     """
@@ -45,11 +51,19 @@ def fill_ledger(
                 events.append(_event(template, number, issued, source))
                 if number == certificates // 2:
                     middle = str(events[-1].body["fingerprint"])
+                if refusal_every is not None and number % refusal_every == 0:
+                    events.append(_refusal(number, source))
             ledger.commit(events, _issued_at(start + size - 1, certificates, active, now) * 1000)
             progress(start + size, certificates)
         return middle, ledger.head().seq
     finally:
         ledger.close()
+
+
+def _refusal(number: int, source: random.Random) -> Event:
+    code, role = source.choice(("principal_not_allowed", "limit_reached", "ttl_above_max")), source.choice(ROLES)
+    body: dict[str, object] = {"code": code, "text": f"refused for the {number}th time", "role": role}
+    return Event("request.refused", source.choice(IDENTITIES), {**body, "address": "127.0.0.1", "request_id": "r"})
 
 
 def _issued_at(number: int, certificates: int, active: int, now: int) -> int:

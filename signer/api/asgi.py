@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -21,6 +22,7 @@ from flask import Flask
 
 from signer.api.admission import Admission, Peer, peer_of
 from signer.api.app import make_flask
+from signer.api.console.live import LivePages, live_call
 from signer.api.problems import EDGE_BUSY, render_for_both
 from signer.api.published import FETCHES_PER_SECOND, FetchReports, PublishedFiles
 from signer.api.request import is_of_console, new_request_id, read_address, read_session, read_token
@@ -75,6 +77,7 @@ class Api:
         self.published = PublishedFiles(settings.published)
         self.reports = FetchReports(self.keeper)
         self.waiters = Waiters(settings.socket)
+        self.live_pages = LivePages(self.waiters)
         self._proxies = settings.proxies
         self._routes = SignRoutes(settings.mounts, settings.proxies)
         self._flask = make_flask(self.keeper, settings, self.lines, self.published)
@@ -133,6 +136,10 @@ class Api:
             if call is not None:
                 connection.accepted_at = time.monotonic()
                 return await call.wait(self.keeper, self.waiters, receive)
+            if token is not None and (live := live_call(environ)) is not None:
+                connection.accepted_at = time.monotonic()
+                make = partial(self._answer, environ, body, connection, token)
+                return await self.live_pages.wait(token, *live, make, receive)
             return await self._answer(environ, body, connection, token)
         connection.requests_as_stranger += 1
         try:
@@ -173,7 +180,7 @@ class Api:
             response = await call.run_async(self.keeper)
         else:
             loop = asyncio.get_running_loop()
-            response = await loop.run_in_executor(self._pool, run_flask, self._flask, environ, body)
+            response = await loop.run_in_executor(self._pool, run_flask, self._flask, dict(environ), body)
         if self.admission.is_known(token):
             connection.accepted_at = time.monotonic()
         return response

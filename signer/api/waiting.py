@@ -24,6 +24,7 @@ from signer.protocol.replies import Changes, Reply, RequestDetails, decode_reply
 from signer.settings import Proxies
 
 RECONNECT_AFTER: Final = 1.0  # seconds
+ANY_REQUEST: Final = ""  # in the place of a request: wait for a change of any
 _NUMBER: Final = b"1"
 _WATCH: Final = _NUMBER + b' {"op": "watch"}\n'
 _PATH: Final = re.compile(r"/api/requests/(r-[a-z2-7]{10})", re.ASCII)
@@ -96,7 +97,7 @@ class Waiters:
             self.close()
 
     def _wake(self, requests: list[str]) -> None:
-        for request in requests:
+        for request in {*requests, ANY_REQUEST}:
             for event in self._waiting.get(request, ()):
                 event.set()
 

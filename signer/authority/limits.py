@@ -67,6 +67,13 @@ class CertificateUsage:
             found[role] += self.usage(identity, role, now).live
         return dict(found)
 
+    def live_by_identity(self, now: int) -> dict[str, int]:
+        """The certificates of each identity that are valid at `now`, of all roles together."""
+        found: Counter[str] = Counter()
+        for identity, role in self._ends:
+            found[identity] += self.usage(identity, role, now).live
+        return dict(found)
+
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
         """Uncounts a certificate that was not released; does nothing if it no longer counts."""
         key = (identity, role)

@@ -12,9 +12,11 @@ from typing import Final, Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
 from signer.ledger.lookups import (
+    CountActivity,
     FindCertificate,
     FindCertificates,
     FindEntries,
+    FindEvents,
     FindOperations,
     FindRevocations,
     Lookup,
@@ -27,14 +29,16 @@ from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
 from signer.protocol.commands import (
     MAX_REPLY,
+    LedgerQuery,
     ListCertificates,
     ListEntries,
+    ListEvents,
     ListFreezes,
     ListOperations,
     ListRevocations,
     ListRoles,
     PreviewRevocation,
-    Query,
+    ShowActivity,
     ShowCaller,
     ShowCertificate,
     ShowHead,
@@ -56,6 +60,8 @@ from signer.protocol.replies import (
 )
 from signer.units import timestamp
 
+ACTIVITY_STEP: Final = 3_600  # seconds of one span in the reply to `ShowActivity`
+ACTIVITY_SPANS: Final = 24
 _NOT_HUMAN: Final = {"agent": "an agent", "workload": "a workload"}
 _Shape = TypeVar("_Shape", bound=Reply)
 
@@ -98,7 +104,7 @@ def check_scope(scope: str, policy: Policy) -> None:
 
 
 def answer(
-    query: Query, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
+    query: LedgerQuery, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
 ) -> Reply | Lookup:
     """The reply to one query, or the lookup that finds it; raises `Refused`, `NotFound` or the ledger's errors."""
     match query:
@@ -107,9 +113,9 @@ def answer(
         case ShowCertificate():
             only = None if "ledger.read" in identity.may else identity.name
             return FindCertificate(identity.name, MAX_REPLY, query.serial, only, now)
-        case ShowHead() | ListEntries() | ListOperations():
+        case ShowHead() | ListEntries() | ListEvents() | ListOperations() | ShowActivity():
             require(identity, "ledger.read")
-            return _of_whole_ledger(query, identity, ledger)
+            return _of_whole_ledger(query, identity, ledger, now)
         case PreviewRevocation() | ListRevocations():
             return _revocations(query, identity, now)
         case ListFreezes():
@@ -130,7 +136,10 @@ def answer(
 
 
 def _of_whole_ledger(
-    query: ShowHead | ListEntries | ListOperations, identity: Identity, ledger: LedgerReader
+    query: ShowHead | ListEntries | ListEvents | ListOperations | ShowActivity,
+    identity: Identity,
+    ledger: LedgerReader,
+    now: int,
 ) -> Reply | Lookup:
     match query:
         case ShowHead():
@@ -138,6 +147,10 @@ def _of_whole_ledger(
             return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
         case ListEntries():
             return FindEntries(identity.name, MAX_REPLY, query.after, query.limit)
+        case ListEvents():
+            return FindEvents(identity.name, MAX_REPLY, query.wanted)
+        case ShowActivity():
+            return CountActivity(identity.name, MAX_REPLY, ACTIVITY_STEP, ACTIVITY_SPANS, now)
         case ListOperations():
             return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
 
@@ -145,10 +158,11 @@ def _of_whole_ledger(
 def freezes_in_force(identity: Identity, ledger: LedgerReader) -> Freezes:
     """The freezes that the identity may see."""
     rows = sorted(visible_freezes(ledger.freezes(), identity).items())
-    return Freezes(freezes=[_freeze_row(scope, freeze) for scope, freeze in rows])
+    return Freezes(freezes=[freeze_row(scope, freeze) for scope, freeze in rows])
 
 
-def _freeze_row(scope: str, freeze: ActiveFreeze) -> FreezeRow:
+def freeze_row(scope: str, freeze: ActiveFreeze) -> FreezeRow:
+    """One freeze in a list."""
     row = FreezeRow(scope=scope, reason=freeze.reason, by=freeze.by, since=timestamp(freeze.since))
     return row if freeze.until is None else row.model_copy(update={"until": timestamp(freeze.until)})
 
@@ -208,6 +222,11 @@ def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
     role = policy.role_for(identity, name)
     if role is None:
         raise NotFound("unknown_role", f"there is no role {name[:64]}", "list your roles with GET /api/roles")
+    return role_details(role, identity)
+
+
+def role_details(role: Role, identity: Identity) -> RoleDetails:
+    """A role with the principals of the identity."""
     return RoleDetails(
         name=role.name,
         principals=sorted(allowed_principals(role, identity)),

@@ -194,6 +194,7 @@ def details(
         denied=Denial(by=end.by, why=end.why) if end is not None and end.state == "denied" else None,
         waiver=None if status.waiver is None else status.waiver.id,
         serial=None if end is None else end.serial,
+        waivers=status.requirement.waivers,
         asked_today=asked_today,
         retry_after_s=RETRY_AFTER if status.state == "pending" else 0,
         next=NextSteps(wait=f"/api/requests/{frozen.id}?wait=50", claim=f"/api/requests/{frozen.id}/claim"),

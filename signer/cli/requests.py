@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,8 @@ from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import ApprovalRefused, BadFormat, NotFound, Refused
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
-from signer.units import parse_timestamp, plain, render_duration, timestamp
+from signer.protocol.request_text import as_ssh_keygen, differences, of_certificate, opens, seconds_of
+from signer.units import plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -35,7 +36,6 @@ _PLACED: Final = frozenset({
     "extensions", "ttl", "reason", "address", "binding",
 })  # fmt: skip
 _TEXTS: Final = ("id", "nonce", "asked", "expires", "policy", "identity", "kind", "role", "key_id")
-_DIFFERENCES: Final = ("role", "key_id", "principals", "critical_options", "extensions", "ttl", "address")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def _tell(shown: Shown, *, as_json: bool) -> None:
         output.show_json(dict(shown.reply), on_one_line=True)
     else:
         frozen = shown.frozen
-        what = f"{frozen['identity']} asks for {_opens(frozen)}: {frozen['reason'] or 'no reason'}"
+        what = f"{frozen['identity']} asks for {opens(frozen)}: {frozen['reason'] or 'no reason'}"
         if shown.state != "pending":
             what = f"{shown.state}, {_approvals(shown)}"
         output.show(plain(f"{timestamp(int(time.time()))}  {shown.id}  {what}"))
@@ -264,20 +264,20 @@ def describe(shown: Shown, last: Mapping[str, Any] | str, now: int) -> Iterator[
     where = f"from {frozen['address']}" if frozen["address"] else "from an unknown address"
     yield f"{shown.id}  {_state(shown, now)}"
     yield ""
-    yield f"  {_opens(frozen)}"
+    yield f"  {opens(frozen)}"
     yield f"  for {frozen['identity']} ({frozen['kind']}), {where}, role {frozen['role']}"
     yield f"  reason: {frozen['reason'] or 'none given'}"
     yield ""
     yield "would be issued, as `ssh-keygen -L` prints it:"
-    yield from (f"  {line}" for line in _as_ssh_keygen(frozen))
+    yield from (f"  {line}" for line in as_ssh_keygen(frozen))
     yield ""
     if isinstance(last, str):
         yield f"compared    {last}"
     else:
-        differences = list(_differences(frozen, last))
+        rows = [f"{name}: {new}; was {old}" for name, new, old in differences(frozen, of_certificate(last))]
         since = f"serial {last['serial']}, valid from {last['valid_after']}"
         yield f"compared    with the last certificate of {frozen['identity']} ({since}):"
-        yield from (f"  {line}" for line in differences or ["nothing differs"])
+        yield from (f"  {line}" for line in rows or ["nothing differs"])
     yield f"asked       {frozen['asked']}; {_ordinal(reply.get('asked_today'))} request of the last 24 hours"
     yield f"approvals   {_approvals(shown)}"
     if isinstance(told := reply.get("told"), list):
@@ -299,45 +299,6 @@ def _state(shown: Shown, now: int) -> str:
     return f"{shown.state}, {render_duration(left)} left {to_do} ({expires})" if left > 0 else f"over since {expires}"
 
 
-def _opens(frozen: Mapping[str, Any]) -> str:
-    """What the certificate opens, a forced command first."""
-    names = frozen["principals"]
-    hosts = f"every host that accepts principal {' or '.join(names)}"
-    if (command := frozen["critical_options"].get("force-command")) is not None:
-        return f"runs only `{command}` on {hosts}"
-    return f"opens {hosts}, for any command"
-
-
-def _as_ssh_keygen(frozen: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `ssh-keygen -L` for the certificate, with words for what is set when it is issued."""
-    from signer.ssh.publickey import certificate_kind, fingerprint_of, parse_public_key
-
-    binding = frozen["binding"]
-    kind, key = "", f"made when it is claimed, with the secret {binding.get('claim_sha256', '?')}"
-    if (line := binding.get("public_key")) is not None:
-        found = parse_public_key(line)
-        kind, key = f"{certificate_kind(found.kind)} ", fingerprint_of(found.blob)
-    yield f"Type: {kind}user certificate"
-    yield f"Public key: {key}"
-    yield f'Key ID: "{frozen["key_id"]}"'
-    yield "Serial: allotted when it is issued"
-    yield f"Valid: {render_duration(frozen['ttl'])} from when it is claimed"
-    yield from _listed("Principals", frozen["principals"])
-    yield from _listed(
-        "Critical Options", [f"{name} {value}".strip() for name, value in _sorted(frozen, "critical_options")]
-    )
-    yield from _listed("Extensions", [f"{name} {value}".strip() for name, value in _sorted(frozen, "extensions")])
-
-
-def _sorted(frozen: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
-    return sorted(frozen[name].items())
-
-
-def _listed(title: str, values: Sequence[str]) -> Iterator[str]:
-    yield f"{title}:" if values else f"{title}: (none)"
-    yield from (f"        {value}" for value in values)
-
-
 def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str:
     """The record of the identity's last certificate, or a sentence."""
     try:
@@ -347,31 +308,6 @@ def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str
         return f"with nothing: the first of {identity}" if row is None else service.certificate(str(row.get("serial")))
     except (Refused, NotFound) as error:
         return f"with nothing: {error.text}"
-
-
-def _differences(frozen: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each field that differs from the last certificate's."""
-    before = {
-        **last,
-        "ttl": seconds_of(str(last["valid_before"])) - seconds_of(str(last["recorded"]["time"])),
-        "extensions": dict(name.partition("=")[::2] for name in last["extensions"]),
-    }
-    for name in _DIFFERENCES:
-        old, new = before.get(name), frozen[name]
-        if name == "ttl" and abs(new - before["ttl"]) <= LOOKS_EVERY:  # both clocks are cut to the second
-            continue
-        if old != new:
-            yield f"{name.replace('_', ' ')}: {_value(name, new)}; was {_value(name, old)}"
-
-
-def _value(name: str, value: Any) -> str:
-    if name == "ttl":
-        return render_duration(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {text}".strip() for key, text in sorted(value.items())) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
 
 
 def _approvals(shown: Shown) -> str:
@@ -408,16 +344,6 @@ def _ordinal(number: object) -> str:
         return "unknown"
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
-
-
-def seconds_of(text: str) -> int:
-    """Seconds since 1970 of a time of the service; raises `BadFormat`."""
-    try:
-        return parse_timestamp(text)
-    except (ValueError, OverflowError):
-        raise BadFormat(
-            "bad_approval_request", "the service sent a time that is not one", "check its address"
-        ) from None
 
 
 # --- the decision -----------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def _check_chunk(
     if folded is None:
         return {}
     events = [row for row in rows if row[0] <= folded]
-    bodies = ((seq, kind, body) for seq, _, kind, _, body, _, _ in events)
+    bodies = ((seq, kind, actor, body) for seq, _, kind, actor, body, _, _ in events)
     hashes = [(seq, digest) for seq, *_, digest in events]
     return _compare_rows(reader.data_dir, bodies, hashes, first, min(last, folded))
 
@@ -241,11 +241,15 @@ def _folded(reader: LedgerReader) -> int | None:
 
 
 def _compare_rows(
-    data_dir: Path, events: Iterable[tuple[int, str, str]], hashes: Sequence[tuple[int, str]], first: int, last: int
+    data_dir: Path,
+    events: Iterable[tuple[int, str, str, str]],
+    hashes: Sequence[tuple[int, str]],
+    first: int,
+    last: int,
 ) -> Counts:
     """Compares the rows of all views for the events after `first` to `last`; returns how many there are.
 
-    `events` are these as (seq, kind, body), `hashes` as (seq, hash).
+    `events` are these as (seq, kind, actor, body), `hashes` as (seq, hash).
     """
     wanted = rows_of_views(events)
     with _views(data_dir) as db:
@@ -441,7 +445,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             for first in range(0, total, _CHUNK):
                 rows = ledger.query(_RANGE, (first, first + _CHUNK))
                 head = check_chain(iter(rows), head)
-                add_events(db, ((seq, kind, body) for seq, _, kind, _, body, _, _ in rows))
+                add_events(db, ((seq, kind, actor, body) for seq, _, kind, actor, body, _, _ in rows))
                 add_leaves(db, tree, [(seq, digest) for seq, *_, digest in rows])
                 progress(head.seq, total)
             for index in VIEW_INDEXES:

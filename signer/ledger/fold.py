@@ -23,6 +23,8 @@ from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (
     ADD_SUBTREE,
     BODIES,
+    ISSUED,
+    OTHERS,
     TREE_STEP,
     VIEW_INDEXES,
     VIEW_TABLES,
@@ -30,7 +32,9 @@ from signer.ledger.schema import (
     VIEWS_APPLICATION_ID,
     VIEWS_NAME,
     VIEWS_VERSION,
+    OtherBody,
     Row,
+    other_row,
 )
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
@@ -45,31 +49,34 @@ _BOOT_TOLERANCE: Final = 2  # seconds
 _CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for longer at once
 # The disk does not take it; the file is as good as before.
 _TEMPORARY: Final = frozenset({"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_READONLY"})
-_TO_FOLD: Final = "SELECT seq, kind, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_TO_FOLD: Final = "SELECT seq, kind, actor, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
 _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_synced = 0"
 
 
-def rows_of_views(events: Iterable[tuple[int, str, str]]) -> dict[str, list[Row]]:
-    """The rows of events (seq, kind, body), by view; raises `LedgerBroken` if a body is malformed."""
+def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list[Row]]:
+    """The rows of events (seq, kind, actor, body), by view; raises `LedgerBroken` if a body is malformed."""
     rows: dict[str, list[Row]] = {view.name: [] for view in VIEWS}
-    for seq, kind, text in events:
+    for seq, kind, actor, text in events:
         decoder = _DECODERS.get(kind)
-        if decoder is not None:
-            try:
+        try:
+            if decoder is not None:
                 body = decoder.decode(text)
-            except (msgspec.DecodeError, RecursionError):
-                raise broken_at(seq, f"it is not a valid {kind} event") from None
-            for name, apply in _APPLY[kind]:
-                rows[name].extend(apply(seq, body))
+                for name, apply in _APPLY[kind]:
+                    rows[name].extend(apply(seq, body))
+            if kind != ISSUED:
+                rows[OTHERS].append(other_row(seq, kind, actor, _OTHER.decode(text)))
+        except (msgspec.DecodeError, RecursionError):
+            raise broken_at(seq, f"it is not a valid {kind} event") from None
     return rows
 
 
 _DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()}
+_OTHER: Final = msgspec.json.Decoder(OtherBody)
 _APPLY: Final = {kind: [(view.name, view.apply) for view in VIEWS if view.kind == kind] for kind in BODIES}
 
 
-def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str]]) -> None:
-    """Adds the rows of events (seq, kind, body) to all views."""
+def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str, str]]) -> None:
+    """Adds the rows of events (seq, kind, actor, body) to all views."""
     rows = rows_of_views(events)
     for view in VIEWS:
         if rows[view.name]:
@@ -221,12 +228,12 @@ class Fold:
             done = 0
             while done < len(events):
                 part = events[done : done + _STEP]
-                add_events(db, [(seq, kind, body) for seq, kind, body, _ in part])
-                add_leaves(db, self._tree, [(seq, digest) for seq, _, _, digest in part])
+                add_events(db, [event[:4] for event in part])
+                add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in part])
                 done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
-            last, digest = events[done - 1][0], events[done - 1][3]
+            last, digest = events[done - 1][0], events[done - 1][4]
             db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
             self._seq = last

@@ -11,6 +11,7 @@ import base64
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Protocol, get_args
 
@@ -19,7 +20,7 @@ import msgspec
 from signer.errors import NotFound, SignerError
 from signer.ledger.revoked import EventReader, made_revocations, preview_hits, revoked_by
 from signer.ledger.views import certificate_details, certificate_row, operation_row, revocation_row
-from signer.model import Entry, Filter, Head, Issued, Revocation
+from signer.model import Activity, Entry, EventFilter, Filter, Head, Issued, Revocation
 from signer.units import timestamp
 
 PREVIEWED: Final = 1_000  # of the newest certificates that a revocation hits, whose principals its preview counts
@@ -41,6 +42,8 @@ class Reader(EventReader, Protocol):
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]: ...
     def consistency(self, old: int, new: int) -> list[bytes]: ...
     def events_after(self, after: int, limit: int) -> list[Entry]: ...
+    def matching_events(self, wanted: EventFilter) -> list[Entry]: ...
+    def activity(self, bounds: Sequence[int]) -> list[Activity]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +203,21 @@ class FindEntries(Lookup):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found = reader.events_after(self.after, self.limit + 1)
-        room = self.room // 2
-        page: list[dict[str, object]] = []
-        for entry in found[: self.limit]:
-            room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
-            if page and room < 0:
-                break
-            page.append(_entry_row(entry))
+        page = _fitting(found[: self.limit], self.room)
         more = str(page[-1]["seq"]) if len(found) > len(page) else None
         return _message("LedgerPage", {"entries": page, "after": more})
+
+
+def _fitting(found: Sequence[Entry], room: int) -> list[dict[str, object]]:
+    """The first events, at least one, that take half of `room` (bytes): JSON may double each character."""
+    room //= 2
+    page: list[dict[str, object]] = []
+    for entry in found:
+        room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
+        if page and room < 0:
+            break
+        page.append(_entry_row(entry))
+    return page
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:
@@ -217,8 +226,50 @@ def _entry_row(entry: Entry) -> dict[str, object]:
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 
 
+@dataclass(frozen=True, slots=True)
+class FindEvents(Lookup):
+    """A page of events, newest first."""
+
+    events: EventFilter
+
+    def answer(self, reader: Reader) -> bytes:
+        """The page; raises the ledger's errors."""
+        found = reader.matching_events(replace(self.events, limit=self.events.limit + 1))
+        page = _fitting(found[: self.events.limit], self.room)
+        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        return _message("EventPage", {"entries": page, "before": more})
+
+
+@dataclass(frozen=True, slots=True)
+class CountActivity(Lookup):
+    """Certificates and refusals in each of `spans` spans of `step` seconds; the last one ends after `now` (seconds)."""
+
+    step: int
+    spans: int
+    now: int
+
+    def answer(self, reader: Reader) -> bytes:
+        """The counts, oldest first; raises the ledger's errors."""
+        end = (self.now // self.step + 1) * self.step
+        bounds = [end - number * self.step for number in range(self.spans, -1, -1)]
+        counted = reader.activity([bound * 1000 for bound in bounds])
+        rows = [
+            {"start": timestamp(start), "signatures": found.issued, "refusals": found.refused}
+            for start, found in zip(bounds, counted, strict=False)
+        ]
+        return _message("Activity", {"step": self.step, "rows": rows})
+
+
 _Kinds = (
-    FindCertificates | FindCertificate | FindEntries | FindOperations | FindRevocations | PreviewHits | ProveConsistency
+    FindCertificates
+    | FindCertificate
+    | FindEntries
+    | FindEvents
+    | FindOperations
+    | FindRevocations
+    | PreviewHits
+    | ProveConsistency
+    | CountActivity
 )
 _KINDS: Final[dict[str, type[_Kinds]]] = {kind.__name__: kind for kind in get_args(_Kinds)}
 
@@ -234,6 +285,8 @@ def decode_lookup(message: bytes) -> _Kinds:
     kind = _KINDS[fields.pop("find")]
     if "wanted" in fields:
         fields["wanted"] = Filter(**fields["wanted"])
+    if "events" in fields:
+        fields["events"] = EventFilter(**fields["events"])
     if "revocation" in fields:
         fields["revocation"] = Revocation(**fields["revocation"])
     return kind(**fields)

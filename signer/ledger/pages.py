@@ -11,21 +11,31 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from heapq import nlargest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
 from signer.ledger.reader import REACH, LedgerReader
-from signer.ledger.schema import VIEWS_NAME
+from signer.ledger.schema import ISSUED, VIEWS_NAME
 from signer.ledger.subtrees import TreeReader
 from signer.ledger.tree import consistency_proof
-from signer.model import Entry, Filter, Issued
+from signer.model import Activity, Entry, EventFilter, Filter, Issued
 
 MAX_SCANNED: Final = 5_000  # rows that one page reads at most
 MAX_MISSING: Final = 5_000  # events that a page folds in memory at most
 _STEP: Final = 1_000
-_TO_FOLD: Final = "SELECT seq, kind, body FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+_NO_END: Final = 2**63 - 1
+_TO_FOLD: Final = "SELECT seq, kind, actor, body FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+REFUSALS: Final = ("request.refused", "refusals.repeated")
+# The kinds in `others`, by one look into its index for each: there are few, and many rows of one.
+_KINDS: Final = (
+    "WITH RECURSIVE known (kind) AS (SELECT min(kind) FROM others UNION ALL"
+    " SELECT (SELECT min(kind) FROM others WHERE kind > known.kind) FROM known WHERE known.kind IS NOT NULL)"
+    " SELECT kind FROM known WHERE kind IS NOT NULL"
+)
 _ISSUED: Final = (
     "c.seq, c.serial, c.backend, c.identity, c.role, c.principals, c.fingerprint, c.key_id, c.valid_after,"
     " c.valid_before, c.backend = 'local' AND EXISTS (SELECT 1 FROM withheld w WHERE w.serial = c.serial)"
@@ -90,6 +100,44 @@ class CertificateReader(LedgerReader):
             return None
         issued = min(found, key=lambda row: row.backend)
         return issued, self.entry(issued.seq)
+
+    def activity(self, bounds: Sequence[int]) -> list[Activity]:
+        """What happened between each two of `bounds`, times in milliseconds since 1970 that rise.
+
+        Certificates are not counted one by one: they are all events but the others.
+        """
+        first = [self.first_since(bound) for bound in bounds]
+        with self._snapshot() as (memory, file, folded):
+            found = []
+            for start, end in pairwise(first):
+                issued, refused = end - start, 0
+                for db, low, high in ((file, start, min(end, folded + 1)), (memory, max(start, folded + 1), end)):
+                    if db is not None and low < high:
+                        others, refusals, withheld = db.execute(
+                            "SELECT count(*), coalesce(sum(iif(kind IN (?, ?), count, 0)), 0),"
+                            " count(*) FILTER (WHERE kind = 'certificate.withheld')"
+                            " FROM others WHERE seq >= ? AND seq < ?",
+                            (*REFUSALS, low, high),
+                        ).fetchone()
+                        issued, refused = issued - others - withheld, refused + refusals
+                found.append(Activity(max(issued, 0), refused))
+            return found
+
+    def matching_events(self, wanted: EventFilter) -> list[Entry]:
+        """The newest events that match; the cost does not depend on how many there are."""
+        floor = 1 if wanted.since is None else self.first_since(wanted.since)
+        if wanted.kind is None and wanted.identity is None and not wanted.only_others:
+            rows = self.query(
+                "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
+                " ORDER BY seq DESC LIMIT ?",
+                (floor, _NO_END if wanted.before is None else wanted.before, wanted.limit),
+            )
+            return [Entry(*row) for row in rows]
+        with self._snapshot() as (memory, file, folded):
+            numbers = set(_numbers(memory, wanted, max(floor, folded + 1), _NO_END))
+            if file is not None:
+                numbers.update(_numbers(file, wanted, floor, folded + 1))
+        return [self.entry(number) for number in nlargest(wanted.limit, numbers)]
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """The proof that the Merkle tree of `new` events begins with that of `old`.
@@ -227,6 +275,25 @@ def views_behind(missing: int) -> Unavailable:
         "retry in a few seconds; the keeper is folding them. Without a keeper, run `signer ledger rebuild`",
         {"missing": missing},
     )
+
+
+def _numbers(db: sqlite3.Connection, wanted: EventFilter, first: int, end: int) -> Iterator[int]:
+    """Numbers of events from `first` on and before `end` that match, among them the newest `limit` of each kind."""
+    between = "seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?"
+    span = (first, end if wanted.before is None else min(end, wanted.before), wanted.limit)
+    who = () if wanted.identity is None else (wanted.identity,)
+    if wanted.takes(ISSUED):
+        of = "INDEXED BY certificates_by_identity WHERE identity = ? AND" if who else "NOT INDEXED WHERE"
+        for (number,) in db.execute(f"SELECT seq FROM certificates {of} {between}", (*who, *span)):  # noqa: S608
+            yield int(number)
+    columns = ("about", "actor") if who else ("kind",)
+    for kind in [str(kind) for (kind,) in db.execute(_KINDS) if wanted.takes(kind)]:
+        for column in columns:
+            of = f"{column} = ? AND" if who else ""
+            also = "about <> '' AND" if column == "about" else ""
+            sql = f"SELECT seq FROM others INDEXED BY others_by_{column} WHERE {of} {also} kind = ? AND {between}"  # noqa: S608
+            for (number,) in db.execute(sql, (*who, kind, *span)):
+                yield int(number)
 
 
 def _driver(wanted: Filter) -> tuple[str, str, object]:

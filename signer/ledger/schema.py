@@ -85,10 +85,20 @@ class WithheldBody(msgspec.Struct):
     serial: str
 
 
+class OtherBody(msgspec.Struct):
+    """What views need of the body of any event: whom it is about, and how many times it happened."""
+
+    identity: object = ""
+    scope: object = ""
+    count: object = 1
+
+
 BODIES: Final[dict[str, type[msgspec.Struct]]] = {
     "certificate.issued": IssuedBody,
     "certificate.withheld": WithheldBody,
 }
+ISSUED: Final = "certificate.issued"
+OTHERS: Final = "others"  # the view of all events but those
 Row = tuple[object, ...]
 
 
@@ -96,8 +106,9 @@ Row = tuple[object, ...]
 class View:
     """A table made from the events of one kind; `apply` returns the rows of an event by its number and decoded body.
 
-    `columns` is the table's declaration: `seq`, or one column that rows are found by and then `seq`, and the rest. The
-    first of these are the primary key.
+    The view `OTHERS` has one row for each event that is not a certificate's, made by `other_row`. `columns` is the
+    table's declaration: `seq`, or one column that rows are found by and then `seq`, and the rest. The first of these
+    are the primary key.
     """
 
     name: str
@@ -124,6 +135,15 @@ class View:
     def insert(self) -> str:
         """The statement that adds a row."""
         return f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"  # noqa: S608 - names from here
+
+
+def other_row(seq: int, kind: str, actor: str, body: OtherBody) -> Row:
+    """The row of an event that is not a certificate's: `about` is the identity that it names besides its actor."""
+    about = body.identity if isinstance(body.identity, str) else ""
+    if isinstance(body.scope, str) and body.scope.startswith("identity:"):
+        about = body.scope.removeprefix("identity:")
+    is_count = type(body.count) is int and 0 <= body.count < 2**53
+    return seq, kind, actor, about if about != actor else "", body.count if is_count else 1
 
 
 def _certificate(seq: int, body: IssuedBody) -> Iterable[Row]:
@@ -189,6 +209,25 @@ VIEWS: Final = (
         "certificate.withheld",
         _withheld,
         ("CREATE INDEX withheld_by_serial ON withheld (serial)",),
+    ),
+    # All events but those of certificates: few beside them, so that events are counted and found without reading a
+    # million certificates. `count` is 1, or how often a repeated refusal came.
+    View(
+        OTHERS,
+        (
+            "seq INTEGER PRIMARY KEY",
+            "kind TEXT NOT NULL",
+            "actor TEXT NOT NULL",
+            "about TEXT NOT NULL",
+            "count INTEGER NOT NULL",
+        ),
+        "",
+        lambda _seq, _body: (),
+        (
+            "CREATE INDEX others_by_kind ON others (kind)",
+            "CREATE INDEX others_by_actor ON others (actor, kind)",
+            "CREATE INDEX others_by_about ON others (about, kind) WHERE about <> ''",
+        ),
     ),
 )
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from signer.errors import BadRequest, NotAuthenticated
-from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, Filter, Revocation, SignRequest
+from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, EventFilter, Filter, Revocation, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
 from signer.protocol.bodies import read_body_as
 from signer.protocol.freeze_request import FreezeBody
@@ -159,6 +159,46 @@ class ListEntries:
     caller: Caller
     after: int
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListEvents:
+    """A page of the ledger's events, newest first."""
+
+    caller: Caller
+    wanted: EventFilter
+
+
+@dataclass(frozen=True, slots=True)
+class ShowActivity:
+    """How many certificates and refusals there were in each of the last hours."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ListLive:
+    """How many certificates are valid now, by identity."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ListIdentities:
+    """A page of the policy's identities by name, after `after`; only those whose name contains `part`."""
+
+    caller: Caller
+    part: str | None
+    after: str | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShowIdentity:
+    """One identity of the policy: what it may ask for, its tokens' ends, its keys, and what stops it now."""
+
+    caller: Caller
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,22 +361,26 @@ class ListHostKeys:
 
 
 AboutHosts = AddHostKeys | RemoveHostKeys | ListHostKeys
+AboutIdentities = ListLive | ListIdentities | ShowIdentity
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
-Query = (
+LedgerQuery = (
     ListCertificates
     | ShowCertificate
     | PreviewRevocation
     | ListRevocations
     | ShowHead
     | ListEntries
+    | ListEvents
+    | ShowActivity
     | ListFreezes
     | ListOperations
     | ListRoles
     | ShowRole
     | ShowCaller
 )
+Query = LedgerQuery | AboutIdentities
 Command = (
     Unauthenticated
     | Sign
@@ -549,6 +593,23 @@ def _read_entries(header: dict[str, Any], _body: bytes, caller: Caller) -> Comma
     return ListEntries(caller, _read_integer(header, "after", 0) or 0, limit)
 
 
+def _read_events(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    wanted = EventFilter(
+        kind=_optional_text(header, "kind"),
+        identity=_optional_text(header, "identity"),
+        since=_read_integer(header, "since", None),
+        before=_read_integer(header, "before", None),
+        only_others=header.get("only_others") is True,
+        limit=_read_integer(header, "limit", 50, MAX_PAGE) or 1,
+    )
+    return ListEvents(caller, wanted)
+
+
+def _read_identities(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
+    return ListIdentities(caller, _optional_text(header, "part"), _optional_text(header, "after"), limit)
+
+
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     serial = _read_integer(header, "serial", None, 2**64 - 1)
     if serial is None:
@@ -638,6 +699,11 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] =
     "certificate": _read_show,
     "head": lambda _header, _body, caller: ShowHead(caller),
     "entries": _read_entries,
+    "events": _read_events,
+    "activity": lambda _header, _body, caller: ShowActivity(caller),
+    "live": lambda _header, _body, caller: ListLive(caller),
+    "identities": _read_identities,
+    "identity": lambda header, _body, caller: ShowIdentity(caller, _read_text(header, "identity")),
     "freezes": lambda _header, _body, caller: ListFreezes(caller),
     "roles": lambda _header, _body, caller: ListRoles(caller),
     "role": lambda header, _body, caller: ShowRole(caller, _read_text(header, "role")),

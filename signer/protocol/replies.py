@@ -127,6 +127,43 @@ class LedgerPage(Reply):
     after: str | None
 
 
+class EventPage(Reply):
+    """Events, newest first; `before` requests the next page, null after the last. A page may be short."""
+
+    entries: list[LedgerEntry]
+    before: str | None
+
+
+class ActivityRow(Reply):
+    """What happened from `start` on."""
+
+    start: str
+    signatures: Annotated[int, Field(description="certificates that were issued and released")]
+    refusals: Annotated[int, Field(description="refused requests, also those that were only counted")]
+
+
+class Activity(Reply):
+    """What happened in equal spans of time, oldest first; the last one is not over."""
+
+    step: Annotated[int, Field(description="seconds of one span")]
+    rows: list[ActivityRow]
+
+
+class LiveOfIdentity(Reply):
+    """The certificates of an identity that are valid now."""
+
+    identity: str
+    count: int
+
+
+class LiveByIdentity(Reply):
+    """The identities with the most certificates that are valid now, and the sums of all."""
+
+    identities: list[LiveOfIdentity]
+    holders: Annotated[int, Field(description="identities that have one")]
+    certificates: int
+
+
 class CertificateDetails(CertificateRow):
     """A certificate with its complete record."""
 
@@ -333,6 +370,7 @@ class RequestDetails(Reply):
     denied: Denial | None
     waiver: Annotated[str | None, Field(description="the waiver that covers it now")]
     serial: Annotated[str | None, Field(description="of the issued certificate")]
+    waivers: Annotated[bool, Field(description="an approval may also give a waiver")] = False
     asked_today: Annotated[int, Field(description="requests of this identity in the last 24 hours")]
     retry_after_s: int
     next: NextSteps
@@ -451,6 +489,76 @@ class RoleDetails(Reply):
     allow_key_id: bool
     reason_required: bool
     backdate: int
+
+
+class TokenEnd(Reply):
+    """When a token of the policy in force ends; `id` is the beginning of its SHA-256."""
+
+    id: str
+    identity: str
+    expires: str
+
+
+class ApprovalTerms(Reply):
+    """Which kinds of identity need how many humans of which groups, and for how long an approval is good."""
+
+    kinds: list[str]
+    by: list[str]
+    count: int
+    valid_for: Annotated[int, Field(description="seconds")]
+    waivers: bool
+    key_kinds: Annotated[list[str], Field(description="approval keys that it takes")]
+
+
+class GrantedRole(RoleDetails):
+    """A role as one identity has it."""
+
+    approval: ApprovalTerms | None
+    presence: Annotated[bool, Field(description="a human also signs for themself")]
+    break_glass: bool
+    per_minute: Annotated[int | None, Field(description="certificates in any 60 s")]
+    live: Annotated[int | None, Field(description="certificates that are valid at once")]
+    holds: Annotated[int, Field(description="certificates of it that are valid now")]
+    any_key: Annotated[bool, Field(description="false if role or identity names the public keys that it takes")]
+
+
+class ApprovalKeyRow(Reply):
+    """A key whose signature approves; `software` is true for a key that a program can sign with unseen."""
+
+    kind: str
+    fingerprint: str
+    software: bool
+
+
+class IdentityRow(Reply):
+    """An identity of the policy; its last token ends at `expires`, null without a token."""
+
+    name: str
+    kind: Literal["human", "agent", "workload"]
+    groups: list[str]
+    roles: list[str]
+    may: list[str]
+    expires: str | None
+    approval_keys: int
+    frozen: Annotated[bool, Field(description="the identity itself, or everything")]
+    live: Annotated[int, Field(description="certificates that are valid now")]
+
+
+class IdentityPage(Reply):
+    """Identities by name; `after` requests the next page, null after the last."""
+
+    identities: list[IdentityRow]
+    after: str | None
+
+
+class IdentityDetails(Reply):
+    """An identity with its roles, its tokens' ends, its approval keys, and the freezes that stop it."""
+
+    identity: IdentityRow
+    roles: list[GrantedRole]
+    tokens: list[TokenEnd]
+    approval_keys: list[ApprovalKeyRow]
+    freezes: list[FreezeRow]
 
 
 class CallerDetails(Reply):
@@ -595,13 +703,22 @@ class Error(Reply):
     facts: dict[str, Any]
 
 
+class MarkRow(Reply):
+    """Up to how many events something was done, and when."""
+
+    events: int
+    since: str
+
+
 class LedgerState(Reply):
-    """The ledger: its newest event, and the size of its file."""
+    """The ledger: its newest event, and the size of its file; what was verified, and cosigned by witnesses, last."""
 
     events: int
     head: str
     time: str | None
     bytes: int
+    verified: MarkRow | None = None
+    cosigned: MarkRow | None = None
 
 
 class LiveCertificates(Reply):
@@ -609,14 +726,6 @@ class LiveCertificates(Reply):
 
     role: str
     count: int
-
-
-class TokenEnd(Reply):
-    """When a token of the policy in force ends; `id` is the beginning of its SHA-256."""
-
-    id: str
-    identity: str
-    expires: str
 
 
 class ListStatus(Reply):
@@ -661,6 +770,7 @@ _SHAPES: Final[dict[bytes, type[Reply]]] = {
     shape.__name__.encode(): shape
     for shape in (
         Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
+        EventPage, Activity, LiveByIdentity, IdentityPage, IdentityDetails,
         OperationPage, OperationDetails, FreezeState, Freezes, Revoked, RevocationPage, RevocationPreview,
         RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow, Incidents, Changes, HostKeys, HostKeysPage,
         HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, SignedIn, SignedOut, CaKey, SignedCheckpoint,

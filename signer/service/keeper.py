@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -39,6 +39,7 @@ from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup, ProveConsistency
+from signer.ledger.marks import COSIGNED, VERIFIED, read_mark
 from signer.model import Caller, Event, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
@@ -685,7 +686,10 @@ class Keeper:
             require(identity, "ledger.read")
         health = self._health()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
-        return self._overview().status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
+        folder = self._ledger.data_dir
+        verified, cosigned = read_mark(folder, VERIFIED), read_mark(folder, COSIGNED)
+        overview = replace(self._overview(), verified=verified, cosigned=cosigned)
+        return overview.status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
 
     def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:
         """Which hosts have which list; raises `NotAuthenticated` or `Refused`."""

@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from signer import __version__
 from signer.authority.core import StateOverview
 from signer.errors import SignerError
+from signer.ledger.marks import Mark
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON, token_id
 from signer.protocol.operations import still_vault
@@ -22,6 +23,7 @@ from signer.protocol.replies import (
     LedgerState,
     ListStatus,
     LiveCertificates,
+    MarkRow,
     Status,
     TokenEnd,
 )
@@ -50,6 +52,8 @@ class Overview:
     fetches: tuple[Fetch, ...] = ()
     cosigned_at: int | None = None
     cut_over: int | None = None
+    verified: Mark | None = None
+    cosigned: Mark | None = None
 
     def gauges(self) -> Iterator[Metric]:
         """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
@@ -157,7 +161,18 @@ class Overview:
     def _ledger(self, state: StateOverview) -> LedgerState:
         head = state.head
         at = timestamp(head.time_ms // 1000) if head.seq else None
-        return LedgerState(events=head.seq, head=head.hash, time=at, bytes=self.ledger_bytes)
+        return LedgerState(
+            events=head.seq,
+            head=head.hash,
+            time=at,
+            bytes=self.ledger_bytes,
+            verified=_mark_row(self.verified),
+            cosigned=_mark_row(self.cosigned),
+        )
+
+
+def _mark_row(mark: Mark | None) -> MarkRow | None:
+    return None if mark is None else MarkRow(events=mark.seq, since=timestamp(mark.time))
 
 
 def _as_of(published: ListState) -> str | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -30,10 +32,12 @@ from signer.ledger.tree import complete_root, consistency_proof, leaf_hash
 from signer.model import (
     BACKDATE,
     ActiveFreeze,
+    Activity,
     Assertion,
     Caller,
     Entry,
     Event,
+    EventFilter,
     Filter,
     Grant,
     Head,
@@ -228,6 +232,13 @@ def role_lines(*lines: str) -> tuple[str, str]:
 # --- the core, with a clock, a key and a ledger in the test's hand ---------------------------------------------------
 
 
+def names_in(entry: Entry) -> list[str]:
+    """Who made an event, and the identity that its body names."""
+    body = json.loads(entry.body)
+    scope = str(body.get("scope", "")).removeprefix("identity:")
+    return [entry.actor, str(body.get("identity", "")), scope]
+
+
 class MemoryStore:
     """A ledger in memory. `fail` makes the next commits fail: before anything is kept, or after all is on disk."""
 
@@ -381,6 +392,28 @@ class MemoryStore:
     def events_after(self, after: int, limit: int) -> list[Entry]:
         self._readable()
         return self.entries[after : after + limit]
+
+    def matching_events(self, wanted: EventFilter) -> list[Entry]:
+        self._readable()
+        return [
+            entry
+            for entry in reversed(self.entries)
+            if wanted.takes(entry.kind)
+            and wanted.identity in (None, *names_in(entry))
+            and (wanted.since is None or entry.time_ms >= wanted.since)
+            and (wanted.before is None or entry.seq < wanted.before)
+        ][: wanted.limit]
+
+    def activity(self, bounds: Sequence[int]) -> list[Activity]:
+        self._readable()
+        found = []
+        for start, end in pairwise(bounds):
+            within = [entry for entry in self.entries if start <= entry.time_ms < end]
+            kinds = Counter(entry.kind for entry in within)
+            repeats = sum(json.loads(entry.body)["count"] for entry in within if entry.kind == "refusals.repeated")
+            issued = kinds["certificate.issued"] - kinds["certificate.withheld"]
+            found.append(Activity(issued, kinds["request.refused"] + repeats))
+        return found
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         self._readable()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flask import Flask
 from flask.testing import FlaskClient
@@ -16,9 +16,12 @@ from signer.api.app import make_flask
 from signer.authority.certificates import PendingSignature
 from signer.errors import SignerError
 from signer.ledger.lookups import Lookup
+from signer.ledger.marks import Mark
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import read_command
-from signer.protocol.replies import Reply, decode_reply, encode_reply
+from signer.protocol.replies import Ready, Reply, SignedCheckpoint, Status, decode_reply, encode_reply
+from signer.service.overview import Overview
+from signer.service.publisher import ListState
 from signer.settings import load_settings
 from tests.parts.builders import Bench, token
 
@@ -37,8 +40,13 @@ class CoreClient(KeeperClient):
 
     def ask(self, header: dict[str, object], body: bytes = b"") -> Reply:
         self.asked.append((header, body))
-        if str(header["op"]) in self.direct:
-            return self.direct[str(header["op"])]
+        op = str(header["op"])
+        if op in self.direct:
+            return self.direct[op]
+        if op == "status":
+            return keeper_status(self.bench)
+        if op in _DIRECT:
+            return _DIRECT[op]
         core = self.bench.core
         command = read_command(header, body, lambda caller: _authenticate(self.bench, caller))
         ((_, found),) = core.run([command])
@@ -51,6 +59,34 @@ class CoreClient(KeeperClient):
 
 def _authenticate(bench: Bench, caller: Any) -> None:
     bench.core.authenticate(caller, int(bench.now))
+
+
+def keeper_status(bench: Bench, fault: SignerError | None = None, **changes: Any) -> Status:
+    """What a keeper that is well says of itself, with the state of the core; `changes` are to its `Overview`."""
+    now = int(bench.now)
+    known: dict[str, Any] = {
+        "now": now,
+        "started": now - 3600,
+        "policy_since": now - 60,
+        "key_since": now - 3600,
+        "connections": 1,
+        "mode": "local",
+        "policy": bench.core.policy,
+        "state": bench.core.overview(),
+        "ledger_bytes": 5 << 20,
+        "publisher": "SHA256:p",
+        "published": ListState(4, now - 30, 4),
+        "verified": Mark(9, now - 7200),
+        "cosigned": Mark(8, now - 300),
+        **changes,
+    }
+    return Overview(**known).status("SHA256:ca", fault)
+
+
+_DIRECT: Final[Replies] = {
+    "health": Ready(ready=True, ca_fingerprint="SHA256:ca", policy="p", mode="local"),
+    "checkpoint": SignedCheckpoint(note="signer.example.org/ledger\n12\nCROOT=\n\n— sig"),
+}
 
 
 def console_app(bench: Bench, direct: Replies | None = None, **settings: str) -> Flask:

@@ -10,7 +10,7 @@ from typing import Final
 
 from flask import Flask
 
-from signer.api.console import account, enrol
+from signer.api.console import account, certificates, enrol, ledger, operations, overview, people, requests
 from signer.api.console.session import Console, render_fault
 from signer.protocol.client import KeeperClient
 from signer.settings import Settings
@@ -36,5 +36,5 @@ PAGES: Final = (
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     """Adds the pages to `app`."""
     console = Console(app, keeper, settings, PAGES)
-    account.register(console)
-    enrol.register(console)
+    for subject in (account, overview, requests, certificates, people, ledger, operations, enrol):
+        subject.register(console)

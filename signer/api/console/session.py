@@ -19,8 +19,10 @@ from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, current_app, g, request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
+from signer.api.console.words import time_left
 from signer.api.native import request_id
 from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
 from signer.api.request import COOKIE, SECURE_COOKIE, is_of_console, message_header, read_session
@@ -46,6 +48,9 @@ HEADERS: Final = (
 SIGN_IN: Final = "/console/sign-in"
 CSRF_FIELD: Final = "csrf"
 FORM: Final = "application/x-www-form-urlencoded"
+FRAGMENT: Final = "fragment"
+LIVE_PARAMETERS: Final = (FRAGMENT, "wait", "seen")
+SEEN_DIGITS: Final = 16  # hexadecimal digits that name the content of a live part
 LATEST: Final = 253_402_300_799  # seconds since 1970: the last second of the year 9999
 _CSRF_PURPOSE: Final = b"signer console csrf"
 _HERE: Final = Path(__file__).parent
@@ -121,7 +126,7 @@ class Console:
         """Adds a page: `view` gets the session, and the parts of the path by name. Without one, humans sign in."""
 
         def show(**parts: str) -> Response:
-            session = self.session(is_unattended="fragment" in request.args)
+            session = self.session(is_unattended=FRAGMENT in request.args)
             if session is None:
                 return self._ask_to_sign_in()
             g.console_session = session
@@ -167,12 +172,30 @@ class Console:
 
     def page(self, template: str, status: int = 200, /, **values: Any) -> Response:
         """A page made of a template."""
+        return Response(self._render(template, values), status, {"Content-Type": "text/html; charset=utf-8"})
+
+    def live_page(self, template: str, fragment: str, /, **values: Any) -> Response:
+        """A page with a part that stays up to date: `{{ live }}`, made of the template `fragment`.
+
+        With `?fragment=1` only that part, with an ETag of its content; `live.py` waits until it is another one.
+        """
+        content = Markup(self._render(fragment, values))  # noqa: S704 - made by the templates, which escape
+        seen = hashlib.sha256(content.encode()).hexdigest()[:SEEN_DIGITS]
+        if FRAGMENT in request.args:
+            return Response(content, 200, {"Content-Type": "text/html; charset=utf-8", "ETag": f'"{seen}"'})
+        return self.page(template, **values, live=content, seen=seen)
+
+    @staticmethod
+    def link(path: str, **changes: str) -> str:
+        """A path of the console with the parameters of this request and some changed."""
+        kept = {name: value for name, value in request.args.items() if name not in LIVE_PARAMETERS}
+        return f"{path}?{urlencode({**kept, **changes})}"
+
+    def _render(self, template: str, values: Mapping[str, Any]) -> str:
         session = g.get("console_session")
         pages = [(path, title) for path, title in self._pages if path in self._paths]
-        text = self._templates.get_template(template).render(
-            {"session": session, "pages": pages, "path": request.path, "next": "", **values}
-        )
-        return Response(text, status, {"Content-Type": "text/html; charset=utf-8"})
+        common = {"session": session, "pages": pages, "path": request.path, "next": ""}
+        return self._templates.get_template(template).render({**common, **values})
 
     def first_page(self) -> str:
         """Where a human goes who has signed in."""
@@ -197,7 +220,7 @@ class Console:
         A link on another site's page comes without the cookie (`SameSite=Strict`): then a page of ours opens it again.
         """
         here = request.path + (f"?{request.query_string.decode('ascii', 'replace')}" if request.query_string else "")
-        if "fragment" in request.args:
+        if FRAGMENT in request.args:
             return Response("", HTTPStatus.UNAUTHORIZED)
         came_from_elsewhere = request.environ.get("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site")
         if came_from_elsewhere and is_local(here) and read_session(request.environ) is None:
@@ -221,6 +244,7 @@ def make_templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters["when"] = show_time
+    templates.filters["left"] = time_left
     return templates
 
 

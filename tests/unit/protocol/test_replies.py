@@ -121,6 +121,8 @@ def test_every_shape_can_be_read_but_parts_of_shapes_cannot() -> None:
     parts |= {replies.HostKeyRow, replies.HostRow, replies.ListStatus}
     parts |= {replies.NextSteps, replies.WaiverRow, replies.Closing}
     parts |= {replies.PasskeyRow, replies.ToldRow, replies.LedgerEntry}
+    parts |= {replies.ActivityRow, replies.LiveOfIdentity, replies.MarkRow, replies.IdentityRow}
+    parts |= {replies.GrantedRole, replies.ApprovalTerms, replies.ApprovalKeyRow}
     assert set(replies._SHAPES.values()) == shapes - parts - {Reply}
 
 

@@ -144,7 +144,7 @@ def test_a_sign_in_leads_nowhere_but_to_the_console(app: Flask, target: str) -> 
     answer = app.test_client().post(
         "/console/sign-in", data={"token": token("operator"), "next": target}, headers={"Origin": "http://localhost"}
     )
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/console/session")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/console")
     page = app.test_client().get("/console/sign-in", query_string={"next": target})
     assert "evil" not in page.text
 

@@ -1,0 +1,126 @@
+"""The overview: what happens, what waits for humans, and whether the service is well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from flask import Response
+
+from signer.api.console.charts import Span, activity_chart, holders_chart
+from signer.api.console.session import Console, Session
+from signer.api.console.words import age, size
+from signer.protocol.replies import (
+    Activity,
+    Freezes,
+    Incidents,
+    LiveByIdentity,
+    NotReady,
+    Ready,
+    RequestPage,
+    Status,
+    expect,
+)
+from signer.units import parse_timestamp, timestamp
+
+Check = tuple[str, str, str, str]  # what is looked at, "ok", "warn" or "bad", the state in a word, and the facts
+MOST: Final = 8  # of the requests, freezes and incidents that it lists
+
+
+def register(console: Console) -> None:
+    """Adds the page."""
+
+    def show(session: Session) -> Response:
+        now = int(time.time())
+        live = expect(LiveByIdentity, session.ask("live"))
+        shown = {
+            "requests": expect(RequestPage, session.ask("requests", {"state": "pending"})),
+            "freezes": expect(Freezes, session.ask("freezes")).freezes,
+            "incidents": expect(Incidents, session.ask("incidents", {"state": "open"})).incidents,
+            "live": live,
+            "holders": render_holders(live),
+            "activity": None,
+            "spans": [],
+            "checks": [],
+            "status": None,
+        }
+        if session.may("ledger.read"):
+            activity = expect(Activity, session.ask("activity"))
+            status, health = expect(Status, session.ask("status")), session.ask("health")
+            shown["spans"] = spans = spans_of(activity)
+            shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
+            shown["checks"] = list(check_health(status, health if isinstance(health, Ready | NotReady) else None, now))
+            shown["status"] = status
+        return console.page("overview.html", now=now, most=MOST, **shown)
+
+    console.get("/console", show)
+
+
+def render_holders(live: LiveByIdentity) -> object:
+    """The chart of live certificates; the smaller holders share one bar."""
+    shown = [(row.identity, row.count) for row in live.identities[:12]]
+    left = live.holders - len(shown)
+    return holders_chart(shown, (left, live.certificates - sum(count for _, count in shown)))
+
+
+def spans_of(activity: Activity) -> list[Span]:
+    """The spans of the chart, each named by its hour (UTC)."""
+    found = []
+    for row in activity.rows:
+        start, end = row.start[11:16], timestamp(parse_timestamp(row.start) + activity.step)[11:16]
+        found.append(Span(start, f"{start} to {end} UTC", row.signatures, row.refusals))
+    return found
+
+
+def check_health(status: Status, health: Ready | NotReady | None, now: int) -> Iterator[Check]:
+    """The state of keeper, ledger, witness and revocation list, as `signer status` has it; then what to look after."""
+    if status.fault is None:
+        yield "Keeper", "ok", "ready", f"mode {status.mode}, version {status.version}, since {status.started}"
+    else:
+        yield "Keeper", "bad", "not ready", f"{status.fault.text}: {status.fault.hint}"
+    yield (
+        "CA key",
+        "ok" if status.ca_fingerprint else "bad",
+        "loaded" if status.ca_fingerprint else "missing",
+        (f"{status.ca_fingerprint}, since {status.key_since}" if status.ca_fingerprint else "no key can sign now"),
+    )
+    yield "Policy", "ok", "in force", f"since {status.policy_since}, digest {status.policy[:16]}…"
+    yield from _check_ledger(status, now)
+    published = status.revocation_list
+    facts = f"{published.hosts_current} of {published.hosts} hosts that were seen have it"
+    if published.version is None:
+        yield "Revocation list", "warn", "none yet", "see the service's log"
+    elif published.wanted is not None and published.version != published.wanted:
+        facts = f"the ledger asks for version {published.wanted}: see the service's log"
+        yield "Revocation list", "bad", f"version {published.version} is behind", facts
+    else:
+        as_of = f", current {age(published.as_of, now)}" if published.as_of else ""
+        yield "Revocation list", "ok", f"version {published.version}", f"{facts}{as_of}"
+    for token in status.tokens[:MOST]:
+        over = parse_timestamp(token.expires) <= now
+        state = "has ended" if over else "ends soon"
+        yield f"Token of {token.identity}", "warn", state, f"{token.id} on {token.expires}"
+    for warning in health.warnings if isinstance(health, Ready) else ():
+        yield "Attention", "warn", "look into it", warning
+
+
+def _check_ledger(status: Status, now: int) -> Iterator[Check]:
+    ledger = status.ledger
+    if ledger is None:
+        yield "Ledger", "bad", "cannot be read", "see the service's log"
+        return
+    newest = f", the newest {age(ledger.time, now)}" if ledger.time else ""
+    yield "Ledger", "ok", "writable", f"{ledger.events:,} events{newest}; {size(ledger.bytes)}"
+    if ledger.verified is None:
+        yield "Verified", "warn", "never", "run `signer ledger verify` each day"
+    else:
+        stale = now - parse_timestamp(ledger.verified.since) > 7 * 86_400
+        facts = f"{ledger.verified.events:,} events, {age(ledger.verified.since, now)}"
+        yield "Verified", "warn" if stale else "ok", "long ago" if stale else "intact", facts
+    if ledger.cosigned is None:
+        yield "Witness", "warn", "none", "nobody else holds the history: runbooks/operate/witness.md"
+    else:
+        stale = now - parse_timestamp(ledger.cosigned.since) > 3600
+        facts = f"{ledger.cosigned.events:,} events, {age(ledger.cosigned.since, now)}"
+        yield "Witness", "bad" if stale else "ok", "long ago" if stale else "cosigned", facts

@@ -1,0 +1,65 @@
+"""People and agents: who there is, and what each may get, in plain words."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+from urllib.parse import urlencode
+
+from flask import Response, request
+
+from signer.api.console.certificates import read_words
+from signer.api.console.session import Console, Session
+from signer.api.console.words import explain_role
+from signer.protocol.replies import CertificatePage, IdentityDetails, IdentityPage, expect
+
+ROWS: Final = 50
+MOST_ROLES: Final = 20  # roles, tokens and keys on the page of one identity
+LAST: Final = 10  # certificates on it
+RIGHTS: Final = {
+    "approve": "approve and deny requests of others",
+    "freeze": "freeze identities, roles and everything, and lift freezes",
+    "hosts": "list the keys of hosts",
+    "ledger.read": "read the whole ledger, and see all identities",
+    "operate": "record operations on the platform",
+    "revoke": "revoke certificates and keys",
+}
+
+
+def register(console: Console) -> None:
+    """Adds the pages."""
+
+    def show(session: Session) -> Response:
+        wanted = read_words(("part", "after"))
+        page = expect(IdentityPage, session.ask("identities", {**wanted, "limit": ROWS}))
+        following = None
+        if page.after is not None:
+            part = {name: value for name, value in wanted.items() if name == "part"}
+            following = f"{request.path}?{urlencode({**part, 'after': page.after})}"
+        return console.page(
+            "people.html",
+            now=int(time.time()),
+            rows=page.identities,
+            part=wanted.get("part", ""),
+            sees_all=session.may("ledger.read"),
+            next_url=following,
+        )
+
+    def show_one(session: Session, name: str) -> Response:
+        found = expect(IdentityDetails, session.ask("identity", {"identity": name}))
+        identity = found.identity
+        last = expect(CertificatePage, session.ask("certificates", {"identity": name, "limit": LAST}))
+        return console.page(
+            "identity.html",
+            now=int(time.time()),
+            found=found,
+            roles=[(role, list(explain_role(role, identity.kind))) for role in found.roles[:MOST_ROLES]],
+            rights=[(right, RIGHTS.get(right, "")) for right in identity.may],
+            tokens=found.tokens[:MOST_ROLES],
+            keys=found.approval_keys[:MOST_ROLES],
+            last=last.certificates,
+            most=MOST_ROLES,
+        )
+
+    console.get("/console/people", show)
+    console.get("/console/people/<name>", show_one)
