@@ -87,7 +87,7 @@ def still_vault(mode: str, cut_over: int | None) -> list[str]:
     """A warning, if Vault signs although a cutover is in force; a rollback starts the service before it can record."""
     if mode == "local" or cut_over is None:
         return []
+    text = f"mode is {mode}, but the cutover of {timestamp(cut_over)} is in force"
     return [
-        f"mode is {mode}, but the cutover of {timestamp(cut_over)} is in force: start the service with the local CA's"
-        " files, or record the way back with `signer cutover rollback`"
+        f"{text}: start the service with the local CA's files, or record the way back with `signer cutover rollback`"
     ]
