@@ -88,6 +88,5 @@ def still_vault(mode: str, cut_over: int | None) -> list[str]:
     if mode == "local" or cut_over is None:
         return []
     text = f"mode is {mode}, but the cutover of {timestamp(cut_over)} is in force"
-    return [
-        f"{text}: start the service with the local CA's files, or record the way back with `signer cutover rollback`"
-    ]
+    back = "`signer cutover rollback --config FILE --reason TEXT` records the way back"
+    return [f"{text}: start the service with the local CA's files; {back}"]
