@@ -13,6 +13,23 @@ from pathlib import Path
 from scripts.bench.attack import ATTACKS
 
 
+def read_console_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/console", description="Time and size of the console's pages with very many certificates."
+    )
+    parser.add_argument("--certificates", type=int, default=1_000_000, help="on record (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="of each page (default %(default)s)")
+    parser.add_argument(
+        "--ledger", type=Path, metavar="DIR", help="keep the ledger there; one that is there is used as it is"
+    )
+    parser.add_argument("--dir", type=Path, help="where everything else goes (default: TMPDIR)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    asked = parser.parse_args(arguments)
+    if min(asked.certificates, asked.repeats) < 1:
+        parser.error("--certificates and --repeats are 1 at least")
+    return asked
+
+
 def read_cutover_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench/cutover",
@@ -73,6 +90,20 @@ def read_login_options(arguments: Sequence[str] | None = None) -> argparse.Names
     return asked
 
 
+def read_revocation_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/revocation",
+        description="Revocation lists of 100,000 serials; `certs who` and `freeze all` with very many certificates.",
+    )
+    parser.add_argument("--certificates", type=int, default=1_000_000, help="on record (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each list (default %(default)s)")
+    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
+    asked = parser.parse_args(arguments)
+    if min(asked.certificates, asked.repeats) < 1:
+        parser.error("--certificates and --repeats are 1 at least")
+    return asked
+
+
 def read_sign_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench/sign",
@@ -128,10 +159,12 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
 
 
 _OPTIONS = {
+    "console": read_console_options,
     "cutover": read_cutover_options,
     "hosts": read_hosts_options,
     "ledger": read_ledger_options,
     "login": read_login_options,
+    "revocation": read_revocation_options,
     "sign": read_sign_options,
     "soak": read_soak_options,
     "strangers": read_strangers_options,

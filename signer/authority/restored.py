@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from signer.authority.approvals import REMEMBERED, Approvals
-from signer.errors import LedgerBroken, Refused
+from signer.errors import LedgerBroken, NotFound, Refused
 from signer.ledger.reader import Restored
 from signer.model import CaKeys, Entry, Event, Head
 
@@ -24,6 +24,7 @@ class Reader(Protocol):
 
     def head(self) -> Head: ...
     def entry(self, seq: int) -> Entry: ...
+    def hash_at(self, seq: int) -> str | None: ...
     def last_serial(self) -> int: ...
     def last_ca(self) -> str | None: ...
     def restores(self) -> list[Restored]: ...
@@ -96,7 +97,10 @@ def is_restored(backup: Reader, replaced: Reader) -> bool:
     head, present = backup.head(), replaced.head()
     if not _has(replaced, head) or present.seq == head.seq:
         return False
-    first, last = replaced.entry(head.seq + 1), replaced.entry(present.seq)
+    try:
+        first, last = replaced.entry(head.seq + 1), replaced.entry(present.seq)
+    except NotFound:  # archived since
+        return False
     if first.kind != "ledger.restored":
         return False
     # All of one transaction have one time.
@@ -104,9 +108,9 @@ def is_restored(backup: Reader, replaced: Reader) -> bool:
 
 
 def _has(ledger: Reader, head: Head) -> bool:
-    """Whether a ledger has this event."""
+    """Whether a ledger has, or had before it was archived, this event."""
     try:
-        return head.seq <= ledger.head().seq and ledger.entry(head.seq).hash == head.hash
+        return ledger.hash_at(head.seq) == head.hash
     except LedgerBroken:
         return False
 

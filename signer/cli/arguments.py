@@ -211,6 +211,11 @@ out_option: Final = click.option("--out", type=FILE, metavar="PLAN", help="write
 commands_option: Final = click.option("--commands", is_flag=True, help="also show the commands that would be run")
 
 
+segment_option: Final = click.option(
+    "--segment", type=FILE, metavar="FILE", help="read this file of `signer ledger archive` instead of the ledger"
+)
+
+
 # --- settings ---------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import pwd
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -18,7 +18,7 @@ from signer.cli.arguments import FILE, HEAD, PAUSE, json_option, read_settings
 from signer.cli.connection import connection_options, open_api
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused, BadFile, BadFormat, SignerError, Unavailable
+from signer.errors import ApprovalRefused, BadFile, BadFormat, NotFound, SignerError, Unavailable
 from signer.model import Head
 from signer.units import plain, render_duration, timestamp
 
@@ -86,7 +86,7 @@ def ledger_restore(file: Path, *, lost_head: tuple[int, str] | None, other: bool
     Afterwards everything is frozen until you lift it (`signer unfreeze all`), which also ends all waivers; open
     requests are ended; and at least 1,000,000 serials are skipped and revoked, so that no lost certificate shares
     one with a new one. Killed at any moment, it can be run again. Exit status 3 if you do not approve."""
-    file, settings, user = file.absolute(), read_settings(), _local_user()
+    file, settings, user = file.absolute(), read_settings(), local_user()
     with _open_backup(file, settings) as source:
         return _restore(settings, source, user, lost_head, other=other, yes=yes, as_json=as_json)
 
@@ -104,7 +104,7 @@ def ledger_promote(*, lost_head: tuple[int, str] | None, other: bool, yes: bool,
     from signer.ledger.schema import FILE_NAME
     from signer.service.access import become_writer
 
-    settings, user = read_settings(), _local_user()
+    settings, user = read_settings(), local_user()
     become_writer(settings)
     if not (settings.data_dir / FOLDER / FILE_NAME).exists():
         text = "no copy of another ledger is in SIGNER_DATA_DIR"
@@ -135,7 +135,7 @@ def _restore(
     saved = Head(*lost_head, 0) if lost_head else None
     with Restoration(settings.data_dir) as restoration:
         if (earlier := restoration.finish_interrupted()) is not None:
-            output.note(f"an interrupted restore is now complete: event {earlier.seq}")
+            output.note(f"what was interrupted is now complete: event {earlier.seq}, {earlier.kind}")
         with output.Progress("verify") as progress:
             backup = restoration.take(source, progress)
         with closing(backup), restoration.replaced() as replaced:
@@ -185,7 +185,7 @@ def _unreadable(path: Path, error: OSError) -> BadFile:
     return BadFile("backup_unreadable", f"{path} cannot be read: {error.strerror}", "name a file of `ledger backup`")
 
 
-def _local_user() -> str:
+def local_user() -> str:
     """Who restores, as the ledger names it."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
@@ -262,19 +262,32 @@ def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_j
 @click.option("--once", is_flag=True, help="end when the copy is up to date, for a timer")
 @click.option("--every", type=PAUSE, metavar="DURATION", default=DEFAULT_PAUSE,
               help=f"pause between two looks; default {DEFAULT_PAUSE}s")  # fmt: skip
+@click.option("--start-from", type=FILE, metavar="FILE", help="a `ledger backup` to begin a new copy with")
 @connection_options
 @json_option
-def ledger_follow(*, once: bool, every: int, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def ledger_follow(
+    *, once: bool, every: int, start_from: Path | None, address: str | None, token_file: Path | None, as_json: bool
+) -> int:
     """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`.
     Needs a token with the right `ledger.read`. Every event is verified against the chain and synced to disk.
     Ends with exit status 1 when the service's ledger is not the one that it followed before (cut off,
-    restored, rewritten), or when the token is refused; a service that is away is waited for, unless --once."""
+    restored, rewritten), or when the token is refused; a service that is away is waited for, unless --once.
+    A ledger of which events were archived has only the later ones to fetch: --start-from takes the rest."""
     from signer.ledger.follow import LedgerCopy
     from signer.service.access import become_writer
 
     settings = read_settings()
-    become_writer(settings)
-    with closing(LedgerCopy(settings.data_dir)) as copy, open_api(address, token_file) as api:
+    with ExitStack() as stack:
+        path = None if start_from is None else start_from.absolute()
+        backup = None if path is None else stack.enter_context(_open_backup(path, settings))
+        become_writer(settings)
+        copy, api = (
+            stack.enter_context(closing(LedgerCopy(settings.data_dir))),
+            stack.enter_context(open_api(address, token_file)),
+        )
+        if backup is not None:
+            with output.Progress("verify") as progress:
+                copy.begin_with(backup, progress)
         said = -SAY_AGAIN
         while True:
             try:
@@ -330,8 +343,14 @@ def _look(copy: LedgerCopy, api: ApiClient, *, as_json: bool, also_nothing: bool
 def _fetch(api: ApiClient, after: int) -> Page:
     from signer.ledger.follow import Page, read_entry
 
-    with _away_errors():
-        rows, has_more = api.entries(after)
+    try:
+        with _away_errors():
+            rows, has_more = api.entries(after)
+    except NotFound as error:
+        if error.code != "events_archived":
+            raise
+        hint = "copy a `signer ledger backup` of that host here, and begin a new copy with --start-from FILE"
+        raise NotFound(error.code, f"the service's {error.text}", hint) from None
     try:
         return Page([read_entry(row) for row in rows], has_more)
     except (ValueError, KeyError, RecursionError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SEQ, SINCE, json_option, whole
-from signer.cli.ledger import event_line, reading
+from signer.cli.arguments import MAX_SEQ, SINCE, json_option, segment_option, whole
+from signer.cli.ledger import event_line, note_archived, reading
 from signer.cli.parser import verb
 from signer.model import Entry
 from signer.units import timestamp
@@ -32,13 +33,22 @@ _LONGEST: Final = 160  # characters of what a line shows
 @click.option("--since", type=SINCE, metavar="TIME", default=0, help="such as 24h, or 2026-11-22T14:00:00Z")
 @click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
+@segment_option
 @json_option
 def events_list(
-    *, kind: str | None, identity: str | None, since: int, limit: int, before: int | None, as_json: bool
+    *,
+    kind: str | None,
+    identity: str | None,
+    since: int,
+    limit: int,
+    before: int | None,
+    segment: Path | None,
+    as_json: bool,
 ) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Repeats of a refusal are one event with a
     count. Times are UTC."""
-    with reading() as reader:
+    with reading(segment) as reader:
+        base = reader.base
         found = reader.events(kind, identity, since * 1000, before, limit + 1)
         rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
     more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -51,6 +61,8 @@ def events_list(
         output.note("no matching events")
     if more is not None:
         output.note(f"more results: add `--before {more}`")
+    else:
+        note_archived(base)
     return 0
 
 

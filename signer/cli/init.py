@@ -31,6 +31,10 @@ _RENDERED: Final = "/run/signer-ca/ca"
 _USERS: Final = ("signer-keeper", "signer-api")
 _ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
 _PATH: Final = re.compile(r"[A-Za-z0-9._@+:/-]+")
+# Names of roles and principals that open everything on a host.
+_ROOT_LIKE: Final = re.compile(
+    r"(?:^|[._@-])(?:root|toor|admin(?:istrators?|s)?|sudo(?:ers)?|wheel|superuser)(?:$|[._@-])"
+)
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
 
 
@@ -273,7 +277,7 @@ max_ttl = "30m"
 key_types = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256"]
 extensions = {{ allowed = ["permit-pty"], default = ["permit-pty"] }}
 limits = {{ per_minute = 30 }}
-
+{_approval_lines(answers)}
 [identities.{_quoted_name(answers.operator)}]
 kind = "human"
 groups = ["operators"]
@@ -285,6 +289,20 @@ tokens = [{{ sha256 = "{digest}", expires = {ends} }}]
 # [identities.deploy-agent]
 # kind = "agent"
 # roles = ["{answers.role}"]
+"""
+
+
+def _approval_lines(answers: Answers) -> str:
+    """For a role that opens everything: how humans approve it, by keys of OpenSSH alone; a comment until one has a key.
+
+    A passkey has no display, so that a taken-over api can have another request signed than the one that it shows.
+    """
+    if not any(_ROOT_LIKE.search(name.lower()) for name in (answers.role, answers.principal)):
+        return ""
+    return """\
+# It opens everything: let humans approve what agents and jobs ask. `with` shuts passkeys out, which have no display of
+# what they sign. First an operator needs a key (`signer approval-key add`) and the right approve; then take the # away:
+# approval = { for = ["agent", "workload"], by = ["operators"], valid_for = "10m", with = ["ssh"] }
 """
 
 

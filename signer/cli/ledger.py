@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,7 @@ from signer.cli.arguments import (
     OneOf,
     json_option,
     read_settings,
+    segment_option,
     whole,
 )
 from signer.cli.parser import verb
@@ -36,12 +37,17 @@ from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
     from signer.authority.approval_audit import Audit
+    from signer.ledger.archive import Joined
     from signer.ledger.checkpoint import VerifierKey
     from signer.ledger.pages import CertificateReader
     from signer.ledger.reader import LedgerReader
     from signer.policy.decide import Policy
 
 MAX_PAGE: Final = 1_000
+_NOTHING_SAVED: Final = (
+    "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
+    "pass --head with an earlier `signer ledger head`, or --checkpoint"
+)
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 _CSV_COLUMNS = (
@@ -59,12 +65,28 @@ def readable_data_dir() -> Path:
     return settings.data_dir
 
 
+def _readable_segment(segment: Path) -> Path:
+    """The absolute path of a segment that this user can read; raises `BadFile`. It needs no settings."""
+    from signer.ledger.archive import open_segment
+
+    segment = segment.absolute()
+    open_segment(segment).close()
+    return segment
+
+
 @contextmanager
-def reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
-    """The ledger, in one transaction so that all reads see the same state. `verify` opens its own, in threads."""
+def reading(segment: Path | None = None, *, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
+    """The ledger, in one transaction so that all reads see the same state. `verify` opens its own, in threads.
+
+    With `segment` that file instead.
+    """
     from signer.ledger.reader import LedgerReader
 
-    reader = LedgerReader(readable_data_dir())
+    if segment is None:
+        reader = LedgerReader(readable_data_dir())
+    else:
+        path = _readable_segment(segment)
+        reader = LedgerReader(path.parent, path.name)
     with _closing(reader):
         if in_one_transaction:
             reader.query("BEGIN")
@@ -72,13 +94,23 @@ def reading(*, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
 
 
 @contextmanager
-def reading_certificates() -> Iterator[CertificateReader]:
-    """The ledger with its views. Events that a keeper has not folded yet are folded in memory."""
+def reading_certificates(segment: Path | None = None) -> Iterator[CertificateReader]:
+    """The ledger with its views. Events that a keeper has not folded yet are folded in memory; of a segment, all."""
     from signer.ledger.pages import CertificateReader
 
-    reader = CertificateReader(readable_data_dir(), MAX_MISSING)
+    if segment is None:
+        reader = CertificateReader(readable_data_dir(), MAX_MISSING)
+    else:
+        path = _readable_segment(segment)
+        reader = CertificateReader(path.parent, None, path.name)
     with _closing(reader):
         yield reader
+
+
+def note_archived(base: int) -> None:
+    """Says that what was shown is not all, if `base` events were archived."""
+    if base:
+        output.note(f"older ones are in segments ({output.count(base, 'event')}): add --segment FILE")
 
 
 @contextmanager
@@ -117,8 +149,9 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@segment_option
 @json_option
-def certs_list(*, active: bool, limit: int, as_csv: bool, as_json: bool, **filters: Any) -> int:
+def certs_list(*, active: bool, limit: int, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other", "give one of them")
@@ -127,7 +160,8 @@ def certs_list(*, active: bool, limit: int, as_csv: bool, as_json: bool, **filte
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
-    with reading_certificates() as reader:
+    with reading_certificates(segment) as reader:
+        base = reader.base
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
@@ -145,6 +179,8 @@ def certs_list(*, active: bool, limit: int, as_csv: bool, as_json: bool, **filte
         output.note("no matching certificates")
     if more is not None:
         output.note(f"more results: add `--before {more}`")
+    else:
+        note_archived(base)
     return 0
 
 
@@ -164,16 +200,20 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
 
 @verb("certs show", examples=["signer certs show 4711"])
 @click.argument("serial", type=SERIAL, metavar="SERIAL", help="as `certs list` shows it")
+@segment_option
 @json_option
-def certs_show(serial: int, as_json: bool) -> int:
+def certs_show(serial: int, segment: Path | None, as_json: bool) -> int:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_details
 
-    with reading_certificates() as reader:
+    with reading_certificates(segment) as reader:
         found = reader.certificate(serial)
         if found is None:
-            raise NotFound("unknown_serial", f"the ledger has no certificate {serial}", "see `signer certs list`")
+            where = f"; {output.count(reader.base, 'event')} are in segments: add --segment FILE" if reader.base else ""
+            raise NotFound(
+                "unknown_serial", f"the ledger has no certificate {serial}", f"see `signer certs list`{where}"
+            )
         revoked = revoked_by(reader, made_revocations(reader.revocation_events()), found[0])
         details = certificate_details(*found, int(time.time()), revoked)
     if as_json:
@@ -228,6 +268,8 @@ def _read_witness(word: str) -> VerifierKey:
 @click.option("--approvals", is_flag=True, help="also check the signature of every approval again")
 @click.option("--policy", "policies", type=FILE, metavar="FILE", multiple=True,
               help="a revision of policy.toml that was in force; may be repeated")  # fmt: skip
+@click.option("--segment", "segments", type=FILE, metavar="FILE", multiple=True,
+              help="also a file of `signer ledger archive`, and that both are one chain; may be repeated")  # fmt: skip
 @json_option
 def ledger_verify(
     *,
@@ -238,6 +280,7 @@ def ledger_verify(
     max_age: int | None,
     approvals: bool,
     policies: tuple[Path, ...],
+    segments: tuple[Path, ...],
     as_json: bool,
 ) -> int:
     """Follows the hash chain from the first event to the last and compares the views with the events.
@@ -245,9 +288,11 @@ def ledger_verify(
     the hashes need no key; with --witness, it must be one that another machine has cosigned. With
     --approvals, every signature of an approver is verified again, and every certificate that names humans
     is compared with what they signed; with the policies in force, also whose keys they were and that
-    nothing was issued without them. Exit status 1 if the ledger is broken."""
+    nothing was issued without them. Archived events are compared by their hashes, and with --segment
+    themselves; --approvals needs all segments. Exit status 1 if the ledger is broken."""
     from signer.cli.checkpoints import CheckpointOptions, checkpoint_facts, checkpoint_lines
     from signer.ledger import audit
+    from signer.ledger.archive import find_segments, verify_segments
     from signer.ledger.marks import VERIFIED, Mark, write_mark
 
     if policies and not approvals:
@@ -257,14 +302,13 @@ def ledger_verify(
     saved = Head(*head, 0) if head else None
     with reading(in_one_transaction=False) as reader, output.Progress("verify") as progress:
         signed = options.read(reader)
+        parts = find_segments(reader, segments) if approvals and reader.base else []
         newest = audit.verify(reader, progress, saved, None if signed is None else signed.checkpoint)
+        joined = verify_segments(reader, segments, progress)
         write_mark(reader.data_dir, VERIFIED, Mark(newest.seq, int(time.time())))
     if saved is None and signed is None:
-        output.warn(
-            "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
-            "pass --head with an earlier `signer ledger head`, or --checkpoint"
-        )
-    found = _audit_approvals(policies) if approvals else None
+        output.warn(_NOTHING_SAVED)
+    found = _audit_approvals(policies, parts) if approvals else None
     compared = ", and goes on from the saved head" if saved else ""
     if as_json:
         output.show_json(
@@ -273,6 +317,7 @@ def ledger_verify(
                 "events": newest.seq,
                 "head": head_facts(newest),
                 "compared_with_saved_head": saved is not None,
+                **_joined_facts(joined),
                 **({} if signed is None else {"checkpoint": checkpoint_facts(signed)}),
                 **({} if found is None else {"approvals": _audit_facts(found)}),
             }
@@ -280,6 +325,7 @@ def ledger_verify(
     else:
         output.show(f"intact: {output.count(newest.seq, 'event')}, each with its hash and in its place{compared}")
         output.show(f"head    {head_line(newest)}")
+        _show_joined(joined)
         for line in () if signed is None else checkpoint_lines(signed):
             output.show(plain(line))
         if found is not None:
@@ -287,17 +333,44 @@ def ledger_verify(
     return 1 if found is not None and found.problems else 0
 
 
-def _audit_approvals(files: tuple[Path, ...]) -> Audit:
+def _show_joined(joined: Joined) -> None:
+    for one in joined.compared:
+        output.show(plain(f"segment {one.file}: events {one.first:,} to {one.last:,}, the same chain"))
+    for one in joined.missing:
+        text = f"events {one.first:,} to {one.last:,} are in the segment {one.file}, which was not given"
+        output.warn(f"{text}: only their hashes were verified")
+
+
+def _joined_facts(joined: Joined) -> dict[str, object]:
+    if not joined.compared and not joined.missing:
+        return {}
+    return {
+        "segments": [
+            {
+                "first": one.first,
+                "last": one.last,
+                "name": one.file,
+                "sha256": one.sha256,
+                "verified": one in joined.compared,
+            }
+            for one in sorted((*joined.compared, *joined.missing), key=lambda one: one.first)
+        ]
+    }
+
+
+def _audit_approvals(files: tuple[Path, ...], segments: Sequence[Path]) -> Audit:
     from signer.authority.approval_audit import ApprovalAuditor
     from signer.ledger import audit
 
     auditor = ApprovalAuditor(dict(_revisions(files)))
-    with reading() as reader, output.Progress("approvals") as progress:
-        total = reader.head().seq
-        for entry in audit.export(reader, 1):
-            auditor.take(entry)
-            if entry.seq % 1_000 == 0:
-                progress(entry.seq, total)
+    with reading() as ledger, output.Progress("approvals") as progress:
+        total = ledger.head().seq
+        for segment in (*segments, None):
+            with nullcontext(ledger) if segment is None else reading(segment) as reader:
+                for entry in audit.export(reader, reader.base + 1):
+                    auditor.take(entry)
+                    if entry.seq % 1_000 == 0:
+                        progress(entry.seq, total)
     return auditor.audit
 
 
@@ -373,21 +446,24 @@ def head_line(head: Head) -> str:
     "ledger export",
     examples=["signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"],
 )
-@click.option("--from", "first", type=whole(1, MAX_SEQ), metavar="SEQ", default=1, help="default 1")
+@click.option("--from", "first", type=whole(1, MAX_SEQ), metavar="SEQ", help="default: the first one that is there")
+@segment_option
 @json_option
-def ledger_export(first: int, as_json: bool) -> int:  # noqa: ARG001 - the output is JSON either way
+def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> int:  # noqa: ARG001 - JSON either way
     """Writes {actor, body, hash, kind, prev, seq, time} for each event, unverified, with or without --json.
 
     The lines can be verified without this program: `hash` is the hex SHA-256 of the RFC 8785 canonical
     JSON (UTF-8) of {actor, body, kind, prev, seq, time}, that is of the line without its `hash`; `prev`
     is the `hash` of the line before, 64 zeros in line 1; `seq` counts from 1; `time` is milliseconds
-    since 1970 UTC."""
+    since 1970 UTC. After `ledger archive` the first lines are in the segments, one after the other."""
     from signer.ledger import audit
 
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None when closed
-    with reading() as reader, output.Progress("export", hidden=on_terminal) as progress:
+    with reading(segment) as reader, output.Progress("export", hidden=on_terminal) as progress:
         total = reader.head().seq
-        for entry in audit.export(reader, first):
+        if first is None:
+            note_archived(reader.base)
+        for entry in audit.export(reader, first or reader.base + 1):
             output.show_json(event_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
                 progress(entry.seq, total)

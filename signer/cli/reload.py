@@ -13,18 +13,18 @@ from signer.errors import BadFile
 @verb("reload", examples=["signer reload", "signer reload --json | jq .keeper.policy.tokens"])
 @json_option
 def reload(as_json: bool) -> int:
-    """Has `signer serve` read the policy, the CA key and the TLS certificate again, waits, and shows what changed.
-    A file that is not valid is rejected as a whole: the service keeps what it has, and the exit status is 1.
-    Run it as root or as the keeper's user, with the SIGNER_RUN_DIR of the service."""
+    """Has `signer serve` read the policy, the CA key, the TLS certificate and the channels of notices again,
+    waits, and shows what changed. A file that is not valid is rejected as a whole: the service keeps what it has,
+    and the exit status is 1. Run it as root or as the keeper's user, with the SIGNER_RUN_DIR of the service."""
     from signer.service.control import ask_launcher
 
     reply = ask_launcher(read_settings(), "reload")
-    keeper, api = _mapping(reply.get("keeper")), _mapping(reply.get("api"))
-    problems = _problems(keeper, api)
+    keeper, api, notices = (_mapping(reply.get(name)) for name in ("keeper", "api", "notices"))
+    problems = _problems(keeper, api, notices)
     if as_json:
         output.show_json({"reloaded": not problems, **reply})
         return 1 if problems else 0
-    output.show_table(_rows(keeper, api))
+    output.show_table([*_rows(keeper, api), *_notices_rows(notices)])
     if problems:
         raise BadFile("reload_refused", "not everything was taken", "fix the problem, then reload", tuple(problems))
     return 0
@@ -51,6 +51,14 @@ def _rows(keeper: dict[str, Any], api: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _notices_rows(notices: dict[str, Any]) -> list[tuple[str, str]]:
+    """The channels in use; nothing if none are configured."""
+    if not notices:
+        return []
+    names = ", ".join(map(str, _list(notices.get("channels")))) or "none"
+    return [("notices", f"kept, {names}" if "error" in notices else names)]
+
+
 def _key_row(key: dict[str, Any]) -> str:
     if "error" in key:
         return f"kept, {_text(key, 'kept')}"
@@ -64,11 +72,11 @@ def _tls_row(api: dict[str, Any]) -> str:
     return f"{renewed}, {_text(api, 'subject')}, valid until {_text(api, 'expires')}"
 
 
-def _problems(keeper: dict[str, Any], api: dict[str, Any]) -> list[str]:
+def _problems(keeper: dict[str, Any], api: dict[str, Any], notices: dict[str, Any]) -> list[str]:
     """One line for each thing that was refused, or taken without a record."""
     problems = []
     policy = _mapping(keeper.get("policy"))
-    for name, part in (("policy", policy), ("CA key", _mapping(keeper.get("key"))), ("TLS", api)):
+    for name, part in (("policy", policy), ("CA key", _mapping(keeper.get("key"))), ("TLS", api), ("notices", notices)):
         if error := _mapping(part.get("error")):
             problems.append(f"{name}: {_text(error, 'text')} ({_text(error, 'code')})")
             problems += [f"  {line}" for line in _list(error.get("problems"))]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SERIAL, json_option, quoted
+from signer.cli.arguments import MAX_SERIAL, json_option, quoted, segment_option
 from signer.cli.ledger import reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_LINE: Final = 8_192  # characters of a line of a log; sshd's have some hundreds
 MAX_FOUND: Final = 1_000  # certificates of one key
-_SSHD: Final = re.compile(r"sshd(?:-session|-auth)?\[\d+\]: ", re.ASCII)
+_SSHD: Final = re.compile(r"sshd(?:-session|-auth)?(\[\d+\]): ", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
 _COLUMNS: Final = (
     "serial", "identity", "kind", "role", "principals", "valid_after", "valid_before", "status", "reason", "address",
@@ -34,12 +35,16 @@ _SHOWN: Final = ("serial", "identity", "role", "reason", "approved_by", "valid_b
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What one line of sshd's log says of a certificate; `fingerprint` is empty where the line does not say it."""
+    """What one line of sshd's log says of a certificate; `fingerprint` is empty where the line does not say it.
+
+    `process` is `HOST [PID]`, one for each connection; empty where a log has no such prefix.
+    """
 
     serial: int
     key_id: str
     ca: str
     fingerprint: str = ""
+    process: str = ""
 
 
 def read_login(line: str) -> Login | None:
@@ -51,24 +56,49 @@ def read_login(line: str) -> Login | None:
     """
     found = _SSHD.search(line[:MAX_LINE])
     text = (line[found.end() :] if found else line)[:MAX_LINE].rstrip()
+    process = f"{line[: found.start()].rstrip().rpartition(' ')[2]} {found[1]}" if found else ""
     if text.startswith("Accepted publickey for "):
         start, _, rest = text.partition(" ID ")
         key_id, _, end = rest.rpartition(" (serial ")
         serial, _, ca = end.partition(") CA ")
-        return _login(serial, key_id, ca.rpartition(" ")[2], start.rpartition(" ")[2])
+        return _login(serial, key_id, ca.rpartition(" ")[2], start.rpartition(" ")[2], process)
     if text.startswith('Accepted certificate ID "'):
         key_id, _, end = text.removeprefix('Accepted certificate ID "').rpartition('" (serial ')
         serial, _, signed = end.partition(") signed by ")
-        return _login(serial, key_id, signed.partition(" via ")[0].rpartition(" ")[2], None)
+        return _login(serial, key_id, signed.partition(" via ")[0].rpartition(" ")[2], None, process)
     return None
 
 
-def _login(serial: str, key_id: str, ca: str, fingerprint: str | None) -> Login | None:
+def _login(serial: str, key_id: str, ca: str, fingerprint: str | None, process: str) -> Login | None:
     if not (serial.isascii() and serial.isdigit() and len(serial) <= 20 and int(serial) <= MAX_SERIAL):
         return None
     if not all(_FINGERPRINT.fullmatch(print_of) for print_of in (ca, fingerprint) if print_of is not None):
         return None
-    return Login(int(serial), key_id, ca, fingerprint or "")
+    return Login(int(serial), key_id, ca, fingerprint or "", process)
+
+
+def read_logins(lines: Iterable[str]) -> list[tuple[int, Login]]:
+    """Each login once, with the number of its line; in the order of their first lines.
+
+    With LogLevel VERBOSE one login has several lines, of which the last one also names the key: that one counts. Lines
+    are of one login if process, serial, key id and CA are the same; without a process, up to the line with the key.
+    """
+    found: list[tuple[int, Login]] = []
+    places: dict[Login, int] = {}
+    for number, line in enumerate(lines, 1):
+        login = read_login(line)
+        if login is None:
+            continue
+        same = replace(login, fingerprint="")
+        place = places.get(same)
+        if place is None or (login.fingerprint and found[place][1].fingerprint not in ("", login.fingerprint)):
+            places[same] = len(found)
+            found.append((number, login))
+        elif login.fingerprint:
+            found[place] = (number, login)
+        if login.fingerprint and not login.process:
+            del places[same]
+    return found
 
 
 @verb(
@@ -81,15 +111,17 @@ def _login(serial: str, key_id: str, ca: str, fingerprint: str | None) -> Login 
 )
 @click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@segment_option
 @json_option
-def certs_who(what: Sequence[str], *, as_csv: bool, as_json: bool) -> int:
+def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_json: bool) -> int:
     """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
     A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as
-    for a serial that the ledger lacks. Lines without a certificate are passed over."""
+    for a serial that the ledger lacks. Lines without a certificate are passed over; a login with several lines
+    (LogLevel VERBOSE) is shown once."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other", "give one of them")
     now = int(time.time())
-    with reading_certificates() as reader:
+    with reading_certificates(segment) as reader:
         rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))
     if as_json:
         output.show_json({"certificates": rows})
@@ -121,10 +153,8 @@ def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[st
 
 
 def _of_log(reader: CertificateReader, now: int) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(sys.stdin, 1):
-        login = read_login(line)
-        if login is not None:
-            yield {"line": number, **_row(reader, login.serial, now, login)}
+    for number, login in read_logins(sys.stdin):
+        yield {"line": number, **_row(reader, login.serial, now, login)}
 
 
 def _row(reader: CertificateReader, serial: int, now: int, login: Login | None = None) -> dict[str, Any]:
@@ -147,6 +177,10 @@ def _why_missing(reader: CertificateReader, serial: int) -> str:
         if restored.first_serial <= serial <= restored.last_serial:
             lost = f"lost, or never issued: a backup was restored at event {restored.seq}, and the serial is revoked"
             return f"the ledger has no such certificate; {lost}"
+    if reader.base:
+        return (
+            f"the ledger has no such certificate; the segments of its first {reader.base:,} events may: --segment FILE"
+        )
     return "the ledger has no such certificate"
 
 

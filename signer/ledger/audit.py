@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from signer.errors import LedgerBroken
 from signer.files import open_or_create
-from signer.ledger.chain import GENESIS, entry_hash
+from signer.ledger.archived import check_archived, newest_archive
+from signer.ledger.chain import entry_hash
 from signer.ledger.fold import (
     add_events,
     add_leaves,
@@ -29,8 +30,8 @@ from signer.ledger.fold import (
     folded_up_to,
     rows_of_views,
 )
-from signer.ledger.reader import LedgerReader, broken_at, storage_errors
-from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, View
+from signer.ledger.reader import LedgerReader, broken_at, events_archived, storage_errors
+from signer.ledger.schema import FILE_NAME, TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, View
 from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.ledger.structure import check_structure
 from signer.ledger.subtrees import TILE, leaves
@@ -39,7 +40,6 @@ from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _RANGE: Final = f"{_EVENTS} WHERE seq > ? AND seq <= ? ORDER BY seq"
-_HASHES: Final = "SELECT seq, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
 _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
 _NO_END: Final = 2**63 - 1
@@ -51,10 +51,12 @@ Progress = Callable[[int, int], None]
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     """Checks the chain of the newest `count` events and the structure of the file; returns the head."""
-    newest = f"SELECT * FROM ({_EVENTS} ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
-    rows = reader.query(newest, (count + 1,))
-    if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash
-        head = check_chain(iter(rows), Head(0, GENESIS, 0))
+    newest = f"SELECT * FROM ({_EVENTS} WHERE seq > ? ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
+    rows = reader.query(newest, (reader.base, count + 1))
+    if reader.base:
+        newest_archive(reader)
+    if len(rows) <= count:  # the whole ledger: the chain must start at the genesis hash, or at what was archived
+        head = check_chain(iter(rows), reader.start())
     else:
         first_seq, first_time, *_, _first_prev, first_hash = rows[0]
         head = check_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
@@ -81,12 +83,13 @@ def verify(
     """
     is_private = reader.connection().in_transaction  # then other connections do not see the same data
     with _snapshot(reader):
-        total = reader.head().seq
+        total, base = reader.head().seq, reader.base
         folded = _folded(reader)
-        bounds = [*range(0, total, _CHUNK), total]
+        bounds = [*range(base, total, _CHUNK), total]
         chunks = list(pairwise(bounds))
         if is_private or len(chunks) <= 1:
             _check_file(reader)
+            check_archived(reader)
             found = [_check_chunk(reader, first, last, folded, progress, total) for first, last in chunks]
             _check_views(reader, folded, None)
             _check_views(reader, folded, _counts(found))
@@ -122,11 +125,12 @@ def _verify_in_processes(
     reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
 ) -> None:
     """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
-    path, total, done = reader.data_dir, chunks[-1][1], 0
+    path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], 0
     # Not "fork": SQLite's locks do not survive one.
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
     try:
         file = pool.submit(_check_file_apart, path)
+        archived = pool.submit(_check_archived_apart, path)
         tasks: dict[Future[Counts], int] = {
             pool.submit(_check_chunk_apart, path, first, last, folded): last - first for first, last in chunks
         }
@@ -140,6 +144,7 @@ def _verify_in_processes(
             file.result()  # a damaged file explains all other errors
             raise _first_fault(tasks, broken) from None
         file.result()
+        archived.result()
         structure.result()
         _check_views(reader, folded, _counts(task.result() for task in tasks))
     finally:
@@ -153,20 +158,26 @@ def _first_fault(tasks: dict[Future[Counts], int], broken: LedgerBroken) -> Ledg
 
 
 Counts = dict[str, int]
+_Path = tuple[Path, str]  # of a ledger: the folder, and the file's name
 
 
-def _check_file_apart(data_dir: Path) -> None:
-    with closing(LedgerReader(data_dir)) as reader:
+def _check_file_apart(path: _Path) -> None:
+    with closing(LedgerReader(*path)) as reader:
         _check_file(reader)
 
 
-def _check_views_apart(data_dir: Path, folded: int | None) -> None:
-    with closing(LedgerReader(data_dir)) as reader:
+def _check_archived_apart(path: _Path) -> None:
+    with closing(LedgerReader(*path)) as reader:
+        check_archived(reader)
+
+
+def _check_views_apart(path: _Path, folded: int | None) -> None:
+    with closing(LedgerReader(*path)) as reader:
         _check_views(reader, folded, None)
 
 
-def _check_chunk_apart(data_dir: Path, first: int, last: int, folded: int | None) -> Counts:
-    with closing(LedgerReader(data_dir)) as reader:
+def _check_chunk_apart(path: _Path, first: int, last: int, folded: int | None) -> Counts:
+    with closing(LedgerReader(*path)) as reader:
         return _check_chunk(reader, first, last, folded)
 
 
@@ -187,8 +198,8 @@ def _check_chunk(
     reader: LedgerReader, first: int, last: int, folded: int | None, progress: Progress | None = None, total: int = 0
 ) -> Counts:
     """Checks the events after `first` to `last`, and their rows in the views; returns how many each view has."""
-    head = Head(0, GENESIS, 0)
-    if first:
+    head = reader.start()
+    if first > head.seq:
         entry = reader.entry(first)
         head = Head(first, entry.hash, entry.time_ms)
     rows = reader.query(_RANGE, (first, last))
@@ -234,7 +245,7 @@ def _views(data_dir: Path) -> Iterator[sqlite3.Connection]:
 
 def _folded(reader: LedgerReader) -> int | None:
     """The last event that the views contain; None if they are missing, or of another version or ledger."""
-    if not (reader.data_dir / VIEWS_NAME).exists():
+    if reader.file_name != FILE_NAME or not (reader.data_dir / VIEWS_NAME).exists():
         return None
     with _views(reader.data_dir) as db:
         return folded_up_to(db, reader)
@@ -276,13 +287,19 @@ def _kept_subtrees(db: sqlite3.Connection, level: int, first: int, last: int) ->
     return {number: bytes(digest) for number, digest in rows}
 
 
-def _check_upper_subtrees(db: sqlite3.Connection, folded: int) -> None:
+def _all_subtrees(db: sqlite3.Connection, reader: LedgerReader, level: int, count: int) -> dict[int, bytes]:
+    """The first `count` kept subtrees of a level: the ledger has those of archived events, the views the others."""
+    archived = reader.archived_subtrees(level, 0, count)
+    return _kept_subtrees(db, level, len(archived), count) | dict(enumerate(archived))
+
+
+def _check_upper_subtrees(db: sqlite3.Connection, reader: LedgerReader, folded: int) -> None:
     """Compares the kept subtrees of the higher levels with those below them, and how many there are of each level."""
     level, numbers = TREE_STEP, folded >> TREE_STEP
-    below = _kept_subtrees(db, level, 0, numbers)
+    below = _all_subtrees(db, reader, level, numbers)
     while below:
         level, numbers = level + TREE_STEP, numbers >> TREE_STEP
-        found = _kept_subtrees(db, level, 0, numbers)
+        found = _all_subtrees(db, reader, level, numbers)
         for number in range(numbers):
             parts = [below[one] for one in range(number * TILE, (number + 1) * TILE)]
             if found.get(number) != complete_root(parts):
@@ -336,7 +353,7 @@ def _check_views(reader: LedgerReader, folded: int | None, counts: Counts | None
 
 def _check_tree(db: sqlite3.Connection, reader: LedgerReader, folded: int) -> None:
     """Checks the tree that a keeper goes on from, and the subtrees above those that chunks were compared with."""
-    _check_upper_subtrees(db, folded)
+    _check_upper_subtrees(db, reader, folded)
     now = int(db.execute("SELECT seq FROM folded").fetchone()[0])
     # A keeper may have folded events since that this reader's snapshot of the ledger lacks.
     with closing(LedgerReader(reader.data_dir)) as newest:
@@ -363,7 +380,7 @@ def _views_differ(view: str, where: str) -> LedgerBroken:
 def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:
     if saved.seq > head.seq:
         broken = broken_at(head.seq + 1, f"the ledger ends here, but the saved head has event {saved.seq}")
-    elif saved.seq and reader.entry(saved.seq).hash != saved.hash:
+    elif saved.seq and reader.hash_at(saved.seq) != saved.hash:
         broken = broken_at(saved.seq, "it differs from the saved head")
     else:
         return
@@ -404,7 +421,7 @@ def _compare_checkpoint(reader: LedgerReader, saved: Checkpoint, head: Head) -> 
         raise _head_lost(reader, saved.size, "saved checkpoint") or _differs(how)
     tree = CompactRange()
     for first in range(0, saved.size, _CHUNK):
-        events = reader.query(_HASHES, (first, min(first + _CHUNK, saved.size)))
+        events = reader.hashes(first, min(first + _CHUNK, saved.size))
         tree.extend(leaves(events), TREE_STEP)
     if tree.size != saved.size or tree.root() != saved.root:
         how = f"events 1 to {saved.size} are not those of the checkpoint"
@@ -420,7 +437,9 @@ def _differs(how: str) -> LedgerBroken:
 
 
 def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:
-    """Yields every entry from number `first` on, in order, without verification."""
+    """Yields every entry from number `first` on, in order, unverified; raises `NotFound` for archived ones."""
+    if first <= reader.base:
+        raise events_archived(first, reader.base)
     for row in reader.rows(f"{_EVENTS} WHERE seq >= ? ORDER BY seq", (first,)):
         yield Entry(*row)
 
@@ -440,9 +459,8 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             db.execute("PRAGMA journal_mode = OFF")
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN EXCLUSIVE")
-            create_views(db, with_indexes=False)
-            head, tree = Head(0, GENESIS, 0), CompactRange()
-            for first in range(0, total, _CHUNK):
+            tree, head = create_views(db, ledger, with_indexes=False), ledger.start()
+            for first in range(head.seq, total, _CHUNK):
                 rows = ledger.query(_RANGE, (first, first + _CHUNK))
                 head = check_chain(iter(rows), head)
                 add_events(db, ((seq, kind, actor, body) for seq, _, kind, actor, body, _, _ in rows))

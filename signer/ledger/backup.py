@@ -30,15 +30,15 @@ def back_up(source: LedgerReader, target: Path, progress: Progress = lambda _don
     The copy is made and verified in the folder `.NAME.new` beside it, which is deleted at the end. Raises `BadFile` if
     `target` exists, `Unavailable` if it cannot be written, and the errors of `verify`: then there is no backup.
     """
-    _check_unused(target)
+    check_unused(target)
     folder = target.parent / f".{target.name}.new"
-    with _write_errors(target.parent), _workspace(folder):
+    with write_errors(target.parent), workspace(folder):
         copy = folder / FILE_NAME
         copy_events(source, copy)
         with closing(LedgerReader(folder)) as reader:
             head = verify(reader, progress)
         sync_file(copy)
-        _check_unused(target)
+        check_unused(target)
         copy.rename(target)
         sync_directory(target.parent)
     return head
@@ -62,13 +62,14 @@ def copy_events(source: LedgerReader, target: Path) -> None:
                 raise
 
 
-def _check_unused(target: Path) -> None:
+def check_unused(target: Path) -> None:
+    """Raises `BadFile` if there is something of this name."""
     if os.path.lexists(target):
         raise BadFile("backup_exists", f"{target} exists, and is not overwritten", "give the backup another name")
 
 
 @contextmanager
-def _workspace(folder: Path) -> Iterator[None]:
+def workspace(folder: Path) -> Iterator[None]:
     """An empty folder of this process alone; deleted at the end. What a killed backup left in it is deleted before."""
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
@@ -90,11 +91,14 @@ def _workspace(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _write_errors(place: Path) -> Iterator[None]:
+def write_errors(place: Path, what: str = "backup") -> Iterator[None]:
+    """Maps errors of writing in a folder to `Unavailable`, with the code `backup_failed` or `archive_failed`."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Unavailable(
-            "backup_failed", f"the backup cannot be written: {reason}", write_hint(error, str(place))
+            "backup_failed" if what == "backup" else "archive_failed",
+            f"the {what} cannot be written: {reason}",
+            write_hint(error, str(place)),
         ) from None

@@ -18,7 +18,6 @@ import msgspec
 
 from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
-from signer.ledger.chain import GENESIS
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.schema import (
     ADD_SUBTREE,
@@ -89,13 +88,16 @@ def add_leaves(db: sqlite3.Connection, tree: CompactRange, events: Sequence[tupl
         db.executemany(ADD_SUBTREE, complete)
 
 
-def create_views(db: sqlite3.Connection, *, with_indexes: bool = True) -> None:
-    """Creates all tables of an empty database, folded up to nothing."""
+def create_views(db: sqlite3.Connection, ledger: LedgerReader, *, with_indexes: bool = True) -> CompactRange:
+    """Creates all tables of an empty database, folded up to the ledger's first event; returns the tree up to there."""
     for statement in (*VIEW_TABLES, *(VIEW_INDEXES if with_indexes else ())):
         db.execute(statement)
-    db.execute("INSERT INTO folded VALUES (1, 0, ?, x'', ?, 0)", (GENESIS, boot_time()))
+    start, tree = ledger.start(), TreeReader(ledger, None, 0).compact(ledger.base)
+    values = (start.seq, start.hash, tree.to_bytes(), boot_time(), start.seq)
+    db.execute("INSERT INTO folded VALUES (1, ?, ?, ?, ?, 0, ?)", values)
     db.execute(f"PRAGMA application_id = {VIEWS_APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {VIEWS_VERSION}")
+    return tree
 
 
 def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
@@ -106,11 +108,14 @@ def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
     found = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
     if found != (VIEWS_APPLICATION_ID, VIEWS_VERSION):
         return None
-    row = db.execute("SELECT seq, hash FROM folded").fetchone()
+    row = db.execute("SELECT seq, hash, base FROM folded").fetchone()
     if row is None:
         return None
-    seq, digest = row
-    is_ours = (seq, digest) == (0, GENESIS) or bool(
+    seq, digest, base = row
+    if base != ledger.base:  # folded before something was archived, or from a ledger that was not
+        return None
+    start = ledger.start()
+    is_ours = (seq, digest) == (start.seq, start.hash) or bool(
         ledger.query("SELECT 1 FROM events WHERE seq = ? AND hash = ?", (seq, digest))
     )
     return seq if is_ours else None
@@ -161,7 +166,7 @@ class Fold:
         self._ledger = ledger
         self._db: sqlite3.Connection | None = None
         self._inode = 0
-        self._seq = 0
+        self._seq = 0  # the last event that is folded, or archived
         self._tree = CompactRange()  # over the events up to `_seq`
         self._waits_since: float | None = None  # monotonic seconds; since when events wait that are not in the views
         self._not_before = 0.0
@@ -229,10 +234,11 @@ class Fold:
             while done < len(events):
                 part = events[done : done + _STEP]
                 add_events(db, [event[:4] for event in part])
-                add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in part])
                 done += len(part)
                 if time.monotonic() - start >= SLICE_SECONDS:
                     break
+            # All at once: see `CompactRange.extend`.
+            add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in events[:done]])
             last, digest = events[done - 1][0], events[done - 1][4]
             db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
             db.execute("COMMIT")
@@ -270,9 +276,9 @@ class Fold:
             delete_views(self._path)
             db = self._connect()
             db.execute("BEGIN EXCLUSIVE")
-            create_views(db)
+            tree = create_views(db, self._ledger)
             db.execute("COMMIT")
-            seq, tree = 0, CompactRange()
+            seq = self._ledger.base
         self._db, self._seq, self._tree, self._inode = db, seq, tree, inode_of(self._path)
         return db
 

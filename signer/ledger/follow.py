@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
-from signer.errors import LedgerBroken, Unavailable, write_hint
-from signer.ledger.audit import check_chain
+from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
+from signer.files import sync_directory, write_new
+from signer.ledger.audit import Progress, check_chain, verify
 from signer.ledger.chain import canonical_json
 from signer.ledger.marks import FOLLOWED, Mark, write_mark
+from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Entry, Head
 
 FOLDER: Final = "follow"
+_BEGUN: Final = "ledger.begun"  # a backup that is being verified
+_PIECE: Final = 1024 * 1024  # bytes
 _HINT: Final = "keep both; find out which ledger was changed or restored, then follow anew with an empty folder"
 
 
@@ -52,6 +57,32 @@ class LedgerCopy(Ledger):
             )
         if not has_mark:
             self.note(0)
+
+    def begin_with(self, backup: BinaryIO, progress: Progress = lambda _done, _all: None) -> Head:
+        """Makes the file of a backup, verified, the copy to go on from; returns its head.
+
+        Raises `BadFile` if there is a copy, and the errors of `verify`.
+        """
+        if os.path.lexists(self._path) and (newest := self.head().seq):
+            text = f"{self.data_dir} has a copy with event {newest} as its newest one"
+            raise BadFile("copy_exists", text, "leave --start-from out, or move the folder away")
+        new = self.data_dir / _BEGUN
+        try:
+            new.unlink(missing_ok=True)
+            write_new(new, iter(lambda: backup.read(_PIECE), b""), 0o600)
+            with closing(LedgerReader(self.data_dir, _BEGUN)) as reader:
+                head = verify(reader, progress)
+            self._reset()
+            for end in ("-wal", "-shm"):  # of a copy without events
+                Path(f"{self._path}{end}").unlink(missing_ok=True)
+            new.rename(self._path)
+            sync_directory(self.data_dir)
+        except OSError as error:
+            text = f"the copy cannot be written: {error.strerror}"
+            raise Unavailable("ledger_unavailable", text, write_hint(error, "SIGNER_DATA_DIR")) from None
+        finally:
+            new.unlink(missing_ok=True)
+        return head
 
     def note(self, now: int) -> None:
         """Records that the copy was up to date at `now` (seconds); raises `Unavailable`."""

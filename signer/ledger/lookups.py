@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, get_args
 import msgspec
 
 from signer.errors import NotFound, SignerError
+from signer.ledger.reader import events_archived
 from signer.ledger.revoked import EventReader, made_revocations, preview_hits, revoked_by
 from signer.ledger.views import certificate_details, certificate_row, operation_row, revocation_row
 from signer.model import Activity, Entry, EventFilter, Filter, Head, Issued, Revocation
@@ -36,6 +37,8 @@ _DETAILS: Final = (
 class Reader(EventReader, Protocol):
     """The read access that lookups need."""
 
+    @property
+    def base(self) -> int: ...
     def head(self) -> Head: ...
     def page(self, wanted: Filter) -> tuple[list[Issued], int | None]: ...
     def certificate(self, serial: int) -> tuple[Issued, Entry] | None: ...
@@ -201,7 +204,9 @@ class FindEntries(Lookup):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
+        """The page; raises `NotFound` for events that were archived, and the ledger's errors."""
+        if self.after < reader.base:
+            raise events_archived(self.after + 1, reader.base)
         found = reader.events_after(self.after, self.limit + 1)
         page = _fitting(found[: self.limit], self.room)
         more = str(page[-1]["seq"]) if len(found) > len(page) else None

@@ -25,10 +25,10 @@ def origins(reader: LedgerReader, setting: str | None) -> list[str]:
     """
     base = setting
     if base is None:
-        first = reader.query("SELECT hash FROM events WHERE seq = 1")
-        if not first:
+        first = reader.hash_at(1)
+        if first is None:
             raise Unavailable("checkpoint_not_ready", "the ledger has no events yet", "start the keeper once")
-        base = f"signer-ledger/{first[0][0][:_DIGITS]}"
+        base = f"signer-ledger/{first[:_DIGITS]}"
     restored = reader.query(f"SELECT seq, hash FROM events WHERE {IS_RESTORED} ORDER BY seq")  # noqa: S608
     return [base, *(f"{base}/restored-{seq}-{digest[:8]}" for seq, digest in restored)]
 

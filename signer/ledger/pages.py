@@ -19,7 +19,7 @@ from typing import Any, Final
 from signer.errors import LedgerBroken, NotFound, Unavailable
 from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
 from signer.ledger.reader import REACH, LedgerReader
-from signer.ledger.schema import ISSUED, VIEWS_NAME
+from signer.ledger.schema import FILE_NAME, ISSUED, VIEWS_NAME
 from signer.ledger.subtrees import TreeReader
 from signer.ledger.tree import consistency_proof
 from signer.model import Activity, Entry, EventFilter, Filter, Issued
@@ -45,10 +45,11 @@ _ISSUED: Final = (
 class CertificateReader(LedgerReader):
     """Reads certificates; raises `Unavailable` (`views_behind`) if the views lack more than `max_missing` events."""
 
-    def __init__(self, data_dir: Path, max_missing: int = MAX_MISSING) -> None:
-        super().__init__(data_dir)
-        self._views_path = data_dir / VIEWS_NAME
-        self._max_missing = max_missing
+    def __init__(self, data_dir: Path, max_missing: int | None = MAX_MISSING, segment: str | None = None) -> None:
+        """`segment` is the name of a file of `signer ledger archive` in the folder, which has no views."""
+        super().__init__(data_dir, segment or FILE_NAME)
+        self._views_path = None if segment else data_dir / VIEWS_NAME
+        self._max_missing = _NO_END if max_missing is None else max_missing
         self._views: sqlite3.Connection | None = None
         self._inode = self._events_inode = 0
         self._memory: sqlite3.Connection | None = (
@@ -106,7 +107,7 @@ class CertificateReader(LedgerReader):
 
         Certificates are not counted one by one: they are all events but the others.
         """
-        first = [self.first_since(bound) for bound in bounds]
+        first = [max(self.first_since(bound), self.base + 1) for bound in bounds]  # archived ones are not counted
         with self._snapshot() as (memory, file, folded):
             found = []
             for start, end in pairwise(first):
@@ -214,14 +215,15 @@ class CertificateReader(LedgerReader):
                 self._views.execute("ROLLBACK")
 
     def _begin(self) -> tuple[sqlite3.Connection | None, int]:
-        events_inode, inode = inode_of(self._path), inode_of(self._views_path)
+        events_inode = inode_of(self._path)
+        inode = 0 if self._views_path is None else inode_of(self._views_path)
         if events_inode != self._events_inode:  # another ledger was put in its place
             self.close()
             self._events_inode = events_inode
         if inode != self._inode:
             self._close_views()
         if not inode:
-            return None, 0
+            return None, self.base
         try:
             if self._views is None:
                 uri = f"file:{self._views_path}?mode=ro"
@@ -236,7 +238,7 @@ class CertificateReader(LedgerReader):
             folded = None
         if folded is None:
             self._close_views()
-            return None, 0
+            return None, self.base
         return self._views, folded
 
     def _close_views(self) -> None:
@@ -253,8 +255,9 @@ class CertificateReader(LedgerReader):
         if self._memory is None or not is_useful or newest - self._memory_first > 2 * self._max_missing:
             if self._memory is not None:
                 self._memory.close()
-            self._memory = sqlite3.connect(":memory:", isolation_level=None)
-            create_views(self._memory)
+            # An empty name is a file without one: the views of a whole segment need not fit into memory.
+            self._memory = sqlite3.connect("" if self._views_path is None else ":memory:", isolation_level=None)
+            create_views(self._memory, self)
             self._memory_first = self._memory_last = folded
         while self._memory_last < newest:
             events = self.query(_TO_FOLD, (self._memory_last, newest, _STEP))

@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import msgspec
 
-from signer.errors import LedgerBroken, Unavailable, write_hint
+from signer.errors import LedgerBroken, NotFound, Unavailable, write_hint
 from signer.ledger.chain import GENESIS
 from signer.ledger.schema import (
     APPLICATION_ID,
+    ARCHIVED_VERSION,
     FILE_NAME,
+    IS_ARCHIVED,
     IS_ASKED,
     IS_FREEZE,
     IS_HOST,
@@ -30,7 +32,7 @@ from signer.ledger.schema import (
     IS_SERVICE_KEY,
     IS_VAULTS,
     IS_WITHHELD,
-    VERSION,
+    TREE_STEP,
 )
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
@@ -61,6 +63,24 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
+class Archive:
+    """What an event `ledger.archived` says: its number and time, the first and the last event of the segment, the hash
+    of the last one, the root of the tree of all events up to it, the digest (hex SHA-256) of the segment's file, and
+    how many events were carried over, with the digest of their numbers and hashes."""
+
+    seq: int
+    time_ms: int
+    first: int
+    last: int
+    head: str
+    root: str
+    file: str
+    sha256: str
+    carried: int
+    carried_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class IssuedEvent:
     """What an event says of a certificate that it records; times are in seconds since 1970."""
 
@@ -86,15 +106,18 @@ _ISSUED_FACTS: Final = msgspec.json.Decoder(_IssuedFacts)
 
 
 class LedgerReader:
-    """Reads a ledger, also while a keeper writes it."""
+    """Reads a ledger, also while a keeper writes it; or the file of another name in the folder."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, file_name: str = FILE_NAME) -> None:
         self.data_dir = data_dir
-        self._path = data_dir / FILE_NAME
+        self.file_name = file_name
+        self._path = data_dir / file_name
         self._db: sqlite3.Connection | None = None
+        self._base: int | None = None
 
     def close(self) -> None:
         """Closes the connection; the next read opens a new one."""
+        self._base = None
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -123,17 +146,22 @@ class LedgerReader:
             db.close()
             raise LedgerBroken(
                 "ledger_not_ours",
-                f"{FILE_NAME} in SIGNER_DATA_DIR is not a ledger of signer",
+                f"{self.file_name} in {self._place} is not a ledger of signer",
                 "give the keeper its own SIGNER_DATA_DIR",
             )
-        if found > VERSION:
+        if found > ARCHIVED_VERSION:
             db.close()
             raise LedgerBroken(
                 "ledger_version_newer",
-                f"the ledger has version {found}; this signer supports version {VERSION}",
+                f"the ledger has version {found}; this signer supports version {ARCHIVED_VERSION}",
                 "start the newer version that wrote it",
             )
         return db
+
+    @property
+    def _place(self) -> str:
+        """The folder, as an error names it."""
+        return "SIGNER_DATA_DIR" if self.file_name == FILE_NAME else str(self.data_dir)
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement; raises `Unavailable` or `LedgerBroken`."""
@@ -157,10 +185,88 @@ class LedgerReader:
         return Head(0, GENESIS, 0)
 
     def entry(self, seq: int) -> Entry:
-        """One event by its number; raises `LedgerBroken` if it is not there."""
+        """One event by its number; raises `LedgerBroken` if it is not there, `NotFound` if it was archived."""
         for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
             return Entry(*row)
+        if 0 < seq <= self.base:
+            raise events_archived(seq, self.base)
         raise broken_at(seq, "the event is missing")
+
+    # --- archived events ----------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> int:
+        """How many events were archived: the ledger has those after them, and of them only their hashes and those that
+        were carried over. 0 for most ledgers."""
+        if self._base is None:
+            base = 0
+            if self.query("PRAGMA user_version")[0][0] == ARCHIVED_VERSION:
+                ((last,),) = self.query("SELECT max(number) FROM archived WHERE level = 0")
+                base = 0 if last is None else (last + 1) << TREE_STEP
+            self._base = base
+        return self._base
+
+    def start(self) -> Head:
+        """The newest archived event, from which the ledger's own go on; its time is not known here and 0."""
+        base = self.base
+        return Head(base, GENESIS if not base else self.hashes(base - 1, base)[0][1], 0)
+
+    def hash_at(self, seq: int) -> str | None:
+        """The hash of an event, also of one that was archived; None without such an event."""
+        if seq <= 0:
+            return None
+        return next((digest for _, digest in self.hashes(seq - 1, seq)), None)
+
+    def hashes(self, after: int, last: int) -> list[tuple[int, str]]:
+        """Number and hash of the events after `after` to `last`, also of those that were archived."""
+        found: list[tuple[int, str]] = []
+        if after < (end := min(last, self.base)):
+            rows = self.query(
+                "SELECT number, hashes FROM archived WHERE level = 0 AND number >= ? AND number <= ? ORDER BY number",
+                (after >> TREE_STEP, (end - 1) >> TREE_STEP),
+            )
+            for number, tile in rows:
+                digests, start = bytes(tile).hex(), number << TREE_STEP
+                places = range(max(after - start, 0), min(end - start, _TILE))
+                found += [(start + at + 1, digests[64 * at : 64 * at + 64]) for at in places]
+        if last > self.base:
+            found += self.query(
+                "SELECT seq, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq", (max(after, self.base), last)
+            )
+        return found
+
+    def archived_subtrees(self, level: int, first: int, last: int) -> list[bytes]:
+        """The hashes of complete subtrees of archived events at a level that is kept, from number `first` to before
+        `last`; raises `LedgerBroken` if the table lacks one."""
+        last = min(last, self.base >> level)
+        if first >= last:
+            return []
+        rows = self.query(
+            "SELECT hashes FROM archived WHERE level = ? AND number >= ? AND number <= ? ORDER BY number",
+            (level, first >> TREE_STEP, (last - 1) >> TREE_STEP),
+        )
+        data = b"".join(bytes(tile) for (tile,) in rows)[32 * (first % _TILE) :][: 32 * (last - first)]
+        if len(data) != 32 * (last - first):
+            raise LedgerBroken(
+                "ledger_broken",
+                f"the ledger's table of archived hashes lacks subtrees of level {level}",
+                "keep the file unchanged and restore a backup",
+            )
+        return [data[at : at + 32] for at in range(0, len(data), 32)]
+
+    def archives(self) -> list[Archive]:
+        """What was archived of this ledger, oldest first; raises `LedgerBroken` for a malformed event."""
+        found = []
+        for entry in self._events(IS_ARCHIVED, 0):
+            try:
+                body = json.loads(entry.body)
+                segment, carried = body["segment"], body["carried"]
+                facts = int(body["first"]), int(body["last"]), str(body["head"]), str(body["root"])
+                files = str(segment["name"]), str(segment["sha256"]), int(carried["events"]), str(carried["sha256"])
+            except (KeyError, ValueError, TypeError):
+                raise broken_at(entry.seq, "it is not a valid ledger.archived event") from None
+            found.append(Archive(entry.seq, entry.time_ms, *facts, *files))
+        return found
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         """Recorded operations, newest first: with that evidence, if given, and before event `before`."""
@@ -368,6 +474,17 @@ class LedgerReader:
 
 
 _NO_END: Final = 2**63 - 1
+_TILE: Final = 1 << TREE_STEP
+
+
+def events_archived(seq: int, base: int) -> NotFound:
+    """The error for an event that only a segment has; the ledger's own begin after `base`."""
+    return NotFound(
+        "events_archived",
+        f"event {seq:,} is in a segment: the ledger begins after event {base:,}",
+        "read the file of `signer ledger archive` with --segment FILE",
+        {"archived": base},
+    )
 
 
 def broken_at(seq: int, what: str) -> LedgerBroken:

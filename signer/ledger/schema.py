@@ -6,6 +6,9 @@ folded from them afterwards and can be deleted at any time.
 A view is a table of facts: each row is made from one event, carries its `seq`, and never changes. So the rows of a file
 and those of the events that it lacks are together the rows of all events, whatever the view is. Beside them is the
 Merkle tree over the events (`subtrees.py`): one row for each 256 of them, of the hashes of all.
+
+A ledger whose first events were archived (`archive.py`) has the hashes of these in the table `archived`, and beside its
+own events those of the archived ones that still decide something.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import msgspec
 
 FILE_NAME: Final = "ledger.sqlite3"
 VERSION: Final = 2  # 1 had the views as tables beside the events, written by each commit
+ARCHIVED_VERSION: Final = 3  # of a ledger with the table `archived`: a release that does not know it must not open it
 APPLICATION_ID: Final = 0x5367_4E72  # "SgNr"; shown by `file`
 VIEWS_NAME: Final = "views.sqlite3"
 VIEWS_APPLICATION_ID: Final = 0x5367_4E76  # "SgNv"
@@ -35,6 +39,20 @@ CREATE TRIGGER events_are_never_replaced BEFORE INSERT ON events WHEN NEW.seq <=
 CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
 """
 
+# The hashes of archived events, a multiple of 256 of them; a table that only the maker of a new file fills. Row (0, n)
+# has the hashes of events 256 n + 1 to 256 n + 256. Row (8, n) has those of the complete subtrees of level 8 from
+# number 256 n on, at most 256; row (16, n) those of level 16, and so on.
+ARCHIVED: Final = """
+CREATE TABLE archived (
+    level INTEGER NOT NULL, number INTEGER NOT NULL, hashes BLOB NOT NULL, PRIMARY KEY (level, number)
+) STRICT;
+"""
+ARCHIVED_TRIGGERS: Final = tuple(
+    f"CREATE TRIGGER archived_is_never_{name} BEFORE {verb} ON archived BEGIN SELECT RAISE(ABORT, 'read only'); END;"
+    for name, verb in (("added_to", "INSERT"), ("changed", "UPDATE"), ("removed", "DELETE"))
+)
+ADD_ARCHIVED: Final = "INSERT INTO archived VALUES (?, ?, ?)"
+
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
 IS_HOST: Final = "kind IN ('host.added', 'host.removed')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"
@@ -43,6 +61,7 @@ IS_WITHHELD: Final = "kind = 'certificate.withheld'"
 # a certificate's event decides it by two comparisons; a list of the kinds would cost each certificate 1 µs.
 IS_ASKED: Final = "((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))"
 IS_RESTORED: Final = "kind = 'ledger.restored'"
+IS_ARCHIVED: Final = "kind = 'ledger.archived'"
 # The public halves of the keeper's own keys, one event for each key.
 IS_SERVICE_KEY: Final = "kind IN ('ledger.key', 'publishing.key')"
 # What the revocation list is made of, besides the certificates: revocations, and the CA keys that there were.
@@ -59,6 +78,7 @@ EVENT_INDEXES: Final = (
     f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
     f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
     f"CREATE INDEX IF NOT EXISTS events_of_restored ON events (seq) WHERE {IS_RESTORED}",
+    f"CREATE INDEX IF NOT EXISTS events_of_archived ON events (seq) WHERE {IS_ARCHIVED}",
     f"CREATE INDEX IF NOT EXISTS events_of_revocations ON events (seq) WHERE {IS_REVOCATION}",
     f"CREATE INDEX IF NOT EXISTS events_of_service_keys ON events (seq) WHERE {IS_SERVICE_KEY}",
     f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
@@ -242,10 +262,11 @@ ADD_SUBTREE: Final = "INSERT INTO subtrees VALUES (?, ?, ?)"
 # Up to which event the views are folded, and its hash, which only the ledger has that they were folded from. `tree` is
 # the Merkle tree up to there, from which it grows (`tree.CompactRange.to_bytes`), and a checksum of `subtrees`. `boot`
 # is when the host started (seconds since 1970): without fsync a file is as it was written until the host stops.
-# `is_synced` is 1 if the file was synced when it was closed.
+# `is_synced` is 1 if the file was synced when it was closed. `base` is how many events were archived: views have none
+# of these, and `subtrees` only what is complete after them.
 _FOLDED: Final = """CREATE TABLE folded (
     id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL, tree BLOB NOT NULL,
-    boot INTEGER NOT NULL, is_synced INTEGER NOT NULL
+    boot INTEGER NOT NULL, is_synced INTEGER NOT NULL, base INTEGER NOT NULL
 ) STRICT"""
 VIEW_TABLES: Final = (_FOLDED, _SUBTREES, *(view.table for view in VIEWS))
 VIEW_INDEXES: Final = tuple(index for view in VIEWS for index in view.indexes)

@@ -24,6 +24,7 @@ from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
 
 LOCK_NAME: Final = "ledger.lock"
+INTERRUPTED: Final = "ledger.restored"  # a folder: the file of a restore or archive that was interrupted when complete
 CHECKED_AT_START: Final = 1_000  # events
 
 
@@ -62,6 +63,12 @@ class Ledger(LedgerReader):
         """The open connection; creates the ledger if there never was one. A new connection reads the head again."""
         if self._db is None:
             new = not self._path.exists()
+            if new and (self.data_dir / INTERRUPTED).exists():
+                raise Unavailable(
+                    "ledger_missing",
+                    "the ledger is missing from SIGNER_DATA_DIR: `ledger restore` or `ledger archive` was interrupted",
+                    "run that command again; it first ends what was begun",
+                )
             if new and os.fstat(self._lock).st_size > 0:
                 raise Unavailable(
                     "ledger_missing",

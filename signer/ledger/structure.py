@@ -12,14 +12,18 @@ from functools import cache
 from typing import Final
 
 from signer.errors import LedgerBroken
-from signer.ledger.schema import EVENTS
+from signer.ledger.schema import ARCHIVED, ARCHIVED_TRIGGERS, ARCHIVED_VERSION, EVENTS
 
-_TABLES: Final = ("events", "probe")  # older ledgers have others beside them, which nothing reads
+# Older ledgers have others beside them, which nothing reads; so is `archived` in one of an older version.
+_TABLES: Final = ("events", "probe")
+_ARCHIVED_TABLES: Final = (*_TABLES, "archived")
 
 
 def check_structure(db: sqlite3.Connection) -> None:
     """Raises `LedgerBroken` with every difference; raises `sqlite3` errors as they are."""
-    expected, found = _expected(), _read(db)
+    is_archived = db.execute("PRAGMA user_version").fetchone()[0] == ARCHIVED_VERSION
+    tables = _ARCHIVED_TABLES if is_archived else _TABLES
+    expected, found = _expected(tables), _read(db, tables)
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} is not one of signer's" for name in found if name not in expected]
     differences += [
@@ -34,20 +38,20 @@ def check_structure(db: sqlite3.Connection) -> None:
 
 
 @cache
-def _expected() -> dict[str, str]:
+def _expected(tables: tuple[str, ...]) -> dict[str, str]:
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(EVENTS)
-        return _read(db)
+        db.executescript(EVENTS + ARCHIVED + "".join(ARCHIVED_TRIGGERS))
+        return _read(db, tables)
 
 
-def _read(db: sqlite3.Connection) -> dict[str, str]:
+def _read(db: sqlite3.Connection, tables: tuple[str, ...]) -> dict[str, str]:
     """What each column and trigger of the tables is, by its name."""
     found: dict[str, str] = {}
-    for table in _TABLES:
+    for table in tables:
         columns = db.execute('SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)', (table,))
         for name, *facts in columns:
             found[f"column {table}.{name}"] = " ".join(map(str, facts))
-    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN (?, ?)", _TABLES)
-    for name, sql in triggers:
+    triggers = db.execute("SELECT name, sql, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, sql in ((name, sql) for name, sql, table in triggers if table in tables):
         found[f"trigger {name}"] = " ".join(sql.split())
     return found

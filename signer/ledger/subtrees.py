@@ -1,6 +1,7 @@
 """The Merkle tree over a ledger's events as it is kept: where the views have a subtree, and where events must be read.
 
-`Fold` writes rows of `subtrees` as it folds; nothing is decided by them. The leaf of event n is leaf n - 1.
+`Fold` writes rows of `subtrees` as it folds; nothing is decided by them. Those of archived events are in the ledger.
+The leaf of event n is leaf n - 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from signer.ledger.schema import TREE_STEP
 from signer.ledger.tree import HASH_BYTES, CompactRange, complete_root, leaf_hash
 
 TILE: Final = 1 << TREE_STEP  # events, or subtrees, under one kept row
-_HASHES: Final = "SELECT seq, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
 _HEX: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _ROWS: Final = "SELECT hash FROM subtrees WHERE level = ? AND number >= ? AND number < ? ORDER BY number"
 
@@ -61,16 +61,17 @@ class TreeReader:
 
     def _kept(self, level: int, first: int, last: int) -> list[bytes]:
         """The kept hashes at a level, from number `first` to before `last` or the last that is kept."""
-        last = min(last, self._folded >> level)
+        archived = self._ledger.archived_subtrees(level, first, last)
+        first, last = first + len(archived), min(last, self._folded >> level)
         if self._views is None or first >= last:
-            return []
+            return archived
         found = [bytes(digest) for (digest,) in self._views.execute(_ROWS, (level, first, last))]
         if len(found) != last - first:
             raise sqlite3.DatabaseError(f"it lacks subtrees of level {level} from {first} to {last}")
-        return found
+        return archived + found
 
     def _leaves(self, first: int, last: int) -> list[bytes]:
-        found = leaves(self._ledger.query(_HASHES, (first, last)))
+        found = leaves(self._ledger.hashes(first, last))
         if len(found) != last - first:
             raise broken_at(first + len(found) + 1, "the event is missing")
         return [leaf_hash(data) for data in found]

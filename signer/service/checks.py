@@ -159,11 +159,9 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         owner = None if user is None else look_up_user(user).pw_uid
         with acting_as(owner):
             channels = load_channels(file)
-    except BadFile as error:
-        for problem in error.problems:
+    except (BadFile, BadSettings) as error:
+        for problem in error.problems or (error.text,):
             yield Check("fail", error.code, " ".join(problem.split()), error.hint)
-    except BadSettings as error:
-        yield Check("fail", error.code, error.text, error.hint)
     else:
         names = ", ".join(f"{channel.name} ({channel.facts.kind})" for channel in channels)
         yield Check("ok", "notices", f"{names}; `signer notices test` sends one to each")

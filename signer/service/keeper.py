@@ -627,7 +627,8 @@ class Keeper:
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
         cosigning = cosigning_warnings(self._ledger.data_dir, now)
         mode = still_vault(self._backend.mode, self._core.cut_over())
-        if warnings := mode + self._core.warnings() + published.warnings(now) + list(cosigning.values()):
+        told = [] if self._notifier is None else self._notifier.warnings()
+        if warnings := mode + self._core.warnings() + published.warnings(now) + list(cosigning.values()) + told:
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready

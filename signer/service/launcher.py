@@ -389,8 +389,7 @@ def _prepare_notices(settings: Settings, owner: Ids | None) -> None:
     try:
         facts = settings.notices_dir.lstat()
         if stat.S_IMODE(facts.st_mode) != _PASSED_THROUGH:
-            with acting_as(facts.st_uid):  # root in a container may not change the mode of another user's directory
-                settings.notices_dir.chmod(_PASSED_THROUGH)
+            _open_to_pass(settings.notices_dir, facts.st_uid)
         _set_owner(settings.notices_dir, owner.user, owner.group)
     except OSError as error:
         raise BadSettings(
@@ -398,6 +397,15 @@ def _prepare_notices(settings: Settings, owner: Ids | None) -> None:
             f"SIGNER_NOTICES_DIR cannot be prepared: {error.strerror}",
             f"{write_hint(error, 'it')}; root needs CAP_CHOWN",
         ) from None
+
+
+def _open_to_pass(directory: Path, owner: int) -> None:
+    """Root in a container may not change the mode of another user's directory, but become that user."""
+    try:
+        directory.chmod(_PASSED_THROUGH)
+    except PermissionError:
+        with acting_as(owner):
+            directory.chmod(_PASSED_THROUGH)
 
 
 def _ledger_files(folder: Path, owner: int) -> list[Path]:

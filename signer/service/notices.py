@@ -459,8 +459,8 @@ class Process:
 
     # --- channels ---------------------------------------------------------------------------------------------------
 
-    def _load(self) -> bool:
-        """Takes the channels of the file; False, and the current ones stay, if it is not good."""
+    def _load(self) -> SignerError | None:
+        """Takes the channels of the file; the current ones stay if it is not good, and the reason is returned."""
         assert self._settings.notices_file is not None, "checked by `run_notices`"  # noqa: S101
         try:
             channels = load_channels(self._settings.notices_file)
@@ -469,10 +469,10 @@ class Process:
             log.error("%s (%s): %s %s", error.text, error.code, problems, error.hint)  # noqa: TRY400
             if not self._outboxes:
                 self._fault = f"{error.text} ({error.code})"
-            return False
+            return error
         self._fault = ""
         self._use(channels)
-        return True
+        return None
 
     def _use(self, channels: tuple[Channel, ...]) -> None:
         former, self._outboxes = self._outboxes, {}
@@ -498,9 +498,12 @@ class Process:
 
     def _reload(self) -> None:
         began = time.monotonic()
-        taken = self._load()
+        failure = self._load()
         self._say_hello()
-        self._supervisor.reloaded(began, {"changed": taken, "channels": list[object](sorted(self._outboxes))})
+        report: dict[str, object] = {"channels": sorted(self._outboxes)}
+        if failure is not None:
+            report["error"] = {**failure.as_json(), "problems": list(getattr(failure, "problems", ()))}
+        self._supervisor.reloaded(began, report)
 
     def _close(self) -> None:
         deadline = time.monotonic() + ENDS_WITHIN

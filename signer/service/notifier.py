@@ -115,7 +115,7 @@ class Notifier:
         self._changed: set[str] = set()
         self._counts: dict[str, Counts] = {}
         self._tried = self._looked_at_faults = self._looked_at_tokens = -TOKENS_EVERY
-        self.fault = ""  # why nothing is sent, as the process says
+        self._fault = ""  # why there are no channels, as the process says
 
     # --- one round of the keeper's loop ---------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Notifier:
     def _begin(self, hello: Hello) -> None:
         """Starts from what the process had; events that are too old to be told are left out."""
         is_first = self._channels is None
-        self._channels, self.fault = hello.channels, hello.fault[:MAX_ERROR]
+        self._channels, self._fault = hello.channels, hello.fault[:MAX_ERROR]
         for name in [name for name in self._counts if name not in {channel.name for channel in hello.channels}]:
             del self._counts[name]
         for channel in hello.channels:
@@ -212,8 +212,11 @@ class Notifier:
         self._looked_at_tokens = -TOKENS_EVERY
 
     def _offer(self, entry: Entry) -> bool:
-        """Sends the notice of an event, if it has one; False if there was no room."""
-        notice = self._make(entry)
+        """Sends the notice of an event, if it has one; False if there was no room, or it cannot be made now."""
+        try:
+            notice = self._make(entry)
+        except (Unavailable, LedgerBroken):
+            return False
         if notice is not None and not self._send(notice):
             return False
         self._position = entry.seq
@@ -222,6 +225,8 @@ class Notifier:
     def _make(self, entry: Entry) -> Notice | None:
         try:
             return self._sources.of_event(entry)
+        except (Unavailable, LedgerBroken):
+            raise
         except Exception as error:  # noqa: BLE001 - a notice that cannot be made must not end the keeper
             self._lines.fault("internal error while a notice was made", error)
             return None
@@ -258,15 +263,21 @@ class Notifier:
     # --- the state of the service ---------------------------------------------------------------------------------
 
     def _tell_state(self, now: float) -> None:
+        try:
+            self._look_at_state(now)
+        except Exception as error:  # noqa: BLE001 - what humans are told must not end the keeper
+            self._lines.fault("internal error while the state was looked at for notices", error)
+        while self._unsent and self._send(self._unsent[0]):
+            self._unsent.pop(0)
+        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
+
+    def _look_at_state(self, now: float) -> None:
         if now - self._looked_at_faults >= FAULTS_EVERY:
             self._looked_at_faults = now
             self._unsent += self._faults.update(self._sources.faults(), int(self._clock()))
         if now - self._looked_at_tokens >= TOKENS_EVERY:
             self._looked_at_tokens = now
             self._unsent += self._sources.tokens()
-        while self._unsent and self._send(self._unsent[0]):
-            self._unsent.pop(0)
-        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
 
     # --- who was told ---------------------------------------------------------------------------------------------
 
@@ -328,6 +339,17 @@ class Notifier:
         """The requests of which something was reported since the last call."""
         changed, self._changed = self._changed, set()
         return changed
+
+    def warnings(self) -> list[str]:
+        """What should not stay as it is, for whoever looks whether the service is ready; names nobody."""
+        if self._channels is None:
+            return ["the process that sends notices is not there, so nobody is told: see its log"]
+        if not self._channels:
+            return [f"no notices are sent: {self._fault or 'no channel is configured'}"]
+        failing = sum(bool(counts.error) for counts in self._counts.values())
+        if not failing:
+            return []
+        return [f"{failing} of {len(self._channels)} channels do not take notices: run `signer notices test`"]
 
     @property
     def is_connected(self) -> bool:

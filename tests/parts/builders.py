@@ -242,6 +242,8 @@ def names_in(entry: Entry) -> list[str]:
 class MemoryStore:
     """A ledger in memory. `fail` makes the next commits fail: before anything is kept, or after all is on disk."""
 
+    base = 0  # nothing is archived
+
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.fail: str = ""

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
@@ -28,6 +29,7 @@ from tests.parts.answering_channels import play_channels
 from tests.parts.evidence import sealed_run
 from tests.parts.keeper_replies import play_status
 from tests.parts.keys import Key, KeyRing
+from tests.parts.long_ledger import fill_long
 from tests.parts.moving import play_move
 from tests.parts.parity_sides import play
 from tests.parts.removal import play_removal
@@ -137,6 +139,7 @@ LAUNCHER_REPLIES: dict[str, dict[str, object]] = {
             "subject": "CN=signer.example",
             "expires": "2025-06-01T00:00:00Z",
         },
+        "notices": {"channels": ["annas-phone", "hook"]},
     },
     "refused": {
         "keeper": {
@@ -161,6 +164,15 @@ LAUNCHER_REPLIES: dict[str, dict[str, object]] = {
                 "hint": "write both files of one renewal, then reload",
             },
             "kept": "aa" * 32,
+        },
+        "notices": {
+            "channels": ["hook"],
+            "error": {
+                "code": "notices_file_refused",
+                "text": "notices.toml: 1 problem",
+                "hint": "see runbooks/operate/notices.md for its form",
+                "problems": ["line 3    channels.hook.url    is plain http to another machine"],
+            },
         },
     },
 }
@@ -220,8 +232,8 @@ class World:
         set NAME VALUE, sql STATEMENT (see `tamper`), vault ROLE (see `parity_sides`), cutover CASE (see `moving`),
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
         `keeper_replies`), channels FILE (see `play_channels`), witnessed or rewritten (see `witnessed`), witness (see
-        `fill_state`), evidence (a run, sealed and recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they
-        name."""
+        `fill_state`), long (a ledger of 300 days, see `long_ledger`), evidence (a run, sealed and recorded). <dir>,
+        <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -256,6 +268,10 @@ class World:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
+            case ["long"]:
+                shutil.rmtree(self.folder / "data")
+                (self.folder / "data").mkdir(mode=0o700)
+                fill_long(self.folder / "data", 300)
             case ["witness"]:
                 fill_state(self.folder / "witness")
             case ["sql", statement]:
@@ -313,7 +329,8 @@ class World:
         text = re.sub(r"\b20(2[6-9]|[3-8]\d)-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>", text)
         text = re.sub(r"\b(\d+:)[0-9a-f]{64} <time>", r"\1<hash> <time>", text)  # the head of a restored ledger
         text = re.sub(r'("hash": ")[0-9a-f]{64}(", "time": "<time>")', r"\1<hash>\2", text)  # and of a followed one
-        text = re.sub(r"ledger\.replaced-\S+Z(-\d+)?", "ledger.replaced-<time>", text)  # a second one
+        text = re.sub(r"ledger\.(replaced|archived)-\S+Z(-\d+)?", r"ledger.\1-<time>", text)  # a second one
+        text = re.sub(r'(sha256  |"sha256": ")[0-9a-f]{64}$', r"\1<sha256>", text, flags=re.MULTILINE)
         text = re.sub(r'(since <time> \(|"age": ")\d+[ms]', r"\1<n>s", text)
         return re.sub(r"\b\d+ days", "<n> days", text)
 

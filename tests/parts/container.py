@@ -1,4 +1,4 @@
-"""The image, built for the tests, and the service out of it as the compose files start it, with podman."""
+"""The image, built for the tests with podman, and the service out of it as the compose files start it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASE_FILE: Final = ROOT / "overlays" / "safe-session.yaml"
 OVERLAY_FILE: Final = ROOT / "overlays" / "safe-session-local-ca.yaml"
 API: Final = "safe-session-api"
 FOLDER_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"
-KEEPER_ID, API_ID = 8221, 8222  # as the Containerfile has them
+KEEPER_ID, API_ID, NOTICES_ID = 8221, 8222, 8223  # as the Containerfile has them
 
 # For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
 # that is tested.
@@ -47,19 +47,20 @@ class Ended:
     err: str
 
 
-class Engine:
-    """podman and podman-compose with a configuration of their own in `folder`; `image` is built once."""
+class ContainerEngine:
+    """A container engine and its compose command, run with `environ`; `image` is the one that the tests use."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        configuration = folder / "containers.conf"
-        configuration.write_text(CONTAINERS_CONF)
-        self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PLATFORM_RUNTIME_")},
-            "CONTAINERS_CONF": str(configuration),
-        }
-        self.image = f"localhost/signer:test-{os.getpid()}"
-        self.built = ""
+    program: str
+    compose_command: tuple[str, ...]
+    joint: str  # between project, service and number in the name that compose gives a container
+    at_once: tuple[str, ...] = ()  # options of `rm`
+
+    def __init__(self, image: str, settings: Mapping[str, str]) -> None:
+        """`settings` are the variables that steer it, added to those of the tests."""
+        self.image = image
+        self.settings = dict(settings)
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PLATFORM_RUNTIME_")}
+        self.environ = {**ours, **settings}
 
     def run(self, *argv: str, environ: Mapping[str, str] | None = None, timeout: float = 100) -> Ended:
         """Runs a command with this engine's configuration."""
@@ -73,12 +74,51 @@ class Engine:
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
+    def control(self, *argv: str, timeout: float = 100) -> str:
+        """What the engine prints; raises with what it says if it fails."""
+        done = self.run(self.program, *argv, timeout=timeout)
+        if done.status != 0:
+            raise RuntimeError(f"{self.program} {' '.join(argv)}: {done.status}\n{done.out}{done.err}")
+        return done.out
+
+    def compose(self, files: Sequence[Path], *argv: str, environ: Mapping[str, str] | None = None) -> Ended:
+        """The compose command with these files."""
+        named = [part for file in files for part in ("-f", str(file))]
+        return self.run(*self.compose_command, *named, *argv, environ=environ)
+
+    def remove_project(self, project: str) -> None:
+        """Removes the containers and the ledger of a compose project."""
+        label = f"label=com.docker.compose.project={project}"
+        for _ in range(3):  # one that is just being started again by its restart policy may slip through
+            if not (left := self.control("ps", "--all", "--quiet", "--filter", label).split()):
+                break
+            self.run(self.program, "rm", "--force", *self.at_once, *left)
+        self.run(self.program, "volume", "rm", "--force", f"{project}_ledger")
+
+
+class Engine(ContainerEngine):
+    """podman and podman-compose with a configuration of their own in `folder`; `image` is built once."""
+
+    program = "podman"
+    compose_command = (str(Path(sys.executable).with_name("podman-compose")),)
+    joint = "_"
+    at_once = ("--time", "1", "--ignore")
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        configuration = folder / "containers.conf"
+        configuration.write_text(CONTAINERS_CONF)
+        super().__init__(f"localhost/signer:test-{os.getpid()}", {"CONTAINERS_CONF": str(configuration)})
+        self.built = ""
+
     def podman(self, *argv: str) -> str:
         """What podman prints; raises with what it says if it fails."""
-        done = self.run("podman", *argv)
-        if done.status != 0:
-            raise RuntimeError(f"podman {' '.join(argv)}: {done.status}\n{done.out}{done.err}")
-        return done.out
+        return self.control(*argv)
+
+    def remove_project(self, project: str) -> None:
+        """Removes its pod, too."""
+        super().remove_project(project)
+        self.run("podman", "pod", "rm", "--force", "--ignore", f"pod_{project}")
 
     def make_base(self) -> str:
         """Makes the image to build on, if it is not there; why it cannot, else nothing."""
@@ -121,25 +161,20 @@ class Engine:
         found: dict[str, Any] = json.loads(self.podman("image", "inspect", image))[0]
         return found
 
-    def compose(self, files: Sequence[Path], *argv: str, environ: Mapping[str, str] | None = None) -> Ended:
-        """podman-compose with these files."""
-        named = [part for file in files for part in ("-f", str(file))]
-        return self.run(str(Path(sys.executable).with_name("podman-compose")), *named, *argv, environ=environ)
-
 
 class Contained(Service):
     """The service in a container, from the base file alone (Vault signs) or with the overlay (`local`).
 
-    `start` and `stop` are compose's `up` and podman's `stop`; the ledger stays in its volume until `remove`.
+    `start` and `stop` are compose's `up` and the engine's `stop`; the ledger stays in its volume until `remove`.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, ca: Key, *, local: bool, vault: tuple[str, str, str] | None = None
+        self, engine: ContainerEngine, folder: Path, ca: Key, *, local: bool, vault: tuple[str, str, str] | None = None
     ) -> None:
         """`vault` is the address, the mount and a token of a real one."""
         super().__init__(folder, ca)
         self.engine = engine
-        self.files = (BASE_FILE, OVERLAY_FILE) if local else (BASE_FILE,)
+        self.files: tuple[Path, ...] = (BASE_FILE, OVERLAY_FILE) if local else (BASE_FILE,)
         self.project = f"test-{os.getpid()}-{self.port}"
         # In a folder of its own, which is mounted: beside it lie the policy and the tests' tokens.
         alone = folder / "ca-key" / "ca"
@@ -167,7 +202,7 @@ class Contained(Service):
 
     @property
     def name(self) -> str:
-        return f"{self.project}_{API}_1"
+        return self.engine.joint.join((self.project, API, "1"))
 
     def compose(self, *argv: str) -> Ended:
         return self.engine.compose(self.files, "-p", self.project, *argv, environ=self.variables)
@@ -188,7 +223,7 @@ class Contained(Service):
 
     def stop(self) -> int:
         """SIGTERM, after 5 seconds SIGKILL; the exit status, which is 137 then."""
-        self.engine.podman("stop", "--time", "5", self.name)
+        self.engine.control("stop", "--time", "5", self.name)
         return int(self.inspect()["State"]["ExitCode"])
 
     def __exit__(self, *exc_info: object) -> None:
@@ -199,17 +234,17 @@ class Contained(Service):
         self.compose("down", "--volumes", "--timeout", "1")
 
     def inspect(self) -> dict[str, Any]:
-        """What `podman inspect` says of the container."""
-        found: dict[str, Any] = json.loads(self.engine.podman("container", "inspect", self.name))[0]
+        """What the engine's `inspect` says of the container."""
+        found: dict[str, Any] = json.loads(self.engine.control("container", "inspect", self.name))[0]
         return found
 
     def inside(self, *argv: str, user: str = "root", almighty: bool = False) -> Ended:
         """A command in the running container; `almighty` with all the powers that an engine can give."""
         powers = ["--privileged"] if almighty else []
-        return self.engine.run("podman", "exec", *powers, "--user", user, self.name, *argv)
+        return self.engine.run(self.engine.program, "exec", *powers, "--user", user, self.name, *argv)
 
     def log(self) -> str:
-        done = self.engine.run("podman", "logs", self.name)
+        done = self.engine.run(self.engine.program, "logs", self.name)
         return done.out + done.err
 
     def processes(self) -> dict[int, Inhabitant]:

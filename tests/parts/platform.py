@@ -22,7 +22,7 @@ from typing import Any, Final
 from signer.api_client import ApiClient
 from signer.migration.config import KEY_VARIABLE
 from tests.parts.contained_bao import ContainedBao
-from tests.parts.container import BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Contained, Ended, Engine
+from tests.parts.container import BASE_FILE, FOLDER_VARIABLE, OVERLAY_FILE, Contained, ContainerEngine, Ended, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import make_key
 from tests.parts.platform_files import CUTOVER_MAY, POLICY, SERVICE_MAY, SSH_HOST, facts, render_toml
@@ -41,6 +41,7 @@ case "$1 $*" in
 esac
 exec {podman} "$@"
 """
+# Compose, and for docker the engine as well.
 _COMPOSE: Final = """\
 #!/bin/sh
 case " $* " in *" up --detach "*) if [ -x {at_up} ]; then {at_up}; fi ;; esac
@@ -60,8 +61,12 @@ class Platform:
         targets: Sequence[str] = TARGETS,
         ttl: str = "15m",
         max_ttl: str = "30m",
+        service_engine: ContainerEngine | None = None,
     ) -> None:
-        """`ttl` is how long certificates live unless somebody asks for another time: Vault outlives its last one."""
+        """`ttl` is how long certificates live unless somebody asks for another time: Vault outlives its last one.
+
+        The service runs with `service_engine`, which is `engine` if none is given; Vault with `engine`.
+        """
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.engine = engine
         self.lives = {"ttl": ttl, "max_ttl": max_ttl}
@@ -69,7 +74,8 @@ class Platform:
         self.memory = memory
         self.bao = ContainedBao(engine, folder / "openbao")
         self.service = Contained(
-            engine, folder / "service", make_key(folder, "ed25519", "ca", comment="safe-session-ca"), local=False,
+            service_engine or engine, folder / "service",
+            make_key(folder, "ed25519", "ca", comment="safe-session-ca"), local=False,
             vault=(self.bao.address, "ssh", "none"),
         )  # fmt: skip
         self.ca = self.service.ca
@@ -148,13 +154,7 @@ class Platform:
                 if mark in b"\0" + (folder / "environ").read_bytes() and "conmon" not in (folder / "comm").read_text():
                     os.kill(int(folder.name), signal.SIGKILL)
         for project in (self.service.project, f"{self.service.project}-trial"):
-            label = f"label=com.docker.compose.project={project}"
-            for _ in range(3):  # one that is just being started again by its restart policy may slip through
-                if not (left := self.engine.podman("ps", "--all", "--quiet", "--filter", label).split()):
-                    break
-                self.engine.run("podman", "rm", "--force", "--time", "1", "--ignore", *left)
-            self.engine.run("podman", "pod", "rm", "--force", "--ignore", f"pod_{project}")
-            self.engine.run("podman", "volume", "rm", "--force", f"{project}_ledger")
+            self.service.engine.remove_project(project)
 
     def _write_ssh_config(self) -> None:
         """For `ssh -F ssh_config NAME`, as people type it."""
@@ -167,10 +167,10 @@ class Platform:
     def _write_programs(self) -> None:
         programs = self.folder / "bin"
         programs.mkdir()
-        compose = Path(sys.executable).with_name("podman-compose")
+        compose = self.service.engine.compose_command[0]
         for name, text in {
             "podman": _PODMAN.format(podman=shutil.which("podman"), project=self.service.project),
-            "podman-compose": _COMPOSE.format(compose=compose, at_up=self._at_up),
+            Path(compose).name: _COMPOSE.format(compose=shutil.which(compose), at_up=self._at_up),
             "signer": f'#!/bin/sh\nexec {sys.executable} -P -m signer "$@"\n',
             "safe-session": f'#!/bin/sh\nexec {sys.executable} -P -m signer.safe_session "$@"\n',
         }.items():
@@ -277,7 +277,7 @@ class Platform:
 
     def compose(self, *argv: str, with_overlay: bool = False) -> Ended:
         files = (self.base, self.overlay) if with_overlay else (self.base,)
-        return self.engine.compose(files, "-p", self.service.project, *argv, environ=self.service.variables)
+        return self.service.engine.compose(files, "-p", self.service.project, *argv, environ=self.service.variables)
 
     def start_service(self) -> None:
         """In mode vault, whatever runs now."""
@@ -321,7 +321,8 @@ class Platform:
             "PATH": f"{self.folder / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
-            "CONTAINERS_CONF": self.engine.environ["CONTAINERS_CONF"],
+            **self.engine.settings,
+            **self.service.engine.settings,
         }
 
     def command(self, *words: str) -> list[str]:

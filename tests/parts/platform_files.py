@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.parts import hosts
@@ -74,11 +75,12 @@ def facts(platform: Platform, changes: Mapping[str, object]) -> tuple[Tables, li
     None leaves out.
     """
     service = platform.service
+    program, *words = service.engine.compose_command
     tables: dict[str, dict[str, object]] = {
         "": {"evidence_dir": str(platform.evidence_dir)},
         "compose": {
-            "command": ["podman-compose"],
-            "engine": "podman",
+            "command": [Path(program).name, *words],
+            "engine": service.engine.program,
             "project": service.project,
             "base": str(platform.base),
             "overlay": str(platform.overlay),

@@ -10,7 +10,18 @@ from typing import Final
 
 from flask import Flask
 
-from signer.api.console import account, certificates, enrol, ledger, operations, overview, people, requests
+from signer.api.console import (
+    account,
+    certificates,
+    enrol,
+    freezes,
+    ledger,
+    operations,
+    overview,
+    people,
+    requests,
+    waivers,
+)
 from signer.api.console.session import Console, render_fault
 from signer.protocol.client import KeeperClient
 from signer.settings import Settings
@@ -36,5 +47,5 @@ PAGES: Final = (
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     """Adds the pages to `app`."""
     console = Console(app, keeper, settings, PAGES)
-    for subject in (account, overview, requests, certificates, people, ledger, operations, enrol):
+    for subject in (account, overview, requests, certificates, people, ledger, waivers, freezes, operations, enrol):
         subject.register(console)

@@ -20,7 +20,7 @@ _AXIS: Final = 20
 _ROW: Final = 22  # of a horizontal bar
 _NAME: Final = 170  # of the names beside them
 _NUMBER: Final = 56
-_LONGEST: Final = 22  # characters of a name
+_LONGEST: Final = 18  # characters of a name
 _LABEL_EVERY: Final = 6  # spans
 
 
@@ -48,7 +48,7 @@ def activity_chart(spans: Sequence[Span], covers: str) -> Markup:
     for number, (name, series, values) in enumerate(panels):
         top = number * (_TOP + _PANEL + _GAP)
         parts.append(_text(0, top + 13, "label", name))
-        parts.append(_text(WIDTH, top + 13, "value", f"at most {max(values, default=0):,}", anchor="end"))
+        parts.append(_text(WIDTH, top + 13, "value", f"most: {max(values, default=0):,}", anchor="end"))
         parts.append(_bars(spans, values, top + _TOP, name.lower(), series))
     step = WIDTH / max(len(spans), 1)
     for number, span in enumerate(spans):

@@ -9,7 +9,7 @@ from typing import Final
 from flask import Response
 
 from signer.api.console.certificates import next_url, read_number, read_words
-from signer.api.console.session import Console, Session
+from signer.api.console.session import Console, Session, show_time
 from signer.api.console.words import age, size, summarize
 from signer.api.native import bad_query
 from signer.errors import SignerError
@@ -86,10 +86,10 @@ def describe_chain(session: Session, now: int) -> list[tuple[str, str]]:
         return [("State", "the ledger cannot be read: see the service's log")]
     rows = [("Events", f"{ledger.events:,} in {size(ledger.bytes)}"), ("Head", f"{ledger.events}:{ledger.head}")]
     if ledger.time is not None:
-        rows.append(("Newest event", f"{ledger.time}, {age(ledger.time, now)}"))
+        rows.append(("Newest event", f"{show_time(ledger.time)}, {age(ledger.time, now)}"))
     verified, cosigned = ledger.verified, ledger.cosigned
     rows.append(
-        ("Last verified", "never: run `signer ledger verify`")
+        ("Last verified", "never: run signer ledger verify")
         if verified is None
         else ("Last verified", f"{verified.events:,} events, {age(verified.since, now)}")
     )

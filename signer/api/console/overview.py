@@ -9,7 +9,7 @@ from typing import Final
 from flask import Response
 
 from signer.api.console.charts import Span, activity_chart, holders_chart
-from signer.api.console.session import Console, Session
+from signer.api.console.session import Console, Session, show_time
 from signer.api.console.words import age, size
 from signer.protocol.replies import (
     Activity,
@@ -76,19 +76,30 @@ def spans_of(activity: Activity) -> list[Span]:
 def check_health(status: Status, health: Ready | NotReady | None, now: int) -> Iterator[Check]:
     """The state of keeper, ledger, witness and revocation list, as `signer status` has it; then what to look after."""
     if status.fault is None:
-        yield "Keeper", "ok", "ready", f"mode {status.mode}, version {status.version}, since {status.started}"
+        yield (
+            "Keeper",
+            "ok",
+            "ready",
+            f"mode {status.mode}, version {status.version}, since {show_time(status.started)}",
+        )
     else:
         yield "Keeper", "bad", "not ready", f"{status.fault.text}: {status.fault.hint}"
     yield (
         "CA key",
         "ok" if status.ca_fingerprint else "bad",
         "loaded" if status.ca_fingerprint else "missing",
-        (f"{status.ca_fingerprint}, since {status.key_since}" if status.ca_fingerprint else "no key can sign now"),
+        (
+            f"{status.ca_fingerprint}, since {show_time(status.key_since)}"
+            if status.ca_fingerprint
+            else "no key can sign now"
+        ),
     )
-    yield "Policy", "ok", "in force", f"since {status.policy_since}, digest {status.policy[:16]}…"
+    yield "Policy", "ok", "in force", f"since {show_time(status.policy_since)}, digest {status.policy[:16]}…"
     yield from _check_ledger(status, now)
     published = status.revocation_list
-    facts = f"{published.hosts_current} of {published.hosts} hosts that were seen have it"
+    facts = "no host has fetched it in the last day"
+    if published.hosts:
+        facts = f"{published.hosts_current} of {published.hosts} hosts of the last day have it"
     if published.version is None:
         yield "Revocation list", "warn", "none yet", "see the service's log"
     elif published.wanted is not None and published.version != published.wanted:
@@ -100,7 +111,7 @@ def check_health(status: Status, health: Ready | NotReady | None, now: int) -> I
     for token in status.tokens[:MOST]:
         over = parse_timestamp(token.expires) <= now
         state = "has ended" if over else "ends soon"
-        yield f"Token of {token.identity}", "warn", state, f"{token.id} on {token.expires}"
+        yield f"Token of {token.identity}", "warn", state, f"{token.id} on {show_time(token.expires)}"
     for warning in health.warnings if isinstance(health, Ready) else ():
         yield "Attention", "warn", "look into it", warning
 
@@ -113,7 +124,7 @@ def _check_ledger(status: Status, now: int) -> Iterator[Check]:
     newest = f", the newest {age(ledger.time, now)}" if ledger.time else ""
     yield "Ledger", "ok", "writable", f"{ledger.events:,} events{newest}; {size(ledger.bytes)}"
     if ledger.verified is None:
-        yield "Verified", "warn", "never", "run `signer ledger verify` each day"
+        yield "Verified", "warn", "never", "run signer ledger verify each day"
     else:
         stale = now - parse_timestamp(ledger.verified.since) > 7 * 86_400
         facts = f"{ledger.verified.events:,} events, {age(ledger.verified.since, now)}"

@@ -88,7 +88,7 @@ def _show(console: Console, session: Session, name: str) -> Response:
         waivers=_waiver_choices() if shown.waivers and not is_asker else (),
         uses=WAIVER_USES_SHOWN,
         most_uses=WAIVER_USES,
-        told=getattr(shown, "told", None) or (),
+        told=shown.told or (),
         told_moods=_TOLD_MOODS,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,10 +13,12 @@ Line = tuple[str, str]  # what it is about, and a sentence
 LONGEST: Final = 160  # characters of one value, and of the facts of one event
 _KINDS: Final = {"agent": "agents", "human": "humans", "workload": "workloads"}
 _A_KEY: Final = {"ssh": "a key of OpenSSH", "webauthn": "a passkey"}
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # What an event is told by, the most telling first; all other values are on the page of the ledger as they are.
 _TELLING: Final = (
     "serial", "role", "principals", "code", "text", "scope", "reason", "why", "count", "request", "waiver", "incident",
     "operation", "outcome", "by", "value", "from", "to", "name", "reference", "error", "policy", "version", "mode",
+    "session", "public_key", "address",
 )  # fmt: skip
 
 
@@ -82,6 +85,8 @@ def _extensions(role: GrantedRole) -> str:
     if not extensions.allowed:
         return "nothing besides the command"
     named = [f"{name}={extensions.values[name]}" if name in extensions.values else name for name in extensions.allowed]
+    if set(extensions.default) == set(extensions.allowed):
+        return f"{', '.join(named)}, without asking"
     if not extensions.default:
         return f"{', '.join(named)}, if it asks for them"
     return f"{', '.join(named)}; {', '.join(extensions.default)} without asking"
@@ -112,7 +117,9 @@ def _count(number: int, noun: str) -> str:
 
 def summarize(entry: LedgerEntry) -> str:
     """The most telling facts of an event on one line of at most `LONGEST` characters."""
-    found = [f"{name} {_value(entry.body[name])}" for name in _TELLING if entry.body.get(name) not in (None, "", [])]
+    asked = entry.body.get("frozen")  # what a request asks for
+    body = {**(asked if isinstance(asked, Mapping) else {}), **entry.body}
+    found = [f"{name} {_value(body[name])}" for name in _TELLING if body.get(name) not in (None, "", [])]
     return shorten(", ".join(found))
 
 
@@ -121,7 +128,8 @@ def _value(value: object) -> str:
         return " ".join(map(str, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={item}" for name, item in value.items())
-    return str(value)
+    text = str(value)
+    return f"{text[:16]}…" if _DIGEST.fullmatch(text) else text
 
 
 def shorten(text: object, most: int = LONGEST) -> str:
@@ -142,7 +150,7 @@ def facts(fields: Mapping[str, object]) -> Iterator[Line]:
         elif value in (None, "", [], {}):
             yield title, "none"
         else:
-            yield title, plain(_value(value))
+            yield title, plain(value if isinstance(value, str) else _value(value))
 
 
 def time_left(until: str, now: int) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ import pytest
 
 from signer.service.control import ask_launcher
 from signer.settings import load_settings
-from tests.parts.deciders import Deciders, deciders
+from tests.parts import missing
+from tests.parts.deciders import POLICY, Deciders, deciders
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
 from tests.parts.receiver import SECRET, Receiver
+from tests.parts.service import Service
 
 CONSOLE = "https://signer.example.org"
 
@@ -174,3 +180,75 @@ def test_metrics_count_what_was_sent(people: Deciders) -> None:
     assert "signer_notices_up 1.0" in text
     assert 'signer_notices_sent_total{channel="hook"}' in text
     assert 'channel="' not in people.service.ask("GET", "/metrics").body.decode(), "without a token, no names"
+
+
+def test_a_reload_takes_a_good_file_and_keeps_the_channels_for_a_bad_one(people: Deciders, receiver: Receiver) -> None:
+    file = Path(people.service.environment()["SIGNER_NOTICES_FILE"])
+    former = file.read_text()
+
+    def write(text: str) -> None:
+        file.chmod(0o600)
+        file.write_text(text)
+        file.chmod(0o400)
+
+    pid = sender_pid(people)
+    try:
+        write(former.replace("[channels.gone]", "[channels.Gone]"))
+        refused = people.signer("anna", "reload")
+        assert refused.returncode == 1
+        assert "notices  kept, bens-phone, gone, hook" in refused.stdout
+        assert "channels.Gone" in refused.stderr
+        write(former.replace("/hook", "/moved").replace("[channels.gone]", "[channels.away]"))
+        assert "notices  away, bens-phone, hook" in people.signer("anna", "reload").stdout
+        request = people.request(reason="after the reload")
+        assert receiver.wait_for(request, path="/moved").is_signed()
+        assert not [one for one in receiver.got if one.path == "/hook" and request in one.body.decode()]
+        people.signer("anna", "requests", "deny", request, "--reason", "no")
+        receiver.wait_for("denied by anna", path="/moved")
+    finally:
+        write(former)
+    assert people.signer("anna", "reload").returncode == 0
+    assert sender_pid(people) == pid, "the same process"
+
+
+@missing.needs_root
+def test_keeper_and_sender_find_each_other_as_three_users(receiver: Receiver, keyring: KeyRing) -> None:
+    """Each asks the kernel who is at the other end; the sender can use neither the keeper's files nor its socket."""
+    keeper, api, sender = "daemon", "www-data", "nobody"
+    probe = [sys.executable, "-c", "import flask, signer"]
+    if subprocess.run(probe, user=sender, capture_output=True).returncode != 0:
+        pytest.skip(f"{sender} cannot read this interpreter")
+    with tempfile.TemporaryDirectory(prefix="notices-") as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        channels = folder / "notices.toml"
+        channels.write_text(f'[channels.hook]\nkind = "webhook"\nurl = "{receiver.url}/users"\nsecret = "{SECRET}"\n')
+        channels.chmod(0o400)
+        os.chown(channels, pwd.getpwnam(sender).pw_uid, -1)
+        users = {"SIGNER_KEEPER_USER": keeper, "SIGNER_API_USER": api, "SIGNER_NOTICES_USER": sender}
+        environ = {**users, "SIGNER_NOTICES_FILE": str(channels), "SIGNER_NOTICES_DIR": str(folder / "sender")}
+        service = Service(folder / "service", keyring("ed25519", "ca"), POLICY, environ=environ)
+        service.folder.chmod(0o755)
+        with service:
+            checked = service.command("check").stdout
+            assert "hook (webhook); `signer notices test` sends one to each" in checked
+            answer = service.ask(
+                "POST",
+                "/api/sign/prod",
+                {"public_key": keyring("ed25519").public_line, "reason": "as three users"},
+                identity="deploy-agent",
+            )
+            assert answer.status == 202, answer.body
+            assert receiver.wait_for("as three users", path="/users").is_signed()
+            pid = int(ask_launcher(load_settings(service.environment()), "status")["notices"]["pid"])
+            (uids,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid")]
+            assert set(uids.split()[1:]) == {str(pwd.getpwnam(sender).pw_uid)}
+            for path in (service.data_dir / "ledger.sqlite3", service.key_file, service.socket):
+                reached = subprocess.run(["test", "-r", str(path)], user=sender, group=sender_group(sender))
+                assert reached.returncode == 1, path
+            tested = service.command("notices", "test")
+            assert (tested.returncode, tested.stderr) == (0, "")
+
+
+def sender_group(user: str) -> int:
+    return pwd.getpwnam(user).pw_gid

@@ -206,9 +206,9 @@ def told_outside(service: Contained) -> str:
     """All that engine and host tell about a running service to whoever asks."""
     engine = service.engine
     said = [
-        engine.podman("inspect", service.name),
-        engine.podman("history", "--no-trunc", engine.image),
-        engine.podman("image", "inspect", engine.image),
+        engine.control("inspect", service.name),
+        engine.control("history", "--no-trunc", engine.image),
+        engine.control("image", "inspect", engine.image),
         service.log(),
     ]
     said += [one.environment + one.command for one in service.processes().values()]
@@ -271,7 +271,7 @@ def test_sighup_takes_a_policy_file_that_was_replaced(local: Contained, user: Ke
         fresh.write_text(fill_policy(policy, local.ca.fingerprint, local.tokens))
         fresh.chmod(0o644)
         fresh.replace(local.policy_file)
-        local.engine.podman("kill", "--signal", "HUP", local.name)
+        local.engine.control("kill", "--signal", "HUP", local.name)
 
     def asked() -> int:
         return local.sign(user.public_line, ttl="20m").status
@@ -326,7 +326,7 @@ def test_sigterm_ends_it_in_order_and_the_next_start_knows_all_that_was_issued(
         serials = [service.sign(user.public_line).json()["serial"] for _ in range(20)]
         assert service.stop() == 0  # 137 if it had to be killed after 5 seconds
         assert "was killed" not in service.log()
-        service.engine.podman("start", service.name)
+        service.engine.control("start", service.name)
         eventually(service.is_ready, "it is back")
         page = service.ask("GET", "/api/certificates?limit=200", identity="deploy-agent").json()
         assert [found["serial"] for found in page["certificates"]] == serials[::-1]

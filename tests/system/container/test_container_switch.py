@@ -50,8 +50,8 @@ class Platform(Contained):
     def made(self, project: str) -> list[str]:
         """What the engine has of a project, by name."""
         label = f"label=com.docker.compose.project={project}"
-        containers = self.engine.podman("ps", "--all", "--format", "{{.Names}}", "--filter", label).split()
-        return containers + self.engine.podman("volume", "ls", "--quiet", "--filter", label).split()
+        containers = self.engine.control("ps", "--all", "--format", "{{.Names}}", "--filter", label).split()
+        return containers + self.engine.control("volume", "ls", "--quiet", "--filter", label).split()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_reboot_starts_what_was_recorded_from_nothing(platform: Platform, with
     record.mkdir(mode=0o700)
     try:
         record_boot(record / "boot", platform.compose_commands, with_overlay=with_overlay)
-        platform.engine.podman("rm", "--force", "--time", "0", platform.name)
+        platform.engine.control("rm", "--force", "--time", "0", platform.name)
         script = str(ROOT / "scripts" / "container" / "start-recorded")
         done = platform.engine.run(script, "--file", str(record / "boot"))
         assert done.status == 0, done.out + done.err

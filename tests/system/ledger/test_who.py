@@ -32,6 +32,8 @@ def test_each_login_leads_to_who_and_why(
     rows = json.loads(told.stdout)["certificates"]
     assert {row["identity"] for row in rows} == {"deploy-agent"}
     assert {row["reason"] for row in rows} == {"=cmd ticket 812"}
+    assert len(rows) == 2, "each login once, though sshd writes several lines"
+    assert sshd.log().count("(serial ") > 2
     assert rows[0]["problem"] == ""
     assert rows[-1]["problem"] == "not ours: the log has another ca"
     assert told.returncode == 1

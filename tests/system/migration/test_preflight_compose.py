@@ -404,7 +404,7 @@ def test_key_file_mounted_alone_in_another_place_is_found(host: Host) -> None:
     assert host.run().codes("FAIL", "warn") == {"compose_not_allowed", "overlay_key_reached_by_writable_mount"}
 
 
-# --- the real podman-compose --------------------------------------------------------------------------------------
+# --- the real compose commands -----------------------------------------------------------------------------------
 
 
 def _use_real_podman_compose(host: Host) -> None:
@@ -429,6 +429,15 @@ def test_recorded_merge_is_still_what_podman_compose_prints() -> None:
         capture_output=True, text=True, env=os.environ | {FOLDER_VARIABLE: "KEYDIR"},
     )  # fmt: skip
     assert done.stdout.strip() == (DATA / "podman-compose.yaml").read_text().strip()
+
+
+@missing.needs_docker_compose
+def test_recorded_merge_is_still_what_docker_compose_prints() -> None:
+    done = subprocess.run(
+        [missing.DOCKER_COMPOSE, "-f", DATA / "base.yaml", "-f", DATA / "overlay.yaml", "-p", "overlays", "config"],
+        capture_output=True, text=True, env=os.environ | {FOLDER_VARIABLE: "/KEYDIR"},
+    )  # fmt: skip
+    assert done.stdout.replace("/KEYDIR", "KEYDIR") == (DATA / "docker-compose.yaml").read_text()
 
 
 @missing.needs_podman_compose

@@ -91,3 +91,20 @@ def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path:
         finally:
             service.folder.chmod(0o755)
         service.start()
+
+
+def test_channels_are_read_as_the_user_that_sends_to_them(ca: Key, tmp_path: Path) -> None:
+    file = tmp_path / "notices.toml"
+    file.write_text('[channels.chat]\nkind = "slack"\nurl = "http://chat.example/s3cr3t"\n')
+    file.chmod(0o400)
+    environ = {"SIGNER_NOTICES_FILE": str(file), "SIGNER_NOTICES_DIR": str(tmp_path / "sender")}
+    if os.geteuid() == 0:
+        environ["SIGNER_NOTICES_USER"] = "root"
+    service = Service(tmp_path / "s", ca, environ=environ)
+    outcome, detail = found(service)["notices_file_refused"]
+    assert (outcome, "plain http to another machine" in detail, "s3cr3t" in detail) == ("fail", True, False)
+    file.chmod(0o644)
+    assert found(service)["notices_file_not_private"][0] == "fail"
+    file.write_text('[channels.chat]\nkind = "slack"\nurl = "https://chat.example/s3cr3t"\n')
+    file.chmod(0o400)
+    assert found(service)["notices"] == ("ok", "chat (slack); `signer notices test` sends one to each")

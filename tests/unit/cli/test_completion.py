@@ -62,6 +62,7 @@ def bash(folder: Path, line: str) -> list[str]:
                 "restore",
                 "follow",
                 "promote",
+                "archive",
                 "rebuild",
             ],
         ),

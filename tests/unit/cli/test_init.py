@@ -16,6 +16,7 @@ from signer.ca.key import load_ca_key
 from signer.policy.file import load_policy
 from signer.policy.tokens import token_digest
 from signer.settings import load_settings
+from tests.parts.builders import public_line
 from tests.parts.command import run
 
 PIN = "SHA256:" + "P" * 43
@@ -59,6 +60,31 @@ def test_what_it_writes_for_a_host_is_what_a_start_needs(tmp_path: Path) -> None
     assert "SAFE_SESSION_PUBLISHERS_FILE" not in client, "the key is made when the service starts"
     checked = run("policy", "check", str(folder / "policy.toml"))
     assert (checked.status, checked.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "role, principal, opens_all",
+    [
+        ("root", "root", True), ("ops", "root", True), ("prod-admin", "deploy", True), ("llmops", "llmops", False),
+        ("Administrator", "x", True), ("chroots", "rooted", False),
+    ],
+)  # fmt: skip
+def test_a_role_that_opens_everything_is_written_for_keys_of_openssh_alone(
+    tmp_path: Path, role: str, principal: str, opens_all: bool
+) -> None:
+    made(tmp_path / "new", "--role", role, "--principal", principal)
+    path = tmp_path / "new" / "policy.toml"
+    text = path.read_text()
+    assert ("# approval = " in text) is opens_all
+    assert load_policy(path).roles[role].approval is None
+    if not opens_all:
+        return
+    key = f'approval_keys = [{{ kind = "ssh", key = "{public_line("sk-ssh-ed25519@openssh.com")}" }}]'
+    text = text.replace("# approval = ", "approval = ").replace('may = ["', f'{key}\nmay = ["approve", "')
+    path.write_text(text)
+    approval = load_policy(path).roles[role].approval
+    assert approval is not None
+    assert approval.key_kinds == {"ssh"}
 
 
 def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from signer.cli.catalogue import VERBS
 from signer.cli.suggestions import distance, nearest, suggest_verb
 from tests.parts.command import run
 
-LEDGER = "verify|checkpoint|key|witness|head|export|backup|restore|follow|promote|rebuild"
+LEDGER = "verify|checkpoint|key|witness|head|export|backup|restore|follow|promote|archive|rebuild"
 CASES = (
     ("", "no verb given", "see `signer --help`, or begin with `signer check`"),
     ("polcy check", 'there is no verb "polcy"', "did you mean `signer policy check`"),

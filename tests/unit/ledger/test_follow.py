@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from signer.errors import LedgerBroken, Unavailable
+from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
+from signer.ledger.archive import KEEP_AT_LEAST, Archiving, verify_segments
 from signer.ledger.audit import verify
+from signer.ledger.backup import back_up
 from signer.ledger.chain import canonical_json, entry_hash
 from signer.ledger.follow import FOLDER, LedgerCopy, Page, catch_up, read_entry
 from signer.ledger.lookups import FindEntries, decode_lookup, encode_lookup
@@ -23,6 +26,7 @@ from signer.protocol.commands import MAX_REPLY
 from signer.protocol.replies import LedgerPage, decode_reply
 from tests.parts.events import issued
 from tests.parts.ledgers import STORY
+from tests.parts.long_ledger import fill_long, time_of
 
 NOW = 1_800_000_000_000
 
@@ -221,3 +225,40 @@ def test_a_page_has_at_least_one_event_and_else_fits_its_room(source: Ledger) ->
             assert isinstance(page, LedgerPage)
             assert len(page.entries) == expected
             assert page.after == (None if expected == len(STORY) else str(expected))
+
+
+def test_a_copy_of_an_archived_ledger_begins_with_a_backup(tmp_path: Path, copy: LedgerCopy) -> None:
+    archived = tmp_path / "archived"
+    archived.mkdir(mode=0o700)
+    fill_long(archived, 300)
+    before = LedgerCopy(tmp_path)
+    with closing(Ledger(archived)) as ledger:
+        catch_up(before, Served(ledger), lambda _seq: None)
+    with Archiving(archived) as archiving:
+        plan = archiving.plan(tmp_path / "segment", KEEP_AT_LEAST, time_of(300))
+        archiving.run(tmp_path / "segment", plan, "local:root", time_of(300))
+    with closing(Ledger(archived)) as ledger:
+        ledger.commit([issued(5_000)], time_of(301))
+        with pytest.raises(NotFound) as caught:
+            catch_up(copy, Served(ledger), lambda _seq: None)
+        assert caught.value.code == "events_archived"
+        back_up(ledger, tmp_path / "backup")
+        with (tmp_path / "backup").open("rb") as backup:
+            assert copy.begin_with(backup) == ledger.head()
+        with (tmp_path / "backup").open("rb") as backup, pytest.raises(BadFile) as again:
+            copy.begin_with(backup)
+        assert again.value.code == "copy_exists"
+        ledger.commit([issued(5_001)], time_of(302))
+        for one in (copy, before):  # the copy that has the archived events goes on as well
+            catch_up(one, Served(ledger), lambda _seq: None)
+            assert verify(one) == ledger.head()
+    assert (copy.base, before.base) == (256, 0)
+    with closing(before):
+        assert verify_segments(before, [tmp_path / "segment"]).missing == ()
+
+
+def test_a_backup_that_is_none_begins_no_copy(copy: LedgerCopy) -> None:
+    with pytest.raises(LedgerBroken):
+        copy.begin_with(io.BytesIO(b"this is not a database\n" * 99))
+    assert not list(copy.data_dir.glob("ledger.begun*"))
+    copy.note(1)

@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued
+from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS, fill
 
 NOW = 1_800_000_100_000
@@ -235,36 +235,6 @@ def _interrupt(_self: Restoration) -> None:
 
 # --- kill -9 at each step ---------------------------------------------------------------------------------------
 
-_CALLS = ("rename", "mkdir", "unlink", "rmdir", "fsync", "pwrite", "open", "close")
-
-
-def _dies_at(number: int, act: Callable[[], object]) -> bool:
-    """Whether a child that does `act` was killed before its call `number` of those that change or sync files."""
-    child = os.fork()
-    if child == 0:
-        left = number
-
-        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-            def dying(*values: Any, **named: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), 9)
-                return call(*values, **named)
-
-            return dying
-
-        for name in _CALLS:
-            setattr(os, name, counted(getattr(os, name)))
-        try:
-            act()
-        except BaseException:  # noqa: BLE001 - the child must not run the rest of the tests
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -9), f"call {number}: the child failed"
-    return status == -9
-
 
 @pytest.mark.parametrize("has_ledger", [True, False])
 def test_killed_before_any_call_it_can_be_run_again(tmp_path: Path, backup: Path, has_ledger: bool) -> None:
@@ -276,7 +246,7 @@ def test_killed_before_any_call_it_can_be_run_again(tmp_path: Path, backup: Path
             shutil.copytree(tmp_path / "data", folder, symlinks=True)
         else:
             folder.mkdir(mode=0o700)
-        if not _dies_at(number, lambda: restore(folder, backup)):  # noqa: B023 - called at once
+        if not dies_at(number, lambda: restore(folder, backup)):  # noqa: B023 - called at once
             break
         if (folder / FILE_NAME).exists():
             assert head_of(folder).seq in (old.seq, 12)

@@ -17,7 +17,7 @@ import pytest
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger.audit import verify
 from signer.ledger.reader import REACH, LedgerReader, Recent
-from signer.ledger.schema import FILE_NAME, VERSION
+from signer.ledger.schema import ARCHIVED_VERSION, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import BACKDATE, ActiveFreeze, Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
@@ -83,7 +83,7 @@ def test_the_table_of_events_refuses_to_be_edited(tmp_path: Path, ledger: Ledger
 
 def test_a_ledger_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, ledger: Ledger) -> None:
     ledger.commit([refused()], 1_000)
-    ledger.connection().execute(f"PRAGMA user_version = {VERSION + 1}")
+    ledger.connection().execute(f"PRAGMA user_version = {ARCHIVED_VERSION + 1}")
     LedgerReader.close(ledger)
     for opened in (ledger, LedgerReader(tmp_path)):
         with pytest.raises(LedgerBroken) as caught:

@@ -98,6 +98,23 @@ def test_roots_of_certificate_transparency() -> None:
     assert complete_root(tree.levels[0]) == CT_ROOTS[8]
 
 
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 3))
+def test_a_tree_that_grows_by_many_leaves_at_once_is_the_one_that_grows_leaf_by_leaf(
+    small: Tree, sizes: list[int], step: int
+) -> None:
+    leaves, one_by_one, at_once = small.leaves[:ALL_SIZES], CompactRange(), CompactRange()
+    found = []
+    for size in sizes:
+        part, leaves = leaves[:size], leaves[size:]
+        for leaf in part:
+            one_by_one.append(leaf)
+        found += at_once.extend(part, step)
+        assert (at_once.size, at_once.to_bytes()) == (one_by_one.size, one_by_one.to_bytes())
+    kept = range(step, at_once.size.bit_length(), step)
+    wanted = {(level, number, small.node(level, number)) for level in kept for number in range(at_once.size >> level)}
+    assert (len(found), set(found)) == (len(wanted), wanted)
+
+
 def test_proofs_of_certificate_transparency() -> None:
     tree = Tree(CT_LEAVES)
     proof = [

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import ledger_bench, login_bench, options, sign_bench, soak_bench
+from scripts.bench import console_bench, ledger_bench, login_bench, options, sign_bench, soak_bench
 from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
 from signer.ledger.audit import verify
 from signer.ledger.pages import CertificateReader
-from signer.model import Filter
+from signer.model import EventFilter, Filter
 from signer.ssh.publickey import parse_public_key
 
 NOW = 2_000_000_000
@@ -140,6 +140,16 @@ def test_every_kind_of_page_is_asked_for_in_words_that_a_url_can_carry() -> None
     queries = ledger_bench.page_queries("SHA256:a+b/c", 1_000_000)
     assert queries["fingerprint"] == "fingerprint=SHA256:a%2Bb%2Fc"
     assert all("+" not in query and " " not in query for query in queries.values())
+
+
+def test_the_console_is_asked_for_each_page_and_each_search_in_words_that_a_url_can_carry(tmp_path: Path) -> None:
+    console_bench.fill(tmp_path / "data", 300)
+    paths = console_bench.page_paths(tmp_path / "data")
+    assert len(paths) == len(set(paths))
+    assert all(" " not in path and "SHA256:" not in path for path in paths)
+    reader = CertificateReader(tmp_path / "data")
+    assert len(reader.matching_events(EventFilter(kind="request.refused"))) == 300 // console_bench.REFUSAL_EVERY
+    reader.close()
 
 
 def test_a_process_tree_is_measured_from_its_root() -> None:

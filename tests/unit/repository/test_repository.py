@@ -159,6 +159,7 @@ def _stated(lock: str) -> list[Requirement]:
     extras = project["project"]["optional-dependencies"]
     of_lock = {
         "build": project["build-system"]["requires"],
+        "parts": project["dependency-groups"]["parts"],
         "run": runtime,
         "test": [*runtime, *extras["test"]],
     }
@@ -179,7 +180,7 @@ def test_every_dependency_says_why_it_is_here() -> None:
     assert not bare, f"a reason is missing behind {bare}"
 
 
-@pytest.mark.parametrize("lock", ["build", "run", "test"])
+@pytest.mark.parametrize("lock", ["build", "parts", "run", "test"])
 def test_locks_hold_what_pyproject_asks_for(lock: str) -> None:
     locked = _locked(lock)
     wrong = [
@@ -193,14 +194,14 @@ def test_locks_hold_what_pyproject_asks_for(lock: str) -> None:
 def test_every_dependency_has_both_ends_of_a_range() -> None:
     open_ended = [
         str(wanted)
-        for lock in ("build", "test")
+        for lock in ("build", "parts", "test")
         for wanted in _stated(lock)
         if {part.operator for part in wanted.specifier} != {">=", "<"}
     ]
     assert not open_ended
 
 
-@pytest.mark.parametrize("lock", ["build", "run", "test"])
+@pytest.mark.parametrize("lock", ["build", "parts", "run", "test"])
 def test_locks_are_pinned_by_hash_and_name_no_place(lock: str) -> None:
     text = (LOCKS / f"{lock}.lock").read_text()
     assert "://" not in text

@@ -66,6 +66,15 @@ def test_an_empty_value_is_the_default() -> None:
         ("SIGNER_THREADS", "1.5"),
         ("SIGNER_THREADS", "²"),
         ("SIGNER_THREADS", str(MAX_THREADS + 1)),
+        ("SIGNER_CONSOLE_URL", "signer.example.org"),
+        ("SIGNER_CONSOLE_URL", "ftp://signer.example.org"),
+        ("SIGNER_CONSOLE_URL", "https://user@signer.example.org"),
+        ("SIGNER_CONSOLE_URL", "https://signer.example.org/?next=x"),
+        ("SIGNER_CONSOLE_URL", "https://signer.example.org/a b"),
+        ("SIGNER_CONSOLE_URL", "https://[::1"),
+        ("SIGNER_NOTICES_FILE", "notices.toml"),
+        ("SIGNER_NOTICES_DIR", "notices"),
+        ("SIGNER_NOTICES_DIR", "/" + "x" * 100),
         ("SIGNER_TRUSTED_PROXIES", "10.0.0.0/33"),
         ("SIGNER_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("SIGNER_TRUSTED_PROXIES", "proxy.example"),
@@ -197,3 +206,15 @@ def test_proxies_on_a_unix_socket_are_users_by_name_or_number() -> None:
     assert load_settings({"SIGNER_TRUSTED_PROXY_USERS": "root, 33"}).proxies.users == {0, 33}
     (problem,) = problems(SIGNER_TRUSTED_PROXY_USERS="nosuchuser")
     assert problem == "SIGNER_TRUSTED_PROXY_USERS: there is no user 'nosuchuser' on this host"
+
+
+@pytest.mark.parametrize("text", ["https://s.example/x", "https://s.example/x/", "https://s.example/x/console"])
+def test_the_consoles_address_is_one_whatever_its_end(text: str) -> None:
+    assert load_settings({"SIGNER_CONSOLE_URL": text}).console_url == "https://s.example/x"
+
+
+def test_the_user_that_sends_notices_counts_only_with_channels() -> None:
+    named = {"SIGNER_KEEPER_USER": "a", "SIGNER_API_USER": "b", "SIGNER_NOTICES_USER": "c"}
+    assert load_settings(named).users == {"SIGNER_KEEPER_USER": "a", "SIGNER_API_USER": "b"}
+    assert load_settings({**named, "SIGNER_NOTICES_FILE": "/etc/n.toml"}).users == named
+    assert load_settings({}).notices_socket == Path("/var/lib/signer-notices/notices.sock")

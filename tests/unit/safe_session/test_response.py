@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from signer.errors import BadFormat, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.safe_session import output, statuses
+from signer.safe_session.approval import HumanRequest
 from signer.safe_session.arguments import parse_arguments
 from signer.safe_session.http import HttpResponse, NoResponse, _read_all, parse_response
 from signer.safe_session.keypair import make_key, sha256
@@ -358,3 +359,30 @@ def test_the_line_of_v_says_what_was_issued(
     until = f"{seconds // 3600:02}:{seconds // 60 % 60:02}"
     said_whole = f"safe-session: llmops for {said} (serial 4711, until {until}), key only in a private agent\n"
     assert capsys.readouterr().err == said_whole
+
+
+@pytest.mark.parametrize(
+    "told, expected",
+    [
+        (None, None),
+        ("phone", None),
+        ([], []),
+        (
+            [
+                {"channel": "phone", "kind": "ntfy", "state": "sending", "error": None, "of": "approval.requested"},
+                {"channel": "hook", "kind": "webhook", "state": "failed", "error": "it answers 500"},
+                {"channel": "phone", "kind": "ntfy", "state": "sent", "error": None, "people": ["ben"]},
+                7,
+            ],
+            [
+                {"channel": "phone", "kind": "ntfy", "state": "sent"},
+                {"channel": "hook", "kind": "webhook", "state": "failed", "error": "it answers 500"},
+            ],
+        ),
+    ],
+)
+def test_a_pending_request_says_who_was_told(told: object, expected: object) -> None:
+    fields = {"request": "r-aaaaaaaaaa", "state": "pending", "frozen": {}, "told": told}
+    facts = HumanRequest({name: value for name, value in fields.items() if value is not None}, PLACE).pending_facts("x")
+    assert facts.get("told") == expected
+    assert ("told" in facts) == (expected is not None)

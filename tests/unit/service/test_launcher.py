@@ -6,7 +6,10 @@ import os
 import pwd
 from pathlib import Path
 
-from signer.service.launcher import _prepare_directories, look_up_ids
+import pytest
+
+from signer.errors import BadSettings
+from signer.service.launcher import _prepare_directories, _prepare_notices, look_up_ids
 from signer.settings import load_settings
 from tests.parts import missing
 
@@ -40,3 +43,26 @@ def test_audit_only_the_ledgers_own_files_change_their_owner(tmp_path: Path) -> 
         "ledger.link": 0,
         "ledger.folder": 0,
     }
+
+
+@missing.needs_root
+def test_the_directory_of_notices_is_its_users_and_others_may_only_pass_through(tmp_path: Path) -> None:
+    sender = pwd.getpwnam("nobody")
+    folder = tmp_path / "sender"
+    environ = {"SIGNER_NOTICES_FILE": "/etc/signer/notices.toml", "SIGNER_NOTICES_DIR": str(folder)}
+    users = {"SIGNER_KEEPER_USER": "daemon", "SIGNER_API_USER": "www-data", "SIGNER_NOTICES_USER": "nobody"}
+    settings = load_settings({**environ, **users})
+    owner = look_up_ids(settings)["SIGNER_NOTICES_USER"]
+    for mode in (0o700, 0o755):  # of a former release, of somebody's hand
+        _prepare_notices(settings, owner)
+        facts = folder.stat()
+        assert (facts.st_uid, facts.st_mode & 0o7777) == (sender.pw_uid, 0o711)
+        folder.chmod(mode)
+
+
+def test_a_directory_of_notices_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sender").write_text("")
+    settings = load_settings({"SIGNER_NOTICES_DIR": str(tmp_path / "sender")})
+    with pytest.raises(BadSettings) as refused:
+        _prepare_notices(settings, None)
+    assert refused.value.code == "directory_unusable"

@@ -147,6 +147,14 @@ def test_the_oldest_of_too_many_make_room_and_are_counted_in_one_notice(
     assert ids[1:] == [f"n-{seq}" for seq in range(6, 26)]
 
 
+def test_ten_thousand_wait_and_no_more(bench: Bench) -> None:
+    for seq in range(1, MAX_QUEUED + 4):
+        bench.box.put(notice(seq))
+    assert [report.notice for report in bench.reports] == ["n-1", "n-2", "n-3"]
+    assert bench.reports[-1].queued == MAX_QUEUED - 1, "and the newest comes after this report"
+    assert bench.box.received == MAX_QUEUED + 3
+
+
 def test_what_is_older_than_an_hour_is_not_sent_but_counted(bench: Bench) -> None:
     bench.box.put(notice(1, at=NOW - KEPT_FOR - 1))
     bench.box.put(notice(2, at=NOW - KEPT_FOR + 1))

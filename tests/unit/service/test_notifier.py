@@ -229,6 +229,33 @@ def test_a_notice_that_cannot_be_made_is_left_out(bench: Bench, monkeypatch: pyt
     assert bench.numbers() == [2]
 
 
+def test_a_notice_that_cannot_be_made_now_is_made_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.connect(0)
+    is_late = [True]
+
+    def wait(one: Entry) -> Notice:
+        if is_late[0]:
+            raise Unavailable("clock_behind", "the clock is behind")
+        return bench.notice_of(one)
+
+    monkeypatch.setattr(bench.notifier, "_sources", Sources(wait, dict, list))
+    bench.record(1, 2)
+    assert bench.numbers() == []
+    is_late[0] = False
+    bench.record(3)
+    assert bench.numbers() == [1, 2, 3]
+
+
+def test_a_state_that_cannot_be_looked_at_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[str, Fault]:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(bench.notifier, "_sources", Sources(bench.notice_of, fail, list))
+    bench.connect(0)
+    bench.record(1)
+    assert bench.numbers() == [1]
+
+
 def test_a_process_of_another_user_is_told_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.remake(os.geteuid() + 1)
     bench.notifier.turn([])

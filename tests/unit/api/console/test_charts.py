@@ -147,7 +147,7 @@ def test_a_role_is_explained_in_plain_words() -> None:
         "Who agrees": "nobody",
         "Runs": "any command",
         "From": "any address",
-        "May use": "permit-pty; permit-pty without asking",
+        "May use": "permit-pty, without asking",
         "Keys": "ssh-ed25519, ssh-rsa from 3,072 bits",
         "Holds now": "0 certificates",
     }
@@ -172,6 +172,11 @@ def test_a_role_is_explained_in_plain_words() -> None:
             {"extensions": Extensions(allowed=["a@b"], default=[], values={"a@b": "x"})},
             "May use",
             "a@b=x, if it asks for them",
+        ),
+        (
+            {"extensions": Extensions(allowed=["a", "b"], default=["b"], values={})},
+            "May use",
+            "a, b; b without asking",
         ),
         ({"any_key": False, "key_types": ["ssh-ed25519"]}, "Keys", "ssh-ed25519; only those that policy.toml names"),
         (
@@ -235,13 +240,24 @@ def entry(**body: object) -> LedgerEntry:
 
 
 def test_an_event_is_told_by_its_facts_on_one_bounded_line() -> None:
-    told = summarize(entry(role="llmops", serial="7", principals=["a", "b"], reason=None, nonce="x", frozen={"a": 1}))
-    assert told == "serial 7, role llmops, principals a b"
+    told = summarize(
+        entry(
+            role="llmops",
+            serial="7",
+            principals=["a", "b"],
+            reason=None,
+            nonce="x",
+            frozen={"reason": "x", "address": "::1"},
+        )
+    )
+    assert told == "serial 7, role llmops, principals a b, address ::1"
     long = summarize(entry(reason="x\n" * 500))
     assert len(long) == LONGEST
     assert long.endswith("…")
     assert "\n" not in long
     assert summarize(entry()) == ""
+    assert summarize(entry(policy="ab" * 32)) == "policy abababababababab…"
+    assert dict(facts({"policy": "ab" * 32})) == {"policy": "ab" * 32}  # whole on the page of the certificate
 
 
 def test_facts_name_every_value_of_an_object() -> None:

@@ -203,7 +203,19 @@ def test_a_page_whose_digest_is_not_that_of_its_fields_is_not_shown(bench: Askin
 
 
 def test_who_was_told_and_how_is_shown_where_notices_are_configured(bench: Asking, anna: Browser) -> None:
-    assert "Told" not in page_of(anna, bench.request()).shown
+    shown = bench.request()
+    assert "Told" not in page_of(anna, shown).shown
+    rows: list[dict[str, Any]] = [
+        {"channel": "night", "kind": "ntfy", "people": ["anna", "ben"], "state": "sent", "error": None},
+        {"channel": "chat", "kind": "slack", "people": [], "state": "failed", "error": f"HTTP 500 {SCRIPT}"},
+    ]
+    more = {"of": "approval.requested", "at": "2027-01-15T08:00:00Z"}
+    reply = RequestDetails.model_validate_json(json.dumps({**shown, "told": [{**row, **more} for row in rows]}))
+    page = page_of(signed_in(console_app(bench, {"request": reply}), "anna"), shown)
+    assert "night (ntfy), read by anna, ben: approval.requested sent 2027-01-15 08:00:00 UTC" in page.shown
+    assert "chat (slack): approval.requested failed 2027-01-15 08:00:00 UTC" in page.shown
+    assert f"HTTP 500 {SCRIPT}" in page.shown
+    assert SCRIPT not in page.text
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------

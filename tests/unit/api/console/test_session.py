@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from flask import Flask
 
@@ -277,20 +279,40 @@ def test_the_secret_of_a_form_is_not_the_credential_and_not_that_of_another_sess
     assert secret != csrf_token(CREDENTIAL)
 
 
+def routes(app: Flask, method: str) -> list[str]:
+    """The paths of the console that take a method, each with a name in the place of its parameters."""
+    found = [rule for rule in app.url_map.iter_rules() if str(rule).startswith("/console")]
+    return [re.sub(r"<[^>]+>", "1", str(rule)) for rule in found if method in (rule.methods or ())]
+
+
 def test_no_page_changes_anything_when_it_is_only_looked_at(bench: Bench, app: Flask) -> None:
     """Every GET route, with and without a session: mail scanners and chat servers open links."""
-    paths = [str(rule) for rule in app.url_map.iter_rules() if str(rule).startswith("/console")]
-    assert len(paths) >= 4
+    paths = routes(app, "GET") + routes(app, "POST")
+    assert len(paths) >= 15
     browser = Browser(app)
     browser.sign_in()
     before = bench.store.kinds()
     for path in paths:
-        filled = path.replace("<name>", "x").replace("<serial>", "1")
         for who in (browser, Browser(app)):
             for method in ("GET", "HEAD", "OPTIONS"):
-                who.client.open(filled, method=method)
+                who.client.open(path, method=method)
     assert bench.store.kinds() == before
     assert browser.get("/console/session").status == 200
+
+
+def test_every_form_needs_the_secret_of_the_session_and_a_page_of_ours(bench: Bench, app: Flask) -> None:
+    browser = Browser(app)
+    secret = browser.sign_in().form("/console/sign-out").fields["csrf"]
+    before = bench.store.kinds()
+    paths = [path for path in routes(app, "POST") if path != "/console/sign-in"]
+    assert len(paths) >= 6
+    for path in paths:
+        assert browser.post(path, {}).status == 403, path
+        assert browser.post(path, {"csrf": "0" * 64}).status == 403, path
+        for headers in ({"Origin": "https://evil.example"}, {"Origin": ""}, {"Sec-Fetch-Site": "same-site"}):
+            assert browser.post(path, {"csrf": secret}, **headers).status == 403, path
+        assert is_sign_in(Browser(app).post(path, {"csrf": secret})), path
+    assert bench.store.kinds() == before
 
 
 # --- headers and errors ----------------------------------------------------------------------------------------------
