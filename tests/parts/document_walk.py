@@ -48,6 +48,8 @@ ELSEWHERE: Final = {
     (_HARDWARE, "PLATFORM_RUNTIME"): f"{ROOM}/container/test_container_agent.py",
     (_RESTORE, "signer ledger follow"): _DRILL,
     (_RESTORE, "systemctl stop signer-follow"): _DRILL,
+    (_RESTORE, "systemctl stop signer-api signer-keeper\nsigner ledger archive"): "tests/unit/ledger/test_archive.py",
+    (_RESTORE, "signer ledger verify --segment"): "tests/unit/ledger/test_archive.py",
     (_CUTOVER, "signer cutover parity"): f"{ROOM}/vault/test_parity_roles.py",
     (_CUTOVER, "signer cutover rollback"): f"{ROOM}/migration/test_cutover_runbook.py",
     (_CUTOVER, "signer cutover status"): f"{ROOM}/migration/test_cutover_runbook.py",
@@ -142,7 +144,8 @@ WALK: Final = (
     Stop("runbooks/operate/shadow-mode.md", "signer ledger export"),
     # --- back up, restore, move --------------------------------------------------------------------------------------
     Stop(_RESTORE, "install -d", after="signer ledger head >head", shows=r"verified \d+ events"),
-    Stop(_RESTORE, "systemctl stop signer-api", fill=(("SEQ:HASH", '"$(cut -d" " -f1 head)"'),), typed="yes\n",
+    Stop(_RESTORE, "systemctl stop signer-api signer-keeper\nsigner ledger restore",
+         fill=(("SEQ:HASH", '"$(cut -d" " -f1 head)"'),), typed="yes\n",
          shows=r"will be lost"),
     Stop(_RESTORE, "SIGNER_DATA_DIR=", fill=((f"{_REPLACED}TIME", f'"$(echo {_REPLACED}*)"'),), shows=r"freeze\.set"),
     Stop(_MOVE, "systemctl disable", after="signer ledger head >head", shows=r"\d+:[0-9a-f]{64}"),
