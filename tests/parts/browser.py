@@ -46,14 +46,18 @@ class Authenticator:
         self._id = self._session.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
 
     def add(self, passkey: SoftPasskey) -> None:
-        """Puts a passkey in, which its line in policy.toml may already name."""
+        """Puts a passkey in, which its line in policy.toml may already name.
+
+        Its counter is above those of the authenticators that were given it before: a copy, which one behind gives away.
+        """
+        passkey.counter += 100
         credential = {
             "credentialId": base64.b64encode(passkey.id).decode(),
             "isResidentCredential": True,
             "rpId": passkey.rp,
             "privateKey": base64.b64encode(passkey.pkcs8).decode(),
             "userHandle": base64.b64encode(b"anna").decode(),
-            "signCount": 1,
+            "signCount": passkey.counter,
         }
         self._session.send("WebAuthn.addCredential", {"authenticatorId": self._id, "credential": credential})
 

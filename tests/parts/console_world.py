@@ -116,7 +116,7 @@ class ConsoleWorld:
         """The newest request with this reason, once it is there."""
 
         def look() -> dict[str, Any] | None:
-            answer = self.service.ask("GET", "/api/requests?state=all", identity="anna")
+            answer = self.service.ask("GET", "/api/requests", identity="anna")
             assert answer.status == 200, answer.body
             found = [one for one in answer.json()["requests"] if one["frozen"]["reason"] == reason]
             return found[0] if found else None
@@ -138,6 +138,12 @@ class ConsoleWorld:
         visit.page.get_by_label("Your token").fill(self.service.tokens[identity])
         visit.page.get_by_role("button", name="Sign in").click()
         visit.page.get_by_role("button", name="Sign out").first.wait_for()
+
+    def approve(self, visit: Visit) -> None:
+        """Approves the request whose page is open by the passkey of the page's authenticator."""
+        visit.page.get_by_role("button", name="Approve with a passkey").click()
+        visit.page.locator("[data-state=approved], [data-state=issued], main [role=alert]:not([hidden])").wait_for()
+        assert visit.page.get_by_role("alert").count() == 0, visit.page.locator("main").inner_text()
 
 
 @contextmanager

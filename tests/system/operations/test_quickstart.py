@@ -134,7 +134,7 @@ def test_the_console_is_served_and_an_agent_waits_there_until_ctrl_c() -> None:
 
     try:
         request = read_until(r"^agent waits .*->  (r-\w{10}) waits for you")[1]
-        address = re.search(r"^console +(http://localhost:\d+/console/sign-in);", said, re.MULTILINE)
+        address = re.search(r"^console +(http://localhost:\d+/console);", said, re.MULTILINE)
         assert address is not None, said
         with urllib.request.urlopen(address[1], timeout=10) as page:
             assert "Your token" in page.read().decode()
