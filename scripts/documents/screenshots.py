@@ -21,6 +21,10 @@ from tests.parts.passkeys import body_of
 
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 CERTIFICATES, ACTIVE = 4_000, 40
+KEPT = {
+    ("request", "desktop", "light"),
+    ("overview", "desktop", "dark"),
+}  # in runbooks/operate/images, their first screen
 OUTAGE = "the database does not answer, ticket 4711"
 
 
@@ -96,6 +100,8 @@ def take(browser: Browser, world: ConsoleWorld, waits: str, folder: Path) -> Non
                 for name, path in listed:
                     visit.go(path)
                     _take(visit, folder / f"{name.replace('/', '-')}-{size}-{scheme}.png")
+                    if (name, size, scheme) in KEPT:
+                        visit.page.screenshot(path=folder / f"console-{name}.png")
                 visit.go("/console/enrol")
                 visit.authenticator()
                 visit.page.get_by_role("button", name="Make a passkey").click()

@@ -276,6 +276,7 @@ def test_a_session_works_exactly_while_nothing_has_ended_it(steps: list[tuple[st
 ALLOWED = {
     "Approve", "Deny", "EndWaiver", "Explain", "Freeze", "SignOut", "Withdraw",
     "ListCertificates", "ListEntries", "ListFreezes", "ListHostKeys", "ListIncidents", "ListOperations", "ListRequests",
+    "ListEvents", "ListIdentities", "ListLive", "ShowActivity", "ShowIdentity",
     "ListRevocations", "ListRoles", "ListWaivers", "PreviewRevocation", "ShowCaller", "ShowCertificate", "ShowHead",
     "ShowRequest", "ShowRole",
 }  # fmt: skip

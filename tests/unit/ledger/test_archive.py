@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from signer.authority.approvals import REMEMBERED
+from signer.authority.restored import is_restored, plan_restore
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
 from signer.ledger.archive import KEEP, KEEP_AT_LEAST, Archived, Archiving, find_segments, verify_segments
 from signer.ledger.archived import carried_rows
@@ -21,6 +22,7 @@ from signer.ledger.checkpoint import Checkpoint
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import REACH, LedgerReader
+from signer.ledger.restore import Restoration
 from signer.ledger.revocation_list import read_list
 from signer.ledger.schema import ARCHIVED_TRIGGERS, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
@@ -271,6 +273,44 @@ def test_a_backup_of_an_archived_ledger_is_one(data_dir: Path, segment: Path, tm
     archive(data_dir, segment)
     with closing(LedgerReader(data_dir)) as reader:
         assert back_up(reader, tmp_path / "backup") == reader.head()
+
+
+def test_a_backup_of_an_archived_ledger_is_restored(data_dir: Path, segment: Path, tmp_path: Path) -> None:
+    archive(data_dir, segment)
+    with closing(LedgerReader(data_dir)) as reader:
+        back_up(reader, tmp_path / "backup")
+    with closing(Ledger(data_dir)) as keeper:
+        keeper.commit([issued(5_000)], NOW + DAY)
+    with Restoration(data_dir) as restoration:
+        restoration.finish_interrupted()
+        with (tmp_path / "backup").open("rb") as backup:
+            taken = restoration.take(backup)
+        with closing(taken), restoration.replaced() as replaced:
+            assert replaced is not None
+            plan = plan_restore(taken, replaced, replaced.head(), None)
+            assert (plan.first_serial, plan.last_serial) == (2_401, 1_005_000)
+        restoration.commit(plan.events("root"), NOW + 2 * DAY)
+    with closing(LedgerReader(data_dir)) as reader:
+        verify(reader)
+        assert reader.base == ARCHIVED
+        assert reader.last_serial() == 1_005_000
+        assert verify_segments(reader, [segment]).missing == ()
+
+
+def test_a_backup_of_before_the_archive_is_of_the_same_ledger(
+    data_dir: Path, segment: Path, long_ledger: Path, tmp_path: Path
+) -> None:
+    archive(data_dir, segment)
+    with closing(LedgerReader(long_ledger)) as before, closing(LedgerReader(data_dir)) as after:
+        assert plan_restore(before, after, None, None).first_serial == 2_401
+        assert not is_restored(before, after)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    with closing(Ledger(other)) as ledger:
+        ledger.commit([issued(1)], NOW)
+        with closing(LedgerReader(data_dir)) as after, pytest.raises(Refused) as caught:
+            plan_restore(ledger, after, None, None)
+    assert caught.value.code == "restore_other_ledger"
 
 
 # --- what somebody changes --------------------------------------------------------------------------------------
