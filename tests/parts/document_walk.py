@@ -41,6 +41,7 @@ ELSEWHERE: Final = {
     ("README.md", "bao write"): f"{ROOM}/operations/test_readme.py",
     ("README.md", "echo"): f"{ROOM}/operations/test_readme.py",
     ("runbooks/preflight.md", "sudo"): f"{ROOM}/migration/test_preflight_agent.py",
+    ("runbooks/operate/console.md", "signer approval-key"): TRANSCRIPTS,
     ("runbooks/operate/notices.md", "signer notices test"): f"{ROOM}/approvals/test_notices.py",
     ("runbooks/reference/ledger.md", "signer ledger checkpoint"): f"{ROOM}/ledger/test_cosigning.py",
     (_HARDWARE, "#!/bin/sh\nexport"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
