@@ -59,7 +59,7 @@ def _duration(raw: object) -> int:
 class Table(BaseModel):
     """A table as the file has it. Unknown keys are problems; see `Faults.require` for keys that must be there."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 Duration = Annotated[int, BeforeValidator(_duration)]

@@ -158,6 +158,20 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
     return asked
 
 
+def read_witness_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/witness", description="What the ledger's Merkle tree, its proofs and a witness cost."
+    )
+    parser.add_argument("--events", type=int, default=1_000_000, help="under the proofs (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown (default %(default)s)")
+    parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    asked = parser.parse_args(arguments)
+    if asked.events < 10 or asked.rounds < 1:
+        parser.error("--events is 10 at least, --rounds 1")
+    return asked
+
+
 _OPTIONS = {
     "console": read_console_options,
     "cutover": read_cutover_options,
@@ -168,6 +182,7 @@ _OPTIONS = {
     "sign": read_sign_options,
     "soak": read_soak_options,
     "strangers": read_strangers_options,
+    "witness": read_witness_options,
 }
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from signer.service.overview import Overview
 from signer.service.publisher import ListState
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.toml import Duration
-from tests.parts.source import PACKAGE, TREES, called_with, texts
+from tests.parts.source import PACKAGE, called_with, texts, trees
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def messages() -> Table:
     """What can be asked of the keeper: ops of commands, and those that it answers without a token."""
     direct = [
         text
-        for node in ast.walk(TREES[PACKAGE / "service" / "keeper.py"])
+        for node in ast.walk(trees()[PACKAGE / "service" / "keeper.py"])
         if isinstance(node, ast.match_case) and isinstance(node.pattern, ast.MatchValue)
         for text in texts(node.pattern.value)
     ]
@@ -365,7 +365,7 @@ def limits() -> Table:
 def bounds() -> Table:
     """Every public constant of a module that is a number, with the remark behind it."""
     rows = []
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         path = module.relative_to(PACKAGE)
         lines = module.read_text().splitlines()
         for node in tree.body:
@@ -400,7 +400,7 @@ def modules() -> str:
     """The modules of each room with the first sentence of their docstrings."""
     rooms: dict[str, list[tuple[str, str]]] = {}
     abouts: dict[str, str] = {}
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         path = module.relative_to(PACKAGE)
         sentence = first_sentence(ast.get_docstring(tree) or "")
         room = path.parts[0] if len(path.parts) > 1 else ""

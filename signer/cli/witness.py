@@ -12,7 +12,6 @@ from signer.cli.arguments import FILE, Checked, json_option, quoted
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
-    from signer.ca.key import ServiceKey
     from signer.ledger.checkpoint import VerifierKey
     from signer.settings import Listen
 
@@ -89,33 +88,18 @@ def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: P
     """Cosigns the checkpoints of the given logs, each only if it goes on from the one before, and keeps a fork
     as evidence (c2sp.org/tlog-witness). Needs no other part of the service: run it on a machine that other
     people administer. It speaks plain http, as all that it sends is signed."""
-    from signer.hardening import forbid_dumps, release_memory
-    from signer.logs import start_log
+    import os
+    import sys
+
     from signer.settings import parse_listen
-    from signer.witness.server import Server, bind
-    from signer.witness.state import State, claim_state, group_logs
-    from signer.witness.witness import Witness
+    from signer.witness.server import bind
 
-    start_log()
-    forbid_dumps()
-    known = group_logs(logs)
-    claim_state(state)  # until the process ends
-    key, own = _open_key(state, name)
-    witness = Witness(State(state, known, own), known, own, key.sign)
     place = parse_listen(listen) if isinstance(listen, str) else listen
-    server = Server(bind(place), witness.answer)
-    output.note(f"serving on {place}, for {output.count(len(known), 'log')}")
-    release_memory()
-    server.serve()
-    return 0
-
-
-def _open_key(state: Path, name: str) -> tuple[ServiceKey, VerifierKey]:
-    from signer.ca.key import ServiceKey
-    from signer.ledger.checkpoint import COSIGNATURE_KIND, VerifierKey
-
-    key = ServiceKey.open(state / "witness.key", "--state")
-    return key, VerifierKey(name, COSIGNATURE_KIND, key.raw_public)
+    listener = bind(place)
+    listener.set_inheritable(True)
+    words = [str(listener.fileno()), str(place), name, str(state), *(f"{origin}={key}" for origin, key in logs)]
+    # The same process goes on without the parser, which is three of the 30 megabytes that a witness may take.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "signer.cli.witness_process", *words])  # noqa: S606
 
 
 @verb("witness key", examples=["signer witness key --name witness.example.org"])
@@ -125,10 +109,11 @@ def _open_key(state: Path, name: str) -> tuple[ServiceKey, VerifierKey]:
 def witness_key(name: str, state: Path, as_json: bool) -> int:
     """Prints the verifier key, which those who check its cosignatures need. The first call makes the key. Run it
     as the user that the witness runs as."""
+    from signer.cli.witness_process import open_key
     from signer.witness.state import make_directory
 
     make_directory(state)
-    key, own = _open_key(state, name)
+    key, own = open_key(state, name)
     if as_json:
         output.show_json({"vkey": str(own), "new": key.is_new})
     else:

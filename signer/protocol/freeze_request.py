@@ -28,7 +28,7 @@ def _lasts(text: str) -> str:
 class FreezeBody(BaseModel):
     """The scope to freeze, the reason, and for how long; without `lasts` until it is lifted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     scope: Annotated[Printable, Field(min_length=1, max_length=256, description="all, identity:NAME or role:NAME")]
     reason: Annotated[Reason, Field(min_length=1)]

@@ -20,7 +20,7 @@ _Key = Annotated[Printable, Field(min_length=1, max_length=MAX_PUBLIC_KEY)]
 class HostKeysBody(BaseModel):
     """A host and its public keys. `replace` must be true for a host that is listed already."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     name: Annotated[_Name, Field(description="a host name or an address, [NAME]:PORT for another port than 22")]
     addresses: Annotated[list[_Name], Field(max_length=MAX_HOST_NAMES - 1, description="its other names")] = []

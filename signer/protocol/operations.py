@@ -25,7 +25,7 @@ _Digest = Annotated[str, Field(pattern=rf"^({DIGEST})?$")]
 class OperationBody(BaseModel):
     """An operation, its outcome, plan and evidence, and the reason."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     operation: OperationName
     outcome: OutcomeName

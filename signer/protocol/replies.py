@@ -18,7 +18,7 @@ from signer.model import RequestState, RevokedBy
 class Reply(BaseModel):
     """The base of all shapes; encoder and decoder refuse unknown and mistyped fields."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     def as_json(self) -> bytes:
         """The fields that were set, as a JSON object."""

@@ -27,7 +27,7 @@ _VALUES: Final = {
 class RevokeBody(BaseModel):
     """What to revoke, and why. It cannot be taken back."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     by: Annotated[RevokedBy, Field(description="what `value` names")]
     value: Annotated[

@@ -343,7 +343,7 @@ _ReasonLine = Annotated[str, Field(json_schema_extra={"pattern": PRINTABLE, "max
 class SignBody(BaseModel):
     """The body of `POST /api/sign/<role>` and `/api/explain/<role>`; omitted fields get the role's defaults."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     public_key: Annotated[_KeyLine, Field(description="the line of an OpenSSH .pub file")] = ""
     principals: Annotated[_Principals | None, Field(fail_fast=True, description="exact names")] = None

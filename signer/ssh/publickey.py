@@ -15,8 +15,6 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from sshpubkeys import SSHKey
-from sshpubkeys.exceptions import InvalidKeyError
 
 from signer.errors import BadFormat, BadPublicKey
 from signer.model import MAX_PUBLIC_KEY, PublicKey
@@ -250,6 +248,8 @@ def _shown(name: str) -> str:
 
 def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
     """A second, independent check of form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
+    from sshpubkeys import SSHKey  # a megabyte that a witness, which reads no keys of callers, does without
+    from sshpubkeys.exceptions import InvalidKeyError
 
     try:
         # The constructor would parse the key twice.

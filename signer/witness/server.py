@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
 from signer.errors import Unavailable
-from signer.settings import Listen
+
+if TYPE_CHECKING:
+    from signer.settings import Listen
 
 log = logging.getLogger("signer.witness")
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "signer"
-TREES = {path: ast.parse(path.read_text(), str(path)) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The syntax tree of each module, by its path; read at the first call, so that collecting tests stays fast."""
+    return {path: ast.parse(path.read_text(), str(path)) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def called_with(functions: set[str]) -> Iterator[tuple[str, ast.expr]]:
     """The first argument of each call of one of these names in the package, with the name."""
-    for tree in TREES.values():
+    for tree in trees().values():
         yield from calls(tree, functions)
 
 
@@ -40,7 +46,7 @@ def error_classes() -> set[str]:
     """The names of all classes of the error tree."""
     bases = {
         node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }

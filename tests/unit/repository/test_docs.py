@@ -34,7 +34,7 @@ from tests.parts.documents import (
     section,
 )
 from tests.parts.parity_differences import DIFFERENCES
-from tests.parts.source import PACKAGE, TREES, texts
+from tests.parts.source import PACKAGE, texts, trees
 
 DOCUMENTS = read_documents()
 README, SECURITY = DOCUMENTS["README.md"], DOCUMENTS["SECURITY.md"]
@@ -189,7 +189,7 @@ def test_vault_routes_are_those_of_the_code() -> None:
         assert any(pattern.fullmatch(example) for pattern in patterns), f"there is no {path}"
     outside = {path.removeprefix("/v1/") for path in told if not path.startswith("/v1/ssh/")}
     assert outside >= system.UNAUTHENTICATED
-    written = {text for node in ast.walk(TREES[PACKAGE / "api" / "vault" / "system.py"]) for text in texts(node)}
+    written = {text for node in ast.walk(trees()[PACKAGE / "api" / "vault" / "system.py"]) for text in texts(node)}
     assert {path.replace("<mount>", "") for path in outside} <= written
 
 
@@ -242,7 +242,7 @@ def named_documents(text: str) -> Iterator[tuple[str, str]]:
 
 def sentences() -> Iterator[tuple[str, str]]:
     """Every text of the package with its module, docstrings included, and each file that is no Python but is shown."""
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         yield from ((str(path.relative_to(PACKAGE)), text) for node in ast.walk(tree) for text in texts(node))
     for path in (*PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.css")):
         yield str(path.relative_to(PACKAGE)), path.read_text()

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[3] / "signer"
-TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+from tests.parts.source import PACKAGE, trees
+
 # The one module that may read or make a private key with `cryptography`.
 PRIVATE_KEYS = Path("ca/key.py")
 PRINTERS = {Path("cli/output.py"), Path("safe_session/output.py")}
@@ -28,6 +28,11 @@ OPENERS = {
 }
 
 
+def modules() -> list[tuple[Path, ast.Module]]:
+    """Each module's path in the package, and its syntax tree."""
+    return [(path.relative_to(PACKAGE), tree) for path, tree in trees().items()]
+
+
 def names(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Every name that a module uses, and every name that it imports from `cryptography`; with the line."""
     for node in ast.walk(tree):
@@ -43,7 +48,7 @@ def names(tree: ast.Module) -> Iterator[tuple[str, int]]:
 def test_one_module_touches_private_keys() -> None:
     uses = [
         (path, f"{path}:{line} {name}")
-        for path, tree in TREES.items()
+        for path, tree in modules()
         for name, line in names(tree)
         if name.endswith("PrivateKey") or (name.startswith("load_") and name.endswith("_private_key"))
     ]
@@ -51,13 +56,13 @@ def test_one_module_touches_private_keys() -> None:
 
 
 def test_printing_is_done_in_one_place_for_each_command() -> None:
-    uses = [(path, line) for path, tree in TREES.items() for name, line in names(tree) if name == "print"]
+    uses = [(path, line) for path, tree in modules() for name, line in names(tree) if name == "print"]
     assert {path for path, _ in uses} <= PRINTERS, uses
 
 
 def test_files_are_opened_and_synced_in_one_place() -> None:
     def users(wanted: set[str]) -> set[str]:
-        return {str(path) for path, tree in TREES.items() for name, _ in names(tree) if name in wanted}
+        return {str(path) for path, tree in modules() for name, _ in names(tree) if name in wanted}
 
     assert users(FILE_CALLS) == set(OPENERS)
     assert users({"fsync", "fdatasync"}) == set(SYNCERS)
@@ -67,7 +72,7 @@ def test_safe_session_imports_the_standard_library_and_nothing_else_from_outside
     """Each import is felt at every login. What it may import of ours is a contract of import-linter's."""
     foreign = {
         name
-        for path, tree in TREES.items()
+        for path, tree in modules()
         if path.parts[0] == "safe_session"
         for node in ast.walk(tree)
         for name in imported(node)

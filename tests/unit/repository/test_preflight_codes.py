@@ -12,7 +12,7 @@ import pytest
 
 from signer.settings import SETTINGS
 from tests.parts.documents import ROOT, document, tables
-from tests.parts.source import PACKAGE, TREES, calls, texts
+from tests.parts.source import PACKAGE, calls, texts, trees
 
 PREFLIGHT: Final = ROOT / "scripts" / "cutover" / "safe-session-local-ca-preflight.sh"
 RUNBOOK: Final = "runbooks/preflight.md"
@@ -129,7 +129,7 @@ def test_other_words_than_the_scripts_are_found() -> None:
 
 
 def test_a_code_of_the_keeper_about_its_key_file_is_the_preflights() -> None:
-    raised = key_codes(TREES[PACKAGE / "ca" / "key.py"])
+    raised = key_codes(trees()[PACKAGE / "ca" / "key.py"])
     assert f"ca_key_owner_must_be_{DEFAULT_OWNER}" in raised
     assert raised > KEEPER_ALONE
     assert raised - KEEPER_ALONE - set(CODES) == set()
