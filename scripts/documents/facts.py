@@ -41,6 +41,7 @@ from signer.service.overview import Overview
 from signer.service.publisher import ListState
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.toml import Duration
+from tests.parts.command_blocks import count_marks, read_command_blocks
 from tests.parts.source import PACKAGE, called_with, texts, trees
 
 
@@ -387,6 +388,16 @@ def module_of(path: Path) -> Any:
 # --- rooms and modules -----------------------------------------------------------------------------------------------
 
 
+def marked_blocks() -> Table:
+    """What the tests lack for blocks of commands in README and the runbooks."""
+    marks = count_marks(read_command_blocks())
+    rows = [
+        (lacks, "run with a stand-in" if stands_in else "not run", str(count))
+        for (lacks, stands_in), count in sorted(marks.items())
+    ]
+    return Table(("missing", "so the block is", "blocks"), rows)
+
+
 def layers() -> str:
     """The layers of import-linter, and its contracts."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
@@ -428,6 +439,7 @@ def lower_first(text: str) -> str:
 FACTS: Final[Mapping[str, Fact]] = {
     "settings": service_settings,
     "shown-init": lambda: recorded("init", _INIT),
+    "marked blocks": marked_blocks,
     "shown-status": lambda: recorded("status", "status"),
     "shown-policy-list": lambda: recorded("policy_list", "policy list"),
     "shown-token-revoke": lambda: recorded("policy_edit", "token revoke deploy-agent --write"),

@@ -95,6 +95,7 @@ from signer.protocol.commands import (
     Unfreeze,
 )
 from signer.protocol.notices import Notice
+from signer.protocol.operations import cut_over_at
 from signer.protocol.replies import (
     Explanation,
     HostKeys,
@@ -152,6 +153,7 @@ class Ledger(queries.LedgerReader, Protocol):
     def asked(self, since: int) -> list[Entry]: ...
     def revocation_events(self) -> list[Entry]: ...
     def host_events(self) -> list[Entry]: ...
+    def operation_events(self) -> list[Entry]: ...
 
 
 class Backend(Protocol):
@@ -198,6 +200,7 @@ class _State:
     approvals: Approvals = field(default_factory=Approvals)
     revoked: RevokedState = field(default_factory=lambda: RevokedState(Revocations()))
     hosts: HostList = field(default_factory=HostList)
+    cut_over: int | None = None  # when the cutover that is in force was recorded, in seconds since 1970
 
 
 class Core:
@@ -318,6 +321,7 @@ class Core:
             self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
             self._state.hosts.note(entries)
             self._state.revoked.note(entries)
+            self._state.cut_over = cut_over_at(entries, self._state.cut_over)
         return entries
 
     def _discard(self) -> None:
@@ -721,6 +725,11 @@ class Core:
         text = f"{overdue} of the incidents that break-glass opened not closed within {hours} hours"
         return [f"{text}: see `signer incidents list`"]
 
+    def cut_over(self) -> int | None:
+        """When the cutover that is in force was recorded, in seconds since 1970; None if there is none, and while the
+        ledger could not be read."""
+        return None if self._state is None else self._state.cut_over
+
     def list_version(self) -> int | None:
         """The version of the revocation list that the ledger asks for; None while the ledger could not be read."""
         return None if self._state is None else self._state.revoked.version
@@ -767,7 +776,8 @@ class Core:
         self._changed.add(ALL_REQUESTS)
         hosts = HostList.from_entries(self._ledger.host_events())
         revoked = RevokedState(Revocations.from_entries(self._ledger.revocation_events()))
-        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals, revoked, hosts)
+        cut_over = cut_over_at(self._ledger.operation_events())
+        return _State(head, CertificateUsage(rows), self._ledger.freezes(), approvals, revoked, hosts, cut_over)
 
     # --- everything else ----------------------------------------------------------------------------------------
 

@@ -424,6 +424,10 @@ class LedgerReader:
         """What the list of host keys is made of, oldest first."""
         return self._events(IS_HOST, 0)
 
+    def operation_events(self) -> list[Entry]:
+        """The recorded operations on the platform, oldest first."""
+        return self._events(IS_OPERATION, 0)
+
     def revocation_events(self) -> list[Entry]:
         """What the revocation list is made of besides the certificates, oldest first."""
         return self._events(IS_REVOCATION, 0)

@@ -5,14 +5,17 @@ The names of operations and outcomes are part of the versioned API. Digests are 
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from signer.errors import BadRequest
-from signer.model import Caller, Event, Identity
+from signer.model import Caller, Entry, Event, Identity
 from signer.protocol.bodies import Reason, read_body_as
+from signer.units import timestamp
 
 KIND: Final = "operation.recorded"
 DIGEST: Final = r"sha256:[0-9a-f]{64}"
@@ -61,3 +64,29 @@ def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> 
             "request_id": caller.request_id,
         },
     )
+
+
+def cut_over_at(entries: Iterable[Entry], before: int | None = None) -> int | None:
+    """When the cutover was recorded that is in force after these events, in seconds since 1970; None if there is none.
+
+    `before` is the answer for the events before them. A rollback ends it, and so does a cutover that was rolled back; a
+    run that failed changes nothing.
+    """
+    at = before
+    for entry in entries:
+        if entry.kind == KIND:
+            body = json.loads(entry.body)
+            if (body["operation"], body["outcome"]) == ("cutover", "applied"):
+                at = entry.time_ms // 1000
+            elif (body["operation"], body["outcome"]) in (("rollback", "applied"), ("cutover", "rolled_back")):
+                at = None
+    return at
+
+
+def still_vault(mode: str, cut_over: int | None) -> list[str]:
+    """A warning, if Vault signs although a cutover is in force; a rollback starts the service before it can record."""
+    if mode == "local" or cut_over is None:
+        return []
+    text = f"mode is {mode}, but the cutover of {timestamp(cut_over)} is in force"
+    back = "`signer cutover rollback --config FILE --reason TEXT` records the way back"
+    return [f"{text}: start the service with the local CA's files; {back}"]

@@ -758,6 +758,7 @@ class Status(Reply):
     requests: Annotated[int, Field(description="that wait for humans, or to be claimed")]
     incidents: Annotated[int, Field(description="that break-glass opened and nobody has closed")]
     incidents_overdue: int
+    warnings: Annotated[list[str], Field(description="what else should not stay as it is")] = []
     live: list[LiveCertificates]
     freezes: list[FreezeRow]
     tokens: list[TokenEnd]

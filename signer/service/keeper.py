@@ -56,6 +56,7 @@ from signer.protocol.commands import (
     split_number,
 )
 from signer.protocol.log_limit import LogLimit
+from signer.protocol.operations import still_vault
 from signer.protocol.replies import (
     CaKey,
     Certificate,
@@ -232,6 +233,10 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        with suppress(SignerError):  # the ledger, the clock: each look at readiness says so
+            self._core.check_ready()
+        for warning in still_vault(self._backend.mode, self._core.cut_over()):
+            log.warning("%s", warning)
         self._supervisor.ready()
         ticked = time.monotonic()
         failure: SignerError | None = None
@@ -621,8 +626,9 @@ class Keeper:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
         cosigning = cosigning_warnings(self._ledger.data_dir, now)
+        mode = still_vault(self._backend.mode, self._core.cut_over())
         told = [] if self._notifier is None else self._notifier.warnings()
-        if warnings := self._core.warnings() + published.warnings(now) + list(cosigning.values()) + told:
+        if warnings := mode + self._core.warnings() + published.warnings(now) + list(cosigning.values()) + told:
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
@@ -638,6 +644,7 @@ class Keeper:
             found[failure.code] = Fault(f"no certificate is issued: {failure.text}", failure.hint, "urgent")
         found |= {name: Fault(text) for name, text in cosigning_warnings(self._ledger.data_dir, now).items()}
         for name, texts in (
+            ("still_vault", still_vault(self._backend.mode, self._core.cut_over())),
             ("incidents_overdue", self._core.warnings()),
             ("list_late", self._publisher.state().warnings(now)),
         ):
@@ -664,6 +671,7 @@ class Keeper:
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
             cosigned_at=cosigned_at(self._ledger.data_dir),
+            cut_over=self._core.cut_over(),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 

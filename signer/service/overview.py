@@ -14,6 +14,7 @@ from signer.errors import SignerError
 from signer.ledger.marks import Mark
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON, token_id
+from signer.protocol.operations import still_vault
 from signer.protocol.replies import (
     Error,
     FreezeRow,
@@ -50,6 +51,7 @@ class Overview:
     published: ListState
     fetches: tuple[Fetch, ...] = ()
     cosigned_at: int | None = None
+    cut_over: int | None = None
     verified: Mark | None = None
     cosigned: Mark | None = None
 
@@ -125,6 +127,7 @@ class Overview:
             requests=state.requests if state is not None else 0,
             incidents=state.incidents if state is not None else 0,
             incidents_overdue=state.overdue if state is not None else 0,
+            warnings=still_vault(self.mode, self.cut_over),
             live=[
                 LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())

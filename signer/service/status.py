@@ -180,6 +180,7 @@ def _add_status(report: Report, status: Mapping[str, Any], now: int) -> None:
     _add_list(report, status["revocation_list"], now)
     facts["clock"] = {"keeper": status["time"], "newest_event": (status["ledger"] or {}).get("time")}
     report.notes += [f"{row['scope']} is frozen by {row['by']}: {row['reason']}" for row in status["freezes"]]
+    report.notes += status.get("warnings", ())  # a keeper of an earlier version sends none
     if status["incidents_overdue"]:
         report.notes.append(f"incidents that break-glass opened are overdue: {status['incidents_overdue']}")
     for row in status["tokens"]:

@@ -343,6 +343,10 @@ class MemoryStore:
         self._readable()
         return [entry for entry in self.entries if entry.kind.startswith("host.")]
 
+    def operation_events(self) -> list[Entry]:
+        self._readable()
+        return [entry for entry in self.entries if entry.kind == "operation.recorded"]
+
     def revocation_events(self) -> list[Entry]:
         self._readable()
         kinds = ("ca.rotated", "certificates.revoked", "keeper.started", "ledger.restored", "list.published")

@@ -29,7 +29,7 @@ KEEPER_ID, API_ID, NOTICES_ID = 8221, 8222, 8223  # as the Containerfile has the
 
 # For hosts without CAP_SYS_RESOURCE and with cgroup v1, see runbooks/install/container.md; on others it changes nothing
 # that is tested.
-_CONTAINERS_CONF: Final = """\
+CONTAINERS_CONF: Final = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=2048:2048"]
 netns = "host"
@@ -107,7 +107,7 @@ class Engine(ContainerEngine):
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         configuration = folder / "containers.conf"
-        configuration.write_text(_CONTAINERS_CONF)
+        configuration.write_text(CONTAINERS_CONF)
         super().__init__(f"localhost/signer:test-{os.getpid()}", {"CONTAINERS_CONF": str(configuration)})
         self.built = ""
 

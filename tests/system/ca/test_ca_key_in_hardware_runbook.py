@@ -13,7 +13,7 @@ import pytest
 
 from tests.parts import missing
 from tests.parts.agents import PIN, SO_PIN
-from tests.parts.documents import ROOT, document
+from tests.parts.documents import ROOT, blocks, document
 from tests.parts.eventually import eventually
 from tests.parts.rotation import KEEPER_USER, why_not_two_users
 from tests.parts.service import STANDARD_POLICY, Tokens, fill_policy
@@ -48,14 +48,22 @@ def test_the_runbook_shows_what_its_commands_print() -> None:
             (place / name).mkdir(mode=0o700)
             shutil.chown(place / name, KEEPER_USER)
         (place / "softhsm2.conf").write_text(f"directories.tokendir = {place}/tokens\nlog.level = ERROR\n")
-        for name, text in (("pin", f"#!/bin/sh\necho {PIN}\n"), ("policy.toml", "")):
-            (place / name).write_text(text)
+        load_key, show_pin = blocks(RUNBOOK, "sh")
+        for name, text in (
+            ("load-ca-key", load_key),
+            ("ca-pin", show_pin),
+            ("policy.toml", ""),
+            ("credential/ca-pin", PIN),
+        ):
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_text(text.replace("/etc/signer", folder))
             (place / name).chmod(0o755)
         environ = {
             "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}",
             "SOFTHSM2_CONF": str(place / "softhsm2.conf"),
-            "SSH_ASKPASS": str(place / "pin"),  # in place of somebody who types
+            "SSH_ASKPASS": str(place / "ca-pin"),  # in place of somebody who types
             "SSH_ASKPASS_REQUIRE": "force",
+            "CREDENTIALS_DIRECTORY": str(place / "credential"),  # as systemd says it to the unit
             "SIGNER_POLICY_FILE": str(place / "policy.toml"),
             "SIGNER_DATA_DIR": str(place / "data"),
             "SIGNER_RUN_DIR": str(place / "run"),
@@ -81,9 +89,25 @@ def test_the_runbook_shows_what_its_commands_print() -> None:
                     assert said(command, before, moved, environ) == [" ".join(line.split()) for line in expected]
                     if "ssh-add -s" not in command and "pkcs11-tool" not in command:
                         before.append(command)
+            check_reboot(place, environ)
         finally:
             agent.kill()
             agent.wait()
+
+
+def check_reboot(place: Path, environ: dict[str, str]) -> None:
+    """An agent that starts empty gets its key by the page's `load-ca-key`, with the PIN of its `ca-pin`."""
+    environ = {**environ, "SSH_AUTH_SOCK": f"{place}/agent/agent.sock"}
+
+    def ran(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, env=environ, user=KEEPER_USER, capture_output=True, text=True, timeout=60)
+
+    loaded = ran("ssh-add", "-L").stdout
+    assert ran("ssh-add", "-e", "/usr/lib/softhsm/libsofthsm2.so").returncode == 0
+    assert ran("ssh-add", "-L").stdout != loaded
+    done = ran(f"{place}/load-ca-key")
+    assert done.returncode == 0, done.stderr
+    assert ran("ssh-add", "-L").stdout == loaded
 
 
 def pin(place: Path) -> None:

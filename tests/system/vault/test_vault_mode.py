@@ -321,6 +321,33 @@ class Signers:
         return sorted("signed" if answer.status == 201 else code_of(answer) for answer in self.answers)
 
 
+def test_mode_vault_after_a_cutover_signs_and_warns_until_the_way_back_is_recorded(
+    fake: FakeVault, in_front: StartInFront, keyring: KeyRing
+) -> None:
+    service = in_front(fake.address, TOKEN)
+
+    def record(operation: str) -> None:
+        body = {"operation": operation, "outcome": "applied"}
+        assert service.ask("POST", "/api/operations", body, identity="operator").status == 201
+
+    def warns() -> list[bool]:
+        status = service.command("status", "--json")
+        warnings = service.ask("GET", "/readyz").json().get("warnings", [])
+        told = [*warnings], json.loads(status.stdout)["notes"], service.log().splitlines()
+        return [any("but the cutover of" in text for text in texts) for texts in told]
+
+    assert warns() == [False, False, False]
+    record("cutover")
+    assert warns() == [True, True, False]
+    service.stop()
+    service.start()
+    assert warns() == [True, True, True]
+    assert service.sign(keyring("ed25519").public_line).status == 201
+    assert readiness(service) == "ready"
+    record("rollback")
+    assert warns()[:2] == [False, False]
+
+
 @pytest.mark.parametrize("fault", ["hang", "drip headers", "drip a body"])
 def test_while_vault_hangs_everything_else_is_answered_and_afterwards_it_signs(
     fake: FakeVault, in_front: StartInFront, keyring: KeyRing, fault: str

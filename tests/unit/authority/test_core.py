@@ -11,7 +11,7 @@ import pytest
 from signer.errors import BadRequest, CertificateMismatch, SignerError, Unavailable
 from signer.model import Entry, Event
 from signer.protocol.commands import Explain, Freeze, RecordOperation, ShowCaller, ShowHead, Sign, Unfreeze
-from signer.protocol.operations import OperationBody
+from signer.protocol.operations import OperationBody, OperationName
 from signer.ssh.certificate import decode_certificate
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, certificate_of, policy, role_lines, sign
@@ -430,3 +430,17 @@ def test_audit_counts_of_refusals_whose_record_failed_are_recorded_later() -> No
     bench.core.tick()
     (body,) = bench.store.bodies("refusals.repeated")
     assert body["count"] == 3
+
+
+def test_the_core_knows_whether_a_cutover_is_in_force_also_after_a_restart() -> None:
+    bench = Bench()
+
+    def record(operation: OperationName) -> list[int | None]:
+        bench.ask(RecordOperation(caller("operator"), OperationBody(operation=operation, outcome="applied")))
+        before = bench.core.cut_over()
+        bench.restart()
+        bench.core.check_ready()
+        return [before, bench.core.cut_over()]
+
+    assert record("cutover") == [NOW, NOW]
+    assert record("rollback") == [None, None]

@@ -15,9 +15,9 @@ from signer.ledger.pages import CertificateReader, _select
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import VIEWS_NAME
 from signer.ledger.store import Ledger
-from signer.model import Event, Filter
+from signer.model import Entry, Event, Filter
 from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, RecordOperation, read_command
-from signer.protocol.operations import OperationBody, read_digest, read_operation
+from signer.protocol.operations import OperationBody, cut_over_at, read_digest, read_operation, still_vault
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, policy, sign
 from tests.parts.events import issued
@@ -233,3 +233,43 @@ def test_vaults_certificates_are_found_without_looking_at_the_others(tmp_path: P
             db.set_trace_callback(None)
             (plan,) = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statements[0]}") if "INDEX cert" in row[3]]
         assert "USING INDEX certificates_of_vault" in plan
+
+
+def entry(seq: int, operation: str, outcome: str, kind: str = "operation.recorded") -> Entry:
+    body = json.dumps({"operation": operation, "outcome": outcome})
+    return Entry(seq, seq * 1000, kind, "operator", body, "", "")
+
+
+@pytest.mark.parametrize(
+    "recorded, at",
+    [
+        ([], None),
+        ([("cutover", "applied")], 1),
+        ([("cutover", "failed")], None),
+        ([("cutover", "stopped")], None),
+        ([("cutover", "approval_refused")], None),
+        ([("cutover", "applied"), ("rollback", "failed")], 1),
+        ([("cutover", "applied"), ("rollback", "rollback_failed")], 1),
+        ([("cutover", "applied"), ("rollback", "applied")], None),
+        ([("cutover", "rolled_back")], None),
+        ([("cutover", "applied"), ("rollback", "applied"), ("cutover", "applied")], 3),
+        ([("cutover", "applied"), ("decommission", "applied")], 1),
+    ],
+)
+def test_a_cutover_is_in_force_until_a_way_back_is_recorded(recorded: list[tuple[str, str]], at: int | None) -> None:
+    entries = [entry(seq, *words) for seq, words in enumerate(recorded, 1)]
+    assert cut_over_at(entries) == at
+    found = None
+    for one in entries:  # as the keeper sees them, one commit after the other
+        found = cut_over_at([one], found)
+    assert found == at
+    assert cut_over_at([entry(9, "rollback", "applied", "host.added")], at) == at
+
+
+@pytest.mark.parametrize(
+    "mode, at, warns", [("vault", 1, True), ("shadow", 1, True), ("local", 1, False), ("vault", None, False)]
+)
+def test_vault_that_signs_after_a_cutover_is_warned_about(mode: str, at: int | None, warns: bool) -> None:
+    found = still_vault(mode, at)
+    assert bool(found) == warns
+    assert all("1970-01-01T00:00:01Z" in text and mode in text for text in found)

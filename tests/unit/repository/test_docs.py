@@ -154,7 +154,7 @@ def test_the_page_of_all_runbooks_links_to_each() -> None:
 @pytest.mark.parametrize("name", ["README.md", "runbooks/reference/policy-file.md", "runbooks/install/first-policy.md"])
 def test_policy_example_is_a_policy(name: str) -> None:
     """With its placeholders filled in, each of which is a problem of the file as it is shown."""
-    (example,) = blocks(DOCUMENTS[name], "toml")
+    example = blocks(DOCUMENTS[name], "toml")[0]
     filled = example.replace("A" * 43, "x" * 43).replace("0" * 64, "a0" * 32).replace("1" * 64, "b0" * 32)
     read = policy_file.parse_policy(filled.encode())
     assert set(read.roles) == set(tomllib.loads(example)["roles"])
