@@ -177,7 +177,7 @@ def test_neither_history_nor_environment_names_a_place_of_the_builder(engine: En
     facts = engine.facts(engine.image)
     environment = facts["Config"]["Env"]
     assert {line.partition("=")[0] for line in environment} == {
-        "PATH", "PYTHONDONTWRITEBYTECODE", "SIGNER_KEEPER_USER", "SIGNER_API_USER",
+        "PATH", "PYTHONDONTWRITEBYTECODE", "SIGNER_KEEPER_USER", "SIGNER_API_USER", "SIGNER_NOTICES_USER",
     }  # fmt: skip
     for text in (said, json.dumps(facts["Config"])):
         assert not re.search(r"https?://|--index|PIP_|proxy|/wheels", text, re.IGNORECASE)

@@ -48,6 +48,7 @@ def check_gone(said: str, engine: Engine) -> None:
     assert [line for line in left.splitlines() if vault in line or service in line] == []
 
 
+@pytest.mark.long
 def test_the_whole_way_there_back_and_to_the_end_of_vault(engine: Engine, tmp_path: Path) -> None:
     kept = tmp_path / "evidence"
     done = subprocess.run(
