@@ -15,7 +15,8 @@ class Step:
     """One command. `expects` is a regular expression that its output, stdout and stderr, must contain.
 
     With `log` the command goes on in the background until the tour ends, its output goes to that file, and the step is
-    over when the file contains what is expected. `lines` of the output are shown at most.
+    over when the file contains what is expected. `lines` of the output are shown at most. A step with `on_host` needs
+    the host of `throwaway-host`; it is left out, and the tour says so, where none can be made.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Step:
     status: int = 0
     log: str = ""
     lines: int = 12
+    on_host: bool = False
 
 
 TRUST: Final = "signer ca bundle >web1/trusted-ca && cat web1/trusted-ca"
@@ -31,6 +33,13 @@ LOGIN: Final = "safe-session ssh -F web1/ssh_config web1 id"
 AGENT_LOGIN: Final = (
     "SAFE_SESSION_TOKEN_FILE=deploy-agent.token safe-session --role deploy ssh -F web1/ssh_config web1 restart"
 )
+LOGIN_WEB2: Final = "safe-session ssh -F web2/ssh_config web2 id"
+ON_WEB2: Final = "throwaway-host run web2"
+INSTALL: Final = (
+    f"{ON_WEB2} scripts/host/install --ca trusted-ca --principals root=llmops "
+    "--url $SAFE_SESSION_ADDR/api --publisher publisher"
+)
+VERIFY: Final = f"{ON_WEB2} scripts/host/verify"
 
 STEPS: Final = (
     # --- install -----------------------------------------------------------------------------------------------------
@@ -47,6 +56,53 @@ STEPS: Final = (
     # --- log in ------------------------------------------------------------------------------------------------------
     Step("Log in: a key and a certificate for this session, neither on disk", LOGIN, r"uid="),
     Step("Whose token is this, and when does it end?", "safe-session whoami", r"alice"),
+    # --- set up a host -----------------------------------------------------------------------------------------------
+    Step(
+        "The key that hosts verify the revocation list with",
+        "signer hosts key >web2/publisher && cat web2/publisher",
+        r"ssh-ed25519 \S+ signer-publishing",
+    ),
+    Step(
+        "A second host, with files of its own in memory; it trusts no CA yet",
+        "throwaway-host start web2",
+        r"Server listening",
+        log="web2.log",
+        on_host=True,
+    ),
+    Step("It lets nobody in", LOGIN_WEB2, r"Permission denied", status=255, on_host=True),
+    Step(
+        "See what the host kit would change there",
+        f"cp web1/trusted-ca web2 && {INSTALL} --check",
+        r"would reload +sshd",
+        lines=30,
+        on_host=True,
+    ),
+    Step(
+        "Install: it rolls back by itself unless a new login confirms it",
+        f"{INSTALL} | tee web2/installed",
+        r"installed, not confirmed",
+        lines=30,
+        on_host=True,
+    ),
+    Step(
+        "Confirm it from another machine, in a login by certificate",
+        "safe-session ssh -F web2/ssh_config web2 \"$(sed -n 's/.*there, as root: *//p' web2/installed)\"",
+        r"confirmed by a login from 127\.0\.0\.2",
+        on_host=True,
+    ),
+    Step(
+        "What that host trusts, and how old its revocation list is",
+        VERIFY,
+        r"(?s)ok +installed +confirmed.*ok +list +version \d+",
+        on_host=True,
+    ),
+    Step(
+        "Would this certificate be accepted there, and why?",
+        "safe-session exec -- ssh-add -L | grep cert-v01 >web2/alice-cert.pub && "
+        f"{VERIFY} --certificate alice-cert.pub --account root",
+        r"accepted: sshd would let it in as root",
+        on_host=True,
+    ),
     # --- give access -------------------------------------------------------------------------------------------------
     Step(
         "Add a role: one command, ten minutes at most",
@@ -69,6 +125,13 @@ STEPS: Final = (
         "The agent logs in; sshd runs the role's command",
         AGENT_LOGIN,
         r"deployed",
+    ),
+    Step(
+        "A certificate of its other role would be accepted on the second host",
+        "SAFE_SESSION_TOKEN_FILE=deploy-agent.token safe-session --role llmops exec -- ssh-add -L | "
+        f"grep cert-v01 >web2/agent-cert.pub && {VERIFY} --certificate agent-cert.pub --account root",
+        r"accepted: sshd would let it in as root",
+        on_host=True,
     ),
     # --- see ---------------------------------------------------------------------------------------------------------
     Step("See the service on one screen", "signer status", r"keeper", lines=30),
@@ -94,9 +157,6 @@ STEPS: Final = (
     Step("Take the token away", "signer token revoke deploy-agent --write && signer reload", r"tokens +removed"),
     Step("It opens nothing any more", AGENT_LOGIN, r"the token is unknown", status=77),
     Step(
-        "The key that hosts verify the revocation list with", "signer hosts key", r"ssh-ed25519 \S+ signer-publishing"
-    ),
-    Step(
         "Revoke what it got: hosts that fetch the list refuse it, and it gets nothing more",
         "signer revoke --identity deploy-agent --reason 'a drill' --yes",
         r"revoked by identity deploy-agent: list version \d+, and identity:deploy-agent is frozen",
@@ -105,6 +165,19 @@ STEPS: Final = (
         "The list as sshd reads it",
         "until curl -fsS -o list $SAFE_SESSION_ADDR/api/krl && ssh-keygen -Qlf list | grep serial; do sleep 0.2; done",
         r"serial: \d+",
+    ),
+    Step(
+        "The second host fetches it, as it does each minute by itself",
+        f"{ON_WEB2} /usr/local/libexec/safe-session-host/update",
+        r"up to date: version \d+",
+        on_host=True,
+    ),
+    Step(
+        "The agent's certificate is refused there",
+        f"{VERIFY} --certificate agent-cert.pub --account root",
+        r"FAIL +revoked ",
+        status=1,
+        on_host=True,
     ),
     Step(
         "What is still valid: nothing of the agent's",

@@ -80,6 +80,19 @@ class Walk:
             process.wait()
 
 
+def why_no_host() -> str:
+    """Why the steps on a throwaway host are left out; empty if one can be made."""
+    program = Path(__file__).with_name("throwaway-host")
+    done = subprocess.run([program, "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout.strip() or done.stderr.strip()
+
+
+def left_out(step: Step, number: int, why: str) -> Iterable[str]:
+    """The lines that tell of a step that is not run."""
+    yield from shown(step, number, "")
+    yield f"      (left out: {why})"
+
+
 def shown(step: Step, number: int, said: str) -> Iterable[str]:
     """The lines that tell of a step."""
     yield f"\n{number:2}  {step.title}"
@@ -103,7 +116,11 @@ def main(arguments: Sequence[str]) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, stop)
     try:
+        no_host = why_no_host()
         for number, step in enumerate(STEPS, 1):
+            if step.on_host and no_host:
+                print("\n".join(left_out(step, number, no_host)), flush=True)
+                continue
             try:
                 said = walk.step(step)
             except (Unexpected, subprocess.TimeoutExpired) as error:
@@ -113,7 +130,9 @@ def main(arguments: Sequence[str]) -> int:
             print("\n".join(shown(step, number, said)), flush=True)
     finally:
         walk.end()
-    took = f"{len(STEPS)} steps, {time.monotonic() - began:.0f} s"
+    missed = sum(step.on_host for step in STEPS) if no_host else 0
+    counted = f"{len(STEPS) - missed} steps" + (f", {missed} left out" if missed else "")
+    took = f"{counted}, {time.monotonic() - began:.0f} s"
     print(f"\n{took}", flush=True)
     return 0
 

@@ -6,10 +6,12 @@ bitmap of more than 16,384 bits though `ssh-keygen -k` writes one, and it refuse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
-from itertools import chain
+from itertools import chain, islice
+from operator import eq
 from types import MappingProxyType
 from typing import Final
 
@@ -96,6 +98,35 @@ def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
         else:
             merged.append((first, last))
     return tuple(merged)
+
+
+def group_serials(serials: Iterable[int]) -> list[Range]:
+    """Serials in any order, repeats allowed, as sorted ranges that neither overlap nor touch; checks no limits.
+
+    Takes no step in Python for a serial in the middle of a range, so contiguous serials cost little more than a sort.
+    """
+    ordered = sorted(serials)
+    if any(map(eq, ordered, islice(ordered, 1, None))):
+        ordered = sorted(set(ordered))
+    ranges: list[Range] = []
+    at = 0
+    while at < len(ordered):
+        end = _run_end(ordered, at)
+        ranges.append((ordered[at], ordered[end - 1]))
+        at = end
+    return ranges
+
+
+def _run_end(ordered: Sequence[int], at: int) -> int:
+    """The index after the last of the contiguous serials from index `at` on; serials ascend without repeats."""
+    base = ordered[at] - at  # each later serial of the run is this plus its index
+    step = 1
+    while at + step < len(ordered) and ordered[at + step] == base + at + step:
+        step *= 2
+    if step == 1:
+        return at + 1
+    between = range(at + step // 2, min(at + step, len(ordered)))
+    return between.start + bisect_left(between, True, key=lambda index: ordered[index] != base + index)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -61,6 +61,25 @@ def test_audit_3d3_another_user_of_the_host_holds_up_neither_update_nor_rollback
     assert said.out.startswith("up to date")
 
 
+def test_the_first_list_of_a_new_signer_is_a_list_too(hosts: KitHosts, server: ListServer) -> None:
+    """Its version is 0, until something is revoked."""
+    host = hosts.new()
+    host.start_sshd()
+    server.publish(0)
+    host.installed("--url", server.url, "--publisher", f"{host.folder}/publisher.pub")
+    said = host.kit("verify")
+    assert said.ok, said.out
+    assert "ok    list                 version 0, " in said.out
+    server.publish(0, "serial: 3")
+    assert "offers version 0 with other bytes" in update(host).err
+    server.files = {}
+    again = host.install(
+        "--url", server.url, "--publisher", f"{host.folder}/publisher.pub", principals=(f"{ACCOUNT}=llmops,deploy",)
+    )
+    assert again.ok, again.err
+    assert "installed, not confirmed" in again.out
+
+
 def swap(name: str, change: Callable[[bytes], bytes]) -> Callable[[ListServer, int, KitHosts], None]:
     def spoil(server: ListServer, version: int, _hosts: KitHosts) -> None:
         server.publish(version)

@@ -17,6 +17,7 @@ import pytest
 
 from scripts.tour.steps import STEPS
 from tests.parts import missing
+from tests.parts.kit_hosts import why_not_here
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = str(ROOT / "scripts" / "quickstart")
@@ -114,6 +115,8 @@ def test_the_tour_walks_the_whole_day_and_nothing_is_left() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert re.findall(r"^ ?\d+  (.+)$", done.stdout, re.MULTILINE) == [step.title for step in STEPS]
+    missed = 0 if why_not_here() == "" else sum(step.on_host for step in STEPS)
+    assert done.stdout.count("(left out: ") == missed
     check_gone(folder_of(done.stdout))
 
 

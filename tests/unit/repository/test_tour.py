@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from scripts.tour import walk as tour
 from scripts.tour.steps import STEPS, Step
 from scripts.tour.walk import Unexpected, Walk, shown
 from signer.cli.catalogue import VERBS
@@ -75,3 +78,47 @@ def test_what_goes_on_in_the_background_is_ended(tmp_path: Path) -> None:
     (process,) = walk._running
     walk.end()
     assert process.returncode is not None
+
+
+# --- the throwaway host ----------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[3]
+HOST = ROOT / "scripts" / "tour" / "throwaway-host"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_without_root_there_is_no_host_and_it_says_why() -> None:
+    before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-s", "check"]
+    done = subprocess.run(before, input=HOST.read_text(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "not root\n", "")
+
+
+def test_a_host_runs_only_what_it_is_asked_to() -> None:
+    for words in ((), ("run", "web2"), ("check", "more"), ("start",)):
+        done = subprocess.run([HOST, *words], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith("usage: throwaway-host ")
+
+
+def test_steps_on_a_host_are_left_out_where_none_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = (
+        Step("First", "echo 1", "1"),
+        Step("On it", "touch ran; false", "x", on_host=True),
+        Step("Last", "true", ""),
+    )
+    monkeypatch.setattr(tour, "STEPS", steps)
+    monkeypatch.setattr(tour, "why_no_host", lambda: "not root")
+    assert tour.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert " 2  On it\n    $ touch ran; false\n      (left out: not root)\n\n 3  Last\n" in said
+    assert "\n2 steps, 1 left out, " in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_step_needs_what_a_step_on_a_host_leaves() -> None:
+    """Where none can be made, the others still follow from each other."""
+    for step in STEPS:
+        assert step.on_host == ("throwaway-host" in step.command or "-F web2/" in step.command)
+        assert step.on_host or not re.search(r"web2(?!/publisher)", step.command)

@@ -6,6 +6,7 @@ import os
 import subprocess
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from signer.ssh.krl import (
     RevokedCertificates,
     decode_krl,
     encode_krl,
+    group_serials,
     merge_ranges,
 )
 from signer.ssh.wire import string, uint32, uint64
@@ -165,13 +167,24 @@ def test_a_dense_list_never_has_a_bitmap_that_openssh_cannot_load(tmp_path: Path
     assert revoked_by_openssh(tmp_path, data, ca, at_ends) == [True, False, True, False]
 
 
+NEAR_SERIALS = st.lists(st.integers(0, 60) | st.integers(2**64 - 30, MAX_SERIAL), max_size=120)
+RUN = st.builds(lambda first, count: range(first, first + count), st.integers(1, 5_000), st.integers(1, 300))
+
+
+@given(NEAR_SERIALS | st.lists(RUN, max_size=6).map(lambda runs: [serial for run in runs for serial in run]))
+def test_serials_are_grouped_as_they_are_merged_one_by_one(serials: list[int]) -> None:
+    grouped = group_serials(serials)
+    assert [serial for first, last in grouped for serial in range(first, last + 1)] == sorted(set(serials))
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(grouped))
+
+
 @pytest.mark.parametrize(
     "step, most",
     [(1, 200), (3, 60_000), (1_000, 800_200), (2**40, 800_200)],
     ids=["range", "bitmap", "far", "list"],
 )
 def test_a_hundred_thousand_serials_fit(step: int, most: int) -> None:
-    ranges = merge_ranges((serial, serial) for serial in range(1, 100_000 * step, step))
+    ranges = merge_ranges(group_serials(range(1, 100_000 * step, step)))
     revoked = RevocationList(1, DATE, certificates={b"ca": RevokedCertificates(ranges)})
     data = encode_krl(revoked)
     assert len(data) <= most
