@@ -162,8 +162,8 @@ class ActiveFreeze:
 @dataclass(frozen=True, slots=True)
 class KnownHost:
     """A host of the signed list: its names as known_hosts has them, the first one its own; its public keys, each as
-    `type base64`; who added it, and when in seconds since 1970; the principals that it lets in, None if they
-    are not recorded."""
+    `type base64`; who added it, and when in seconds since 1970; the principals that it lets in, None if they are not
+    recorded."""
 
     names: tuple[str, ...]
     keys: tuple[str, ...]

@@ -106,10 +106,9 @@ class HostList:
         name, *addresses = dict.fromkeys(map(parse_host_name, (command.name, *command.addresses)))
         keys = tuple(dict.fromkeys(key_line(parse_host_key(line)) for line in command.keys))
         before = self.hosts.get(name)
+        principals = None if before is None else before.principals  # new keys change nothing about whom it lets in
         if command.principals is not None:
             principals = parse_host_principals(command.principals)
-        else:  # new keys change nothing about whom the host lets in
-            principals = None if before is None else before.principals
         host = KnownHost((name, *addresses), keys, identity.name, now, principals)
         for known in host.names:
             owner = self._owners.get(known, name)
@@ -168,7 +167,8 @@ class HostList:
             require(identity, "ledger.read")
         names = sorted(self.hosts)
         first = 0 if query.after is None else bisect_right(names, query.after)
-        shown, room = [], _PRINCIPALS_PER_PAGE
+        shown: list[KnownHost] = []
+        room = _PRINCIPALS_PER_PAGE
         for name in names[first : first + HOSTS_PER_PAGE]:
             host = self.hosts[name]
             room -= sum(2 * len(principal) + 4 for principal in host.principals or ())  # JSON doubles a backslash
