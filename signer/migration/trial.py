@@ -26,8 +26,8 @@ from signer.subprocesses import CommandResult
 
 LISTEN: Final = "PLATFORM_RUNTIME_SAFE_SESSION_LISTEN"
 KEEPER: Final = "signer-keeper"  # the user in the image that may read the ledger; root without capabilities may not
-TRIAL_WITHIN: Final = 20.0  # seconds
-LIVES: Final = 60  # seconds until the guard removes the container
+TRIAL_WITHIN: Final = 45.0  # seconds; a busy host needs as long, and nothing pauses meanwhile
+LIVES: Final = 120  # seconds until the guard removes the container
 _LOOK_EVERY: Final = 0.05
 # Repeated, because an engine that is starting or stopping the container refuses.
 _GUARD: Final = 'sleep "$1"; shift; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && exit; sleep 2; done'

@@ -130,6 +130,17 @@ def test_audit_4e2_the_host_itself_is_ready(ready_host: Host) -> None:
     assert _codes(ready_host) == {"compose_allowed"}
 
 
+def test_a_base_file_that_sends_notices_is_ready(ready_host: Host) -> None:
+    """What the overlay of notices adds is in the allow-list; another place for the same file is not."""
+    lines = (ROOT / "overlays" / "safe-session-notices.yaml").read_text()
+    ready_host.environ["PLATFORM_RUNTIME_SAFE_SESSION_NOTICES_DIR"] = "/etc/ssl/certs"
+    ready_host.write("overlays/more.yaml", lines)
+    _include(ready_host)
+    assert _codes(ready_host) == {"compose_allowed"}
+    ready_host.write("overlays/more.yaml", lines.replace("target: /etc/signer-notices", "target: /etc/signer-noticed"))
+    assert "compose_not_allowed" in _codes(ready_host)
+
+
 def _groups() -> list[dict[str, Any]]:
     """The forms in as few services as hold them: lists are joined, a key with one value is in each service once."""
     groups: list[dict[str, Any]] = []

@@ -139,6 +139,7 @@ def test_each_block_of_the_walk_runs_as_it_stands() -> None:
             check(machine, stop, block)
 
 
+@pytest.mark.long
 @missing.needs_podman
 @missing.needs_podman_compose
 def test_the_day_in_a_container(engine: Engine) -> None:
