@@ -97,11 +97,8 @@ def hosts_install(
     if anything is in the way, and on NixOS, where it only prints the settings."""
     if not host or host.startswith("-"):
         raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
-    names: Sequence[str] = ()
+    names = _principals_of(principals) if add_keys else ()
     if add_keys:
-        from signer.ssh.known_hosts import parse_host_principals
-
-        names = parse_host_principals(name for pair in principals for name in pair.partition("=")[2].split(","))
         check_may_list(address, token_file)
     given = {"--url": url, "--name": name, "--rollback-after": rollback_after}
     arguments = [word for pair in principals for word in ("--principals", pair)]
@@ -135,6 +132,13 @@ def hosts_install(
     if as_json:
         output.show_json(facts)
     return 1 if result == "nixos" else 0
+
+
+def _principals_of(pairs: Sequence[str]) -> tuple[str, ...]:
+    """The principals of all accounts, of words `ACCOUNT=NAME,NAME`; raises `BadRequest`."""
+    from signer.ssh.known_hosts import parse_host_principals
+
+    return parse_host_principals(name for pair in pairs for name in pair.partition("=")[2].split(","))
 
 
 def _offer_keys(
