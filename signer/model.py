@@ -15,6 +15,7 @@ BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
 MAX_REASON: Final = 500  # characters
+MAX_HOST_PRINCIPALS: Final = 64  # that are recorded of one host
 MAX_PUBLIC_KEY: Final = 16 * 1024  # characters; the line of an RSA-16384 key has 2,800
 MAX_KEY_ID: Final = 256  # bytes; every host logs it at each login
 # sshd passes the key id unsanitised to AuthorizedPrincipalsCommand and to its log.
@@ -161,12 +162,14 @@ class ActiveFreeze:
 @dataclass(frozen=True, slots=True)
 class KnownHost:
     """A host of the signed list: its names as known_hosts has them, the first one its own; its public keys, each as
-    `type base64`; who added it, and when in seconds since 1970."""
+    `type base64`; who added it, and when in seconds since 1970; the principals that it lets in, None if they are not
+    recorded."""
 
     names: tuple[str, ...]
     keys: tuple[str, ...]
     by: str
     since: int
+    principals: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -441,7 +444,7 @@ class Filter:
     """Which certificates a page holds; None does not restrict.
 
     `before` is the `seq` of the last row of the page before, `active_at` seconds since 1970; `since` too: recorded then
-    or later.
+    or later. `any_of` are principals, one of which a certificate must have.
     """
 
     identity: str | None = None
@@ -453,6 +456,7 @@ class Filter:
     before: int | None = None
     limit: int = 50
     since: int | None = None
+    any_of: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,16 @@ from signer.errors import BadRequest, NotFound, Refused
 from signer.model import ActiveFreeze, Entry, Event, Identity, KnownHost
 from signer.protocol.commands import AddHostKeys, ListHostKeys, RemoveHostKeys
 from signer.protocol.replies import HostKeyRow, HostKeys, HostKeysPage, HostRemoved
-from signer.ssh.known_hosts import key_line, known_hosts_lines, parse_host_key, parse_host_name
+from signer.ssh.known_hosts import key_line, known_hosts_lines, parse_host_key, parse_host_name, parse_host_principals
 from signer.ssh.publickey import parse_public_key
 from signer.units import timestamp
 
 LIST_NAMESPACE: Final = "known-hosts.v1@signer"  # of the signature over the list
 MAX_HOSTS: Final = 10_000  # on the list
 MAX_LIST_BYTES: Final = 4 * 1024 * 1024 - 1024  # without the first line; a client reads 4 MiB
+MAX_PRINCIPALS: Final = 2 * 1024 * 1024  # characters of the principals of all hosts
 HOSTS_PER_PAGE: Final = 100  # of the API; a reply holds 384 KiB
+_PRINCIPALS_PER_PAGE: Final = 64 * 1024  # characters in JSON, of all hosts but the first; one host may have 33,000
 _EVENTS: Final = ("host.added", "host.removed")
 
 
@@ -37,6 +39,7 @@ class HostList:
     hosts: dict[str, KnownHost] = field(default_factory=dict)
     _owners: dict[str, str] = field(default_factory=dict)  # of each name and address, the host's name
     _size: int = 0  # bytes of all lines
+    _principals: int = 0  # characters of all principals
     _lines: bytes | None = None  # rendered when needed
 
     @classmethod
@@ -48,7 +51,9 @@ class HostList:
             found._drop(body["name"])
             if entry.kind == "host.added":
                 names, keys = (body["name"], *body["addresses"]), tuple(body["keys"])
-                found._put(KnownHost(names, keys, entry.actor, entry.time_ms // 1000))
+                known = body.get("principals")  # events of the first releases lack them
+                principals = None if known is None else tuple(known)
+                found._put(KnownHost(names, keys, entry.actor, entry.time_ms // 1000, principals))
             found.version = entry.seq
         return found
 
@@ -62,6 +67,7 @@ class HostList:
         self.hosts[host.name] = host
         self._owners |= dict.fromkeys(host.names, host.name)
         self._size += len(known_hosts_lines(host.names, host.keys))
+        self._principals += _length(host)
         self._lines = None
 
     def _drop(self, name: str) -> KnownHost | None:
@@ -70,8 +76,18 @@ class HostList:
             for known in host.names:
                 del self._owners[known]
             self._size -= len(known_hosts_lines(host.names, host.keys))
+            self._principals -= _length(host)
             self._lines = None
         return host
+
+    def find(self, name: str) -> KnownHost:
+        """The host that has this name or address; raises `NotFound` without one, `BadRequest` for a malformed name."""
+        name = parse_host_name(name)
+        owner = self._owners.get(name)
+        if owner is None:
+            hint = f"see `signer hosts list`, or add it: `signer hosts add {name} --keys FILE --principals P,...`"
+            raise NotFound("unknown_host", f"{name} is not a host of the list", hint)
+        return self.hosts[owner]
 
     def render(self, as_of: int) -> bytes:
         """The list as known_hosts has it, hosts by name, as of a time in seconds since 1970."""
@@ -89,7 +105,11 @@ class HostList:
         _check_may_change(identity, freezes)
         name, *addresses = dict.fromkeys(map(parse_host_name, (command.name, *command.addresses)))
         keys = tuple(dict.fromkeys(key_line(parse_host_key(line)) for line in command.keys))
-        host = KnownHost((name, *addresses), keys, identity.name, now)
+        before = self.hosts.get(name)
+        principals = None if before is None else before.principals  # new keys change nothing about whom it lets in
+        if command.principals is not None:
+            principals = parse_host_principals(command.principals)
+        host = KnownHost((name, *addresses), keys, identity.name, now, principals)
         for known in host.names:
             owner = self._owners.get(known, name)
             if owner != name:
@@ -98,10 +118,10 @@ class HostList:
                     f"{known} belongs to the host {owner}",
                     f"one name has the keys of one host: use `signer hosts remove {owner}`, or leave {known} out",
                 )
-        before = self.hosts.get(name)
-        if before is not None and (set(before.names), set(before.keys)) == (set(host.names), set(keys)):
+        is_same = before is not None and (set(before.names), set(before.keys)) == (set(host.names), set(keys))
+        if before is not None and is_same and before.principals == principals:
             return host_keys_reply(before), ()
-        if before is not None and not command.replace:
+        if before is not None and not is_same and not command.replace:
             raise BadRequest(
                 "host_exists",
                 f"{name} is listed already",
@@ -111,6 +131,8 @@ class HostList:
         self._drop(name)
         self._put(host)
         body: dict[str, object] = {"name": name, "addresses": addresses, "keys": list(keys)}
+        if principals is not None:
+            body["principals"] = list(principals)
         return host_keys_reply(host), (Event("host.added", identity.name, body),)
 
     def _check_room(self, host: KnownHost) -> None:
@@ -122,6 +144,9 @@ class HostList:
             raise _full(f"it has {len(self.hosts)} hosts, and {MAX_HOSTS} is the limit")
         if size > MAX_LIST_BYTES:
             raise _full(f"it would have {size} bytes, and {MAX_LIST_BYTES} is the limit")
+        length = self._principals + _length(host) - (0 if before is None else _length(before))
+        if length > MAX_PRINCIPALS:
+            raise _full(f"its principals would have {length} characters, and {MAX_PRINCIPALS} is the limit")
 
     def remove(
         self, command: RemoveHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze]
@@ -142,9 +167,16 @@ class HostList:
             require(identity, "ledger.read")
         names = sorted(self.hosts)
         first = 0 if query.after is None else bisect_right(names, query.after)
-        shown = names[first : first + HOSTS_PER_PAGE]
-        after = shown[-1] if first + HOSTS_PER_PAGE < len(names) else None
-        return HostKeysPage(version=self.version, hosts=[host_keys_reply(self.hosts[n]) for n in shown], after=after)
+        shown: list[KnownHost] = []
+        room = _PRINCIPALS_PER_PAGE
+        for name in names[first : first + HOSTS_PER_PAGE]:
+            host = self.hosts[name]
+            room -= sum(2 * len(principal) + 4 for principal in host.principals or ())  # JSON doubles a backslash
+            if shown and room < 0:
+                break
+            shown.append(host)
+        after = shown[-1].name if first + len(shown) < len(names) else None
+        return HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
 
 
 def host_keys_reply(host: KnownHost) -> HostKeys:
@@ -153,7 +185,30 @@ def host_keys_reply(host: KnownHost) -> HostKeys:
     for line in host.keys:
         key = parse_public_key(line)
         rows.append(HostKeyRow(kind=key.kind, bits=key.bits, fingerprint=key.fingerprint))
-    return HostKeys(name=host.name, addresses=list(host.names[1:]), keys=rows, by=host.by, since=timestamp(host.since))
+    return HostKeys(
+        name=host.name,
+        addresses=list(host.names[1:]),
+        keys=rows,
+        by=host.by,
+        since=timestamp(host.since),
+        principals=None if host.principals is None else list(host.principals),
+    )
+
+
+def principals_of(host: KnownHost) -> tuple[str, ...]:
+    """The principals that a host lets in; raises `NotFound` if they are not recorded."""
+    if host.principals is None:
+        raise NotFound(
+            "host_principals_unknown",
+            f"the principals that {host.name} lets in are not recorded",
+            f"record those of its principals files: `signer hosts add {host.name} --keys FILE --principals P,...`",
+        )
+    return host.principals
+
+
+def _length(host: KnownHost) -> int:
+    """The characters of a host's principals."""
+    return sum(map(len, host.principals or ()))
 
 
 def _check_may_change(identity: Identity, freezes: Mapping[str, ActiveFreeze]) -> None:

@@ -15,6 +15,7 @@ from signer.cli.arguments import FILE, json_option
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.errors import ApprovalRefused, BadFile, BadRequest, Refused
+from signer.model import MAX_HOST_PRINCIPALS
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
 @verb(
     "hosts add",
     examples=[
-        "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub",
+        "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub --principals llmops,ops",
         "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
     ],
 )
@@ -36,6 +37,11 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
     "--keys", type=FILE, metavar="FILE", required=True, help="its .pub files, or ssh-keyscan's output; - is stdin"
 )
 @click.option("--also", "addresses", multiple=True, metavar="NAME", help="another name or address; repeat for more")
+@click.option(
+    "--principals",
+    metavar="P,...",
+    help=f"the principals that it lets in, at most {MAX_HOST_PRINCIPALS}; else those that are recorded stay",
+)
 @click.option("--replace", is_flag=True, help="take the place of the keys that are listed")
 @click.option("--yes", is_flag=True, help="list the keys without asking")
 @connection_options
@@ -45,21 +51,26 @@ def hosts_add(
     name: str,
     keys: Path,
     addresses: tuple[str, ...],
+    principals: str | None,
     replace: bool,
     yes: bool,
     address: str | None,
     token_file: Path | None,
     as_json: bool,
 ) -> int:
-    """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses any other
-    key. Compare the fingerprints with those on the host's console (`ssh-keygen -lf`): whoever sits between you
-    and the host answers ssh-keyscan, too. Needs the right `hosts`, which only humans have. Recorded. Exit status
-    3 if you say no, or without a terminal and --yes."""
-    from signer.ssh.known_hosts import key_line, parse_host_name, read_key_file
+    """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses
+    any other key. Compare the fingerprints with those on the host's console (`ssh-keygen -lf`): whoever
+    sits between you and the host answers ssh-keyscan, too. --principals records whom the host lets in,
+    for `signer certs list --on`: the names in its principals files, which this changes nothing about.
+    Needs the right `hosts`, which only humans have. Recorded. Exit status 3 if you say no, or without a
+    terminal and --yes."""
+    from signer.ssh.known_hosts import key_line, parse_host_name, parse_host_principals, read_key_file
 
     names = list(dict.fromkeys(map(parse_host_name, (name, *addresses))))
     found = read_key_file(_read(keys), names)
     body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in found], "replace": replace}
+    if principals is not None:
+        body["principals"] = list(parse_host_principals(principals.split(",")))
     if not as_json:
         _show_keys(names, found)
     if not yes:
@@ -134,14 +145,23 @@ def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
         return None
 
 
-def offer_keys(found: SeenKeys, where: tuple[str | None, Path | None] | None, *, as_json: bool) -> dict[str, object]:
-    """Shows the keys, and lists them at the service with this address and token, if any; returns the facts."""
+def offer_keys(
+    found: SeenKeys, principals: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+) -> dict[str, object]:
+    """Shows the keys, and lists them, and the principals that the host lets in, at the service with this address and
+    token, if any; returns the facts."""
     from signer.ssh.known_hosts import key_line
 
     if not as_json:
         _show_keys([found.name], found.keys)
     if where is not None:
-        body = {"name": found.name, "addresses": [], "keys": [key_line(key) for key in found.keys], "replace": False}
+        body = {
+            "name": found.name,
+            "addresses": [],
+            "keys": [key_line(key) for key in found.keys],
+            "replace": False,
+            "principals": list(principals),
+        }
         with open_api(*where) as api:
             api.add_host_keys(body)
         if not as_json:
@@ -166,14 +186,14 @@ def check_may_list(address: str | None, token_file: Path | None) -> None:
 @connection_options
 @json_option
 def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
-    """Shows the listed hosts, their names and addresses, their keys, and who listed them when. Needs the right
-    `hosts` or `ledger.read`."""
+    """Shows the listed hosts, their names and addresses, the principals that they let in, as far as these are
+    recorded, their keys, and who listed them when. Needs the right `hosts` or `ledger.read`."""
     with open_api(address, token_file) as api:
         found = api.host_keys()
     if as_json:
         output.show_json({"hosts": found})
     elif found:
-        titles = ("HOST", "ADDRESSES", "KEY", "FINGERPRINT", "BY", "SINCE")
+        titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
         output.show_table([titles, *(row for host in found for row in _rows(host))])
     else:
         output.note("no hosts are listed")
@@ -182,12 +202,18 @@ def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -
 
 def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row for each key; the facts of the host are in the first one."""
-    first = (str(host.get("name")), ",".join(map(str, host.get("addresses") or [])) or "-")
+    known = host.get("principals")
+    principals = ",".join(map(str, known)) if isinstance(known, list) else "unknown"
+    first = (
+        str(host.get("name")),
+        ",".join(map(str, host.get("addresses") or [])) or "-",
+        principals if len(principals) <= 40 else f"{principals[:39]}…",
+    )
     last = (str(host.get("by")), str(host.get("since")))
     rows: list[tuple[str, ...]] = []
     for key in host.get("keys") or []:
         rows.append((*first, str(key.get("kind")), str(key.get("fingerprint")), *last))
-        first, last = ("", ""), ("", "")
+        first, last = ("", "", ""), ("", "")
     return rows
 
 

@@ -69,7 +69,9 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 @click.option("--ssh-option", "ssh_options", multiple=True, metavar="OPTION", help="as for ssh -o; repeat for more")
 @click.option("--kit", type=FILE, metavar="DIR", help="the host kit; default: scripts/host beside this program")
 @click.option("--check", is_flag=True, help="report what is in the way and what would change; change nothing")
-@click.option("--add-keys", is_flag=True, help="also list the host's keys for clients, as `hosts add` does")
+@click.option(
+    "--add-keys", is_flag=True, help="also list the host's keys, and record its principals, as `hosts add` does"
+)
 @connection_options
 @json_option
 def hosts_install(
@@ -95,6 +97,7 @@ def hosts_install(
     if anything is in the way, and on NixOS, where it only prints the settings."""
     if not host or host.startswith("-"):
         raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
+    names = _principals_of(principals) if add_keys else ()
     if add_keys:
         check_may_list(address, token_file)
     given = {"--url": url, "--name": name, "--rollback-after": rollback_after}
@@ -125,20 +128,33 @@ def hosts_install(
         result = "confirmed"
     facts: dict[str, object] = {"host": host, "result": result, "report": report}
     if result in ("confirmed", "unchanged"):
-        facts |= _offer_keys(host, options, (address, token_file) if add_keys else None, as_json=as_json)
+        facts |= _offer_keys(host, options, names, (address, token_file) if add_keys else None, as_json=as_json)
     if as_json:
         output.show_json(facts)
     return 1 if result == "nixos" else 0
 
 
+def _principals_of(pairs: Sequence[str]) -> tuple[str, ...]:
+    """The principals of all accounts, of words `ACCOUNT=NAME,NAME`; raises `BadRequest`."""
+    from signer.ssh.known_hosts import parse_host_principals
+
+    return parse_host_principals(name for pair in pairs for name in pair.partition("=")[2].split(","))
+
+
 def _offer_keys(
-    host: str, options: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+    host: str,
+    options: Sequence[str],
+    principals: Sequence[str],
+    where: tuple[str | None, Path | None] | None,
+    *,
+    as_json: bool,
 ) -> dict[str, object]:
-    """Shows the keys of a host, and lists them at the service with this address and token, if any."""
+    """Shows the keys of a host, and lists them with its principals at the service with this address and token, if
+    any."""
     seen = _ssh(host, options, _SHOW_KEYS)
     found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
     if found is not None:
-        return {"host_keys": offer_keys(found, where, as_json=as_json)}
+        return {"host_keys": offer_keys(found, principals, where, as_json=as_json)}
     if where is not None:
         text = f"{plain(host)} trusts the CA, but its keys cannot be read, so they are not listed"
         raise SignerError("host_keys_missing", text, "list them with `signer hosts add`")

@@ -48,6 +48,7 @@ _NOTHING_SAVED: Final = (
     "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
     "pass --head with an earlier `signer ledger head`, or --checkpoint"
 )
+_SHOWN: Final = 8  # principals of a host in a note
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
 _CSV_COLUMNS = (
@@ -135,6 +136,7 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
     "certs list",
     examples=[
         "signer certs list --active",
+        "signer certs list --active --on edge1",
         "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
         "signer certs list --identity deploy-agent --limit 200 --json",
     ],
@@ -142,6 +144,7 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--by", "--identity", "identity", metavar="NAME", help="issued to this identity")
 @click.option("--role", metavar="NAME", help="of this role")
 @click.option("--principal", metavar="NAME", help="valid for this principal")
+@click.option("--on", "host", metavar="HOST", help="valid for a principal that this host lets in, as recorded now")
 @click.option("--fingerprint", metavar="SHA256:…", help="for this public key")
 @click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
 @click.option("--since", type=SINCE, metavar="TIME", help="issued since then: 24h, 2026-11-22, 2026-11-22T09:30:00Z")
@@ -151,8 +154,12 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
 @segment_option
 @json_option
-def certs_list(*, active: bool, limit: int, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any) -> int:
-    """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC."""
+def certs_list(
+    *, active: bool, limit: int, host: str | None, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any
+) -> int:
+    """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC. A certificate names
+    principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
+    what it has."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other", "give one of them")
     from signer.ledger.revoked import made_revocations, revoked_by
@@ -160,8 +167,17 @@ def certs_list(*, active: bool, limit: int, as_csv: bool, segment: Path | None, 
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
+    about_host: dict[str, Any] = {}
     with reading_certificates(segment) as reader:
         base = reader.base
+        if host is not None:
+            from signer.authority.hosts import HostList, principals_of
+
+            on = HostList.from_entries(reader.host_events()).find(host)
+            wanted = replace(wanted, any_of=principals_of(on))
+            about_host = {"host": {"name": on.name, "principals": wanted.any_of}}
+            if not (as_json or as_csv):
+                output.note(f"as recorded, {on.name} lets in {_shortened(principals_of(on))}")
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
@@ -169,7 +185,7 @@ def certs_list(*, active: bool, limit: int, as_csv: bool, segment: Path | None, 
             rows = [row for row in rows if row["status"] != "revoked"]
         more = str(found[limit - 1].seq) if len(found) > limit else None
     if as_json:
-        output.show_json({"certificates": rows, "before": more})
+        output.show_json({"certificates": rows, "before": more, **about_host})
         return 0
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
@@ -182,6 +198,11 @@ def certs_list(*, active: bool, limit: int, as_csv: bool, segment: Path | None, 
     else:
         note_archived(base)
     return 0
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:

@@ -320,6 +320,18 @@ def _driver(wanted: Filter) -> tuple[str, str, object]:
 
 def _select(db: sqlite3.Connection, wanted: Filter, floor: int, limit: int) -> Sequence[tuple[Any, ...]]:
     """Rows of `certificates` that match, from event `floor` on, newest first."""
+    if wanted.any_of is None or _driver(wanted)[1] not in ("role", "1"):
+        return _select_driven(db, wanted, floor, limit)
+    # Each principal by its index: rare ones would have a scan look at every certificate.
+    found: dict[int, tuple[Any, ...]] = {}
+    for principal in wanted.any_of:
+        one = replace(wanted, principal=principal, any_of=None)
+        found |= {row[0]: row for row in _select_driven(db, one, floor, limit)}
+    return [found[seq] for seq in nlargest(limit, found)]
+
+
+def _select_driven(db: sqlite3.Connection, wanted: Filter, floor: int, limit: int) -> Sequence[tuple[Any, ...]]:
+    """The rows by the index of `_driver`."""
     table, column, value = _driver(wanted)
     if column == "principal":
         source, order = "principals p CROSS JOIN certificates c ON c.seq = p.seq", "p.seq"
@@ -328,6 +340,8 @@ def _select(db: sqlite3.Connection, wanted: Filter, floor: int, limit: int) -> S
     clauses: list[str] = [f"{column} = ?", f"{order} >= ?"]
     values: list[object] = [value, floor]
     holds = "EXISTS (SELECT 1 FROM principals q WHERE q.principal = ? AND q.seq = c.seq)"
+    any_of = None if wanted.any_of is None else json.dumps(wanted.any_of)
+    holds_one = "EXISTS (SELECT 1 FROM json_each(c.principals) n WHERE n.value IN (SELECT value FROM json_each(?)))"
     is_active = (
         "c.valid_before > ?"
         " AND NOT (c.backend = 'local' AND EXISTS (SELECT 1 FROM withheld v WHERE v.serial = c.serial))"
@@ -340,6 +354,7 @@ def _select(db: sqlite3.Connection, wanted: Filter, floor: int, limit: int) -> S
         ("c.backend = ?", wanted.backend),
         (is_active, wanted.active_at),
         (holds, wanted.principal if column != "principal" else None),
+        (holds_one, any_of),
     ):
         if restriction is not None:
             clauses.append(clause)

@@ -335,13 +335,15 @@ class CloseIncident:
 
 @dataclass(frozen=True, slots=True)
 class AddHostKeys:
-    """List a host with its names and public keys, in the place of an earlier entry only with `replace`."""
+    """List a host with its names and public keys, in the place of an earlier entry only with `replace`, and with the
+    principals that it lets in; None leaves those that are recorded."""
 
     caller: Caller
     name: str
     addresses: tuple[str, ...]
     keys: tuple[str, ...]
     replace: bool
+    principals: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,7 +679,8 @@ def _read_close(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
 
 def _read_add_host(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     asked = read_body_as(HostKeysBody, decode_body(body))
-    return AddHostKeys(caller, asked.name, tuple(asked.addresses), tuple(asked.keys), asked.replace)
+    principals = None if asked.principals is None else tuple(asked.principals)
+    return AddHostKeys(caller, asked.name, tuple(asked.addresses), tuple(asked.keys), asked.replace, principals)
 
 
 def _read_hosts(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:

@@ -626,6 +626,7 @@ class HostKeys(Reply):
     keys: list[HostKeyRow]
     by: str
     since: str
+    principals: Annotated[list[str] | None, Field(description="that it lets in; null: not recorded")] = None
 
 
 class HostKeysPage(Reply):

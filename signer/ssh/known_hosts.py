@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from signer.errors import BadPublicKey, BadRequest
-from signer.model import MAX_PUBLIC_KEY, PublicKey
+from signer.model import MAX_HOST_PRINCIPALS, MAX_PUBLIC_KEY, PRINCIPAL, PublicKey
 from signer.ssh.publickey import CA_KEY_KINDS, parse_public_key, render_public_key
 
 HOST_KEY_KINDS: Final = CA_KEY_KINDS  # a FIDO key needs a touch at each login
@@ -57,6 +57,32 @@ def _bad_name(text: str, why: str) -> BadRequest:
         f"{text[:80]!a} cannot be listed as a host: {why}",
         "write a name such as edge1.example, an IP address, or [NAME]:PORT; no patterns",
     )
+
+
+def parse_host_principals(names: Iterable[str]) -> tuple[str, ...]:
+    """The principals that a host lets in, sorted, each once; raises `BadRequest` unless they are 1 to 64 names that a
+    certificate can have."""
+    found = tuple(sorted(set(names)))
+    if not found:
+        raise BadRequest(
+            "host_principals_malformed",
+            "the list of principals is empty",
+            "name those of the host's principals files, or leave the list out",
+        )
+    if len(found) > MAX_HOST_PRINCIPALS:
+        raise BadRequest(
+            "host_principals_malformed",
+            f"{len(found)} principals were given; a host may have {MAX_HOST_PRINCIPALS}",
+            "give fewer principals",
+        )
+    for name in found:
+        if PRINCIPAL.fullmatch(name) is None:
+            raise BadRequest(
+                "host_principals_malformed",
+                f"{name[:64]!a} is not a valid principal",
+                "use only letters, digits and ._@:+=/$~-, as in the host's principals files",
+            )
+    return found
 
 
 def parse_host_key(line: str) -> PublicKey:

@@ -233,7 +233,8 @@ class World:
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
         `keeper_replies`), channels FILE (see `play_channels`), witnessed, rewritten or witnessing (see `witnessed`),
         witness (see `fill_state`), long (a ledger of 300 days, see `long_ledger`), evidence (a run, sealed and
-        recorded). <dir>, <ca>, <ca-key> and <owner> stand for what they name."""
+        recorded), host NAME and its principals, if they are recorded. <dir>, <ca>, <ca-key> and <owner> stand for what
+        they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -270,6 +271,8 @@ class World:
                 answer_commands(self._environ, self.folder)
             case ["evidence"]:
                 self._keep_evidence()
+            case ["host", name, *principals]:
+                self._list_host(name, principals)
             case ["long"]:
                 shutil.rmtree(self.folder / "data")
                 (self.folder / "data").mkdir(mode=0o700)
@@ -280,6 +283,15 @@ class World:
                 tamper(self.folder / "data", statement)
             case _:
                 raise AssertionError(f"no such preparation: {words}")
+
+    def _list_host(self, name: str, principals: list[str]) -> None:
+        """The event of `signer hosts add`, in the ledger."""
+        key = " ".join(self.ca.public_line.split()[:2])
+        body: dict[str, object] = {"name": name, "addresses": [f"{name}.example"], "keys": [key]}
+        if principals:
+            body["principals"] = principals
+        with closing(Ledger(self.folder / "data")) as ledger:
+            ledger.commit([Event("host.added", "operator", body)], 1_740_000_420_000)
 
     def _keep_evidence(self) -> None:
         """A run in evidence/, sealed, and recorded in the ledger."""

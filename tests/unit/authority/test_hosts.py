@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from signer.authority.hosts import MAX_HOSTS, MAX_LIST_BYTES, HostList
+from signer.authority.hosts import MAX_HOSTS, MAX_LIST_BYTES, MAX_PRINCIPALS, HostList, principals_of
 from signer.errors import BadFile, SignerError
 from signer.model import Entry, KnownHost
 from signer.protocol.commands import AddHostKeys, Freeze, ListHostKeys, RemoveHostKeys
@@ -19,9 +19,14 @@ SECOND = key_line(public_key("ecdsa-sha2-nistp256"))
 
 
 def add(
-    name: str = "edge1", *addresses: str, keys: tuple[str, ...] = (KEY,), replace: bool = False, by: str = "operator"
+    name: str = "edge1",
+    *addresses: str,
+    keys: tuple[str, ...] = (KEY,),
+    replace: bool = False,
+    by: str = "operator",
+    principals: tuple[str, ...] | None = None,
 ) -> AddHostKeys:
-    return AddHostKeys(caller(by), name, addresses, keys, replace)
+    return AddHostKeys(caller(by), name, addresses, keys, replace, principals)
 
 
 def code_of(reply: Any) -> str:
@@ -200,6 +205,118 @@ def test_the_size_that_is_counted_is_the_size_that_is_rendered() -> None:
     bench.ask(RemoveHostKeys(caller("operator"), "edge1"))
     hosts = HostList.from_entries(entry for entry in bench.store.entries if entry.kind.startswith("host."))
     assert hosts._size == len(hosts.render(0).split(b"\n", 1)[1])
+
+
+# --- principals -------------------------------------------------------------------------------------------------
+
+
+def listed(bench: Bench) -> dict[str, Any]:
+    return {host["name"]: host["principals"] for host in bench.ask(ListHostKeys(caller("operator"), None))[0]["hosts"]}
+
+
+def test_principals_are_recorded_sorted_and_each_once_and_a_restart_has_them() -> None:
+    bench = Bench()
+    assert bench.ask(add(principals=("ops", "llmops", "ops")), add("edge2"))[0]["principals"] == ["llmops", "ops"]
+    assert bench.store.bodies("host.added") == [
+        {"name": "edge1", "addresses": [], "keys": [KEY], "principals": ["llmops", "ops"]},
+        {"name": "edge2", "addresses": [], "keys": [KEY]},
+    ]
+    assert listed(bench) == {"edge1": ["llmops", "ops"], "edge2": None}
+    bench.restart()
+    assert listed(bench) == {"edge1": ["llmops", "ops"], "edge2": None}
+
+
+def test_other_principals_replace_the_recorded_ones_without_replace_and_none_leaves_them() -> None:
+    bench = Bench()
+    bench.ask(add())
+    for given, known in ((("ops",), ["ops"]), (None, ["ops"]), (("root", "dev"), ["dev", "root"])):
+        assert bench.ask(add(principals=given))[0]["principals"] == known
+        assert listed(bench) == {"edge1": known}
+    assert bench.store.kinds().count("host.added") == 3  # None changed nothing
+    assert bench.ask(add(principals=("dev", "root")))[0]["principals"] == ["dev", "root"]
+    assert bench.store.kinds().count("host.added") == 3
+    bench.ask(add(keys=(SECOND,), replace=True))  # set up anew, and lets in whom it let in before
+    bench.restart()
+    assert listed(bench) == {"edge1": ["dev", "root"]}
+    bench.ask(RemoveHostKeys(caller("operator"), "edge1"), add())
+    assert listed(bench) == {"edge1": None}
+
+
+def test_principals_with_other_keys_or_names_change_nothing_without_replace() -> None:
+    bench = Bench()
+    bench.ask(add(principals=("ops",)))
+    for command in (add(keys=(SECOND,), principals=("root",)), add("edge1", "192.0.2.7", principals=("root",))):
+        assert code_of(bench.ask(command)[0]) == "host_exists"
+    assert listed(bench) == {"edge1": ["ops"]}
+    assert bench.store.kinds().count("host.added") == 1
+
+
+@pytest.mark.parametrize(
+    "principals",
+    [(), ("",), ("ops", ""), ("a b",), ("a,b",), ("*",), ("{identity}",), ("ops\n",), ("\u043eps",), ("x" * 257,),
+     tuple(f"p{number}" for number in range(65))],
+)  # fmt: skip
+def test_principals_are_names_that_a_certificate_can_have_64_at_most(principals: tuple[str, ...]) -> None:
+    bench = Bench()
+    assert code_of(bench.ask(add(principals=principals))[0]) == "host_principals_malformed"
+    assert "host.added" not in bench.store.kinds()
+
+
+def test_64_principals_of_256_characters_are_taken_and_pages_of_them_fit_into_a_reply() -> None:
+    hosts = HostList()
+    operator = builders.identity(name="operator", kind="human", may=frozenset({"hosts"}))
+    names = tuple(f"{number:02}" + "\\" * 254 for number in range(64))
+    for number in range(5):
+        hosts.add(add(f"h{number}", principals=names), operator, {}, 0)
+    hosts.add(add("h5"), operator, {}, 0)
+    seen, after = [], None
+    while True:
+        page = hosts.page(ListHostKeys(caller("operator"), after), operator)
+        assert len(page.as_json()) < 128 * 1024
+        seen += [(host.name, host.principals) for host in page.hosts]
+        if (after := page.after) is None:
+            break
+    assert seen == [*((f"h{number}", sorted(names)) for number in range(5)), ("h5", None)]
+
+
+def test_the_principals_of_all_hosts_are_bounded_and_room_comes_back() -> None:
+    hosts = HostList()
+    operator = builders.identity(name="operator", kind="human", may=frozenset({"hosts"}))
+    names = tuple(f"{number:02}" + "x" * 254 for number in range(64))
+    full = MAX_PRINCIPALS // (64 * 256)
+    for number in range(full):
+        hosts.add(add(f"h{number}", principals=names), operator, {}, 0)
+    with pytest.raises(SignerError) as refused:
+        hosts.add(add("one-more", principals=("p",)), operator, {}, 0)
+    assert refused.value.code == "host_list_full"
+    hosts.add(add("none"), operator, {}, 0)
+    hosts.add(add("h0", principals=names[1:]), operator, {}, 0)
+    hosts.add(add("one-more", principals=("p",)), operator, {}, 0)
+
+
+def test_a_host_is_found_by_any_of_its_names_and_says_whom_it_lets_in() -> None:
+    bench = Bench()
+    bench.ask(add("edge1", "192.0.2.7", principals=("ops",)), add("edge2"))
+    hosts = HostList.from_entries(entry for entry in bench.store.entries if entry.kind.startswith("host."))
+    for name in ("edge1", "EDGE1", "192.0.2.7"):
+        assert principals_of(hosts.find(name)) == ("ops",)
+    with pytest.raises(SignerError) as unknown:
+        hosts.find("edge3")
+    assert unknown.value.code == "unknown_host"
+    assert "signer hosts add edge3 " in (unknown.value.hint or "")
+    with pytest.raises(SignerError) as malformed:
+        hosts.find("edge*")
+    assert malformed.value.code == "host_name_malformed"
+    with pytest.raises(SignerError) as unrecorded:
+        principals_of(hosts.find("edge2"))
+    assert unrecorded.value.code == "host_principals_unknown"
+    assert "signer hosts add edge2 --keys FILE --principals" in (unrecorded.value.hint or "")
+
+
+def test_an_event_of_an_earlier_release_has_no_principals() -> None:
+    body = f'{{"addresses":[],"keys":["{KEY}"],"name":"edge1"}}'
+    hosts = HostList.from_entries([Entry(7, 1_000, "host.added", "operator", body, "", "")])
+    assert hosts.hosts["edge1"].principals is None
 
 
 def test_an_event_of_a_later_release_may_have_more_fields() -> None:

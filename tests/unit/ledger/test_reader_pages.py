@@ -60,7 +60,9 @@ def by_hand(rows: list[Issued], wanted: Filter) -> list[int]:
         if wanted.identity in (None, row.identity)
         and wanted.role in (None, row.role)
         and wanted.fingerprint in (None, row.fingerprint)
+        and wanted.backend in (None, row.backend)
         and (wanted.principal is None or wanted.principal in row.principals)
+        and (wanted.any_of is None or set(wanted.any_of) & set(row.principals))
         and (wanted.active_at is None or row.valid_before > wanted.active_at)
         and (wanted.before is None or row.seq < wanted.before)
     ]
@@ -72,12 +74,18 @@ FILTERS = [
         (None, "ann", "nobody"), (None, "read"), (None, "root", "nobody"), (None, "SHA256:3"), (None, NOW)
     )
 ]
+ANY_OF = [
+    Filter(identity=identity, role=role, principal=principal, any_of=any_of, active_at=active_at)
+    for identity, role, principal, any_of, active_at in product(
+        (None, "ann"), (None, "read"), (None, "llmops"), (("root", "nobody"), ("llmops", "root"), ()), (None, NOW)
+    )
+] + [Filter(fingerprint="SHA256:3", any_of=("root",)), Filter(backend="vault", any_of=("root",))]
 
 
 def test_every_combination_of_filters_finds_exactly_what_fits(ledger: CertificateReader) -> None:
     everything = ledger.certificates(Filter(limit=1_000))
     assert len(everything) == 120
-    for wanted in FILTERS:
+    for wanted in FILTERS + ANY_OF:
         for before in (None, 61):
             asked = replace(wanted, before=before, limit=1_000)
             assert [row.seq for row in ledger.certificates(asked)] == by_hand(everything, asked), asked
@@ -89,7 +97,7 @@ def test_pages_put_together_are_the_whole_however_short_each_is(
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", looked_at)
     everything = ledger.certificates(Filter(limit=1_000))
-    for wanted in FILTERS:
+    for wanted in FILTERS + ANY_OF:
         found: list[int] = []
         before: int | None = None
         for _ in range(200):
@@ -99,6 +107,38 @@ def test_pages_put_together_are_the_whole_however_short_each_is(
                 break
         assert before is None
         assert found == by_hand(everything, wanted), wanted
+
+
+def test_pages_of_any_principal_hold_each_certificate_once_and_as_many_as_fit(ledger: CertificateReader) -> None:
+    everything = ledger.certificates(Filter(limit=1_000))
+    for wanted in ANY_OF:
+        expected = by_hand(everything, wanted)
+        found: list[int] = []
+        while rows := ledger.certificates(replace(wanted, before=found[-1] if found else None, limit=7)):
+            assert len(rows) == min(7, len(expected) - len(found)), wanted
+            found += [row.seq for row in rows]
+        assert found == expected, wanted
+
+
+def test_a_principal_that_few_have_is_found_without_a_look_at_the_others(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as made:
+        rare = [issued(1, "ann", "read", ["rare", "root"], 2_000)]
+        made.commit(rare + [issued(serial, "ann", "read", ["root"], 2_000) for serial in range(2, 5_000)], 1)
+        made.fold_all()
+    with closing(CertificateReader(tmp_path)) as reader:
+        with reader._snapshot() as (_, file, _folded):
+            assert file is not None
+            steps = 0
+
+            def count() -> int:
+                nonlocal steps
+                steps += 1
+                return 0
+
+            file.set_progress_handler(count, 10)  # after each 10 instructions
+        assert [row.serial for row in reader.certificates(Filter(any_of=("rare", "rarer")))] == [1]
+        assert [row.serial for row in reader.certificates(Filter(role="read", any_of=("rare", "rarer")))] == [1]
+        assert 0 < steps < 100
 
 
 @pytest.mark.parametrize("folded", [0, 7, 60, 120])

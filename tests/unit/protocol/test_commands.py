@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signer.errors import BadRequest, BadSettings
-from signer.model import Caller, Filter
+from signer.model import MAX_HOST_PRINCIPALS, Caller, Filter
 from signer.protocol.commands import (
     MAX_HEADER,
     MAX_PAGE,
+    AddHostKeys,
     Command,
     Explain,
     Freeze,
@@ -49,6 +51,28 @@ def code_of(changes: dict[str, Any], body: bytes = b"") -> str:
     with pytest.raises(BadRequest) as caught:
         read_known(header(**changes), body)
     return caught.value.code
+
+
+def test_a_host_is_added_with_the_principals_that_its_body_gives() -> None:
+    def read(**more: object) -> Command:
+        return read_known(header(op="add_host_keys"), json.dumps({"name": "edge1", "keys": ["k"], **more}).encode())
+
+    caller = Caller("t", "192.0.2.7", "r-1")
+    without = AddHostKeys(caller, "edge1", (), ("k",), replace=False)
+    assert read() == read(principals=None) == without
+    assert read(principals=["ops", "dev"]) == replace(without, principals=("ops", "dev"))
+    for wrong in ("ops", [1], [None], {"ops": True}):
+        body = json.dumps({"name": "edge1", "keys": ["k"], "principals": wrong}).encode()
+        assert code_of({"op": "add_host_keys"}, body) == "field_malformed"
+
+
+def test_the_largest_list_of_principals_fits_into_a_message() -> None:
+    names = ["\\" * 256] * MAX_HOST_PRINCIPALS
+    body = json.dumps({"name": "edge1", "keys": ["k" * 4_000] * 4, "principals": names}).encode()
+    assert len(body) < MAX_BODY
+    command = read_known(header(op="add_host_keys"), body)
+    assert isinstance(command, AddHostKeys)
+    assert command.principals == tuple(names)
 
 
 def test_each_operation_is_its_command() -> None:
