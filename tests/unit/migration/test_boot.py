@@ -144,6 +144,21 @@ def test_a_record_that_is_not_roots_alone_or_not_whole_starts_nothing(
     assert not (folder / "words").exists()
 
 
+@missing.needs_root
+def test_a_folder_that_is_not_there_yet_is_named_and_nothing_is_started(folder: Path) -> None:
+    key_dir = folder / "signer-ca"
+    compose = composed(folder, PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR=str(key_dir))
+    record_boot(folder / "boot", compose, with_overlay=True)
+    ended = start(folder)
+    assert ended.returncode == 1
+    assert f"the folder {key_dir} is missing, which PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR" in ended.stderr
+    assert not (folder / "words").exists()
+    assert start(folder, "--stop").returncode == 0
+    (folder / "words").unlink()
+    key_dir.mkdir()
+    assert start(folder).returncode == 0
+
+
 def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SignerError) as failed:
         record_boot(tmp_path / "none" / "boot", composed(tmp_path), with_overlay=True)
