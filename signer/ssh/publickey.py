@@ -16,6 +16,10 @@ from typing import Final
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
+# Here and not where it is used: the first key would be read only if a descriptor is free and the disk answers.
+from sshpubkeys import SSHKey
+from sshpubkeys.exceptions import InvalidKeyError
+
 from signer.errors import BadFormat, BadPublicKey
 from signer.model import MAX_PUBLIC_KEY, PublicKey
 from signer.ssh.wire import ENDS_EARLY, Reader
@@ -248,9 +252,6 @@ def _shown(name: str) -> str:
 
 def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
     """A second, independent check of form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
-    from sshpubkeys import SSHKey  # a megabyte that a witness, which reads no keys of callers, does without
-    from sshpubkeys.exceptions import InvalidKeyError
-
     try:
         # The constructor would parse the key twice.
         SSHKey(strict=True).parse(render_public_key(kind, blob))
