@@ -29,7 +29,6 @@ from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.access import become_reader
-from signer.service.channels import load_channels
 from signer.service.control import find_running
 from signer.service.key_source import agent_for_check
 from signer.service.listeners import try_to_bind
@@ -151,6 +150,8 @@ def _check_users(settings: Settings) -> Iterator[Check]:
 
 def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
     """The channels as the process finds them that sends notices, and whether the keeper can reach it."""
+    from signer.service.channels import load_channels  # which loads an HTTP library
+
     user, keeper = settings.notices_user, settings.keeper_user
     if user is not None and user in (keeper, settings.api_user):
         text = f"the process that sends notices to the Internet runs as {user}, and can use that process's files"

@@ -1,4 +1,8 @@
-"""What the console's tests share: one browser. Each file may run in a process of its own."""
+"""What the console's tests share: a browser for each file.
+
+Not one for all: playwright keeps an event loop running in this thread until the browser is closed, and asyncio allows
+no second one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from tests.parts import missing
 from tests.parts.browser import Browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if reason := missing.chromium():
         pytest.skip(reason)
