@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from signer.errors import BadFile, BadSettings
+from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
 
 MAX_TOKEN: Final = 4096  # bytes
@@ -258,6 +258,18 @@ def open_lock(path: Path) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
+
+
+def claim(path: Path, in_use: SignerError) -> int:
+    """`open_lock`, locked while the descriptor is open.
+
+    Raises `OSError`, or `in_use` if another process has the lock.
+    """
+    descriptor = open_lock(path)
+    if not lock(descriptor):
+        os.close(descriptor)
+        raise in_use
     return descriptor
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, Unavailable
-from signer.files import lock, open_lock
+from signer.files import claim
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
 from signer.ledger.marks import FOLLOWED
@@ -246,11 +246,6 @@ def _missing_indexes(db: sqlite3.Connection) -> list[str]:
 
 def take_lock(data_dir: Path) -> int:
     """Locks the ledger while the descriptor is open; raises `Unavailable` if another keeper has the lock."""
+    text, hint = "another keeper writes this ledger", "stop it, or set another SIGNER_DATA_DIR"
     with storage_errors():
-        descriptor = open_lock(data_dir / LOCK_NAME)
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise Unavailable(
-            "ledger_in_use", "another keeper writes this ledger", "stop it, or set another SIGNER_DATA_DIR"
-        )
-    return descriptor
+        return claim(data_dir / LOCK_NAME, Unavailable("ledger_in_use", text, hint))

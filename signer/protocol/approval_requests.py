@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from signer.errors import BadRequest
 from signer.model import MAX_PUBLIC_KEY, Assertion
-from signer.protocol.bodies import Printable, Reason
+from signer.protocol.bodies import Body, Printable, Reason
 
 MAX_SIGNATURE: Final = 16_384  # characters of an armored signature
 MAX_REFERENCE: Final = 200  # characters
@@ -17,25 +17,21 @@ _BASE64URL: Final = "^[A-Za-z0-9_-]+$"
 UNTIL: Final = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
-
-
-class ClaimBody(_Body):
+class ClaimBody(Body):
     """The key to certify, and the secret if the request is bound to one."""
 
     public_key: Annotated[str, Field(max_length=MAX_PUBLIC_KEY, description="the line of an OpenSSH .pub file")] = ""
     claim_secret: Annotated[str | None, Field(pattern=_HEX, description="32 bytes in hex")] = None
 
 
-class WaiverBody(_Body):
+class WaiverBody(Body):
     """How long a waiver lasts and how many certificates it covers, exactly as signed."""
 
     until: Annotated[str, Field(pattern=UNTIL, description="at most 4 hours from now")]
     uses: Annotated[int, Field(description="1 to 20")]
 
 
-class AssertionBody(_Body):
+class AssertionBody(Body):
     """A passkey's assertion; its challenge is the SHA-256 of the statement of the approval (WebAuthn Level 3)."""
 
     id: Annotated[str, Field(pattern=_BASE64URL, max_length=1_364, description="of the credential")]
@@ -44,7 +40,7 @@ class AssertionBody(_Body):
     signature: Annotated[str, Field(pattern=_BASE64URL, max_length=128, description="signature")]
 
 
-class ApproveBody(_Body):
+class ApproveBody(Body):
     """Either a signature over the statement of an approval, as `ssh-keygen -Y sign` makes it, or a passkey's assertion
     for it; and the waiver in the statement."""
 
@@ -63,23 +59,23 @@ class ApproveBody(_Body):
         return found if isinstance(found, str) else Assertion(**found.model_dump())
 
 
-class DenyBody(_Body):
+class DenyBody(Body):
     """Why a request is denied; the asker reads it."""
 
     reason: Reason = ""
 
 
-class WithdrawBody(_Body):
+class WithdrawBody(Body):
     """Nothing."""
 
 
-class EndBody(_Body):
+class EndBody(Body):
     """Why a waiver is ended."""
 
     reason: Reason = ""
 
 
-class CloseBody(_Body):
+class CloseBody(Body):
     """The commit that brings the change back into the repository."""
 
     reference: Annotated[

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from signer.errors import BadRequest
@@ -15,6 +15,15 @@ from signer.model import MAX_REASON
 from signer.protocol.sign_request import PRINTABLE, Number, read_number
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Body(BaseModel):
+    """The base of all bodies but a sign request's: unknown and mistyped fields are refused.
+
+    Its validator is made when the first body is read, as most processes read none.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 def _printable(text: str) -> str:

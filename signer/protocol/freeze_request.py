@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from signer.protocol.bodies import Printable, Reason
+from signer.protocol.bodies import Body, Printable, Reason
 from signer.protocol.sign_request import DURATION
 from signer.units import parse_duration
 
@@ -25,10 +25,8 @@ def _lasts(text: str) -> str:
     return text
 
 
-class FreezeBody(BaseModel):
+class FreezeBody(Body):
     """The scope to freeze, the reason, and for how long; without `lasts` until it is lifted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     scope: Annotated[Printable, Field(min_length=1, max_length=256, description="all, identity:NAME or role:NAME")]
     reason: Annotated[Reason, Field(min_length=1)]

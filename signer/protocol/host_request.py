@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from signer.model import MAX_HOST_PRINCIPALS, MAX_PUBLIC_KEY, PRINCIPAL
-from signer.protocol.bodies import Printable
+from signer.protocol.bodies import Body, Printable
 
 MAX_HOST_NAMES: Final = 8  # of one host, its addresses included
 MAX_HOST_KEYS: Final = 8  # of one host
@@ -19,14 +19,12 @@ _Key = Annotated[Printable, Field(min_length=1, max_length=MAX_PUBLIC_KEY)]
 _Principal = Annotated[str, Field(json_schema_extra={"pattern": f"^{PRINCIPAL.pattern}$"})]
 
 
-class HostKeysBody(BaseModel):
+class HostKeysBody(Body):
     """A host, its public keys and the principals that it lets in. `replace` must be true for a host that is listed
     already with other names or keys; other principals take the place of the recorded ones without it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
-
     name: Annotated[_Name, Field(description="a host name or an address, [NAME]:PORT for another port than 22")]
-    addresses: Annotated[list[_Name], Field(max_length=MAX_HOST_NAMES - 1, description="its other names")] = []
+    addresses: Annotated[list[_Name], Field(max_length=MAX_HOST_NAMES - 1, description="its other names")] = []  # noqa: RUF012
     keys: Annotated[
         list[_Key], Field(min_length=1, max_length=MAX_HOST_KEYS, description="lines of ssh_host_*_key.pub")
     ]

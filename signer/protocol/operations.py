@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from signer.errors import BadRequest
 from signer.model import Caller, Entry, Event, Identity
-from signer.protocol.bodies import Reason, read_body_as
+from signer.protocol.bodies import Body, Reason, read_body_as
 from signer.units import timestamp
 
 KIND: Final = "operation.recorded"
@@ -25,10 +25,8 @@ OutcomeName = Literal["applied", "rolled_back", "failed", "stopped", "rollback_f
 _Digest = Annotated[str, Field(pattern=rf"^({DIGEST})?$")]
 
 
-class OperationBody(BaseModel):
+class OperationBody(Body):
     """An operation, its outcome, plan and evidence, and the reason."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     operation: OperationName
     outcome: OutcomeName

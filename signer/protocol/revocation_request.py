@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from signer.errors import BadRequest
 from signer.model import Revocation, RevokedBy
-from signer.protocol.bodies import Printable, Reason
+from signer.protocol.bodies import Body, Printable, Reason
 from signer.units import parse_timestamp
 
 MAX_SERIAL: Final = 2**64 - 1
@@ -24,10 +24,8 @@ _VALUES: Final = {
 }
 
 
-class RevokeBody(BaseModel):
+class RevokeBody(Body):
     """What to revoke, and why. It cannot be taken back."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     by: Annotated[RevokedBy, Field(description="what `value` names")]
     value: Annotated[

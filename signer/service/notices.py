@@ -24,13 +24,13 @@ from types import FrameType
 from typing import Final, Protocol
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import identity_of, lock, open_lock, read_bounded, write_new
+from signer.files import claim, identity_of, read_bounded, write_new
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.notices import KEPT_FOR, MAX_MESSAGE, Hello, Notice, Report, encode, read_for_sender
 from signer.service.channels import Channel, Result, Sender, load_channels
-from signer.service.supervisor import Supervisor, adopt_channel
+from signer.service.supervisor import Supervisor, adopt_channel, waiting
 from signer.settings import Settings
 
 log = logging.getLogger("signer.notices")
@@ -424,15 +424,8 @@ class Process:
         return True
 
     def _receive(self) -> None:
-        for _ in range(64):
-            if self._keeper is None:
-                return
-            try:
-                data = self._keeper.recv(MAX_MESSAGE)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
+        assert self._keeper is not None, "it has sent something"  # noqa: S101
+        for data in waiting(self._keeper, MAX_MESSAGE, 64):
             if not data:
                 self._drop_keeper()
                 return
@@ -548,17 +541,12 @@ def become_sender(settings: Settings) -> None:
 
 def claim_directory(directory: Path) -> int:
     """Locks SIGNER_NOTICES_DIR while the descriptor is open; raises `BadSettings` or `Unavailable`."""
+    text = "another process sends notices from SIGNER_NOTICES_DIR"
     try:
-        descriptor = open_lock(directory / LOCK)
+        return claim(directory / LOCK, Unavailable("notices_dir_in_use", text, "stop it, or set another one"))
     except OSError as error:
         raise BadSettings(
             "notices_dir_unusable",
             f"SIGNER_NOTICES_DIR cannot be used: {error.strerror}",
             "make it, owned by the user of SIGNER_NOTICES_USER, mode 0711",
         ) from None
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise Unavailable(
-            "notices_dir_in_use", "another process sends notices from SIGNER_NOTICES_DIR", "stop it, or set another one"
-        )
-    return descriptor

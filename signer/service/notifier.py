@@ -35,6 +35,7 @@ from signer.protocol.notices import (
     read_for_keeper,
 )
 from signer.protocol.replies import RequestDetails, ToldRow
+from signer.service.supervisor import waiting
 from signer.units import parse_timestamp, timestamp
 
 CONNECT_EVERY: Final = 1.0  # seconds between two attempts
@@ -163,15 +164,9 @@ class Notifier:
         self._selector.register(sock, selectors.EVENT_READ, self)
 
     def _receive(self) -> None:
-        for _ in range(_AT_ONCE):
-            if self._sock is None:
-                return
-            try:
-                data = self._sock.recv(MAX_MESSAGE)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
+        if (sock := self._sock) is None:
+            return
+        for data in waiting(sock, MAX_MESSAGE, _AT_ONCE):
             if not data:
                 self.close()
                 return
@@ -183,6 +178,8 @@ class Notifier:
                 return
             if isinstance(message, Hello):
                 self._begin(message)
+                if self._sock is not sock:  # nothing could be begun
+                    return
             else:
                 self._note(message)
 

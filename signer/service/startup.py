@@ -22,7 +22,7 @@ from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
 from signer.ca.key import ServiceKey
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
-from signer.files import identity_of, lock, open_lock
+from signer.files import claim, identity_of
 from signer.hardening import become, forbid_dumps, look_up_user, release_memory, take_descriptors
 from signer.ledger.audit import check_recent
 from signer.ledger.origin import LEDGER_KEY
@@ -74,20 +74,15 @@ def claim_run_dir(run_dir: Path) -> int:
     Another keeper may have another ledger: its api must stay connected to it. The api's group may open the directory,
     so the lock is on a file in it that only the keeper's user may open.
     """
+    text, hint = "another keeper listens in SIGNER_RUN_DIR", "stop it, or set another SIGNER_RUN_DIR"
     try:
-        descriptor = open_lock(run_dir / LOCK_NAME)
+        return claim(run_dir / LOCK_NAME, Unavailable("run_dir_in_use", text, hint))
     except OSError as error:
         raise BadSettings(
             "run_dir_unusable",
             f"the lock file {LOCK_NAME} in SIGNER_RUN_DIR cannot be used: {error.strerror}",
             "remove it if no keeper runs, and check the owner of SIGNER_RUN_DIR",
         ) from None
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise Unavailable(
-            "run_dir_in_use", "another keeper listens in SIGNER_RUN_DIR", "stop it, or set another SIGNER_RUN_DIR"
-        )
-    return descriptor
 
 
 def bind_socket(path: str, mode: int) -> socket.socket:

@@ -74,6 +74,23 @@ def adopt_channel(number: int | None) -> socket.socket | None:
     return channel
 
 
+def waiting(sock: socket.socket, longest: int, most: int) -> Iterator[bytes]:
+    """At most `most` messages that wait at a non-blocking socket of messages; the last one is empty if it has ended.
+
+    A longer message than `longest` bytes is cut off there. Whoever closes the socket meanwhile asks for no more.
+    """
+    for _ in range(most):
+        try:
+            data = sock.recv(longest)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        yield data
+        if not data:
+            return
+
+
 def read_messages(channel: socket.socket) -> Iterator[dict[str, Any]]:
     """The launcher's side: all messages that wait; those that are malformed are left out."""
     while True:

@@ -8,7 +8,6 @@ whose consistency proof was wrong: a fork, or a wrong proof of a right checkpoin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadFile, BadNote, SignerError, Unavailable, write_hint
-from signer.files import lock, open_lock, read_bounded, write_atomically
+from signer.files import claim, read_bounded, write_atomically
 from signer.ledger.checkpoint import (
     MAX_NOTE,
     Checkpoint,
@@ -113,14 +112,11 @@ def claim_state(directory: Path) -> int:
     Two witnesses with one state would each forget what the other cosigned. Raises `Unavailable`.
     """
     make_directory(directory)
+    in_use = Unavailable("witness_state_in_use", "another witness uses this state", "stop it, or pass another --state")
     try:
-        descriptor = open_lock(directory / _LOCK)
+        return claim(directory / _LOCK, in_use)
     except OSError as error:
         raise _unusable(error) from None
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise Unavailable("witness_state_in_use", "another witness uses this state", "stop it, or pass another --state")
-    return descriptor
 
 
 class State:
