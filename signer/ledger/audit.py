@@ -51,6 +51,7 @@ Progress = Callable[[int, int], None]
 
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     """Checks the chain of the newest `count` events and the structure of the file; returns the head."""
+    _check_numbers(reader)
     newest = f"SELECT * FROM ({_EVENTS} WHERE seq > ? ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (reader.base, count + 1))
     if reader.base:
@@ -62,6 +63,12 @@ def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
         head = check_chain(iter(rows[1:]), Head(first_seq, first_hash, first_time))
     _check_structure(reader)
     return head
+
+
+def _check_numbers(reader: LedgerReader) -> None:
+    """Raises `LedgerBroken` for an event before the first one, which no chain leads to and which would decide."""
+    for (seq,) in reader.query("SELECT seq FROM events WHERE seq < 1 ORDER BY seq LIMIT 1"):
+        raise broken_at(seq, "events are numbered from 1")
 
 
 def _check_structure(reader: LedgerReader) -> None:
@@ -83,6 +90,7 @@ def verify(
     """
     is_private = reader.connection().in_transaction  # then other connections do not see the same data
     with _snapshot(reader):
+        _check_numbers(reader)
         total, base = reader.head().seq, reader.base
         folded = _folded(reader)
         bounds = [*range(base, total, _CHUNK), total]
@@ -450,6 +458,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
     Checks the chain as it reads: if an event was changed, raises `LedgerBroken` and keeps the views. `ledger` must
     not be folding.
     """
+    _check_numbers(ledger)
     total = ledger.head().seq
     path, new = ledger.data_dir / VIEWS_NAME, ledger.data_dir / f"{VIEWS_NAME}.new"
     with storage_errors():

@@ -18,6 +18,7 @@ from signer.ledger.archive import KEEP, KEEP_AT_LEAST, Archived, Archiving, find
 from signer.ledger.archived import carried_rows
 from signer.ledger.audit import check_recent, export, rebuild, verify
 from signer.ledger.backup import back_up
+from signer.ledger.chain import GENESIS, entry_hash
 from signer.ledger.checkpoint import Checkpoint
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
@@ -349,6 +350,23 @@ def test_each_change_is_found_without_the_segment(
     archived.execute(sql)
     with closing(LedgerReader(data_dir)) as reader, pytest.raises(LedgerBroken, match=found):
         verify(reader)
+
+
+@pytest.mark.parametrize("seq", [0, -5])
+def test_an_event_before_the_first_one_is_found(data_dir: Path, segment: Path, seq: int) -> None:
+    archive(data_dir, segment)
+    thawed = (seq, time_of(1), "freeze.lifted", "operator", '{"scope":"identity:ci"}', GENESIS)
+    with closing(sqlite3.connect(data_dir / FILE_NAME)) as db, db:
+        (again,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (TRIGGERS[2],)).fetchone()
+        db.execute(f"DROP TRIGGER {TRIGGERS[2]}")
+        db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (*thawed, entry_hash(*thawed)))
+        db.execute(again)
+    for check in (verify, check_recent):
+        with (
+            closing(LedgerReader(data_dir)) as reader,
+            pytest.raises(LedgerBroken, match=f"event {seq}: events are numbered from 1"),
+        ):
+            check(reader)
 
 
 def test_a_dropped_trigger_is_found(data_dir: Path, archived: sqlite3.Connection) -> None:

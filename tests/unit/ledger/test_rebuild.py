@@ -39,17 +39,24 @@ def test_rebuilding_makes_the_views_again_exactly(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_views_are_never_rebuilt_from_events_that_were_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sql, seq",
+    [
+        ("UPDATE events SET actor = 'x' WHERE seq = 4", 4),
+        ("INSERT INTO events SELECT 0, time, kind, actor, body, prev, hash FROM events WHERE seq = 1", 0),
+    ],
+)
+def test_views_are_never_rebuilt_from_events_that_were_changed(tmp_path: Path, sql: str, seq: int) -> None:
     fill(tmp_path)
     reader = Opened(tmp_path)
-    reader.connection().execute("UPDATE events SET actor = 'x' WHERE seq = 4")
+    reader.connection().execute(sql)
     change_views(tmp_path, "DELETE FROM principals")
     reader.close()
     ledger = Ledger(tmp_path)
     before = rows_of_views(tmp_path)
     with pytest.raises(LedgerBroken) as caught:
         rebuild(ledger)
-    assert caught.value.facts["seq"] == 4
+    assert caught.value.facts["seq"] == seq
     assert rows_of_views(tmp_path) == before
     ledger.close()
 

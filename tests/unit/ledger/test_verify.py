@@ -15,7 +15,7 @@ import pytest
 
 from signer.errors import LedgerBroken, SignerError
 from signer.ledger.audit import check_recent, export, verify
-from signer.ledger.chain import chain
+from signer.ledger.chain import GENESIS, chain, entry_hash
 from signer.ledger.fold import delete_views
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
@@ -165,6 +165,18 @@ def test_an_inserted_event_is_found_wherever_it_is_put(opened: Opened) -> None:
         with pytest.raises(LedgerBroken):
             verify(opened)
         db.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("seq", [0, -5])
+def test_an_event_before_the_first_one_is_found(opened: Opened, seq: int) -> None:
+    """Its hash is right, and no event names it as the one before: only its number tells."""
+    thawed = (seq, 1_800_000_000_000, "freeze.lifted", "operator", '{"scope":"all"}', GENESIS)
+    opened.connection().execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (*thawed, entry_hash(*thawed)))
+    opened.put_back()
+    for check in (verify, check_recent):
+        with pytest.raises(LedgerBroken, match=f"broken at event {seq}: events are numbered from 1") as caught:
+            check(opened)
+        assert caught.value.facts["seq"] == seq
 
 
 def test_two_swapped_events_are_found(opened: Opened) -> None:
