@@ -17,7 +17,7 @@ from typing import Final
 from signer.errors import BadFile, Unavailable, write_hint
 from signer.files import lock, open_lock, open_or_create, sync_directory, sync_file
 from signer.ledger.audit import Progress, verify
-from signer.ledger.reader import LedgerReader, storage_errors
+from signer.ledger.reader import LedgerReader, short_reason, storage_errors
 from signer.ledger.schema import FILE_NAME
 from signer.model import Head
 
@@ -96,9 +96,8 @@ def write_errors(place: Path, what: str = "backup") -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Unavailable(
             "backup_failed" if what == "backup" else "archive_failed",
-            f"the {what} cannot be written: {reason}",
+            f"the {what} cannot be written: {short_reason(error)}",
             write_hint(error, str(place)),
         ) from None

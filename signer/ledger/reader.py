@@ -516,16 +516,17 @@ def storage_errors() -> Iterator[None]:
             ) from None
         raise Unavailable(
             "ledger_unavailable",
-            f"the ledger cannot be used: {_short_reason(error)}",
+            f"the ledger cannot be used: {short_reason(error)}",
             write_hint(error, "SIGNER_DATA_DIR"),
         ) from None
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(
             "ledger_broken",
-            f"the ledger's file is damaged: {_short_reason(error)}",
+            f"the ledger's file is damaged: {short_reason(error)}",
             "keep the file unchanged and compare it with a backup: see runbooks/ledger.md",
         ) from None
 
 
-def _short_reason(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
+    """What a message says of an error of the system or of SQLite."""
     return (error.strerror or "I/O error") if isinstance(error, OSError) else str(error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,7 +24,7 @@ from typing import ClassVar, Final
 from signer.errors import Unavailable, write_hint
 from signer.files import sync_directory, sync_file, write_new
 from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED
-from signer.ledger.reader import LedgerReader, storage_errors
+from signer.ledger.reader import LedgerReader, short_reason, storage_errors
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import INTERRUPTED, LOCK_NAME, Ledger, note_begun, take_lock
 from signer.model import Entry, Event, Head
@@ -154,11 +155,11 @@ class Replacement(ABC):
 
     @contextmanager
     def write_errors(self) -> Iterator[None]:
-        """Maps file errors to `Unavailable`."""
+        """Maps file errors, and those of SQLite that a full disk gives, to `Unavailable`."""
         try:
             yield
-        except OSError as error:
-            text = f"the ledger cannot be {self.command}d: {error.strerror or 'I/O error'}"
+        except (OSError, sqlite3.OperationalError) as error:
+            text = f"the ledger cannot be {self.command}d: {short_reason(error)}"
             raise self.failed(text, write_hint(error, "SIGNER_DATA_DIR")) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,7 +15,15 @@ import pytest
 from signer.authority.approvals import REMEMBERED
 from signer.authority.restored import is_restored, plan_restore
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
-from signer.ledger.archive import KEEP, KEEP_AT_LEAST, Archived, Archiving, find_segments, verify_segments
+from signer.ledger.archive import (
+    KEEP,
+    KEEP_AT_LEAST,
+    Archived,
+    Archiving,
+    find_segments,
+    verify_segments,
+    write_segment,
+)
 from signer.ledger.archived import carried_rows
 from signer.ledger.audit import check_recent, export, rebuild, verify
 from signer.ledger.backup import back_up
@@ -268,6 +277,25 @@ def test_no_file_is_overwritten(data_dir: Path, segment: Path) -> None:
         archive(data_dir, segment)
     assert caught.value.code == "segment_exists"
     assert segment.read_bytes() == content
+
+
+def test_a_full_disk_leaves_the_old_ledger_and_a_second_run_succeeds(data_dir: Path, segment: Path) -> None:
+    with closing(LedgerReader(data_dir)) as reader:
+        write_segment(reader, segment, ARCHIVED, lambda _done, _all: None)
+    before = (data_dir / FILE_NAME).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # -shm of the old one has 32,768
+    try:
+        with pytest.raises(Unavailable, match="the ledger cannot be archived: ") as caught:
+            archive(data_dir, segment)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.code == "archive_failed"
+    assert (data_dir / FILE_NAME).read_bytes() == before
+    assert verify_folder(data_dir).seq == EVENTS
+    assert not list(data_dir.glob("ledger.rest*"))
+    assert archive(data_dir, segment) is not None
+    assert verify_folder(data_dir).seq == EVENTS + 1
 
 
 def test_a_backup_of_an_archived_ledger_is_one(data_dir: Path, segment: Path, tmp_path: Path) -> None:

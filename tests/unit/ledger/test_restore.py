@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -192,6 +193,31 @@ def test_a_bad_backup_changes_nothing(data_dir: Path, backup: Path, damage: Call
         restore(data_dir, backup)
     assert caught.value.code == code
     assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == files
+
+
+@pytest.mark.parametrize("is_ledger", [False, True])
+def test_a_full_disk_leaves_the_old_ledger_and_a_second_run_succeeds(
+    data_dir: Path, backup: Path, is_ledger: bool
+) -> None:
+    """A backup comes as a file; a followed copy as a ledger, which SQLite copies."""
+    before = head_of(data_dir)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with (
+            Restoration(data_dir) as restoration,
+            closing(LedgerReader(backup.parent, backup.name)) as reader,
+            backup.open("rb") as file,
+            pytest.raises(Unavailable, match="the ledger cannot be restored: ") as caught,
+        ):
+            restoration.take(reader if is_ledger else file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.code == "restore_failed"
+    assert head_of(data_dir) == before
+    assert not list(data_dir.glob("ledger.rest*"))
+    restore(data_dir, backup)
+    assert head_of(data_dir).seq == 12
 
 
 def test_a_folder_that_never_had_a_ledger_takes_one(tmp_path: Path, backup: Path) -> None:
