@@ -277,14 +277,24 @@ class LedgerReader:
         )
         return [Entry(*row) for row in rows]
 
-    def events(self, kind: str | None, name: str | None, since_ms: int, before: int | None, limit: int) -> list[Entry]:
+    def events(
+        self,
+        kind: str | None,
+        name: str | None,
+        since_ms: int,
+        before: int | None,
+        limit: int,
+        *,
+        only_others: bool = False,
+    ) -> list[Entry]:
         """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
-        a time (milliseconds since 1970); before event `before`."""
+        a time (milliseconds since 1970); before event `before`; `only_others` leaves out issued certificates."""
         scope = None if name is None else f"identity:{name}"
         rows = self.query(
             "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
             " AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
             " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
+            " AND NOT (? AND kind = 'certificate.issued')"
             " ORDER BY seq DESC LIMIT ?",
             (
                 self.first_since(since_ms),
@@ -292,6 +302,7 @@ class LedgerReader:
                 *(kind,) * 4,
                 *(name,) * 3,
                 scope,
+                only_others,
                 limit,
             ),
         )

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from signer.ledger.schema import ARCHIVED_TRIGGERS, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.ledger.subtrees import TreeReader
 from signer.ledger.tree import check_consistency, consistency_proof, tree_root
-from signer.model import Filter, Head
+from signer.model import EventFilter, Filter, Head
 from signer.ssh.krl import encode_krl
+from tests.parts.builders import names_in
 from tests.parts.events import freeze, issued
 from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS
@@ -200,6 +202,38 @@ def test_the_keeper_folds_on_and_finds_only_what_is_there(data_dir: Path, segmen
     with closing(CertificateReader(segment.parent, None, segment.name)) as old:
         assert old.certificate(5) is not None
         assert len(old.certificates(Filter(limit=999))) == ARCHIVED - 17
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_each_filter_of_events_finds_those_that_were_carried_over(
+    data_dir: Path, segment: Path, *, is_folded: bool
+) -> None:
+    archive(data_dir, segment)
+    if is_folded:
+        with closing(Ledger(data_dir)) as ledger:
+            ledger.fold_all()
+    with closing(CertificateReader(data_dir)) as reader:
+        everything = reader.matching_events(EventFilter(limit=9_999))
+        assert len(everything) == EVENTS + 1 - ARCHIVED + 14
+        for kind, identity, since, before, only_others, limit in product(
+            (None, "freeze", "freeze.set", "certificate", "certificates.revoked", "keeper"),
+            (None, "operator", "ci", "keeper", "deploy-agent", "nobody"),
+            (None, time_of(30), time_of(ARCHIVED + 9)),
+            (None, 1, 31, 400, 401, ARCHIVED, ARCHIVED + 1, ARCHIVED + 2, EVENTS),
+            (False, True),
+            (3, 9_999),
+        ):
+            wanted = EventFilter(kind, identity, since, before, only_others, limit)
+            expected = [
+                entry
+                for entry in everything
+                if (kind is None or entry.kind == kind or entry.kind.startswith(f"{kind}."))
+                and (identity is None or identity in names_in(entry))
+                and (since is None or entry.time_ms >= since)
+                and (before is None or entry.seq < before)
+                and not (only_others and entry.kind == "certificate.issued")
+            ]
+            assert reader.matching_events(wanted) == expected[:limit], wanted
 
 
 def test_views_of_before_are_not_used(data_dir: Path, segment: Path, long_ledger: Path) -> None:
