@@ -22,7 +22,17 @@ from typing import Final, NamedTuple
 
 from signer.errors import BadFile, LedgerBroken, Refused, Unavailable
 from signer.files import open_or_create, open_regular, sync_directory, sync_file
-from signer.ledger.archived import add_archived, carried_digest, carried_rows, held_rows, history, newest_archive
+from signer.ledger.archived import (
+    CARRIED,
+    CARRY_RULE,
+    Row,
+    add_archived,
+    carried_digest,
+    carried_rows,
+    held_rows,
+    history,
+    newest_archive,
+)
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import workspace, write_errors
 from signer.ledger.reader import Archive, LedgerReader
@@ -88,7 +98,7 @@ class Archiving(Replacement):
         with closing(LedgerReader(self._data_dir)) as source:
             is_begun = os.path.lexists(target)
             last = _last_of(source, target, now_ms) if is_begun else last_to_archive(source, now_ms, keep)
-            kept, carried = source.head().seq - last, len(carried_rows(source, last))
+            kept, carried = source.head().seq - last, len(carried_rows(source, last, CARRY_RULE))
             return ArchivePlan(source.base + 1, last, source.entry(last).time_ms // 1000, kept, carried, is_begun)
 
     def is_done(self, target: Path) -> tuple[Archive, Head] | None:
@@ -113,10 +123,11 @@ class Archiving(Replacement):
                     _verify_segment(segment, source, plan.last, progress)
             else:
                 write_segment(source, target, plan.last, progress)
+            carried = carried_rows(source, plan.last, CARRY_RULE)
             with closing(open_segment(target)) as segment:
-                event = _event(source, segment, target, plan.last, actor)
-                with self.write_errors():
-                    self._write_rest(source, plan.last)
+                event = _event(source, segment, target, plan.last, carried, actor)
+            with self.write_errors():
+                self._write_rest(source, plan.last, carried)
         made: list[Archive] = []
 
         def check(folder: Path) -> None:
@@ -129,9 +140,9 @@ class Archiving(Replacement):
         head, aside = self.commit([event], now_ms, check)
         return Archived(made[0], head, aside)
 
-    def _write_rest(self, source: LedgerReader, last: int) -> None:
+    def _write_rest(self, source: LedgerReader, last: int, carried: Sequence[Row]) -> None:
         with _new_ledger(self.fresh_folder() / FILE_NAME, version=ARCHIVED_VERSION) as db:
-            db.executemany(_INSERT, carried_rows(source, last))
+            db.executemany(_INSERT, carried)
             db.executemany(_INSERT, source.rows(_ALL, (last, _NO_END)))
             add_archived(db, source, last)
 
@@ -236,8 +247,9 @@ def _verify_segment(segment: LedgerReader, ledger: LedgerReader, last: int, prog
         raise _differs(segment, f"it ends with event {head.seq}, and not with event {last} of the ledger")
 
 
-def _event(source: LedgerReader, segment: LedgerReader, target: Path, last: int, actor: str) -> Event:
-    rows = carried_rows(source, last)
+def _event(
+    source: LedgerReader, segment: LedgerReader, target: Path, last: int, carried: Sequence[Row], actor: str
+) -> Event:
     body: dict[str, object] = {
         "first": source.base + 1,
         "last": last,
@@ -248,7 +260,7 @@ def _event(source: LedgerReader, segment: LedgerReader, target: Path, last: int,
             "sha256": file_digest(target),
             "bytes": target.stat().st_size,
         },
-        "carried": {"events": len(rows), "sha256": carried_digest(rows)},
+        "carried": {"rule": CARRY_RULE, "events": len(carried), "sha256": carried_digest(carried)},
     }
     return Event("ledger.archived", actor, body)
 
@@ -282,7 +294,8 @@ def verify_segments(ledger: LedgerReader, files: Sequence[Path], progress: Progr
     """Verifies segments as a whole, and that ledger and segments are one chain; `ledger` itself is not verified here.
 
     Each is found by its digest. Whatever the ledger carried over is what the segment has, and nothing is left out that
-    should have been. Raises `LedgerBroken`, and `BadFile` (`segment_unknown`) for a file that no archive of it made.
+    should have been. Raises `LedgerBroken` (`segment_differs`; `ledger_version_newer` for an archive by a rule that
+    this release does not know), and `BadFile` (`segment_unknown`) for a file that no archive of it made.
     """
     wanted = history(ledger)
     with ExitStack() as stack:
@@ -333,7 +346,13 @@ def _found(ledger: LedgerReader, files: Sequence[Path]) -> Iterator[tuple[Archiv
 
 def _compare(segment: LedgerReader, archive: Archive, after: LedgerReader) -> None:
     """Compares what the file that begins after a segment has of it with what it should have carried over."""
-    if carried_rows(segment, archive.last) != held_rows(after, 0, archive.last):
+    if archive.rule not in CARRIED:
+        raise LedgerBroken(
+            "ledger_version_newer",
+            f"a newer signer made {archive.file}: it carried events over by rule {archive.rule}, not {CARRY_RULE}",
+            "verify it with the newer version",
+        )
+    if carried_rows(segment, archive.last, archive.rule) != held_rows(after, 0, archive.last):
         raise _differs(
             segment, f"the events that were carried over at event {archive.seq} are not those of the segment"
         )

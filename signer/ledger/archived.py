@@ -32,24 +32,26 @@ from signer.ledger.tree import HASH_BYTES, CompactRange
 
 _STEP: Final = 400 * TILE  # events whose hashes are in memory at once
 _COLUMNS: Final = "seq, time, kind, actor, body, prev, hash"
-# All that is read from a ledger however old it is (`LedgerReader`): the first event, which names the ledger among logs;
-# of published lists and of local certificates the last one, for the list's version and the next serial. Requests and
-# waivers are over by then. A release that reads more of old events adds it here; an older segment then lacks nothing
-# of what its release carried over, as the digest in its event says.
-_CARRIED: Final = (
-    f"seq = 1 OR {IS_FREEZE} OR {IS_HOST} OR {IS_OPERATION} OR {IS_RESTORED} OR {IS_ARCHIVED} OR {IS_SERVICE_KEY}"  # noqa: S608 - conditions from the schema
+# What is carried over, by the number of the rule, which the event `ledger.archived` names: all that this release reads
+# from a ledger however old it is (`LedgerReader`). The first event names the ledger among logs; of published lists and
+# of local certificates the last one counts, for the list's version and the next serial; requests and waivers are over
+# by then. A rule never changes (a test says so): `verify_segments` compares each archive by its own. A release that
+# reads more of old events adds a rule, and finds no more of them in what an older rule left.
+CARRIED: Final = {
+    1: f"seq = 1 OR {IS_FREEZE} OR {IS_HOST} OR {IS_OPERATION} OR {IS_RESTORED} OR {IS_ARCHIVED} OR {IS_SERVICE_KEY}"  # noqa: S608 - conditions from the schema
     f" OR ({IS_REVOCATION} AND kind <> 'list.published') OR kind LIKE 'incident.%'"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'list.published')"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'certificate.issued'"
     " AND body ->> 'backend' = 'local')"
-)
+}
+CARRY_RULE: Final = max(CARRIED)  # of a new archive
 
 Row = tuple[Any, ...]
 
 
-def carried_rows(reader: LedgerReader, last: int) -> list[Row]:
-    """The events up to `last` that still decide something, in their order."""
-    condition = f"SELECT {_COLUMNS} FROM events WHERE seq <= :last AND ({_CARRIED}) ORDER BY seq"  # noqa: S608
+def carried_rows(reader: LedgerReader, last: int, rule: int) -> list[Row]:
+    """The events up to `last` that still decide something by a rule of `CARRIED`, in their order."""
+    condition = f"SELECT {_COLUMNS} FROM events WHERE seq <= :last AND ({CARRIED[rule]}) ORDER BY seq"  # noqa: S608
     return reader.named(condition, {"last": last})
 
 

@@ -64,9 +64,9 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What an event `ledger.archived` says: its number and time, the first and the last event of the segment, the hash
-    of the last one, the root of the tree of all events up to it, the digest (hex SHA-256) of the segment's file, and
-    how many events were carried over, with the digest of their numbers and hashes."""
+    """One event `ledger.archived`: its number and time, the first and the last event of the segment, the hash of the
+    last one, the root of the tree of all events up to it, name and digest (hex SHA-256) of the segment's file, and how
+    many events were carried over by which rule (`archived.py`), with the digest of their numbers and hashes."""
 
     seq: int
     time_ms: int
@@ -76,6 +76,7 @@ class Archive:
     root: str
     file: str
     sha256: str
+    rule: int
     carried: int
     carried_sha256: str
 
@@ -262,10 +263,11 @@ class LedgerReader:
                 body = json.loads(entry.body)
                 segment, carried = body["segment"], body["carried"]
                 facts = int(body["first"]), int(body["last"]), str(body["head"]), str(body["root"])
-                files = str(segment["name"]), str(segment["sha256"]), int(carried["events"]), str(carried["sha256"])
+                file, rule = (str(segment["name"]), str(segment["sha256"])), int(carried["rule"])
+                kept = int(carried["events"]), str(carried["sha256"])
             except (KeyError, ValueError, TypeError):
                 raise broken_at(entry.seq, "it is not a valid ledger.archived event") from None
-            found.append(Archive(entry.seq, entry.time_ms, *facts, *files))
+            found.append(Archive(entry.seq, entry.time_ms, *facts, *file, rule, *kept))
         return found
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from signer.ledger.archive import (
     verify_segments,
     write_segment,
 )
-from signer.ledger.archived import carried_rows
+from signer.ledger.archived import CARRIED, carried_rows
 from signer.ledger.audit import check_recent, export, rebuild, verify
 from signer.ledger.backup import back_up
 from signer.ledger.chain import GENESIS, entry_hash
@@ -441,7 +442,7 @@ def test_a_dropped_trigger_is_found(data_dir: Path, archived: sqlite3.Connection
 def forged(data_dir: Path, segment: Path, forge: Callable[[list[Any]], list[Any]], monkeypatch: Any) -> None:
     """An archive by a program that carries over something else than it should."""
     with monkeypatch.context() as patch:
-        patch.setattr("signer.ledger.archive.carried_rows", lambda reader, last: forge(carried_rows(reader, last)))
+        patch.setattr("signer.ledger.archive.carried_rows", lambda *place: forge(carried_rows(*place)))
         archive(data_dir, segment)
 
 
@@ -455,6 +456,32 @@ def test_what_was_left_out_when_it_was_made_is_found_by_the_segment(
         with pytest.raises(LedgerBroken) as caught:
             verify_segments(reader, [segment])
     assert caught.value.code == "segment_differs"
+
+
+def test_a_rule_by_which_archives_were_made_never_changes() -> None:
+    """An archive by a changed rule would look forged: if a condition of the schema changes, write the old one out."""
+    digests = {rule: sha256(condition.encode()).hexdigest()[:16] for rule, condition in CARRIED.items()}
+    assert digests == {1: "6a9e993d2fe5a904"}
+
+
+def test_each_archive_is_compared_by_its_own_rule(
+    data_dir: Path, segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = shutil.copytree(data_dir, tmp_path / "newer")
+    archive(data_dir, segment)
+    with monkeypatch.context() as patch:  # a later release, which carries over event 100, too
+        patch.setitem(CARRIED, 2, f"{CARRIED[1]} OR seq = 100")
+        patch.setattr("signer.ledger.archive.CARRY_RULE", 2)
+        archive(newer, tmp_path / "other")
+        for folder, file, rule, carried in ((data_dir, segment, 1, 14), (newer, tmp_path / "other", 2, 15)):
+            with closing(LedgerReader(folder)) as reader:
+                assert verify_segments(reader, [file]).missing == ()
+                assert [(one.rule, one.carried) for one in reader.archives()] == [(rule, carried)]
+    with closing(LedgerReader(newer)) as reader:
+        verify(reader)
+        with pytest.raises(LedgerBroken, match=r"a newer signer made other: .* by rule 2, not 1") as caught:
+            verify_segments(reader, [tmp_path / "other"])
+    assert caught.value.code == "ledger_version_newer"
 
 
 def test_a_segment_that_was_changed_is_not_one(data_dir: Path, segment: Path, tmp_path: Path) -> None:
