@@ -133,7 +133,7 @@ def _verify_in_processes(
     reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
 ) -> None:
     """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
-    path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], 0
+    path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], chunks[0][0]
     # Not "fork": SQLite's locks do not survive one.
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
     try:

@@ -17,6 +17,7 @@ import pytest
 from signer.authority.approvals import REMEMBERED
 from signer.authority.restored import is_restored, plan_restore
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
+from signer.ledger import audit
 from signer.ledger.archive import (
     KEEP,
     KEEP_AT_LEAST,
@@ -430,6 +431,20 @@ def test_an_event_before_the_first_one_is_found(data_dir: Path, segment: Path, s
             pytest.raises(LedgerBroken, match=f"event {seq}: events are numbered from 1"),
         ):
             check(reader)
+
+
+def test_the_progress_of_verify_ends_with_the_last_event(
+    data_dir: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(data_dir, segment)
+    monkeypatch.setattr(audit, "_CHUNK", 100)
+    seen: list[tuple[int, int]] = []
+    with closing(LedgerReader(data_dir)) as reader:
+        verify(reader, lambda done, total: seen.append((done, total)))
+    assert sorted(seen) == seen
+    assert len(seen) == 2
+    assert seen[0][0] > ARCHIVED
+    assert seen[-1] == (EVENTS + 1, EVENTS + 1)
 
 
 def test_a_dropped_trigger_is_found(data_dir: Path, archived: sqlite3.Connection) -> None:
