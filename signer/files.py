@@ -14,8 +14,9 @@ import pwd
 import stat
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
@@ -38,7 +39,7 @@ def check_regular(facts: os.stat_result) -> None:
 
 def open_regular(
     path: Path, *, check: Callable[[os.stat_result], None] = check_regular, follow_links: bool = False
-) -> BinaryIO:
+) -> BufferedReader:
     """Opens the file for reading and passes its status to `check`, whose errors are raised."""
     descriptor = open_unread(path, follow_links=follow_links)
     try:

@@ -66,28 +66,20 @@ def readable_data_dir() -> Path:
     return settings.data_dir
 
 
-def _readable_segment(segment: Path) -> Path:
-    """The absolute path of a segment that this user can read; raises `BadFile`. It needs no settings."""
-    from signer.ledger.archive import open_segment
-
-    segment = segment.absolute()
-    open_segment(segment).close()
-    return segment
-
-
 @contextmanager
 def reading(segment: Path | None = None, *, in_one_transaction: bool = True) -> Iterator[LedgerReader]:
     """The ledger, in one transaction so that all reads see the same state. `verify` opens its own, in threads.
 
-    With `segment` that file instead.
+    With `segment` that file instead, which needs no settings; raises `BadFile` if it cannot be read.
     """
-    from signer.ledger.reader import LedgerReader
-
     if segment is None:
+        from signer.ledger.reader import LedgerReader
+
         reader = LedgerReader(readable_data_dir())
     else:
-        path = _readable_segment(segment)
-        reader = LedgerReader(path.parent, path.name)
+        from signer.ledger.archive import open_segment
+
+        reader = open_segment(segment.absolute())
     with _closing(reader):
         if in_one_transaction:
             reader.query("BEGIN")
@@ -102,8 +94,10 @@ def reading_certificates(segment: Path | None = None) -> Iterator[CertificateRea
     if segment is None:
         reader = CertificateReader(readable_data_dir(), MAX_MISSING)
     else:
-        path = _readable_segment(segment)
-        reader = CertificateReader(path.parent, None, path.name)
+        from signer.ledger.archive import open_as_segment
+
+        path = segment.absolute()
+        reader = open_as_segment(CertificateReader(path.parent, None, path.name))
     with _closing(reader):
         yield reader
 

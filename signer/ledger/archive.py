@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from signer.errors import BadFile, LedgerBroken, Refused, Unavailable
 from signer.files import open_or_create, open_regular, sync_directory, sync_file
@@ -46,10 +46,10 @@ KEEP: Final = 90 * 86_400  # seconds whose events stay in the ledger, unless the
 KEEP_AT_LEAST: Final = 7 * 86_400  # more than a certificate, a request, an approval or a waiver counts; a test says so
 _STEP: Final = 100 * TILE  # events of two files that are in memory at once
 _MODE: Final = 0o400
-_PIECE: Final = 1024 * 1024  # bytes
 _INSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 _ALL: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
 _NO_END: Final = 2**63 - 1
+AnyReader = TypeVar("AnyReader", bound=LedgerReader)
 
 
 class ArchivePlan(NamedTuple):
@@ -209,27 +209,41 @@ def _new_ledger(path: Path, *, version: int) -> Iterator[sqlite3.Connection]:
 
 
 def open_segment(path: Path) -> LedgerReader:
-    """A reader of a segment; raises `BadFile` if it cannot be read."""
+    """A reader of a segment; raises as `open_as_segment`."""
+    return open_as_segment(LedgerReader(path.parent, path.name))
+
+
+def open_as_segment(reader: AnyReader) -> AnyReader:
+    """Opens the file of a new reader; raises `BadFile` if it cannot be read or is no ledger, and a ledger's errors."""
+    path = reader.data_dir / reader.file_name
     try:
         open_regular(path, follow_links=True).close()
     except OSError as error:
-        raise BadFile(
-            "segment_unreadable", f"{path} cannot be read: {error.strerror}", "name a file of `signer ledger archive`"
-        ) from None
-    return LedgerReader(path.parent, path.name)
+        raise _unreadable(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        reader.connection()
+    except (LedgerBroken, Unavailable) as error:
+        if error.code in ("ledger_missing", "ledger_not_ours", "ledger_broken"):  # empty, foreign, no database
+            raise _unreadable(f"{path} is not a segment of a ledger") from None
+        raise
+    return reader
+
+
+def _unreadable(text: str) -> BadFile:
+    return BadFile("segment_unreadable", text, "name a file of `signer ledger archive`")
 
 
 def _last_of(source: LedgerReader, target: Path, now_ms: int) -> int:
     """The last event of a segment that an interrupted run left; raises `BadFile` if it is another file."""
-    with closing(open_segment(target)) as segment:
-        try:
+    try:
+        with closing(open_segment(target)) as segment:
             head, base = segment.head(), segment.base
-        except (LedgerBroken, Unavailable):
-            raise _segment_exists(target) from None
-        is_ours = base == source.base < head.seq and source.hash_at(head.seq) == head.hash
-        newest = last_to_archive(source, now_ms, KEEP_AT_LEAST)
-        if not is_ours or head.seq > newest or target.stat().st_mode & 0o222:
-            raise _segment_exists(target)
+    except (BadFile, LedgerBroken, Unavailable):
+        raise _segment_exists(target) from None
+    is_ours = base == source.base < head.seq and source.hash_at(head.seq) == head.hash
+    newest = last_to_archive(source, now_ms, KEEP_AT_LEAST)
+    if not is_ours or head.seq > newest or target.stat().st_mode & 0o222:
+        raise _segment_exists(target)
     return head.seq
 
 
@@ -269,14 +283,9 @@ def file_digest(path: Path) -> str:
     """The hex SHA-256 of a file; raises `BadFile`."""
     try:
         with open_regular(path, follow_links=True) as file:
-            digest = hashlib.sha256()
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-            return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadFile(
-            "segment_unreadable", f"{path} cannot be read: {error.strerror}", "name a file of `signer ledger archive`"
-        ) from None
+        raise _unreadable(f"{path} cannot be read: {error.strerror}") from None
 
 
 # --- verifying again --------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
 from signer.files import sync_directory, write_new
-from signer.ledger.audit import Progress, check_chain, verify
+from signer.ledger.audit import Progress, check_chain
 from signer.ledger.chain import canonical_json
 from signer.ledger.marks import FOLLOWED, Mark, write_mark
 from signer.ledger.reader import LedgerReader
+from signer.ledger.restore import verify_backup
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Entry, Head
@@ -61,7 +62,7 @@ class LedgerCopy(Ledger):
     def begin_with(self, backup: BinaryIO, progress: Progress = lambda _done, _all: None) -> Head:
         """Makes the file of a backup, verified, the copy to go on from; returns its head.
 
-        Raises `BadFile` if there is a copy, and the errors of `verify`.
+        Raises `BadFile` if there is a copy or the backup has no events, and the errors of `verify`.
         """
         if os.path.lexists(self._path) and (newest := self.head().seq):
             text = f"{self.data_dir} has a copy with event {newest} as its newest one"
@@ -71,7 +72,7 @@ class LedgerCopy(Ledger):
             new.unlink(missing_ok=True)
             write_new(new, iter(lambda: backup.read(_PIECE), b""), 0o600)
             with closing(LedgerReader(self.data_dir, _BEGUN)) as reader:
-                head = verify(reader, progress)
+                head = verify_backup(reader, progress)
             self._reset()
             for end in ("-wal", "-shm"):  # of a copy without events
                 Path(f"{self._path}{end}").unlink(missing_ok=True)

@@ -58,22 +58,30 @@ class Restoration(Replacement):
                 write_new(copy, iter(lambda: source.read(_PIECE), b""), 0o600)
         reader = LedgerReader(folder)
         try:
-            if _verified(reader, progress).seq == 0:
-                raise _no_events()
+            verify_backup(reader, progress)
         except BaseException:
             reader.close()
             raise
         return reader
 
 
-def _verified(reader: LedgerReader, progress: Progress) -> Head:
+def verify_backup(reader: LedgerReader, progress: Progress) -> Head:
+    """Verifies the file of a backup as a whole; returns its head.
+
+    Raises `BadFile` (`backup_empty`) for one without events, and the errors of `verify`.
+    """
+    empty = BadFile("backup_empty", "the backup has no events", "restore another one")
     try:
-        return verify(reader, progress)
+        head = verify(reader, progress)
     except Unavailable as error:
         if error.code == "ledger_missing":  # an empty database
-            raise _no_events() from None
+            raise empty from None
         raise
-
-
-def _no_events() -> BadFile:
-    return BadFile("backup_empty", "the backup has no events", "restore another one")
+    except LedgerBroken as error:
+        if error.code == "ledger_not_ours":
+            text, hint = "the backup is not a ledger of signer", "name a file of `signer ledger backup`"
+            raise LedgerBroken(error.code, text, hint) from None
+        raise
+    if head.seq == 0:
+        raise empty
+    return head

@@ -24,6 +24,7 @@ from signer.ledger.archive import (
     Archived,
     Archiving,
     find_segments,
+    open_segment,
     verify_segments,
     write_segment,
 )
@@ -511,6 +512,32 @@ def test_a_segment_that_was_changed_is_not_one(data_dir: Path, segment: Path, tm
             with pytest.raises(BadFile) as caught:
                 verify_segments(reader, [path])
             assert caught.value.code == code
+
+
+@pytest.mark.parametrize("content", ["", "this is not a database\n" * 99, "CREATE TABLE ours (a)"])
+def test_a_file_that_is_no_ledger_is_not_a_segment(data_dir: Path, tmp_path: Path, content: str) -> None:
+    other = tmp_path / "other"
+    if content.startswith("CREATE"):
+        with closing(sqlite3.connect(other)) as db, db:
+            db.execute(content)
+    else:
+        other.write_text(content)
+    with pytest.raises(BadFile, match=f"{other} is not a segment of a ledger") as caught:
+        open_segment(other)
+    assert (caught.value.code, caught.value.hint) == ("segment_unreadable", "name a file of `signer ledger archive`")
+    with pytest.raises(BadFile) as caught:
+        archive(data_dir, other)
+    assert caught.value.code == "segment_exists"
+
+
+def test_a_segment_of_a_newer_version_says_so(data_dir: Path, segment: Path) -> None:
+    archive(data_dir, segment)
+    segment.chmod(0o600)
+    with closing(sqlite3.connect(segment)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(LedgerBroken) as caught:
+        open_segment(segment)
+    assert caught.value.code == "ledger_version_newer"
 
 
 def test_a_segment_whose_digest_was_recorded_is_still_verified(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from signer.ledger.chain import canonical_json, entry_hash
 from signer.ledger.follow import FOLDER, LedgerCopy, Page, catch_up, read_entry
 from signer.ledger.lookups import FindEntries, decode_lookup, encode_lookup
 from signer.ledger.pages import CertificateReader
+from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event
 from signer.protocol.commands import MAX_REPLY
@@ -257,8 +259,36 @@ def test_a_copy_of_an_archived_ledger_begins_with_a_backup(tmp_path: Path, copy:
         assert verify_segments(before, [tmp_path / "segment"]).missing == ()
 
 
-def test_a_backup_that_is_none_begins_no_copy(copy: LedgerCopy) -> None:
-    with pytest.raises(LedgerBroken):
-        copy.begin_with(io.BytesIO(b"this is not a database\n" * 99))
+def _no_events(folder: Path) -> bytes:
+    folder.mkdir()
+    with closing(Ledger(folder)) as ledger:
+        ledger.head()
+        ledger.connection().execute("PRAGMA journal_mode = DELETE")
+    return (folder / FILE_NAME).read_bytes()
+
+
+def _foreign(folder: Path) -> bytes:
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / FILE_NAME)) as db, db:
+        db.execute("CREATE TABLE ours (a)")
+    return (folder / FILE_NAME).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "make, code",
+    [
+        (lambda _folder: b"this is not a database\n" * 99, "ledger_broken"),
+        (lambda _folder: b"", "backup_empty"),
+        (_no_events, "backup_empty"),
+        (_foreign, "ledger_not_ours"),
+    ],
+)
+def test_a_backup_that_is_none_begins_no_copy(
+    tmp_path: Path, copy: LedgerCopy, make: Callable[[Path], bytes], code: str
+) -> None:
+    with pytest.raises((LedgerBroken, BadFile)) as caught:
+        copy.begin_with(io.BytesIO(make(tmp_path / "other")))
+    assert caught.value.code == code
+    assert "SIGNER_DATA_DIR" not in caught.value.text + caught.value.hint
     assert not list(copy.data_dir.glob("ledger.begun*"))
     copy.note(1)

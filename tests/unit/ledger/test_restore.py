@@ -192,6 +192,7 @@ def test_a_bad_backup_changes_nothing(data_dir: Path, backup: Path, damage: Call
     with pytest.raises((LedgerBroken, BadFile)) as caught:
         restore(data_dir, backup)
     assert caught.value.code == code
+    assert "SIGNER_DATA_DIR" not in caught.value.text + caught.value.hint, "it is in good order"
     assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == files
 
 
