@@ -35,19 +35,17 @@ from signer.ledger.archived import (
 )
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import workspace, write_errors
-from signer.ledger.reader import Archive, LedgerReader
+from signer.ledger.reader import EVENTS_BETWEEN, Archive, LedgerReader
 from signer.ledger.replacement import Replacement
 from signer.ledger.schema import APPLICATION_ID, ARCHIVED_VERSION, EVENT_INDEXES, EVENTS, FILE_NAME, VERSION
 from signer.ledger.subtrees import TILE, TreeReader
 from signer.model import Event, Head
 from signer.units import render_duration
 
-KEEP: Final = 90 * 86_400  # seconds whose events stay in the ledger, unless the operator asks for others
-KEEP_AT_LEAST: Final = 7 * 86_400  # more than a certificate, a request, an approval or a waiver counts; a test says so
+KEEP_AT_LEAST: Final = 7 * 86_400  # seconds; a certificate, a request, an approval or a waiver counts less long
 _STEP: Final = 100 * TILE  # events of two files that are in memory at once
 _MODE: Final = 0o400
 _INSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
-_ALL: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
 _NO_END: Final = 2**63 - 1
 AnyReader = TypeVar("AnyReader", bound=LedgerReader)
 
@@ -77,12 +75,6 @@ class Archiving(Replacement):
 
     command = "archive"
     aside = "ledger.archived-"
-
-    def __enter__(self) -> Archiving:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def failed(self, text: str, hint: str) -> Unavailable:
         """The error for files that cannot be written."""
@@ -143,7 +135,7 @@ class Archiving(Replacement):
     def _write_rest(self, source: LedgerReader, last: int, carried: Sequence[Row]) -> None:
         with _new_ledger(self.fresh_folder() / FILE_NAME, version=ARCHIVED_VERSION) as db:
             db.executemany(_INSERT, carried)
-            db.executemany(_INSERT, source.rows(_ALL, (last, _NO_END)))
+            db.executemany(_INSERT, source.rows(EVENTS_BETWEEN, (last, _NO_END)))
             add_archived(db, source, last)
 
 
@@ -178,7 +170,7 @@ def write_segment(source: LedgerReader, target: Path, last: int, progress: Progr
     with write_errors(target.parent, "archive"), workspace(folder):
         copy = folder / FILE_NAME
         with _new_ledger(copy, version=ARCHIVED_VERSION if source.base else VERSION) as db:
-            db.executemany(_INSERT, source.rows(_ALL, (0, last)))
+            db.executemany(_INSERT, source.rows(EVENTS_BETWEEN, (0, last)))
             if source.base:
                 add_archived(db, source, source.base)
         with closing(LedgerReader(folder)) as reader:

@@ -44,7 +44,7 @@ CARRIED: Final = {
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'certificate.issued'"
     " AND body ->> 'backend' = 'local')"
 }
-CARRY_RULE: Final = max(CARRIED)  # of a new archive
+CARRY_RULE: Final = max(CARRIED)  # by which a new archive carries events over
 
 Row = tuple[Any, ...]
 

@@ -30,7 +30,7 @@ from signer.ledger.fold import (
     folded_up_to,
     rows_of_views,
 )
-from signer.ledger.reader import LedgerReader, broken_at, events_archived, storage_errors
+from signer.ledger.reader import EVENTS_BETWEEN, LedgerReader, broken_at, events_archived, storage_errors
 from signer.ledger.schema import FILE_NAME, TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, View
 from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.ledger.structure import check_structure
@@ -39,7 +39,6 @@ from signer.ledger.tree import CompactRange, complete_root
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
-_RANGE: Final = f"{_EVENTS} WHERE seq > ? AND seq <= ? ORDER BY seq"
 _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
 _NO_END: Final = 2**63 - 1
@@ -210,7 +209,7 @@ def _check_chunk(
     if first > head.seq:
         entry = reader.entry(first)
         head = Head(first, entry.hash, entry.time_ms)
-    rows = reader.query(_RANGE, (first, last))
+    rows = reader.query(EVENTS_BETWEEN, (first, last))
     reached = check_chain(iter(rows), head)
     if reached.seq != last:
         raise broken_at(reached.seq + 1, "the event is missing")
@@ -470,7 +469,7 @@ def rebuild(ledger: Ledger, progress: Progress = lambda _done, _all: None) -> tu
             db.execute("BEGIN EXCLUSIVE")
             tree, head = create_views(db, ledger, with_indexes=False), ledger.start()
             for first in range(head.seq, total, _CHUNK):
-                rows = ledger.query(_RANGE, (first, first + _CHUNK))
+                rows = ledger.query(EVENTS_BETWEEN, (first, first + _CHUNK))
                 head = check_chain(iter(rows), head)
                 add_events(db, ((seq, kind, actor, body) for seq, _, kind, actor, body, _, _ in rows))
                 add_leaves(db, tree, [(seq, digest) for seq, *_, digest in rows])

@@ -208,21 +208,21 @@ class FindEntries(Lookup):
         if self.after < reader.base:
             raise events_archived(self.after + 1, reader.base)
         found = reader.events_after(self.after, self.limit + 1)
-        page = _fitting(found[: self.limit], self.room)
-        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        page, more = _fitting(found, self.limit, self.room)
         return _message("LedgerPage", {"entries": page, "after": more})
 
 
-def _fitting(found: Sequence[Entry], room: int) -> list[dict[str, object]]:
-    """The first events, at least one, that take half of `room` (bytes): JSON may double each character."""
+def _fitting(found: Sequence[Entry], limit: int, room: int) -> tuple[list[dict[str, object]], str | None]:
+    """The first events, at least one and at most `limit`, that take half of `room` (bytes): JSON may double each
+    character. And the number of the last of them if there are more."""
     room //= 2
     page: list[dict[str, object]] = []
-    for entry in found:
+    for entry in found[:limit]:
         room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
         if page and room < 0:
             break
         page.append(_entry_row(entry))
-    return page
+    return page, str(page[-1]["seq"]) if len(found) > len(page) else None
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:
@@ -240,8 +240,7 @@ class FindEvents(Lookup):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found = reader.matching_events(replace(self.events, limit=self.events.limit + 1))
-        page = _fitting(found[: self.events.limit], self.room)
-        more = str(page[-1]["seq"]) if len(found) > len(page) else None
+        page, more = _fitting(found, self.events.limit, self.room)
         return _message("EventPage", {"entries": page, "before": more})
 
 

@@ -36,6 +36,10 @@ from signer.ledger.schema import (
 )
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
+# The events after a number, and up to another one.
+EVENTS_BETWEEN: Final = (
+    "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
+)
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
 REACH: Final = LONGEST_VALIDITY + 120

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 from signer.errors import Unavailable, write_hint
 from signer.files import sync_directory, sync_file, write_new
@@ -63,6 +63,12 @@ class Replacement(ABC):
                 text = "a keeper writes the ledger in SIGNER_DATA_DIR"
                 raise Unavailable(error.code, text, f"stop the service, then {self.command}") from None
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     @abstractmethod
     def failed(self, text: str, hint: str) -> Unavailable:

@@ -24,12 +24,6 @@ class Restoration(Replacement):
     command = "restore"
     aside = "ledger.replaced-"
 
-    def __enter__(self) -> Restoration:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def failed(self, text: str, hint: str) -> Unavailable:
         """The error for files that cannot be written."""
         return Unavailable("restore_failed", text, hint)

@@ -16,10 +16,10 @@ import pytest
 
 from signer.authority.approvals import REMEMBERED
 from signer.authority.restored import is_restored, plan_restore
+from signer.cli.archive import DEFAULT_KEEP, LEAST_KEEP
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
 from signer.ledger import audit
 from signer.ledger.archive import (
-    KEEP,
     KEEP_AT_LEAST,
     Archived,
     Archiving,
@@ -44,6 +44,7 @@ from signer.ledger.subtrees import TreeReader
 from signer.ledger.tree import check_consistency, consistency_proof, tree_root
 from signer.model import EventFilter, Filter, Head
 from signer.ssh.krl import encode_krl
+from signer.units import parse_duration
 from tests.parts.builders import names_in
 from tests.parts.events import freeze, issued
 from tests.parts.killed import dies_at
@@ -51,6 +52,7 @@ from tests.parts.ledgers import TRIGGERS
 from tests.parts.long_ledger import DAY, EVENTS, event, fill_long, time_of
 
 NOW = time_of(EVENTS)
+KEEP = parse_duration(DEFAULT_KEEP)
 ARCHIVED = 512  # the last one of 256 that is older than 90 days
 
 
@@ -123,7 +125,7 @@ def test_whatever_decides_is_as_before(data_dir: Path, segment: Path) -> None:
 
 def test_nothing_that_counts_can_be_archived() -> None:
     assert max(REMEMBERED, REACH) * 2 < KEEP_AT_LEAST
-    assert KEEP > KEEP_AT_LEAST
+    assert parse_duration(LEAST_KEEP) == KEEP_AT_LEAST < KEEP
 
 
 def test_the_ledger_has_the_later_events_and_those_that_were_carried_over(data_dir: Path, segment: Path) -> None:
