@@ -21,7 +21,7 @@ _RARE: Final = {
     20: freeze("role:llmops", "first"),
     21: thaw("role:llmops"),
     30: freeze("identity:ci", "stolen laptop"),
-    40: Event("host.added", "operator", {"name": "web1", "names": ["web1"], "keys": [_KEY]}),
+    40: Event("host.added", "operator", {"name": "web1", "addresses": ["192.0.2.1"], "keys": [_KEY]}),
     50: Event("operation.recorded", "operator", {"operation": "cutover", "outcome": "done", "plan": "1" * 64,
                                                   "evidence": "2" * 64, "reason": ""}),
     60: Event("certificates.revoked", "operator", {"by": "key", "key": "SHA256:" + "C" * 43, "reason": "lost"}),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from signer.authority.approvals import REMEMBERED
+from signer.authority.hosts import HostList
 from signer.authority.restored import is_restored, plan_restore
 from signer.cli.archive import DEFAULT_KEEP, LEAST_KEEP
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
@@ -91,6 +92,7 @@ def state(reader: LedgerReader, now_ms: int) -> dict[str, object]:
         "freezes": reader.freezes(),
         "restores": reader.restores(),
         "hosts": reader.host_events(),
+        "host list": HostList.from_entries(reader.host_events()).hosts,
         "operations": reader.operations(None, None, 99),
         "keys": [reader.last_service_key(kind) for kind in ("publishing.key", "ledger.key")],
         "recent": reader.recent(now_ms // 1000 - REACH),
