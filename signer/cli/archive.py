@@ -78,7 +78,7 @@ def _tell(plan: ArchivePlan, file: Path) -> None:
     if plan.is_begun:
         output.note(f"{file} is the segment of an archive that was interrupted, and is used")
     output.note(f"events {plan.first:,} to {plan.last:,}, up to {timestamp(plan.until)}, go to {file}")
-    older = f"{output.count(plan.carried, 'older one')} that still count"
+    older = f"{output.count(plan.carried, 'older event')} still in force"
     output.note(f"the ledger keeps the {output.count(plan.kept, 'event')} after them, and {older}")
 
 

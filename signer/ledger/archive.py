@@ -83,7 +83,8 @@ class Archiving(Replacement):
     def plan(self, target: Path, keep: int, now_ms: int) -> ArchivePlan:
         """Which events are older than `keep` seconds, or are in the segment that an interrupted run left at `target`.
 
-        Raises `Refused` if no 256 events are that old, `BadFile` if `target` is another file, and the ledger's errors.
+        Raises `Refused` if fewer than 256 events are that old, `BadFile` if `target` is another file, and the ledger's
+        errors.
         """
         if keep < KEEP_AT_LEAST:
             raise ValueError(f"{keep} seconds are fewer than {KEEP_AT_LEAST}")
@@ -147,16 +148,18 @@ def last_to_archive(source: LedgerReader, now_ms: int, keep: int) -> int:
     last = source.first_since(min(now_ms, source.head().time_ms) - keep * 1000) - 1
     last -= last % TILE
     if last <= source.base:
+        after = f" after event {source.base:,}" if source.base else ""
         raise Refused(
             "nothing_to_archive",
-            f"the ledger has no {TILE} events that are older than {render_duration(keep)}",
+            f"fewer than {TILE} events{after} are older than {render_duration(keep)}",
             f"archive later, or keep less with --keep (at least {render_duration(KEEP_AT_LEAST)})",
         )
     if source.base and last < (before := newest_archive(source).seq):  # a segment says itself what is before it
         raise Refused(
             "nothing_to_archive",
-            f"event {before:,}, of the last archive, is not older than {render_duration(keep)}, or not one of {TILE}",
-            "archive later: a segment contains the event of the one before it",
+            f"the next segment must contain event {before:,}, which records the last archive; that event is newer than"
+            f" {render_duration(keep)}, or not yet in a full block of {TILE}",
+            "archive later",
         )
     return last
 
@@ -249,8 +252,10 @@ def _segment_exists(target: Path) -> BadFile:
 
 def _verify_segment(segment: LedgerReader, ledger: LedgerReader, last: int, progress: Progress) -> None:
     head = verify(segment, progress)
-    if head.seq != last or head.hash != ledger.hash_at(last):
-        raise _differs(segment, f"it ends with event {head.seq}, and not with event {last} of the ledger")
+    if head.seq != last:
+        raise _differs(segment, f"the segment ends with event {head.seq}, expected {last}")
+    if head.hash != ledger.hash_at(last):
+        raise _differs(segment, f"event {last} has another hash in the ledger")
 
 
 def _event(
@@ -372,6 +377,6 @@ def _compare_held(segment: LedgerReader, archive: Archive, ledger: LedgerReader)
 def _differs(segment: LedgerReader, how: str) -> LedgerBroken:
     return LedgerBroken(
         "segment_differs",
-        f"the segment {segment.file_name} and the ledger are not one chain: {how}",
+        f"the segment {segment.file_name} and the ledger do not form one chain: {how}",
         "keep both unchanged, and compare them with a backup and a saved head: see runbooks/ledger.md",
     )

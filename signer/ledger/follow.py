@@ -26,7 +26,7 @@ from signer.model import Entry, Head
 FOLDER: Final = "follow"
 _BEGUN: Final = "ledger.begun"  # a backup that is being verified
 _PIECE: Final = 1024 * 1024  # bytes
-_HINT: Final = "keep both; find out which ledger was changed or restored, then follow anew with an empty folder"
+_HINT: Final = "keep both; find out which ledger was changed or restored, then follow again with an empty folder"
 
 
 class Page(NamedTuple):

@@ -67,7 +67,7 @@ class Ledger(LedgerReader):
                 raise Unavailable(
                     "ledger_missing",
                     "the ledger is missing from SIGNER_DATA_DIR: `ledger restore` or `ledger archive` was interrupted",
-                    "run that command again; it first ends what was begun",
+                    "run that command again to complete it",
                 )
             if new and os.fstat(self._lock).st_size > 0:
                 raise Unavailable(

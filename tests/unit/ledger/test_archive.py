@@ -560,6 +560,32 @@ def test_a_segment_whose_digest_was_recorded_is_still_verified(
         verify_segments(reader, [segment])
 
 
+def test_a_segment_of_other_events_whose_digest_was_recorded_is_not_one(
+    data_dir: Path, segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from signer.ledger import archive as made_by
+
+    with closing(LedgerReader(data_dir)) as reader:
+        write_segment(reader, tmp_path / "short", 256, lambda _done, _all: None)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    with closing(Ledger(other)) as ledger:
+        ledger.commit([freeze("all")] * ARCHIVED, NOW)
+        write_segment(ledger, tmp_path / "foreign", ARCHIVED, lambda _done, _all: None)
+    archive(data_dir, segment)
+    digest = made_by.file_digest(segment)
+    monkeypatch.setattr(made_by, "file_digest", lambda _path: digest)
+    for name, how in (
+        ("short", f"the segment ends with event 256, expected {ARCHIVED}"),
+        ("foreign", f"event {ARCHIVED} has another hash in the ledger"),
+    ):
+        with (
+            closing(LedgerReader(data_dir)) as reader,
+            pytest.raises(LedgerBroken, match=f"the segment {name} and the ledger do not form one chain: {how}"),
+        ):
+            verify_segments(reader, [tmp_path / name])
+
+
 # --- kill -9 at each step ---------------------------------------------------------------------------------------
 
 
