@@ -7,7 +7,7 @@ from http import HTTPStatus
 from flask import Response, request
 
 from signer.api.console.session import SIGN_IN, Console, Session, check_origin, is_local, redirect
-from signer.api.problems import seconds_of_limit, status_of
+from signer.api.problems import retry_after, status_of
 from signer.api.request import COOKIE, SECURE_COOKIE, bounded_token
 from signer.errors import SignerError
 from signer.protocol.replies import SignedIn, expect
@@ -32,7 +32,7 @@ def register(console: Console) -> None:
             signed_in = expect(SignedIn, console.ask("sign_in", token, {}))
         except SignerError as fault:
             response = console.page("sign_in.html", status_of(fault), next=target, fault=fault)
-            if seconds := seconds_of_limit(fault):
+            if seconds := retry_after(fault):
                 response.headers["Retry-After"] = seconds
             return response
         return console.set_cookie(redirect(target), signed_in.credential)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from flask import Response, request
 
-from signer.api.console.session import Console, Session, redirect
+from signer.api.console.session import FRAGMENT, Console, Session, redirect
 from signer.api.native import bad_query, read_word
 from signer.errors import SignerError, Unavailable
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
@@ -79,7 +79,7 @@ def _show(console: Console, session: Session, name: str) -> Response:
         opens=opens(frozen),
         certificate="\n".join(as_ssh_keygen(frozen)),
         ttl=render_duration(frozen["ttl"]),
-        compared=_compare(session, frozen),
+        compared=None if FRAGMENT in request.args else _compare(session, frozen),  # the live part has none
         is_asker=is_asker,
         may_approve=shown.state == "pending" and session.name in shown.may_approve,
         may_deny=shown.state == "pending" and not is_asker and session.may("approve"),

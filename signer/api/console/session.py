@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 
 from signer.api.console.words import time_left
 from signer.api.native import request_id
-from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
+from signer.api.problems import retry_after, status_of
 from signer.api.request import COOKIE, SECURE_COOKIE, is_of_console, message_header, read_session
 from signer.errors import TOKEN_CODES, BadRequest, NotFound, Refused, SignerError, Unavailable
 from signer.protocol.client import KeeperClient
@@ -315,9 +315,7 @@ def render_fault(error: Exception) -> Response:
         fault = Unavailable("internal_error", "internal error", f"look for {request_id()} in the service's log")
     status = status_of(fault)
     response = console.page("error.html", status, fault=fault, status=status, request_id=request_id())
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = RETRY_AFTER
-    if seconds := seconds_of_limit(fault):
+    if seconds := retry_after(fault):
         response.headers["Retry-After"] = seconds
     return response
 
