@@ -311,18 +311,18 @@ def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str
 
 
 def _approvals(shown: Shown) -> str:
-    """Who has approved or denied, and who still may."""
+    """Who has approved or denied, and who still may; malformed rows are left out."""
     reply = shown.reply
     if isinstance(denied := reply.get("denied"), dict):
         return f"denied by {denied.get('by')}" + (f": {denied['why']}" if denied.get("why") else "")
     given = [
         f"{row.get('by')} with {'software key ' if row.get('software') else ''}{row.get('key')}"
         + ("" if row.get("counts", True) else " (counts no more)")
-        + (f", waiver until {row['waiver']['until']}" if isinstance(row.get("waiver"), dict) else "")
-        for row in reply.get("approvals") or []
+        + (f", waiver until {row['waiver'].get('until')}" if isinstance(row.get("waiver"), dict) else "")
+        for row in _rows(reply.get("approvals"))
     ]
     parts = [f"needs {reply.get('needs')}", f"given by {'; '.join(given)}" if given else "none yet"]
-    if shown.state == "pending" and (names := reply.get("may_approve")):
+    if shown.state == "pending" and isinstance(names := reply.get("may_approve"), list) and names:
         parts.append(f"may approve: {', '.join(map(str, names))}")
     if (presence := reply.get("presence")) is not None:
         parts.append(f"the asker's own signature is {presence}")
@@ -330,13 +330,19 @@ def _approvals(shown: Shown) -> str:
 
 
 def _told(rows: list[Any]) -> str:
-    """Of each channel how it was told last, and why not."""
+    """Of each channel how it was told last, and why not; malformed rows are left out."""
     lines = {}
-    for row in rows:
-        people = f", read by {', '.join(map(str, row['people']))}" if row.get("people") else ""
+    for row in _rows(rows):
+        names = row.get("people")
+        people = f", read by {', '.join(map(str, names))}" if isinstance(names, list) and names else ""
         error = f": {row['error']}" if row.get("error") else ""
-        lines[row.get("channel")] = f"{row.get('channel')} ({row.get('kind')}{people}): {row.get('state')}{error}"
+        channel = str(row.get("channel"))
+        lines[channel] = f"{channel} ({row.get('kind')}{people}): {row.get('state')}{error}"
     return "; ".join(lines.values()) or "nobody"
+
+
+def _rows(value: object) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _ordinal(number: object) -> str:
