@@ -278,13 +278,12 @@ def ledger_follow(
 
     settings = read_settings()
     with ExitStack() as stack:
-        path = None if start_from is None else start_from.absolute()
-        backup = None if path is None else stack.enter_context(_open_backup(path, settings))
+        backup = None
+        if start_from is not None:
+            backup = stack.enter_context(_open_backup(start_from.absolute(), settings))
         become_writer(settings)
-        copy, api = (
-            stack.enter_context(closing(LedgerCopy(settings.data_dir))),
-            stack.enter_context(open_api(address, token_file)),
-        )
+        copy = stack.enter_context(closing(LedgerCopy(settings.data_dir)))
+        api = stack.enter_context(open_api(address, token_file))
         if backup is not None:
             with output.Progress("verify") as progress:
                 copy.begin_with(backup, progress)
