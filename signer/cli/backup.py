@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,7 +17,7 @@ from signer.cli.arguments import FILE, HEAD, PAUSE, json_option, read_settings
 from signer.cli.connection import connection_options, open_api
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused, BadFile, BadFormat, NotFound, SignerError, Unavailable
+from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable
 from signer.model import Head
 from signer.units import plain, render_duration, timestamp
 
@@ -145,7 +144,7 @@ def _restore(
             present = None if replaced is None else replaced.head()
         _tell(plan, present)
         if not yes:
-            _ask()
+            output.require_yes("restore it? yes or no", "nothing was restored", "add --yes")
         head, aside = restoration.commit(plan.events(user), int(time.time() * 1000))
     return _show_done(head, plan, aside, as_json=as_json)
 
@@ -215,14 +214,6 @@ def _tell(plan: RestorePlan, present: Head | None) -> None:
         lost = plan.lost_head.seq - plan.head.seq
         output.warn(f"{output.count(lost, 'event')} after it, to event {plan.lost_head.seq}, will be lost")
     output.note(f"serials {plan.first_serial:,} to {plan.last_serial:,} are skipped and revoked; everything is frozen")
-
-
-def _ask() -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused("not_approved", "nothing was restored: there is no terminal to ask at", "add --yes")
-    if output.ask("restore it? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", "nothing was restored", "")
 
 
 def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_json: bool) -> int:

@@ -6,7 +6,6 @@ computed from them here. The signature is made by `ssh-keygen` on this machine.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUES
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import ApprovalRefused, BadFormat, NotFound, Refused
+from signer.errors import BadFormat, NotFound, Refused
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
 from signer.protocol.request_text import as_ssh_keygen, differences, of_certificate, opens, seconds_of
 from signer.units import plain, render_duration, timestamp
@@ -356,14 +355,13 @@ def _ordinal(number: object) -> str:
 
 
 def _ask(shown: Shown, waiver: Mapping[str, object] | None) -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused(
-            "not_approved", f"{shown.id} is not approved: there is no terminal to ask at", "add --yes to sign unasked"
-        )
     also = f", and the same ask until {waiver['until']}, {waiver['uses']} times" if waiver else ""
-    if output.ask(f"approve {shown.id}{also}? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", f"{shown.id} is not approved", "nothing was sent; deny it if you mean no")
+    output.require_yes(
+        f"approve {shown.id}{also}? yes or no",
+        f"{shown.id} is not approved",
+        "add --yes to sign unasked",
+        "nothing was sent; deny it if you mean no",
+    )
 
 
 def _sign(shown: Shown, approver: str, waiver: Mapping[str, object] | None, key: Path | None) -> str:
