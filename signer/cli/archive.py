@@ -58,7 +58,7 @@ def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
     now_ms = int(time.time() * 1000)
     with Archiving(settings.data_dir) as archiving:
         if (earlier := archiving.finish_interrupted()) is not None:
-            output.note(f"what was interrupted is now complete: event {earlier.seq}, {earlier.kind}")
+            output.note(f"the interrupted operation is now complete: event {earlier.seq}, {earlier.kind}")
         if (done := archiving.is_done(file)) is not None:
             output.note(f"{file} is the segment of the newest archive: nothing is left to do")
             return _show(file, *done, None, as_json=as_json)

@@ -134,7 +134,7 @@ def _restore(
     saved = Head(*lost_head, 0) if lost_head else None
     with Restoration(settings.data_dir) as restoration:
         if (earlier := restoration.finish_interrupted()) is not None:
-            output.note(f"what was interrupted is now complete: event {earlier.seq}, {earlier.kind}")
+            output.note(f"the interrupted operation is now complete: event {earlier.seq}, {earlier.kind}")
         with output.Progress("verify") as progress:
             backup = restoration.take(source, progress)
         with closing(backup), restoration.replaced() as replaced:
