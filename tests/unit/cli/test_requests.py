@@ -87,6 +87,12 @@ def test_every_field_that_is_signed_is_shown_also_one_that_this_release_does_not
     assert [value for value in shown if value not in text] == []
 
 
+def test_an_invalid_time_is_refused() -> None:
+    with pytest.raises(BadFormat, match="the service sent an invalid time") as caught:
+        shown_lines(FROZEN, expires="soon")
+    assert caught.value.code == "bad_approval_request"
+
+
 @pytest.mark.parametrize(
     "told, line",
     [
