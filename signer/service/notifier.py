@@ -205,7 +205,7 @@ class Notifier:
         except (Unavailable, LedgerBroken):
             self.close()  # the process tries again to say what it has
             return
-        self._unsent = self._faults.begun()
+        self._unsent = self._faults.begun(int(self._clock()))
         self._looked_at_tokens = -TOKENS_EVERY
 
     def _offer(self, entry: Entry) -> bool:

@@ -239,11 +239,14 @@ def test_a_fault_is_told_when_it_begins_and_when_it_ends_with_its_duration() -> 
     (begun,) = faults.update({"ledger_unavailable": disk}, 1_000)
     assert (begun.title, begun.details, begun.urgency) == (disk.text, ("free space",), "urgent")
     assert faults.update({"ledger_unavailable": replace(disk, text="another text")}, 1_010) == []
-    assert faults.begun() == [begun], "for a process that connects while it lasts"
+    (again,) = faults.begun(1_130)  # for a process that connects while it lasts
+    assert again.id == begun.id
+    assert again.at == 1_130, "an old one would be given up: it is told that the fault lasts now"
+    assert again.details == ("free space", "since 1970-01-01T00:16:40Z")
     (over,) = faults.update({}, 1_130)
     assert over.title == "over after 2m: no certificate is issued: the disk is full"
     assert over.id != begun.id
-    assert faults.update({}, 1_140) == faults.begun() == []
+    assert faults.update({}, 1_140) == faults.begun(1_140) == []
 
 
 def test_the_end_of_an_identitys_last_token_is_told_in_two_stages(bench: Asking) -> None:
