@@ -201,7 +201,8 @@ class Outbox:
         with former._changed:
             self._queue.extend(former._queue)
             self._waiting_ids |= former._waiting_ids
-            self._received, self._missed = former._received, former._missed
+            self._received = former._received
+            self._missed, self._said = former._missed, former._said
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
