@@ -30,12 +30,22 @@ from signer.address import check_peer, check_url
 from signer.errors import BadSettings, Refused, SignerError
 from signer.files import read_bounded
 from signer.http import CONNECT_WITHIN, Watch, new_session
-from signer.protocol.notices import MAX_CHANNELS, ChannelFacts, ChannelKind, Notice, Topic
+from signer.protocol.notices import (
+    MAX_CHANNELS,
+    MAX_MESSAGE,
+    ChannelFacts,
+    ChannelKind,
+    Hello,
+    Notice,
+    Topic,
+    encode,
+)
 from signer.toml import Faults, Names, Place, Table, parse_toml
 from signer.units import render_span, timestamp
 
 MAX_FILE: Final = 64 * 1024  # bytes
 DEADLINE: Final = 5.0  # seconds for one request, after the name was looked up
+MAX_FACTS: Final = MAX_MESSAGE - 1024  # bytes that the keeper is told of all channels; the rest is for a fault
 MAX_ANSWER: Final = 4096  # bytes that are read of an answer; none of them is shown
 MAX_SECRET: Final = 64  # bytes; MIN_SECRET and the form are those of Standard Webhooks
 MIN_SECRET: Final = 24
@@ -130,8 +140,13 @@ def parse_channels(raw: bytes) -> tuple[Channel, ...]:
         faults.add(("channels",), "is empty: name a channel, or unset SIGNER_NOTICES_FILE to tell nobody")
     if len(found) > MAX_CHANNELS:
         faults.add(("channels",), f"has {len(found)} channels; at most {MAX_CHANNELS} may be")
+    channels = tuple(channel for channel in found if channel is not None)
+    size = len(encode(Hello(cursor=2**62, channels=tuple(channel.facts for channel in channels))))
+    if size > MAX_FACTS:
+        text = f"take {size:,} bytes with the names of people; at most {MAX_FACTS:,} may be: name fewer people"
+        faults.add(("channels",), text)
     faults.check()
-    return tuple(channel for channel in found if channel is not None)
+    return channels
 
 
 def _parse_channel(name: str, value: object, faults: Faults) -> Channel | None:

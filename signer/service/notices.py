@@ -40,6 +40,7 @@ MAX_REPORTS: Final = 2_000  # that wait for the keeper
 MAX_DONE: Final = 500  # notices without an event whose ids a channel remembers
 BACK_OFF: Final = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before the next attempt, by the number of failures in a row
 ENDS_WITHIN: Final = 1.0  # seconds for a request that is under way at the end
+MAX_FAULT: Final = 500  # characters of a reason why there are no channels
 CURSOR: Final = "cursor.json"
 LOCK: Final = "sender.lock"
 _MAX_CURSOR: Final = 1024 * 1024  # bytes
@@ -462,7 +463,7 @@ class Process:
             problems = "; ".join(" ".join(problem.split()) for problem in getattr(error, "problems", ()))
             log.error("%s (%s): %s %s", error.text, error.code, problems, error.hint)  # noqa: TRY400
             if not self._outboxes:
-                self._fault = f"{error.text} ({error.code})"
+                self._fault = f"{error.text[:MAX_FAULT]} ({error.code})"
             return error
         self._fault = ""
         self._use(channels)

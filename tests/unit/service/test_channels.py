@@ -14,9 +14,10 @@ import pytest
 
 from signer.errors import BadFile, BadSettings
 from signer.http import Watch
-from signer.protocol.notices import Notice
+from signer.protocol.notices import MAX_MESSAGE, Hello, Notice, encode
 from signer.service import channels
 from signer.service.channels import (
+    MAX_FILE,
     MAX_NTFY,
     Channel,
     Sender,
@@ -93,6 +94,15 @@ def test_each_kind_is_read_and_no_repr_has_a_secret() -> None:
 )
 def test_a_bad_file_is_refused_with_the_reason(text: str, problem: str) -> None:
     assert problem in problems(text)
+
+
+def test_channels_that_do_not_fit_in_one_message_are_refused() -> None:
+    """The keeper could not read which channels there are, and would connect for ever."""
+    quotes = '"' * ((MAX_FILE - 1_000) // 2)  # each takes two bytes in a message
+    many = HOOK + f"people = ['{quotes}', '{quotes}']\n"
+    assert "bytes with the names of people; at most" in problems(many)
+    hello = Hello(cursor=None, channels=(one(HOOK + f"people = ['{quotes[:5_000]}']\n").facts,))
+    assert len(encode(hello)) < MAX_MESSAGE
 
 
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
