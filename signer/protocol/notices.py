@@ -13,7 +13,7 @@ import msgspec
 
 from signer.errors import BadFormat
 
-MAX_MESSAGE: Final = 16 * 1024  # bytes
+MAX_MESSAGE: Final = 128 * 1024  # bytes: thousands whom a notice concerns; Linux sends 208 KiB at once by default
 MAX_CHANNELS: Final = 16
 KEPT_FOR: Final = 3_600  # seconds for which a notice is worth to be sent
 Topic = Literal["requests", "incidents", "freezes", "refusals", "health", "tokens"]

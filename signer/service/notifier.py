@@ -245,6 +245,8 @@ class Notifier:
             return False
         data = encode(message)
         if len(data) > MAX_MESSAGE:
+            text = f"it takes {len(data):,} bytes, and at most {MAX_MESSAGE:,} may be"
+            self._lines.warn("a notice is too large", f"the notice of event {message.seq} is not sent: {text}")
             return True
         try:
             self._sock.send(data)

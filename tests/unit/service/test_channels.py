@@ -98,8 +98,8 @@ def test_a_bad_file_is_refused_with_the_reason(text: str, problem: str) -> None:
 
 def test_channels_that_do_not_fit_in_one_message_are_refused() -> None:
     """The keeper could not read which channels there are, and would connect for ever."""
-    quotes = '"' * ((MAX_FILE - 1_000) // 2)  # each takes two bytes in a message
-    many = HOOK + f"people = ['{quotes}', '{quotes}']\n"
+    quotes = '"' * (MAX_FILE - len(HOOK) - 20)  # each takes two bytes in a message
+    many = HOOK + f"people = ['{quotes}']\n"
     assert "bytes with the names of people; at most" in problems(many)
     hello = Hello(cursor=None, channels=(one(HOOK + f"people = ['{quotes[:5_000]}']\n").facts,))
     assert len(encode(hello)) < MAX_MESSAGE

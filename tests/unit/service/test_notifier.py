@@ -18,7 +18,17 @@ from signer.authority.notices import Fault
 from signer.errors import Unavailable
 from signer.model import Entry, Head
 from signer.protocol.log_limit import LogLimit
-from signer.protocol.notices import KEPT_FOR, ChannelFacts, Hello, Notice, Report, Start, encode, read_for_sender
+from signer.protocol.notices import (
+    KEPT_FOR,
+    MAX_MESSAGE,
+    ChannelFacts,
+    Hello,
+    Notice,
+    Report,
+    Start,
+    encode,
+    read_for_sender,
+)
 from signer.protocol.replies import FrozenFields, NextSteps, RequestDetails
 from signer.service import notifier
 from signer.service.channels import TOPICS
@@ -123,7 +133,7 @@ class Bench:
         found: list[Notice | Start] = []
         while True:
             try:
-                data = self.connection.recv(65536)
+                data = self.connection.recv(MAX_MESSAGE)
             except BlockingIOError:
                 return found
             if not data:
@@ -213,6 +223,23 @@ def test_a_ledger_that_cannot_be_read_is_read_later(bench: Bench) -> None:
     bench.ledger.is_gone = False
     bench.connect(0)
     assert bench.numbers() == [1, 2]
+
+
+def test_a_notice_that_concerns_thousands_is_sent_and_one_that_is_too_large_is_logged_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {1: 5_000, 2: 10_000, 3: 10_000, 4: 1}
+
+    def make(one: Entry) -> Notice:
+        concerns = tuple(f"agent-{number:010}" for number in range(names[one.seq]))
+        return Notice(id=f"n-{one.seq}", seq=one.seq, at=NOW, topic="requests", kind="x", title="t", concerns=concerns)
+
+    monkeypatch.setattr(bench.notifier, "_sources", Sources(make, dict, list))
+    bench.connect(0)
+    bench.record(*names)
+    assert bench.numbers() == [1, 4]
+    (line,) = caplog.messages
+    assert line == "the notice of event 2 is not sent: it takes 190,175 bytes, and at most 131,072 may be"
 
 
 def test_a_notice_that_cannot_be_made_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
