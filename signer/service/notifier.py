@@ -10,7 +10,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +111,9 @@ class Notifier:
         self._position = 0  # the newest event that the process has, or that needs no notice
         self._is_behind = False  # events after the position may need notices
         self._faults = Faults()
-        self._unsent: list[Notice] = []  # without an event, which the ledger cannot give again
+        self._unsent: deque[Notice] = deque()  # of faults, which the ledger cannot give again
+        self._ending: deque[Notice] = deque()  # of tokens, that were not handed over yet
+        self._handed_over: set[str] = set()  # ids of notices of tokens, in this connection
         self._told: OrderedDict[str, dict[tuple[str, str], ToldRow]] = OrderedDict()  # by request
         self._changed: set[str] = set()
         self._counts: dict[str, Counts] = {}
@@ -205,7 +207,9 @@ class Notifier:
         except (Unavailable, LedgerBroken):
             self.close()  # the process tries again to say what it has
             return
-        self._unsent = self._faults.begun(int(self._clock()))
+        self._unsent = deque(self._faults.begun(int(self._clock())))
+        self._ending.clear()
+        self._handed_over.clear()
         self._looked_at_tokens = -TOKENS_EVERY
 
     def _offer(self, entry: Entry) -> bool:
@@ -267,8 +271,11 @@ class Notifier:
         except Exception as error:  # noqa: BLE001 - what humans are told must not end the keeper
             self._lines.fault("internal error while the state was looked at for notices", error)
         while self._unsent and self._send(self._unsent[0]):
-            self._unsent.pop(0)
-        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
+            self._unsent.popleft()
+        while self._ending and not self._unsent and self._send(self._ending[0]):
+            self._handed_over.add(self._ending.popleft().id)
+        if len(self._unsent) > _AT_ONCE:  # too many began and ended while there was no room: what lasts is told
+            self._unsent = deque(self._faults.begun(int(self._clock())))
 
     def _look_at_state(self, now: float) -> None:
         if now - self._looked_at_faults >= FAULTS_EVERY:
@@ -276,7 +283,9 @@ class Notifier:
             self._unsent += self._faults.update(self._sources.faults(), int(self._clock()))
         if now - self._looked_at_tokens >= TOKENS_EVERY:
             self._looked_at_tokens = now
-            self._unsent += self._sources.tokens()
+            ending = self._sources.tokens()
+            self._handed_over &= {notice.id for notice in ending}
+            self._ending = deque(notice for notice in ending if notice.id not in self._handed_over)
 
     # --- who was told ---------------------------------------------------------------------------------------------
 

@@ -75,6 +75,7 @@ class Bench:
         self.listener.listen()
         self.ledger = FakeLedger()
         self.faults: dict[str, Fault] = {}
+        self.tokens: list[Notice] = []
         self.clock = Clock(NOW)
         self.lines = LogLimit(logging.getLogger("signer.keeper"))
         self.connection: socket.socket | None = None
@@ -86,7 +87,7 @@ class Bench:
         self.make(uid, begun_at)
 
     def make(self, uid: int, begun_at: int = 0) -> None:
-        sources = Sources(self.notice_of, lambda: self.faults, list)
+        sources = Sources(self.notice_of, lambda: self.faults, lambda: self.tokens)
         self.notifier = Notifier(
             SenderPlace(self.path, uid), selectors.DefaultSelector(), self.ledger, sources, self.lines,
             begun_at=begun_at, clock=self.clock,
@@ -324,6 +325,72 @@ def test_faults_are_told_while_they_last_also_to_a_process_that_comes_later(benc
     (over,) = bench.read()
     assert isinstance(over, Notice)
     assert over.kind == "fault.over"
+
+
+def test_each_of_many_tokens_that_end_is_told_once_in_a_connection(bench: Bench) -> None:
+    bench.tokens = [
+        Notice(id=f"t-{n}-7d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="t" * 100) for n in range(600)
+    ]
+
+    def turns() -> list[str]:
+        """The ids of what is told in as many rounds as it takes, and of what is found at the next look at tokens."""
+        got: list[str] = []
+        for _ in range(2):
+            while found := [one.id for one in bench.read() if isinstance(one, Notice)]:
+                got += found
+                bench.notifier.turn([])
+            bench.notifier._looked_at_tokens = -notifier.TOKENS_EVERY
+            bench.notifier.turn([])
+        return got + [one.id for one in bench.read() if isinstance(one, Notice)]
+
+    bench.connect(0)
+    everyone = [one.id for one in bench.tokens]
+    assert turns() == everyone
+    bench.tokens.append(Notice(id="t-1-1d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="its next stage"))
+    bench.notifier._looked_at_tokens = -notifier.TOKENS_EVERY
+    bench.notifier.turn([])
+    assert turns() == ["t-1-1d"]
+    bench.connect(0)
+    assert turns() == [], "the process has not connected again"
+    bench.notifier.close()
+    bench.connect(0)
+    assert turns() == [*everyone, "t-1-1d"], "another process knows which ones it has told"
+
+
+def test_tokens_that_wait_hide_no_fault(bench: Bench) -> None:
+    bench.tokens = [
+        Notice(id=f"t-{n}-7d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="t" * 100) for n in range(600)
+    ]
+    bench.connect(0)
+    bench.faults = {"disk": Fault("the disk is full")}
+    bench.notifier._looked_at_faults = -notifier.TOKENS_EVERY
+    bench.notifier.turn([])
+    told: list[str] = []
+    while found := [one.kind for one in bench.read() if isinstance(one, Notice)]:
+        told += found
+        bench.notifier.turn([])
+    assert told.count("fault.begun") == 1
+
+
+def test_a_fault_that_lasts_is_told_whatever_came_and_went_while_there_was_no_room(bench: Bench) -> None:
+    bench.connect(0)
+    bench.record(*range(1, 1_000))
+
+    def look() -> None:
+        bench.notifier._looked_at_faults = -notifier.TOKENS_EVERY
+        bench.notifier.turn([])
+
+    for _ in range(100):
+        for bench.faults in ({"clock": Fault("the clock is behind")}, {}):
+            look()
+    bench.faults = {"disk": Fault("the disk is full")}
+    look()
+    assert len(bench.notifier._unsent) <= 64
+    titles: list[str] = []
+    while found := [one.title for one in bench.read() if isinstance(one, Notice)]:
+        titles += found
+        bench.notifier.turn([])
+    assert "the disk is full" in titles
 
 
 # --- who was told ----------------------------------------------------------------------------------------------------
