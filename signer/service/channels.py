@@ -131,7 +131,8 @@ def _check_private(facts: os.stat_result) -> None:
 
 
 def parse_channels(raw: bytes) -> tuple[Channel, ...]:
-    """The channels of a file's content; raises `BadFile` with every problem. No problem contains a value."""
+    """The channels of a file's content; raises `BadFile` with every problem, such as a `ca_file` that this user cannot
+    read. No problem contains a value."""
     faults = Faults("notices_file_refused", "notices.toml", "see runbooks/operate/notices.md for its form")
     data = parse_toml(raw, MAX_FILE, faults)
     table = faults.table(_FileTable, (), data)
@@ -204,6 +205,7 @@ def _check_address(text: str) -> None:
     try:
         url = urlsplit(text)
         has_user, _ = url.username is not None, url.port
+        (url.hostname or "").encode("idna")  # as a look-up does
         check_url(text, "it")
     except BadSettings as error:
         raise ValueError("is plain http to another machine" if error.code == "token_in_clear" else "is not an https"
@@ -228,6 +230,8 @@ def _check_word(text: str) -> None:
 def _check_path(text: str) -> None:
     if not Path(text).is_absolute():
         raise ValueError("is not an absolute path")
+    if not os.access(text, os.R_OK, effective_ids=True):
+        raise ValueError("cannot be read by this user")
 
 
 _CHECKS: Final[Mapping[str, Callable[[str], None]]] = {
@@ -288,7 +292,10 @@ def check_number(host: str) -> None:
 
 def _open_socket(scheme: str, host: str, port: int, seconds: float) -> socket.socket:
     """Connects to an address of the host that was checked, and to no other; raises `OSError` or `Refused`."""
-    places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    try:
+        places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except UnicodeError:  # an empty or too long part of the name
+        raise socket.gaierror(socket.EAI_NONAME, "the name is malformed") from None
     allowed = [place for place in places if not is_forbidden(str(place[4][0]))]
     if not allowed:
         raise Refused("notice_address_refused", "its address is link-local, of a metadata service or multicast")

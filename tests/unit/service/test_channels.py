@@ -78,6 +78,8 @@ def test_each_kind_is_read_and_no_repr_has_a_secret() -> None:
         (HOOK.replace("hooks.example", "[fe80::1]"), "link-local, metadata or multicast"),
         (HOOK.replace("hooks.example", "user:s3cr3t@hooks.example"), "without user and fragment"),
         (HOOK.replace("https:", "ftp:"), "is not an https address"),
+        (HOOK.replace("hooks.example", "hooks..example"), "is not an https address"),
+        (HOOK.replace("hooks.example", "h" * 64 + ".example"), "is not an https address"),
         (HOOK.replace(SECRET, "whsec_czNjcjN0"), "is not whsec_ and the base64 of 24 to 64 random bytes"),
         (HOOK.replace(f'secret = "{SECRET}"', ""), "is missing"),
         (HOOK + 'topic = "s3cr3t"\n', "is not a key of kind webhook"),
@@ -116,6 +118,20 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     assert len(load_channels(file)) == 1
     with pytest.raises(BadSettings, match="No such file"):
         load_channels(tmp_path / "none")
+
+
+def test_a_ca_file_that_this_user_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, authority = tmp_path / "notices.toml", tmp_path / "ca.pem"
+    file.write_text(HOOK + f'ca_file = "{authority}"\n')
+    file.chmod(0o400)
+    for _ in range(2):  # without it, and with one of another user
+        with pytest.raises(BadFile) as refused:
+            load_channels(file)
+        assert refused.value.problems == (f"line 5    {'channels.hook.ca_file':<36} cannot be read by this user",)
+        authority.write_text("x")
+        monkeypatch.setattr(channels.os, "access", lambda path, mode, **_: False)  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert load_channels(file)[0].ca_file == authority
 
 
 # --- where a request may go ------------------------------------------------------------------------------------------
@@ -176,6 +192,17 @@ def test_plain_http_to_this_machine_is_not_sent_to_another_one(watch: Watch, mon
     monkeypatch.setattr(socket.socket, "connect", lambda _, place: connected.append(place))
     assert "in the clear" in sender("http://localhost/s3cr3t", watch).send(NOTICE, NOW).error
     assert connected == []
+
+
+def test_a_name_that_cannot_be_encoded_is_an_error_of_the_channel(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def refuse(*_: object) -> None:
+        "hooks..example".encode("idna")  # as getaddrinfo does, which unit tests must not call
+
+    monkeypatch.setattr(channels.socket, "getaddrinfo", refuse)  # type: ignore[attr-defined]
+    assert sender("https://hooks.example/s3cr3t", watch).send(NOTICE, NOW).error == "its name cannot be resolved"
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------
