@@ -217,7 +217,7 @@ class Fault:
     urgency: Urgency = "high"
 
 
-class Faults:
+class LastingFaults:
     """Tells when a fault of the service begins and when it ends."""
 
     def __init__(self) -> None:

@@ -75,20 +75,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="message", forbi
 
 
 class Report(msgspec.Struct, frozen=True, tag="report", tag_field="message", forbid_unknown_fields=True):
-    """What became of notices of one channel: `count` of them, 1 unless they were dropped.
-
-    `queued` is how many still wait there. `error` says why it failed or was dropped.
-    """
+    """What became of a notice in one channel, where `queued` still wait; `error` says why it failed or was dropped."""
 
     channel: str
     state: State
     notice: str
-    kind: str
     at: int
     queued: int
     request: str | None = None
     error: str = ""
-    count: int = 1
 
 
 ToSender = Notice | Start

@@ -294,7 +294,6 @@ class Outbox:
                 channel=self.channel.name,
                 state=state,  # type: ignore[arg-type]
                 notice=notice.id,
-                kind=notice.kind,
                 at=int(self._clock()),
                 queued=len(self._queue),
                 request=notice.request,

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from signer.authority.notices import Fault, Faults
+from signer.authority.notices import Fault, LastingFaults
 from signer.errors import BadFormat, LedgerBroken, Unavailable
 from signer.hardening import peer_process
 from signer.model import Entry, Head
@@ -47,7 +47,7 @@ MAX_REQUESTS: Final = 2_000  # of which it is remembered who was told
 MAX_OF_REQUEST: Final = 64  # rows of a request
 MAX_ERROR: Final = 200  # characters
 _AT_ONCE: Final = 64  # messages read, or events read from the ledger, in one round
-MAX_QUEUED: Final = 2**31
+_MAX_COUNT: Final = 2**31  # of notices in a report
 
 
 class Events(Protocol):
@@ -110,7 +110,7 @@ class Notifier:
         self._begun_at = begun_at
         self._position = 0  # the newest event that the process has, or that needs no notice
         self._is_behind = False  # events after the position may need notices
-        self._faults = Faults()
+        self._faults = LastingFaults()
         self._unsent: deque[Notice] = deque()  # of faults, which the ledger cannot give again
         self._ending: deque[Notice] = deque()  # of tokens, that were not handed over yet
         self._handed_over: set[str] = set()  # ids of notices of tokens, in this connection
@@ -302,9 +302,9 @@ class Notifier:
         if channel is None:
             return
         counts = self._counts.setdefault(channel.name, Counts())
-        counts.queued = min(max(report.queued, 0), MAX_QUEUED)
+        counts.queued = min(max(report.queued, 0), _MAX_COUNT)
         counts.error = report.error[:MAX_ERROR] if report.state == "failed" else ""
-        counts.totals[report.state] += min(max(report.count, 0), MAX_QUEUED)
+        counts.totals[report.state] += 1
         if report.request is None or report.request not in self._told:  # no other request was ever handed over
             return
         rows = self._rows_of(report.request)
@@ -360,13 +360,13 @@ class Notifier:
         return [f"{failing} of {len(self._channels)} channels do not take notices: run `signer notices test`"]
 
     @property
-    def is_connected(self) -> bool:
+    def is_up(self) -> bool:
         """Whether the process that sends notices is there and has channels."""
         return bool(self._channels)
 
     def gauges(self) -> Iterator[Metric]:
         """The metrics of notices."""
-        return render_metrics(self._counts, is_up=self.is_connected)
+        return render_metrics(self._counts, is_up=self.is_up)
 
 
 def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Metric]:

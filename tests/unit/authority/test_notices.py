@@ -14,7 +14,7 @@ from signer.authority.notices import (
     REPEATED,
     REPEATED_EVERY,
     Fault,
-    Faults,
+    LastingFaults,
     shown,
     token_notices,
 )
@@ -234,7 +234,7 @@ def test_a_token_in_a_text_is_hidden() -> None:
 
 
 def test_a_fault_is_told_when_it_begins_and_when_it_ends_with_its_duration() -> None:
-    faults = Faults()
+    faults = LastingFaults()
     disk = Fault("no certificate is issued: the disk is full", "free space", "urgent")
     (begun,) = faults.update({"ledger_unavailable": disk}, 1_000)
     assert (begun.title, begun.details, begun.urgency) == (disk.text, ("free space",), "urgent")
