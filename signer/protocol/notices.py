@@ -15,7 +15,7 @@ from signer.errors import BadFormat
 
 MAX_MESSAGE: Final = 128 * 1024  # bytes: thousands whom a notice concerns; Linux sends 208 KiB at once by default
 MAX_CHANNELS: Final = 16
-KEPT_FOR: Final = 3_600  # seconds for which a notice is worth to be sent
+KEPT_FOR: Final = 3_600  # seconds after which a notice is no longer sent
 Topic = Literal["requests", "incidents", "freezes", "refusals", "health", "tokens"]
 Urgency = Literal["low", "normal", "high", "urgent"]
 State = Literal["sending", "sent", "failed", "dropped"]

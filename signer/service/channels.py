@@ -138,7 +138,7 @@ def parse_channels(raw: bytes) -> tuple[Channel, ...]:
     table = faults.table(_FileTable, (), data)
     found = [_parse_channel(name, value, faults) for name, value in table.channels.items()]
     if not table.channels:
-        faults.add(("channels",), "is empty: name a channel, or unset SIGNER_NOTICES_FILE to tell nobody")
+        faults.add(("channels",), "is empty: add a channel, or unset SIGNER_NOTICES_FILE to send no notices")
     if len(found) > MAX_CHANNELS:
         faults.add(("channels",), f"has {len(found)} channels; at most {MAX_CHANNELS} may be")
     channels = tuple(channel for channel in found if channel is not None)
@@ -325,7 +325,7 @@ class Result(NamedTuple):
 
 
 class Sender:
-    """Sends notices to one channel, from one thread, each over a connection of its own."""
+    """Sends notices to one channel, from one thread, each over its own connection."""
 
     def __init__(self, channel: Channel, watch: Watch, console: str | None) -> None:
         self._channel = channel

@@ -74,7 +74,7 @@ class CursorFile:
             return self._cursors.setdefault(name, Cursor())
 
     def keep(self, names: set[str]) -> None:
-        """Forgets all other channels: one that comes back begins anew."""
+        """Forgets all other channels: one that comes back starts again."""
         with self._lock:
             self._cursors = {name: cursor for name, cursor in self._cursors.items() if name in names}
             self._write()
@@ -101,7 +101,7 @@ class CursorFile:
 
 
 def _read_cursors(path: Path) -> dict[str, Cursor]:
-    """The cursors of a file; none if it cannot be read as such: then every channel begins anew."""
+    """The cursors of a file; none if it cannot be read as such: then every channel starts again."""
     found = {}
     try:
         for name, shown in json.loads(read_bounded(path, _MAX_CURSOR)).items():
@@ -198,7 +198,7 @@ class Outbox:
             self._thread.join(within)
 
     def adopt(self, former: Outbox) -> None:
-        """Takes over the queue of a stopped one, whose channel was configured anew."""
+        """Takes over the queue of a stopped one, whose channel was reconfigured."""
         with former._changed:
             self._queue.extend(former._queue)
             self._waiting_ids |= former._waiting_ids

@@ -351,7 +351,7 @@ class Notifier:
     def warnings(self) -> list[str]:
         """What should not stay as it is, for whoever looks whether the service is ready; names nobody."""
         if self._channels is None:
-            return ["the process that sends notices is not there, so nobody is told: see its log"]
+            return ["the notices process is not connected, so no notices are sent: see its log"]
         if not self._channels:
             return [f"no notices are sent: {self._fault or 'no channel is configured'}"]
         failing = sum(bool(counts.error) for counts in self._counts.values())

@@ -72,7 +72,7 @@ def test_each_kind_is_read_and_no_repr_has_a_secret() -> None:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("", "is empty: name a channel"),
+        ("", "is empty: add a channel"),
         (HOOK.replace("https://hooks.example/", "http://hooks.example/"), "is plain http to another machine"),
         (HOOK.replace("hooks.example", "169.254.169.254"), "link-local, metadata or multicast"),
         (HOOK.replace("hooks.example", "[fe80::1]"), "link-local, metadata or multicast"),

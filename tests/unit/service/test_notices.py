@@ -218,7 +218,7 @@ def test_people_get_what_concerns_them_and_what_concerns_everybody(tmp_path: Pat
     bench.end()
 
 
-def test_another_ledger_begins_anew(bench: Bench) -> None:
+def test_another_ledger_starts_again(bench: Bench) -> None:
     bench.box.begin(900)
     bench.box.begin(10)
     bench.box.put(notice(11))
@@ -227,7 +227,7 @@ def test_another_ledger_begins_anew(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"hook": {"seq": "7", "done": []}}', '{"hook": 7}', "[" * 10_000])
-def test_a_damaged_cursor_file_begins_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cursor_file_starts_again(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cursor.json").write_text(content)
     assert CursorFile(tmp_path / "cursor.json").of("hook").seq is None
     assert "cannot be read" in caplog.text

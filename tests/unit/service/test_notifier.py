@@ -182,7 +182,7 @@ def test_a_process_that_was_never_told_anything_begins_at_the_keepers_start(benc
     assert [one.seq for one in rest if isinstance(one, Notice)] == [3]
 
 
-def test_a_cursor_of_another_ledger_begins_anew(bench: Bench) -> None:
+def test_a_cursor_of_another_ledger_starts_again(bench: Bench) -> None:
     bench.record(1)
     bench.remake(os.geteuid(), begun_at=1)
     bench.connect(900)
