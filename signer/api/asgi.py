@@ -23,6 +23,7 @@ from flask import Flask
 from signer.api.admission import Admission, Peer, peer_of
 from signer.api.app import make_flask
 from signer.api.console.live import LivePages, live_call
+from signer.api.console.session import HEADERS as CONSOLE_HEADERS
 from signer.api.problems import EDGE_BUSY, render_for_both
 from signer.api.published import FETCHES_PER_SECOND, FetchReports, PublishedFiles
 from signer.api.request import is_of_console, new_request_id, read_address, read_session, read_token
@@ -118,7 +119,10 @@ class Api:
             return
         except Exception as error:  # noqa: BLE001 - the client gets a response for every error
             response = self._fail(error)
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        sent = list(response.headers)
+        if is_of_console(scope["raw_path"].decode("ascii")):  # also on what the edge answers itself
+            sent += [(name, value) for name, value in CONSOLE_HEADERS if name not in dict(sent)]
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent]
         # A 304 has the length of what it does not send, or none (RFC 9110 section 8.6).
         if response.status != HTTPStatus.NOT_MODIFIED and "Content-Length" not in (n for n, _ in response.headers):
             headers.append((b"content-length", b"%d" % len(response.body)))

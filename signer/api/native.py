@@ -74,7 +74,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         return page_response(expect(CertificatePage, ask("certificates", read_query(FILTERS))))
 
     def certificate(serial: str) -> Response:
-        return json_response(ask("certificate", {"serial": _whole("serial", serial, 2**64 - 1)}))
+        return json_response(ask("certificate", {"serial": read_whole("serial", serial, 2**64 - 1)}))
 
     def operations() -> Response:
         return page_response(expect(OperationPage, ask("operations", read_query(OPERATION_FILTERS))))
@@ -207,9 +207,9 @@ def read_query(known: tuple[str, ...]) -> dict[str, object]:
             fields[name] = value == "true"
         elif name in WHOLE or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
             # `before` of requests is an id, and `after` of host keys a name
-            fields[name] = _whole(name, value)
+            fields[name] = read_whole(name, value)
         elif name == "wait":
-            fields[name] = _whole(name, value, MAX_WAIT)
+            fields[name] = read_whole(name, value, MAX_WAIT)
         elif name == "after":
             fields[name] = read_word(name, value, MAX_HOST_NAME)
         else:
@@ -231,7 +231,8 @@ def read_word(name: str, value: str, most: int = 256) -> str:
     return value
 
 
-def _whole(name: str, value: str, most: int = 2**63 - 1) -> int:
+def read_whole(name: str, value: str, most: int = 2**63 - 1) -> int:
+    """A whole number of a path or a query; raises `BadRequest`."""
     if not value.isascii() or not value.isdigit() or len(value) > 20 or int(value) > most:
         raise bad_query(f"{name} must be a whole number", f"correct {name}")
     return int(value)

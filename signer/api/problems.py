@@ -36,19 +36,19 @@ def render_problem(error: SignerError, request_id: str) -> tuple[HTTPStatus, lis
         "request_id": request_id,
     }
     headers = [("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store")]
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers.append(("Retry-After", RETRY_AFTER))
-    if seconds := seconds_of_limit(error):
+    if seconds := retry_after(error):
         headers.append(("Retry-After", seconds))
     if status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
     return status, headers, json.dumps(body).encode() + b"\n"
 
 
-def seconds_of_limit(error: SignerError) -> str:
-    """In how many seconds the limit that refused a request frees a place, as `Retry-After` has it; "" if unknown."""
-    seconds = error.facts.get("retry_after_s")
-    return str(seconds) if type(seconds) is int and status_of(error) == HTTPStatus.TOO_MANY_REQUESTS else ""
+def retry_after(error: SignerError) -> str:
+    """In how many seconds the same request may succeed, as `Retry-After` has it; "" if that is not known."""
+    status, seconds = status_of(error), error.facts.get("retry_after_s")
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return RETRY_AFTER
+    return str(seconds) if type(seconds) is int and status == HTTPStatus.TOO_MANY_REQUESTS else ""
 
 
 def render_for_both(error: SignerError, request_id: str = "") -> tuple[HTTPStatus, list[tuple[str, str]], bytes]:

@@ -131,10 +131,7 @@ class WaitCall:
                 left = self._deadline - time.monotonic()
                 if not is_pending(outcome) or left <= 0:
                     return self.response(outcome)
-                changed = asyncio.ensure_future(event.wait())
-                await asyncio.wait({changed, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if gone.done():
+                if not await wait_for(event, gone, left):
                     return None
         finally:
             gone.cancel()
@@ -145,6 +142,14 @@ class WaitCall:
         if isinstance(outcome, SignerError):
             return HttpResponse(*render_problem(outcome, self._request_id))
         return HttpResponse(200, _HEADERS, outcome.as_json() + b"\n")
+
+
+async def wait_for(event: asyncio.Event, gone: asyncio.Future[Any], seconds: float) -> bool:
+    """Waits until `event` is set or the time is over; False as soon as the client is gone."""
+    changed = asyncio.ensure_future(event.wait())
+    await asyncio.wait({changed, gone}, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+    changed.cancel()
+    return not gone.done()
 
 
 def is_pending(outcome: Reply | SignerError) -> bool:

@@ -103,8 +103,9 @@ def _details(
     scopes = ("all", f"identity:{identity.name}", *(f"role:{role}" for role in sorted(identity.roles)))
     roles = [policy.roles[name] for name in sorted(identity.roles) if name in policy.roles][:MOST_ROLES]
     granted = [_granted(role, identity, usage.usage(identity.name, role.name, now).live) for role in roles]
+    live = usage.live_by_identity(now).get(identity.name, 0)  # of roles that it has no more, too
     return IdentityDetails(
-        identity=_row(identity, tokens[-1].expires if tokens else None, sum(role.holds for role in granted), freezes),
+        identity=_row(identity, tokens[-1].expires if tokens else None, live, freezes),
         roles=granted,
         tokens=[
             TokenEnd(id=token_id(token), identity=identity.name, expires=timestamp(token.expires))

@@ -28,7 +28,7 @@ from signer.settings import Settings
 
 __all__ = ("PAGES", "register", "render_fault")
 
-# What the navigation links to, in its order, where the page exists.
+# What the navigation links to, in its order.
 PAGES: Final = (
     ("/console", "Overview"),
     ("/console/requests", "Requests"),

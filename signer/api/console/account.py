@@ -7,8 +7,8 @@ from http import HTTPStatus
 from flask import Response, request
 
 from signer.api.console.session import SIGN_IN, Console, Session, check_origin, is_local, redirect
-from signer.api.problems import seconds_of_limit, status_of
-from signer.api.request import COOKIE, SECURE_COOKIE, bounded_token
+from signer.api.problems import retry_after, status_of
+from signer.api.request import CONSOLE, COOKIE, SECURE_COOKIE, bounded_token
 from signer.errors import SignerError
 from signer.protocol.replies import SignedIn, expect
 
@@ -17,22 +17,20 @@ def register(console: Console) -> None:
     """Adds the pages."""
 
     def show_form() -> Response:
-        asked = request.args.get("next", "")
-        target = asked if is_local(asked) else console.first_page()
+        target = target_of(request.args.get("next", ""))
         if console.session(is_unattended=True) is None:
             return console.page("sign_in.html", next=target, fault=None)
         return redirect(target)
 
     def sign_in() -> Response:
         check_origin()
-        asked = request.form.get("next", "")
-        target = asked if is_local(asked) else console.first_page()
+        target = target_of(request.form.get("next", ""))
         token = bounded_token(request.form.get("token", "").strip())
         try:
             signed_in = expect(SignedIn, console.ask("sign_in", token, {}))
         except SignerError as fault:
             response = console.page("sign_in.html", status_of(fault), next=target, fault=fault)
-            if seconds := seconds_of_limit(fault):
+            if seconds := retry_after(fault):
                 response.headers["Retry-After"] = seconds
             return response
         return console.set_cookie(redirect(target), signed_in.credential)
@@ -51,3 +49,8 @@ def register(console: Console) -> None:
     console.add("POST", SIGN_IN, sign_in)
     console.post("/console/sign-out", sign_out)
     console.get("/console/session", show_session)
+
+
+def target_of(asked: str) -> str:
+    """The page of the console that was asked for before the sign-in, else its first one."""
+    return asked if is_local(asked) else CONSOLE

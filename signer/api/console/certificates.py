@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from flask import Response, request
 
-from signer.api.console.session import Console, Session, redirect
+from signer.api.console.session import Console, Session, next_url, redirect
 from signer.api.console.words import facts
-from signer.api.native import bad_query
+from signer.api.native import bad_query, read_whole, read_word
 from signer.protocol.replies import CertificateDetails, CertificatePage, expect
 
 FILTERS: Final = ("identity", "role", "principal", "fingerprint")
@@ -36,7 +36,7 @@ def register(console: Console) -> None:
             wanted={name: wanted.get(name, "") for name in FILTERS},
             is_live=is_live,
             sees_all=session.may("ledger.read"),
-            next_url=next_url({**wanted, "live": "yes" if is_live else "no"}, page.before),
+            next_url=next_url({**wanted, "live": "yes" if is_live else "no"}, "before", page.before),
         )
 
     def show_one(session: Session, serial: str) -> Response:
@@ -53,26 +53,11 @@ def register(console: Console) -> None:
 
 def read_words(names: tuple[str, ...]) -> dict[str, str]:
     """The parameters of a search that are given; raises `BadRequest`. Empty fields of a form count as not given."""
-    found = {}
-    for name in names:
-        value = request.args.get(name, "").strip()
-        if len(value) > 256 or not value.isprintable():
-            raise bad_query(f"{name} must have 1 to 256 printable characters", f"correct {name}")
-        if value:
-            found[name] = value
-    return found
+    given = {name: request.args.get(name, "").strip() for name in names}
+    return {name: read_word(name, value) for name, value in given.items() if value}
 
 
 def read_number(name: str) -> dict[str, int]:
     """The parameter as a whole number, if it is given; raises `BadRequest`."""
     value = request.args.get(name, "")
-    if not value:
-        return {}
-    if not value.isascii() or not value.isdigit() or len(value) > 18:
-        raise bad_query(f"{name} must be a whole number", f"correct {name}")
-    return {name: int(value)}
-
-
-def next_url(parameters: dict[str, str], before: str | None) -> str | None:
-    """The address of the next page of a list; None after the last one."""
-    return None if before is None else f"{request.path}?{urlencode({**parameters, 'before': before})}"
+    return {name: read_whole(name, value)} if value else {}

@@ -1,4 +1,4 @@
-"""The page on which a human makes a passkey; what it makes, the browser shows, and nothing of it is sent anywhere."""
+"""The page on which a human makes a passkey; the browser shows the result and sends nothing."""
 
 from __future__ import annotations
 

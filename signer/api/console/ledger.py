@@ -8,8 +8,8 @@ from typing import Final
 
 from flask import Response
 
-from signer.api.console.certificates import next_url, read_number, read_words
-from signer.api.console.session import Console, Session, show_time
+from signer.api.console.certificates import read_number, read_words
+from signer.api.console.session import Console, Session, next_url, show_time
 from signer.api.console.words import age, size, summarize
 from signer.api.native import bad_query
 from signer.errors import SignerError
@@ -51,7 +51,7 @@ def register(console: Console) -> None:
             kinds=KINDS,
             wanted={name: wanted.get(name, "") for name in ("kind", "identity", "since")},
             chain=describe_chain(session, now),
-            next_url=next_url(wanted, page.before),
+            next_url=next_url(wanted, "before", page.before),
         )
 
     console.get("/console/ledger", show)

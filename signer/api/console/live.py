@@ -18,12 +18,12 @@ from urllib.parse import parse_qs
 from signer.api.console.session import FRAGMENT, HEADERS, SEEN_DIGITS
 from signer.api.request import is_of_console
 from signer.api.vault.responses import HttpResponse
-from signer.api.waiting import ANY_REQUEST, Waiters
+from signer.api.waiting import ANY_REQUEST, Waiters, wait_for
 from signer.protocol.commands import MAX_WAIT
 
 MAX_LIVE: Final = 6  # waiting pages of one session; the next one is told to come back
 COME_BACK: Final = "30"  # seconds
-GATHERS: Final = 0.2  # seconds between a change and the look at it: many requests may change at once
+SETTLE_SECONDS: Final = 0.2  # between a change and the look at it: many requests may change at once
 _Make = Callable[[], Awaitable[HttpResponse]]
 _Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -55,15 +55,11 @@ class LivePages:
                 response = await make()
                 if response.status != HTTPStatus.OK or ("ETag", f'"{seen}"') not in response.headers:
                     return response
-                changed = asyncio.ensure_future(event.wait())
-                left = deadline - time.monotonic()
-                await asyncio.wait({changed, gone}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if gone.done():
+                if not await wait_for(event, gone, deadline - time.monotonic()):
                     return None
-                if deadline - time.monotonic() <= GATHERS:
+                if deadline - time.monotonic() <= SETTLE_SECONDS:
                     return _nothing_new()
-                await asyncio.sleep(GATHERS)
+                await asyncio.sleep(SETTLE_SECONDS)
         finally:
             gone.cancel()
             self._waiters.remove(ANY_REQUEST, event)

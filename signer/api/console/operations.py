@@ -7,8 +7,8 @@ from typing import Final
 
 from flask import Response
 
-from signer.api.console.certificates import next_url, read_number
-from signer.api.console.session import Console, Session
+from signer.api.console.certificates import read_number
+from signer.api.console.session import Console, Session, next_url
 from signer.errors import NotFound
 from signer.protocol.replies import OperationPage, OperationRow, expect
 
@@ -26,7 +26,7 @@ def register(console: Console) -> None:
             now=int(time.time()),
             rows=page.operations,
             moods=MOODS,
-            next_url=next_url({}, page.before),
+            next_url=next_url({}, "before", page.before),
         )
 
     def show_one(session: Session, number: str) -> Response:

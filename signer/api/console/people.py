@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from typing import Final
-from urllib.parse import urlencode
 
-from flask import Response, request
+from flask import Response
 
 from signer.api.console.certificates import read_words
-from signer.api.console.session import Console, Session
+from signer.api.console.session import Console, Session, next_url
 from signer.api.console.words import explain_role
 from signer.protocol.replies import CertificatePage, IdentityDetails, IdentityPage, expect
 
@@ -32,17 +31,13 @@ def register(console: Console) -> None:
     def show(session: Session) -> Response:
         wanted = read_words(("part", "after"))
         page = expect(IdentityPage, session.ask("identities", {**wanted, "limit": ROWS}))
-        following = None
-        if page.after is not None:
-            part = {name: value for name, value in wanted.items() if name == "part"}
-            following = f"{request.path}?{urlencode({**part, 'after': page.after})}"
         return console.page(
             "people.html",
             now=int(time.time()),
             rows=page.identities,
             part=wanted.get("part", ""),
             sees_all=session.may("ledger.read"),
-            next_url=following,
+            next_url=next_url({name: value for name, value in wanted.items() if name == "part"}, "after", page.after),
         )
 
     def show_one(session: Session, name: str) -> Response:

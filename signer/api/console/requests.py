@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from flask import Response, request
 
-from signer.api.console.session import Console, Session, redirect
-from signer.api.native import bad_query, read_word
+from signer.api.console.session import FRAGMENT, LIVE_PARAMETERS, Console, Session, next_url, redirect
+from signer.api.native import bad_query, read_whole, read_word
 from signer.errors import SignerError, Unavailable
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
 from signer.protocol.replies import CertificateDetails, CertificatePage, RequestDetails, RequestPage, expect
@@ -50,6 +50,7 @@ def _list(console: Console, session: Session) -> Response:
             filters[name] = read_word(name, request.args[name])
     page = expect(RequestPage, session.ask("requests", filters))
     rows = page.requests[:MAX_ROWS]
+    kept = {name: value for name, value in request.args.items() if name not in LIVE_PARAMETERS}
     before = rows[-1].request if len(page.requests) > MAX_ROWS else page.before
     return console.live_page(
         "requests.html",
@@ -59,7 +60,7 @@ def _list(console: Console, session: Session) -> Response:
         moods=MOODS,
         identity=filters.get("identity", ""),
         rows=[(row, opens(frozen_of(row))) for row in rows],
-        next_url=None if before is None else console.link("/console/requests", before=before),
+        next_url=next_url(kept, "before", before),
     )
 
 
@@ -79,7 +80,7 @@ def _show(console: Console, session: Session, name: str) -> Response:
         opens=opens(frozen),
         certificate="\n".join(as_ssh_keygen(frozen)),
         ttl=render_duration(frozen["ttl"]),
-        compared=_compare(session, frozen),
+        compared=None if FRAGMENT in request.args else _compare(session, frozen),  # the live part has none
         is_asker=is_asker,
         may_approve=shown.state == "pending" and session.name in shown.may_approve,
         may_deny=shown.state == "pending" and not is_asker and session.may("approve"),
@@ -88,7 +89,6 @@ def _show(console: Console, session: Session, name: str) -> Response:
         waivers=_waiver_choices() if shown.waivers and not is_asker else (),
         uses=WAIVER_USES_SHOWN,
         most_uses=WAIVER_USES,
-        told=shown.told or (),
         told_moods=_TOLD_MOODS,
     )
 
@@ -105,10 +105,7 @@ def _approve(session: Session, name: str) -> Response:
     form = request.form
     waiver: dict[str, object] | None = None
     if form.get("until"):
-        uses = form.get("uses", "")
-        if not (uses.isascii() and uses.isdigit() and len(uses) <= 3):
-            raise bad_query("uses must be a whole number", "correct it")
-        waiver = {"until": form["until"], "uses": int(uses)}
+        waiver = {"until": form["until"], "uses": read_whole("uses", form.get("uses", ""))}
     assertion = {field: form.get(field, "") for field in _ASSERTION}
     return _decide(session, "approve", name, {"assertion": assertion, "waiver": waiver})
 

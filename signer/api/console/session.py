@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 
 from signer.api.console.words import time_left
 from signer.api.native import request_id
-from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
+from signer.api.problems import retry_after, status_of
 from signer.api.request import COOKIE, SECURE_COOKIE, is_of_console, message_header, read_session
 from signer.errors import TOKEN_CODES, BadRequest, NotFound, Refused, SignerError, Unavailable
 from signer.protocol.client import KeeperClient
@@ -108,7 +108,6 @@ class Console:
         self._app = app
         self._proxies = settings.proxies
         self._pages = pages
-        self._paths: set[str] = set()
         self._templates = make_templates()
         self._static = {
             path.name: (path.read_bytes(), _CONTENT_TYPES[path.suffix]) for path in (_HERE / "static").iterdir()
@@ -119,7 +118,6 @@ class Console:
 
     def add(self, method: str, path: str, view: View) -> None:
         """Adds a route that needs no session."""
-        self._paths.add(path)
         self._app.add_url_rule(path, f"console {method} {path}", view, methods=[method])
 
     def get(self, path: str, view: View) -> None:
@@ -185,21 +183,9 @@ class Console:
             return Response(content, 200, {"Content-Type": "text/html; charset=utf-8", "ETag": f'"{seen}"'})
         return self.page(template, **values, live=content, seen=seen)
 
-    @staticmethod
-    def link(path: str, **changes: str) -> str:
-        """A path of the console with the parameters of this request and some changed."""
-        kept = {name: value for name, value in request.args.items() if name not in LIVE_PARAMETERS}
-        return f"{path}?{urlencode({**kept, **changes})}"
-
     def _render(self, template: str, values: Mapping[str, Any]) -> str:
-        session = g.get("console_session")
-        pages = [(path, title) for path, title in self._pages if path in self._paths]
-        common = {"session": session, "pages": pages, "path": request.path, "next": ""}
+        common = {"session": g.get("console_session"), "pages": self._pages, "path": request.path}
         return self._templates.get_template(template).render({**common, **values})
-
-    def first_page(self) -> str:
-        """Where a human goes who has signed in."""
-        return next(path for path, _ in self._pages if path in self._paths)
 
     def set_cookie(self, response: Response, credential: str) -> Response:
         """Gives the browser the credential. It is for this path and site alone, and no script can read it."""
@@ -238,6 +224,7 @@ def make_templates() -> Environment:
     """The templates: everything in them is escaped, and a name that is missing is an error."""
     templates = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
+        auto_reload=False,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -296,6 +283,11 @@ def is_local(path: str) -> bool:
     return _LOCAL_PATH.fullmatch(path) is not None
 
 
+def next_url(kept: Mapping[str, str], parameter: str, value: str | None) -> str | None:
+    """The address of the next page of this list, which `value` of `parameter` begins; None after the last one."""
+    return None if value is None else f"{request.path}?{urlencode({**kept, parameter: value})}"
+
+
 def redirect(path: str) -> Response:
     """The way to another page of the console, by GET."""
     return Response("", HTTPStatus.SEE_OTHER, {"Location": path})
@@ -315,9 +307,7 @@ def render_fault(error: Exception) -> Response:
         fault = Unavailable("internal_error", "internal error", f"look for {request_id()} in the service's log")
     status = status_of(fault)
     response = console.page("error.html", status, fault=fault, status=status, request_id=request_id())
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = RETRY_AFTER
-    if seconds := seconds_of_limit(fault):
+    if seconds := retry_after(fault):
         response.headers["Retry-After"] = seconds
     return response
 

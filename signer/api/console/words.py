@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from signer.protocol.replies import GrantedRole, LedgerEntry
-from signer.units import parse_timestamp, plain, render_duration, render_span
+from signer.units import parse_timestamp, plain, render_span
 
 Line = tuple[str, str]  # what it is about, and a sentence
 LONGEST: Final = 160  # characters of one value, and of the facts of one event
 _KINDS: Final = {"agent": "agents", "human": "humans", "workload": "workloads"}
 _A_KEY: Final = {"ssh": "a key of OpenSSH", "webauthn": "a passkey"}
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-# What an event is told by, the most telling first; all other values are on the page of the ledger as they are.
-_TELLING: Final = (
+# The fields that describe an event, best first; all other values are on the page of the ledger as they are.
+_DESCRIBING: Final = (
     "serial", "role", "principals", "code", "text", "scope", "reason", "why", "count", "request", "waiver", "incident",
     "operation", "outcome", "by", "value", "from", "to", "name", "reference", "error", "policy", "version", "mode",
     "session", "public_key", "address",
@@ -119,7 +119,7 @@ def summarize(entry: LedgerEntry) -> str:
     """The most telling facts of an event on one line of at most `LONGEST` characters."""
     asked = entry.body.get("frozen")  # what a request asks for
     body = {**(asked if isinstance(asked, Mapping) else {}), **entry.body}
-    found = [f"{name} {_value(body[name])}" for name in _TELLING if body.get(name) not in (None, "", [])]
+    found = [f"{name} {_value(body[name])}" for name in _DESCRIBING if body.get(name) not in (None, "", [])]
     return shorten(", ".join(found))
 
 
@@ -172,8 +172,3 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" or amount >= 10 else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
-
-
-def span(seconds: int) -> str:
-    """A duration for humans."""
-    return render_duration(seconds)

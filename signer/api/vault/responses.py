@@ -10,10 +10,9 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from signer.api.problems import RETRY_AFTER, seconds_of_limit, status_of
+from signer.api.problems import retry_after, status_of
 from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
 
@@ -233,9 +232,7 @@ def render_error(error: SignerError) -> HttpResponse:
     if "vault" in error.facts:
         return failure(status, str(error.facts["vault"]))
     response = failure(status, f"{error.text}; {error.hint}" if error.hint else error.text)
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return response._replace(headers=[*HEADERS, ("Retry-After", RETRY_AFTER)])
-    if seconds := seconds_of_limit(error):
+    if seconds := retry_after(error):
         return response._replace(headers=[*HEADERS, ("Retry-After", seconds)])
     return response
 

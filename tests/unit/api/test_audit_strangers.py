@@ -23,6 +23,7 @@ import pytest
 
 from signer.api.admission import Admission, busy
 from signer.api.asgi import Api, create_app, read_environ, run_flask
+from signer.api.console.session import HEADERS
 from signer.api.edge import MAX_HEAD, Phase
 from signer.api.request import read_address, read_token
 from signer.api.vault.responses import failure
@@ -670,3 +671,16 @@ def test_a_stranger_for_whom_there_is_no_room_is_told_when_to_retry_and_its_conn
         assert {b"retry-after: 1", b"connection: close"} <= set(head.lower().split(b"\r\n"))
         assert code in body
         assert json.loads(body)["errors"]
+
+
+def test_what_the_edge_answers_below_the_console_has_the_consoles_headers(
+    edge: _Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise busy()
+
+    monkeypatch.setattr(Admission, "enter", full)
+    head = edge.send(b"GET /console HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+    for name, value in HEADERS:
+        assert head.count(f"{name}: {value}".lower().encode()) == 1
+        assert len([line for line in head if line.startswith(f"{name}:".lower().encode())]) == 1

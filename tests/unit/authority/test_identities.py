@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def test_live_certificates_are_counted_by_identity_until_they_expire(bench: Benc
     assert ask(bench, ListLive(caller("deploy-agent"))) == own
     bench.now = NOW + 901
     assert ask(bench, ListLive(caller("operator"))) == {"identities": [], "holders": 0, "certificates": 0}
+
+
+def test_certificates_of_a_role_that_was_taken_away_still_count(bench: Bench) -> None:
+    bench.sign("deploy-agent")
+    now = bench.core.policy
+    agent = replace(now.identities["deploy-agent"], roles=frozenset())
+    assert bench.core.use_policy(replace(now, identities={**now.identities, "deploy-agent": agent})) is None
+    (row,) = ask(bench, ListIdentities(caller("operator"), "deploy", None, 50))["identities"]
+    assert ask(bench, ShowIdentity(caller("operator"), "deploy-agent"))["identity"] == row
+    assert row["live"] == 1
 
 
 def test_only_the_right_to_read_the_ledger_shows_all_identities(bench: Bench) -> None:

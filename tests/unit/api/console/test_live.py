@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from signer.api.console import live
-from signer.api.console.live import GATHERS, MAX_LIVE, LivePages, live_call
+from signer.api.console.live import MAX_LIVE, SETTLE_SECONDS, LivePages, live_call
 from signer.api.console.session import HEADERS
 from signer.api.vault.responses import HttpResponse
 from signer.api.waiting import Waiters
@@ -71,7 +71,7 @@ def test_a_page_waits_until_its_part_is_another_one(tmp_path: Path) -> None:
         waiting = bench.wait()
         await asyncio.sleep(0)
         bench.waiters._wake(["r-abcdefghij"])  # a change that this page does not show
-        await asyncio.sleep(2 * GATHERS)
+        await asyncio.sleep(2 * SETTLE_SECONDS)
         assert not waiting.done()
         bench.seen = OTHER
         bench.waiters._wake(["r-abcdefghij"])
@@ -103,7 +103,7 @@ def test_many_changes_at_once_make_the_part_once(tmp_path: Path) -> None:
         for number in range(100):
             bench.waiters._wake([f"r-{number}"])
             await asyncio.sleep(0)
-        await asyncio.sleep(1.5 * GATHERS)
+        await asyncio.sleep(1.5 * SETTLE_SECONDS)
         assert bench.made <= 3
         waiting.cancel()
 

@@ -394,6 +394,22 @@ def test_a_live_part_says_what_it_is_and_is_the_same_until_something_changes(ben
     assert anna.get("/console/requests?fragment=1").headers["ETag"] != f'"{seen}"'
 
 
+def test_a_live_part_asks_the_keeper_for_nothing_that_it_does_not_show(
+    bench: Asking, anna: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, asked, ask = bench.request()["request"], [], CoreClient.ask
+
+    def noted(client: CoreClient, header: dict[str, Any], body: bytes = b"") -> Any:
+        asked.append(header["op"])
+        return ask(client, header, body)
+
+    monkeypatch.setattr(CoreClient, "ask", noted)
+    assert anna.get(f"/console/requests/{name}?fragment=1").status == 200
+    assert asked == ["whoami", "request"]
+    assert anna.get(f"/console/requests/{name}").status == 200
+    assert len(asked) > 4, "the page has what differs from the last certificate"
+
+
 def test_a_page_that_asks_by_itself_does_not_keep_the_session_alive(bench: Asking, anna: Browser) -> None:
     for _ in range(14):
         bench.now += 60

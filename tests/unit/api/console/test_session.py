@@ -357,6 +357,12 @@ def test_an_error_of_the_keeper_is_a_page(bench: Bench, browser: Browser) -> Non
     assert page.headers["Retry-After"] == "1"
 
 
+def test_a_sign_in_that_the_keeper_cannot_answer_says_when_to_try_again(bench: Bench, browser: Browser) -> None:
+    bench.store.fail = "read"
+    page = browser.sign_in()
+    assert (page.status, page.headers["Retry-After"]) == (503, "1")
+
+
 def test_an_internal_error_reveals_nothing(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = Browser(app)
     browser.sign_in()
