@@ -44,11 +44,7 @@ SETTINGS: Final = (
     ("SIGNER_CONSOLE_URL", "", "address by which people open the console, such as https://signer.example.org"),
     ("SIGNER_NOTICES_FILE", "", "file of notice channels; unset: no notices are sent"),
     ("SIGNER_NOTICES_USER", "", "user of the notices process; required when started as root with channels"),
-    (
-        "SIGNER_NOTICES_DIR",
-        "/var/lib/signer-notices",
-        "directory of the notices process: its socket and its record of sent notices",
-    ),
+    ("SIGNER_NOTICES_DIR", "/var/lib/signer-notices", "directory of its socket and record of sent notices"),
     ("SIGNER_VAULT_ADDR", "", "address of Vault or OpenBao; needed where it signs"),
     ("SIGNER_VAULT_TOKEN_FILE", "", "file with a token that may sign there; needed where it signs"),
     ("SIGNER_VAULT_MOUNT", "ssh", "mount of its SSH engine"),
