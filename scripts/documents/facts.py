@@ -387,7 +387,7 @@ def module_of(path: Path) -> Any:
     return importlib.import_module(".".join(("signer", *path.with_suffix("").parts)).removesuffix(".__init__"))
 
 
-# --- rooms and modules -----------------------------------------------------------------------------------------------
+# --- blocks of commands ----------------------------------------------------------------------------------------------
 
 
 def marked_blocks() -> Table:
@@ -398,6 +398,9 @@ def marked_blocks() -> Table:
         for (lacks, stands_in), count in sorted(marks.items())
     ]
     return Table(("missing", "so the block is", "blocks"), rows)
+
+
+# --- rooms and modules -----------------------------------------------------------------------------------------------
 
 
 def layers() -> str:

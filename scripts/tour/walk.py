@@ -88,13 +88,13 @@ def why_no_host() -> str:
 
 
 def left_out(step: Step, number: int, why: str) -> Iterable[str]:
-    """The lines that tell of a step that is not run."""
+    """The lines that show a step that is not run."""
     yield from shown(step, number, "")
     yield f"      (left out: {why})"
 
 
 def shown(step: Step, number: int, said: str) -> Iterable[str]:
-    """The lines that tell of a step."""
+    """The lines that show a step."""
     yield f"\n{number:2}  {step.title}"
     yield f"    $ {step.command}{' &' if step.log else ''}"
     lines = said.splitlines()

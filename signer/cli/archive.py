@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,6 @@ from signer.cli.arguments import FILE, Checked, json_option, quoted, read_settin
 from signer.cli.backup import local_user
 from signer.cli.ledger import head_facts, head_line
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused
 from signer.units import parse_duration, plain, timestamp
 
 if TYPE_CHECKING:
@@ -60,14 +58,14 @@ def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
     now_ms = int(time.time() * 1000)
     with Archiving(settings.data_dir) as archiving:
         if (earlier := archiving.finish_interrupted()) is not None:
-            output.note(f"what was interrupted is now complete: event {earlier.seq}, {earlier.kind}")
+            output.note(f"the interrupted operation is now complete: event {earlier.seq}, {earlier.kind}")
         if (done := archiving.is_done(file)) is not None:
             output.note(f"{file} is the segment of the newest archive: nothing is left to do")
             return _show(file, *done, None, as_json=as_json)
         plan = archiving.plan(file, keep, now_ms)
         _tell(plan, file)
         if not yes:
-            _ask()
+            output.require_yes("archive them? yes or no", "nothing was archived", "add --yes")
         with output.Progress("verify") as progress:
             made: Archived = archiving.run(file, plan, f"local:{user}", now_ms, progress)
     return _show(file, made.archive, made.head, made.aside, as_json=as_json)
@@ -80,14 +78,6 @@ def _tell(plan: ArchivePlan, file: Path) -> None:
     output.note(f"events {plan.first:,} to {plan.last:,}, up to {timestamp(plan.until)}, go to {file}")
     older = f"{output.count(plan.carried, 'older one')} that still count"
     output.note(f"the ledger keeps the {output.count(plan.kept, 'event')} after them, and {older}")
-
-
-def _ask() -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused("not_approved", "nothing was archived: there is no terminal to ask at", "add --yes")
-    if output.ask("archive them? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", "nothing was archived", "")
 
 
 def _show(file: Path, archive: Archive, head: Head, aside: Path | None, *, as_json: bool) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,7 +17,7 @@ from signer.cli.arguments import FILE, HEAD, PAUSE, json_option, read_settings
 from signer.cli.connection import connection_options, open_api
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused, BadFile, BadFormat, NotFound, SignerError, Unavailable
+from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable
 from signer.model import Head
 from signer.units import plain, render_duration, timestamp
 
@@ -135,7 +134,7 @@ def _restore(
     saved = Head(*lost_head, 0) if lost_head else None
     with Restoration(settings.data_dir) as restoration:
         if (earlier := restoration.finish_interrupted()) is not None:
-            output.note(f"what was interrupted is now complete: event {earlier.seq}, {earlier.kind}")
+            output.note(f"the interrupted operation is now complete: event {earlier.seq}, {earlier.kind}")
         with output.Progress("verify") as progress:
             backup = restoration.take(source, progress)
         with closing(backup), restoration.replaced() as replaced:
@@ -145,7 +144,7 @@ def _restore(
             present = None if replaced is None else replaced.head()
         _tell(plan, present)
         if not yes:
-            _ask()
+            output.require_yes("restore it? yes or no", "nothing was restored", "add --yes")
         head, aside = restoration.commit(plan.events(user), int(time.time() * 1000))
     return _show_done(head, plan, aside, as_json=as_json)
 
@@ -217,14 +216,6 @@ def _tell(plan: RestorePlan, present: Head | None) -> None:
     output.note(f"serials {plan.first_serial:,} to {plan.last_serial:,} are skipped and revoked; everything is frozen")
 
 
-def _ask() -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused("not_approved", "nothing was restored: there is no terminal to ask at", "add --yes")
-    if output.ask("restore it? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", "nothing was restored", "")
-
-
 def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_json: bool) -> int:
     """The result; without a plan it was there already."""
     if as_json:
@@ -278,13 +269,12 @@ def ledger_follow(
 
     settings = read_settings()
     with ExitStack() as stack:
-        path = None if start_from is None else start_from.absolute()
-        backup = None if path is None else stack.enter_context(_open_backup(path, settings))
+        backup = None
+        if start_from is not None:
+            backup = stack.enter_context(_open_backup(start_from.absolute(), settings))
         become_writer(settings)
-        copy, api = (
-            stack.enter_context(closing(LedgerCopy(settings.data_dir))),
-            stack.enter_context(open_api(address, token_file)),
-        )
+        copy = stack.enter_context(closing(LedgerCopy(settings.data_dir)))
+        api = stack.enter_context(open_api(address, token_file))
         if backup is not None:
             with output.Progress("verify") as progress:
                 copy.begin_with(backup, progress)

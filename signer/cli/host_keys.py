@@ -14,7 +14,7 @@ from signer.cli import output
 from signer.cli.arguments import FILE, json_option
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
-from signer.errors import ApprovalRefused, BadFile, BadRequest, Refused
+from signer.errors import BadFile, BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
 from signer.units import plain
 
@@ -74,7 +74,13 @@ def hosts_add(
     if not as_json:
         _show_keys(names, found)
     if not yes:
-        _ask(names[0], from_stdin=str(keys) == _STDIN)
+        output.require_yes(
+            f"are these the keys of {names[0]}? yes or no",
+            f"{names[0]} is not listed",
+            "add --yes to list it unasked",
+            "nothing was sent",
+            can_ask=str(keys) != _STDIN,
+        )
     with open_api(address, token_file) as api:
         listed = api.add_host_keys(body)
     if as_json:
@@ -88,16 +94,6 @@ def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
     output.note(", ".join(names))
     for key in keys:
         output.note_bare(f"  {key.kind}  {key.bits}  {key.fingerprint}")
-
-
-def _ask(name: str, *, from_stdin: bool) -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if from_stdin or not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused(
-            "not_approved", f"{name} is not listed: there is no terminal to ask at", "add --yes to list it unasked"
-        )
-    if output.ask(f"are these the keys of {name}? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", f"{name} is not listed", "nothing was sent")
 
 
 def _read(path: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-from signer.errors import BadFile, SignerError, Unavailable, write_hint
+from signer.errors import ApprovalRefused, BadFile, SignerError, Unavailable, write_hint
 from signer.units import plain
 
 _BAR: Final = 24  # characters
@@ -120,6 +120,18 @@ def ask(question: str, default: str) -> str:
     with suppress(OSError, ValueError):
         print(f"{plain(question)} [{plain(default)}]: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() or default
+
+
+def require_yes(question: str, refused: str, unasked: str, hint: str = "", *, can_ask: bool = True) -> None:
+    """Raises `ApprovalRefused` with the text `refused` unless a person at the terminal answers `yes`.
+
+    `unasked` is the hint where no terminal can be asked at, `hint` that after another answer. `can_ask` is false where
+    stdin is read for something else.
+    """
+    if not (can_ask and sys.stdin is not None and sys.stdin.isatty()):
+        raise ApprovalRefused("not_approved", f"{refused}: there is no terminal to ask at", unasked)
+    if ask(question, "no") != "yes":
+        raise ApprovalRefused("not_approved", refused, hint)
 
 
 def note_over(text: str) -> None:

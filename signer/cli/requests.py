@@ -6,7 +6,6 @@ computed from them here. The signature is made by `ssh-keygen` on this machine.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUES
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import ApprovalRefused, BadFormat, NotFound, Refused
+from signer.errors import BadFormat, NotFound, Refused
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
 from signer.protocol.request_text import as_ssh_keygen, differences, of_certificate, opens, seconds_of
 from signer.units import plain, render_duration, timestamp
@@ -311,18 +310,18 @@ def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str
 
 
 def _approvals(shown: Shown) -> str:
-    """Who has approved or denied, and who still may."""
+    """Who has approved or denied, and who still may; malformed rows are left out."""
     reply = shown.reply
     if isinstance(denied := reply.get("denied"), dict):
         return f"denied by {denied.get('by')}" + (f": {denied['why']}" if denied.get("why") else "")
     given = [
         f"{row.get('by')} with {'software key ' if row.get('software') else ''}{row.get('key')}"
         + ("" if row.get("counts", True) else " (counts no more)")
-        + (f", waiver until {row['waiver']['until']}" if isinstance(row.get("waiver"), dict) else "")
-        for row in reply.get("approvals") or []
+        + (f", waiver until {row['waiver'].get('until')}" if isinstance(row.get("waiver"), dict) else "")
+        for row in _rows(reply.get("approvals"))
     ]
     parts = [f"needs {reply.get('needs')}", f"given by {'; '.join(given)}" if given else "none yet"]
-    if shown.state == "pending" and (names := reply.get("may_approve")):
+    if shown.state == "pending" and isinstance(names := reply.get("may_approve"), list) and names:
         parts.append(f"may approve: {', '.join(map(str, names))}")
     if (presence := reply.get("presence")) is not None:
         parts.append(f"the asker's own signature is {presence}")
@@ -330,13 +329,19 @@ def _approvals(shown: Shown) -> str:
 
 
 def _told(rows: list[Any]) -> str:
-    """Of each channel how it was told last, and why not."""
+    """Of each channel how it was told last, and why not; malformed rows are left out."""
     lines = {}
-    for row in rows:
-        people = f", read by {', '.join(map(str, row['people']))}" if row.get("people") else ""
+    for row in _rows(rows):
+        names = row.get("people")
+        people = f", read by {', '.join(map(str, names))}" if isinstance(names, list) and names else ""
         error = f": {row['error']}" if row.get("error") else ""
-        lines[row.get("channel")] = f"{row.get('channel')} ({row.get('kind')}{people}): {row.get('state')}{error}"
+        channel = str(row.get("channel"))
+        lines[channel] = f"{channel} ({row.get('kind')}{people}): {row.get('state')}{error}"
     return "; ".join(lines.values()) or "nobody"
+
+
+def _rows(value: object) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _ordinal(number: object) -> str:
@@ -350,14 +355,13 @@ def _ordinal(number: object) -> str:
 
 
 def _ask(shown: Shown, waiver: Mapping[str, object] | None) -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused(
-            "not_approved", f"{shown.id} is not approved: there is no terminal to ask at", "add --yes to sign unasked"
-        )
     also = f", and the same ask until {waiver['until']}, {waiver['uses']} times" if waiver else ""
-    if output.ask(f"approve {shown.id}{also}? yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", f"{shown.id} is not approved", "nothing was sent; deny it if you mean no")
+    output.require_yes(
+        f"approve {shown.id}{also}? yes or no",
+        f"{shown.id} is not approved",
+        "add --yes to sign unasked",
+        "nothing was sent; deny it if you mean no",
+    )
 
 
 def _sign(shown: Shown, approver: str, waiver: Mapping[str, object] | None, key: Path | None) -> str:

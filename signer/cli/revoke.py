@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from signer.cli.connection import connection_options, open_api
 from signer.cli.hosts_seen import count_with
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import ApprovalRefused, SignerError
+from signer.errors import SignerError
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -59,7 +58,12 @@ def revoke(
         if not as_json:
             _show_preview(by, value, preview)
         if not yes:
-            _ask(by, value)
+            output.require_yes(
+                f"revoke {by} {plain(value)}? it cannot be taken back; yes or no",
+                "nothing is revoked",
+                "add --yes to revoke unasked",
+                "nothing was sent",
+            )
         made = api.revoke({"by": by, "value": value, "reason": reason})
         hosts, text = _hosts_with(api, int(made["seq"]))
     if as_json:
@@ -97,16 +101,6 @@ def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:
     for row in preview["newest"]:
         facts = f"{row['serial']}  {row['identity']}  {','.join(row['principals'])}  until {row['valid_before']}"
         output.note_bare(plain(f"  serial {facts}"))
-
-
-def _ask(by: str, value: str) -> None:
-    """Raises `ApprovalRefused` unless a person at the terminal says yes."""
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise ApprovalRefused(
-            "not_approved", "nothing is revoked: there is no terminal to ask at", "add --yes to revoke unasked"
-        )
-    if output.ask(f"revoke {by} {plain(value)}? it cannot be taken back; yes or no", "no") != "yes":
-        raise ApprovalRefused("not_approved", "nothing is revoked", "nothing was sent")
 
 
 @verb("revocations", examples=["signer revocations", "signer revocations --json | jq -r '.revocations[].value'"])

@@ -1,6 +1,6 @@
 """The process that `signer witness serve` becomes: the witness, without the parser of the command line.
 
-It imports nothing that a witness does not need: what it holds is bounded to 30 megabytes.
+It imports nothing that a witness does not need: a witness is to take about 30 megabytes.
 """
 
 from __future__ import annotations

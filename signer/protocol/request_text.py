@@ -26,7 +26,8 @@ def opens(frozen: Mapping[str, Any]) -> str:
 
 def as_ssh_keygen(frozen: Mapping[str, Any]) -> Iterator[str]:
     """The lines of `ssh-keygen -L` for the certificate, with words for what is set when it is issued."""
-    from signer.ssh.publickey import certificate_kind, fingerprint_of, parse_public_key  # `requests list` needs it not
+    # `requests list` does not need it.
+    from signer.ssh.publickey import certificate_kind, fingerprint_of, parse_public_key
 
     binding = frozen["binding"]
     kind, key = "", f"made when it is claimed, with the secret {binding.get('claim_sha256', '?')}"
@@ -91,6 +92,4 @@ def seconds_of(text: str) -> int:
     try:
         return parse_timestamp(text)
     except (ValueError, OverflowError):
-        raise BadFormat(
-            "bad_approval_request", "the service sent a time that is not one", "check its address"
-        ) from None
+        raise BadFormat("bad_approval_request", "the service sent an invalid time", "check its address") from None

@@ -136,7 +136,10 @@ def test_the_console_is_served_and_an_agent_waits_there_until_ctrl_c() -> None:
         raise AssertionError(f"it ended without {pattern}:\n{said}")
 
     try:
-        request = read_until(r"^agent waits .*->  (r-\w{10}) waits for you")[1]
+        waits = read_until(r"^agent waits (.*)  ->  (r-\w{10}) waits for you")
+        words = f"ssh -F {folder_of(said) / 'ssh_config'} quickstart id"
+        request, reason = waits[2], "'restart the queue, ticket 4711'"
+        assert waits[1].strip() == f"safe-session --role production --reason {reason} --wait 1h {words}"
         address = re.search(r"^console +(http://localhost:\d+/console);", said, re.MULTILINE)
         assert address is not None, said
         with urllib.request.urlopen(address[1], timeout=10) as page:

@@ -28,8 +28,8 @@ def reply_of(frozen: dict[str, Any], /, **other: Any) -> dict[str, Any]:
     return {**known, "expires": frozen["expires"], "needs": 1, "approvals": [], "may_approve": ["anna"], **other}
 
 
-def shown_lines(frozen: dict[str, Any]) -> str:
-    return "\n".join(describe(read_request(reply_of(frozen)), "with nothing", NOW))
+def shown_lines(frozen: dict[str, Any], **other: Any) -> str:
+    return "\n".join(describe(read_request(reply_of(frozen, **other)), "with nothing", NOW))
 
 
 def test_a_request_is_read_with_the_digest_of_its_fields() -> None:
@@ -85,6 +85,41 @@ def test_every_field_that_is_signed_is_shown_also_one_that_this_release_does_not
         "permit-pty", "Valid: 15m", "cd" * 32, "0" * 64, "hosts: ['db1', 'db2']", 'Key ID: "deploy-agent:x"',
     ]  # fmt: skip
     assert [value for value in shown if value not in text] == []
+
+
+def test_an_invalid_time_is_refused() -> None:
+    with pytest.raises(BadFormat, match="the service sent an invalid time") as caught:
+        shown_lines(FROZEN, expires="soon")
+    assert caught.value.code == "bad_approval_request"
+
+
+@pytest.mark.parametrize(
+    "told, line",
+    [
+        ([{"channel": "ops", "kind": "ntfy", "state": "taken"}], "told        ops (ntfy): taken"),
+        (["ops", 5, None, {"channel": "ops", "kind": "ntfy", "state": "taken"}], "told        ops (ntfy): taken"),
+        ([{"channel": "ops", "kind": "ntfy", "state": "taken", "people": 5}], "told        ops (ntfy): taken"),
+        ([{"channel": ["ops"], "kind": "ntfy", "state": "taken"}], "told        ['ops'] (ntfy): taken"),
+        ([5], "told        nobody"),
+    ],
+)
+def test_malformed_rows_of_who_was_told_are_left_out(told: list[Any], line: str) -> None:
+    assert line in shown_lines(FROZEN, told=told).splitlines()
+
+
+@pytest.mark.parametrize(
+    "reply, line",
+    [
+        ({"approvals": 5}, "approvals   needs 1, none yet, may approve: anna"),
+        ({"approvals": ["anna", {"by": "anna", "key": "K"}]},
+         "approvals   needs 1, given by anna with K, may approve: anna"),
+        ({"approvals": [{"by": "anna", "key": "K", "waiver": {}}]},
+         "approvals   needs 1, given by anna with K, waiver until None, may approve: anna"),
+        ({"may_approve": 5}, "approvals   needs 1, none yet"),
+    ],
+)  # fmt: skip
+def test_malformed_rows_of_who_approved_are_left_out(reply: dict[str, Any], line: str) -> None:
+    assert line in shown_lines(FROZEN, **reply).splitlines()
 
 
 def test_a_forced_command_comes_first_and_its_absence_is_said() -> None:
