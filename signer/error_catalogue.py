@@ -954,11 +954,11 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
                "make it, owned by the user of `SIGNER_NOTICES_USER`, mode 0711"),
         _local("notices_file_not_private", "other users can read `SIGNER_NOTICES_FILE`, which holds secrets",
                "give it to the user of `SIGNER_NOTICES_USER`, mode 0400"),
-        _local("notices_file_refused", "`SIGNER_NOTICES_FILE` has problems, each with its line; nobody is told",
+        _local("notices_file_refused", "`SIGNER_NOTICES_FILE` has problems, each with its line; no notices are sent",
                "correct it, then `signer reload`; see runbooks/operate/notices.md"),
         _local("notices_file_unreadable", "`SIGNER_NOTICES_FILE` cannot be opened by the user that sends notices",
                "give it to the user of `SIGNER_NOTICES_USER`, mode 0400"),
-        _local("notices_off", "no channel is configured, so nobody is told", "set `SIGNER_NOTICES_FILE`"),
+        _local("notices_off", "no channel is configured, so no notices are sent", "set `SIGNER_NOTICES_FILE`"),
     ),
     "Reaching the service": (
         _local("address_malformed", "`SAFE_SESSION_ADDR` or `signer.address` is not a valid address",

@@ -27,6 +27,7 @@ from signer.cli.catalogue import VERBS
 from signer.cli.parser import Help, read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
+from signer.ledger.marks import Mark
 from signer.migration.evidence import files as evidence_files
 from signer.model import MAX_KEY_ID, MAX_PUBLIC_KEY, CaKeys, Head, Role, Token
 from signer.policy import file as policy_file
@@ -303,7 +304,8 @@ def metric_families() -> Table:
         "", CaKeys(""), {"llmops": cast("Role", None)}, {}, {"": Token("operator", "", 0)}
     )  # a name for each label
     state = core.StateOverview(Head(0, "", 0), {}, {})
-    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", ListState(0, 0, 0), cosigned_at=0)
+    published = ListState(0, 0, 0)
+    overview = Overview(0, 0, 0, 0, 0, "local", policy, state, 0, "", published, cosigned=Mark(0, 0))
     shadow = Shadow(lambda _fault: None)
     shadow.compared["llmops"] = shadow.faults["llmops"] = shadow.differences["llmops", "ttl"] = 1
     told = render_metrics({"phone": Counts()}, is_up=True)

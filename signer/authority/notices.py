@@ -217,15 +217,15 @@ class Fault:
     urgency: Urgency = "high"
 
 
-class Faults:
+class LastingFaults:
     """Tells when a fault of the service begins and when it ends."""
 
     def __init__(self) -> None:
         self._lasting: dict[str, tuple[int, Fault]] = {}  # by name, with the time when it was first seen
 
-    def begun(self) -> list[Notice]:
-        """Of the faults that last, in the order in which they began."""
-        return [_of_fault(name, since, fault) for name, (since, fault) in self._lasting.items()]
+    def begun(self, now: int) -> list[Notice]:
+        """Of the faults that last at `now`, in the order in which they began; with the id of the first notice."""
+        return [_of_fault(name, since, fault, now) for name, (since, fault) in self._lasting.items()]
 
     def update(self, current: Mapping[str, Fault], now: int) -> list[Notice]:
         """The notices of what is new among the faults, and of what is over; `now` in seconds since 1970."""
@@ -234,19 +234,22 @@ class Faults:
         for name, fault in current.items():
             if name not in self._lasting:
                 self._lasting[name] = now, fault
-                notices.append(_of_fault(name, now, fault))
+                notices.append(_of_fault(name, now, fault, now))
         return notices
 
 
-def _of_fault(name: str, since: int, fault: Fault) -> Notice:
+def _of_fault(name: str, since: int, fault: Fault, now: int) -> Notice:
+    details = [shown(fault.hint)] if fault.hint else []
+    if since != now:
+        details.append(f"since {timestamp(since)}")
     return Notice(
         id=f"f-{name}-{since}",
         seq=0,
-        at=since,
+        at=now,
         topic="health",
         kind="fault.begun",
         title=shown(fault.text, MAX_DETAIL),
-        details=(shown(fault.hint),) if fault.hint else (),
+        details=tuple(details),
         urgency=fault.urgency,
     )
 

@@ -34,7 +34,7 @@ VERBS: Final = (
     Entry("reload", _RUN, "take a changed policy, CA key and TLS certificate", "reload"),
     Entry("api", _RUN, "run only the API, for systemd", "services"),
     Entry("keeper", _RUN, "run only the keeper (CA key and ledger), for systemd", "services"),
-    Entry("notices run", _RUN, "run only the process that tells humans, for systemd", "notices"),
+    Entry("notices run", _RUN, "run only the process that sends notices, for systemd", "notices"),
     Entry("notices test", _RUN, "send one test notice to each channel", "notices"),
     Entry("init", _START, "write a first policy, settings, token and CA key", "init"),
     Entry("check", _START, "check everything a start depends on", "check"),

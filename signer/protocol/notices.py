@@ -13,9 +13,9 @@ import msgspec
 
 from signer.errors import BadFormat
 
-MAX_MESSAGE: Final = 16 * 1024  # bytes
+MAX_MESSAGE: Final = 128 * 1024  # bytes: thousands whom a notice concerns; Linux sends 208 KiB at once by default
 MAX_CHANNELS: Final = 16
-KEPT_FOR: Final = 3_600  # seconds for which a notice is worth to be sent
+KEPT_FOR: Final = 3_600  # seconds after which a notice is no longer sent
 Topic = Literal["requests", "incidents", "freezes", "refusals", "health", "tokens"]
 Urgency = Literal["low", "normal", "high", "urgent"]
 State = Literal["sending", "sent", "failed", "dropped"]
@@ -75,20 +75,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="message", forbi
 
 
 class Report(msgspec.Struct, frozen=True, tag="report", tag_field="message", forbid_unknown_fields=True):
-    """What became of notices of one channel: `count` of them, 1 unless they were dropped.
-
-    `queued` is how many still wait there. `error` says why it failed or was dropped.
-    """
+    """What became of a notice in one channel, where `queued` still wait; `error` says why it failed or was dropped."""
 
     channel: str
     state: State
     notice: str
-    kind: str
     at: int
     queued: int
     request: str | None = None
     error: str = ""
-    count: int = 1
 
 
 ToSender = Notice | Start

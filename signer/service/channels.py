@@ -30,12 +30,22 @@ from signer.address import check_peer, check_url
 from signer.errors import BadSettings, Refused, SignerError
 from signer.files import read_bounded
 from signer.http import CONNECT_WITHIN, Watch, new_session
-from signer.protocol.notices import MAX_CHANNELS, ChannelFacts, ChannelKind, Notice, Topic
+from signer.protocol.notices import (
+    MAX_CHANNELS,
+    MAX_MESSAGE,
+    ChannelFacts,
+    ChannelKind,
+    Hello,
+    Notice,
+    Topic,
+    encode,
+)
 from signer.toml import Faults, Names, Place, Table, parse_toml
 from signer.units import render_span, timestamp
 
 MAX_FILE: Final = 64 * 1024  # bytes
 DEADLINE: Final = 5.0  # seconds for one request, after the name was looked up
+MAX_FACTS: Final = MAX_MESSAGE - 1024  # bytes that the keeper is told of all channels; the rest is for a fault
 MAX_ANSWER: Final = 4096  # bytes that are read of an answer; none of them is shown
 MAX_SECRET: Final = 64  # bytes; MIN_SECRET and the form are those of Standard Webhooks
 MIN_SECRET: Final = 24
@@ -121,17 +131,23 @@ def _check_private(facts: os.stat_result) -> None:
 
 
 def parse_channels(raw: bytes) -> tuple[Channel, ...]:
-    """The channels of a file's content; raises `BadFile` with every problem. No problem contains a value."""
+    """The channels of a file's content; raises `BadFile` with every problem, such as a `ca_file` that this user cannot
+    read. No problem contains a value."""
     faults = Faults("notices_file_refused", "notices.toml", "see runbooks/operate/notices.md for its form")
     data = parse_toml(raw, MAX_FILE, faults)
     table = faults.table(_FileTable, (), data)
     found = [_parse_channel(name, value, faults) for name, value in table.channels.items()]
     if not table.channels:
-        faults.add(("channels",), "is empty: name a channel, or unset SIGNER_NOTICES_FILE to tell nobody")
+        faults.add(("channels",), "is empty: add a channel, or unset SIGNER_NOTICES_FILE to send no notices")
     if len(found) > MAX_CHANNELS:
         faults.add(("channels",), f"has {len(found)} channels; at most {MAX_CHANNELS} may be")
+    channels = tuple(channel for channel in found if channel is not None)
+    size = len(encode(Hello(cursor=2**62, channels=tuple(channel.facts for channel in channels))))
+    if size > MAX_FACTS:
+        text = f"take {size:,} bytes with the names of people; at most {MAX_FACTS:,} may be: name fewer people"
+        faults.add(("channels",), text)
     faults.check()
-    return tuple(channel for channel in found if channel is not None)
+    return channels
 
 
 def _parse_channel(name: str, value: object, faults: Faults) -> Channel | None:
@@ -189,6 +205,7 @@ def _check_address(text: str) -> None:
     try:
         url = urlsplit(text)
         has_user, _ = url.username is not None, url.port
+        (url.hostname or "").encode("idna")  # as a look-up does
         check_url(text, "it")
     except BadSettings as error:
         raise ValueError("is plain http to another machine" if error.code == "token_in_clear" else "is not an https"
@@ -213,6 +230,8 @@ def _check_word(text: str) -> None:
 def _check_path(text: str) -> None:
     if not Path(text).is_absolute():
         raise ValueError("is not an absolute path")
+    if not os.access(text, os.R_OK, effective_ids=True):
+        raise ValueError("cannot be read by this user")
 
 
 _CHECKS: Final[Mapping[str, Callable[[str], None]]] = {
@@ -273,7 +292,10 @@ def check_number(host: str) -> None:
 
 def _open_socket(scheme: str, host: str, port: int, seconds: float) -> socket.socket:
     """Connects to an address of the host that was checked, and to no other; raises `OSError` or `Refused`."""
-    places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    try:
+        places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except UnicodeError:  # an empty or too long part of the name
+        raise socket.gaierror(socket.EAI_NONAME, "the name is malformed") from None
     allowed = [place for place in places if not is_forbidden(str(place[4][0]))]
     if not allowed:
         raise Refused("notice_address_refused", "its address is link-local, of a metadata service or multicast")
@@ -303,7 +325,7 @@ class Result(NamedTuple):
 
 
 class Sender:
-    """Sends notices to one channel, from one thread, each over a connection of its own."""
+    """Sends notices to one channel, from one thread, each over its own connection."""
 
     def __init__(self, channel: Channel, watch: Watch, console: str | None) -> None:
         self._channel = channel

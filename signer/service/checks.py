@@ -140,20 +140,29 @@ def _check_users(settings: Settings) -> Iterator[Check]:
         return
     more = f", notices as {settings.notices_user}" if settings.notices_file is not None else ""
     yield Check("ok", "users", f"keeper runs as {settings.keeper_user}, api as {settings.api_user}{more}")
-    for user in sorted(set(settings.users.values()) & {"root"}, key=str):
+    for user in sorted({str(user) for user in settings.users.values() if _uid_of(user) == 0}):
         yield Check(
             "warn", "user_is_root", f"a compromised process of {user} compromises the host", "give each its own user"
         )
-    if settings.keeper_user == settings.api_user:
+    if _uid_of(settings.keeper_user) == _uid_of(settings.api_user):
         yield Check("warn", "users_are_one", "the api can access the keeper's files", "give each its own user")
+
+
+def _uid_of(user: str | None) -> int | None:
+    """None for one that is not set or does not exist: names may differ and mean one user."""
+    try:
+        return None if user is None else look_up_user(user).pw_uid
+    except BadSettings:
+        return None
 
 
 def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
     """The channels as the process finds them that sends notices, and whether the keeper can reach it."""
     from signer.service.channels import load_channels  # which loads an HTTP library
 
-    user, keeper = settings.notices_user, settings.keeper_user
-    if user is not None and user in (keeper, settings.api_user):
+    user = settings.notices_user
+    uid, keeper = _uid_of(user), _uid_of(settings.keeper_user)
+    if uid is not None and uid in (keeper, _uid_of(settings.api_user)):
         text = f"the process that sends notices to the Internet runs as {user}, and can use that process's files"
         yield Check("warn", "users_are_one", text, "give SIGNER_NOTICES_USER its own user")
     try:
@@ -170,7 +179,7 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         mode = settings.notices_dir.stat().st_mode
     except OSError:  # the start makes it
         return
-    if user != keeper and not mode & 0o001:
+    if uid != keeper and not mode & 0o001:
         text = f"{settings.notices_dir} has mode {stat.S_IMODE(mode):04o}: the keeper cannot reach the socket in it"
         yield Check("warn", "notices_dir_closed", text, f"chmod 0711 {settings.notices_dir}")
 

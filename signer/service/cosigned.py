@@ -11,12 +11,6 @@ from signer.units import render_duration, timestamp
 OVERDUE_AFTER: Final = 3600  # seconds; the timer of runbooks/operate/witness.md asks every five minutes
 
 
-def cosigned_at(data_dir: Path) -> int | None:
-    """When enough witnesses last cosigned a checkpoint, in seconds since 1970; None if they never did."""
-    mark = read_mark(data_dir, COSIGNED)
-    return None if mark is None else mark.time
-
-
 def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
     """What should not stay as it is, by a stable name; nothing where no witness was ever asked."""
     found = {}
@@ -25,8 +19,8 @@ def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
             f"a witness held another history of the ledger at {timestamp(differs.time)}: see runbooks/ledger.md; "
             "delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
         )
-    at = cosigned_at(data_dir)
-    if at is not None and now - at > OVERDUE_AFTER:
-        ago = render_duration(now - at)
+    cosigned = read_mark(data_dir, COSIGNED)
+    if cosigned is not None and now - cosigned.time > OVERDUE_AFTER:
+        ago = render_duration(now - cosigned.time)
         found["witness_late"] = f"the ledger was last cosigned {ago} ago: run `signer ledger witness`"
     return found

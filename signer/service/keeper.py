@@ -75,7 +75,7 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.checkpoints import Checkpoints
-from signer.service.cosigned import cosigned_at, cosigning_warnings
+from signer.service.cosigned import cosigning_warnings
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -602,7 +602,7 @@ class Keeper:
         identity, _ = self._core.authenticate(read_caller(header), int(time.time()))
         return "ledger.read" in identity.may
 
-    def _health(self) -> Ready | NotReady:
+    def _check_ready(self) -> Ready | NotReady:
         """Ready: the state is read, the clock is not late, and a write reached the disk within the last second."""
         try:
             if time.monotonic() - self._probed >= 1:
@@ -620,37 +620,45 @@ class Keeper:
             self._outage.note_failure(failure)
             return NotReady(ready=False, code=failure.code, text=failure.text, hint=failure.hint)
         self._outage.note_ready()
-        ready = Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+        return Ready(ready=True, ca_fingerprint=fingerprint, policy=self._core.policy.digest, mode=self._backend.mode)
+
+    def _health(self) -> Ready | NotReady:
+        """Whether it is ready, with the published list and with what should not stay as it is."""
+        ready = self._check_ready()
+        if isinstance(ready, NotReady):
+            return ready
         published, now = self._publisher.state(), int(time.time())
         if published.version is not None:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
-        cosigning = cosigning_warnings(self._ledger.data_dir, now)
-        mode = still_vault(self._backend.mode, self._core.cut_over())
-        told = [] if self._notifier is None else self._notifier.warnings()
-        if warnings := mode + self._core.warnings() + published.warnings(now) + list(cosigning.values()) + told:
+        warnings = [text for texts in self._concerns(now).values() for text in texts]
+        if self._notifier is not None:
+            warnings += self._notifier.warnings()
+        if warnings:
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
 
+    def _concerns(self, now: int) -> dict[str, list[str]]:
+        """What should not stay as it is, by a stable name; `now` in seconds since 1970."""
+        cosigning = cosigning_warnings(self._ledger.data_dir, now)
+        return {
+            "still_vault": still_vault(self._backend.mode, self._core.cut_over()),
+            "incidents_overdue": self._core.warnings(),
+            "list_late": self._publisher.state().warnings(now),
+            **{name: [text] for name, text in cosigning.items()},
+        }
+
     def _faults(self) -> dict[str, Fault]:
         """What humans are told of the service's state while it lasts, by a stable name."""
-        health, now = self._health(), int(time.time())
-        found = {}
+        health, found = self._check_ready(), {}
         if isinstance(health, NotReady):
             found[health.code] = Fault(f"no certificate is issued: {health.text}", health.hint, "urgent")
         elif (failure := self._outage.lasting) is not None:
             found[failure.code] = Fault(f"no certificate is issued: {failure.text}", failure.hint, "urgent")
-        found |= {name: Fault(text) for name, text in cosigning_warnings(self._ledger.data_dir, now).items()}
-        for name, texts in (
-            ("still_vault", still_vault(self._backend.mode, self._core.cut_over())),
-            ("incidents_overdue", self._core.warnings()),
-            ("list_late", self._publisher.state().warnings(now)),
-        ):
-            if texts:
-                found[name] = Fault("; ".join(texts))
-        return found
+        concerns = self._concerns(int(time.time()))
+        return found | {name: Fault("; ".join(texts)) for name, texts in concerns.items() if texts}
 
     def _compared_key(self) -> PublicKey | None:
         """The local key that another CA's certificates are compared with (mode shadow)."""
@@ -670,8 +678,8 @@ class Keeper:
             ledger_bytes=self._ledger.size(),
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
-            cosigned_at=cosigned_at(self._ledger.data_dir),
             cut_over=self._core.cut_over(),
+            cosigned=read_mark(self._ledger.data_dir, COSIGNED),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 
@@ -685,11 +693,9 @@ class Keeper:
         if _local_user(peer.uid, header) is None:
             identity, _ = self._core.authenticate(read_caller(header), int(time.time()))
             require(identity, "ledger.read")
-        health = self._health()
+        health = self._check_ready()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
-        folder = self._ledger.data_dir
-        verified, cosigned = read_mark(folder, VERIFIED), read_mark(folder, COSIGNED)
-        overview = replace(self._overview(), verified=verified, cosigned=cosigned)
+        overview = replace(self._overview(), verified=read_mark(self._ledger.data_dir, VERIFIED))
         return overview.status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
 
     def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:

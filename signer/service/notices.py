@@ -40,6 +40,7 @@ MAX_REPORTS: Final = 2_000  # that wait for the keeper
 MAX_DONE: Final = 500  # notices without an event whose ids a channel remembers
 BACK_OFF: Final = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before the next attempt, by the number of failures in a row
 ENDS_WITHIN: Final = 1.0  # seconds for a request that is under way at the end
+MAX_FAULT: Final = 500  # characters of a reason why there are no channels
 CURSOR: Final = "cursor.json"
 LOCK: Final = "sender.lock"
 _MAX_CURSOR: Final = 1024 * 1024  # bytes
@@ -73,7 +74,7 @@ class CursorFile:
             return self._cursors.setdefault(name, Cursor())
 
     def keep(self, names: set[str]) -> None:
-        """Forgets all other channels: one that comes back begins anew."""
+        """Forgets all other channels: one that comes back starts again."""
         with self._lock:
             self._cursors = {name: cursor for name, cursor in self._cursors.items() if name in names}
             self._write()
@@ -100,7 +101,7 @@ class CursorFile:
 
 
 def _read_cursors(path: Path) -> dict[str, Cursor]:
-    """The cursors of a file; none if it cannot be read as such: then every channel begins anew."""
+    """The cursors of a file; none if it cannot be read as such: then every channel starts again."""
     found = {}
     try:
         for name, shown in json.loads(read_bounded(path, _MAX_CURSOR)).items():
@@ -197,11 +198,12 @@ class Outbox:
             self._thread.join(within)
 
     def adopt(self, former: Outbox) -> None:
-        """Takes over the queue of a stopped one, whose channel was configured anew."""
+        """Takes over the queue of a stopped one, whose channel was reconfigured."""
         with former._changed:
             self._queue.extend(former._queue)
             self._waiting_ids |= former._waiting_ids
-            self._received, self._missed = former._received, former._missed
+            self._received = former._received
+            self._missed, self._said = former._missed, former._said
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -292,7 +294,6 @@ class Outbox:
                 channel=self.channel.name,
                 state=state,  # type: ignore[arg-type]
                 notice=notice.id,
-                kind=notice.kind,
                 at=int(self._clock()),
                 queued=len(self._queue),
                 request=notice.request,
@@ -461,7 +462,7 @@ class Process:
             problems = "; ".join(" ".join(problem.split()) for problem in getattr(error, "problems", ()))
             log.error("%s (%s): %s %s", error.text, error.code, problems, error.hint)  # noqa: TRY400
             if not self._outboxes:
-                self._fault = f"{error.text} ({error.code})"
+                self._fault = f"{error.text[:MAX_FAULT]} ({error.code})"
             return error
         self._fault = ""
         self._use(channels)

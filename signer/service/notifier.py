@@ -10,7 +10,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from signer.authority.notices import Fault, Faults
+from signer.authority.notices import Fault, LastingFaults
 from signer.errors import BadFormat, LedgerBroken, Unavailable
 from signer.hardening import peer_process
 from signer.model import Entry, Head
@@ -47,7 +47,7 @@ MAX_REQUESTS: Final = 2_000  # of which it is remembered who was told
 MAX_OF_REQUEST: Final = 64  # rows of a request
 MAX_ERROR: Final = 200  # characters
 _AT_ONCE: Final = 64  # messages read, or events read from the ledger, in one round
-MAX_QUEUED: Final = 2**31
+_MAX_COUNT: Final = 2**31  # of notices in a report
 
 
 class Events(Protocol):
@@ -110,8 +110,10 @@ class Notifier:
         self._begun_at = begun_at
         self._position = 0  # the newest event that the process has, or that needs no notice
         self._is_behind = False  # events after the position may need notices
-        self._faults = Faults()
-        self._unsent: list[Notice] = []  # without an event, which the ledger cannot give again
+        self._faults = LastingFaults()
+        self._unsent: deque[Notice] = deque()  # of faults, which the ledger cannot give again
+        self._ending: deque[Notice] = deque()  # of tokens, that were not handed over yet
+        self._handed_over: set[str] = set()  # ids of notices of tokens, in this connection
         self._told: OrderedDict[str, dict[tuple[str, str], ToldRow]] = OrderedDict()  # by request
         self._changed: set[str] = set()
         self._counts: dict[str, Counts] = {}
@@ -205,7 +207,9 @@ class Notifier:
         except (Unavailable, LedgerBroken):
             self.close()  # the process tries again to say what it has
             return
-        self._unsent = self._faults.begun()
+        self._unsent = deque(self._faults.begun(int(self._clock())))
+        self._ending.clear()
+        self._handed_over.clear()
         self._looked_at_tokens = -TOKENS_EVERY
 
     def _offer(self, entry: Entry) -> bool:
@@ -245,6 +249,8 @@ class Notifier:
             return False
         data = encode(message)
         if len(data) > MAX_MESSAGE:
+            text = f"it takes {len(data):,} bytes, and at most {MAX_MESSAGE:,} may be"
+            self._lines.warn("a notice is too large", f"the notice of event {message.seq} is not sent: {text}")
             return True
         try:
             self._sock.send(data)
@@ -265,8 +271,11 @@ class Notifier:
         except Exception as error:  # noqa: BLE001 - what humans are told must not end the keeper
             self._lines.fault("internal error while the state was looked at for notices", error)
         while self._unsent and self._send(self._unsent[0]):
-            self._unsent.pop(0)
-        del self._unsent[_AT_ONCE:]  # they are made again at the next connection
+            self._unsent.popleft()
+        while self._ending and not self._unsent and self._send(self._ending[0]):
+            self._handed_over.add(self._ending.popleft().id)
+        if len(self._unsent) > _AT_ONCE:  # too many began and ended while there was no room: what lasts is told
+            self._unsent = deque(self._faults.begun(int(self._clock())))
 
     def _look_at_state(self, now: float) -> None:
         if now - self._looked_at_faults >= FAULTS_EVERY:
@@ -274,7 +283,9 @@ class Notifier:
             self._unsent += self._faults.update(self._sources.faults(), int(self._clock()))
         if now - self._looked_at_tokens >= TOKENS_EVERY:
             self._looked_at_tokens = now
-            self._unsent += self._sources.tokens()
+            ending = self._sources.tokens()
+            self._handed_over &= {notice.id for notice in ending}
+            self._ending = deque(notice for notice in ending if notice.id not in self._handed_over)
 
     # --- who was told ---------------------------------------------------------------------------------------------
 
@@ -291,9 +302,9 @@ class Notifier:
         if channel is None:
             return
         counts = self._counts.setdefault(channel.name, Counts())
-        counts.queued = min(max(report.queued, 0), MAX_QUEUED)
+        counts.queued = min(max(report.queued, 0), _MAX_COUNT)
         counts.error = report.error[:MAX_ERROR] if report.state == "failed" else ""
-        counts.totals[report.state] += min(max(report.count, 0), MAX_QUEUED)
+        counts.totals[report.state] += 1
         if report.request is None or report.request not in self._told:  # no other request was ever handed over
             return
         rows = self._rows_of(report.request)
@@ -340,7 +351,7 @@ class Notifier:
     def warnings(self) -> list[str]:
         """What should not stay as it is, for whoever looks whether the service is ready; names nobody."""
         if self._channels is None:
-            return ["the process that sends notices is not there, so nobody is told: see its log"]
+            return ["the notices process is not connected, so no notices are sent: see its log"]
         if not self._channels:
             return [f"no notices are sent: {self._fault or 'no channel is configured'}"]
         failing = sum(bool(counts.error) for counts in self._counts.values())
@@ -349,13 +360,13 @@ class Notifier:
         return [f"{failing} of {len(self._channels)} channels do not take notices: run `signer notices test`"]
 
     @property
-    def is_connected(self) -> bool:
+    def is_up(self) -> bool:
         """Whether the process that sends notices is there and has channels."""
         return bool(self._channels)
 
     def gauges(self) -> Iterator[Metric]:
         """The metrics of notices."""
-        return render_metrics(self._counts, is_up=self.is_connected)
+        return render_metrics(self._counts, is_up=self.is_up)
 
 
 def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Metric]:

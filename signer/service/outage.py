@@ -35,23 +35,22 @@ class Outage:
     lines: LogLimit
     clock: Callable[[], float] = time.monotonic
     lasting: SignerError | None = None  # the failure that began it
-    _code: str = ""
     _since: float = 0.0  # seconds, of `clock`
 
     def note_failure(self, failure: SignerError) -> None:
         """Logs the begin of an outage, if the failure is one and none lasts."""
-        if failure.code in OUTAGES and not self._code:
-            self._code, self._since, self.lasting = failure.code, self.clock(), failure
+        if failure.code in OUTAGES and self.lasting is None:
+            self._since, self.lasting = self.clock(), failure
             self.lines.warn("an outage began", f"no certificate is issued: {failure.text}; {failure.hint}")
 
     def note_ready(self) -> None:
         """Ends an outage that the probe of /readyz would still show."""
-        if self._code in _PROBED:
+        if self.lasting is not None and self.lasting.code in _PROBED:
             self.note_signature()
 
     def note_signature(self) -> None:
         """Logs the end of an outage, if one lasts."""
-        if self._code:
-            duration = self.clock() - self._since
-            self.lines.warn("an outage ended", f"certificates are issued again, after {duration:.0f} s ({self._code})")
-            self._code, self.lasting = "", None
+        if self.lasting is not None:
+            how = f"after {self.clock() - self._since:.0f} s ({self.lasting.code})"
+            self.lines.warn("an outage ended", f"certificates are issued again, {how}")
+            self.lasting = None

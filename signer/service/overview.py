@@ -50,7 +50,6 @@ class Overview:
     publisher: str  # fingerprint of the publishing key
     published: ListState
     fetches: tuple[Fetch, ...] = ()
-    cosigned_at: int | None = None
     cut_over: int | None = None
     verified: Mark | None = None
     cosigned: Mark | None = None
@@ -65,9 +64,9 @@ class Overview:
         ):
             yield GaugeMetricFamily(name, text, value=value)
         yield from self._list_gauges()
-        if self.cosigned_at is not None:
+        if self.cosigned is not None:
             text = "when enough witnesses last cosigned a checkpoint of the ledger, in seconds since 1970"
-            yield GaugeMetricFamily("signer_ledger_cosigned_timestamp_seconds", text, value=self.cosigned_at)
+            yield GaugeMetricFamily("signer_ledger_cosigned_timestamp_seconds", text, value=self.cosigned.time)
         if self.state is not None:
             yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
             yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))

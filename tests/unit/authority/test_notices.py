@@ -14,7 +14,7 @@ from signer.authority.notices import (
     REPEATED,
     REPEATED_EVERY,
     Fault,
-    Faults,
+    LastingFaults,
     shown,
     token_notices,
 )
@@ -234,16 +234,19 @@ def test_a_token_in_a_text_is_hidden() -> None:
 
 
 def test_a_fault_is_told_when_it_begins_and_when_it_ends_with_its_duration() -> None:
-    faults = Faults()
+    faults = LastingFaults()
     disk = Fault("no certificate is issued: the disk is full", "free space", "urgent")
     (begun,) = faults.update({"ledger_unavailable": disk}, 1_000)
     assert (begun.title, begun.details, begun.urgency) == (disk.text, ("free space",), "urgent")
     assert faults.update({"ledger_unavailable": replace(disk, text="another text")}, 1_010) == []
-    assert faults.begun() == [begun], "for a process that connects while it lasts"
+    (again,) = faults.begun(1_130)  # for a process that connects while it lasts
+    assert again.id == begun.id
+    assert again.at == 1_130, "an old one would be given up: it is told that the fault lasts now"
+    assert again.details == ("free space", "since 1970-01-01T00:16:40Z")
     (over,) = faults.update({}, 1_130)
     assert over.title == "over after 2m: no certificate is issued: the disk is full"
     assert over.id != begun.id
-    assert faults.update({}, 1_140) == faults.begun() == []
+    assert faults.update({}, 1_140) == faults.begun(1_140) == []
 
 
 def test_the_end_of_an_identitys_last_token_is_told_in_two_stages(bench: Asking) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from signer.errors import BadFile, BadSettings
 from signer.http import Watch
-from signer.protocol.notices import Notice
+from signer.protocol.notices import MAX_MESSAGE, Hello, Notice, encode
 from signer.service import channels
 from signer.service.channels import (
+    MAX_FILE,
     MAX_NTFY,
     Channel,
     Sender,
@@ -71,12 +72,14 @@ def test_each_kind_is_read_and_no_repr_has_a_secret() -> None:
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("", "is empty: name a channel"),
+        ("", "is empty: add a channel"),
         (HOOK.replace("https://hooks.example/", "http://hooks.example/"), "is plain http to another machine"),
         (HOOK.replace("hooks.example", "169.254.169.254"), "link-local, metadata or multicast"),
         (HOOK.replace("hooks.example", "[fe80::1]"), "link-local, metadata or multicast"),
         (HOOK.replace("hooks.example", "user:s3cr3t@hooks.example"), "without user and fragment"),
         (HOOK.replace("https:", "ftp:"), "is not an https address"),
+        (HOOK.replace("hooks.example", "hooks..example"), "is not an https address"),
+        (HOOK.replace("hooks.example", "h" * 64 + ".example"), "is not an https address"),
         (HOOK.replace(SECRET, "whsec_czNjcjN0"), "is not whsec_ and the base64 of 24 to 64 random bytes"),
         (HOOK.replace(f'secret = "{SECRET}"', ""), "is missing"),
         (HOOK + 'topic = "s3cr3t"\n', "is not a key of kind webhook"),
@@ -95,6 +98,15 @@ def test_a_bad_file_is_refused_with_the_reason(text: str, problem: str) -> None:
     assert problem in problems(text)
 
 
+def test_channels_that_do_not_fit_in_one_message_are_refused() -> None:
+    """The keeper could not read which channels there are, and would connect for ever."""
+    quotes = '"' * (MAX_FILE - len(HOOK) - 20)  # each takes two bytes in a message
+    many = HOOK + f"people = ['{quotes}']\n"
+    assert "bytes with the names of people; at most" in problems(many)
+    hello = Hello(cursor=None, channels=(one(HOOK + f"people = ['{quotes[:5_000]}']\n").facts,))
+    assert len(encode(hello)) < MAX_MESSAGE
+
+
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "notices.toml"
     file.write_text(HOOK)
@@ -106,6 +118,20 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     assert len(load_channels(file)) == 1
     with pytest.raises(BadSettings, match="No such file"):
         load_channels(tmp_path / "none")
+
+
+def test_a_ca_file_that_this_user_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, authority = tmp_path / "notices.toml", tmp_path / "ca.pem"
+    file.write_text(HOOK + f'ca_file = "{authority}"\n')
+    file.chmod(0o400)
+    for _ in range(2):  # without it, and with one of another user
+        with pytest.raises(BadFile) as refused:
+            load_channels(file)
+        assert refused.value.problems == (f"line 5    {'channels.hook.ca_file':<36} cannot be read by this user",)
+        authority.write_text("x")
+        monkeypatch.setattr(channels.os, "access", lambda path, mode, **_: False)  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert load_channels(file)[0].ca_file == authority
 
 
 # --- where a request may go ------------------------------------------------------------------------------------------
@@ -166,6 +192,17 @@ def test_plain_http_to_this_machine_is_not_sent_to_another_one(watch: Watch, mon
     monkeypatch.setattr(socket.socket, "connect", lambda _, place: connected.append(place))
     assert "in the clear" in sender("http://localhost/s3cr3t", watch).send(NOTICE, NOW).error
     assert connected == []
+
+
+def test_a_name_that_cannot_be_encoded_is_an_error_of_the_channel(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def refuse(*_: object) -> None:
+        "hooks..example".encode("idna")  # as getaddrinfo does, which unit tests must not call
+
+    monkeypatch.setattr(channels.socket, "getaddrinfo", refuse)  # type: ignore[attr-defined]
+    assert sender("https://hooks.example/s3cr3t", watch).send(NOTICE, NOW).error == "its name cannot be resolved"
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------

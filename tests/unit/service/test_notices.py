@@ -164,6 +164,22 @@ def test_what_is_older_than_an_hour_is_not_sent_but_counted(bench: Bench) -> Non
     assert (dropped.notice, dropped.error) == ("n-1", "it is older than an hour")
 
 
+def test_a_channel_that_is_reconfigured_says_once_how_many_were_missed(bench: Bench) -> None:
+    bench.sender.answers.extend([REFUSED] * 100_000)  # until it is stopped
+    bench.box.put(notice(1, at=NOW - KEPT_FOR - 1))
+    bench.box.start()
+    eventually(lambda: bench.sender.tried, "an attempt to say that one was given up")
+    former = bench.box
+    former.stop(10)
+    bench.begin()
+    bench.box.adopt(former)
+    bench.box.put(notice(2))
+    bench.box.start()
+    eventually(lambda: bench.reports[-1].notice == "n-2", "the report of the last one")
+    bench.end()
+    assert [one.id for one in bench.sender.taken] == ["m-1-1", "n-2"]
+
+
 def test_a_message_that_a_channel_never_takes_does_not_block_the_next(bench: Bench) -> None:
     bench.sender.answers.append(Result("it answers 413", is_final=True))
     bench.box.put(notice(1))
@@ -202,7 +218,7 @@ def test_people_get_what_concerns_them_and_what_concerns_everybody(tmp_path: Pat
     bench.end()
 
 
-def test_another_ledger_begins_anew(bench: Bench) -> None:
+def test_another_ledger_starts_again(bench: Bench) -> None:
     bench.box.begin(900)
     bench.box.begin(10)
     bench.box.put(notice(11))
@@ -211,7 +227,7 @@ def test_another_ledger_begins_anew(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"hook": {"seq": "7", "done": []}}', '{"hook": 7}', "[" * 10_000])
-def test_a_damaged_cursor_file_begins_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cursor_file_starts_again(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cursor.json").write_text(content)
     assert CursorFile(tmp_path / "cursor.json").of("hook").seq is None
     assert "cannot be read" in caplog.text

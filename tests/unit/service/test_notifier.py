@@ -18,7 +18,17 @@ from signer.authority.notices import Fault
 from signer.errors import Unavailable
 from signer.model import Entry, Head
 from signer.protocol.log_limit import LogLimit
-from signer.protocol.notices import ChannelFacts, Hello, Notice, Report, Start, encode, read_for_sender
+from signer.protocol.notices import (
+    KEPT_FOR,
+    MAX_MESSAGE,
+    ChannelFacts,
+    Hello,
+    Notice,
+    Report,
+    Start,
+    encode,
+    read_for_sender,
+)
 from signer.protocol.replies import FrozenFields, NextSteps, RequestDetails
 from signer.service import notifier
 from signer.service.channels import TOPICS
@@ -65,6 +75,7 @@ class Bench:
         self.listener.listen()
         self.ledger = FakeLedger()
         self.faults: dict[str, Fault] = {}
+        self.tokens: list[Notice] = []
         self.clock = Clock(NOW)
         self.lines = LogLimit(logging.getLogger("signer.keeper"))
         self.connection: socket.socket | None = None
@@ -76,7 +87,7 @@ class Bench:
         self.make(uid, begun_at)
 
     def make(self, uid: int, begun_at: int = 0) -> None:
-        sources = Sources(self.notice_of, lambda: self.faults, list)
+        sources = Sources(self.notice_of, lambda: self.faults, lambda: self.tokens)
         self.notifier = Notifier(
             SenderPlace(self.path, uid), selectors.DefaultSelector(), self.ledger, sources, self.lines,
             begun_at=begun_at, clock=self.clock,
@@ -123,7 +134,7 @@ class Bench:
         found: list[Notice | Start] = []
         while True:
             try:
-                data = self.connection.recv(65536)
+                data = self.connection.recv(MAX_MESSAGE)
             except BlockingIOError:
                 return found
             if not data:
@@ -171,7 +182,7 @@ def test_a_process_that_was_never_told_anything_begins_at_the_keepers_start(benc
     assert [one.seq for one in rest if isinstance(one, Notice)] == [3]
 
 
-def test_a_cursor_of_another_ledger_begins_anew(bench: Bench) -> None:
+def test_a_cursor_of_another_ledger_starts_again(bench: Bench) -> None:
     bench.record(1)
     bench.remake(os.geteuid(), begun_at=1)
     bench.connect(900)
@@ -213,6 +224,23 @@ def test_a_ledger_that_cannot_be_read_is_read_later(bench: Bench) -> None:
     bench.ledger.is_gone = False
     bench.connect(0)
     assert bench.numbers() == [1, 2]
+
+
+def test_a_notice_that_concerns_thousands_is_sent_and_one_that_is_too_large_is_logged_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {1: 5_000, 2: 10_000, 3: 10_000, 4: 1}
+
+    def make(one: Entry) -> Notice:
+        concerns = tuple(f"agent-{number:010}" for number in range(names[one.seq]))
+        return Notice(id=f"n-{one.seq}", seq=one.seq, at=NOW, topic="requests", kind="x", title="t", concerns=concerns)
+
+    monkeypatch.setattr(bench.notifier, "_sources", Sources(make, dict, list))
+    bench.connect(0)
+    bench.record(*names)
+    assert bench.numbers() == [1, 4]
+    (line,) = caplog.messages
+    assert line == "the notice of event 2 is not sent: it takes 190,175 bytes, and at most 131,072 may be"
 
 
 def test_a_notice_that_cannot_be_made_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +287,7 @@ def test_a_state_that_cannot_be_looked_at_ends_nothing(bench: Bench, monkeypatch
 def test_a_process_of_another_user_is_told_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.remake(os.geteuid() + 1)
     bench.notifier.turn([])
-    assert not bench.notifier.is_connected
+    assert not bench.notifier.is_up
     assert "no notices are sent: user" in caplog.text
 
 
@@ -274,7 +302,7 @@ def test_a_malformed_message_ends_the_connection_and_no_more(bench: Bench, data:
     bench.connect(0)
     bench.say(data)
     bench.record(1)
-    assert not bench.notifier.is_connected
+    assert not bench.notifier.is_up
     bench.connect(0)
     assert bench.numbers() == [1]
 
@@ -284,8 +312,13 @@ def test_faults_are_told_while_they_last_also_to_a_process_that_comes_later(benc
     bench.connect(0)
     (begun,) = bench.read()
     bench.notifier.close()
+    bench.clock.now += KEPT_FOR + 60
     bench.connect(0)
-    assert bench.read() == [begun]
+    (again,) = bench.read()
+    assert isinstance(begun, Notice)
+    assert isinstance(again, Notice)
+    assert (again.id, again.at) == (begun.id, NOW + KEPT_FOR + 60), "or it would be given up as too old"
+    assert again.details == (f"since {timestamp(NOW)}",)
     bench.faults = {}
     bench.notifier._looked_at_faults = -100.0
     bench.notifier.turn([])
@@ -294,12 +327,78 @@ def test_faults_are_told_while_they_last_also_to_a_process_that_comes_later(benc
     assert over.kind == "fault.over"
 
 
+def test_each_of_many_tokens_that_end_is_told_once_in_a_connection(bench: Bench) -> None:
+    bench.tokens = [
+        Notice(id=f"t-{n}-7d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="t" * 100) for n in range(600)
+    ]
+
+    def turns() -> list[str]:
+        """The ids of what is told in as many rounds as it takes, and of what is found at the next look at tokens."""
+        got: list[str] = []
+        for _ in range(2):
+            while found := [one.id for one in bench.read() if isinstance(one, Notice)]:
+                got += found
+                bench.notifier.turn([])
+            bench.notifier._looked_at_tokens = -notifier.TOKENS_EVERY
+            bench.notifier.turn([])
+        return got + [one.id for one in bench.read() if isinstance(one, Notice)]
+
+    bench.connect(0)
+    everyone = [one.id for one in bench.tokens]
+    assert turns() == everyone
+    bench.tokens.append(Notice(id="t-1-1d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="its next stage"))
+    bench.notifier._looked_at_tokens = -notifier.TOKENS_EVERY
+    bench.notifier.turn([])
+    assert turns() == ["t-1-1d"]
+    bench.connect(0)
+    assert turns() == [], "the process has not connected again"
+    bench.notifier.close()
+    bench.connect(0)
+    assert turns() == [*everyone, "t-1-1d"], "another process knows which ones it has told"
+
+
+def test_tokens_that_wait_hide_no_fault(bench: Bench) -> None:
+    bench.tokens = [
+        Notice(id=f"t-{n}-7d", seq=0, at=NOW, topic="tokens", kind="token.ends", title="t" * 100) for n in range(600)
+    ]
+    bench.connect(0)
+    bench.faults = {"disk": Fault("the disk is full")}
+    bench.notifier._looked_at_faults = -notifier.TOKENS_EVERY
+    bench.notifier.turn([])
+    told: list[str] = []
+    while found := [one.kind for one in bench.read() if isinstance(one, Notice)]:
+        told += found
+        bench.notifier.turn([])
+    assert told.count("fault.begun") == 1
+
+
+def test_a_fault_that_lasts_is_told_whatever_came_and_went_while_there_was_no_room(bench: Bench) -> None:
+    bench.connect(0)
+    bench.record(*range(1, 1_000))
+
+    def look() -> None:
+        bench.notifier._looked_at_faults = -notifier.TOKENS_EVERY
+        bench.notifier.turn([])
+
+    for _ in range(100):
+        for bench.faults in ({"clock": Fault("the clock is behind")}, {}):
+            look()
+    bench.faults = {"disk": Fault("the disk is full")}
+    look()
+    assert len(bench.notifier._unsent) <= 64
+    titles: list[str] = []
+    while found := [one.title for one in bench.read() if isinstance(one, Notice)]:
+        titles += found
+        bench.notifier.turn([])
+    assert "the disk is full" in titles
+
+
 # --- who was told ----------------------------------------------------------------------------------------------------
 
 
 def report(seq: int, channel: str, state: Any, error: str = "", **changes: Any) -> Report:
     return Report(**{
-        "channel": channel, "state": state, "notice": f"n-{seq}", "kind": "approval.requested", "at": NOW, "queued": 3,
+        "channel": channel, "state": state, "notice": f"n-{seq}", "at": NOW, "queued": 3,
         "request": f"r-{seq}", "error": error, **changes,
     })  # fmt: skip
 
@@ -342,7 +441,7 @@ def test_reports_of_what_was_never_handed_over_are_not_believed(bench: Bench) ->
         report(9, "hook", "sent"),
         report(1, "none", "sent"),
         report(1, "hook", "sent", notice="n-77"),
-        report(1, "hook", "failed", "x" * 5_000, at=2**62, queued=2**62, count=2**62),
+        report(1, "hook", "failed", "x" * 5_000, at=2**62, queued=2**62),
     ):
         bench.say(one)
     bench.notifier.turn([])
