@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, FILE, IDENTITY, OneOf, json_option, whole
+from signer.cli.arguments import DURATION, FILE, IDENTITY, OneOf, whole
 from signer.cli.edits import file_option, finish, make_edit, read_policy_file, write_option
 from signer.cli.parser import verb
 from signer.cli.tokens import in_order, token_state
@@ -30,10 +30,9 @@ _RIGHTS = ("approve", "freeze", "hosts", "ledger.read", "operate", "revoke")
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-@verb("policy list", examples=["signer policy list", "signer policy list --json | jq -r '.identities[].name'"])
+@verb("policy list", "signer policy list", "signer policy list --json | jq -r '.identities[].name'")
 @file_option
-@json_option
-def policy_list(file: Path | None, as_json: bool) -> int:
+def policy_list(file: Path | None, as_json: bool) -> None:
     """Lists the identities, roles and tokens of policy.toml. Times are UTC."""
     now = int(time.time())
     policy = read_policy_file(file).policy
@@ -41,7 +40,7 @@ def policy_list(file: Path | None, as_json: bool) -> int:
     roles = [_role_row(role) for _, role in sorted(policy.roles.items())]
     if as_json:
         output.show_json({"identities": identities, "roles": roles, "policy": policy.digest})
-        return 0
+        return
     output.show_table(
         [
             ("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"),
@@ -75,7 +74,6 @@ def policy_list(file: Path | None, as_json: bool) -> int:
     if keys:
         output.show()
         output.show_table([("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"), *keys])
-    return 0
 
 
 def _identity_facts(policy: Policy, identity: Identity, now: int) -> dict[str, Any]:
@@ -119,11 +117,10 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(values) or "none"
 
 
-@verb("role show", examples=["signer role show llmops", "signer role show llmops --json"])
+@verb("role show", "signer role show llmops", "signer role show llmops --json")
 @click.argument("name", metavar="ROLE", help="the name of a role")
 @file_option
-@json_option
-def role_show(name: str, file: Path | None, as_json: bool) -> int:
+def role_show(name: str, file: Path | None, as_json: bool) -> None:
     """Shows every value of a role as it is in force, defaults included, and who may ask for it."""
     policy = read_policy_file(file).policy
     role = policy.roles.get(name)
@@ -137,7 +134,6 @@ def role_show(name: str, file: Path | None, as_json: bool) -> int:
         output.show_json(facts)
     else:
         output.show_table([(key.replace("_", " "), _readable(value)) for key, value in facts.items()])
-    return 0
 
 
 def _role_rules(role: Role) -> dict[str, Any]:
@@ -184,7 +180,7 @@ def _readable(value: object) -> object:
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-@verb("identity add", examples=["signer identity add ci --kind workload --role llmops --write"])
+@verb("identity add", "signer identity add ci --kind workload --role llmops --write")
 @click.argument("name", type=IDENTITY, metavar="IDENTITY", help="a name that policy.toml does not have yet")
 @click.option("--kind", type=OneOf(_KINDS), required=True, help="what it is")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="a role that it may ask for; repeat for more")
@@ -192,7 +188,6 @@ def _readable(value: object) -> object:
 @click.option("--may", multiple=True, type=OneOf(_RIGHTS), help="a right; repeat for more")
 @file_option
 @write_option
-@json_option
 def identity_add(
     *,
     name: str,
@@ -216,11 +211,10 @@ def identity_add(
     return finish(edit, {"identity": name}, as_json=as_json)
 
 
-@verb("identity remove", examples=["signer identity remove ci --write"])
+@verb("identity remove", "signer identity remove ci --write")
 @click.argument("name", metavar="IDENTITY", help="the name of an identity")
 @file_option
 @write_option
-@json_option
 def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool) -> int:
     """Removes an identity with its tokens from policy.toml. It is refused from the next `signer reload` on; its
     certificates remain valid until they end, minutes later. A freeze stops an identity at once."""
@@ -235,10 +229,8 @@ def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool)
 
 @verb(
     "approval-key add",
-    examples=[
-        "signer approval-key add anna --webauthn enrolment.json",
-        "signer approval-key add anna --webauthn enrolment.json --write",
-    ],
+    "signer approval-key add anna --webauthn enrolment.json",
+    "signer approval-key add anna --webauthn enrolment.json --write",
 )
 @click.argument("name", metavar="IDENTITY", help="the name of a human in policy.toml")
 @click.option(
@@ -246,7 +238,6 @@ def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool)
 )
 @file_option
 @write_option
-@json_option
 def approval_key_add(*, name: str, enrolment: Path, file: Path | None, write: bool, as_json: bool) -> int:
     """Adds a passkey to `approval_keys` of a human. The file is a JSON object with the texts id, public_key
     (of `getPublicKey()`, both in base64url), rp and origin. It proves nothing of who made it: see the
@@ -276,10 +267,7 @@ def _unknown_identity(name: str, policy: Policy) -> NotFound:
     )
 
 
-@verb(
-    "role add",
-    examples=["signer role add deploy --principal deploy --max-ttl 10m --force-command /usr/bin/deploy --write"],
-)
+@verb("role add", "signer role add deploy --principal deploy --max-ttl 10m --force-command /usr/bin/deploy --write")
 @click.argument("name", metavar="ROLE", help="a name that policy.toml does not have yet")
 @click.option(
     "--principal", "principals", multiple=True, required=True, metavar="NAME", help="as sshd matches; repeat for more"
@@ -294,7 +282,6 @@ def _unknown_identity(name: str, policy: Policy) -> NotFound:
 @click.option("--live", type=whole(1, 1_000_000), metavar="N", help="certificates per identity that are valid at once")
 @file_option
 @write_option
-@json_option
 def role_add(
     *,
     name: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, json_option, quoted, read_settings
+from signer.cli.arguments import FILE, Checked, quoted, read_settings
 from signer.cli.backup import local_user
 from signer.cli.ledger import head_facts, head_line
 from signer.cli.parser import verb
@@ -33,16 +33,13 @@ def _read_keep(word: str) -> int:
 
 @verb(
     "ledger archive",
-    examples=[
-        "signer ledger archive /archive/signer/events-to-2026-08",
-        "signer ledger archive /archive/signer/events-to-2026-08 --keep 180d --yes",
-    ],
+    "signer ledger archive /archive/signer/events-to-2026-08",
+    "signer ledger archive /archive/signer/events-to-2026-08 --keep 180d --yes",
 )
 @click.argument("file", type=FILE, metavar="FILE", help="of the segment: a new file; it is never overwritten")
 @click.option("--keep", type=Checked("duration", _read_keep), metavar="DURATION", default=DEFAULT_KEEP,
               help=f"events of this time stay; default {DEFAULT_KEEP}, at least {LEAST_KEEP}")  # fmt: skip
 @click.option("--yes", is_flag=True, help="do not ask on the terminal")
-@json_option
 def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
     """Moves all events that are older than --keep to a segment, while the service is stopped, and shortens the
     ledger in SIGNER_DATA_DIR. Verifies the segment, mode 0400, and the shortened ledger against it before

@@ -199,7 +199,7 @@ REFERENCE: Final = Checked("reference", _read_reference)
 
 # --- shared options ---------------------------------------------------------------------------------------------
 
-json_option: Final = click.option("--json", "as_json", is_flag=True, help="print the same facts as JSON on stdout")
+JSON: Final = click.Option(["--json", "as_json"], is_flag=True, help="print the same facts as JSON on stdout")
 config_option: Final = click.option(
     "--config", type=FILE, metavar="FILE", required=True, help="cutover.toml of the platform"
 )

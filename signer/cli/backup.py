@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, HEAD, PAUSE, json_option, read_settings
+from signer.cli.arguments import FILE, HEAD, PAUSE, read_settings
 from signer.cli.connection import connection_options, open_api
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
@@ -33,10 +33,9 @@ DEFAULT_PAUSE: Final = 10  # seconds between two looks of `follow`
 SAY_AGAIN: Final = 60.0  # seconds between two lines about a service that does not answer
 
 
-@verb("ledger backup", examples=["signer ledger backup /backup/signer/ledger-2026-11-29"])
+@verb("ledger backup", "signer ledger backup /backup/signer/ledger-2026-11-29")
 @click.argument("file", type=FILE, metavar="FILE", help="a new file; it is never overwritten")
-@json_option
-def ledger_backup(file: Path, as_json: bool) -> int:
+def ledger_backup(file: Path, as_json: bool) -> None:
     """Copies the ledger in SIGNER_DATA_DIR, also while the keeper signs, verifies every event of the copy, and only
     then gives it its name: mode 0600, one file, nothing else. It ends with the newest event of the moment when it
     began. `signer status` shows when the last backup was. Run it as root or as the keeper's user."""
@@ -54,7 +53,6 @@ def ledger_backup(file: Path, as_json: bool) -> int:
     else:
         output.show(f"verified {output.count(head.seq, 'event')}, written to {plain(str(file))}")
         output.show(f"head    {head_line(head)}")
-    return 0
 
 
 # --- restore and promote ----------------------------------------------------------------------------------------
@@ -69,16 +67,13 @@ _yes = click.option("--yes", is_flag=True, help="do not ask on the terminal")
 
 @verb(
     "ledger restore",
-    examples=[
-        "signer ledger restore /backup/signer/ledger-2026-11-29",
-        'signer ledger restore FILE --yes --lost-head "$(cat newest-saved-head)"',
-    ],
+    "signer ledger restore /backup/signer/ledger-2026-11-29",
+    'signer ledger restore FILE --yes --lost-head "$(cat newest-saved-head)"',
 )
 @click.argument("file", type=FILE, metavar="FILE", help="of `signer ledger backup`")
 @_lost_head
 @_other
 @_yes
-@json_option
 def ledger_restore(file: Path, *, lost_head: tuple[int, str] | None, other: bool, yes: bool, as_json: bool) -> int:
     """Puts a backup in the place of the ledger in SIGNER_DATA_DIR, while the service is stopped. Verifies every
     event, shows what is lost, asks, and keeps the files that were there in the folder ledger.replaced-….
@@ -90,11 +85,10 @@ def ledger_restore(file: Path, *, lost_head: tuple[int, str] | None, other: bool
         return _restore(settings, source, user, lost_head, other=other, yes=yes, as_json=as_json)
 
 
-@verb("ledger promote", examples=["signer ledger promote", "signer ledger promote --yes --lost-head SEQ:HASH"])
+@verb("ledger promote", "signer ledger promote", "signer ledger promote --yes --lost-head SEQ:HASH")
 @_lost_head
 @_other
 @_yes
-@json_option
 def ledger_promote(*, lost_head: tuple[int, str] | None, other: bool, yes: bool, as_json: bool) -> int:
     """Makes the copy that `signer ledger follow` keeps below SIGNER_DATA_DIR this host's ledger, as after a restore:
     what the copy lacks is lost, everything is frozen, serials are skipped and revoked. Make sure first that the
@@ -246,19 +240,15 @@ def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_j
 # --- follow -----------------------------------------------------------------------------------------------------
 
 
-@verb(
-    "ledger follow",
-    examples=["signer ledger follow --address https://signer.example.org", "signer ledger follow --once"],
-)
+@verb("ledger follow", "signer ledger follow --address https://signer.example.org", "signer ledger follow --once")
 @click.option("--once", is_flag=True, help="end when the copy is up to date, for a timer")
 @click.option("--every", type=PAUSE, metavar="DURATION", default=DEFAULT_PAUSE,
               help=f"pause between two looks; default {DEFAULT_PAUSE}s")  # fmt: skip
 @click.option("--start-from", type=FILE, metavar="FILE", help="a `ledger backup` to begin a new copy with")
 @connection_options
-@json_option
 def ledger_follow(
     *, once: bool, every: int, start_from: Path | None, address: str | None, token_file: Path | None, as_json: bool
-) -> int:
+) -> None:
     """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`.
     Needs a token with the right `ledger.read`. Every event is verified against the chain and synced to disk.
     Ends with exit status 1 when the service's ledger is not the one that it followed before (cut off,
@@ -291,7 +281,7 @@ def ledger_follow(
             else:
                 said = -SAY_AGAIN
             if once:
-                return 0
+                return
             time.sleep(every)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
-@verb(
-    "check",
-    examples=["signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"],
-    lists_settings=True,
-)
-@json_option
+@verb("check", "signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'", lists_settings=True)
 def check(as_json: bool) -> int:
     """Checks everything a start depends on, changes nothing, and shows `ok`, `warn` or `FAIL` for each check.
     Run it as the user that starts the service. Exit status 1 if a check failed."""
@@ -47,9 +42,8 @@ def check(as_json: bool) -> int:
     return 1 if _count(checks, "fail") else 0
 
 
-@verb("ca inspect", examples=["signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json"])
+@verb("ca inspect", "signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json")
 @click.argument("file", type=FILE, metavar="FILE", help="a CA key file, or its .pub")
-@json_option
 def ca_inspect(file: Path, as_json: bool) -> int:
     """Shows kind, size, fingerprint and public line of a key, and nothing of the private half. For a private
     key file it also shows what the keeper would find wrong with owner, mode, links, content and pin.
@@ -68,11 +62,8 @@ def ca_inspect(file: Path, as_json: bool) -> int:
     return 1 if _count(checks, "fail") else 0
 
 
-@verb(
-    "ca bundle", examples=["signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'"]
-)
-@json_option
-def ca_bundle(as_json: bool) -> int:
+@verb("ca bundle", "signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'")
+def ca_bundle(as_json: bool) -> None:
     """Prints the current, next and retired CA keys for TrustedUserCAKeys, as `GET /api/ca` of the running service
     does, from the policy file. The key file, or the ssh-agent, is read only if the policy does not contain
     `ca.public_key`."""
@@ -100,7 +91,6 @@ def ca_bundle(as_json: bool) -> int:
         output.show_json({"keys": keys, "policy": policy.digest})
     else:
         output.show(render_bundle(policy.ca, in_use).rstrip("\n"))
-    return 0
 
 
 def _key_in_use(settings: Settings, ca: CaKeys) -> PublicKey:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from signer.cli import output
-from signer.cli.arguments import json_option, read_settings
+from signer.cli.arguments import read_settings
 from signer.cli.connection import address_option, open_public
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 _MOST: Final = 128 * 1024  # bytes of a checkpoint
 
 
-@verb("ledger checkpoint", examples=["signer ledger checkpoint > checkpoint"])
+@verb("ledger checkpoint", "signer ledger checkpoint > checkpoint")
 @address_option
-@json_option
-def ledger_checkpoint(*, address: str | None, as_json: bool) -> int:
+def ledger_checkpoint(*, address: str | None, as_json: bool) -> None:
     """Prints the newest checkpoint of the running service: origin, number of events, root of their Merkle tree, and
     the signature of the ledger key (c2sp.org/tlog-checkpoint). Needs no token. Keep it where the keeper cannot
     write; `signer ledger verify --checkpoint` compares the ledger with it. No signature is checked."""
@@ -42,12 +41,10 @@ def ledger_checkpoint(*, address: str | None, as_json: bool) -> int:
         output.show_json(facts)
     else:
         output.show(data.decode().rstrip("\n"))
-    return 0
 
 
-@verb("ledger key", examples=["signer ledger key"])
-@json_option
-def ledger_key(as_json: bool) -> int:
+@verb("ledger key", "signer ledger key")
+def ledger_key(as_json: bool) -> None:
     """Prints the verifier key that a witness is configured with (c2sp.org/signed-note), under the ledger's origin.
     Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. A restored ledger has a new origin, and so
     another line."""
@@ -63,7 +60,6 @@ def ledger_key(as_json: bool) -> int:
         output.show_json({"origin": origin, "vkey": str(keys[-1])})
     else:
         output.show(str(keys[-1]))
-    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, json_option, quoted, read_settings, whole
+from signer.cli.arguments import FILE, Checked, quoted, read_settings, whole
 from signer.cli.checkpoints import read_witness
 from signer.cli.connection import address_option, open_public
 from signer.cli.parser import verb
@@ -34,9 +34,7 @@ def _read_url(word: str) -> str:
 
 @verb(
     "ledger witness",
-    examples=[
-        "signer ledger witness --to http://w1.example.org:8333 --witness w1.example.org+1a2b3c4d+BA… --out checkpoint",
-    ],
+    "signer ledger witness --to http://w1.example.org:8333 --witness w1.example.org+1a2b3c4d+BA… --out checkpoint",
 )
 @click.option("--to", "addresses", type=Checked("url", _read_url), metavar="URL", multiple=True, required=True,
               help="a witness; repeat for more")  # fmt: skip
@@ -45,7 +43,6 @@ def _read_url(word: str) -> str:
 @click.option("--out", type=FILE, metavar="FILE", required=True, help="the cosigned checkpoint; replaced by newer ones")
 @click.option("--quorum", type=whole(1, 64), metavar="N", help="so many cosignatures suffice; default: all")
 @address_option
-@json_option
 def ledger_witness(
     *,
     addresses: tuple[str, ...],

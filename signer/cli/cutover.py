@@ -15,7 +15,6 @@ from signer.cli.arguments import (
     approve_option,
     commands_option,
     config_option,
-    json_option,
     out_option,
     plan_argument,
 )
@@ -41,12 +40,11 @@ _BACK: Final[Mapping[RunOutcome, str]] = {
 }
 
 
-@verb("cutover plan", examples=["signer cutover plan --config cutover.toml --out plan.json"])
+@verb("cutover plan", "signer cutover plan --config cutover.toml --out plan.json")
 @config_option
 @out_option
 @commands_option
-@json_option
-def cutover_plan(config: Path, out: Path | None, commands: bool, as_json: bool) -> int:
+def cutover_plan(config: Path, out: Path | None, commands: bool, as_json: bool) -> None:
     """Reads host, service, Vault and policy.toml, and prints each step with its effect and its undo; changes
     nothing. The plan file contains everything that the steps depend on, under one digest: `apply` applies
     exactly that or nothing."""
@@ -66,7 +64,6 @@ def cutover_plan(config: Path, out: Path | None, commands: bool, as_json: bool) 
         plan = make_plan(file, cutover_steps(file, CutoverActions(file, api)), found)
     facts = _facts(file, found, principals)
     present_plan(plan, facts=facts, config=config, out=out, commands=commands, as_json=as_json)
-    return 0
 
 
 def _facts(file: CutoverFile, found: Preconditions, principals: str) -> list[tuple[str, str]]:
@@ -84,10 +81,9 @@ def _facts(file: CutoverFile, found: Preconditions, principals: str) -> list[tup
     ]
 
 
-@verb("cutover apply", examples=["signer cutover apply plan.json --approve PHRASE"])
+@verb("cutover apply", "signer cutover apply plan.json --approve PHRASE")
 @plan_argument
 @approve_option
-@json_option
 def cutover_apply(plan: Path, approve: str | None, as_json: bool) -> int:
     """Needs the approval phrase, on the command line or typed at a terminal. A plan is refused if the state has
     changed since (exit 4); a wrong phrase changes nothing (exit 3). If a step fails after the service was
@@ -133,13 +129,9 @@ def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Precondi
         raise Drift("plan_drifted", text, error.hint, (f"{error.code}: {error.text}",)) from None
 
 
-@verb(
-    "cutover rollback",
-    examples=['signer cutover rollback --config cutover.toml --reason "edge1 lacks the new CA"'],
-)
+@verb("cutover rollback", 'signer cutover rollback --config cutover.toml --reason "edge1 lacks the new CA"')
 @config_option
 @click.option("--reason", type=REASON, metavar="TEXT", required=True, help="the reason, for the record")
-@json_option
 def cutover_rollback(config: Path, reason: str, as_json: bool) -> int:
     """Starts the service without the overlay, and proves by logins that Vault signs. Refused, with nothing
     changed, if Vault does not sign. Also ends an interrupted cutover."""
@@ -173,10 +165,9 @@ def cutover_rollback(config: Path, reason: str, as_json: bool) -> int:
     return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _BACK)
 
 
-@verb("cutover status", examples=["signer cutover status --config cutover.toml"])
+@verb("cutover status", "signer cutover status --config cutover.toml")
 @config_option
-@json_option
-def cutover_status(config: Path, as_json: bool) -> int:
+def cutover_status(config: Path, as_json: bool) -> None:
     """Reads the service's state and the journals of all runs, and shows how to continue after a crash."""
     from signer.api_client import ApiClient
     from signer.cli.runs import run_as_json, show_runs
@@ -195,7 +186,7 @@ def cutover_status(config: Path, as_json: bool) -> int:
     following = _next(now, open_runs, [run.operation for run in known if run.outcome is RunOutcome.APPLIED])
     if as_json:
         output.show_json({"now": now, "runs": [run_as_json(run) for run in known], "next": following})
-        return 0
+        return
     if now["ready"]:
         output.show(f"now   mode {plain(now['mode'])}, ready, CA {plain(now['ca'])}")
     else:
@@ -204,7 +195,6 @@ def cutover_status(config: Path, as_json: bool) -> int:
     if known:
         output.show()
         show_runs(known)
-    return 0
 
 
 def _next(now: Mapping[str, Any], open_runs: list[Any], applied: list[str]) -> str:

@@ -16,7 +16,6 @@ from signer.cli.arguments import (
     approve_option,
     commands_option,
     config_option,
-    json_option,
     out_option,
     plan_argument,
 )
@@ -46,12 +45,11 @@ _STATES: Final[Mapping[str, str]] = {
 _UNSEEN: Final = "nodes that cutover.toml does not name, what may start Vault later, and copies of its storage"
 
 
-@verb("decommission plan", examples=["signer decommission plan --config cutover.toml --out plan.json"])
+@verb("decommission plan", "signer decommission plan --config cutover.toml --out plan.json")
 @config_option
 @out_option
 @commands_option
-@json_option
-def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: bool) -> int:
+def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: bool) -> None:
     """Reads names and counts of everything in Vault, never a secret's value, and the ledger, evidence, audit log
     and logins; changes nothing. Anything that prevents removal is reported as a blocker with what to do about
     it, and then there is no plan (exit 1)."""
@@ -76,7 +74,6 @@ def decommission_plan(config: Path, out: Path | None, commands: bool, as_json: b
         "",
     )
     present_plan(plan, facts=_facts(found), config=config, out=out, commands=commands, as_json=as_json, remarks=warning)
-    return 0
 
 
 def _plan(
@@ -148,10 +145,8 @@ def _named(names: list[str]) -> str:
 
 @verb(
     "decommission apply",
-    examples=[
-        "signer decommission apply plan.json --approve PHRASE",
-        "signer decommission apply plan.json --approve PHRASE --data-is-removed",
-    ],
+    "signer decommission apply plan.json --approve PHRASE",
+    "signer decommission apply plan.json --approve PHRASE --data-is-removed",
 )
 @plan_argument
 @approve_option
@@ -161,7 +156,6 @@ def _named(names: list[str]) -> str:
     is_flag=True,
     help="you confirm that Vault's data was removed by hand, after the command for it failed",
 )
-@json_option
 def decommission_apply(
     plan: Path, approve: str | None, config: Path | None, data_is_removed: bool, as_json: bool
 ) -> int:
@@ -211,10 +205,9 @@ def decommission_apply(
     return show_end(result, str(where), sealed, time.monotonic() - began, as_json, _ENDED)
 
 
-@verb("decommission status", examples=["signer decommission status --config cutover.toml"])
+@verb("decommission status", "signer decommission status --config cutover.toml")
 @config_option
-@json_option
-def decommission_status(config: Path, as_json: bool) -> int:
+def decommission_status(config: Path, as_json: bool) -> None:
     """Reads the service's ledger, the journals of all runs and Vault's seal state; works without Vault."""
     from signer.api_client import ApiClient
     from signer.cli.runs import run_as_json, show_runs
@@ -241,7 +234,7 @@ def decommission_status(config: Path, as_json: bool) -> int:
     if as_json:
         now = {"vault": state, "unseen": _UNSEEN, "mode": mode or None, "code": code or None, "soak_left": soak}
         output.show_json({"now": now, "runs": [run_as_json(run) for run in known], "next": following})
-        return 0
+        return
     output.show(f"vault    {_STATES.get(state, f'state unknown: {state}')}")
     output.show(f"service  {f'mode {plain(mode)}, ready' if mode else f'not ready {code}'.rstrip()}")
     output.show(f"unseen   {_UNSEEN}")
@@ -250,7 +243,6 @@ def decommission_status(config: Path, as_json: bool) -> int:
     if known:
         output.show()
         show_runs(known)
-    return 0
 
 
 def _soak(left: int | None) -> str:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import click
 
 from signer.cli import output
-from signer.cli.arguments import json_option, quoted
+from signer.cli.arguments import quoted
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.error_catalogue import CATALOGUE, ErrorEntry, find_entry, nearest_codes
 
 
-@verb("error", examples=["signer error frozen", "signer error --json | jq -r '.errors[].code'"])
+@verb("error", "signer error frozen", "signer error --json | jq -r '.errors[].code'")
 @click.argument("code", metavar="CODE", required=False, help="an error code, such as frozen; default: all")
-@json_option
-def error(code: str | None, as_json: bool) -> int:
+def error(code: str | None, as_json: bool) -> None:
     """Codes are in the JSON of errors, in the ledger and in metrics. Without CODE, lists all codes, one line
     each: code, HTTP status (- if it is never sent over HTTP), meaning."""
     if code is None:
         _list_codes(as_json=as_json)
     else:
         _explain_code(code, as_json=as_json)
-    return 0
 
 
 def _explain_code(code: str, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SEQ, SINCE, json_option, segment_option, whole
+from signer.cli.arguments import MAX_SEQ, SINCE, segment_option, whole
 from signer.cli.ledger import event_line, note_archived, reading
 from signer.cli.parser import verb
 from signer.model import Entry
@@ -26,7 +26,8 @@ _LONGEST: Final = 160  # characters of what a line shows
 
 @verb(
     "events list",
-    examples=["signer events list --kind request.refused --since 24h", "signer events list --identity ci --limit 200"],
+    "signer events list --kind request.refused --since 24h",
+    "signer events list --identity ci --limit 200",
 )
 @click.option("--kind", metavar="KIND", help="such as request.refused; `freeze` means all that begin with freeze.")
 @click.option("--identity", metavar="NAME", help="by this identity, or about it")
@@ -34,7 +35,6 @@ _LONGEST: Final = 160  # characters of what a line shows
 @click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
 @segment_option
-@json_option
 def events_list(
     *,
     kind: str | None,
@@ -44,7 +44,7 @@ def events_list(
     before: int | None,
     segment: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Repeats of a refusal are one event with a
     count. Times are UTC."""
     with reading(segment) as reader:
@@ -54,7 +54,7 @@ def events_list(
     more = str(found[limit - 1].seq) if len(found) > limit else None
     if as_json:
         output.show_json({"events": rows, "before": more})
-        return 0
+        return
     if rows:
         output.show_table([("SEQ", "TIME", "KIND", "ACTOR", "FACTS"), *map(_columns, found[:limit])])
     else:
@@ -63,7 +63,6 @@ def events_list(
         output.note(f"more results: add `--before {more}`")
     else:
         note_archived(base)
-    return 0
 
 
 def _columns(entry: Entry) -> tuple[str, ...]:

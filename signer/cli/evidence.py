@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import LedgerBroken
 from signer.model import Entry
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 
 @verb(
     "evidence verify",
-    examples=[
-        "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
-        "signer evidence verify . --config cutover.toml --json",
-    ],
+    "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
+    "signer evidence verify . --config cutover.toml --json",
 )
 @click.argument("directory", type=FILE, metavar="DIR", help="the directory of one run")
 @click.option("--config", type=FILE, metavar="FILE", help="cutover.toml of the platform, to ask its service")
-@json_option
 def evidence_verify(directory: Path, config: Path | None, as_json: bool) -> int:
     """Compares every file with SHA256SUMS, compares plan, approvals and outcome with each other, and looks up the
     digest in the ledger: in the running service that cutover.toml names, or without --config in the ledger

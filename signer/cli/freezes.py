@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, REASON, OneOf, json_option, read_settings
+from signer.cli.arguments import DURATION, REASON, OneOf, read_settings
 from signer.cli.connection import connection_options, has_token, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -25,19 +25,12 @@ _KINDS: Final = OneOf(("identity", "role", "all"))
 _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which nobody should have to think of words
 
 
-@verb(
-    "freeze",
-    examples=[
-        "signer freeze all",
-        'signer freeze identity deploy-agent --reason "its token leaked" --until 2h',
-    ],
-)
+@verb("freeze", "signer freeze all", 'signer freeze identity deploy-agent --reason "its token leaked" --until 2h')
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
 @click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for whoever it stops")
 @click.option("--until", "lasts", type=DURATION, metavar="DURATION", help="from now, such as 2h; default: until lifted")
 @connection_options
-@json_option
 def freeze(
     *,
     kind: str,
@@ -47,7 +40,7 @@ def freeze(
     address: str | None,
     token_file: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Issues nothing from the next request on, also to requests that wait for their signature; certificates
     that were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host
     root or the keeper's user without any token. An agent may freeze only itself. A second freeze never
@@ -63,19 +56,17 @@ def freeze(
         state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
     if as_json:
         output.show_json(state)
-        return 0
+        return
     end = f" until {state['until']}" if state.get("until") else ""
     output.show(f"{plain(scope)} is frozen{end}: nothing is issued to it")
     output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
-    return 0
 
 
-@verb("unfreeze", examples=["signer unfreeze all", "signer unfreeze identity deploy-agent"])
+@verb("unfreeze", "signer unfreeze all", "signer unfreeze identity deploy-agent")
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
 @connection_options
-@json_option
-def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Needs the token of a human with the right `freeze` who is not frozen by name; nobody lifts what stops
     themselves, and no agent lifts anything."""
     scope = _scope(kind, name)
@@ -85,13 +76,11 @@ def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Pa
         output.show_json(state)
     else:
         output.show(f"{plain(scope)} is no longer frozen")
-    return 0
 
 
-@verb("freezes", examples=["signer freezes", "signer freezes --json | jq -r '.freezes[].scope'"])
+@verb("freezes", "signer freezes", "signer freezes --json | jq -r '.freezes[].scope'")
 @connection_options
-@json_option
-def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
     root and the keeper's user need no token."""
     if has_token(token_file):
@@ -107,7 +96,6 @@ def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> i
         output.show_table([titles, *cells])
     else:
         output.note("nothing is frozen")
-    return 0
 
 
 def _scope(kind: str, name: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option
+from signer.cli.arguments import FILE
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadRequest, Refused
@@ -27,10 +27,8 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
 
 @verb(
     "hosts add",
-    examples=[
-        "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub --principals llmops,ops",
-        "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
-    ],
+    "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub --principals llmops,ops",
+    "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
 )
 @click.argument("name", metavar="NAME", help="as it is given to ssh: a name or an address, or [NAME]:PORT")
 @click.option(
@@ -45,7 +43,6 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
 @click.option("--replace", is_flag=True, help="take the place of the keys that are listed")
 @click.option("--yes", is_flag=True, help="list the keys without asking")
 @connection_options
-@json_option
 def hosts_add(
     *,
     name: str,
@@ -57,7 +54,7 @@ def hosts_add(
     address: str | None,
     token_file: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses
     any other key. Compare the fingerprints with those on the host's console (`ssh-keygen -lf`): whoever
     sits between you and the host answers ssh-keyscan, too. --principals records whom the host lets in,
@@ -87,7 +84,6 @@ def hosts_add(
         output.show_json(listed)
     else:
         output.show(f"{names[0]} is listed with {output.count(len(found), 'key')}")
-    return 0
 
 
 def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
@@ -178,10 +174,9 @@ def check_may_list(address: str | None, token_file: Path | None) -> None:
         )
 
 
-@verb("hosts list", examples=["signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'"])
+@verb("hosts list", "signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'")
 @connection_options
-@json_option
-def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Shows the listed hosts, their names and addresses, the principals that they let in, as far as these are
     recorded, their keys, and who listed them when. Needs the right `hosts` or `ledger.read`."""
     with open_api(address, token_file) as api:
@@ -193,7 +188,6 @@ def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -
         output.show_table([titles, *(row for host in found for row in _rows(host))])
     else:
         output.note("no hosts are listed")
-    return 0
 
 
 def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -213,11 +207,10 @@ def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-@verb("hosts remove", examples=["signer hosts remove edge1"])
+@verb("hosts remove", "signer hosts remove edge1")
 @click.argument("name", metavar="NAME", help="as `hosts list` shows it")
 @connection_options
-@json_option
-def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Takes a host off the list. From then on `safe-session` treats it as a host that it does not know: ssh does
     what its own configuration says. Needs the right `hosts`. Recorded."""
     with open_api(address, token_file) as api:
@@ -226,4 +219,3 @@ def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_
         output.show_json(removed)
     else:
         output.show(plain(f"{removed.get('name')} is no longer listed"))
-    return 0

@@ -19,7 +19,7 @@ import click
 
 import signer
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, quoted
+from signer.cli.arguments import FILE, quoted
 from signer.cli.connection import connection_options
 from signer.cli.host_keys import check_may_list, offer_keys, read_seen_keys
 from signer.cli.parser import verb
@@ -50,10 +50,8 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 
 @verb(
     "hosts install",
-    examples=[
-        "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
-        "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
-    ],
+    "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
+    "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
 )
 @click.argument("host", metavar="HOST", help="as for ssh: a name, user@name, or a Host of ssh_config")
 @click.option("--ca", type=FILE, metavar="FILE", required=True, help="public keys of the CA: `signer ca bundle`")
@@ -73,7 +71,6 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
     "--add-keys", is_flag=True, help="also list the host's keys, and record its principals, as `hosts add` does"
 )
 @connection_options
-@json_option
 def hosts_install(
     *,
     host: str,

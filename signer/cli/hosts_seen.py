@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, json_option
+from signer.cli.arguments import DURATION
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.units import plain, timestamp
@@ -19,10 +19,9 @@ LATELY: Final = 900  # seconds; a host that is up fetches each minute, and raise
 _PAUSE: Final = 1.0  # seconds between two questions
 
 
-@verb("hosts seen", examples=["signer hosts seen", "signer hosts seen --wait 2m"])
+@verb("hosts seen", "signer hosts seen", "signer hosts seen --wait 2m")
 @click.option("--wait", type=DURATION, metavar="DURATION", help="until each host seen lately has it, at most so long")
 @connection_options
-@json_option
 def hosts_seen(*, wait: int | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
     """Shows the hosts that fetched the revocation list in the last day, and which version each has. Their names
     are what they say of themselves. Exit status 1 with --wait if the time is over and a host that was seen in

@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf, json_option
+from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf
 from signer.cli.parser import verb
 from signer.errors import SignerError, write_hint
 from signer.hardening import forbid_dumps
@@ -96,10 +96,7 @@ class Layout:
         return {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[self.answers.key_from]
 
 
-@verb(
-    "init",
-    examples=["signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes"],
-)
+@verb("init", "signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes")
 @click.argument("folder", type=FILE, metavar="DIR", help="a directory that does not exist, or an empty one")
 @click.option("--platform", metavar="NAME", help="default: the name of this host")
 @click.option("--role", metavar="NAME", help="the first role; default llmops")
@@ -111,7 +108,6 @@ class Layout:
 )
 @click.option("--ca-fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="pin this existing key; create none")
 @click.option("--yes", is_flag=True, help="ask nothing; take the defaults")
-@json_option
 def init(
     *,
     folder: Path,
@@ -124,7 +120,7 @@ def init(
     ca_fingerprint: str | None,
     yes: bool,
     as_json: bool,
-) -> int:
+) -> None:
     """Writes policy.toml, the settings of service and client, the operator's token (0400) and a CA key (0400), and
     shows the next commands. On a terminal it asks for what no flag says."""
     forbid_dumps()
@@ -147,9 +143,8 @@ def init(
     if as_json:
         files = sorted(str(path) for path in layout.folder.rglob("*") if path.is_file())
         output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": steps})
-        return 0
+        return
     _show(layout, fingerprint, steps)
-    return 0
 
 
 def _take_default(_question: str, default: str) -> str:

@@ -24,7 +24,6 @@ from signer.cli.arguments import (
     SINCE,
     Checked,
     OneOf,
-    json_option,
     read_settings,
     segment_option,
     whole,
@@ -128,12 +127,10 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 
 @verb(
     "certs list",
-    examples=[
-        "signer certs list --active",
-        "signer certs list --active --on edge1",
-        "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
-        "signer certs list --identity deploy-agent --limit 200 --json",
-    ],
+    "signer certs list --active",
+    "signer certs list --active --on edge1",
+    "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
+    "signer certs list --identity deploy-agent --limit 200 --json",
 )
 @click.option("--by", "--identity", "identity", metavar="NAME", help="issued to this identity")
 @click.option("--role", metavar="NAME", help="of this role")
@@ -147,10 +144,9 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
 @segment_option
-@json_option
 def certs_list(
     *, active: bool, limit: int, host: str | None, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any
-) -> int:
+) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC. A certificate names
     principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
     what it has."""
@@ -180,7 +176,7 @@ def certs_list(
         more = str(found[limit - 1].seq) if len(found) > limit else None
     if as_json:
         output.show_json({"certificates": rows, "before": more, **about_host})
-        return 0
+        return
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
     elif rows:
@@ -191,7 +187,6 @@ def certs_list(
         output.note(f"more results: add `--before {more}`")
     else:
         note_archived(base)
-    return 0
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -213,11 +208,10 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-@verb("certs show", examples=["signer certs show 4711"])
+@verb("certs show", "signer certs show 4711")
 @click.argument("serial", type=SERIAL, metavar="SERIAL", help="as `certs list` shows it")
 @segment_option
-@json_option
-def certs_show(serial: int, segment: Path | None, as_json: bool) -> int:
+def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_details
@@ -235,7 +229,6 @@ def certs_show(serial: int, segment: Path | None, as_json: bool) -> int:
         output.show_json(details)
     else:
         output.show_table([(name.replace("_", " "), _readable(value)) for name, value in _flat(details)])
-    return 0
 
 
 def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -267,12 +260,10 @@ def _read_witness(word: str) -> VerifierKey:
 
 @verb(
     "ledger verify",
-    examples=[
-        "signer ledger verify",
-        'signer ledger verify --head "$(cat head-of-last-week)"',
-        "signer ledger verify --checkpoint checkpoint --witness witness.example.org+1a2b3c4d+BA… --max-age 1h",
-        "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
-    ],
+    "signer ledger verify",
+    'signer ledger verify --head "$(cat head-of-last-week)"',
+    "signer ledger verify --checkpoint checkpoint --witness witness.example.org+1a2b3c4d+BA… --max-age 1h",
+    "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
 )
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="an earlier checkpoint of this ledger")
@@ -285,7 +276,6 @@ def _read_witness(word: str) -> VerifierKey:
               help="a revision of policy.toml that was in force; may be repeated")  # fmt: skip
 @click.option("--segment", "segments", type=FILE, metavar="FILE", multiple=True,
               help="also a file of `signer ledger archive`, and that both are one chain; may be repeated")  # fmt: skip
-@json_option
 def ledger_verify(
     *,
     head: tuple[int, str] | None,
@@ -434,9 +424,8 @@ def _show_audit(found: Audit) -> None:
         output.warn(f"{output.count(number, 'certificate')} under policy {digest}: pass that revision with --policy")
 
 
-@verb("ledger head", examples=["signer ledger head > head-of-this-week"])
-@json_option
-def ledger_head(as_json: bool) -> int:
+@verb("ledger head", "signer ledger head > head-of-this-week")
+def ledger_head(as_json: bool) -> None:
     """Keep the line where the keeper cannot write. `signer ledger verify --head` compares the ledger with it.
     The event is not verified."""
     with reading() as reader:
@@ -445,7 +434,6 @@ def ledger_head(as_json: bool) -> int:
         output.show_json(head_facts(head))
     else:
         output.show(head_line(head))
-    return 0
 
 
 def head_facts(head: Head) -> dict[str, object]:
@@ -459,12 +447,12 @@ def head_line(head: Head) -> str:
 
 @verb(
     "ledger export",
-    examples=["signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"],
+    "signer ledger export > ledger.jsonl",
+    "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c",
 )
 @click.option("--from", "first", type=whole(1, MAX_SEQ), metavar="SEQ", help="default: the first one that is there")
 @segment_option
-@json_option
-def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> int:  # noqa: ARG001 - JSON either way
+def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> None:  # noqa: ARG001 - JSON either way
     """Writes {actor, body, hash, kind, prev, seq, time} for each event, unverified, with or without --json.
 
     The lines can be verified without this program: `hash` is the hex SHA-256 of the RFC 8785 canonical
@@ -482,7 +470,6 @@ def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> int
             output.show_json(event_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
                 progress(entry.seq, total)
-    return 0
 
 
 def event_line(entry: Entry) -> dict[str, object]:
@@ -504,9 +491,8 @@ def event_line(entry: Entry) -> dict[str, object]:
     }
 
 
-@verb("ledger rebuild", examples=["signer ledger rebuild"])
-@json_option
-def ledger_rebuild(as_json: bool) -> int:
+@verb("ledger rebuild", "signer ledger rebuild")
+def ledger_rebuild(as_json: bool) -> None:
     """Takes the write lock, checks the chain on the way, and folds all events into a new file of views that
     replaces the old one: after any failure that is as it was. Events are never changed. Refused while a keeper
     runs."""
@@ -534,7 +520,6 @@ def ledger_rebuild(as_json: bool) -> int:
     else:
         listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
         output.show(f"rebuilt from {output.count(events, 'event')}: {listed} rows")
-    return 0
 
 
 def _act_as_owner(path: Path) -> None:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import json_option, whole
+from signer.cli.arguments import whole
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
     from signer.service.channels import Channel, Result
 
 
-@verb("notices run", examples=["signer notices run"], is_service=True, lists_settings=True)
+@verb("notices run", "signer notices run", is_service=True, lists_settings=True)
 # `signer serve` watches its children through this descriptor; it has no other use.
 @click.option("--channel", type=whole(3, 1_000_000), hidden=True)
-def notices_run(channel: int | None) -> int:
+def notices_run(channel: int | None) -> None:
     """Sends notices to the channels of SIGNER_NOTICES_FILE: what waits for a human, what they decided,
     break-glass, freezes, faults. Holds no key, no ledger and no policy; the keeper connects to it. SIGHUP takes
     a changed file."""
@@ -29,11 +29,9 @@ def notices_run(channel: int | None) -> int:
 
     start_log()
     run_notices(load_settings(os.environ), channel)
-    return 0
 
 
-@verb("notices test", examples=["signer notices test", "signer notices test --json"])
-@json_option
+@verb("notices test", "signer notices test", "signer notices test --json")
 def notices_test(*, as_json: bool) -> int:
     """Sends one test notice to each channel of SIGNER_NOTICES_FILE, with no retry, and shows what became of it.
     Root becomes SIGNER_NOTICES_USER first, so that it also tests who may read the file. Exit status 1 if one

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import ADDRESS, DURATION, FILE, json_option, read_settings
+from signer.cli.arguments import ADDRESS, DURATION, FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadPublicKey, BadSettings, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 
 
-@verb("policy check", examples=["signer policy check", "signer policy check policy.toml --json"])
+@verb("policy check", "signer policy check", "signer policy check policy.toml --json")
 @click.argument("file", type=FILE, metavar="FILE", required=False, help="default: SIGNER_POLICY_FILE")
-@json_option
 def policy_check(file: Path | None, as_json: bool) -> int:
     """Reads the policy file as the keeper would, with the settings if there are any, and warns of approvals that a
     token alone can avoid.
@@ -107,10 +106,8 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
 
 @verb(
     "policy explain",
-    examples=[
-        "signer policy explain llmops --as deploy-agent",
-        "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
-    ],
+    "signer policy explain llmops --as deploy-agent",
+    "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
 )
 @click.argument("role", metavar="ROLE", help="the requested role")
 @click.option("--as", "identity", metavar="IDENTITY", required=True, help="the identity that requests it")
@@ -120,7 +117,6 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
 @click.option("--extension", "extensions", multiple=True, metavar="NAME", help="repeat for more; default: the role's")
 @click.option("--reason", metavar="REASON", help="the reason, for roles that require one")
 @click.option("--address", type=ADDRESS, metavar="IP", help="the address that the request comes from")
-@json_option
 def policy_explain(
     *,
     role: str,
@@ -250,10 +246,9 @@ def _show_explanation(found: Explanation) -> None:
     output.show(f"not looked at: {' and '.join(NOT_CHECKED)}, which only the running keeper knows")
 
 
-@verb("key enrol", examples=["signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json"])
+@verb("key enrol", "signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json")
 @click.argument("file", type=FILE, metavar="FILE", help="the public key, such as id_ed25519_sk.pub")
-@json_option
-def key_enrol(file: Path, as_json: bool) -> int:
+def key_enrol(file: Path, as_json: bool) -> None:
     """Prints the line for `[identities.NAME]` or `[roles.NAME]` in policy.toml: with it only this key, and the
     others in its list, get certificates. Nothing in a public key proves that it is in hardware or asks for a
     PIN: enrol a key that you saw being made."""
@@ -263,7 +258,7 @@ def key_enrol(file: Path, as_json: bool) -> int:
     line = f'keys = ["{key.fingerprint}"]'
     if as_json:
         output.show_json({"fingerprint": key.fingerprint, "key_type": key.kind, "policy_line": line})
-        return 0
+        return
     output.show(line)
     output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, then `signer reload`;")
     output.note("add further fingerprints to the same list")
@@ -271,4 +266,3 @@ def key_enrol(file: Path, as_json: bool) -> int:
         output.warn(
             "nothing attests that this key is in hardware or asks for a PIN: enrol a key that you saw being made"
         )
-    return 0

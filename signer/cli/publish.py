@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option
+from signer.cli.arguments import FILE
 from signer.cli.connection import address_option, open_public
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable, write_hint
@@ -31,10 +31,9 @@ _SIGNED: Final = (("krl", "krl.v1@signer"), ("krl.statement", "krl-statement.v1@
 _OPTIONAL: Final = (("known_hosts", "known-hosts.v1@signer"),)
 
 
-@verb("hosts key", examples=["signer hosts key >publisher.pub"])
+@verb("hosts key", "signer hosts key >publisher.pub")
 @address_option
-@json_option
-def hosts_key(*, address: str | None, as_json: bool) -> int:
+def hosts_key(*, address: str | None, as_json: bool) -> None:
     """Prints the public key that signs the revocation list, as the host kit pins it (`--publisher`). It never
     changes, unless SIGNER_DATA_DIR is lost. Needs no token."""
     line, key = publishing_key(address)
@@ -42,7 +41,6 @@ def hosts_key(*, address: str | None, as_json: bool) -> int:
         output.show_json({"public_key": line.strip(), "fingerprint": key.fingerprint})
     else:
         output.show(line.strip())
-    return 0
 
 
 def publishing_key(address: str | None) -> tuple[str, PublicKey]:
@@ -53,16 +51,14 @@ def publishing_key(address: str | None) -> tuple[str, PublicKey]:
 
 
 @verb(
-    "publish",
-    examples=["signer publish /var/www/signer", "signer publish /srv/www/signer --address https://signer.example:8222"],
+    "publish", "signer publish /var/www/signer", "signer publish /srv/www/signer --address https://signer.example:8222"
 )
 @click.argument("folder", metavar="DIR", type=FILE, help="a folder that the web server shows")
 @click.option(
     "--publisher", type=FILE, metavar="FILE", help="the publishing key; default: the one in DIR, at first the service's"
 )
 @address_option
-@json_option
-def publish(*, folder: Path, publisher: Path | None, address: str | None, as_json: bool) -> int:
+def publish(*, folder: Path, publisher: Path | None, address: str | None, as_json: bool) -> None:
     """Fetches the CA bundle, the revocation list, its statement of freshness, their signatures and, where there
     is one, the list of host keys, verifies them and writes those that changed to DIR. Hosts use the URL of DIR
     in place of the service's `/api`. Run it each minute, by a timer: hosts raise an alarm when the statement is
@@ -81,7 +77,6 @@ def publish(*, folder: Path, publisher: Path | None, address: str | None, as_jso
         output.show_json({"version": fetched.version, "as_of": fetched.as_of, "changed": changed})
     else:
         output.show(f"version {fetched.version}, as of {fetched.as_of}; files written: {', '.join(changed) or 'none'}")
-    return 0
 
 
 @dataclass(frozen=True, slots=True)

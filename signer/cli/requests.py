@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUEST, OneOf, json_option, whole
+from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUEST, OneOf, whole
 from signer.cli.connection import connection_options, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -88,15 +88,14 @@ def _is_well_formed(frozen: Mapping[str, Any]) -> bool:
 _request_argument = click.argument("request", type=REQUEST, metavar="REQUEST", help="as `requests list` shows it")
 
 
-@verb("requests list", examples=["signer requests list", "signer requests list --state all --identity deploy-agent"])
+@verb("requests list", "signer requests list", "signer requests list --state all --identity deploy-agent")
 @click.option("--state", type=OneOf((*REQUEST_STATES, "all")), metavar="STATE", default="pending",
               help="pending (default), approved, denied, expired, withdrawn, issued, lapsed or all")  # fmt: skip
 @click.option("--identity", type=IDENTITY, metavar="NAME", help="asked by this identity")
 @connection_options
-@json_option
 def requests_list(
     *, state: str, identity: str | None, address: str | None, token_file: Path | None, as_json: bool
-) -> int:
+) -> None:
     """Shows the requests that you may see, newest first: your own, those that you may approve, and with the
     right `ledger.read` all. Times are UTC."""
     filters = {} if state == "all" else {"state": state}
@@ -111,7 +110,6 @@ def requests_list(
         output.show_table([titles, *(_columns(shown) for shown in found)])
     else:
         output.note("no requests" if state == "all" else f"no {state} requests")
-    return 0
 
 
 def _columns(shown: Shown) -> tuple[str, ...]:
@@ -126,11 +124,10 @@ def _cut(text: str, width: int = 40) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-@verb("requests show", examples=["signer requests show r-k3v9q2m7xa"])
+@verb("requests show", "signer requests show r-k3v9q2m7xa")
 @_request_argument
 @connection_options
-@json_option
-def requests_show(*, request: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def requests_show(*, request: str, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Shows what would be issued, on which hosts it opens what, how it differs from the last certificate of the
     same identity, and which waiver would cover it. The comparison needs the right `ledger.read`."""
     with open_api(address, token_file) as service:
@@ -139,12 +136,12 @@ def requests_show(*, request: str, address: str | None, token_file: Path | None,
             output.show_json(dict(shown.reply))
         else:
             _show(service, shown)
-    return 0
 
 
 @verb(
     "requests approve",
-    examples=["signer requests approve r-k3v9q2m7xa", "signer requests approve r-k3v9q2m7xa --waive 2h --uses 5"],
+    "signer requests approve r-k3v9q2m7xa",
+    "signer requests approve r-k3v9q2m7xa --waive 2h --uses 5",
 )
 @_request_argument
 @click.option("--key", type=FILE, metavar="FILE", help="your key, or its .pub file for a key in the ssh-agent")
@@ -154,7 +151,6 @@ def requests_show(*, request: str, address: str | None, token_file: Path | None,
 )
 @click.option("--yes", is_flag=True, help="do not ask on the terminal; a FIDO key still asks for its touch")
 @connection_options
-@json_option
 def requests_approve(
     *,
     request: str,
@@ -165,7 +161,7 @@ def requests_approve(
     address: str | None,
     token_file: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Shows the request as `requests show` does, asks, and signs what it has shown with a key of your
     `approval_keys`: --key, or the only FIDO key (otherwise the only key) of your ssh-agent. Exit status 3 if
     you do not approve."""
@@ -189,17 +185,15 @@ def requests_approve(
         output.show_json(dict(after.reply))
     else:
         output.show(plain(f"{request} is {after.state}: {_approvals(after)}"))
-    return 0
 
 
-@verb("requests deny", examples=['signer requests deny r-k3v9q2m7xa --reason "not during the sale"'])
+@verb("requests deny", 'signer requests deny r-k3v9q2m7xa --reason "not during the sale"')
 @_request_argument
 @click.option("--reason", type=REASON, metavar="TEXT", help="the asker reads it")
 @connection_options
-@json_option
 def requests_deny(
     *, request: str, reason: str | None, address: str | None, token_file: Path | None, as_json: bool
-) -> int:
+) -> None:
     """Needs no signature: no is the safe answer. The asker learns who denied it and why, and may not ask again
     for the same until the request would have expired."""
     with open_api(address, token_file) as service:
@@ -208,14 +202,12 @@ def requests_deny(
         output.show_json(dict(after.reply))
     else:
         output.show(f"{plain(request)} is {after.state}")
-    return 0
 
 
-@verb("requests watch", examples=["signer requests watch", "signer requests watch --json | while read -r line; do …"])
+@verb("requests watch", "signer requests watch", "signer requests watch --json | while read -r line; do …")
 @click.option("--for", "seconds", type=PAUSE, metavar="DURATION", help="end after it; otherwise at Ctrl-C")
 @connection_options
-@json_option
-def requests_watch(*, seconds: int | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def requests_watch(*, seconds: int | None, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Prints one line for each request that begins to wait, and one when it was decided, by whom. Looks every
     2 s."""
     end = None if seconds is None else time.monotonic() + seconds
@@ -230,7 +222,7 @@ def requests_watch(*, seconds: int | None, address: str | None, token_file: Path
                     _tell(now_waiting[name], as_json=as_json)
             waiting = now_waiting
             if end is not None and time.monotonic() + LOOKS_EVERY >= end:
-                return 0
+                return
             time.sleep(LOOKS_EVERY)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import REASON, json_option
+from signer.cli.arguments import REASON
 from signer.cli.connection import connection_options, open_api
 from signer.cli.hosts_seen import count_with
 from signer.cli.parser import verb
@@ -26,11 +26,9 @@ _WAYS = ("serial", "identity", "key", "since", "ca")
 
 @verb(
     "revoke",
-    examples=[
-        'signer revoke --identity deploy-agent --reason "its laptop was stolen" --yes',
-        "signer revoke --serial 4711-4720 --reason INC-812",
-        "signer revoke --since 2027-01-15T08:00:00Z --reason INC-812",
-    ],
+    'signer revoke --identity deploy-agent --reason "its laptop was stolen" --yes',
+    "signer revoke --serial 4711-4720 --reason INC-812",
+    "signer revoke --since 2027-01-15T08:00:00Z --reason INC-812",
 )
 @click.option("--serial", metavar="N[-M]", help="this certificate, or a range of serials")
 @click.option("--identity", metavar="NAME", help="all certificates of an identity, which is also frozen")
@@ -40,10 +38,9 @@ _WAYS = ("serial", "identity", "key", "since", "ca")
 @click.option("--reason", type=REASON, metavar="TEXT", required=True, help="for the ledger")
 @click.option("--yes", is_flag=True, help="revoke without asking")
 @connection_options
-@json_option
 def revoke(
     *, reason: str, yes: bool, address: str | None, token_file: Path | None, as_json: bool, **ways: str | None
-) -> int:
+) -> None:
     """Has every host refuse certificates that were issued, with the next revocation list that it fetches. It
     cannot be taken back. Shows first what it would hit, and at the end how many hosts have the new list, if the
     token may see hosts (`hosts` or `ledger.read`). Needs a token with the right `revoke`, which no agent
@@ -68,12 +65,11 @@ def revoke(
         hosts, text = _hosts_with(api, int(made["seq"]))
     if as_json:
         output.show_json({**made, "hit": preview, "hosts": hosts})
-        return 0
+        return
     frozen = f", and identity:{value} is frozen" if made.get("frozen") else ""
     output.show(plain(f"revoked by {by} {value}: list version {made['seq']}{frozen}"))
     output.show(plain(text))
     output.note("hosts refuse with the list that they fetch next; `signer hosts seen` shows which have it")
-    return 0
 
 
 def _hosts_with(api: ApiClient, version: int) -> tuple[dict[str, int] | None, str]:
@@ -103,10 +99,9 @@ def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:
         output.note_bare(plain(f"  serial {facts}"))
 
 
-@verb("revocations", examples=["signer revocations", "signer revocations --json | jq -r '.revocations[].value'"])
+@verb("revocations", "signer revocations", "signer revocations --json | jq -r '.revocations[].value'")
 @connection_options
-@json_option
-def revocations(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+def revocations(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
     """Shows all revocations, newest first, also of certificates that have expired since and are on no list any
     more. Needs the right `revoke` or `ledger.read`."""
     with open_api(address, token_file) as api:
@@ -119,4 +114,3 @@ def revocations(*, address: str | None, token_file: Path | None, as_json: bool) 
         output.show_table([titles, *cells])
     else:
         output.note("nothing was revoked")
-    return 0

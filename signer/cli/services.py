@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from signer.settings import Settings
 
 
-@verb("serve", examples=["signer serve"], is_service=True, lists_settings=True)
-def serve() -> int:
+@verb("serve", "signer serve", is_service=True, lists_settings=True)
+def serve() -> None:
     """Checks the settings, starts the keeper and the API, each under its own user when started as root, and
     restarts either when it ends or hangs. `signer reload`, or SIGHUP, takes a changed policy, CA key and TLS
     certificate."""
@@ -23,27 +23,25 @@ def serve() -> int:
     from signer.service.launcher import run_service
 
     run_service(settings)
-    return 0
 
 
-@verb("keeper", examples=["signer keeper"], is_service=True, lists_settings=True)
+@verb("keeper", "signer keeper", is_service=True, lists_settings=True)
 # `signer serve` watches its children through this descriptor, and passes the CA key file; it has no other use.
 @click.option("--channel", type=whole(3, 1_000_000), hidden=True)
-def keeper(channel: int | None) -> int:
+def keeper(channel: int | None) -> None:
     """Holds the CA key and the ledger; decides, records and signs what arrives on its socket. The API is started
     separately: signer api. SIGHUP takes a changed policy and CA key."""
     settings = _start()
     from signer.service.startup import run_keeper
 
     run_keeper(settings, channel)
-    return 0
 
 
-@verb("api", examples=["signer api"], is_service=True, lists_settings=True)
+@verb("api", "signer api", is_service=True, lists_settings=True)
 # `signer serve` passes the sockets that it has bound through these descriptors; they have no other use.
 @click.option("--listener", type=whole(3, 1_000_000), multiple=True, hidden=True)
 @click.option("--channel", type=whole(3, 1_000_000), hidden=True)
-def api(listener: tuple[int, ...], channel: int | None) -> int:
+def api(listener: tuple[int, ...], channel: int | None) -> None:
     """Serves HTTP and passes each request to the keeper; holds no key, no policy and no state. It listens on the
     sockets that systemd passes (LISTEN_FDS), otherwise on SIGNER_LISTEN. Requests get 503 while no keeper runs.
     SIGHUP takes a renewed TLS certificate."""
@@ -51,7 +49,6 @@ def api(listener: tuple[int, ...], channel: int | None) -> int:
     from signer.service.api import run_api
 
     run_api(settings, listener, channel)
-    return 0
 
 
 def _start() -> Settings:

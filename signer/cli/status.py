@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from signer.cli import output
-from signer.cli.arguments import json_option, read_settings
+from signer.cli.arguments import read_settings
 from signer.cli.parser import verb
 from signer.units import plain
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 _MANY = 12  # roles, freezes or tokens in one screen
 
 
-@verb("status", examples=["signer status", "signer status --json | jq .problems"])
-@json_option
+@verb("status", "signer status", "signer status --json | jq .problems")
 def status(as_json: bool) -> int:
     """Shows version, mode, CA, policy, keeper, API, ledger, live certificates, freezes, tokens that end within 30
     days, ages and clock. Run it as root or as the keeper's user, with the settings of the service; it needs no

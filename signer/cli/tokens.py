@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import IDENTITY, TOKEN_LIFE, json_option
+from signer.cli.arguments import IDENTITY, TOKEN_LIFE
 from signer.cli.edits import Edit, file_option, finish, make_edit, read_policy_file, write_option
 from signer.cli.parser import verb
 from signer.errors import NotFound, Refused, SignerError
@@ -40,15 +40,12 @@ def token_state(token: Token, now: int) -> str:
     return "ends soon" if token.expires <= now + ENDS_SOON else "good"
 
 
-@verb(
-    "token new", examples=["signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --write"]
-)
+@verb("token new", "signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --write")
 @click.argument("identity", type=IDENTITY, metavar="IDENTITY", help="the identity of the token")
 @expires_option
 @file_option
 @write_option
-@json_option
-def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
+def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as_json: bool) -> None:
     """Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which contains only
     the token's SHA-256, goes to stderr, or with --write into the file; with --json everything is on stdout."""
     from signer.policy.edit import add_token, token_entry
@@ -79,14 +76,12 @@ def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as
     else:
         output.note(f"put into [identities.{identity}] in policy.toml (--write does), then `signer reload`:")
         output.note_bare(f"  {line}")
-    return 0
 
 
-@verb("token list", examples=["signer token list", "signer token list deploy-agent --json"])
+@verb("token list", "signer token list", "signer token list deploy-agent --json")
 @click.argument("identity", type=IDENTITY, metavar="IDENTITY", required=False, help="default: all identities")
 @file_option
-@json_option
-def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
+def token_list(identity: str | None, file: Path | None, as_json: bool) -> None:
     """Lists the tokens of policy.toml, the next one to expire first. The id is the beginning of the SHA-256 of
     the token, which stands in the file; nothing of the token itself is known. Times are UTC."""
     now = int(time.time())
@@ -118,15 +113,13 @@ def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
         )
     else:
         output.note("no tokens")
-    return 0
 
 
-@verb("token renew", examples=["signer token renew deploy-agent --expires 90d --write"])
+@verb("token renew", "signer token renew deploy-agent --expires 90d --write")
 @token_argument
 @expires_option
 @file_option
 @write_option
-@json_option
 def token_renew(*, token: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
     """Gives a token another end, counted from now; the token itself stays the same, so its owner does nothing.
     To replace a token that others may know: token new, then token revoke."""
@@ -140,15 +133,11 @@ def token_renew(*, token: str, expires: int, file: Path | None, write: bool, as_
     return finish(edit, facts, as_json=as_json)
 
 
-@verb(
-    "token revoke",
-    examples=["signer token revoke deploy-agent --write", "signer token revoke 1f0a77c2b9e4 --write"],
-)
+@verb("token revoke", "signer token revoke deploy-agent --write", "signer token revoke 1f0a77c2b9e4 --write")
 @token_argument
 @click.option("--all", "every", is_flag=True, help="every token of the identity")
 @file_option
 @write_option
-@json_option
 def token_revoke(*, token: str, every: bool, file: Path | None, write: bool, as_json: bool) -> int:
     """Removes a token from policy.toml. It is refused from the next `signer reload` on; certificates that it got
     remain valid until they end, minutes later. A freeze stops an identity at once."""

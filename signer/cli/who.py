@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SERIAL, json_option, quoted, segment_option
+from signer.cli.arguments import MAX_SERIAL, quoted, segment_option
 from signer.cli.ledger import reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -103,16 +103,13 @@ def read_logins(lines: Iterable[str]) -> list[tuple[int, Login]]:
 
 @verb(
     "certs who",
-    examples=[
-        "signer certs who 4711",
-        "ssh host journalctl -u ssh --since today | signer certs who",
-        "signer certs who --csv <auth.log >logins.csv",
-    ],
+    "signer certs who 4711",
+    "ssh host journalctl -u ssh --since today | signer certs who",
+    "signer certs who --csv <auth.log >logins.csv",
 )
 @click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
 @click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
 @segment_option
-@json_option
 def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_json: bool) -> int:
     """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
     A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, json_option, quoted
+from signer.cli.arguments import FILE, Checked, quoted
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ _state = click.option(
 
 
 @verb(
-    "witness serve",
-    examples=["signer witness serve --name witness.example.org --log log.example/l+1f2e3d4c+AQ…"],
-    is_service=True,
+    "witness serve", "signer witness serve --name witness.example.org --log log.example/l+1f2e3d4c+AQ…", is_service=True
 )
 @_name
 @click.option("--log", "logs", metavar="[ORIGIN=]VKEY", multiple=True, required=True, type=Checked("vkey", _read_log),
@@ -84,7 +82,7 @@ _state = click.option(
 @_state
 @click.option("--listen", metavar="HOST:PORT", type=Checked("address", _read_listen), default=_LISTEN,
               help=f"default: {_LISTEN}")  # fmt: skip
-def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: Path, listen: Listen | str) -> int:
+def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: Path, listen: Listen | str) -> None:
     """Cosigns the checkpoints of the given logs, each only if it goes on from the one before, and keeps a fork
     as evidence (c2sp.org/tlog-witness). Needs no other part of the service: run it on a machine that other
     people administer. It speaks plain http, as all that it sends is signed."""
@@ -102,11 +100,10 @@ def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: P
     os.execv(sys.executable, [sys.executable, "-P", "-m", "signer.cli.witness_process", *words])  # noqa: S606
 
 
-@verb("witness key", examples=["signer witness key --name witness.example.org"])
+@verb("witness key", "signer witness key --name witness.example.org")
 @_name
 @_state
-@json_option
-def witness_key(name: str, state: Path, as_json: bool) -> int:
+def witness_key(name: str, state: Path, as_json: bool) -> None:
     """Prints the verifier key, which those who check its cosignatures need. The first call makes the key. Run it
     as the user that the witness runs as."""
     from signer.cli.witness_process import open_key
@@ -118,12 +115,10 @@ def witness_key(name: str, state: Path, as_json: bool) -> int:
         output.show_json({"vkey": str(own), "new": key.is_new})
     else:
         output.show(str(own))
-    return 0
 
 
-@verb("witness list", examples=["signer witness list"])
+@verb("witness list", "signer witness list")
 @_state
-@json_option
 def witness_list(state: Path, as_json: bool) -> int:
     """Shows the newest checkpoint that was cosigned for each log, and how many were refused and kept: forks,
     which are two checkpoints of one size, and others, whose proof was wrong. Reads files, also while the
