@@ -211,9 +211,21 @@ out_option: Final = click.option("--out", type=FILE, metavar="PLAN", help="write
 commands_option: Final = click.option("--commands", is_flag=True, help="also show the commands that would be run")
 
 
+MAX_PAGE: Final = 1_000
 segment_option: Final = click.option(
     "--segment", type=FILE, metavar="FILE", help="read this file of `signer ledger archive` instead of the ledger"
 )
+
+
+def page_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--limit`, the rows of a page, and `--before`, which asks for the page after another."""
+    limit = click.option(
+        "--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50"
+    )
+    before = click.option(
+        "--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number"
+    )
+    return limit(before(function))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE, HEAD, PAUSE, read_settings
-from signer.cli.connection import connection_options, open_api
+from signer.cli.connection import Service, service_options
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable
@@ -48,11 +48,9 @@ def ledger_backup(file: Path, as_json: bool) -> None:
         is_noted = write_mark(reader.data_dir, BACKED_UP, Mark(head.seq, int(time.time())))
     if not is_noted:
         output.warn("`signer status` cannot show this backup: this user may not write SIGNER_DATA_DIR")
-    if as_json:
-        output.show_json({"file": str(file), "bytes": file.stat().st_size, "head": head_facts(head)})
-    else:
-        output.show(f"verified {output.count(head.seq, 'event')}, written to {plain(str(file))}")
-        output.show(f"head    {head_line(head)}")
+    facts = {"file": str(file), "bytes": file.stat().st_size, "head": head_facts(head)}
+    text = f"verified {output.count(head.seq, 'event')}, written to {file}"
+    output.show_result(facts, text, f"head    {head_line(head)}", as_json=as_json)
 
 
 # --- restore and promote ----------------------------------------------------------------------------------------
@@ -245,10 +243,8 @@ def _show_done(head: Head, plan: RestorePlan | None, aside: Path | None, *, as_j
 @click.option("--every", type=PAUSE, metavar="DURATION", default=DEFAULT_PAUSE,
               help=f"pause between two looks; default {DEFAULT_PAUSE}s")  # fmt: skip
 @click.option("--start-from", type=FILE, metavar="FILE", help="a `ledger backup` to begin a new copy with")
-@connection_options
-def ledger_follow(
-    *, once: bool, every: int, start_from: Path | None, address: str | None, token_file: Path | None, as_json: bool
-) -> None:
+@service_options
+def ledger_follow(*, once: bool, every: int, start_from: Path | None, service: Service, as_json: bool) -> None:
     """Keeps a copy of another host's ledger in the folder `follow` below SIGNER_DATA_DIR, for `ledger promote`.
     Needs a token with the right `ledger.read`. Every event is verified against the chain and synced to disk.
     Ends with exit status 1 when the service's ledger is not the one that it followed before (cut off,
@@ -264,7 +260,7 @@ def ledger_follow(
             backup = stack.enter_context(_open_backup(start_from.absolute(), settings))
         become_writer(settings)
         copy = stack.enter_context(closing(LedgerCopy(settings.data_dir)))
-        api = stack.enter_context(open_api(address, token_file))
+        api = stack.enter_context(service.open())
         if backup is not None:
             with output.Progress("verify") as progress:
                 copy.begin_with(backup, progress)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -34,12 +36,7 @@ def check(as_json: bool) -> int:
 
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
-    if as_json:
-        output.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
-    else:
-        _show(checks)
-        output.show(_sentence(checks, "ready", "not ready"))
-    return 1 if _count(checks, "fail") else 0
+    return _show({}, checks, "ready", as_json=as_json)
 
 
 @verb("ca inspect", "signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json")
@@ -52,14 +49,7 @@ def ca_inspect(file: Path, as_json: bool) -> int:
         facts, checks = _inspect_public(file)
     else:
         facts, checks = _inspect_private(file, read_settings())
-    if as_json:
-        output.show_json({**facts, "usable": not _count(checks, "fail"), **_summary(checks)})
-    else:
-        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
-        output.show()
-        _show(checks)
-        output.show(_sentence(checks, "usable", "not usable"))
-    return 1 if _count(checks, "fail") else 0
+    return _show(facts, checks, "usable", as_json=as_json)
 
 
 @verb("ca bundle", "signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'")
@@ -146,32 +136,29 @@ def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, obj
     return {"kind": kind, "bits": bits, "fingerprint": fingerprint, "public_key": render_public_key(kind, blob)}
 
 
-def _count(checks: Sequence[Check], outcome: str) -> int:
-    return sum(check.outcome == outcome for check in checks)
+def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as_json: bool) -> int:
+    """Shows facts, checks, and whether all is `good`; returns the exit status."""
+    count = Counter(check.outcome for check in checks)
+    is_good = not count["fail"]
+    if as_json:
+        counts = {"failed": count["fail"], "warnings": count["warn"], "ok": count["ok"]}
+        output.show_json({**facts, good: is_good, **counts, "checks": [asdict(check) for check in checks]})
+        return 0 if is_good else 1
+    if facts:
+        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        output.show()
+    _show_lines(checks)
+    parts = [f"{count['fail']} failed"] if count["fail"] else []
+    parts += [output.count(count["warn"], "warning")] if count["warn"] else []
+    parts += [f"{count['ok']} ok"]
+    output.show(f"{good if is_good else f'not {good}'}: {', '.join(parts)}")
+    return 0 if is_good else 1
 
 
-def _summary(checks: Sequence[Check]) -> dict[str, object]:
-    listed = [{"outcome": c.outcome, "code": c.code, "detail": c.detail, "hint": c.hint} for c in checks]
-    return {
-        "failed": _count(checks, "fail"),
-        "warnings": _count(checks, "warn"),
-        "ok": _count(checks, "ok"),
-        "checks": listed,
-    }
-
-
-def _show(checks: Sequence[Check]) -> None:
+def _show_lines(checks: Sequence[Check]) -> None:
     """The lines of the checks; below each that is not ok, what to do about it, once for a run with the same hint."""
     width = min(max((len(check.code) for check in checks), default=0), 40)
     for check, following in zip(checks, [*checks[1:], None], strict=True):
         output.show(f"{_SHOWN[check.outcome]:<5} {plain(check.code):<{width}}  {plain(check.detail)}")
         if check.hint and (following is None or following.hint != check.hint):
             output.show(f"{'':5} {plain(check.hint)}")
-
-
-def _sentence(checks: Sequence[Check], good: str, bad: str) -> str:
-    failed, warnings = _count(checks, "fail"), _count(checks, "warn")
-    parts = [f"{failed} failed"] if failed else []
-    parts += [output.count(warnings, "warning")] if warnings else []
-    parts += [f"{_count(checks, 'ok')} ok"]
-    return f"{bad if failed else good}: {', '.join(parts)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from signer.cli import output
 from signer.cli.arguments import read_settings
-from signer.cli.connection import address_option, open_public
+from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, NotFound
@@ -32,15 +32,12 @@ def ledger_checkpoint(*, address: str | None, as_json: bool) -> None:
     write; `signer ledger verify --checkpoint` compares the ledger with it. No signature is checked."""
     from signer.ledger.checkpoint import parse_checkpoint, parse_note
 
-    with open_public(address) as api:
+    with Service(address).open_public() as api:
         data = api.file("ledger/checkpoint", _MOST)
     note = parse_note(data)
     found = parse_checkpoint(note.text)
-    if as_json:
-        facts = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": data.decode()}
-        output.show_json(facts)
-    else:
-        output.show(data.decode().rstrip("\n"))
+    facts = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": data.decode()}
+    output.show_result(facts, *data.decode().rstrip("\n").split("\n"), as_json=as_json)
 
 
 @verb("ledger key", "signer ledger key")
@@ -56,10 +53,7 @@ def ledger_key(as_json: bool) -> None:
         keys = ledger_keys(reader, origin)
     if not keys:
         raise NotFound("ledger_key_missing", "the ledger has no key for checkpoints yet", "start the keeper once")
-    if as_json:
-        output.show_json({"origin": origin, "vkey": str(keys[-1])})
-    else:
-        output.show(str(keys[-1]))
+    output.show_result({"origin": origin, "vkey": str(keys[-1])}, str(keys[-1]), as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

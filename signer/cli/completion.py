@@ -28,10 +28,7 @@ def completion(shell: str, as_json: bool) -> None:
     """Load the script in the shell's start-up file. For zsh, the directory of the file must be in `fpath` before
     `compinit` runs."""
     script = _side_of(shell).source()
-    if as_json:
-        output.show_json({"shell": shell, "script": script})
-    else:
-        output.show(script.rstrip("\n"))
+    output.show_result({"shell": shell, "script": script}, *script.rstrip("\n").split("\n"), as_json=as_json)
 
 
 def complete(instruction: str) -> int:

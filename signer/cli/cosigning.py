@@ -12,7 +12,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, Checked, quoted, read_settings, whole
 from signer.cli.checkpoints import read_witness
-from signer.cli.connection import address_option, open_public
+from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import NotFound, SignerError
@@ -70,7 +70,7 @@ def ledger_witness(
         log = Log(origin, tuple(ledger_keys(reader, origin)))
     if not log.keys:
         raise NotFound("ledger_key_missing", "the ledger has no key for checkpoints yet", "start the keeper once")
-    with open_public(address) as api, ExitStack() as remotes:
+    with Service(address).open_public() as api, ExitStack() as remotes:
         asked = [(remotes.enter_context(HttpWitness(one)), key) for one, key in zip(addresses, keys, strict=True)]
         done = run_round(ServiceLog(api, log), asked, needed, out, data_dir, int(time.time()))
     _show(done, out, as_json=as_json)

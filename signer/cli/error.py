@@ -8,7 +8,7 @@ from signer.cli import output
 from signer.cli.arguments import quoted
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.error_catalogue import CATALOGUE, ErrorEntry, find_entry, nearest_codes
+from signer.error_catalogue import CATALOGUE, find_entry, nearest_codes
 
 
 @verb("error", "signer error frozen", "signer error --json | jq -r '.errors[].code'")
@@ -30,32 +30,15 @@ def _explain_code(code: str, *, as_json: bool) -> None:
         hint = f"did you mean {', '.join(near)}" if near else "see `signer error`"
         raise UsageError(f"{quoted(code, 60)} is not an error code", hint)
     if as_json:
-        output.show_json(_as_json(entry))
+        output.show_json(entry._asdict())
         return
-    output.show_table(
-        [
-            ("code", entry.code),
-            ("subject", entry.subject),
-            ("meaning", entry.meaning),
-            ("action", entry.action),
-            ("status", "never sent over HTTP" if entry.status is None else f"HTTP {entry.status}"),
-        ]
-    )
+    status = "never sent over HTTP" if entry.status is None else f"HTTP {entry.status}"
+    facts = {**entry._asdict(), "status": status}
+    output.show_table([(name, value) for name, value in facts.items() if name != "counted"])
 
 
 def _list_codes(*, as_json: bool) -> None:
     if as_json:
-        output.show_json({"errors": [_as_json(entry) for entry in CATALOGUE.values()]})
+        output.show_json({"errors": [entry._asdict() for entry in CATALOGUE.values()]})
     else:
         output.show_table((entry.code, entry.status or "-", entry.meaning) for entry in CATALOGUE.values())
-
-
-def _as_json(entry: ErrorEntry) -> dict[str, object]:
-    return {
-        "code": entry.code,
-        "subject": entry.subject,
-        "meaning": entry.meaning,
-        "action": entry.action,
-        "status": entry.status,
-        "counted": entry.counted,
-    }

@@ -9,13 +9,12 @@ from typing import Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SEQ, SINCE, segment_option, whole
-from signer.cli.ledger import event_line, note_archived, reading
+from signer.cli.arguments import SINCE, page_options, segment_option
+from signer.cli.ledger import event_line, note_more, reading
 from signer.cli.parser import verb
 from signer.model import Entry
 from signer.units import timestamp
 
-MAX_PAGE: Final = 1_000
 # What a line shows of an event, besides its time, kind and actor; of other kinds, everything that is not a list.
 _SHOWN: Final[dict[str, tuple[str, ...]]] = {
     "certificate.issued": ("serial", "role", "principals", "address"),
@@ -32,8 +31,7 @@ _LONGEST: Final = 160  # characters of what a line shows
 @click.option("--kind", metavar="KIND", help="such as request.refused; `freeze` means all that begin with freeze.")
 @click.option("--identity", metavar="NAME", help="by this identity, or about it")
 @click.option("--since", type=SINCE, metavar="TIME", default=0, help="such as 24h, or 2026-11-22T14:00:00Z")
-@click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
-@click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
+@page_options
 @segment_option
 def events_list(
     *,
@@ -52,17 +50,11 @@ def events_list(
         found = reader.events(kind, identity, since * 1000, before, limit + 1)
         rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
     more = str(found[limit - 1].seq) if len(found) > limit else None
-    if as_json:
-        output.show_json({"events": rows, "before": more})
-        return
-    if rows:
-        output.show_table([("SEQ", "TIME", "KIND", "ACTOR", "FACTS"), *map(_columns, found[:limit])])
-    else:
-        output.note("no matching events")
-    if more is not None:
-        output.note(f"more results: add `--before {more}`")
-    else:
-        note_archived(base)
+    titles = ("SEQ", "TIME", "KIND", "ACTOR", "FACTS")
+    cells = map(_columns, found[:limit])
+    output.show_rows({"events": rows, "before": more}, titles, cells, "no matching events", as_json=as_json)
+    if not as_json:
+        note_more(more, base)
 
 
 def _columns(entry: Entry) -> tuple[str, ...]:

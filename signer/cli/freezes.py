@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from signer.cli import output
 from signer.cli.arguments import DURATION, REASON, OneOf, read_settings
-from signer.cli.connection import connection_options, has_token, open_api
+from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadSettings
-from signer.units import plain, render_duration
+from signer.units import render_duration
 
 if TYPE_CHECKING:
     from signer.protocol.replies import Reply
@@ -30,15 +29,14 @@ _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which no
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
 @click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for whoever it stops")
 @click.option("--until", "lasts", type=DURATION, metavar="DURATION", help="from now, such as 2h; default: until lifted")
-@connection_options
+@service_options
 def freeze(
     *,
     kind: str,
     name: str | None,
     reason: str | None,
     lasts: int | None,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
 ) -> None:
     """Issues nothing from the next request on, also to requests that wait for their signature; certificates
@@ -49,53 +47,43 @@ def freeze(
     if reason is None and scope != "all":
         raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
-    if has_token(token_file):
-        with open_api(address, token_file) as api:
+    if service.has_token:
+        with service.open() as api:
             state = api.freeze(body)
     else:
         state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
-    if as_json:
-        output.show_json(state)
-        return
     end = f" until {state['until']}" if state.get("until") else ""
-    output.show(f"{plain(scope)} is frozen{end}: nothing is issued to it")
-    output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
+    output.show_result(state, f"{scope} is frozen{end}: nothing is issued to it", as_json=as_json)
+    if not as_json:
+        output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
 
 
 @verb("unfreeze", "signer unfreeze all", "signer unfreeze identity deploy-agent")
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
-@connection_options
-def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def unfreeze(*, kind: str, name: str | None, service: Service, as_json: bool) -> None:
     """Needs the token of a human with the right `freeze` who is not frozen by name; nobody lifts what stops
     themselves, and no agent lifts anything."""
     scope = _scope(kind, name)
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         state = api.unfreeze(scope)
-    if as_json:
-        output.show_json(state)
-    else:
-        output.show(f"{plain(scope)} is no longer frozen")
+    output.show_result(state, f"{scope} is no longer frozen", as_json=as_json)
 
 
 @verb("freezes", "signer freezes", "signer freezes --json | jq -r '.freezes[].scope'")
-@connection_options
-def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def freezes(*, service: Service, as_json: bool) -> None:
     """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
     root and the keeper's user need no token."""
-    if has_token(token_file):
-        with open_api(address, token_file) as api:
+    if service.has_token:
+        with service.open() as api:
             found = api.freezes()
     else:
         found = _ask_keeper({"op": "freezes"})
-    if as_json:
-        output.show_json(found)
-    elif rows := found["freezes"]:
-        titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
-        cells = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in rows]
-        output.show_table([titles, *cells])
-    else:
-        output.note("nothing is frozen")
+    rows = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in found["freezes"]]
+    titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
+    output.show_rows(found, titles, rows, "nothing is frozen", as_json=as_json)
 
 
 def _scope(kind: str, name: str | None) -> str:

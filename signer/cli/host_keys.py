@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE
-from signer.cli.connection import connection_options, open_api
+from signer.cli.connection import Service, service_options
+from signer.cli.keys import MAX_KEYS, STDIN, read_public_keys
 from signer.cli.parser import verb
-from signer.errors import BadFile, BadRequest, Refused
+from signer.errors import BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
-from signer.units import plain
 
 if TYPE_CHECKING:
     from signer.model import PublicKey
-
-_STDIN: Final = "-"
-_MOST: Final = 64 * 1024  # bytes of a file of keys
 
 
 @verb(
@@ -42,7 +38,7 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
 )
 @click.option("--replace", is_flag=True, help="take the place of the keys that are listed")
 @click.option("--yes", is_flag=True, help="list the keys without asking")
-@connection_options
+@service_options
 def hosts_add(
     *,
     name: str,
@@ -51,8 +47,7 @@ def hosts_add(
     principals: str | None,
     replace: bool,
     yes: bool,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
 ) -> None:
     """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses
@@ -64,7 +59,7 @@ def hosts_add(
     from signer.ssh.known_hosts import key_line, parse_host_name, parse_host_principals, read_key_file
 
     names = list(dict.fromkeys(map(parse_host_name, (name, *addresses))))
-    found = read_key_file(_read(keys), names)
+    found = read_key_file(read_public_keys(keys).decode("utf-8", "replace"), names)
     body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in found], "replace": replace}
     if principals is not None:
         body["principals"] = list(parse_host_principals(principals.split(",")))
@@ -76,39 +71,17 @@ def hosts_add(
             f"{names[0]} is not listed",
             "add --yes to list it unasked",
             "nothing was sent",
-            can_ask=str(keys) != _STDIN,
+            can_ask=str(keys) != STDIN,
         )
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         listed = api.add_host_keys(body)
-    if as_json:
-        output.show_json(listed)
-    else:
-        output.show(f"{names[0]} is listed with {output.count(len(found), 'key')}")
+    output.show_result(listed, f"{names[0]} is listed with {output.count(len(found), 'key')}", as_json=as_json)
 
 
 def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
     output.note(", ".join(names))
     for key in keys:
         output.note_bare(f"  {key.kind}  {key.bits}  {key.fingerprint}")
-
-
-def _read(path: Path) -> str:
-    """The text of a file with keys; raises `BadFile`."""
-    try:
-        if str(path) == _STDIN:
-            raw = sys.stdin.buffer.read(_MOST + 1)
-        else:
-            with path.open("rb") as file:
-                raw = file.read(_MOST + 1)
-    except OSError as error:
-        raise BadFile(
-            "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
-        ) from None
-    if b"PRIVATE KEY-----" in raw:
-        raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
-    if len(raw) > _MOST:
-        raise BadFile("file_too_large", f"{path} has more than {_MOST} bytes", "name a file of one host's keys")
-    return raw.decode("utf-8", "replace")
 
 
 class SeenKeys(NamedTuple):
@@ -127,7 +100,7 @@ def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
     from signer.ssh.known_hosts import parse_host_key, parse_host_name
 
     keys = []
-    for line in text[:_MOST].splitlines():
+    for line in text[:MAX_KEYS].splitlines():
         with suppress(BadRequest):
             keys.append(parse_host_key(" ".join(line.split()[:2])))
     names = Question(shutil.which("ssh") or "", list(words)).names()
@@ -138,15 +111,15 @@ def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
 
 
 def offer_keys(
-    found: SeenKeys, principals: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+    found: SeenKeys, principals: Sequence[str], service: Service | None, *, as_json: bool
 ) -> dict[str, object]:
-    """Shows the keys, and lists them, and the principals that the host lets in, at the service with this address and
-    token, if any; returns the facts."""
+    """Shows the keys, and lists them, and the principals that the host lets in, at the service, if any; returns the
+    facts."""
     from signer.ssh.known_hosts import key_line
 
     if not as_json:
         _show_keys([found.name], found.keys)
-    if where is not None:
+    if service is not None:
         body = {
             "name": found.name,
             "addresses": [],
@@ -154,19 +127,19 @@ def offer_keys(
             "replace": False,
             "principals": list(principals),
         }
-        with open_api(*where) as api:
+        with service.open() as api:
             api.add_host_keys(body)
         if not as_json:
             output.show(f"{found.name} is listed with {output.count(len(found.keys), 'key')}")
     elif not as_json:
         output.note("clients do not know these keys unless you list them: --add-keys, or `signer hosts add`")
     fingerprints = [key.fingerprint for key in found.keys]
-    return {"name": found.name, "fingerprints": fingerprints, "listed": where is not None}
+    return {"name": found.name, "fingerprints": fingerprints, "listed": service is not None}
 
 
-def check_may_list(address: str | None, token_file: Path | None) -> None:
+def check_may_list(service: Service) -> None:
     """Raises `Refused` unless the token has the right `hosts`: before anything is done on a host."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         caller = api.whoami()
     if "hosts" not in caller.get("may", ()):
         raise Refused(
@@ -175,19 +148,15 @@ def check_may_list(address: str | None, token_file: Path | None) -> None:
 
 
 @verb("hosts list", "signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'")
-@connection_options
-def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def hosts_list(*, service: Service, as_json: bool) -> None:
     """Shows the listed hosts, their names and addresses, the principals that they let in, as far as these are
     recorded, their keys, and who listed them when. Needs the right `hosts` or `ledger.read`."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         found = api.host_keys()
-    if as_json:
-        output.show_json({"hosts": found})
-    elif found:
-        titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
-        output.show_table([titles, *(row for host in found for row in _rows(host))])
-    else:
-        output.note("no hosts are listed")
+    titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
+    rows = (row for host in found for row in _rows(host))
+    output.show_rows({"hosts": found}, titles, rows, "no hosts are listed", as_json=as_json)
 
 
 def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -209,13 +178,10 @@ def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
 
 @verb("hosts remove", "signer hosts remove edge1")
 @click.argument("name", metavar="NAME", help="as `hosts list` shows it")
-@connection_options
-def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def hosts_remove(*, name: str, service: Service, as_json: bool) -> None:
     """Takes a host off the list. From then on `safe-session` treats it as a host that it does not know: ssh does
     what its own configuration says. Needs the right `hosts`. Recorded."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         removed = api.remove_host_keys(name)
-    if as_json:
-        output.show_json(removed)
-    else:
-        output.show(plain(f"{removed.get('name')} is no longer listed"))
+    output.show_result(removed, f"{removed.get('name')} is no longer listed", as_json=as_json)

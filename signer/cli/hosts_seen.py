@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from signer.cli import output
 from signer.cli.arguments import DURATION
-from signer.cli.connection import connection_options, open_api
+from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 from signer.units import plain, timestamp
 
@@ -21,13 +20,13 @@ _PAUSE: Final = 1.0  # seconds between two questions
 
 @verb("hosts seen", "signer hosts seen", "signer hosts seen --wait 2m")
 @click.option("--wait", type=DURATION, metavar="DURATION", help="until each host seen lately has it, at most so long")
-@connection_options
-def hosts_seen(*, wait: int | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@service_options
+def hosts_seen(*, wait: int | None, service: Service, as_json: bool) -> int:
     """Shows the hosts that fetched the revocation list in the last day, and which version each has. Their names
     are what they say of themselves. Exit status 1 with --wait if the time is over and a host that was seen in
     the last 15 minutes does not have the newest version. Needs the right `hosts` or `ledger.read`."""
     deadline = time.monotonic() + (wait or 0)
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         found = api.hosts()
         while wait is not None and not is_everywhere(found, int(time.time())) and time.monotonic() < deadline:
             time.sleep(_PAUSE)

@@ -24,6 +24,7 @@ from signer.cli.arguments import (
     SINCE,
     Checked,
     OneOf,
+    page_options,
     read_settings,
     segment_option,
     whole,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from signer.ledger.reader import LedgerReader
     from signer.policy.decide import Policy
 
-MAX_PAGE: Final = 1_000
 _NOTHING_SAVED: Final = (
     "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
     "pass --head with an earlier `signer ledger head`, or --checkpoint"
@@ -101,9 +101,11 @@ def reading_certificates(segment: Path | None = None) -> Iterator[CertificateRea
         yield reader
 
 
-def note_archived(base: int) -> None:
-    """Says that what was shown is not all, if `base` events were archived."""
-    if base:
+def note_more(before: str | None, base: int) -> None:
+    """Says that what was shown is not all: the next page begins at `before`, or `base` events were archived."""
+    if before is not None:
+        output.note(f"more results: add `--before {before}`")
+    elif base:
         output.note(f"older ones are in segments ({output.count(base, 'event')}): add --segment FILE")
 
 
@@ -120,6 +122,15 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
         ) from None
     finally:
         reader.close()
+
+
+csv_option: Final = click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+
+
+def check_form(*, as_csv: bool, as_json: bool) -> None:
+    """Raises `UsageError` if both forms are asked for."""
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other", "give one of them")
 
 
 # --- certs ------------------------------------------------------------------------------------------------------
@@ -140,9 +151,8 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
 @click.option("--since", type=SINCE, metavar="TIME", help="issued since then: 24h, 2026-11-22, 2026-11-22T09:30:00Z")
 @click.option("--active", is_flag=True, help="released, not yet expired and not revoked")
-@click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
-@click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
-@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@page_options
+@csv_option
 @segment_option
 def certs_list(
     *, active: bool, limit: int, host: str | None, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any
@@ -150,8 +160,7 @@ def certs_list(
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC. A certificate names
     principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
     what it has."""
-    if as_csv and as_json:
-        raise UsageError("--csv and --json exclude each other", "give one of them")
+    check_form(as_csv=as_csv, as_json=as_json)
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_row
 
@@ -183,10 +192,7 @@ def certs_list(
         output.show_table([_TITLES, *(_columns(row) for row in rows)])
     else:
         output.note("no matching certificates")
-    if more is not None:
-        output.note(f"more results: add `--before {more}`")
-    else:
-        note_archived(base)
+    note_more(more, base)
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -430,10 +436,7 @@ def ledger_head(as_json: bool) -> None:
     The event is not verified."""
     with reading() as reader:
         head = reader.head()
-    if as_json:
-        output.show_json(head_facts(head))
-    else:
-        output.show(head_line(head))
+    output.show_result(head_facts(head), head_line(head), as_json=as_json)
 
 
 def head_facts(head: Head) -> dict[str, object]:
@@ -465,7 +468,7 @@ def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> Non
     with reading(segment) as reader, output.Progress("export", hidden=on_terminal) as progress:
         total = reader.head().seq
         if first is None:
-            note_archived(reader.base)
+            note_more(None, reader.base)
         for entry in audit.export(reader, first or reader.base + 1):
             output.show_json(event_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
@@ -515,11 +518,9 @@ def ledger_rebuild(as_json: bool) -> None:
             events, made = audit.rebuild(ledger, progress)
     finally:
         ledger.close()
-    if as_json:
-        output.show_json({"events": events, "tables": made})
-    else:
-        listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
-        output.show(f"rebuilt from {output.count(events, 'event')}: {listed} rows")
+    listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
+    text = f"rebuilt from {output.count(events, 'event')}: {listed} rows"
+    output.show_result({"events": events, "tables": made}, text, as_json=as_json)
 
 
 def _act_as_owner(path: Path) -> None:

@@ -57,6 +57,27 @@ def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
         show((indent + line).rstrip())
 
 
+def show_result(facts: object, *lines: str, as_json: bool) -> None:
+    """The result of a verb: `facts` as JSON, or the lines, which go through `plain`."""
+    if as_json:
+        show_json(facts)
+        return
+    for line in lines:
+        show(plain(line))
+
+
+def show_rows(
+    facts: object, titles: Sequence[str], rows: Iterable[Sequence[object]], nothing: str, *, as_json: bool
+) -> None:
+    """A list: `facts` as JSON, or a table of `rows` below `titles`, or the note `nothing` if there are none."""
+    if as_json:
+        show_json(facts)
+    elif cells := list(rows):
+        show_table([titles, *cells])
+    else:
+        note(nothing)
+
+
 def show_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """RFC 4180, with a line of titles. A cell that a spreadsheet would compute begins with an apostrophe: what callers
     wrote is in them."""

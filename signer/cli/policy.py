@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import ADDRESS, DURATION, FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.suggestions import similar
 from signer.errors import BadFile, BadPublicKey, BadSettings, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.units import plain, render_span
@@ -197,8 +197,7 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
     """The identity's kind and when its last token expires; raises `Refused`."""
     identity = policy.identities.get(name)
     if identity is None:
-        hint = _nearest(name, policy.identities, "add it")
-        raise Refused("unknown_identity", f"there is no identity {name[:64]}", hint)
+        raise Refused("unknown_identity", f"there is no identity {name[:64]}", _nearest(name, policy.identities))
     ends = sorted(token.expires for token in policy.tokens.values() if token.identity == name)
     if not ends:
         raise Refused("no_token", f"{name} has no token", f"make one: `signer token new {name} --expires 90d`")
@@ -214,7 +213,7 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
 
 def _see_role(policy: Policy, identity: Identity | None, name: str) -> str:
     if name not in policy.roles:
-        raise Refused("unknown_role", f"there is no role {name[:64]}", _nearest(name, policy.roles, "add it"))
+        raise Refused("unknown_role", f"there is no role {name[:64]}", _nearest(name, policy.roles))
     if identity is None:
         return "there is such a role"
     policy.role_for(identity, name)
@@ -228,9 +227,8 @@ def _see_limits(role: Role) -> Finding:
     return Finding("limits", f"{', '.join(said)}: the keeper counts" if said else "none", "skipped" if said else "ok")
 
 
-def _nearest(name: str, known: Mapping[str, object], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]}" if near else f"{otherwise}; policy.toml has {', '.join(sorted(known)[:8])}"
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    return similar(name, known, f"add it; policy.toml has {', '.join(sorted(known)[:8])}")
 
 
 def _show_explanation(found: Explanation) -> None:

@@ -13,7 +13,7 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE
-from signer.cli.connection import address_option, open_public
+from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable, write_hint
 from signer.files import read_bounded, write_atomically
@@ -37,15 +37,13 @@ def hosts_key(*, address: str | None, as_json: bool) -> None:
     """Prints the public key that signs the revocation list, as the host kit pins it (`--publisher`). It never
     changes, unless SIGNER_DATA_DIR is lost. Needs no token."""
     line, key = publishing_key(address)
-    if as_json:
-        output.show_json({"public_key": line.strip(), "fingerprint": key.fingerprint})
-    else:
-        output.show(line.strip())
+    facts = {"public_key": line.strip(), "fingerprint": key.fingerprint}
+    output.show_result(facts, line.strip(), as_json=as_json)
 
 
 def publishing_key(address: str | None) -> tuple[str, PublicKey]:
     """The line of the service's publishing key, and the key."""
-    with open_public(address) as api:
+    with Service(address).open_public() as api:
         line = api.file(_PUBLISHER, _MOST).decode(errors="replace")
     return line, _parse(line)
 
@@ -66,17 +64,16 @@ def publish(*, folder: Path, publisher: Path | None, address: str | None, as_jso
     if not folder.is_dir():
         raise BadFile("folder_missing", f"{folder} is not a directory", "create it, and let the web server show it")
     pinned = _read_pinned(publisher or folder / _PUBLISHER, must_exist=publisher is not None)
-    with open_public(address) as api:
+    with Service(address).open_public() as api:
         try:
             fetched = _fetch(api, pinned)
         except BadFormat:  # another list may have been published between two requests
             fetched = _fetch(api, pinned)
     _check_not_older(folder, fetched)
     changed = [name for name, content in fetched.files.items() if _write(folder / name, content)]
-    if as_json:
-        output.show_json({"version": fetched.version, "as_of": fetched.as_of, "changed": changed})
-    else:
-        output.show(f"version {fetched.version}, as of {fetched.as_of}; files written: {', '.join(changed) or 'none'}")
+    facts = {"version": fetched.version, "as_of": fetched.as_of, "changed": changed}
+    text = f"version {fetched.version}, as of {fetched.as_of}; files written: {', '.join(changed) or 'none'}"
+    output.show_result(facts, text, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

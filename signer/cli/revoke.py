@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from signer.cli import output
 from signer.cli.arguments import REASON
-from signer.cli.connection import connection_options, open_api
+from signer.cli.connection import Service, service_options
 from signer.cli.hosts_seen import count_with
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -37,10 +36,8 @@ _WAYS = ("serial", "identity", "key", "since", "ca")
 @click.option("--ca", metavar="SHA256:…", help="a CA key: all certificates that it ever signed or will sign")
 @click.option("--reason", type=REASON, metavar="TEXT", required=True, help="for the ledger")
 @click.option("--yes", is_flag=True, help="revoke without asking")
-@connection_options
-def revoke(
-    *, reason: str, yes: bool, address: str | None, token_file: Path | None, as_json: bool, **ways: str | None
-) -> None:
+@service_options
+def revoke(*, reason: str, yes: bool, service: Service, as_json: bool, **ways: str | None) -> None:
     """Has every host refuse certificates that were issued, with the next revocation list that it fetches. It
     cannot be taken back. Shows first what it would hit, and at the end how many hosts have the new list, if the
     token may see hosts (`hosts` or `ledger.read`). Needs a token with the right `revoke`, which no agent
@@ -50,7 +47,7 @@ def revoke(
         flags = ", ".join(f"--{by}" for by in _WAYS)
         raise UsageError(f"{len(given)} of {flags} are given", "give exactly one of them")
     ((by, value),) = given
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         preview = api.preview_revocation(by, value)
         if not as_json:
             _show_preview(by, value, preview)
@@ -100,17 +97,12 @@ def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:
 
 
 @verb("revocations", "signer revocations", "signer revocations --json | jq -r '.revocations[].value'")
-@connection_options
-def revocations(*, address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def revocations(*, service: Service, as_json: bool) -> None:
     """Shows all revocations, newest first, also of certificates that have expired since and are on no list any
     more. Needs the right `revoke` or `ledger.read`."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         found = list(api.revocations())
-    if as_json:
-        output.show_json({"revocations": found})
-    elif found:
-        titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
-        cells = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
-        output.show_table([titles, *cells])
-    else:
-        output.note("nothing was revoked")
+    titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
+    rows = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
+    output.show_rows({"revocations": found}, titles, rows, "nothing was revoked", as_json=as_json)

@@ -14,7 +14,7 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import MAX_SERIAL, quoted, segment_option
-from signer.cli.ledger import reading_certificates
+from signer.cli.ledger import check_form, csv_option, reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.model import Filter
@@ -108,15 +108,14 @@ def read_logins(lines: Iterable[str]) -> list[tuple[int, Login]]:
     "signer certs who --csv <auth.log >logins.csv",
 )
 @click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
-@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@csv_option
 @segment_option
 def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_json: bool) -> int:
     """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
     A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as
     for a serial that the ledger lacks. Lines without a certificate are passed over; a login with several lines
     (LogLevel VERBOSE) is shown once."""
-    if as_csv and as_json:
-        raise UsageError("--csv and --json exclude each other", "give one of them")
+    check_form(as_csv=as_csv, as_json=as_json)
     now = int(time.time())
     with reading_certificates(segment) as reader:
         rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from signer.cli import output
-from signer.cli.connection import connection_options, open_api
+from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 
 
 @verb("whoami", "signer whoami --token-file operator.token")
-@connection_options
-def whoami(address: str | None, token_file: Path | None, as_json: bool) -> None:
+@service_options
+def whoami(service: Service, as_json: bool) -> None:
     """Shows the identity of the token, its roles, groups and rights, and when the token ends. Times are UTC."""
-    with open_api(address, token_file) as client:
+    with service.open() as client:
         caller = client.whoami()
     if as_json:
         output.show_json(caller)

@@ -111,10 +111,7 @@ def witness_key(name: str, state: Path, as_json: bool) -> None:
 
     make_directory(state)
     key, own = open_key(state, name)
-    if as_json:
-        output.show_json({"vkey": str(own), "new": key.is_new})
-    else:
-        output.show(str(own))
+    output.show_result({"vkey": str(own), "new": key.is_new}, str(own), as_json=as_json)
 
 
 @verb("witness list", "signer witness list")
@@ -127,26 +124,18 @@ def witness_list(state: Path, as_json: bool) -> int:
     from signer.witness.state import list_states
 
     found = list_states(state)
-    if as_json:
-        output.show_json(
-            {
-                "logs": [
-                    {
-                        "origin": one.origin,
-                        "size": one.size,
-                        "root": one.root.hex(),
-                        "cosigned": timestamp(one.at),
-                        "forks": [path.name for path in one.forks],
-                        "refused": [path.name for path in one.refused],
-                    }
-                    for one in found
-                ]
-            }
-        )
-    elif found:
-        titles = ("SIZE", "COSIGNED", "FORKS", "REFUSED", "ORIGIN")
-        rows = [(one.size, timestamp(one.at), len(one.forks), len(one.refused), one.origin) for one in found]
-        output.show_table([titles, *rows])
-    else:
-        output.note("no checkpoint has been cosigned")
+    logs = [
+        {
+            "origin": one.origin,
+            "size": one.size,
+            "root": one.root.hex(),
+            "cosigned": timestamp(one.at),
+            "forks": [path.name for path in one.forks],
+            "refused": [path.name for path in one.refused],
+        }
+        for one in found
+    ]
+    titles = ("SIZE", "COSIGNED", "FORKS", "REFUSED", "ORIGIN")
+    rows = [(one.size, timestamp(one.at), len(one.forks), len(one.refused), one.origin) for one in found]
+    output.show_rows({"logs": logs}, titles, rows, "no checkpoint has been cosigned", as_json=as_json)
     return 1 if any(one.forks for one in found) else 0
