@@ -80,7 +80,6 @@ class SshApprovalKey:
 
     @property
     def fingerprint(self) -> str:
-        """`SHA256:…` of the key."""
         return self.key.fingerprint
 
 

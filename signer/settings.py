@@ -143,12 +143,10 @@ class Settings:
 
     @property
     def proxies(self) -> Proxies:
-        """Whose X-Forwarded-For is believed."""
         return Proxies(self.trusted_proxies, self.trusted_proxy_users)
 
     @property
     def socket(self) -> Path:
-        """The keeper's socket."""
         return self.run_dir / "keeper.sock"
 
     @property
@@ -179,7 +177,6 @@ class Settings:
 
     @property
     def asks_vault(self) -> bool:
-        """True if Vault signs."""
         return self.mode != "local"
 
 

@@ -53,18 +53,15 @@ class FileBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        """Signs with another key from now on."""
         self.order = SignAtOnce(key)
 
     def public_key(self) -> PublicKey:
-        """The key's public half."""
         return self.order.local_key
 
     def check_ready(self) -> None:
         """Does nothing: a loaded key stays ready."""
 
     def facts(self) -> dict[str, object]:
-        """The key and the mode."""
         return {"ca": self.order.key.fingerprint, "mode": self.mode}
 
 
@@ -77,7 +74,6 @@ class WatchedKey:
         self.fault: SignerError | None = None
 
     def sign(self, data: bytes) -> bytes:
-        """As the key does."""
         try:
             signature = self._key.sign(data)
         except SignerError as fault:
@@ -101,12 +97,10 @@ class AgentBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        """Signs with another key from now on."""
         self._key = WatchedKey(key)
         self.order = SignInPool(self._key, SlowAgent())
 
     def public_key(self) -> PublicKey:
-        """The key's public half."""
         return self.order.local_key
 
     def check_ready(self) -> None:
@@ -116,7 +110,6 @@ class AgentBackend:
             raise fault
 
     def facts(self) -> dict[str, object]:
-        """The key, the mode, and where the key is."""
         return {"ca": self._key.fingerprint, "mode": self.mode, "key_source": "agent"}
 
     def look_once(self) -> None:
@@ -137,7 +130,6 @@ class AgentBackend:
             log.warning("the ssh-agent can sign")
 
     def look_after(self) -> None:
-        """Repeats `look_once` for ever."""
         while True:
             time.sleep(LOOK_EVERY)
             try:
@@ -194,11 +186,9 @@ class VaultBackend:
         self.order = CertifyInPool(client.sign, SlowVault(), compared_with)
 
     def use_key(self, key: SigningKey) -> None:
-        """Compares with another key from now on."""
         self.order = CertifyInPool(self._client.sign, self.order.slow, key.public)
 
     def facts(self) -> dict[str, object]:
-        """Vault, the mode, and the key that is compared with."""
         key = self.order.local_key
         compared: dict[str, object] = {} if key is None else {"compared_with": key.fingerprint}
         return {"ca": "vault", "mode": self.mode, **compared}

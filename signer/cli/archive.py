@@ -69,7 +69,6 @@ def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
 
 
 def _tell(plan: ArchivePlan, file: Path) -> None:
-    """The plan, on stderr."""
     if plan.is_begun:
         output.note(f"{file} is the segment of an archive that was interrupted, and is used")
     output.note(f"events {plan.first:,} to {plan.last:,}, up to {timestamp(plan.until)}, go to {file}")

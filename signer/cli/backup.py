@@ -196,7 +196,6 @@ def _ca_keys(settings: Settings) -> CaKeys | None:
 
 
 def _tell(plan: RestorePlan, present: Head | None) -> None:
-    """The plan, on stderr."""
     output.note(f"the backup ends with event {plan.head.seq} of {timestamp(plan.head.time_ms // 1000)}")
     if present is None:
         output.note("SIGNER_DATA_DIR has no ledger that can be read: what was recorded after the backup is not known")

@@ -104,7 +104,6 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
 
 
 def _show(verdict: Verdict) -> None:
-    """The problems, failures first, and the verdict."""
     ordered = sorted(verdict.problems, key=lambda one: one.is_warning)
     output.show_table([("warn" if one.is_warning else "FAIL", one.code, one.text) for one in ordered])
     failed = sum(not one.is_warning for one in ordered)

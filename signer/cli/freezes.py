@@ -49,7 +49,7 @@ def freeze(
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
     if service.has_token:
         with service.open() as api:
-            state = api.freeze(body)
+            state = api.post("freezes", body=body)
     else:
         state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
     end = f" until {state['until']}" if state.get("until") else ""
@@ -67,7 +67,7 @@ def unfreeze(*, kind: str, name: str | None, service: Service, as_json: bool) ->
     themselves, and no agent lifts anything."""
     scope = _scope(kind, name)
     with service.open() as api:
-        state = api.unfreeze(scope)
+        state = api.delete("freezes", scope)
     output.show_result(state, f"{scope} is no longer frozen", as_json=as_json)
 
 
@@ -78,7 +78,7 @@ def freezes(*, service: Service, as_json: bool) -> None:
     root and the keeper's user need no token."""
     if service.has_token:
         with service.open() as api:
-            found = api.freezes()
+            found = api.get("freezes")
     else:
         found = _ask_keeper({"op": "freezes"})
     rows = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in found["freezes"]]

@@ -74,7 +74,7 @@ def hosts_add(
             can_ask=str(keys) != STDIN,
         )
     with service.open() as api:
-        listed = api.add_host_keys(body)
+        listed = api.post("host-keys", body=body)
     output.show_result(listed, f"{names[0]} is listed with {output.count(len(found), 'key')}", as_json=as_json)
 
 
@@ -128,7 +128,7 @@ def offer_keys(
             "principals": list(principals),
         }
         with service.open() as api:
-            api.add_host_keys(body)
+            api.post("host-keys", body=body)
         if not as_json:
             output.show(f"{found.name} is listed with {output.count(len(found.keys), 'key')}")
     elif not as_json:
@@ -183,5 +183,5 @@ def hosts_remove(*, name: str, service: Service, as_json: bool) -> None:
     """Takes a host off the list. From then on `safe-session` treats it as a host that it does not know: ssh does
     what its own configuration says. Needs the right `hosts`. Recorded."""
     with service.open() as api:
-        removed = api.remove_host_keys(name)
+        removed = api.delete("host-keys", name)
     output.show_result(removed, f"{removed.get('name')} is no longer listed", as_json=as_json)

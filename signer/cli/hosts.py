@@ -195,7 +195,6 @@ def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -
 
 
 def _pack(kit: Path, ca: bytes, publisher: bytes | None) -> bytes:
-    """The kit and the keys as a compressed tar archive."""
     if not (kit / "install").is_file():
         raise BadFile(
             "host_kit_missing", f"there is no host kit in {kit}", "name scripts/host of a checkout with --kit"

@@ -52,8 +52,6 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths of an installation."""
-
     folder: Path
     answers: Answers
 
@@ -92,7 +90,6 @@ class Layout:
 
     @property
     def key_in_use(self) -> str:
-        """The path from which the service reads the key."""
         return {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[self.answers.key_from]
 
 

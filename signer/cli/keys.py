@@ -8,7 +8,6 @@ from typing import Final
 
 from signer.errors import BadFile
 from signer.model import MAX_PUBLIC_KEY, Passkey, PublicKey
-from signer.ssh.publickey import parse_public_key
 
 STDIN: Final = "-"
 MAX_KEYS: Final = 64 * 1024  # bytes of a file with several keys
@@ -19,6 +18,8 @@ def load_public_key(path: Path) -> PublicKey:
 
     Raises `BadPublicKey` if it is not a valid key, and `BadFile` if it cannot be read or is a private key.
     """
+    from signer.ssh.publickey import parse_public_key  # late: for help and completion it is too slow
+
     raw = _public(path, _read(path, MAX_PUBLIC_KEY))
     return parse_public_key(raw.decode("utf-8-sig", "replace").strip().split("\n", 1)[0].strip())
 

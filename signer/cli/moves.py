@@ -91,7 +91,6 @@ class _Timed:
         self._began = time.monotonic()
 
     def carry_out(self, run: Run, actions: CutoverActions | RemovalActions, steps: Sequence[Step]) -> RunOutcome:
-        """Runs the steps; returns the outcome."""
         actions.begin(run)
         self._result = run.carry_out(steps, StepReporter())
         self._where, self._sealed = run.evidence.folder, run.journal.state.evidence

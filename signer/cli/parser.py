@@ -39,7 +39,6 @@ class Call:
     context: click.Context
 
     def run(self) -> int:
-        """Runs the verb; returns its exit status."""
         with self.context:
             status: int | None = self.verb.invoke(self.context)
         return status or 0
@@ -175,7 +174,6 @@ def verb(words: str, *examples: str, **attributes: Any) -> Callable[[Callable[..
 
 
 def load(entry: Entry) -> Verb:
-    """Imports the module of a verb."""
     found: Verb = getattr(importlib.import_module(f"signer.cli.{entry.module}"), entry.function)
     return found
 

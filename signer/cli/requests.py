@@ -126,7 +126,7 @@ def requests_show(*, request: str, service: Service, as_json: bool) -> None:
     """Shows what would be issued, on which hosts it opens what, how it differs from the last certificate of the
     same identity, and which waiver would cover it. The comparison needs the right `ledger.read`."""
     with service.open() as api:
-        shown = read_request(api.request(request), request)
+        shown = read_request(api.get("requests", request), request)
         if as_json:
             output.show_json(dict(shown.reply))
         else:
@@ -164,7 +164,7 @@ def requests_approve(
     if waive is not None and not 0 < waive <= WAIVER_SECONDS:
         raise UsageError(f"--waive: a waiver lasts for at most {render_duration(WAIVER_SECONDS)}", "shorten it")
     with service.open() as api:
-        shown = read_request(api.request(request), request)
+        shown = read_request(api.get("requests", request), request)
         if shown.state != "pending":
             raise Refused("request_not_pending", f"{request} is {shown.state}", "see `signer requests list`")
         if not as_json:
@@ -173,7 +173,7 @@ def requests_approve(
         if not yes:
             _ask(shown, waiver)
         signature = _sign(shown, str(api.whoami()["identity"]), waiver, key)
-        reply = api.decide(request, "approve", {"signature": signature, "waiver": waiver})
+        reply = api.post("requests", request, "approve", body={"signature": signature, "waiver": waiver})
     after = read_request(reply, request)
     output.show_result(dict(after.reply), f"{request} is {after.state}: {_approvals(after)}", as_json=as_json)
 
@@ -186,7 +186,7 @@ def requests_deny(*, request: str, reason: str | None, service: Service, as_json
     """Needs no signature: no is the safe answer. The asker learns who denied it and why, and may not ask again
     for the same until the request would have expired."""
     with service.open() as api:
-        after = read_request(api.decide(request, "deny", {"reason": reason or ""}), request)
+        after = read_request(api.post("requests", request, "deny", body={"reason": reason or ""}), request)
     output.show_result(dict(after.reply), f"{request} is {after.state}", as_json=as_json)
 
 
@@ -202,7 +202,7 @@ def requests_watch(*, seconds: int | None, service: Service, as_json: bool) -> N
         while True:
             now_waiting = {shown.id: shown for shown in map(read_request, api.requests(state="pending"))}
             for name in waiting.keys() - now_waiting.keys():
-                _tell(read_request(api.request(name), name), as_json=as_json)
+                _tell(read_request(api.get("requests", name), name), as_json=as_json)
             for name in reversed(now_waiting):
                 if name not in waiting:
                     _tell(now_waiting[name], as_json=as_json)

@@ -48,7 +48,7 @@ def revoke(*, reason: str, yes: bool, service: Service, as_json: bool, **ways: s
         raise UsageError(f"{len(given)} of {flags} are given", "give exactly one of them")
     ((by, value),) = given
     with service.open() as api:
-        preview = api.preview_revocation(by, value)
+        preview = api.get("revocations", "preview", by=by, value=value)
         if not as_json:
             _show_preview(by, value, preview)
         if not yes:
@@ -58,7 +58,7 @@ def revoke(*, reason: str, yes: bool, service: Service, as_json: bool, **ways: s
                 "add --yes to revoke unasked",
                 "nothing was sent",
             )
-        made = api.revoke({"by": by, "value": value, "reason": reason})
+        made = api.post("revocations", body={"by": by, "value": value, "reason": reason})
         hosts, text = _hosts_with(api, int(made["seq"]))
     if as_json:
         output.show_json({**made, "hit": preview, "hosts": hosts})
@@ -75,7 +75,7 @@ def _hosts_with(api: ApiClient, version: int) -> tuple[dict[str, int] | None, st
     The revocation is recorded by now, so nothing here may end the verb as a failure.
     """
     try:
-        seen, current = count_with(api.hosts(), version, int(time.time()))
+        seen, current = count_with(api.get("hosts"), version, int(time.time()))
     except SignerError as error:
         return None, f"which hosts have version {version} is not known: {error.text}"
     if not seen:

@@ -101,7 +101,6 @@ def show_runs(runs: Sequence[RunState]) -> None:
 
 
 def run_as_json(run: RunState) -> dict[str, Any]:
-    """The same facts of one run."""
     return {
         "run": run.run,
         "operation": run.operation,

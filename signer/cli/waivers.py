@@ -18,7 +18,7 @@ from signer.errors import NotFound
 def waivers_list(*, service: Service, as_json: bool) -> None:
     """Shows the waivers in force that you may see: for whom, what they cover, until when and how often still."""
     with service.open() as api:
-        found = api.waivers()
+        found = api.listed("waivers")
     titles = ("WAIVER", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "USED", "UNTIL", "BY")
     rows = map(_waiver_columns, found)
     output.show_rows({"waivers": found}, titles, rows, "no waivers in force", as_json=as_json)
@@ -40,7 +40,7 @@ def waivers_end(*, waiver: str, reason: str | None, service: Service, as_json: b
     under it stay valid until they expire. Its identity may end it, whoever may approve its request, and the right
     `freeze`."""
     with service.open() as api:
-        reply = api.end_waiver(waiver, reason or "")
+        reply = api.post("waivers", waiver, "end", body={"reason": reason or ""})
     output.show_result(reply, f"{waiver} is ended", as_json=as_json)
 
 
@@ -51,7 +51,7 @@ def incidents_list(*, also_closed: bool, service: Service, as_json: bool) -> Non
     """Shows each use of break-glass, newest first. While one is open for too long, /readyz carries a warning,
     and the next one of the same person needs a second human."""
     with service.open() as api:
-        found = api.incidents(also_closed=also_closed)
+        found = api.listed("incidents", **({"state": "all"} if also_closed else {}))
     titles = ("INCIDENT", "IDENTITY", "ROLE", "SERIAL", "OPENED", "STATE", "REASON")
     nothing = "no incidents" if also_closed else "no open incidents"
     output.show_rows({"incidents": found}, titles, map(_incident_columns, found), nothing, as_json=as_json)
@@ -74,7 +74,7 @@ def _incident_state(row: dict[str, Any]) -> str:
 def incidents_show(*, incident: str, service: Service, as_json: bool) -> None:
     """Shows who broke the glass, why, with which certificate, and how it was closed."""
     with service.open() as api:
-        found = next((row for row in api.incidents(also_closed=True) if row.get("incident") == incident), None)
+        found = next((row for row in api.listed("incidents", state="all") if row.get("incident") == incident), None)
     if found is None:
         raise NotFound(
             "unknown_incident", f"there is no incident {incident} that you may see", "see `signer incidents list --all`"
@@ -101,5 +101,5 @@ def incidents_close(*, incident: str, reference: str, service: Service, as_json:
     """Closes an incident. What was changed by hand must be in the repository first, or the next run of its
     configuration undoes it: the commit is recorded."""
     with service.open() as api:
-        reply = api.close_incident(incident, reference)
+        reply = api.post("incidents", incident, "close", body={"reference": reference})
     output.show_result(reply, f"{incident} is closed with {reference}", as_json=as_json)

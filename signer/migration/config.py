@@ -54,7 +54,6 @@ class ComposeFacts:
 
     @property
     def key_file(self) -> Path:
-        """The rendered CA key."""
         return Path(self.environment[KEY_VARIABLE])
 
 

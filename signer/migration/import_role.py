@@ -84,7 +84,6 @@ def _escaped(char: str) -> str:
 
 
 def comment(text: str) -> str:
-    """One line of comment."""
     shown = plain(text)
     return f"# {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + '…'}"
 
@@ -126,7 +125,6 @@ class _Import:
         return self._made
 
     def _account(self, name: str, outcome: Outcome, text: str = "") -> None:
-        """Records the outcome of a field."""
         self._made.accounts[name] = Account(name, self._vaults.raw[name], outcome, text)
 
     def _note(self, name: str, outcome: Outcome, text: str) -> None:

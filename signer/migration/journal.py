@@ -51,7 +51,6 @@ class RunState:
 
     @property
     def is_over(self) -> bool:
-        """True when the run has ended."""
         return self.outcome is not None
 
     def take(self, line: object) -> None:
@@ -129,7 +128,6 @@ class Journal:
             raise
 
     def text(self) -> str:
-        """The whole journal, for the evidence."""
         return self.path.read_text()
 
     def close(self) -> None:

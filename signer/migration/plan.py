@@ -73,7 +73,6 @@ class PlanPart:
     """The inputs of a plan, or the state before or after it; each operation derives its own, with values for JSON."""
 
     def as_json(self) -> dict[str, Any]:
-        """The part as the plan contains it."""
         return asdict(self)
 
 

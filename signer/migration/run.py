@@ -59,7 +59,6 @@ class Run:
         return self.journal.state.operation
 
     def carry_out(self, steps: Sequence[Step], reporter: Reporter) -> RunResult:
-        """Runs the steps; see `runner.carry_out`."""
         return carry_out(steps, self.journal, self, reporter)
 
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None:

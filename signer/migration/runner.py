@@ -196,7 +196,6 @@ def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidenc
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:
-    """Calls `act`; returns its error, or None."""
     try:
         _translated(act)
     except SignerError as error:

@@ -40,7 +40,6 @@ class Sample:
     is_plain: bool
 
     def native(self, public_line: str) -> dict[str, Any]:
-        """The body for the native API."""
         return {"public_key": public_line, **self.asked}
 
     def vaults(self, public_line: str) -> dict[str, Any]:

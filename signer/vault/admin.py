@@ -18,7 +18,7 @@ from hvac import exceptions as hvac_errors
 
 from signer.address import check_url
 from signer.errors import BadFormat, BadSettings, Unavailable
-from signer.http import MAX_BODY, Watch, new_session
+from signer.http import MAX_BODY, Watched, new_session
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
 from signer.vault.errors import VaultContext, malformed, read_token, role_missing, says, sealed, translate_errors
@@ -31,7 +31,7 @@ _SHOWN: Final = 120  # characters of a path in an error
 _T = TypeVar("_T")
 
 
-class VaultAdmin:
+class VaultAdmin(Watched):
     """Vault at `address` with the token in `token_file`; raises `BadSettings` if the file contains no token, or if
     the address would send it to another machine in the clear."""
 
@@ -45,21 +45,14 @@ class VaultAdmin:
                 "vault_ca_file_unreadable", "Vault's CA file cannot be read", "name a file that you may read"
             )
         read_token(token_file, _context("", ""))
-        self._watch = Watch()
+        super().__init__()
         self._clients: dict[int, Any] = {}  # by maximum response size
 
     def __repr__(self) -> str:
         return f"VaultAdmin({self._address})"
 
-    def __enter__(self) -> VaultAdmin:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Stops the watchdog thread and closes the connections."""
-        self._watch.close()
+        super().close()
         for client in self._clients.values():
             client.adapter.close()
 

@@ -448,7 +448,6 @@ def _object(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _failed(entry: dict[str, Any]) -> bool:
-    """True if the request or the response has an error."""
     return bool(entry.get("error")) or "error" in _object(_object(entry, "response"), "data")
 
 

@@ -302,7 +302,6 @@ class CutoverActions:
         return smoke_refusal(self._api.sign, self._file.signer.role, allowed)
 
     def seal(self) -> Observation:
-        """Seals the evidence and records its digest in the ledger."""
         return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:

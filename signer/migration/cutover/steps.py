@@ -24,7 +24,6 @@ def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...
 
 
 def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """The checks before the first change."""
     trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
     vault = f"{file.vault.address}/v1/{file.vault.mount}"
     return (
@@ -65,7 +64,6 @@ def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
 
 
 def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """The change and its verification."""
     sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
 
     def back() -> Observation:

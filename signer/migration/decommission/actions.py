@@ -398,7 +398,6 @@ class RemovalActions:
     # --- stop and removal --------------------------------------------------------------------------------------------
 
     def stop(self) -> Observation:
-        """Runs the operator's command, with a time limit."""
         return self._command(self._wanted.stop_command, "stop_command")
 
     def has_stopped(self) -> bool:

@@ -39,7 +39,6 @@ class Blocked(SignerError):
 
 
 def blocked(found: list[Blocker]) -> Blocked:
-    """The error that lists all blockers."""
     count = f"{len(found)} blocker{'s' if len(found) > 1 else ''}"
     return Blocked(
         "decommission_blocked",

@@ -78,12 +78,10 @@ class Evidence:
 
     @property
     def run(self) -> str:
-        """The directory's name, which names the run."""
         return self.folder.name
 
     @property
     def operation(self) -> str:
-        """The operation, from the run's name."""
         match = _RUN.fullmatch(self.run)
         if match is None:
             raise ValueError(f"{self.run!a} is not a run name")

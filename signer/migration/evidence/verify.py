@@ -63,7 +63,6 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Intact, consistent, and recorded."""
         return not any(not problem.is_warning for problem in self.problems)
 
 
@@ -181,7 +180,6 @@ class _Said:
         self.plan = self._object("plan.json")
 
     def word(self, name: str) -> str:
-        """A text of outcome.json."""
         value = self.outcome.get(name)
         return value if isinstance(value, str) else ""
 
