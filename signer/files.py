@@ -13,6 +13,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
@@ -22,6 +23,16 @@ from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
 
 MAX_TOKEN: Final = 4096  # bytes
+
+
+@contextmanager
+def os_errors(make: Callable[[OSError], SignerError]) -> Iterator[None]:
+    """Raises what `make` makes of an `OSError` in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise make(error) from None
+
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 

@@ -138,30 +138,34 @@ class AgentBackend:
                 log.exception("the check of the ssh-agent failed")
 
 
-class SlowAgent:
-    """How long callers wait for an ssh-agent."""
+class _Slow:
+    """How long callers wait for a signer outside this process, and the errors that they get instead of an answer."""
 
-    deadline: Final = ANSWERS_WITHIN
+    deadline: float  # seconds from submission to the caller's reply
+    _what: str
+    _busy: str  # code of the error
+    _failed: str
 
     def busy(self, waiting: int) -> Unavailable:
-        """Too many requests are waiting."""
-        return Unavailable(
-            "ca_agent_busy", f"{waiting} requests are already waiting for the ssh-agent", "retry in a few seconds"
-        )
-
-    def late(self) -> Unavailable:
-        """The deadline has passed."""
-        return too_slow()
+        text = f"{waiting} requests are already waiting for {self._what}"
+        return Unavailable(self._busy, text, "retry in a few seconds")
 
     def failed(self, error: Exception) -> Unavailable:
-        """The call ended with an unexpected exception."""
-        return Unavailable(
-            "ca_agent_failed", f"the request to the ssh-agent failed: {type(error).__name__}", "see the service's log"
-        )
+        text = f"the request to {self._what} failed: {type(error).__name__}"
+        return Unavailable(self._failed, text, "see the service's log")
 
     def stopping(self) -> Unavailable:
-        """The service stops before the answer."""
-        return Unavailable("keeper_stopping", "the service is stopping before the ssh-agent signed", "retry")
+        return Unavailable("keeper_stopping", f"the service is stopping before {self._what} signed", "retry")
+
+
+class SlowAgent(_Slow):
+    """How long callers wait for an ssh-agent."""
+
+    deadline = ANSWERS_WITHIN
+    _what, _busy, _failed = "the ssh-agent", "ca_agent_busy", "ca_agent_failed"
+
+    def late(self) -> Unavailable:
+        return too_slow()
 
 
 class CertifyingClient(Protocol):
@@ -194,25 +198,11 @@ class VaultBackend:
         return {"ca": "vault", "mode": self.mode, **compared}
 
 
-class SlowVault:
+class SlowVault(_Slow):
     """How long callers wait for Vault."""
 
-    deadline: Final = VAULT_DEADLINE
-
-    def busy(self, waiting: int) -> Unavailable:
-        """Too many requests are waiting."""
-        return Unavailable("vault_busy", f"{waiting} requests are already waiting for Vault", "retry in a few seconds")
+    deadline = VAULT_DEADLINE
+    _what, _busy, _failed = "Vault", "vault_busy", "vault_failed"
 
     def late(self) -> Unavailable:
-        """The deadline has passed."""
         return Unavailable("vault_slow", f"Vault did not sign within {self.deadline:.0f} s", "check Vault, then retry")
-
-    def failed(self, error: Exception) -> Unavailable:
-        """The call ended with an unexpected exception."""
-        return Unavailable(
-            "vault_failed", f"the request to Vault failed: {type(error).__name__}", "see the service's log"
-        )
-
-    def stopping(self) -> Unavailable:
-        """The service stops before the answer."""
-        return Unavailable("keeper_stopping", "the service is stopping before Vault signed", "retry")

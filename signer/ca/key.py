@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from signer.errors import BadKeyFile, Unavailable, write_hint
-from signer.files import create_unnamed, name_unnamed, open_directory, open_unread, sync_directory
+from signer.files import create_unnamed, name_unnamed, open_directory, open_unread, os_errors, sync_directory
 from signer.model import PublicKey
 from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
 from signer.ssh.wire import Reader, mpint, string
@@ -306,10 +306,8 @@ def load_ca_key(path: Path, owner: str, *pins: str | None) -> CaKey:
 
 def open_ca_key(path: Path) -> int:
     """Opens the file without reading it or following a link; raises `BadKeyFile`."""
-    try:
+    with os_errors(cannot_open):
         return open_unread(path)
-    except OSError as error:
-        raise cannot_open(error) from None
 
 
 def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:

@@ -147,17 +147,15 @@ def _open_backup(path: Path, settings: Settings) -> Iterator[BinaryIO]:
 
     Raises `BadFile`.
     """
-    from signer.files import open_regular
+    from signer.files import open_regular, os_errors
     from signer.service.access import become_writer
 
     try:
         file = open_regular(path, follow_links=True)
     except PermissionError:
         become_writer(settings)
-        try:
+        with os_errors(lambda error: _unreadable(path, error)):
             file = open_regular(path, follow_links=True)
-        except OSError as error:
-            raise _unreadable(path, error) from None
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:

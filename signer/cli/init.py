@@ -225,14 +225,12 @@ def _make_directory(path: Path, mode: int = 0o755) -> list[Path]:
 
 
 def _write_file(path: Path, content: str, mode: int) -> None:
-    from signer.files import sync_directory, write_new
+    from signer.files import os_errors, sync_directory, write_new
 
-    try:
+    with os_errors(lambda error: _not_written(path, error)):
         write_new(path, os.fsencode(content), mode)  # an answer that is no text is found when it is read back
         path.chmod(mode)  # whatever the umask: a policy that others may write is refused, and one they cannot read, too
         sync_directory(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from None
 
 
 def _not_written(path: Path, error: OSError) -> SignerError:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from signer.errors import NotFound, SignerError, Unavailable, write_hint
-from signer.files import open_or_create, sync_directory, write_atomically
+from signer.files import open_or_create, os_errors, sync_directory, write_atomically
 from signer.migration.evidence.files import (
     JSON_LIMIT,
     LEDGER,
@@ -56,7 +56,7 @@ class Evidence:
     def create(cls, parent: Path, operation: str, now: float, guard: Guard | None = None) -> Self:
         """A new directory in `parent`, which is created with mode 0700 if missing; `now` is seconds since 1970."""
         folder = parent / _run_name(operation, now, 1)
-        try:
+        with os_errors(_unwritable):
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_private(parent)
             again = 1
@@ -65,8 +65,6 @@ class Evidence:
                 folder = parent / _run_name(operation, now, again)
             folder.mkdir(mode=0o700)
             sync_directory(parent)
-        except OSError as error:
-            raise _unwritable(error) from None
         return cls(folder, guard)
 
     @classmethod
@@ -145,20 +143,18 @@ class Evidence:
     def _write(self, name: str, content: bytes, mode: int) -> None:
         """Whole or not at all, and on the disk when this returns."""
         target = self.folder / name
-        try:
+        with os_errors(_unwritable):
             if target.parent != self.folder and not target.parent.exists():
                 target.parent.mkdir(mode=0o700)
                 sync_directory(self.folder)
             write_atomically(target, content, mode)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     # --- room for the end --------------------------------------------------------------------------------------------
 
     def reserve_space(self, size: int = RESERVE) -> None:
         """Reserves disk space, so that the outcome can be written even if the disk fills up."""
         path = self.folder / _RESERVED
-        try:
+        with os_errors(_unwritable):
             descriptor = open_or_create(path)
             try:
                 os.posix_fallocate(descriptor, 0, size)
@@ -168,15 +164,11 @@ class Evidence:
                 raise
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     def release_space(self) -> None:
         """Frees the reserved space; `seal` also does this."""
-        try:
+        with os_errors(_unwritable):
             (self.folder / _RESERVED).unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -230,12 +222,10 @@ class Evidence:
         self._write(OUTCOME, _json(self.guard.clean_value(said)), 0o600)
         self._write(PAGE, self._page().encode(), 0o600)
         # 4
-        try:
+        with os_errors(_unwritable):
             sums = self._unsealed_sums()
             for name in sums:
                 (self.folder / name).chmod(0o400)
-        except OSError as error:
-            raise _unwritable(error) from None
         self._write(SUMS, render_sums(sums), 0o400)
         return self.digest
 
