@@ -178,6 +178,10 @@ class ApiClient(Watched):
         """All revocations, newest first."""
         return self._pages("revocations", {})
 
+    def hosts(self) -> dict[str, Any]:
+        """Which hosts have which revocation list, and which one is published."""
+        return self.get("hosts")
+
     def file(self, name: str, most: int) -> bytes:
         """A file that is open to all, such as `krl`, of at most `most` bytes; raises `NotFound` if there is none."""
         status, content, _ = self._request("GET", f"/api/{name}", None, ANSWERS_WITHIN, with_token=False)

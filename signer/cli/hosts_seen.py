@@ -27,10 +27,10 @@ def hosts_seen(*, wait: int | None, service: Service, as_json: bool) -> int:
     the last 15 minutes does not have the newest version. Needs the right `hosts` or `ledger.read`."""
     deadline = time.monotonic() + (wait or 0)
     with service.open() as api:
-        found = api.get("hosts")
+        found = api.hosts()
         while wait is not None and not is_everywhere(found, int(time.time())) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
-            found = api.get("hosts")
+            found = api.hosts()
     done = is_everywhere(found, int(time.time()))
     if as_json:
         output.show_json({**found, "everywhere": done})

@@ -75,7 +75,7 @@ def _hosts_with(api: ApiClient, version: int) -> tuple[dict[str, int] | None, st
     The revocation is recorded by now, so nothing here may end the verb as a failure.
     """
     try:
-        seen, current = count_with(api.get("hosts"), version, int(time.time()))
+        seen, current = count_with(api.hosts(), version, int(time.time()))
     except SignerError as error:
         return None, f"which hosts have version {version} is not known: {error.text}"
     if not seen:
