@@ -117,9 +117,7 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         "ApiClient": PlayedApi,
         "read_readiness": lambda _file, _api: found,
         "read_inputs": lambda file, path, _api: removal_inputs(file, path),
-        "read_ledger": lambda _api: replace(
-            ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")
-        ),
+        "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
         "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
         "RemovalActions": PlayedRemoval,
         "removal_steps": played_steps,
