@@ -137,11 +137,15 @@ def belongs_to(path: Path) -> str:
         facts = refuser.stat()
     except OSError as error:
         return f"{refuser} cannot be looked at: {error.strerror}"
+    return f"{refuser} belongs to user {user_name(facts.st_uid)}, mode {stat.S_IMODE(facts.st_mode):04o}"
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or the number if it has none."""
     try:
-        owner = pwd.getpwuid(facts.st_uid).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        owner = str(facts.st_uid)
-    return f"{refuser} belongs to user {owner}, mode {stat.S_IMODE(facts.st_mode):04o}"
+        return str(uid)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

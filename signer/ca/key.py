@@ -54,7 +54,6 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
     "ecdsa521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
 }
-NEW_KINDS: Final = tuple(_GENERATORS)
 _SELF_TEST: Final = b"signer self-test"
 _OPENSSH: Final = "OPENSSH PRIVATE KEY"
 _ARMOUR: Final = (f"-----BEGIN {_OPENSSH}-----", f"-----END {_OPENSSH}-----")  # PROTOCOL.key
@@ -72,7 +71,16 @@ _FIRST_LINE: Final = re.compile(rb"^-----BEGIN (?:[A-Z0-9]{1,12} )?PRIVATE KEY--
 _LABEL: Final = re.compile(r"BEGIN ([A-Z0-9 ]{1,40})-")
 
 
-class CaKey:
+class _Secret:
+    """What holds a private key, and is never serialised."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is never serialised")
+
+
+class CaKey(_Secret):
     """A loaded CA key. `kind` and `blob` are its public key, `fingerprint` its `SHA256:…`, `bits` its size."""
 
     __slots__ = ("_key", "bits", "blob", "fingerprint", "kind")
@@ -90,9 +98,6 @@ class CaKey:
 
     def __repr__(self) -> str:
         return f"CaKey({self.kind}, {self.fingerprint})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a CA key is never serialised")
 
     def sign(self, data: bytes) -> bytes:
         """An SSH signature blob over `data` (RFC 8709 section 6, RFC 5656 section 3.1.2, RFC 8332 section 3)."""
@@ -122,7 +127,7 @@ class CaKey:
             ) from None
 
 
-class KeyMaterial:
+class KeyMaterial(_Secret):
     """A checked CA key as the bytes of its file, which can only be written to a descriptor."""
 
     __slots__ = ("_data", "fingerprint", "kind", "public_line")
@@ -167,9 +172,6 @@ class KeyMaterial:
 
     def __repr__(self) -> str:
         return f"KeyMaterial({self.kind}, {self.fingerprint})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a CA key is never serialised")
 
     def write(self, descriptor: int) -> None:
         """Writes the whole file and brings it to the disk; raises `OSError`."""
@@ -517,7 +519,7 @@ def _parse(data: bytes) -> _PrivateKey:
 # --- the keeper's own keys --------------------------------------------------------------------------------------------
 
 
-class ServiceKey:
+class ServiceKey(_Secret):
     """An Ed25519 key that the keeper makes for one purpose, such as `ledger.key` for checkpoints.
 
     `line` is its public half for an `authorized_keys` file, `raw_public` the same as 32 bytes, `fingerprint` its
@@ -557,9 +559,6 @@ class ServiceKey:
 
     def __repr__(self) -> str:
         return f"ServiceKey({self.fingerprint})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a service key is never serialised")
 
     def sign(self, message: bytes) -> bytes:
         """The 64 bytes of an Ed25519 signature over `message` (RFC 8032 section 5.1)."""

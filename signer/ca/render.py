@@ -223,9 +223,10 @@ def _locked_directory(path: Path) -> Iterator[int]:
         folder = open_directory(path)
     held: int | None = None
     try:
-        held = _open_lock(path)
+        with os_errors(_no_lock):
+            held = open_lock_of(path)
         deadline = time.monotonic() + WAIT_FOR_ANOTHER
-        while not _locked(held):
+        while not _is_locked(held):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     "target_busy",
@@ -240,12 +241,7 @@ def _locked_directory(path: Path) -> Iterator[int]:
             os.close(held)
 
 
-def _open_lock(path: Path) -> int:
-    with os_errors(_no_lock):
-        return open_lock_of(path)
-
-
-def _locked(held: int) -> bool:
+def _is_locked(held: int) -> bool:
     with os_errors(_no_lock):
         return lock(held)
 

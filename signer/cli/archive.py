@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,9 +11,9 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE, Checked, quoted, read_settings
-from signer.cli.backup import local_user
 from signer.cli.ledger import head_facts, head_line
 from signer.cli.parser import verb
+from signer.files import user_name
 from signer.units import parse_duration, plain, timestamp
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
     from signer.ledger.archive import Archiving
     from signer.service.access import become_writer
 
-    file, settings, user = file.absolute(), read_settings(), local_user()
+    file, settings, user = file.absolute(), read_settings(), user_name(os.geteuid())
     become_writer(settings)
     now_ms = int(time.time() * 1000)
     with Archiving(settings.data_dir) as archiving:

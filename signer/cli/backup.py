@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,6 +17,7 @@ from signer.cli.connection import Service, service_options
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable
+from signer.files import user_name
 from signer.model import Head
 from signer.units import plain, render_duration, timestamp
 
@@ -78,7 +78,7 @@ def ledger_restore(file: Path, *, lost_head: tuple[int, str] | None, other: bool
     Afterwards everything is frozen until you lift it (`signer unfreeze all`), which also ends all waivers; open
     requests are ended; and at least 1,000,000 serials are skipped and revoked, so that no lost certificate shares
     one with a new one. Killed at any moment, it can be run again. Exit status 3 if you do not approve."""
-    file, settings, user = file.absolute(), read_settings(), local_user()
+    file, settings, user = file.absolute(), read_settings(), user_name(os.geteuid())
     with _open_backup(file, settings) as source:
         return _restore(settings, source, user, lost_head, other=other, yes=yes, as_json=as_json)
 
@@ -95,7 +95,7 @@ def ledger_promote(*, lost_head: tuple[int, str] | None, other: bool, yes: bool,
     from signer.ledger.schema import FILE_NAME
     from signer.service.access import become_writer
 
-    settings, user = read_settings(), local_user()
+    settings, user = read_settings(), user_name(os.geteuid())
     become_writer(settings)
     if not (settings.data_dir / FOLDER / FILE_NAME).exists():
         text = "no copy of another ledger is in SIGNER_DATA_DIR"
@@ -172,14 +172,6 @@ def _open_backup(path: Path, settings: Settings) -> Iterator[BinaryIO]:
 
 def _unreadable(path: Path, error: OSError) -> BadFile:
     return BadFile("backup_unreadable", f"{path} cannot be read: {error.strerror}", "name a file of `ledger backup`")
-
-
-def local_user() -> str:
-    """Who restores, as the ledger names it."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def _ca_keys(settings: Settings) -> CaKeys | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from signer.cli import output
-from signer.cli.arguments import read_settings
+from signer.cli.arguments import Checked, read_settings
 from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -45,15 +46,21 @@ def ledger_key(as_json: bool) -> None:
     """Prints the verifier key that a witness is configured with (c2sp.org/signed-note), under the ledger's origin.
     Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. A restored ledger has a new origin, and so
     another line."""
+    origin, keys, _ = read_ledger_keys()
+    output.show_result({"origin": origin, "vkey": str(keys[-1])}, str(keys[-1]), as_json=as_json)
+
+
+def read_ledger_keys() -> tuple[str, tuple[VerifierKey, ...], Path]:
+    """The ledger's origin, its keys for checkpoints, the newest last, and its directory; raises `NotFound`."""
     from signer.cli.ledger import reading
     from signer.ledger.origin import ledger_keys, origins
 
     with reading() as reader:
         origin = origins(reader, read_settings().ledger_origin)[-1]
-        keys = ledger_keys(reader, origin)
+        keys, data_dir = tuple(ledger_keys(reader, origin)), reader.data_dir
     if not keys:
         raise NotFound("ledger_key_missing", "the ledger has no key for checkpoints yet", "start the keeper once")
-    output.show_result({"origin": origin, "vkey": str(keys[-1])}, str(keys[-1]), as_json=as_json)
+    return origin, keys, data_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +102,22 @@ class CheckpointOptions:
         return read_saved(data, known, ledger_keys(reader, known[-1]), demand, int(time.time()))
 
 
-def read_witness(word: str) -> VerifierKey:
-    """The verifier key of a witness; raises `ValueError`."""
+def read_vkey(word: str, *, of_log: bool) -> VerifierKey:
+    """The verifier key of a log or of a witness; raises `ValueError`."""
     from signer.errors import BadNote
-    from signer.ledger.checkpoint import COSIGNATURE_KIND, parse_vkey
+    from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, parse_vkey
 
     try:
         key = parse_vkey(word)
     except BadNote as error:
         raise ValueError(error.text) from None
-    if key.kind != COSIGNATURE_KIND:
-        raise ValueError(f"{key.name} is the key of a log, not of a witness")
+    if key.kind != (NOTE_KIND if of_log else COSIGNATURE_KIND):
+        wanted, other = ("a log", "a witness") if of_log else ("a witness", "a log")
+        raise ValueError(f"{key.name} is the key of {other}, not of {wanted}")
     return key
+
+
+WITNESS_KEY: Final = Checked("vkey", partial(read_vkey, of_log=False))
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:

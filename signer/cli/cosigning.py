@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, quoted, read_settings, whole
-from signer.cli.checkpoints import read_witness
+from signer.cli.arguments import FILE, Checked, quoted, whole
+from signer.cli.checkpoints import WITNESS_KEY, read_ledger_keys
 from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import NotFound, SignerError
+from signer.errors import SignerError
 from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _read_url(word: str) -> str:
 )
 @click.option("--to", "addresses", type=Checked("url", _read_url), metavar="URL", multiple=True, required=True,
               help="a witness; repeat for more")  # fmt: skip
-@click.option("--witness", "keys", type=Checked("vkey", read_witness), metavar="VKEY", multiple=True, required=True,
+@click.option("--witness", "keys", type=WITNESS_KEY, metavar="VKEY", multiple=True, required=True,
               help="its verifier key; as many, and in the same order")  # fmt: skip
 @click.option("--out", type=FILE, metavar="FILE", required=True, help="the cosigned checkpoint; replaced by newer ones")
 @click.option("--quorum", type=whole(1, 64), metavar="N", help="so many cosignatures suffice; default: all")
@@ -56,20 +56,14 @@ def ledger_witness(
     the cosigned checkpoint, which `signer ledger verify --checkpoint` takes. Run it by a timer, on the signer's
     host, as the keeper's user. Exit status 1 unless enough witnesses cosigned, or if one holds another history of
     this ledger: that is then kept beside FILE, and `signer status` and readiness tell it, too."""
-    from signer.cli.ledger import reading
-    from signer.ledger.origin import ledger_keys, origins
     from signer.witness.cosign import run_round
     from signer.witness.remote import HttpWitness, ServiceLog
     from signer.witness.state import Log
 
     needed = len(keys) if quorum is None else quorum
     _check(addresses, keys, needed)
-    with reading() as reader:
-        data_dir = reader.data_dir
-        origin = origins(reader, read_settings().ledger_origin)[-1]
-        log = Log(origin, tuple(ledger_keys(reader, origin)))
-    if not log.keys:
-        raise NotFound("ledger_key_missing", "the ledger has no key for checkpoints yet", "start the keeper once")
+    origin, own, data_dir = read_ledger_keys()
+    log = Log(origin, own)
     with Service(address).open_public() as api, ExitStack() as remotes:
         asked = [(remotes.enter_context(HttpWitness(one)), key) for one, key in zip(addresses, keys, strict=True)]
         done = run_round(ServiceLog(api, log), asked, needed, out, data_dir, int(time.time()))

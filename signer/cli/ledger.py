@@ -22,13 +22,13 @@ from signer.cli.arguments import (
     MAX_SEQ,
     SERIAL,
     SINCE,
-    Checked,
     OneOf,
     page_options,
     read_settings,
     segment_option,
     whole,
 )
+from signer.cli.checkpoints import WITNESS_KEY, CheckpointOptions, checkpoint_facts, checkpoint_lines
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
@@ -258,12 +258,6 @@ def _readable(value: object) -> str:
 # --- ledger -----------------------------------------------------------------------------------------------------
 
 
-def _read_witness(word: str) -> VerifierKey:
-    from signer.cli.checkpoints import read_witness
-
-    return read_witness(word)
-
-
 @verb(
     "ledger verify",
     "signer ledger verify",
@@ -273,7 +267,7 @@ def _read_witness(word: str) -> VerifierKey:
 )
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="an earlier checkpoint of this ledger")
-@click.option("--witness", "witnesses", metavar="VKEY", multiple=True, type=Checked("vkey", _read_witness),
+@click.option("--witness", "witnesses", metavar="VKEY", multiple=True, type=WITNESS_KEY,
               help="a witness that must have cosigned it; may be repeated")  # fmt: skip
 @click.option("--quorum", type=whole(1, 64), metavar="N", help="so many of the witnesses suffice; default: all")
 @click.option("--max-age", type=DURATION, metavar="DURATION", help="and not longer ago than this, such as 1h")
@@ -301,7 +295,6 @@ def ledger_verify(
     is compared with what they signed; with the policies in force, also whose keys they were and that
     nothing was issued without them. Archived events are compared by their hashes, and with --segment
     themselves; --approvals needs all segments. Exit status 1 if the ledger is broken."""
-    from signer.cli.checkpoints import CheckpointOptions, checkpoint_facts, checkpoint_lines
     from signer.ledger import audit
     from signer.ledger.archive import find_segments, verify_segments
     from signer.ledger.marks import VERIFIED, Mark, write_mark

@@ -9,6 +9,7 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import FILE, Checked, quoted
+from signer.cli.checkpoints import read_vkey
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
@@ -27,32 +28,12 @@ def _read_name(word: str) -> str:
     return word
 
 
-def read_vkey(kind: int, of: str) -> Checked:
-    """A verifier key of one kind, that of a log or of a witness."""
-
-    def read(word: str) -> VerifierKey:
-        from signer.errors import BadNote
-        from signer.ledger.checkpoint import parse_vkey
-
-        try:
-            key = parse_vkey(word)
-        except BadNote as error:
-            raise ValueError(error.text) from None
-        if key.kind != kind:
-            raise ValueError(f"{quoted(word)} is not the verifier key of {of}: its type is {key.kind}, not {kind}")
-        return key
-
-    return Checked("vkey", read)
-
-
 def _read_log(word: str) -> tuple[str, VerifierKey]:
     """Origin and key of a log: `VKEY`, or `ORIGIN=VKEY` where the key has another name than the log."""
-    from signer.ledger.checkpoint import NOTE_KIND
-
     origin, equals, rest = word.partition("=")
     if not equals or "+" in origin or not origin:
         origin, rest = "", word
-    key = read_vkey(NOTE_KIND, "a log").convert(rest, None, None)
+    key = read_vkey(rest, of_log=True)
     return origin or key.name, key
 
 

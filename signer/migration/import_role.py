@@ -6,7 +6,7 @@ Every text from Vault is written through `toml_text` or `comment`, so it cannot 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from signer.model import BACKDATE, OPTION_NAMES, PRINCIPAL
@@ -62,10 +62,7 @@ class ImportedRole:
         return {
             "name": self.name,
             "carried": self.is_carried,
-            "fields": [
-                {"field": one.field, "value": one.value, "outcome": one.outcome, "text": one.text}
-                for one in self.accounts.values()
-            ],
+            "fields": [asdict(one) for one in self.accounts.values()],
             "not_carried": self.not_carried(),
         }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Protocol
 
 from signer.errors import BadFormat, NotAuthenticated, NotFound, SignerError, Unavailable
@@ -51,7 +51,7 @@ class SampleResult:
             "fingerprint": self.fingerprint,
             "outcome": self.outcome,
             "serials": list(self.serials),
-            "differences": [difference.as_json() for difference in self.differences],
+            "differences": [asdict(difference) for difference in self.differences],
         }
 
 
@@ -78,7 +78,7 @@ class RoleParity:
             "role": self.role,
             "parity": self.is_parity,
             "principals": self.principals,
-            "differences": [difference.as_json() for difference in self.differences],
+            "differences": [asdict(difference) for difference in self.differences],
             "samples": [sample.as_json() for sample in self.samples],
             "left_out": self.left_out,
         }

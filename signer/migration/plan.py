@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from signer.errors import BadFile, Drift
@@ -66,6 +67,18 @@ class Step:
     def is_irreversible(self) -> bool:
         """True if the step changes something and has no undo."""
         return self.effect in ("CHANGES", "DESTROYS") and self.undo is None
+
+
+def seal_step(evidence_dir: Path, address: str, action: Callable[[], Observation]) -> Step:
+    """The last step of every plan: seals the evidence below `evidence_dir`, and has the service record it."""
+    return Step(
+        "seal",
+        "seal the evidence",
+        "writes evidence",
+        action,
+        lines=(f"SHA256SUMS below {evidence_dir}", f"POST {address}/api/operations with its digest"),
+        reads=("evidence",),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerpr
     return Observation(f"logins work on {count} of {count}", seen.facts)
 
 
+def target_names(file: CutoverFile) -> str:
+    """The targets' names, for the title of a step."""
+    return ", ".join(target.name for target in file.smoke)
+
+
 def login_lines(file: CutoverFile) -> tuple[str, ...]:
     """A login to each target as a person would type it, for a plan."""
     return tuple(f"safe-session ssh -p {target.port} {target.user}@{target.host}" for target in file.smoke)

@@ -45,6 +45,7 @@ ELECTED_WITHIN: Final = 90.0  # seconds for another node to become active after 
 CONNECT_WITHIN: Final = 2.0
 MAX_ROUNDS: Final = 5  # of revoking: tokens may be created meanwhile
 _BUILTIN: Final = {"sys/": ("system", "ns_system"), "identity/": ("identity", "ns_identity")}
+_STARTED_AGAIN: Final = "end what starts it again (a supervisor, a unit, a restart policy), then apply again"
 _LATE: Final = "new-before-the-seal.json"
 _LAST_LOOK: Final = "last-look.json"
 _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
@@ -422,13 +423,10 @@ class RemovalActions:
         while time.monotonic() - began < WATCHED:
             time.sleep(LOOK_EVERY)
             if present := self._present():
-                raise self._started_again(present, time.monotonic() - began)
+                after = f"accepts connections again after {time.monotonic() - began:.0f} s"
+                raise _still_there(present, after, _STARTED_AGAIN)
         summary = f"{', '.join(self._addresses)} refused connections for {WATCHED} s"
         return Observation(summary, {"seconds": WATCHED, "addresses": list(self._addresses)})
-
-    def _started_again(self, present: list[str], after: float) -> RemovalFailed:
-        hint = "end what starts it again (a supervisor, a unit, a restart policy), then apply again"
-        return _still_there(present, f"accepts connections again after {after:.0f} s", hint)
 
     def remove_data(self) -> Observation:
         """Runs the operator's command, which also succeeds if no data is left, or records the confirmation."""
@@ -451,11 +449,7 @@ class RemovalActions:
     def seal(self) -> Observation:
         """Looks once more whether Vault is gone, seals the evidence and records its digest in the ledger."""
         if present := self._present():
-            raise _still_there(
-                present,
-                "accepts connections again",
-                "end what starts it again (a supervisor, a unit, a restart policy), then apply again",
-            )
+            raise _still_there(present, "accepts connections again", _STARTED_AGAIN)
         return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self, address: str = "") -> VaultAdmin:
