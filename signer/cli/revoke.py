@@ -11,7 +11,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import REASON
 from signer.cli.connection import Service, service_options
-from signer.cli.hosts_seen import count_with
+from signer.cli.host_keys import count_with
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import SignerError

@@ -1,4 +1,4 @@
-"""`signer token new|list|renew|revoke`: the tokens of policy.toml, of which it contains only the SHA-256."""
+"""`signer token new|list|renew|revoke`: the tokens of policy.toml, of which it contains only the SHA-256; `whoami`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import IDENTITY, TOKEN_LIFE
+from signer.cli.connection import Service, service_options
 from signer.cli.edits import Edit, PolicyFile, edit_options, file_option, read_policy_file, write_option
 from signer.cli.parser import verb
 from signer.cli.suggestions import similar
@@ -182,3 +183,23 @@ def _known_tokens(name: str, file: Path | None) -> int:
         near = similar(name, policy.identities)
         output.warn(f"the policy has no identity {name}" + (f", {near}" if near else ""))
     return sum(token.identity == name for token in policy.tokens.values())
+
+
+@verb("whoami", "signer whoami --token-file operator.token")
+@service_options
+def whoami(service: Service, as_json: bool) -> None:
+    """Shows the identity of the token, its roles, groups and rights, and when the token ends. Times are UTC."""
+    with service.open() as client:
+        caller = client.whoami()
+    if as_json:
+        output.show_json(caller)
+        return
+    token = caller.get("token")
+    ends = token.get("expires") if isinstance(token, dict) else None
+    rows = [("identity", caller.get("identity")), ("kind", caller.get("kind"))]
+    rows += [(name, _joined(caller.get(name))) for name in ("roles", "groups", "may")]
+    output.show_table([*rows, ("token ends", ends or "never")])
+
+
+def _joined(values: object) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) and values else "none"
