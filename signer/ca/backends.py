@@ -138,34 +138,24 @@ class AgentBackend:
                 log.exception("the check of the ssh-agent failed")
 
 
-class _Slow:
-    """How long callers wait for a signer outside this process, and the errors that they get instead of an answer."""
-
-    deadline: float  # seconds from submission to the caller's reply
-    _what: str
-    _busy: str  # code of the error
-    _failed: str
-
-    def busy(self, waiting: int) -> Unavailable:
-        text = f"{waiting} requests are already waiting for {self._what}"
-        return Unavailable(self._busy, text, "retry in a few seconds")
-
-    def failed(self, error: Exception) -> Unavailable:
-        text = f"the request to {self._what} failed: {type(error).__name__}"
-        return Unavailable(self._failed, text, "see the service's log")
-
-    def stopping(self) -> Unavailable:
-        return Unavailable("keeper_stopping", f"the service is stopping before {self._what} signed", "retry")
-
-
-class SlowAgent(_Slow):
+class SlowAgent:
     """How long callers wait for an ssh-agent."""
 
-    deadline = ANSWERS_WITHIN
-    _what, _busy, _failed = "the ssh-agent", "ca_agent_busy", "ca_agent_failed"
+    deadline: Final = ANSWERS_WITHIN
+
+    def busy(self, waiting: int) -> Unavailable:
+        text = f"{waiting} requests are already waiting for the ssh-agent"
+        return Unavailable("ca_agent_busy", text, "retry in a few seconds")
 
     def late(self) -> Unavailable:
         return too_slow()
+
+    def failed(self, error: Exception) -> Unavailable:
+        text = f"the request to the ssh-agent failed: {type(error).__name__}"
+        return Unavailable("ca_agent_failed", text, "see the service's log")
+
+    def stopping(self) -> Unavailable:
+        return Unavailable("keeper_stopping", "the service is stopping before the ssh-agent signed", "retry")
 
 
 class CertifyingClient(Protocol):
@@ -198,11 +188,20 @@ class VaultBackend:
         return {"ca": "vault", "mode": self.mode, **compared}
 
 
-class SlowVault(_Slow):
+class SlowVault:
     """How long callers wait for Vault."""
 
-    deadline = VAULT_DEADLINE
-    _what, _busy, _failed = "Vault", "vault_busy", "vault_failed"
+    deadline: Final = VAULT_DEADLINE
+
+    def busy(self, waiting: int) -> Unavailable:
+        return Unavailable("vault_busy", f"{waiting} requests are already waiting for Vault", "retry in a few seconds")
 
     def late(self) -> Unavailable:
         return Unavailable("vault_slow", f"Vault did not sign within {self.deadline:.0f} s", "check Vault, then retry")
+
+    def failed(self, error: Exception) -> Unavailable:
+        text = f"the request to Vault failed: {type(error).__name__}"
+        return Unavailable("vault_failed", text, "see the service's log")
+
+    def stopping(self) -> Unavailable:
+        return Unavailable("keeper_stopping", "the service is stopping before Vault signed", "retry")

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient
 from signer.cli import output
-from signer.cli.plans import check_approval, load_plan, present_plan
-from signer.cli.runs import StepReporter, run_as_json, show_end, show_runs
+from signer.cli.plans import StepReporter, check_approval, load_plan, present_plan, run_as_json, show_end, show_runs
 from signer.errors import Drift, SignerError, Unavailable
 from signer.migration.approval import Approval
 from signer.migration.config import CutoverFile, load_cutover_file

@@ -19,12 +19,18 @@ from signer.migration.boot import boot_file, is_recorded, record_boot
 from signer.migration.compose import Compose, ContainerState, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
-from signer.migration.offer import certificate_fields, offer_certificate
-from signer.migration.parity import SAMPLES, check_parity
+from signer.migration.parity import SAMPLES, USUAL_KIND, check_parity, make_samples, throwaway_key
 from signer.migration.plan import Observation
 from signer.migration.run import Run
-from signer.migration.samples import USUAL_KIND, make_samples, throwaway_key
-from signer.migration.smoke import CONNECT_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
+from signer.migration.smoke import (
+    CONNECT_WITHIN,
+    certificate_fields,
+    offer_certificate,
+    on_each,
+    read_trusted_cas,
+    smoke,
+    smoke_refusal,
+)
 from signer.migration.trial import trial
 from signer.model import Role, RunOutcome
 from signer.policy.decide import Policy

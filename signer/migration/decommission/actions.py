@@ -27,9 +27,9 @@ from signer.migration.decommission.snapshot import (
     store_snapshot,
 )
 from signer.migration.decommission.survey import blocked, decommission_of, origin_of, read_readiness
+from signer.migration.parity import throwaway_key
 from signer.migration.plan import Observation
 from signer.migration.run import Run
-from signer.migration.samples import throwaway_key
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
