@@ -175,7 +175,8 @@ def fetch_secret(source: Source, timeout: float = GIVE_UP_AFTER) -> Secret:
     """
     result = _run_child(_child_input(source), timeout)
     if "fault" in result:
-        raise _error(result["fault"])
+        error = _FAULTS[result["fault"]]
+        raise type(error)(error.code, error.text, error.hint)  # a copy, because an exception collects tracebacks
     return Secret(result["value"])
 
 
@@ -215,11 +216,6 @@ def _run_child(request: bytes, timeout: float) -> dict[str, str]:
     except ValueError:
         return {"fault": "infisical_sdk_failed"}
     return result
-
-
-def _error(code: str) -> SignerError:
-    error = _FAULTS[code]
-    return type(error)(error.code, error.text, error.hint)  # a copy, because an exception collects tracebacks
 
 
 def _read_client_secret(path: Path) -> str:

@@ -13,7 +13,6 @@ from signer.cli import output
 from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import LedgerBroken
-from signer.model import Entry
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -62,10 +61,11 @@ def _ledger(config: Path | None) -> Iterator[FindInLedger]:
 
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
+    from signer.ledger.chain import entry_hash
     from signer.ledger.views import operation_row
 
     for entry in reader.operations(digest, None, 1):
-        if _hash(entry) != entry.hash:
+        if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:
             break
         try:
             return operation_row(entry)
@@ -79,12 +79,6 @@ def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
         "run `signer ledger verify`, which shows where",
         {"seq": entry.seq},
     )
-
-
-def _hash(entry: Entry) -> str:
-    from signer.ledger.chain import entry_hash
-
-    return entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev)
 
 
 def _as_json(verdict: Verdict) -> dict[str, object]:

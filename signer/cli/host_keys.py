@@ -17,7 +17,7 @@ from signer.cli.keys import MAX_KEYS, STDIN, read_public_keys
 from signer.cli.parser import verb
 from signer.errors import BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
-from signer.units import plain, timestamp
+from signer.units import cut, plain, timestamp
 
 if TYPE_CHECKING:
     from signer.model import PublicKey
@@ -168,7 +168,7 @@ def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
     first = (
         str(host.get("name")),
         ",".join(map(str, host.get("addresses") or [])) or "-",
-        principals if len(principals) <= 40 else f"{principals[:39]}…",
+        cut(principals, 40),
     )
     last = (str(host.get("by")), str(host.get("since")))
     rows: list[tuple[str, ...]] = []

@@ -50,47 +50,24 @@ class Answers:
     key_from: str
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    folder: Path
-    answers: Answers
+    """The paths of an installation in `folder`.
 
-    @property
-    def policy(self) -> Path:
-        # The container mounts its folder, so that no key or token may lie beside it.
-        return self.folder / ("policy/policy.toml" if self.answers.runs_in == CONTAINER else "policy.toml")
+    A container mounts the folder of the policy, that of the key and that of Vault's token, and sees all that is in
+    them: nothing else may lie there. `private` directories are root's alone; `key_in_use` is what the service reads.
+    """
 
-    @property
-    def directories(self) -> list[Path]:
-        """The directories in the order in which they are created; the container mounts one for Vault's token."""
-        if self.answers.runs_in == CONTAINER:
-            return [self.folder, self.policy.parent, self.folder / "vault"]
-        return [self.folder]
-
-    @property
-    def private_directories(self) -> list[Path]:
-        """Directories that are root's alone; the container mounts the one of the key, and sees all that is in it."""
-        return [self.key.parent] if self.key.parent != self.folder else []
-
-    @property
-    def token(self) -> Path:
-        return self.folder / f"{self.answers.operator}.token"
-
-    @property
-    def client(self) -> Path:
-        return self.folder / "client"
-
-    @property
-    def service(self) -> Path:
-        return self.folder / ("compose.env" if self.answers.runs_in == CONTAINER else "environment")
-
-    @property
-    def key(self) -> Path:
-        return self.folder / ("ca-key/ca" if self.answers.runs_in == CONTAINER else "ca")
-
-    @property
-    def key_in_use(self) -> str:
-        return {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[self.answers.key_from]
+    def __init__(self, folder: Path, answers: Answers) -> None:
+        in_container = answers.runs_in == CONTAINER
+        self.folder, self.answers = folder, answers
+        self.policy = folder / ("policy/policy.toml" if in_container else "policy.toml")
+        self.key = folder / ("ca-key/ca" if in_container else "ca")
+        self.service = folder / ("compose.env" if in_container else "environment")
+        self.client = folder / "client"
+        self.token = folder / f"{answers.operator}.token"
+        self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
+        self.private_directories = [self.key.parent] if in_container else []
+        self.key_in_use = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[answers.key_from]
 
 
 @verb("init", "signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes")
@@ -121,7 +98,7 @@ def init(
     """Writes policy.toml, the settings of service and client, the operator's token (0400) and a CA key (0400), and
     shows the next commands. On a terminal it asks for what no flag says."""
     forbid_dumps()
-    ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else _take_default
+    ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else lambda _question, default: default
     role = role or ask("role", "llmops")
     answers = Answers(
         platform=platform or ask("platform", os.uname().nodename),
@@ -142,10 +119,6 @@ def init(
         output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": steps})
         return
     _show(layout, fingerprint, steps)
-
-
-def _take_default(_question: str, default: str) -> str:
-    return default
 
 
 def _check_answers(answers: Answers, fingerprint: str | None) -> None:

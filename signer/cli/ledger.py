@@ -33,7 +33,7 @@ from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
 from signer.model import Entry, Filter, Head
-from signer.units import plain, timestamp
+from signer.units import cut, listed, plain, timestamp
 
 if TYPE_CHECKING:
     from signer.authority.approval_audit import Audit
@@ -176,7 +176,7 @@ def certs_list(
             wanted = replace(wanted, any_of=principals_of(on))
             about_host = {"host": {"name": on.name, "principals": wanted.any_of}}
             if not (as_json or as_csv):
-                output.note(f"as recorded, {on.name} lets in {_shortened(principals_of(on))}")
+                output.note(f"as recorded, {on.name} lets in {listed(principals_of(on), _SHOWN)}")
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
@@ -195,11 +195,6 @@ def certs_list(
     note_more(more, base)
 
 
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
-
-
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     names = ",".join(row["principals"])
     return (
@@ -207,7 +202,7 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
         row["backend"],
         row["identity"],
         row["role"],
-        names if len(names) <= 40 else f"{names[:39]}…",
+        cut(names, 40),
         row["valid_before"],
         row["status"],
         row["fingerprint"],
@@ -579,8 +574,7 @@ def _event_columns(entry: Entry) -> tuple[str, ...]:
         name for name, value in body.items() if not isinstance(value, list | dict)
     )
     facts = ", ".join(f"{name} {_short(body[name])}" for name in names if body.get(name) not in (None, "", []))
-    shown = facts if len(facts) <= _LONGEST else f"{facts[: _LONGEST - 1]}…"
-    return (str(entry.seq), timestamp(entry.time_ms // 1000), entry.kind, entry.actor, shown)
+    return (str(entry.seq), timestamp(entry.time_ms // 1000), entry.kind, entry.actor, cut(facts, _LONGEST))
 
 
 def _short(value: object) -> str:

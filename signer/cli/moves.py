@@ -41,7 +41,7 @@ from signer.migration.journal import RunState, platform_lock, runs
 from signer.migration.plan import Plan, Step, check_drift
 from signer.migration.run import Run, catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.model import RunOutcome
-from signer.units import plain, render_duration, timestamp
+from signer.units import listed, plain, render_duration, timestamp
 
 _CUT_OVER: Final[Mapping[RunOutcome, str]] = {
     RunOutcome.APPLIED: "cut over: the local CA signs",
@@ -64,6 +64,7 @@ _STATES: Final[Mapping[str, str]] = {
     "sealed": "up and sealed",
     "gone": "gone: its address refuses connections",
 }
+_NAMED: Final = 12  # names in one line
 _UNSEEN: Final = "nodes that cutover.toml does not name, what may start Vault later, and copies of its storage"
 
 
@@ -282,22 +283,17 @@ def _facts(found: RemovalReadiness) -> list[tuple[str, str]]:
     by_log = f"; by its audit log {timestamp(log.at)}, role {log.role}" if log is not None else ""
     return [
         ("vault", f"{inventory.version}, storage {inventory.storage}, seal {inventory.seal}"),
-        ("mounts", _named([f"{mount.path} ({mount.type})" for mount in inventory.mounts])),
+        ("mounts", listed([f"{mount.path} ({mount.type})" for mount in inventory.mounts], _NAMED)),
         ("kv entries", f"{secrets:,} in {output.count(len(inventory.kv), 'mount')}"),
-        ("ssh", f"roles {_named(roles)}; {output.count(sum(len(e.issuers) for e in inventory.ssh), 'CA key')}"),
-        ("auth methods", _named([method.path for method in inventory.auth_methods])),
-        ("policies", _named(list(inventory.policies))),
+        ("ssh", f"roles {listed(roles, _NAMED)}; {output.count(sum(len(e.issuers) for e in inventory.ssh), 'CA key')}"),
+        ("auth methods", listed([method.path for method in inventory.auth_methods], _NAMED)),
+        ("policies", listed(inventory.policies, _NAMED)),
         ("entities", f"{inventory.entities:,}"),
         ("tokens, leases", f"{inventory.tokens:,} token accessors, {inventory.leases:,} leases"),
-        ("audit devices", _named([device.path for device in inventory.audit_devices])),
+        ("audit devices", listed([device.path for device in inventory.audit_devices], _NAMED)),
         ("cutover", "none" if cutover is None else f"{timestamp(cutover.at)}, event {cutover.seq} of the ledger"),
         ("last signature", ("never" if signed is None else f"{timestamp(signed[1])}, by the ledger") + by_log),
     ]
-
-
-def _named(names: list[str]) -> str:
-    shown = ", ".join(names[:12]) or "none"
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
 def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_is_removed: bool, as_json: bool) -> int:

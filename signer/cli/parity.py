@@ -12,7 +12,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, FINGERPRINT, config_option, whole
 from signer.cli.parser import verb
-from signer.units import plain
+from signer.units import cut, plain
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -149,11 +149,6 @@ def _show_role(role: RoleParity) -> None:
     for difference, names in sorted(seen.values(), key=lambda one: (one[0].severity, one[0].field)):
         times = f" in {output.count(len(names), 'sample')}, such as {names[0]}" if names else ""
         output.show(f"  {difference.severity:<5}  {plain(difference.field)}{times}")
-        output.show(f"         ours {_short(difference.ours)} | Vault's {_short(difference.vaults)}")
+        output.show(f"         ours {cut(plain(difference.ours), 60)} | Vault's {cut(plain(difference.vaults), 60)}")
         output.show(f"         {plain(difference.why)}")
     output.show()
-
-
-def _short(text: str) -> str:
-    shown = plain(text)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"

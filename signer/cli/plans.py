@@ -24,7 +24,7 @@ from signer.migration.journal import RunState, note_attempt
 from signer.migration.plan import Observation, Operation, Plan, Step, read_plan
 from signer.migration.runner import RunResult
 from signer.model import RunOutcome
-from signer.units import plain, timestamp
+from signer.units import cut, plain, timestamp
 
 MAX_PLAN: Final = 4 * 1024 * 1024  # bytes
 
@@ -189,7 +189,7 @@ class StepReporter:
         if self._is_terminal:
             output.note_over("")
         took = "" if seconds is None else f"{seconds:5.1f} s"
-        saw = saw if whole or len(saw) <= _SAW else f"{saw[: _SAW - 1]}…"
+        saw = saw if whole else cut(saw, _SAW)
         output.note_bare(f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip())
 
 

@@ -22,7 +22,7 @@ from signer.cli.usage import UsageError
 from signer.errors import BadFormat, NotFound, Refused
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
 from signer.protocol.request_text import as_ssh_keygen, differences, of_certificate, opens, seconds_of
-from signer.units import plain, render_duration, timestamp
+from signer.units import cut, plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -112,11 +112,7 @@ def _columns(shown: Shown) -> tuple[str, ...]:
     command = frozen["critical_options"].get("force-command", "any")
     expires = str(shown.reply.get("expires"))
     values = (",".join(frozen["principals"]), command, expires, frozen["reason"] or "none")
-    return (shown.id, shown.state, frozen["identity"], frozen["role"], *(_cut(value) for value in values))
-
-
-def _cut(text: str, width: int = 40) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return (shown.id, shown.state, frozen["identity"], frozen["role"], *(cut(value, 40) for value in values))
 
 
 @verb("requests show", "signer requests show r-k3v9q2m7xa")
@@ -159,6 +155,9 @@ def requests_approve(
     """Shows the request as `requests show` does, asks, and signs what it has shown with a key of your
     `approval_keys`: --key, or the only FIDO key (otherwise the only key) of your ssh-agent. Exit status 3 if
     you do not approve."""
+    from signer.cli.ssh_signing import sign_statement
+    from signer.ssh.statement import approval_statement
+
     if uses is not None and waive is None:
         raise UsageError("--uses goes with --waive", "see `signer requests approve --help`")
     if waive is not None and not 0 < waive <= WAIVER_SECONDS:
@@ -172,7 +171,8 @@ def requests_approve(
         waiver = None if waive is None else {"until": timestamp(int(time.time()) + waive), "uses": uses or DEFAULT_USES}
         if not yes:
             _ask(shown, waiver)
-        signature = _sign(shown, str(api.whoami()["identity"]), waiver, key)
+        statement = approval_statement(shown.id, shown.digest, str(api.whoami()["identity"]), waiver)
+        signature = sign_statement(statement, key)
         reply = api.post("requests", request, "approve", body={"signature": signature, "waiver": waiver})
     after = read_request(reply, request)
     output.show_result(dict(after.reply), f"{request} is {after.state}: {_approvals(after)}", as_json=as_json)
@@ -340,10 +340,3 @@ def _ask(shown: Shown, waiver: Mapping[str, object] | None) -> None:
         "add --yes to sign unasked",
         "nothing was sent; deny it if you mean no",
     )
-
-
-def _sign(shown: Shown, approver: str, waiver: Mapping[str, object] | None, key: Path | None) -> str:
-    from signer.cli.ssh_signing import sign_statement
-    from signer.ssh.statement import approval_statement
-
-    return sign_statement(approval_statement(shown.id, shown.digest, approver, waiver), key)

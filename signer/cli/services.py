@@ -14,7 +14,6 @@ from signer.cli.arguments import whole
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
-    from signer.service.channels import Channel, Result
     from signer.settings import Settings
 
 
@@ -98,7 +97,9 @@ def notices_test(*, as_json: bool) -> int:
         sender, began = Sender(channel, watch, settings.console_url), time.monotonic()
         result = sender.send(trial_notice(int(time.time())), int(time.time()))
         sender.close()
-        rows.append(_row(channel, result, time.monotonic() - began))
+        facts = {"channel": channel.name, "kind": channel.facts.kind, "people": list(channel.facts.people)}
+        seconds = round(time.monotonic() - began, 3)
+        rows.append({**facts, "error": result.error or None, "seconds": seconds})
         if not as_json:
             output.show(_line(rows[-1]))
     watch.close()
@@ -106,16 +107,6 @@ def notices_test(*, as_json: bool) -> int:
     if as_json:
         output.show_json({"channels": rows, "failed": failed})
     return 1 if failed else 0
-
-
-def _row(channel: Channel, result: Result, seconds: float) -> dict[str, Any]:
-    return {
-        "channel": channel.name,
-        "kind": channel.facts.kind,
-        "people": list(channel.facts.people),
-        "error": result.error or None,
-        "seconds": round(seconds, 3),
-    }
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -59,7 +59,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     )
     yield from _ledger_rows(facts["ledger"])
     if "live" in facts:
-        yield "live", _listed(facts["live"].items())
+        yield "live", _first(f"{role} {count}" for role, count in facts["live"].items())
     if "freezes" in facts:
         yield "freezes", _first(row["scope"] for row in facts["freezes"])
     if "requests" in facts:
@@ -98,10 +98,6 @@ def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _since(facts: Mapping[str, str]) -> str:
     return f"since {facts['since']} ({facts['age']})"
-
-
-def _listed(counts: Any) -> str:
-    return _first(f"{role} {count}" for role, count in counts)
 
 
 def _first(texts: Iterator[str]) -> str:

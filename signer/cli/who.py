@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -130,12 +130,9 @@ def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_jso
         output.note("no line names a certificate" if not what else "no matching certificates")
     for row in rows:
         if row["problem"]:
-            output.warn(f"serial {row['serial']}{_place(row)}: {row['problem']}")
+            place = f" in line {row['line']}" if row.get("line") else ""
+            output.warn(f"serial {row['serial']}{place}: {row['problem']}")
     return int(not rows or any(row["problem"] for row in rows))
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    return f" in line {row['line']}" if row.get("line") else ""
 
 
 def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[str, Any]]:

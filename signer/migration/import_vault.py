@@ -26,7 +26,7 @@ from signer.policy.file import (
 )
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, check_cidr_list
 from signer.ssh.certificate import MAX_PRINCIPALS
-from signer.units import plain, render_duration
+from signer.units import cut, plain, render_duration
 from signer.vault.parity import compare_roles, errors_in
 from signer.vault.role import DEFAULTS, MountTtls, VaultRole, read_vault_role
 
@@ -111,7 +111,7 @@ def _tables(roles: Sequence[ImportedRole]) -> list[str]:
     lines: list[str] = []
     for role in roles:
         if role.is_carried:
-            lines += ["", f"[roles.{_key(role.name)}]", *role.lines]
+            lines += ["", f"[roles.{role.name if set(role.name) <= _BARE else toml_text(role.name)}]", *role.lines]
         else:
             lines += ["", comment(f"Role {role.name} is not carried over. Its usable lines:")]
             lines += [f"# {line.removeprefix('# ')}" for line in role.lines]
@@ -130,10 +130,6 @@ def _foot(roles: Sequence[ImportedRole]) -> list[str]:
         f"# roles = [{carried}]",
         '# tokens = [{ sha256 = "…", expires = 2027-01-01T00:00:00Z }]',
     ]
-
-
-def _key(name: str) -> str:
-    return name if set(name) <= _BARE else toml_text(name)
 
 
 def _check(
@@ -234,8 +230,7 @@ def _escaped(char: str) -> str:
 
 
 def comment(text: str) -> str:
-    shown = plain(text)
-    return f"# {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + '…'}"
+    return f"# {cut(plain(text), _SHOWN)}"
 
 
 def import_role(name: str, fields: Mapping[str, Any], mount: MountTtls | None) -> ImportedRole:

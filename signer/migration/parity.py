@@ -143,7 +143,9 @@ def check_parity(
     for name in roles:
         role = policy.roles.get(name)
         if role is None:
-            found.append(_no_role(name))
+            why = "current users of the role would lose access: import it, or leave it out of the cutover"
+            missing = Difference("role", "none", name, "error", why)
+            found.append(RoleParity(name, f"{name} -> no such role", (missing,)))
             continue
         theirs = vault.role(mount, name)
         differing = compare_roles(theirs, role, ttls)
@@ -158,11 +160,6 @@ def check_parity(
         results, left_out = _compare_samples(role, ask_us, ask_vault, each, bits)
         found.append(RoleParity(name, _principals(role, theirs), tuple(differing), tuple(results), left_out))
     return ParityReport(tuple(found))
-
-
-def _no_role(name: str) -> RoleParity:
-    why = "current users of the role would lose access: import it, or leave it out of the cutover"
-    return RoleParity(name, f"{name} -> no such role", (Difference("role", "none", name, "error", why),))
 
 
 def _principals(role: Role, theirs: Mapping[str, object]) -> str:

@@ -14,8 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from signer.errors import BadFile, Drift
+from signer.errors import BadFile, Drift, SignerError
 from signer.ledger.chain import canonical_json
+from signer.units import cut
 
 VERSION: Final = 1
 _MOST_SHOWN: Final = 120  # characters of a value in a difference
@@ -39,6 +40,10 @@ class Observation:
 
     summary: str
     facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class StepFailed(SignerError):
+    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +151,8 @@ def read_plan(text: str, operation: Operation) -> Plan:
     """The plan in a plan file; raises `BadFile` unless it is whole, unedited and of that operation."""
     try:
         raw = json.loads(text)
-        plan = Plan(
-            operation=raw["operation"],
-            title=raw["title"],
-            inputs=raw["inputs"],
-            now=raw["now"],
-            then=raw["then"],
-            steps=tuple(raw["steps"]),
-        )
+        known = {name: raw[name] for name in ("operation", "title", "inputs", "now", "then")}
+        plan = Plan(**known, steps=tuple(raw["steps"]))
         if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
             raise TypeError("not a table")
         if any(_OF_A_STEP - step.keys() for step in plan.steps):
@@ -211,12 +210,8 @@ def differences(planned: object, found: object, place: str) -> Iterator[str]:
         for number, (one, other) in enumerate(zip(planned, found, strict=True)):
             yield from differences(one, other, f"{place}.{number}")
     elif _shown(planned) != _shown(found):
-        yield f"{place}: planned {_cut(_shown(planned))}, found {_cut(_shown(found))}"
+        yield f"{place}: planned {cut(_shown(planned), _MOST_SHOWN)}, found {cut(_shown(found), _MOST_SHOWN)}"
 
 
 def _shown(value: object) -> str:
     return "nothing" if value is _NOTHING else json.dumps(value, sort_keys=True)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"

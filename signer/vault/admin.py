@@ -68,6 +68,10 @@ class VaultAdmin(Watched):
         """
         return self._run(method, path, within, MAX_BODY, lambda client: _send(client, method, path, body))
 
+    def data(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """The `data` of `call`; raises `Unavailable` if the answer has none."""
+        return _data(self.call(method, path, body))
+
     def find(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = ANSWERS_WITHIN
     ) -> dict[str, Any] | None:
@@ -155,7 +159,7 @@ class VaultAdmin(Watched):
         answer = self.find("LIST", f"{mount}/roles")
         names = _data(answer).get("keys", []) if answer is not None else []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return tuple(sorted(names))
 
     def role(self, mount: str, name: str) -> dict[str, Any]:
@@ -168,28 +172,28 @@ class VaultAdmin(Watched):
     def mount_ttls(self, mount: str) -> MountTtls | None:
         """Lifetimes for roles that set none; None if the token may not read the mount's tuning."""
         try:
-            data = _data(self.call("GET", f"sys/mounts/{mount}/tune"))
+            data = self.data("GET", f"sys/mounts/{mount}/tune")
         except Unavailable as error:
             if error.code != "vault_forbidden":
                 raise
             return None
         default, most = data.get("default_lease_ttl"), data.get("max_lease_ttl")
         if not isinstance(default, int) or not isinstance(most, int):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return MountTtls(default, most)
 
     def ca_public_key(self, mount: str) -> PublicKey:
         """The CA key that the mount signs with by default; raises `vault_ca_unknown`."""
         try:
-            return parse_public_key(str(_data(self.call("GET", f"{mount}/config/ca"))["public_key"]))
+            return parse_public_key(str(self.data("GET", f"{mount}/config/ca")["public_key"]))
         except (KeyError, BadFormat):
-            raise malformed(_context("", "")) from None
+            raise not_understood() from None
 
     def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
         """The certificate line that the sign endpoint returns for `fields`; raises `vault_refused` if Vault refuses."""
-        line = _data(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
+        line = self.data("POST", f"{mount}/sign/{role}", fields).get("signed_key")
         if not isinstance(line, str):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return line.strip()
 
 
@@ -213,8 +217,13 @@ def _quoted(path: str) -> str:
 def _data(answer: Mapping[str, Any]) -> dict[str, Any]:
     data = answer.get("data")
     if not isinstance(data, dict):
-        raise malformed(_context("", ""))
+        raise not_understood()
     return data
+
+
+def not_understood() -> Unavailable:
+    """The error for an answer of another form."""
+    return malformed(_context("", ""))
 
 
 def _errors(answer: Any) -> object:

@@ -167,15 +167,11 @@ class Inventory:
     def as_json(self) -> dict[str, Any]:
         """The inventory for JSON, without the accessor of the token in use."""
         own = self.own_token
-        fields = {**asdict(self), "kv": [_counted(entries) for entries in self.kv]}
+        fields = {**asdict(self), "kv": [{**asdict(one), "count": len(one.names)} for one in self.kv]}
         fields["own_token"] = (
             None if own is None else {"ttl": own.ttl, "orphan": own.is_orphan, "lacks": list(own.lacks)}
         )
         return fields
-
-
-def _counted(entries: KvEntries) -> dict[str, Any]:
-    return {"mount": entries.mount, "version": entries.version, "count": len(entries.names), "names": entries.names}
 
 
 def read_inventory(

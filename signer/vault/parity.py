@@ -190,7 +190,7 @@ def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls
     return [
         *found,
         *_allowed_principals(vaults, role),
-        *compare_principals("default_user", _dedup(role.default_principals), vaults.default_users),
+        *compare_principals("default_user", tuple(sorted(set(role.default_principals))), vaults.default_users),
         *_role_ttls(vaults, role, mount or MountTtls()),
         *_key_types(vaults, role),
         *_role_extensions(vaults, role),
@@ -198,10 +198,6 @@ def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls
         *_role_key_ids(vaults, role),
         *_role_rest(vaults, role),
     ]
-
-
-def _dedup(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(set(names)))
 
 
 def _allowed_principals(vaults: VaultRole, role: Role) -> Iterator[Difference]:

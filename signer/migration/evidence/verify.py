@@ -74,7 +74,8 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
     except files.UnexpectedFile as error:
         return _nothing(Defect("evidence_sums_malformed", f"{error.name} {error.what}"))
     except ValueError as error:
-        return _nothing(Defect("evidence_sums_malformed", f"{files.SUMS} is malformed: {_reason(error)}"))
+        why = "it is not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
+        return _nothing(Defect("evidence_sums_malformed", f"{files.SUMS} is malformed: {why}"))
     digest = files.digest_of(content)
     # 2
     problems += _check_listing(folder, sums)
@@ -93,10 +94,6 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
 
 def _nothing(problem: Defect) -> Verdict:
     return Verdict("", "", "", 0, (problem,), None)
-
-
-def _reason(error: ValueError) -> str:
-    return "it is not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _check_listing(folder: Path, sums: Mapping[str, str]) -> Iterator[Defect]:
