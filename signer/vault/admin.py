@@ -68,10 +68,6 @@ class VaultAdmin(Watched):
         """
         return self._run(method, path, within, MAX_BODY, lambda client: _send(client, method, path, body))
 
-    def data(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """The `data` of `call`; raises `Unavailable` if the answer has none."""
-        return _data(self.call(method, path, body))
-
     def find(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = ANSWERS_WITHIN
     ) -> dict[str, Any] | None:
@@ -157,7 +153,7 @@ class VaultAdmin(Watched):
     def roles(self, mount: str) -> tuple[str, ...]:
         """Names of the mount's roles, sorted."""
         answer = self.find("LIST", f"{mount}/roles")
-        names = _data(answer).get("keys", []) if answer is not None else []
+        names = data_of(answer).get("keys", []) if answer is not None else []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise not_understood()
         return tuple(sorted(names))
@@ -167,12 +163,12 @@ class VaultAdmin(Watched):
         answer = self.find("GET", f"{mount}/roles/{name}")
         if answer is None:
             raise role_missing()
-        return _data(answer)
+        return data_of(answer)
 
     def mount_ttls(self, mount: str) -> MountTtls | None:
         """Lifetimes for roles that set none; None if the token may not read the mount's tuning."""
         try:
-            data = self.data("GET", f"sys/mounts/{mount}/tune")
+            data = data_of(self.call("GET", f"sys/mounts/{mount}/tune"))
         except Unavailable as error:
             if error.code != "vault_forbidden":
                 raise
@@ -185,13 +181,13 @@ class VaultAdmin(Watched):
     def ca_public_key(self, mount: str) -> PublicKey:
         """The CA key that the mount signs with by default; raises `vault_ca_unknown`."""
         try:
-            return parse_public_key(str(self.data("GET", f"{mount}/config/ca")["public_key"]))
+            return parse_public_key(str(data_of(self.call("GET", f"{mount}/config/ca"))["public_key"]))
         except (KeyError, BadFormat):
             raise not_understood() from None
 
     def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
         """The certificate line that the sign endpoint returns for `fields`; raises `vault_refused` if Vault refuses."""
-        line = self.data("POST", f"{mount}/sign/{role}", fields).get("signed_key")
+        line = data_of(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
         if not isinstance(line, str):
             raise not_understood()
         return line.strip()
@@ -214,7 +210,8 @@ def _quoted(path: str) -> str:
     return quote(path, safe="/")
 
 
-def _data(answer: Mapping[str, Any]) -> dict[str, Any]:
+def data_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` of an answer; raises `Unavailable` if it has none."""
     data = answer.get("data")
     if not isinstance(data, dict):
         raise not_understood()

@@ -35,7 +35,7 @@ from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.subprocesses import run
 from signer.units import listed
-from signer.vault.admin import VaultAdmin, not_understood
+from signer.vault.admin import VaultAdmin, data_of, not_understood
 from signer.vault.inventory import SNAPSHOT, Inventory, read_inventory
 
 COMMAND_WITHIN: Final = 120.0  # seconds for stop_command and remove_data_command
@@ -472,7 +472,7 @@ def _sealed(status: Mapping[str, Any]) -> bool:
 
 def _mounts(vault: VaultAdmin) -> Mapping[str, Any]:
     """All mounts; raises `Unavailable` if the answer lacks the built-in ones, as it is then incomplete."""
-    found = vault.data("GET", "sys/mounts")
+    found = data_of(vault.call("GET", "sys/mounts"))
     for name, kinds in _BUILTIN.items():
         mount = found.get(name)
         if not isinstance(mount, dict) or mount.get("type") not in kinds:
@@ -509,7 +509,7 @@ def _still_there(present: list[str], what: str, then: str) -> StepFailed:
 
 
 def _own_accessor(vault: VaultAdmin) -> str:
-    accessor = vault.data("GET", "auth/token/lookup-self").get("accessor")
+    accessor = data_of(vault.call("GET", "auth/token/lookup-self")).get("accessor")
     if not isinstance(accessor, str) or not accessor:
         raise not_understood()
     return accessor
@@ -517,7 +517,7 @@ def _own_accessor(vault: VaultAdmin) -> str:
 
 def _others(vault: VaultAdmin, own: str) -> list[str]:
     """Accessors of all other tokens; raises `Unavailable` if the list lacks `own`, as it is then incomplete."""
-    keys = vault.data("LIST", "auth/token/accessors").get("keys")
+    keys = data_of(vault.call("LIST", "auth/token/accessors")).get("keys")
     if not isinstance(keys, list) or own not in keys or not all(isinstance(key, str) for key in keys):
         raise not_understood()
     return [key for key in keys if key != own]
