@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ import click
 from signer.units import parse_duration
 
 if TYPE_CHECKING:
+    from signer.ledger.checkpoint import VerifierKey
     from signer.settings import Settings
 
 KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
@@ -180,6 +182,21 @@ def _read_reference(word: str) -> str:
     return word
 
 
+def read_vkey(word: str, *, of_log: bool) -> VerifierKey:
+    """The verifier key of a log or of a witness; raises `ValueError`."""
+    from signer.errors import BadNote
+    from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, parse_vkey
+
+    try:
+        key = parse_vkey(word)
+    except BadNote as error:
+        raise ValueError(error.text) from None
+    if key.kind != (NOTE_KIND if of_log else COSIGNATURE_KIND):
+        wanted, other = ("a log", "a witness") if of_log else ("a witness", "a log")
+        raise ValueError(f"{key.name} is the key of {other}, not of {wanted}")
+    return key
+
+
 FILE: Final = File("file", _read_path)
 SERIAL: Final = Checked("serial", _read_serial)
 DURATION: Final = Checked("duration", parse_duration)  # seconds
@@ -195,6 +212,7 @@ REQUEST: Final = _id("r", "a request")
 WAIVER: Final = _id("w", "a waiver")
 INCIDENT: Final = _id("i", "an incident")
 REFERENCE: Final = Checked("reference", _read_reference)
+WITNESS_KEY: Final = Checked("vkey", partial(read_vkey, of_log=False))
 
 
 # --- shared options ---------------------------------------------------------------------------------------------

@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, quoted, read_settings, whole
+from signer.cli.arguments import FILE, WITNESS_KEY, Checked, quoted, read_settings, whole
 from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -104,24 +103,6 @@ class CheckpointOptions:
         witnesses = tuple(dict.fromkeys(self.witnesses))
         demand = Demand(witnesses, len(witnesses) if self.quorum is None else self.quorum, self.max_age)
         return read_saved(data, known, ledger_keys(reader, known[-1]), demand, int(time.time()))
-
-
-def read_vkey(word: str, *, of_log: bool) -> VerifierKey:
-    """The verifier key of a log or of a witness; raises `ValueError`."""
-    from signer.errors import BadNote
-    from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, parse_vkey
-
-    try:
-        key = parse_vkey(word)
-    except BadNote as error:
-        raise ValueError(error.text) from None
-    if key.kind != (NOTE_KIND if of_log else COSIGNATURE_KIND):
-        wanted, other = ("a log", "a witness") if of_log else ("a witness", "a log")
-        raise ValueError(f"{key.name} is the key of {other}, not of {wanted}")
-    return key
-
-
-WITNESS_KEY: Final = Checked("vkey", partial(read_vkey, of_log=False))
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:

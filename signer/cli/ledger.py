@@ -22,13 +22,13 @@ from signer.cli.arguments import (
     MAX_SEQ,
     SERIAL,
     SINCE,
+    WITNESS_KEY,
     OneOf,
     page_options,
     read_settings,
     segment_option,
     whole,
 )
-from signer.cli.checkpoints import WITNESS_KEY, CheckpointOptions, checkpoint_facts, checkpoint_lines
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
@@ -290,6 +290,7 @@ def ledger_verify(
     is compared with what they signed; with the policies in force, also whose keys they were and that
     nothing was issued without them. Archived events are compared by their hashes, and with --segment
     themselves; --approvals needs all segments. Exit status 1 if the ledger is broken."""
+    from signer.cli.checkpoints import CheckpointOptions, checkpoint_facts, checkpoint_lines
     from signer.ledger import audit
     from signer.ledger.archive import find_segments, verify_segments
     from signer.ledger.marks import VERIFIED, Mark, write_mark

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, quoted
-from signer.cli.checkpoints import read_vkey
+from signer.cli.arguments import FILE, Checked, quoted, read_vkey
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
