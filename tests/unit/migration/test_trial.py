@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from signer.migration import trial as composetrial
-from signer.migration.compose import Compose, ComposeFailed
+from signer.migration.compose import Compose, ComposeFailed, ContainerState
 from tests.parts.fake_compose import FakePlatform
 
 LEFT = "signer-platform-trial.abcd_123"
@@ -86,7 +86,7 @@ def test_audit_3d1_a_trial_with_another_ca_than_the_pinned_one_gets_nothing(
     platform: FakePlatform, health: dict[str, Any], tmp_path: Path
 ) -> None:
     """There is no way to a client with the token but through the comparison."""
-    state = composetrial.ContainerState("c" * 64, "a" * 64, "local", "running", "")
+    state = ContainerState("c" * 64, "a" * 64, "local", "running", "")
     token = tmp_path / "token"
     token.write_text("marker-of-a-token\n")
     token.chmod(0o600)
