@@ -45,6 +45,9 @@ def test_audit_c2_a_group_that_may_connect_owns_the_socket(tmp_path: Path) -> No
     (listener,) = bind_listeners(settings(tmp_path / "a", SIGNER_SOCKET_GROUP=grp.getgrgid(group).gr_name))
     listener.close()
     assert (tmp_path / "a").stat().st_gid == group
+    (listener,) = bind_listeners(settings(tmp_path / "b", SIGNER_SOCKET_GROUP=str(group)))
+    listener.close()
+    assert (tmp_path / "b").stat().st_gid == group
     with pytest.raises(BadSettings) as caught:
         bind_listeners(settings(tmp_path / "c", SIGNER_SOCKET_GROUP="nosuchgroup"))
     assert caught.value.code == "group_unknown"
