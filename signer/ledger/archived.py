@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from signer.ledger.chain import entry_hash
-from signer.ledger.reader import Archive, LedgerReader, broken_at
+from signer.ledger.reader import EVENTS_BETWEEN, ROWS, Archive, LedgerReader, broken_at
 from signer.ledger.schema import (
     ADD_ARCHIVED,
     ARCHIVED,
@@ -31,7 +31,6 @@ from signer.ledger.subtrees import TILE, leaves
 from signer.ledger.tree import HASH_BYTES, CompactRange
 
 _STEP: Final = 400 * TILE  # events whose hashes are in memory at once
-_COLUMNS: Final = "seq, time, kind, actor, body, prev, hash"
 # What is carried over, by the number of the rule, which the event `ledger.archived` names: all that this release reads
 # from a ledger however old it is (`LedgerReader`). The first event names the ledger among logs; of published lists and
 # of local certificates the last one counts, for the list's version and the next serial; requests and waivers are over
@@ -51,13 +50,12 @@ Row = tuple[Any, ...]
 
 def carried_rows(reader: LedgerReader, last: int, rule: int) -> list[Row]:
     """The events up to `last` that still decide something by a rule of `CARRIED`, in their order."""
-    condition = f"SELECT {_COLUMNS} FROM events WHERE seq <= :last AND ({CARRIED[rule]}) ORDER BY seq"  # noqa: S608
-    return reader.named(condition, {"last": last})
+    return reader.query(f"{ROWS} WHERE seq <= :last AND ({CARRIED[rule]}) ORDER BY seq", {"last": last})
 
 
 def held_rows(reader: LedgerReader, first: int, last: int) -> list[Row]:
     """The events from `first` to `last` that the ledger has, in their order."""
-    return reader.query(f"SELECT {_COLUMNS} FROM events WHERE seq >= ? AND seq <= ? ORDER BY seq", (first, last))  # noqa: S608
+    return reader.query(EVENTS_BETWEEN, (first - 1, last))
 
 
 def carried_digest(rows: Iterable[Row]) -> str:

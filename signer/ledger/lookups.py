@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol, get_args
+from dataclasses import asdict, replace
+from typing import Final, Protocol
 
 import msgspec
 
@@ -49,20 +48,18 @@ class Reader(EventReader, Protocol):
     def activity(self, bounds: Sequence[int]) -> list[Activity]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup(ABC):
+class Lookup(msgspec.Struct, frozen=True, tag=True):
     """A question of `asker`, who may see its answer; `room` is the length of a reply in bytes that must suffice."""
 
     asker: str
     room: int
 
-    @abstractmethod
     def answer(self, reader: Reader) -> bytes:
         """The reply as a message; raises `NotFound` or the ledger's errors."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class FindCertificates(Lookup):
+class FindCertificates(Lookup, frozen=True):
     """A page of certificates, newest first, with their status at `now` (seconds)."""
 
     wanted: Filter
@@ -91,8 +88,7 @@ class FindCertificates(Lookup):
         return page
 
 
-@dataclass(frozen=True, slots=True)
-class FindCertificate(Lookup):
+class FindCertificate(Lookup, frozen=True):
     """One certificate with its complete record; of the identity `only`, if it is given."""
 
     serial: int
@@ -113,8 +109,7 @@ class FindCertificate(Lookup):
         return _message("CertificateDetails", {name: details[name] for name in _DETAILS if name in details})
 
 
-@dataclass(frozen=True, slots=True)
-class FindOperations(Lookup):
+class FindOperations(Lookup, frozen=True):
     """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
 
     evidence: str | None
@@ -135,8 +130,7 @@ class FindOperations(Lookup):
         return _message("OperationPage", {"operations": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class ProveConsistency(Lookup):
+class ProveConsistency(Lookup, frozen=True):
     """The proof that the tree of `new` events begins with that of `old`; anybody may see it."""
 
     old: int
@@ -148,8 +142,7 @@ class ProveConsistency(Lookup):
         return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
 
 
-@dataclass(frozen=True, slots=True)
-class FindRevocations(Lookup):
+class FindRevocations(Lookup, frozen=True):
     """A page of revocations, newest first, before event `before`."""
 
     before: int | None
@@ -164,8 +157,7 @@ class FindRevocations(Lookup):
         return _message("RevocationPage", {"revocations": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewHits(Lookup):
+class PreviewHits(Lookup, frozen=True):
     """What a revocation would hit at `now` (seconds): how many certificates, whose, which principals, the newest."""
 
     revocation: Revocation
@@ -196,8 +188,7 @@ def _most(counts: Counter[str]) -> list[dict[str, object]]:
     return [{"name": name, "certificates": count} for name, count in counts.most_common(MOST)]
 
 
-@dataclass(frozen=True, slots=True)
-class FindEntries(Lookup):
+class FindEntries(Lookup, frozen=True):
     """A page of events in their order, after event `after`."""
 
     after: int
@@ -231,8 +222,7 @@ def _entry_row(entry: Entry) -> dict[str, object]:
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 
 
-@dataclass(frozen=True, slots=True)
-class FindEvents(Lookup):
+class FindEvents(Lookup, frozen=True):
     """A page of events, newest first."""
 
     events: EventFilter
@@ -244,8 +234,7 @@ class FindEvents(Lookup):
         return _message("EventPage", {"entries": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class CountActivity(Lookup):
+class CountActivity(Lookup, frozen=True):
     """Certificates and refusals in each of `spans` spans of `step` seconds; the last one ends after `now` (seconds)."""
 
     step: int
@@ -264,36 +253,21 @@ class CountActivity(Lookup):
         return _message("Activity", {"step": self.step, "rows": rows})
 
 
-_Kinds = (
-    FindCertificates
-    | FindCertificate
-    | FindEntries
-    | FindEvents
-    | FindOperations
-    | FindRevocations
-    | PreviewHits
-    | ProveConsistency
-    | CountActivity
-)
-_KINDS: Final[dict[str, type[_Kinds]]] = {kind.__name__: kind for kind in get_args(_Kinds)}
+_DECODER: Final = msgspec.json.Decoder(
+    FindCertificates | FindCertificate | FindEntries | FindEvents | FindOperations | FindRevocations | PreviewHits
+    | ProveConsistency | CountActivity
+)  # fmt: skip
 
 
 def encode_lookup(lookup: Lookup) -> bytes:
     """A lookup as a message, for `answer_lookup` in another process."""
-    return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
+    return msgspec.json.encode(lookup)
 
 
-def decode_lookup(message: bytes) -> _Kinds:
+def decode_lookup(message: bytes) -> Lookup:
     """The lookup of a message from `encode_lookup`."""
-    fields: dict[str, Any] = json.loads(message)
-    kind = _KINDS[fields.pop("find")]
-    if "wanted" in fields:
-        fields["wanted"] = Filter(**fields["wanted"])
-    if "events" in fields:
-        fields["events"] = EventFilter(**fields["events"])
-    if "revocation" in fields:
-        fields["revocation"] = Revocation(**fields["revocation"])
-    return kind(**fields)
+    found: Lookup = _DECODER.decode(message)
+    return found
 
 
 def error_message(error: SignerError) -> bytes:

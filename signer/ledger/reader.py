@@ -36,10 +36,9 @@ from signer.ledger.schema import (
 )
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
+ROWS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # as `Entry` has them
 # The events after a number, and up to another one.
-EVENTS_BETWEEN: Final = (
-    "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
-)
+EVENTS_BETWEEN: Final = f"{ROWS} WHERE seq > ? AND seq <= ? ORDER BY seq"
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
 REACH: Final = LONGEST_VALIDITY + 120
@@ -168,13 +167,8 @@ class LedgerReader:
         """The folder, as an error names it."""
         return "SIGNER_DATA_DIR" if self.file_name == FILE_NAME else str(self.data_dir)
 
-    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement; raises `Unavailable` or `LedgerBroken`."""
-        with storage_errors():
-            return self.connection().execute(sql, values).fetchall()
-
-    def named(self, sql: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-        """As `query`, with named parameters."""
         with storage_errors():
             return self.connection().execute(sql, values).fetchall()
 
@@ -182,6 +176,10 @@ class LedgerReader:
         """Yields the rows of a statement one by one."""
         with storage_errors():
             yield from self.connection().execute(sql, values)
+
+    def entries(self, tail: str, values: Sequence[object] = ()) -> list[Entry]:
+        """The events of a statement that ends so; conditions are constants, `values` are not."""
+        return [Entry(*row) for row in self.query(f"{ROWS} {tail}", values)]
 
     def head(self) -> Head:
         """The newest entry; seq 0 if the ledger is empty."""
@@ -191,8 +189,8 @@ class LedgerReader:
 
     def entry(self, seq: int) -> Entry:
         """One event by its number; raises `LedgerBroken` if it is not there, `NotFound` if it was archived."""
-        for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
-            return Entry(*row)
+        for entry in self.entries("WHERE seq = ?", (seq,)):
+            return entry
         if 0 < seq <= self.base:
             raise events_archived(seq, self.base)
         raise broken_at(seq, "the event is missing")
@@ -276,12 +274,10 @@ class LedgerReader:
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         """Recorded operations, newest first: with that evidence, if given, and before event `before`."""
-        rows = self.query(
-            f"SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE {IS_OPERATION}"  # noqa: S608
-            " AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
+        return self.entries(
+            f"WHERE {IS_OPERATION} AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
             (evidence, evidence, _NO_END if before is None else before, limit),
         )
-        return [Entry(*row) for row in rows]
 
     def events(
         self,
@@ -296,9 +292,8 @@ class LedgerReader:
         """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
         a time (milliseconds since 1970); before event `before`; `only_others` leaves out issued certificates."""
         scope = None if name is None else f"identity:{name}"
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
-            " AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
+        return self.entries(
+            "WHERE seq >= ? AND seq < ? AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
             " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
             " AND NOT (? AND kind = 'certificate.issued')"
             " ORDER BY seq DESC LIMIT ?",
@@ -312,15 +307,10 @@ class LedgerReader:
                 limit,
             ),
         )
-        return [Entry(*row) for row in rows]
 
     def events_after(self, after: int, limit: int) -> list[Entry]:
         """Events in their order, after event `after`."""
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-            (after, limit),
-        )
-        return [Entry(*row) for row in rows]
+        return self.entries("WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
 
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
@@ -330,13 +320,7 @@ class LedgerReader:
         is set back in between, only its validity says so.
         """
         first = self.first_since((since - REACH) * 1000)
-        withheld = {
-            serial
-            for (serial,) in self.query(
-                f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608
-                (first,),
-            )
-        }
+        withheld = self._withheld(first)
         rows = self.query(
             "SELECT body ->> 'serial', body ->> 'backend', body ->> 'identity', body ->> 'role',"
             " max(time / 1000, body ->> 'valid_after' + coalesce(body ->> 'backdate', ?)), body ->> 'valid_before'"
@@ -426,16 +410,12 @@ class LedgerReader:
         """Events of requests, waivers, incidents, freezes and revocations after event `after`, oldest first."""
         # One condition each, so that each has its index: whoever was away for a million certificates waits for none.
         conditions = (IS_ASKED, IS_FREEZE, "kind = 'certificates.revoked' AND " + IS_REVOCATION)
-        rows = [
-            row
+        found = [
+            entry
             for condition in conditions
-            for row in self.query(
-                "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
-                f" WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?",
-                (after, limit),
-            )
+            for entry in self.entries(f"WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?", (after, limit))
         ]
-        return [Entry(*row) for row in sorted(rows)[:limit]]
+        return sorted(found, key=lambda entry: entry.seq)[:limit]
 
     def host_events(self) -> list[Entry]:
         """What the list of host keys is made of, oldest first."""
@@ -475,19 +455,14 @@ class LedgerReader:
 
     def withheld_since(self, first: int) -> set[int]:
         """Serials of the local key that events from `first` on say were never released."""
-        rows = self.query(
-            f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608 - a condition from here
-            (first,),
-        )
-        return {int(serial) for (serial,) in rows}
+        return set(map(int, self._withheld(first)))
+
+    def _withheld(self, first: int) -> set[str]:
+        rows = self.query(f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?", (first,))  # noqa: S608
+        return {serial for (serial,) in rows}
 
     def _events(self, condition: str, first: int) -> list[Entry]:
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
-            f" WHERE {condition} AND seq >= ? ORDER BY seq",
-            (first,),
-        )
-        return [Entry(*row) for row in rows]
+        return self.entries(f"WHERE {condition} AND seq >= ? ORDER BY seq", (first,))
 
 
 _NO_END: Final = 2**63 - 1
