@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from signer.authority.incidents import Incidents
-from signer.authority.webauthn import MAX_CLIENT_DATA
+from signer.authority.webauthn import MAX_CLIENT_DATA, VerifiedAssertion
 from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
     APPROVAL_KEY_KINDS,
@@ -47,6 +47,7 @@ from signer.model import (
 from signer.policy.decide import Policy
 from signer.policy.passkeys import decode_base64url
 from signer.ssh.publickey import render_public_key
+from signer.ssh.sshsig import SshSignature
 from signer.ssh.statement import approval_statement, request_digest
 from signer.units import parse_timestamp, timestamp
 
@@ -73,25 +74,12 @@ ENDS: Final[Mapping[str, RequestState]] = {
 }
 
 
-class SignatureFlags(Protocol):
-    """What a valid signature says of the human who made it."""
-
-    @property
-    def user_present(self) -> bool: ...
-    @property
-    def user_verified(self) -> bool: ...
-    @property
-    def counter(self) -> int | None:
-        """How often the key has signed; None for a key that does not say."""
-
-
-class AssertionFlags(SignatureFlags, Protocol):
-    """What a valid assertion says; `content` is the same for the same assertion only."""
-
-    @property
-    def counter(self) -> int: ...
-    @property
-    def content(self) -> str: ...
+_OVER: Final[Mapping[str, str]] = {
+    "expired": "{} expired before it was approved",
+    "withdrawn": "{} was withdrawn",
+    "lapsed": "{} was approved and not claimed in time",
+    "issued": "the certificate of {} was already issued",
+}
 
 
 class Signatures(Protocol):
@@ -100,10 +88,10 @@ class Signatures(Protocol):
     def key(self, armored: str) -> PublicKey:
         """The key that an armored signature names."""
 
-    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SignatureFlags:
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SshSignature:
         """Checks a signature over a statement by a key."""
 
-    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> AssertionFlags:
+    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
         """Checks an assertion for a statement by a passkey."""
 
 
@@ -948,14 +936,8 @@ class Approvals:
                 facts: dict[str, object] = {"request": name, "by": end.by, "why": end.why}
                 why = f": {end.why}" if end.why else ""
                 return Refused("request_denied", f"{name} was denied by {end.by}{why}", "do not ask again", facts)
-            case "expired":
-                return Refused("request_expired", f"{name} expired before it was approved", "ask again")
-            case "withdrawn":
-                return Refused("request_withdrawn", f"{name} was withdrawn", "ask again")
-            case "lapsed":
-                return Refused("request_lapsed", f"{name} was approved and not claimed in time", "ask again")
-            case "issued":
-                return Refused("request_issued", f"the certificate of {name} was already issued", "ask again")
+            case "expired" | "withdrawn" | "lapsed" | "issued" as over:
+                return Refused(f"request_{over}", _OVER[over].format(name), "ask again")
         by = ", ".join(status.approvers) or (status.waiver.id if status.waiver is not None else "the policy")
         return Refused("request_approved", f"{name} is already approved by {by}", "to stop it, freeze its identity")
 
@@ -1042,7 +1024,7 @@ def signature_mark(body: Mapping[str, Any]) -> str | None:
 
 def _verify(
     line: ApprovalKey, signature: str | Assertion, statement: bytes, signatures: Signatures
-) -> tuple[SignatureFlags, dict[str, object]]:
+) -> tuple[SshSignature | VerifiedAssertion, dict[str, object]]:
     """The flags of a signature that verifies, and what an event records of it; raises `BadSignature`.
 
     From what is recorded it is verified again, by the event alone. The bytes of an assertion are in base64, in which
@@ -1061,7 +1043,7 @@ def _verify(
     return asserted, _assertion_evidence(signature, line, asserted)
 
 
-def _assertion_evidence(assertion: Assertion, passkey: Passkey, asserted: AssertionFlags) -> dict[str, object]:
+def _assertion_evidence(assertion: Assertion, passkey: Passkey, asserted: VerifiedAssertion) -> dict[str, object]:
     return {
         "assertion": {
             "authenticator_data": _in_base64(assertion.authenticator_data),

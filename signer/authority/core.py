@@ -931,7 +931,8 @@ class Core:
         """
         now = int(self._clock())
         ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
-        due = [*self._refusals.due(now), *self.shadow.due(now), *self._over(now), *self._shorter_list(*built, now)]
+        due = [event for repeats in self._suppressors() for event in repeats.due(now)]
+        due += [*self._over(now), *self._shorter_list(*built, now)]
         failure = self.record([*ended, *due, *self.sessions.end_over(self.policy, now)])
         if failure is None and self._state is not None:
             for event in ended:
@@ -960,4 +961,5 @@ class Core:
 
     def end(self) -> None:
         """Records all counts of repeats and the end."""
-        self.record([*self._refusals.flush(), *self.shadow.flush(), Event("keeper.stopped", "keeper", {})])
+        counts = [event for repeats in self._suppressors() for event in repeats.flush()]
+        self.record([*counts, Event("keeper.stopped", "keeper", {})])

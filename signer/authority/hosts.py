@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from signer.authority.approvals import check_not_frozen
 from signer.authority.queries import require
 from signer.errors import BadRequest, NotFound, Refused
 from signer.model import ActiveFreeze, Entry, Event, Identity, KnownHost
@@ -216,8 +217,7 @@ def _check_may_change(identity: Identity, freezes: Mapping[str, ActiveFreeze]) -
     if identity.kind != "human":
         raise Refused("hosts_need_human", f"{identity.name} is not a human and changes no host's keys", "ask a human")
     require(identity, "hosts")
-    if (frozen := freezes.get(f"identity:{identity.name}")) is not None:
-        raise Refused("frozen", f"identity:{identity.name} is frozen: {frozen.reason}", "ask the operator who froze it")
+    check_not_frozen(identity.name, freezes)
 
 
 def _full(why: str) -> BadRequest:

@@ -215,13 +215,9 @@ def recorded_operation(entry: Entry) -> OperationDetails:
 def _roles(query: ListRoles | ShowRole, identity: Identity, policy: Policy) -> Roles | RoleDetails:
     if isinstance(query, ListRoles):
         return Roles(roles=sorted(identity.roles))
-    return _role(query.role, identity, policy)
-
-
-def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
-    role = policy.role_for(identity, name)
+    role = policy.role_for(identity, query.role)
     if role is None:
-        raise NotFound("unknown_role", f"there is no role {name[:64]}", "list your roles with GET /api/roles")
+        raise NotFound("unknown_role", f"there is no role {query.role[:64]}", "list your roles with GET /api/roles")
     return role_details(role, identity)
 
 
@@ -264,14 +260,5 @@ def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused 
     """The explanation with every rule, and the first refusal if there is one."""
     refusal = next((refused for _, refused in findings if refused is not None), None)
     rules = [Rule(rule=found.rule, outcome=found.outcome, detail=found.detail) for found, _ in findings]
-    if refusal is None:
-        return Explanation(identity=identity, role=role, granted=True, rules=rules)
-    return Explanation(
-        identity=identity,
-        role=role,
-        granted=False,
-        rules=rules,
-        code=refusal.code,
-        text=refusal.text,
-        hint=refusal.hint,
-    )
+    found = Explanation(identity=identity, role=role, granted=refusal is None, rules=rules)
+    return found if refusal is None else found.model_copy(update=refusal.as_json())

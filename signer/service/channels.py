@@ -39,6 +39,7 @@ from signer.protocol.notices import (
     Notice,
     Topic,
     encode,
+    state_notice,
 )
 from signer.toml import Faults, Names, Place, Table, parse_toml
 from signer.units import render_span, timestamp
@@ -484,12 +485,5 @@ def _cut(text: str, limit: int) -> str:
 
 def trial_notice(now: int) -> Notice:
     """What `signer notices test` sends."""
-    return Notice(
-        id=f"test-{now}-{time.monotonic_ns() % 10**6}",
-        seq=0,
-        at=now,
-        topic="health",
-        kind="test",
-        title="a test of signer's notices",
-        details=("nothing has happened, and nothing is to be done",),
-    )
+    name, detail = f"test-{now}-{time.monotonic_ns() % 10**6}", "nothing has happened, and nothing is to be done"
+    return state_notice(name, now, "health", "test", "a test of signer's notices", (detail,))

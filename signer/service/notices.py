@@ -7,7 +7,6 @@ written after it took a notice. After a crash in between it gets that notice aga
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
@@ -21,14 +20,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
+
+import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
 from signer.files import claim, identity_of, read_bounded, write_new
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol.log_limit import LogLimit
-from signer.protocol.notices import KEPT_FOR, MAX_MESSAGE, Hello, Notice, Report, encode, read_for_sender
+from signer.protocol.notices import (
+    KEPT_FOR,
+    MAX_MESSAGE,
+    Hello,
+    Notice,
+    Report,
+    encode,
+    read_for_sender,
+    state_notice,
+)
 from signer.service.channels import Channel, Result, Sender, load_channels
 from signer.service.supervisor import Supervisor, adopt_channel, waiting
 from signer.settings import Settings
@@ -58,6 +68,13 @@ class Cursor:
 
     seq: int | None = None
     done: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_DONE))
+
+
+class _Kept(msgspec.Struct):
+    """A cursor as the file has it."""
+
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] | None
+    done: list[str]
 
 
 class CursorFile:
@@ -90,11 +107,11 @@ class CursorFile:
 
     def _write(self) -> None:
         """Replaces the file; not synced, as fsyncs would delay those of the ledger. A power cut repeats notices."""
-        shown = {name: {"seq": cursor.seq, "done": list(cursor.done)} for name, cursor in self._cursors.items()}
+        shown = {name: _Kept(cursor.seq, list(cursor.done)) for name, cursor in self._cursors.items()}
         first = self._path.with_name(f".{CURSOR}.new")
         try:
             first.unlink(missing_ok=True)
-            write_new(first, json.dumps(shown).encode() + b"\n", 0o600, is_synced=False)
+            write_new(first, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
             first.rename(self._path)
         except OSError as error:
             log.warning("what was sent cannot be noted, so notices may come twice: %s", error.strerror)
@@ -102,19 +119,14 @@ class CursorFile:
 
 def _read_cursors(path: Path) -> dict[str, Cursor]:
     """The cursors of a file; none if it cannot be read as such: then every channel starts again."""
-    found = {}
     try:
-        for name, shown in json.loads(read_bounded(path, _MAX_CURSOR)).items():
-            seq, done = shown["seq"], [str(one) for one in shown["done"]]
-            if seq is not None and not (type(seq) is int and 0 <= seq < 2**62):
-                raise ValueError
-            found[str(name)] = Cursor(seq, deque(done, maxlen=MAX_DONE))
+        kept = msgspec.json.decode(read_bounded(path, _MAX_CURSOR), type=dict[str, _Kept])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         log.warning("%s cannot be read: channels begin with what happens from now on", path.name)
         return {}
-    return found
+    return {name: Cursor(cursor.seq, deque(cursor.done, maxlen=MAX_DONE)) for name, cursor in kept.items()}
 
 
 # --- one channel ------------------------------------------------------------------------------------------------------
@@ -253,15 +265,9 @@ class Outbox:
         """One notice for all that were given up; its count is that of the moment."""
         self._said = self._missed
         count = f"{self._missed:,} notice{'s' if self._missed > 1 else ''}"
-        return Notice(
-            id=f"m-{self._cursor.seq or 0}-{self._missed}",
-            seq=0,
-            at=int(self._clock()),
-            topic="health",
-            kind="notices.missed",
-            title=f"{count} before this one could not be sent in time",
-            details=("see `signer requests list` and `signer events list`",),
-        )
+        name, title = f"m-{self._cursor.seq or 0}-{self._missed}", f"{count} before this one could not be sent in time"
+        hint = "see `signer requests list` and `signer events list`"
+        return state_notice(name, int(self._clock()), "health", "notices.missed", title, (hint,))
 
     def _finish(self, notice: Notice, result: Result) -> None:
         with self._changed:

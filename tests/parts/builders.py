@@ -57,6 +57,7 @@ from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply, decode_reply
 from signer.signing import Obtained
 from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.sshsig import SshSignature
 from signer.ssh.wire import string
 from tests.parts.fido import fill_fido_keys
 
@@ -449,15 +450,6 @@ class MemoryStore:
         return [json.loads(entry.body) for entry in self.entries if entry.kind == kind]
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What a signature says of the human at the key."""
-
-    user_present: bool
-    user_verified: bool
-    counter: int | None = None
-
-
 class FakeSignatures:
     """Signatures as plain text: key, flags and what was signed. Tests of the real ones are in `tests/unit/ssh`."""
 
@@ -471,11 +463,11 @@ class FakeSignatures:
     def key(self, armored: str) -> PublicKey:
         return parse_public_key(self._open(armored)["key"])
 
-    def verify(self, armored: str, statement: bytes, key: PublicKey) -> Flags:
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SshSignature:
         found = self._open(armored)
         if found["statement"] != statement.decode() or parse_public_key(found["key"]) != key:
             raise BadSignature("signature_wrong", "the signature is not over this statement")
-        return Flags(*found["flags"])
+        return SshSignature(key.fingerprint, *found["flags"])
 
     @staticmethod
     def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
