@@ -17,8 +17,8 @@ from signer.authority.approvals import check_not_frozen
 from signer.authority.queries import require
 from signer.errors import BadRequest, NotFound, Refused
 from signer.model import ActiveFreeze, Entry, Event, Identity, KnownHost
+from signer.protocol import replies
 from signer.protocol.commands import AddHostKeys, ListHostKeys, RemoveHostKeys
-from signer.protocol.replies import HostKeyRow, HostKeys, HostKeysPage, HostRemoved
 from signer.ssh.known_hosts import key_line, known_hosts_lines, parse_host_key, parse_host_name, parse_host_principals
 from signer.ssh.publickey import parse_public_key
 from signer.units import timestamp
@@ -101,7 +101,7 @@ class HostList:
 
     def add(
         self, command: AddHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze], now: int
-    ) -> tuple[HostKeys, tuple[Event, ...]]:
+    ) -> tuple[replies.HostKeys, tuple[Event, ...]]:
         """Lists a host; returns the reply, and the event unless it is so already. Raises `Refused`, `BadRequest`."""
         _check_may_change(identity, freezes)
         name, *addresses = dict.fromkeys(map(parse_host_name, (command.name, *command.addresses)))
@@ -151,7 +151,7 @@ class HostList:
 
     def remove(
         self, command: RemoveHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze]
-    ) -> tuple[HostRemoved, Event]:
+    ) -> tuple[replies.HostRemoved, Event]:
         """Takes a host off the list; returns the reply and the event. Raises `Refused`, `BadRequest` or `NotFound`."""
         _check_may_change(identity, freezes)
         name = parse_host_name(command.name)
@@ -160,9 +160,9 @@ class HostList:
             if name in self._owners:
                 hint = f"it is an address of {self._owners[name]}: remove or replace that"
             raise NotFound("unknown_host", f"{name} is not a host of the list", hint)
-        return HostRemoved(name=name), Event("host.removed", identity.name, {"name": name})
+        return replies.HostRemoved(name=name), Event("host.removed", identity.name, {"name": name})
 
-    def page(self, query: ListHostKeys, identity: Identity) -> HostKeysPage:
+    def page(self, query: ListHostKeys, identity: Identity) -> replies.HostKeysPage:
         """The hosts after `query.after`, by name. Raises `Refused`."""
         if "hosts" not in identity.may:
             require(identity, "ledger.read")
@@ -177,16 +177,16 @@ class HostList:
                 break
             shown.append(host)
         after = shown[-1].name if first + len(shown) < len(names) else None
-        return HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
+        return replies.HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
 
 
-def host_keys_reply(host: KnownHost) -> HostKeys:
+def host_keys_reply(host: KnownHost) -> replies.HostKeys:
     """A host as the API shows it."""
     rows = []
     for line in host.keys:
         key = parse_public_key(line)
-        rows.append(HostKeyRow(kind=key.kind, bits=key.bits, fingerprint=key.fingerprint))
-    return HostKeys(
+        rows.append(replies.HostKeyRow(kind=key.kind, bits=key.bits, fingerprint=key.fingerprint))
+    return replies.HostKeys(
         name=host.name,
         addresses=list(host.names[1:]),
         keys=rows,
