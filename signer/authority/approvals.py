@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from signer.authority.incidents import Incidents
+from signer.authority.signatures import Signatures
 from signer.authority.webauthn import MAX_CLIENT_DATA, VerifiedAssertion
 from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
@@ -80,19 +81,6 @@ _OVER: Final[Mapping[str, str]] = {
     "lapsed": "{} was approved and not claimed in time",
     "issued": "the certificate of {} was already issued",
 }
-
-
-class Signatures(Protocol):
-    """How signatures are read and checked; all raise `BadSignature`."""
-
-    def key(self, armored: str) -> PublicKey:
-        """The key that an armored signature names."""
-
-    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SshSignature:
-        """Checks a signature over a statement by a key."""
-
-    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
-        """Checks an assertion for a statement by a passkey."""
 
 
 @dataclass(frozen=True, slots=True)

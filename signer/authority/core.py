@@ -16,7 +16,6 @@ from signer.authority.approvals import (
     REMEMBERED,
     Approvals,
     Request,
-    Signatures,
     Situation,
     Status,
     asked_again,
@@ -41,7 +40,7 @@ from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals,
 from signer.authority.notices import NOTICED, Noticing, token_notices
 from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SIGNATURES
+from signer.authority.signatures import SIGNATURES, Signatures
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,

@@ -13,7 +13,6 @@ from signer.authority.approvals import (
     Approvals,
     GivenApproval,
     Request,
-    Signatures,
     Situation,
     Status,
     Waiver,
@@ -23,6 +22,7 @@ from signer.authority.approvals import (
 )
 from signer.authority.incidents import Incident
 from signer.authority.queries import require
+from signer.authority.signatures import Signatures
 from signer.errors import BadRequest, NotFound
 from signer.model import Event, Identity, Passkey, SshApprovalKey
 from signer.protocol import commands, replies

@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, get_args
@@ -163,32 +164,22 @@ def _parse_channel(name: str, value: object, faults: Faults) -> Channel | None:
         faults.require(place, value, *needed)
         for key in value.keys() - {*_COMMON, *needed, *optional} & _ChannelTable.model_fields.keys():
             faults.add((*place, key), f"is not a key of kind {table.kind}")
-    key = b""
     for of, check in _CHECKS.items():
         if text := getattr(table, of):
-            _add_fault(faults, (*place, of), check, text)
-    if table.secret:
-        try:
-            key = parse_secret(table.secret)
-        except ValueError as error:
-            faults.add((*place, "secret"), str(error))
+            try:
+                check(text)
+            except ValueError as error:
+                faults.add((*place, of), str(error))
     if len(faults.found) > before or table.kind is None:
         return None
     return Channel(
         facts=ChannelFacts(name, table.kind, tuple(table.people), tuple(table.about)),
         url=table.url,
         ca_file=Path(table.ca_file) if table.ca_file else None,
-        key=key,
+        key=parse_secret(table.secret) if table.secret else b"",
         topic=table.topic,
         token=table.token,
     )
-
-
-def _add_fault(faults: Faults, place: Place, check: Callable[[str], None], text: str) -> None:
-    try:
-        check(text)
-    except ValueError as error:
-        faults.add(place, str(error))
 
 
 def parse_secret(text: str) -> bytes:
@@ -218,14 +209,9 @@ def _check_address(text: str) -> None:
     check_number(url.hostname or "")
 
 
-def _check_topic(text: str) -> None:
-    if _TOPIC.fullmatch(text) is None:
-        raise ValueError("is not a topic of ntfy: 1 to 64 of A-Z, a-z, 0-9, _ and -")
-
-
-def _check_word(text: str) -> None:
-    if _WORD.fullmatch(text) is None:
-        raise ValueError("is not one word of printable ASCII")
+def _check_form(form: re.Pattern[str], otherwise: str, text: str) -> None:
+    if form.fullmatch(text) is None:
+        raise ValueError(otherwise)
 
 
 def _check_path(text: str) -> None:
@@ -235,11 +221,12 @@ def _check_path(text: str) -> None:
         raise ValueError("cannot be read by this user")
 
 
-_CHECKS: Final[Mapping[str, Callable[[str], None]]] = {
+_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "url": _check_address,
-    "topic": _check_topic,
-    "token": _check_word,
+    "topic": partial(_check_form, _TOPIC, "is not a topic of ntfy: 1 to 64 of A-Z, a-z, 0-9, _ and -"),
+    "token": partial(_check_form, _WORD, "is not one word of printable ASCII"),
     "ca_file": _check_path,
+    "secret": parse_secret,
 }
 
 
@@ -409,6 +396,7 @@ _PAGES: Final = {"incidents": "/incidents", "freezes": "/freezes", "tokens": "/p
 def render(channel: Channel, notice: Notice, console: str | None, now: int) -> tuple[bytes, dict[str, str]]:
     """Body and headers of one attempt at `now`, in seconds since 1970."""
     title, link = message_title(notice, now), link_of(notice, console)
+    lines, links = (title, *notice.details), [] if link is None else [link]
     match channel.facts.kind:
         case "webhook":
             body = _webhook_body(notice, title, link)
@@ -425,10 +413,9 @@ def render(channel: Channel, notice: Notice, console: str | None, now: int) -> t
             headers = {"Authorization": f"Bearer {channel.token}"} if channel.token else {}
             return _json(shown), {**_JSON_HEADERS, **headers}
         case "slack":
-            lines = [_escape_slack(line) for line in (title, *notice.details)]
-            return _json({"text": "\n".join([*lines, *([link] if link else [])]), "mrkdwn": False}), _JSON_HEADERS
-    lines = [_escape_markdown(line) for line in (title, *notice.details)]
-    return _json({"text": "\n".join([*lines, *([link] if link else [])])}), _JSON_HEADERS
+            text = "\n".join([*map(_escape_slack, lines), *links])
+            return _json({"text": text, "mrkdwn": False}), _JSON_HEADERS
+    return _json({"text": "\n".join([*map(_escape_markdown, lines), *links])}), _JSON_HEADERS
 
 
 _JSON_HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "signer"}
