@@ -23,35 +23,22 @@ from signer.api.request import message_header, new_request_id
 from signer.api.schemas import Alive, CallerToken, WhoAmI
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
+from signer.protocol import replies
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import MAX_WAIT
-from signer.protocol.replies import (
-    CaKey,
-    CallerDetails,
-    CertificatePage,
-    MetricsText,
-    NotReady,
-    OperationPage,
-    Ready,
-    Reply,
-    RequestDetails,
-    RequestPage,
-    RevocationPage,
-    SignedCheckpoint,
-    expect,
-)
 from signer.protocol.sign_request import body_too_large
 from signer.settings import Settings
 
 _PLAIN: Final = "text/plain; charset=utf-8"
-_PAGES: Final = CertificatePage | OperationPage | RequestPage | RevocationPage  # whose header Link names the next one
-Asker = Callable[[Route, Mapping[str, object]], Reply]
+# Pages whose header Link names the next one.
+_PAGES: Final = replies.CertificatePage | replies.OperationPage | replies.RequestPage | replies.RevocationPage
+Asker = Callable[[Route, Mapping[str, object]], replies.Reply]
 
 
 def register(app: Flask, keeper: KeeperClient, settings: Settings, published: PublishedFiles) -> None:
     """Adds the native routes to `app`."""
 
-    def ask(route: Route, fields: Mapping[str, object]) -> Reply:
+    def ask(route: Route, fields: Mapping[str, object]) -> replies.Reply:
         """Asks the keeper for the sender of the current HTTP request."""
         header = message_header(route.op, request.environ, settings.proxies, request_id())
         body = b"" if route.body is None else read_body(request.environ)
@@ -59,16 +46,16 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings, published: Pu
 
     def readyz() -> Response:
         health = keeper.ask({"op": "health"})
-        if isinstance(health, NotReady):
+        if isinstance(health, replies.NotReady):
             raise Unavailable(health.code, health.text, health.hint)
-        return json_response(expect(Ready, health))
+        return json_response(replies.expect(replies.Ready, health))
 
     def checkpoint() -> Response:
-        return _text(expect(SignedCheckpoint, keeper.ask({"op": "checkpoint"})).note, _PLAIN)
+        return _text(replies.expect(replies.SignedCheckpoint, keeper.ask({"op": "checkpoint"})).note, _PLAIN)
 
     def metrics() -> Response:
         header = message_header("metrics", request.environ, settings.proxies, request_id())
-        return _text(expect(MetricsText, keeper.ask(header)).text, CONTENT_TYPE_LATEST)
+        return _text(replies.expect(replies.MetricsText, keeper.ask(header)).text, CONTENT_TYPE_LATEST)
 
     def file() -> Response:
         status, headers, body = published.response(request.path.removeprefix("/api/"), request.environ)
@@ -76,7 +63,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings, published: Pu
 
     # What needs no token, or is no JSON.
     views: dict[str, Callable[[], Response]] = {
-        "/api/ca": lambda: _text(expect(CaKey, keeper.ask({"op": "ca"})).bundle, _PLAIN),
+        "/api/ca": lambda: _text(replies.expect(replies.CaKey, keeper.ask({"op": "ca"})).bundle, _PLAIN),
         "/api/ledger/checkpoint": checkpoint,
         "/api/ledger/proof": lambda: json_response(keeper.ask({"op": "proof", **read_query(openapi.PROOF)})),
         "/api/openapi.json": lambda: _text(openapi.text(), "application/json"),
@@ -102,7 +89,7 @@ def _answer(ask: Asker, route: Route, **named: str) -> Response:
     reply = ask(route, fields)
     if route.op == "whoami":
         return json_response(who_am_i(reply))
-    if route.accepted is not None and isinstance(reply, RequestDetails):
+    if route.accepted is not None and isinstance(reply, replies.RequestDetails):
         return json_response(reply, 202)
     response = json_response(reply, route.status)
     if isinstance(reply, _PAGES) and reply.before is not None:
@@ -150,9 +137,9 @@ def json_response(value: BaseModel, status: int = 200) -> Response:
     return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
 
 
-def who_am_i(reply: Reply) -> WhoAmI:
+def who_am_i(reply: replies.Reply) -> WhoAmI:
     """The answer of `GET /api/whoami`."""
-    caller = expect(CallerDetails, reply)
+    caller = replies.expect(replies.CallerDetails, reply)
     return WhoAmI(
         identity=caller.identity,
         kind=caller.kind,

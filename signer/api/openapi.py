@@ -69,6 +69,14 @@ _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": P
 _HOST: Final = {**_WORD, "maxLength": MAX_HOST_NAME}
 _SEQ: Final = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SERIAL: Final = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+
+
+def _pages(rows: str, default: int = 50) -> tuple[Query, ...]:
+    """The parameters of a list that goes backwards."""
+    limit = {"type": "integer", "minimum": 1, "maximum": 200, "default": default}
+    return Query("before", "`before` of the previous page", _SEQ), Query("limit", f"{rows} per page", limit)
+
+
 _LIST: Final = (
     Query("identity", "issued to this identity; another identity requires the right ledger.read", _WORD),
     Query("role", "issued for this role", _WORD),
@@ -76,8 +84,7 @@ _LIST: Final = (
     Query("fingerprint", "of the public key, SHA256:…", _WORD),
     Query("backend", "signed by signer's CA key or by Vault", {"type": "string", "enum": list(BACKENDS)}),
     Query("active", "true: only certificates valid now", {"type": "boolean", "default": False}),
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    *_pages("certificates"),
 )
 PROOF: Final = (
     Query("from", "number of events of the older checkpoint", _SEQ),
@@ -95,16 +102,11 @@ _WAIT: Final = (
 _INCIDENTS: Final = (Query("state", "all: also closed ones", {"type": "string", "enum": ["all", "open"]}),)
 _ENTRIES: Final = (
     Query("after", "`after` of the previous page; default: from the first event on", _SEQ),
-    Query("limit", "events per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 200}),
+    _pages("events", 200)[1],
 )
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "operations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
-)
-_REVOCATIONS: Final = (
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "revocations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    *_pages("operations"),
 )
 _PREVIEW: Final = (
     Query("by", "as in POST /api/revocations", {"type": "string", "enum": list(get_args(RevokedBy))}),
@@ -166,7 +168,7 @@ ROUTES: Final = (
     ),
     Route(
         "GET", "/api/revocations", "revocations", "List revocations, newest first; pages as for certificates",
-        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_REVOCATIONS,
+        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_pages("revocations"),
     ),
     Route(
         "GET", "/api/revocations/preview", "preview_revocation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from signer.errors import BadFormat
 from signer.safe_session import output
 from signer.safe_session.approval import (
     LONGEST_POLL,
@@ -21,7 +20,7 @@ from signer.safe_session.claims import is_request_id
 from signer.safe_session.http import HttpResponse, send, unexpected_response
 from signer.safe_session.output import render_json
 from signer.safe_session.request import Patience, call, quoted_path
-from signer.safe_session.response import parse_object
+from signer.safe_session.response import read_fields
 from signer.safe_session.statuses import StillPending, UsageError
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
@@ -41,7 +40,10 @@ def answer(settings: Settings, invocation: Invocation) -> int:
 def answer_wait(settings: Settings, invocation: Invocation) -> int:
     """`safe-session wait ID`: 0 once it is approved. Raises `StillPending`, `RequestOver` and the service's errors."""
     _check_id(invocation.request)
-    asked = _look_once(settings, invocation.request)
+    try:
+        asked = look(settings, invocation.request)
+    except Busy as busy:
+        raise busy.error from None
     line = WaitingLine(asked, invocation)
     seconds = float(invocation.wait) if invocation.wait is not None else None
     if seconds is None and invocation.is_for_program():
@@ -97,7 +99,14 @@ def answer_requests(settings: Settings, invocation: Invocation) -> int:
         output.show(render_json({"requests": raw}) + "\n")
         return 0
     table = [
-        (one.request, one.state, text(one.frozen.get("role")), one.expires, names(one.approvers), _reason(one))
+        (
+            one.request,
+            one.state,
+            text(one.frozen.get("role")),
+            one.expires,
+            names(one.approvers),
+            text(one.frozen.get("reason")),
+        )
         for one in requests
     ]
     if table:
@@ -138,21 +147,7 @@ def who_am_i(settings: Settings, invocation: Invocation) -> dict[str, object]:
 def _object(response: HttpResponse, settings: Settings) -> dict[str, object]:
     if response.status != 200:
         raise problem(response, settings)
-    try:
-        return parse_object(response.body.decode())
-    except (BadFormat, UnicodeDecodeError):
-        raise unexpected_response(settings.server.address.text, "not JSON") from None
-
-
-def _look_once(settings: Settings, request: str) -> HumanRequest:
-    try:
-        return look(settings, request)
-    except Busy as busy:
-        raise busy.error from None
-
-
-def _reason(asked: HumanRequest) -> str:
-    return text(asked.frozen.get("reason"))
+    return read_fields(response, settings.server.address.text)
 
 
 def _show_table(rows: list[tuple[str, ...]]) -> None:
