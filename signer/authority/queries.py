@@ -11,17 +11,7 @@ from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.lookups import (
-    CountActivity,
-    FindCertificate,
-    FindCertificates,
-    FindEntries,
-    FindEvents,
-    FindOperations,
-    FindRevocations,
-    Lookup,
-    PreviewHits,
-)
+from signer.ledger import lookups
 from signer.ledger.revoked import made_revocations
 from signer.ledger.views import operation_details, revocation_row
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
@@ -75,14 +65,14 @@ def check_scope(scope: str, policy: Policy) -> None:
 
 def answer(
     query: commands.LedgerQuery, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
-) -> replies.Reply | Lookup:
+) -> replies.Reply | lookups.Lookup:
     """The reply to one query, or the lookup that finds it; raises `Refused`, `NotFound` or the ledger's errors."""
     match query:
         case commands.ListCertificates():
             return _certificates(query, identity, now)
         case commands.ShowCertificate():
             only = None if "ledger.read" in identity.may else identity.name
-            return FindCertificate(identity.name, commands.MAX_REPLY, query.serial, only, now)
+            return lookups.FindCertificate(identity.name, commands.MAX_REPLY, query.serial, only, now)
         case (
             commands.ShowHead()
             | commands.ListEntries()
@@ -120,19 +110,19 @@ def _of_whole_ledger(
     identity: Identity,
     ledger: LedgerReader,
     now: int,
-) -> replies.Reply | Lookup:
+) -> replies.Reply | lookups.Lookup:
     match query:
         case commands.ShowHead():
             head = ledger.head()
             return replies.Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
         case commands.ListEntries():
-            return FindEntries(identity.name, commands.MAX_REPLY, query.after, query.limit)
+            return lookups.FindEntries(identity.name, commands.MAX_REPLY, query.after, query.limit)
         case commands.ListEvents():
-            return FindEvents(identity.name, commands.MAX_REPLY, query.wanted)
+            return lookups.FindEvents(identity.name, commands.MAX_REPLY, query.wanted)
         case commands.ShowActivity():
-            return CountActivity(identity.name, commands.MAX_REPLY, ACTIVITY_STEP, ACTIVITY_SPANS, now)
+            return lookups.CountActivity(identity.name, commands.MAX_REPLY, ACTIVITY_STEP, ACTIVITY_SPANS, now)
         case commands.ListOperations():
-            return FindOperations(identity.name, commands.MAX_REPLY, query.evidence, query.before, query.limit)
+            return lookups.FindOperations(identity.name, commands.MAX_REPLY, query.evidence, query.before, query.limit)
 
 
 def freezes_in_force(identity: Identity, ledger: LedgerReader) -> replies.Freezes:
@@ -155,22 +145,24 @@ def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> 
     return {scope: freeze for scope, freeze in freezes.items() if scope in own}
 
 
-def _revocations(query: commands.PreviewRevocation | commands.ListRevocations, identity: Identity, now: int) -> Lookup:
+def _revocations(
+    query: commands.PreviewRevocation | commands.ListRevocations, identity: Identity, now: int
+) -> lookups.Lookup:
     if isinstance(query, commands.PreviewRevocation):
         require_revoker(identity)
-        return PreviewHits(identity.name, commands.MAX_REPLY, query.revocation, now)
+        return lookups.PreviewHits(identity.name, commands.MAX_REPLY, query.revocation, now)
     if "revoke" not in identity.may:
         require(identity, "ledger.read")
-    return FindRevocations(identity.name, commands.MAX_REPLY, query.before, query.limit)
+    return lookups.FindRevocations(identity.name, commands.MAX_REPLY, query.before, query.limit)
 
 
-def _certificates(query: commands.ListCertificates, identity: Identity, now: int) -> FindCertificates:
+def _certificates(query: commands.ListCertificates, identity: Identity, now: int) -> lookups.FindCertificates:
     wanted = replace(query.wanted, active_at=now if query.active else None)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
         if wanted.identity is not None:
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
-    return FindCertificates(identity.name, commands.MAX_REPLY, wanted, now)
+    return lookups.FindCertificates(identity.name, commands.MAX_REPLY, wanted, now)
 
 
 def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
