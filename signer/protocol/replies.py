@@ -7,7 +7,6 @@ have the form `2026-11-22T14:02:11Z`. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -768,15 +767,17 @@ class Status(Reply):
 
 
 _Shape = TypeVar("_Shape", bound=Reply)
-
-
-def _shapes_of(base: type[Reply]) -> Iterator[type[Reply]]:
-    for shape in base.__subclasses__():
-        yield shape
-        yield from _shapes_of(shape)
-
-
-_SHAPES: Final = {shape.__name__.encode(): shape for shape in _shapes_of(Reply)}
+_SHAPES: Final[dict[bytes, type[Reply]]] = {
+    shape.__name__.encode(): shape
+    for shape in (
+        Certificate, CertificateWithWarnings, Explanation, CertificatePage, CertificateDetails, Recorded, LedgerPage,
+        EventPage, Activity, LiveByIdentity, IdentityPage, IdentityDetails,
+        OperationPage, OperationDetails, FreezeState, Freezes, Revoked, RevocationPage, RevocationPreview,
+        RequestDetails, RequestPage, Waivers, WaiverEnded, IncidentRow, Incidents, Changes, HostKeys, HostKeysPage,
+        HostRemoved, Hosts, Noted, Roles, RoleDetails, CallerDetails, SignedIn, SignedOut, CaKey, SignedCheckpoint,
+        ConsistencyProof, MetricsText, Ready, NotReady, Status, Error,
+    )
+}  # fmt: skip
 
 
 def encode_reply(reply: Reply | SignerError) -> bytes:
