@@ -16,6 +16,7 @@ from typing import Final
 from signer.authority.approvals import check_not_frozen
 from signer.authority.queries import require
 from signer.errors import BadRequest, NotFound, Refused
+from signer.ledger.lookups import fitting
 from signer.model import ActiveFreeze, Entry, Event, Identity, KnownHost
 from signer.protocol import replies
 from signer.protocol.commands import AddHostKeys, ListHostKeys, RemoveHostKeys
@@ -168,14 +169,11 @@ class HostList:
             require(identity, "ledger.read")
         names = sorted(self.hosts)
         first = 0 if query.after is None else bisect_right(names, query.after)
-        shown: list[KnownHost] = []
-        room = _PRINCIPALS_PER_PAGE
-        for name in names[first : first + HOSTS_PER_PAGE]:
-            host = self.hosts[name]
-            room -= sum(2 * len(principal) + 4 for principal in host.principals or ())  # JSON doubles a backslash
-            if shown and room < 0:
-                break
-            shown.append(host)
+        hosts = (self.hosts[name] for name in names[first : first + HOSTS_PER_PAGE])
+        # JSON doubles a backslash.
+        shown = fitting(
+            hosts, lambda host: sum(2 * len(one) + 4 for one in host.principals or ()), _PRINCIPALS_PER_PAGE
+        )
         after = shown[-1].name if first + len(shown) < len(names) else None
         return replies.HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
 

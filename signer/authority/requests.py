@@ -24,6 +24,7 @@ from signer.authority.incidents import Incident
 from signer.authority.queries import require
 from signer.authority.signatures import Signatures
 from signer.errors import BadRequest, NotFound
+from signer.ledger.lookups import fitting
 from signer.model import Event, Identity, Passkey, SshApprovalKey
 from signer.protocol import commands, replies
 from signer.ssh.publickey import render_public_key
@@ -63,7 +64,7 @@ def handle(
         case commands.ListIncidents():
             known = approvals.incidents.all() if command.also_closed else approvals.incidents.open()
             rows = [_incident_row(item, situation.now) for item in known if incidents.may_see(identity, item)]
-            return replies.Incidents(incidents=_that_fit(rows)), ()
+            return replies.Incidents(incidents=fitting(rows, _size_of, _ROOM)), ()
         case commands.CloseIncident():
             event = approvals.incidents.close(command.incident, identity, command.reference)
             approvals.apply(event, situation.now)
@@ -193,10 +194,12 @@ def details(
     return shown.model_copy(update=more)
 
 
+def _size_of(row: replies.Reply) -> int:
+    return len(row.as_json())
+
+
 def _frozen_fields(request: Request) -> replies.FrozenFields:
-    shown = request.frozen.as_json()
-    binding = shown.pop("binding")
-    return replies.FrozenFields.model_validate({**shown, "binding": replies.Binding.model_validate(binding)})
+    return replies.FrozenFields.model_validate(request.frozen.as_json())
 
 
 def _approval_row(given: GivenApproval, status: Status) -> replies.ApprovalRow:
@@ -270,15 +273,3 @@ def _incident_row(incident: Incident, now: int) -> replies.IncidentRow:
         if closed is None
         else replies.Closing(by=closed.by, at=timestamp(closed.at), reference=closed.reference),
     )
-
-
-def _that_fit(rows: list[replies.IncidentRow]) -> list[replies.IncidentRow]:
-    """The newest rows that fit into a reply."""
-    room = _ROOM
-    fitting = []
-    for row in rows:
-        room -= len(row.as_json())
-        if room < 0:
-            break
-        fitting.append(row)
-    return fitting

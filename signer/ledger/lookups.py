@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -33,6 +33,9 @@ _DETAILS: Final = (
 )  # fmt: skip
 
 
+_Row = TypeVar("_Row")
+
+
 class Reader(EventReader, Protocol):
     """The read access that lookups need."""
 
@@ -46,6 +49,17 @@ class Reader(EventReader, Protocol):
     def events_after(self, after: int, limit: int) -> list[Entry]: ...
     def matching_events(self, wanted: EventFilter) -> list[Entry]: ...
     def activity(self, bounds: Sequence[int]) -> list[Activity]: ...
+
+
+def fitting(rows: Iterable[_Row], size: Callable[[_Row], int], room: int) -> list[_Row]:
+    """The first rows, at least one, whose sizes together are at most `room`."""
+    found: list[_Row] = []
+    for row in rows:
+        room -= size(row)
+        if found and room < 0:
+            break
+        found.append(row)
+    return found
 
 
 class Lookup(msgspec.Struct, frozen=True, tag=True):
@@ -68,7 +82,7 @@ class FindCertificates(Lookup, frozen=True):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
-        page = self._fit(found[: self.wanted.limit])
+        page = fitting(found[: self.wanted.limit], _size_of, self.room // 4)  # JSON may double each character
         more = page[-1].seq if len(found) > len(page) else next_before
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, self.now, revoked_by(reader, made, row)) for row in page]
@@ -76,16 +90,9 @@ class FindCertificates(Lookup, frozen=True):
             rows = [row for row in rows if row["status"] != "revoked"]
         return _message("CertificatePage", {"certificates": rows, "before": None if more is None else str(more)})
 
-    def _fit(self, found: list[Issued]) -> list[Issued]:
-        """The first rows, at least one, whose text fits in half a reply even if JSON doubles each character."""
-        room = self.room // 4
-        page: list[Issued] = []
-        for row in found:
-            room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
-            if page and room < 0:
-                break
-            page.append(row)
-        return page
+
+def _size_of(row: Issued) -> int:
+    return len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
 
 
 class FindCertificate(Lookup, frozen=True):
@@ -119,13 +126,8 @@ class FindOperations(Lookup, frozen=True):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found = reader.operations(self.evidence, self.before, self.limit + 1)
-        room = self.room // 2
-        page: list[dict[str, object]] = []
-        for row in (operation_row(entry) for entry in found[: self.limit]):
-            room -= len(json.dumps(row))
-            if page and room < 0:
-                break
-            page.append(row)
+        rows = map(operation_row, found[: self.limit])
+        page = fitting(rows, lambda row: len(json.dumps(row)), self.room // 2)
         more = str(page[-1]["seq"]) if len(found) > len(page) else None
         return _message("OperationPage", {"operations": page, "before": more})
 
@@ -206,14 +208,8 @@ class FindEntries(Lookup, frozen=True):
 def _fitting(found: Sequence[Entry], limit: int, room: int) -> tuple[list[dict[str, object]], str | None]:
     """The first events, at least one and at most `limit`, that take half of `room` (bytes): JSON may double each
     character. And the number of the last of them if there are more."""
-    room //= 2
-    page: list[dict[str, object]] = []
-    for entry in found[:limit]:
-        room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
-        if page and room < 0:
-            break
-        page.append(_entry_row(entry))
-    return page, str(page[-1]["seq"]) if len(found) > len(page) else None
+    page = fitting(found[:limit], lambda one: len(one.body.encode()) + len(one.kind) + len(one.actor) + 300, room // 2)
+    return list(map(_entry_row, page)), str(page[-1].seq) if len(found) > len(page) else None
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -37,6 +37,9 @@ MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 MAX_FETCHES: Final = 100  # in one message `seen`, whose header must hold them
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
+_Version = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Peer = Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS)]
+_Fetches = Annotated[list[tuple[str, _Peer, _Version]], msgspec.Meta(max_length=MAX_FETCHES)]
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
@@ -383,19 +386,13 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
 
 def read_fetches(header: dict[str, Any]) -> list[tuple[str, str, int]]:
     """The fetches in a message `seen`: host, address and version of the list; raises `BadRequest`."""
-    fetches = header.get("fetches")
-    if not isinstance(fetches, list) or len(fetches) > MAX_FETCHES:
+    try:
+        fetches = msgspec.convert(header.get("fetches"), _Fetches)
+    except msgspec.ValidationError:
+        raise _bad_message("fetches") from None
+    if not all(HOST_NAME.fullmatch(host) for host, _, _ in fetches):
         raise _bad_message("fetches")
-    found = []
-    for fetch in fetches:
-        match fetch:
-            case [str() as host, str() as peer, int() as version] if (
-                HOST_NAME.fullmatch(host) and len(peer) <= MAX_ADDRESS and 0 <= version < 2**63
-            ):
-                found.append((host, peer, version))
-            case _:
-                raise _bad_message("fetches")
-    return found
+    return fetches
 
 
 def _bad_message(what: str) -> BadRequest:
