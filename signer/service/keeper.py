@@ -147,6 +147,8 @@ class _Postponed:
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
+    _totals: MetricsText | None = None  # the metrics that the strangers of a round share
+
     def __init__(
         self,
         core: Core,
@@ -200,7 +202,6 @@ class Keeper:
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
-        self._totals: MetricsText | None = None  # of this round
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._started = self._policy_since = self._key_since = time.time()
