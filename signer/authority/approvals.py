@@ -75,14 +75,6 @@ ENDS: Final[Mapping[str, RequestState]] = {
 }
 
 
-_OVER: Final[Mapping[str, str]] = {
-    "expired": "{} expired before it was approved",
-    "withdrawn": "{} was withdrawn",
-    "lapsed": "{} was approved and not claimed in time",
-    "issued": "the certificate of {} was already issued",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Situation:
     """By what a request is judged: the policy and the freezes in force, and the time in seconds since 1970.
@@ -924,8 +916,14 @@ class Approvals:
                 facts: dict[str, object] = {"request": name, "by": end.by, "why": end.why}
                 why = f": {end.why}" if end.why else ""
                 return Refused("request_denied", f"{name} was denied by {end.by}{why}", "do not ask again", facts)
-            case "expired" | "withdrawn" | "lapsed" | "issued" as over:
-                return Refused(f"request_{over}", _OVER[over].format(name), "ask again")
+            case "expired":
+                return Refused("request_expired", f"{name} expired before it was approved", "ask again")
+            case "withdrawn":
+                return Refused("request_withdrawn", f"{name} was withdrawn", "ask again")
+            case "lapsed":
+                return Refused("request_lapsed", f"{name} was approved and not claimed in time", "ask again")
+            case "issued":
+                return Refused("request_issued", f"the certificate of {name} was already issued", "ask again")
         by = ", ".join(status.approvers) or (status.waiver.id if status.waiver is not None else "the policy")
         return Refused("request_approved", f"{name} is already approved by {by}", "to stop it, freeze its identity")
 

@@ -99,7 +99,9 @@ def _open(path: str, kind: str, hint: str) -> int:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the path is malformed"
         text = f"cannot read the {kind} file {path}: {reason.lower()}"
-        raise BadSettings(f"{kind}_file_unreadable", text, hint) from None
+        raise BadSettings(
+            "token_file_unreadable" if kind == "token" else "publishers_file_unreadable", text, hint
+        ) from None
 
 
 def load_token(path: str) -> str:
