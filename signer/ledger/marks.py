@@ -29,11 +29,16 @@ class Mark:
     time: int
 
 
+def mark_name(name: str) -> str:
+    """The name of the mark's file in the ledger's directory."""
+    return f"ledger.{name}"
+
+
 def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
     """Replaces the mark; False where this user may not write: the one who verifies need not be the one who writes."""
     content = json.dumps({"seq": mark.seq, "time": mark.time}).encode() + b"\n"
     try:
-        write_atomically(data_dir / f"ledger.{name}", content, 0o600, like=data_dir.stat())
+        write_atomically(data_dir / mark_name(name), content, 0o600, is_shared=True, like=data_dir.stat())
     except OSError:
         return False
     return True
@@ -42,7 +47,7 @@ def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
 def read_mark(data_dir: Path, name: str) -> Mark | None:
     """The mark; None if there is none, or if it cannot be read as one."""
     try:
-        found = json.loads(read_bounded(data_dir / f"ledger.{name}", _LIMIT))
+        found = json.loads(read_bounded(data_dir / mark_name(name), _LIMIT))
         seq, time = found["seq"], found["time"]
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -11,7 +11,7 @@ from signer.ledger.store import Ledger
 
 
 class LedgerKey(Protocol):
-    """The key that signs checkpoints (`ServiceKey` in `ca/key.py`)."""
+    """The key that signs checkpoints (`ServiceKey` in `ca/service_key.py`)."""
 
     raw_public: bytes
 

@@ -34,7 +34,7 @@ from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER

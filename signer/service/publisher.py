@@ -43,7 +43,7 @@ _MAX_LAST: Final = 4096  # bytes
 
 
 class Key(Protocol):
-    """The publishing key (`ServiceKey` in `ca/key.py`)."""
+    """The publishing key (`ServiceKey` in `ca/service_key.py`)."""
 
     @property
     def line(self) -> str: ...
