@@ -195,7 +195,8 @@ class Keeper:
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
         # What they send is collected after the batch.
-        self._internal = (self._reader, builder, *((self._notifier,) if self._notifier else ()))
+        self._internal: tuple[object, ...] = (self._reader, builder)
+        self._has_reports = False  # of the process that sends notices, as of this round
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
@@ -246,7 +247,7 @@ class Keeper:
             self._collect_signatures()
             self._collect_lookups()
             if self._notifier is not None:
-                self._notifier.turn(self._core.take_noticed())
+                self._notifier.turn(self._core.take_noticed(), has_reports=self._has_reports)
             self._tell_watchers()
             self._publisher.turn()
             self._fold()
@@ -304,6 +305,7 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         self._strangers_left = MAX_STRANGERS
+        self._has_reports = False
         timeout = self._patience()
         self._resume_postponed(waiting)
         for key, _ in self._selector.select(timeout):
@@ -311,6 +313,8 @@ class Keeper:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
+            elif key.data is self._notifier:
+                self._has_reports = True
             elif key.data not in self._internal:
                 self._take(key.data, waiting)
         if waiting:

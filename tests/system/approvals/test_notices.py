@@ -79,16 +79,21 @@ def sender_pid(people: Deciders) -> int:
     return int(status["notices"]["pid"])
 
 
+def kill(people: Deciders, name: str) -> None:
+    """Kills a process of the launcher, and returns when another one is ready."""
+
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = ask_launcher(load_settings(people.service.environment()), "status")[name]
+        return found
+
+    former = int(state()["pid"])
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: (found := state())["ready"] and found["pid"] not in (0, former), f"another {name}")
+
+
 def kill_sender(people: Deciders) -> None:
     """Kills the process that sends notices, and returns when another one is ready."""
-    former = sender_pid(people)
-    os.kill(former, signal.SIGKILL)
-
-    def is_back() -> bool:
-        found = ask_launcher(load_settings(people.service.environment()), "status")["notices"]
-        return bool(found["ready"]) and found["pid"] not in (0, former)
-
-    eventually(is_back, "another process that sends notices")
+    kill(people, "notices")
 
 
 def test_a_request_and_its_decision_are_told_to_asker_and_approvers(people: Deciders, receiver: Receiver) -> None:
@@ -130,6 +135,30 @@ def test_a_request_tells_who_was_told_how_and_the_sending_error(people: Deciders
     printed = people.signer("anna", "requests", "show", request).stdout
     assert "gone (slack): failed: the connection was refused" in printed
     assert "bens-phone (ntfy, read by ben): sent" in printed
+    people.signer("anna", "requests", "deny", request, "--reason", "no")
+
+
+def test_who_was_told_is_known_after_the_keeper_was_killed_and_after_both_were(
+    people: Deciders, receiver: Receiver
+) -> None:
+    request = people.request(reason="told over a kill")
+    receiver.wait_for("told over a kill")
+    wanted = {"hook": "sent", "bens-phone": "sent", "gone": "failed"}
+
+    def states() -> dict[str, tuple[str, str | None]]:
+        return {channel: (row["state"], row["error"]) for (channel, _), row in told(people, request).items()}
+
+    def are_all_known() -> bool:
+        return {channel: state for channel, (state, _) in states().items()} == wanted
+
+    eventually(are_all_known, "reports of all channels")
+    before = states()
+    for names in (["keeper"], ["notices", "keeper"]):
+        for name in names:
+            kill(people, name)
+        eventually(are_all_known, f"the same after a kill of {names}")
+        assert states() == before
+    assert "told over a kill" in receiver.taken()[-1].body.decode(), "and nobody was told again"
     people.signer("anna", "requests", "deny", request, "--reason", "no")
 
 
