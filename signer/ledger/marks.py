@@ -18,6 +18,7 @@ BACKED_UP: Final = "backup"
 FOLLOWED: Final = "followed"
 COSIGNED: Final = "cosigned"  # by so many witnesses as are needed
 DIFFERS: Final = "differs"  # from a checkpoint that a witness holds
+_LATE_AFTER: Final = {VERIFIED: 7 * 86_400, COSIGNED: 3_600}  # seconds; the runbooks' timers run daily and each 5 min
 _LIMIT: Final = 4096  # bytes
 
 
@@ -27,6 +28,11 @@ class Mark:
 
     seq: int
     time: int
+
+
+def is_late(name: str, mark: Mark, now: int) -> bool:
+    """Whether it was done longer ago than it should be (`VERIFIED` or `COSIGNED`); `now` in seconds since 1970."""
+    return now - mark.time > _LATE_AFTER[name]
 
 
 def mark_name(name: str) -> str:

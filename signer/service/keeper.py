@@ -635,14 +635,16 @@ class Keeper:
         if published.version is not None:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
-        warnings = [text for texts in self._concerns(now).values() for text in texts]
-        if self._notifier is not None:
-            warnings += self._notifier.warnings()
-        if warnings:
+        if warnings := self._warnings(now):
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _warnings(self, now: int) -> list[str]:
+        """What should not stay as it is, as readiness and `signer status` say it; `now` in seconds since 1970."""
+        notices = self._notifier.warnings() if self._notifier is not None else []
+        return [text for texts in self._concerns(now).values() for text in texts] + notices
 
     def _concerns(self, now: int) -> dict[str, list[str]]:
         """What should not stay as it is, by a stable name; `now` in seconds since 1970."""
@@ -682,7 +684,6 @@ class Keeper:
             ledger_bytes=self._ledger.size(),
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
-            cut_over=self._core.cut_over(),
             cosigned=read_mark(self._ledger.data_dir, COSIGNED),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
@@ -699,7 +700,11 @@ class Keeper:
             require(identity, "ledger.read")
         health = self._check_ready()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
-        overview = replace(self._overview(), verified=read_mark(self._ledger.data_dir, VERIFIED))
+        overview = replace(
+            self._overview(),
+            verified=read_mark(self._ledger.data_dir, VERIFIED),
+            warnings=tuple(self._warnings(int(time.time()))),
+        )
         return overview.status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
 
     def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:

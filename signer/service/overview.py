@@ -11,10 +11,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from signer import __version__
 from signer.authority.core import StateOverview
 from signer.errors import SignerError
-from signer.ledger.marks import Mark
+from signer.ledger.marks import COSIGNED, VERIFIED, Mark, is_late
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON, token_id
-from signer.protocol.operations import still_vault
 from signer.protocol.replies import (
     Error,
     FreezeRow,
@@ -50,7 +49,7 @@ class Overview:
     publisher: str  # fingerprint of the publishing key
     published: ListState
     fetches: tuple[Fetch, ...] = ()
-    cut_over: int | None = None
+    warnings: tuple[str, ...] = ()  # what should not stay as it is
     verified: Mark | None = None
     cosigned: Mark | None = None
 
@@ -126,7 +125,7 @@ class Overview:
             requests=state.requests if state is not None else 0,
             incidents=state.incidents if state is not None else 0,
             incidents_overdue=state.overdue if state is not None else 0,
-            warnings=still_vault(self.mode, self.cut_over),
+            warnings=list(self.warnings),
             live=[
                 LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())
@@ -151,6 +150,7 @@ class Overview:
                 version=self.published.version,
                 as_of=_as_of(self.published),
                 wanted=self.published.wanted,
+                behind=self.published.is_behind,
                 publisher=self.publisher,
                 hosts=len(self.fetches),
                 hosts_current=self._count_current(),
@@ -165,13 +165,14 @@ class Overview:
             head=head.hash,
             time=at,
             bytes=self.ledger_bytes,
-            verified=_mark_row(self.verified),
-            cosigned=_mark_row(self.cosigned),
+            verified=self._mark_row(VERIFIED, self.verified),
+            cosigned=self._mark_row(COSIGNED, self.cosigned),
         )
 
-
-def _mark_row(mark: Mark | None) -> MarkRow | None:
-    return None if mark is None else MarkRow(events=mark.seq, since=timestamp(mark.time))
+    def _mark_row(self, name: str, mark: Mark | None) -> MarkRow | None:
+        if mark is None:
+            return None
+        return MarkRow(events=mark.seq, since=timestamp(mark.time), late=is_late(name, mark, int(self.now)))
 
 
 def _as_of(published: ListState) -> str | None:

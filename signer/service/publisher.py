@@ -96,6 +96,11 @@ class ListState:
         """True if hosts that fetch now get everything that was revoked."""
         return self.version is not None and self.version == self.wanted
 
+    @property
+    def is_behind(self) -> bool:
+        """True if the ledger is known to ask for another version than the published one."""
+        return self.version is not None and self.version != self.newest
+
     def warnings(self, now: int) -> list[str]:
         """What should not stay as it is, for whoever looks whether the service is ready; `now` in seconds."""
         if self.failure is not None:
