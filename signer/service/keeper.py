@@ -194,8 +194,7 @@ class Keeper:
         )
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
-        # What they send is collected after the batch.
-        self._internal: tuple[object, ...] = (self._reader, builder)
+        self._internal: tuple[object, ...] = (self._reader, builder)  # what they send is collected after the batch
         self._has_reports = False  # of the process that sends notices, as of this round
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
