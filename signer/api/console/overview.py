@@ -11,15 +11,7 @@ from flask import Response
 from signer.api.console.charts import Span, activity_chart, holders_chart
 from signer.api.console.session import Console, Session, show_time
 from signer.api.console.words import age, size
-from signer.protocol.replies import (
-    Activity,
-    Freezes,
-    Incidents,
-    LiveByIdentity,
-    RequestPage,
-    Status,
-    expect,
-)
+from signer.protocol import replies
 from signer.units import parse_timestamp, timestamp
 
 Check = tuple[str, str, str, str]  # what is looked at, "ok", "warn" or "bad", the state in a word, and the facts
@@ -31,11 +23,11 @@ def register(console: Console) -> None:
 
     def show(session: Session) -> Response:
         now = int(time.time())
-        live = expect(LiveByIdentity, session.ask("live"))
+        live = replies.expect(replies.LiveByIdentity, session.ask("live"))
         shown = {
-            "requests": expect(RequestPage, session.ask("requests", {"state": "pending"})),
-            "freezes": expect(Freezes, session.ask("freezes")).freezes,
-            "incidents": expect(Incidents, session.ask("incidents", {"state": "open"})).incidents,
+            "requests": replies.expect(replies.RequestPage, session.ask("requests", {"state": "pending"})),
+            "freezes": replies.expect(replies.Freezes, session.ask("freezes")).freezes,
+            "incidents": replies.expect(replies.Incidents, session.ask("incidents", {"state": "open"})).incidents,
             "live": live,
             "holders": render_holders(live),
             "activity": None,
@@ -44,8 +36,8 @@ def register(console: Console) -> None:
             "status": None,
         }
         if session.may("ledger.read"):
-            activity = expect(Activity, session.ask("activity"))
-            status = expect(Status, session.ask("status"))
+            activity = replies.expect(replies.Activity, session.ask("activity"))
+            status = replies.expect(replies.Status, session.ask("status"))
             shown["spans"] = spans = spans_of(activity)
             shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
             shown["checks"] = list(check_health(status, now))
@@ -55,14 +47,14 @@ def register(console: Console) -> None:
     console.get("/console", show)
 
 
-def render_holders(live: LiveByIdentity) -> object:
+def render_holders(live: replies.LiveByIdentity) -> object:
     """The chart of live certificates; the smaller holders share one bar."""
     shown = [(row.identity, row.count) for row in live.identities[:12]]
     left = live.holders - len(shown)
     return holders_chart(shown, (left, live.certificates - sum(count for _, count in shown)))
 
 
-def spans_of(activity: Activity) -> list[Span]:
+def spans_of(activity: replies.Activity) -> list[Span]:
     """The spans of the chart, each named by its hour (UTC)."""
     found = []
     for row in activity.rows:
@@ -71,7 +63,7 @@ def spans_of(activity: Activity) -> list[Span]:
     return found
 
 
-def check_health(status: Status, now: int) -> Iterator[Check]:
+def check_health(status: replies.Status, now: int) -> Iterator[Check]:
     """The state of keeper, ledger, witness and revocation list, then what to look after.
 
     The keeper decides what is late: `signer status` shows the same.
@@ -117,7 +109,7 @@ def check_health(status: Status, now: int) -> Iterator[Check]:
         yield "Attention", "warn", "look into it", warning
 
 
-def _check_ledger(status: Status, now: int) -> Iterator[Check]:
+def _check_ledger(status: replies.Status, now: int) -> Iterator[Check]:
     ledger = status.ledger
     if ledger is None:
         yield "Ledger", "bad", "cannot be read", "see the service's log"
