@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signer.ledger.marks import DIFFERS, Mark, write_mark
 from signer.service.control import ask_launcher
 from signer.settings import load_settings
 from tests.parts import missing
@@ -182,6 +184,15 @@ def test_nothing_is_lost_or_out_of_order_over_kills_and_a_receiver_that_fails(
     assert list(dict.fromkeys(arrived)) == requests, "in their order, each of them"
     # At least once: a kill between the answer and its record repeats one, with the id that it had.
     assert len({one.id for one in hook}) == len({(one.json()["request"], one.json()["type"]) for one in hook})
+
+
+def test_another_history_that_a_witness_held_is_told_and_its_end(people: Deciders, receiver: Receiver) -> None:
+    mark = people.service.data_dir / "ledger.differs"
+    assert write_mark(people.service.data_dir, DIFFERS, Mark(1, int(time.time())))
+    told = receiver.wait_for("a witness held another history of the ledger")
+    assert (told.json()["type"], told.json()["topic"]) == ("fault.begun", "health")
+    mark.unlink()
+    assert receiver.wait_for("over after").json()["type"] == "fault.over"
 
 
 def test_the_process_has_no_key_and_no_ledger(people: Deciders) -> None:

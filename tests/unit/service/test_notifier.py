@@ -293,10 +293,20 @@ def test_a_process_of_another_user_is_told_nothing(bench: Bench, caplog: pytest.
     assert "no notices are sent: user" in caplog.text
 
 
+def test_a_process_that_comes_is_found_within_a_fraction_of_a_second(bench: Bench) -> None:
+    bench.notifier.turn([])
+    bench.notifier.close()
+    due = bench.notifier.due()
+    assert due is not None
+    assert due <= 0.2
+    bench.connect(0)
+    assert bench.notifier.due() is None, "the loop waits for what happens"
+
+
 def test_without_a_process_nothing_is_kept_and_nothing_raised(bench: Bench) -> None:
     bench.path.unlink()
     bench.record(*range(1, 2_000))
-    assert bench.notifier.due() is None
+    assert bench.notifier.due() == notifier.CONNECT_EVERY
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"message":"hello"}', b'{"message":"report","channel":1}', b"\xff"])
