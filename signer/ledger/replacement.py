@@ -39,10 +39,6 @@ _ASIDE: Final = "old-files"  # in `ledger.restored/`: the name of the folder tha
 _ARCHIVED: Final = "ledger.archived-"  # how that of an archive begins, whose marks are those of the new file, too
 
 
-def _no_check(_folder: Path) -> None:
-    return None
-
-
 class Replacement(ABC):
     """One replacement of the ledger in `data_dir`, whose lock it holds; a context manager.
 
@@ -105,7 +101,7 @@ class Replacement(ABC):
         return self._making
 
     def commit(
-        self, events: Sequence[Event], now_ms: int, check: Callable[[Path], None] = _no_check
+        self, events: Sequence[Event], now_ms: int, check: Callable[[Path], None] = lambda _folder: None
     ) -> tuple[Head, Path | None]:
         """Records `events` in the new file and puts it in the place; returns its head, and where the old files are.
 

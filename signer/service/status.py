@@ -35,25 +35,16 @@ ROOM: Final = 256 * 1024 * 1024  # bytes of the disk below which an operator mus
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What keeps the service from its work: a stable code, a sentence and the next action."""
-
-    code: str
-    text: str
-    hint: str
-
-
 @dataclass(slots=True)
 class Report:
-    """The facts by subject, as JSON shows them; the service is degraded if there is a problem. Notes are none."""
+    """The facts by subject, as JSON shows them; the service is degraded by each problem. Notes are none."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[SignerError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, error: SignerError) -> None:
-        self.problems.append(Problem(error.code, error.text, error.hint))
+        self.problems.append(error)
 
 
 def gather(settings: Settings, environ: Mapping[str, str], now: int) -> Report:
@@ -93,7 +84,7 @@ def _ask_keeper(settings: Settings, report: Report) -> dict[str, Any] | None:
     fault = status["fault"]
     report.facts["keeper"] = {"state": "ready" if fault is None else "not ready", "started": status["started"]}
     if fault is not None:
-        report.problems.append(Problem(fault["code"], fault["text"], fault["hint"]))
+        report.add(SignerError(fault["code"], fault["text"], fault["hint"]))
     return status
 
 
