@@ -6,7 +6,6 @@ A plan is a result and goes to stdout; each step of a run is one line with its d
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -59,7 +58,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     """Writes the plan file, 0600, completely or not at all; raises `BadFile`. Follows no symbolic link."""
     content = json.dumps(plan.as_json(), indent=2).encode() + b"\n"
     try:
-        write_atomically(path, content, 0o600, temporary=f".{path.name}.{os.getpid()}.new")
+        write_atomically(path, content, 0o600, is_shared=True)
     except OSError as error:
         text = f"the plan file cannot be written: {error.strerror}"
         raise BadFile(
