@@ -114,7 +114,7 @@ def measure_verify(service: Service, rounds: int) -> float:
         seconds = time.monotonic() - clock
         if done.returncode != 0:
             raise BadRun(f"signer ledger verify: {done.stderr}")
-        rates.append(json.loads(done.stdout)["events"] / seconds)
+        rates.append(int(json.loads(done.stdout)["events"]) / seconds)
     return median(rates)
 
 
