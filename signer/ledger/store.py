@@ -18,7 +18,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.files import claim
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
-from signer.ledger.marks import FOLLOWED
+from signer.ledger.marks import FOLLOWED, mark_name
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
@@ -37,7 +37,7 @@ class Ledger(LedgerReader):
     def __init__(self, data_dir: Path, *, is_copy: bool = False) -> None:
         super().__init__(data_dir)
         self._lock = take_lock(data_dir)
-        if not is_copy and (data_dir / f"ledger.{FOLLOWED}").exists():
+        if not is_copy and (data_dir / mark_name(FOLLOWED)).exists():
             os.close(self._lock)
             raise Unavailable(
                 "ledger_followed",
