@@ -506,10 +506,5 @@ def hide_tokens(text: str) -> str:
 def may_have_token(text: str) -> bool:
     """False for a text without a token; the search for constants costs a twentieth of the expression's."""
     return (
-        TOKEN_PREFIX in text
-        or CONSOLE_PREFIX in text
-        or "s." in text
-        or "b." in text
-        or "r." in text
-        or "eyJ" in text
+        TOKEN_PREFIX in text or CONSOLE_PREFIX in text or "s." in text or "b." in text or "r." in text or "eyJ" in text
     )
