@@ -154,37 +154,32 @@ def issued_event(
 ) -> Event:
     """The event of one certificate; hosts log its key id and serial, and the digest fixes its exact bytes."""
     grant, fields = made.grant, made.fields
-    return Event(
-        "certificate.issued",
-        grant.identity,
-        {
-            "serial": str(fields.serial),
-            "backend": backend,
-            "identity": grant.identity,
-            "kind": grant.kind,
-            "role": grant.role,
-            "principals": list(fields.principals),
-            "key_id": fields.key_id,
-            "key_type": fields.key_kind,
-            "fingerprint": grant.public_key.fingerprint,
-            "valid_after": fields.valid_after,
-            "valid_before": fields.valid_before,
-            "critical_options": dict(fields.critical_options),
-            "extensions": [f"{name}={value}" if value else name for name, value in fields.extensions],
-            "reason": grant.reason,
-            "address": grant.address,
-            "request_id": caller.request_id,
-            "policy": policy_digest,
-            "ca": ca_fingerprint,
-            "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
-            **({} if grant.backdate == BACKDATE else {"backdate": grant.backdate}),
-            **({} if consent is None else _consent_fields(consent)),
-        },
-    )
-
-
-def _consent_fields(consent: Consent) -> dict[str, object]:
-    return {"request": consent.request, "approved_by": list(consent.approvers), "waiver": consent.waiver}
+    body: dict[str, object] = {
+        "serial": str(fields.serial),
+        "backend": backend,
+        "identity": grant.identity,
+        "kind": grant.kind,
+        "role": grant.role,
+        "principals": list(fields.principals),
+        "key_id": fields.key_id,
+        "key_type": fields.key_kind,
+        "fingerprint": grant.public_key.fingerprint,
+        "valid_after": fields.valid_after,
+        "valid_before": fields.valid_before,
+        "critical_options": dict(fields.critical_options),
+        "extensions": [f"{name}={value}" if value else name for name, value in fields.extensions],
+        "reason": grant.reason,
+        "address": grant.address,
+        "request_id": caller.request_id,
+        "policy": policy_digest,
+        "ca": ca_fingerprint,
+        "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
+    }
+    if grant.backdate != BACKDATE:
+        body["backdate"] = grant.backdate
+    if consent is not None:
+        body |= {"request": consent.request, "approved_by": list(consent.approvers), "waiver": consent.waiver}
+    return Event("certificate.issued", grant.identity, body)
 
 
 def certificate_line(certificate: UnsignedCertificate, signature: bytes) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
+import msgspec
+
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, EventFilter, Filter, Revocation, SignRequest
 from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
@@ -447,9 +449,13 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     if len(line) > MAX_HEADER:
         raise _bad_message("header")
     try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        raise _bad_message("header") from None
+        header = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Python's decoder also takes lone surrogates, and numbers that no float64 holds.
+        try:
+            header = json.loads(line)
+        except (ValueError, RecursionError):
+            raise _bad_message("header") from None
     if not isinstance(header, dict):
         raise _bad_message("header")
     return header, body

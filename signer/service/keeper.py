@@ -104,6 +104,7 @@ SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for 
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
 _SEND_BUFFER: Final = 1024 * 1024
+_PENDING: Final = (PendingSignature, PendingCertificate)
 
 
 @dataclass(slots=True, eq=False)
@@ -328,7 +329,7 @@ class Keeper:
     def _answer(self, waiting: list[_Waiting]) -> None:
         commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
         for index, reply in self._core.run(commands):
-            if isinstance(reply, PendingSignature | PendingCertificate):
+            if isinstance(reply, _PENDING):
                 self._submit(waiting[index], reply)
             elif isinstance(reply, Lookup):
                 self._look_up(waiting[index], reply)
@@ -416,7 +417,7 @@ class Keeper:
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)
-        elif isinstance(reply, Certificate) and isinstance(item.command, Sign | Claim):
+        elif isinstance(reply, Certificate) and isinstance(item.command, (Sign, Claim)):  # a union is made each time
             self.metrics.count_signature(reply.role)
             self._outage.note_signature()
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Histogram as PrometheusHistogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,7 +17,7 @@ from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
 from signer.ledger.schema import FILE_NAME
 from signer.model import Event
-from signer.service.metrics import Metrics, TimedLedger, commit_histogram
+from signer.service.metrics import SECONDS, Histogram, Metrics, TimedLedger, commit_histogram
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -43,6 +45,23 @@ def samples(metrics: Metrics, *, by_role: bool = True) -> dict[str, float]:
             labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
+
+
+def test_a_histogram_reads_as_prometheus_clients_own() -> None:
+    values = [0.0, 0.0005, 0.00050001, 0.7, 2.5, 3.0, 100.0]
+    shown = []
+    for make in (
+        lambda: Histogram("signer_x_seconds", "x", SECONDS),
+        lambda: PrometheusHistogram("signer_x_seconds", "x", buckets=SECONDS, registry=None),
+    ):
+        registry, histogram = CollectorRegistry(), make()
+        registry.register(histogram)
+        text = [generate_latest(registry)]
+        for value in values:
+            histogram.observe(value)
+        shown.append([*text, generate_latest(registry)])
+    assert shown[0] == shown[1]
+    assert b'signer_x_seconds_bucket{le="+Inf"} 7.0' in shown[0][1]
 
 
 def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> None:
