@@ -6,12 +6,10 @@ Only `rebuild` writes, and only the views.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +41,8 @@ _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole s
 _PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
 _NO_END: Final = 2**63 - 1
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from signer.ledger.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
@@ -132,6 +132,9 @@ def _verify_in_processes(
     reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
 ) -> None:
     """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed  # 1 MB, which the keeper does not need
+
     path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], chunks[0][0]
     # Not "fork": SQLite's locks do not survive one.
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
