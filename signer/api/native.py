@@ -7,7 +7,6 @@ from typing import Final, Protocol
 from urllib.parse import urlencode
 
 from flask import Flask, Response, g, request
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
@@ -42,6 +41,7 @@ FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "ac
 OPERATION_FILTERS: Final = ("evidence", "before", "limit")
 WHOLE: Final = ("limit", "from", "to")  # parameters that are whole numbers
 ENTRY_FILTERS: Final = ("after", "limit")
+METRICS_TYPE: Final = "text/plain; version=1.0.0; charset=utf-8"  # Prometheus' text format
 
 
 class Ask(Protocol):
@@ -114,7 +114,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
         ("GET", "/api/openapi.json", lambda: _text(openapi.text(), "application/json")),
         ("GET", "/healthz", lambda: json_response(Alive(status="ok"))),
         ("GET", "/readyz", readyz),
-        ("GET", "/metrics", lambda: _text(expect(MetricsText, ask("metrics", {})).text, CONTENT_TYPE_LATEST)),
+        ("GET", "/metrics", lambda: _text(expect(MetricsText, ask("metrics", {})).text, METRICS_TYPE)),
     ):
         app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
 

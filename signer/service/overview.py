@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.core import GaugeMetricFamily, Metric
-
 from signer import __version__
 from signer.authority.core import StateOverview
 from signer.errors import SignerError
@@ -27,6 +25,7 @@ from signer.protocol.replies import (
     Status,
     TokenEnd,
 )
+from signer.service.exposition import Family, gauge, gauges
 from signer.service.hosts_seen import Fetch
 from signer.service.publisher import ListState
 from signer.units import timestamp
@@ -54,7 +53,7 @@ class Overview:
     verified: Mark | None = None
     cosigned: Mark | None = None
 
-    def gauges(self) -> Iterator[Metric]:
+    def gauges(self) -> Iterator[Family]:
         """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
         for name, text, value in (
             ("signer_key_age_seconds", "since the CA key was loaded", self.now - self.key_since),
@@ -62,42 +61,39 @@ class Overview:
             ("signer_connections", "connections to the keeper", self.connections),
             ("signer_ledger_bytes", "size of the ledger's file and its log", self.ledger_bytes),
         ):
-            yield GaugeMetricFamily(name, text, value=value)
+            yield gauge(name, text, value)
         yield from self._list_gauges()
         if self.cosigned is not None:
             text = "when enough witnesses last cosigned a checkpoint of the ledger, in seconds since 1970"
-            yield GaugeMetricFamily("signer_ledger_cosigned_timestamp_seconds", text, value=self.cosigned.time)
+            yield gauge("signer_ledger_cosigned_timestamp_seconds", text, self.cosigned.time)
         if self.state is not None:
-            yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
-            yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))
+            yield gauge("signer_ledger_events", "events in the ledger", self.state.head.seq)
+            yield gauge("signer_freezes", "freezes in force", len(self.state.freezes))
             text = "requests that wait for humans, or to be claimed"
-            yield GaugeMetricFamily("signer_requests_open", text, value=self.state.requests)
+            yield gauge("signer_requests_open", text, self.state.requests)
             text = "incidents opened by break-glass and not closed"
-            yield GaugeMetricFamily("signer_incidents_open", text, value=self.state.incidents)
-            yield GaugeMetricFamily("signer_incidents_overdue", "of them, open for too long", value=self.state.overdue)
-            live = GaugeMetricFamily("signer_live_certificates", "certificates that are valid now", labels=["role"])
-            for role in sorted(self.policy.roles):
-                live.add_metric([role], self.state.live.get(role, 0))
-            yield live
+            yield gauge("signer_incidents_open", text, self.state.incidents)
+            yield gauge("signer_incidents_overdue", "of them, open for too long", self.state.overdue)
+            live = {role: self.state.live.get(role, 0) for role in sorted(self.policy.roles)}
+            yield gauges("signer_live_certificates", "certificates that are valid now", "role", live)
         text = "when the last token of an identity ends, in seconds since 1970"
-        ends = GaugeMetricFamily("signer_token_expires_timestamp_seconds", text, labels=["identity"])
-        for identity, expires in sorted(self._last_ends().items()):
-            ends.add_metric([identity], expires)
-        yield ends
+        yield gauges(
+            "signer_token_expires_timestamp_seconds", text, "identity", dict(sorted(self._last_ends().items()))
+        )
 
-    def _list_gauges(self) -> Iterator[Metric]:
+    def _list_gauges(self) -> Iterator[Family]:
         """The revocation list; version and age are missing before the first one is published."""
         published = self.published
         if published.version is not None:
-            yield GaugeMetricFamily("signer_list_version", "revocation list that is published", published.version)
+            yield gauge("signer_list_version", "revocation list that is published", published.version)
             text = "since the published revocation list was last known to be current"
-            yield GaugeMetricFamily("signer_list_age_seconds", text, value=max(self.now - published.as_of, 0))
+            yield gauge("signer_list_age_seconds", text, max(self.now - published.as_of, 0))
         text = "0 while the published revocation list lacks something that was revoked"
-        yield GaugeMetricFamily("signer_list_current", text, value=int(published.is_current))
+        yield gauge("signer_list_current", text, int(published.is_current))
         text = "hosts that have fetched the revocation list in the last day"
-        yield GaugeMetricFamily("signer_hosts", text, value=len(self.fetches))
+        yield gauge("signer_hosts", text, len(self.fetches))
         text = "of them, those that have the newest version"
-        yield GaugeMetricFamily("signer_hosts_current", text, value=self._count_current())
+        yield gauge("signer_hosts_current", text, self._count_current())
 
     def _count_current(self) -> int:
         return sum(fetch.version == self.published.newest for fetch in self.fetches)
