@@ -77,6 +77,8 @@ class Histogram:
 
 def combine(family: Family, names: Sequence[str], of: Callable[[Iterable[float]], float]) -> Family:
     """The family without the labels `names`; `of` makes one value of those that differ only in them."""
+    if not any(name in names for sample in family.samples for name, _ in sample.labels):
+        return family  # most of the samples
     values: dict[tuple[str, Labels], list[float]] = {}
     for sample in family.samples:
         labels = tuple(label for label in sample.labels if label[0] not in names)
