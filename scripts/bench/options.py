@@ -148,8 +148,8 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
     parser = argparse.ArgumentParser(
         prog="scripts/bench/strangers", description="Honest signatures while strangers attack the service."
     )
-    parser.add_argument("--seconds", type=int, default=5, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is shown (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=4, help="of load, each time (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown (default %(default)s)")
     parser.add_argument("--rate", type=float, default=500, help="attacks a second (default %(default)s)")
     parser.add_argument("--only", choices=sorted(ATTACKS), help="one attack alone")
     asked = parser.parse_args(arguments)

@@ -43,6 +43,7 @@ ELSEWHERE: Final = {
     ("runbooks/preflight.md", "sudo"): f"{ROOM}/migration/test_preflight_agent.py",
     ("runbooks/operate/console.md", "signer approval-key"): TRANSCRIPTS,
     ("runbooks/operate/notices.md", "signer notices test"): f"{ROOM}/approvals/test_notices.py",
+    ("runbooks/install/reach.md", "echo 'd /run"): f"{ROOM}/container/test_container_socket.py",
     ("runbooks/reference/ledger.md", "signer ledger checkpoint"): f"{ROOM}/ledger/test_cosigning.py",
     (_HARDWARE, "#!/bin/sh\nexport"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
     (_HARDWARE, "#!/bin/sh\nexec"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
