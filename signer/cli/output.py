@@ -42,7 +42,6 @@ def show(line: str = "") -> None:
 
 
 def show_json(value: object, *, on_one_line: bool = False) -> None:
-    """One JSON value on stdout."""
     show(json.dumps(value, indent=None if on_one_line else 2))
 
 
@@ -55,6 +54,27 @@ def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         show((indent + line).rstrip())
+
+
+def show_result(facts: object, *lines: str, as_json: bool) -> None:
+    """The result of a verb: `facts` as JSON, or the lines, which go through `plain`."""
+    if as_json:
+        show_json(facts)
+        return
+    for line in lines:
+        show(plain(line))
+
+
+def show_rows(
+    facts: object, titles: Sequence[str], rows: Iterable[Sequence[object]], nothing: str, *, as_json: bool
+) -> None:
+    """A list: `facts` as JSON, or a table of `rows` below `titles`, or the note `nothing` if there are none."""
+    if as_json:
+        show_json(facts)
+    elif cells := list(rows):
+        show_table([titles, *cells])
+    else:
+        note(nothing)
 
 
 def show_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -163,7 +183,6 @@ def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
 
 
 def error_facts(error: SignerError) -> dict[str, object]:
-    """An error as JSON shows it."""
     return {**error.facts, **error.as_json()}
 
 
