@@ -43,30 +43,26 @@ def policy_list(file: Path | None, as_json: bool) -> int:
         output.show_json({"identities": identities, "roles": roles, "policy": policy.digest})
         return 0
     output.show_table(
-        [
-            ("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"),
-            *(
-                (row["name"], row["kind"], _listed(row["roles"]), _listed(row["groups"]), _listed(row["may"]))
-                for row in identities
-            ),
-        ]
+        (
+            (row["name"], row["kind"], _listed(row["roles"]), _listed(row["groups"]), _listed(row["may"]))
+            for row in identities
+        ),
+        titles=("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"),
     )
     output.show()
     output.show_table(
-        [
-            ("ROLE", "PRINCIPALS", "TTL", "MAX TTL", "KEY TYPES"),
-            *(
-                (row["name"], _listed(row["principals"]), row["default_ttl"], row["max_ttl"], _listed(row["key_types"]))
-                for row in roles
-            ),
-        ]
+        (
+            (row["name"], _listed(row["principals"]), row["default_ttl"], row["max_ttl"], _listed(row["key_types"]))
+            for row in roles
+        ),
+        titles=("ROLE", "PRINCIPALS", "TTL", "MAX TTL", "KEY TYPES"),
     )
     tokens = [
         (token["id"], row["name"], token["expires"], token["state"]) for row in identities for token in row["tokens"]
     ]
     if tokens:
         output.show()
-        output.show_table([("TOKEN", "IDENTITY", "EXPIRES", "STATE"), *tokens])
+        output.show_table(tokens, titles=("TOKEN", "IDENTITY", "EXPIRES", "STATE"))
     keys = [
         (key["fingerprint"], row["name"], key["type"], key["requires"])
         for row in identities
@@ -74,7 +70,7 @@ def policy_list(file: Path | None, as_json: bool) -> int:
     ]
     if keys:
         output.show()
-        output.show_table([("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"), *keys])
+        output.show_table(keys, titles=("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"))
     return 0
 
 

@@ -99,7 +99,7 @@ def ca_bundle(as_json: bool) -> int:
         ]
         output.show_json({"keys": keys, "policy": policy.digest})
     else:
-        output.show(render_bundle(policy.ca, in_use).rstrip("\n"))
+        output.show_exactly(render_bundle(policy.ca, in_use).rstrip("\n"))
     return 0
 
 

@@ -41,7 +41,7 @@ def ledger_checkpoint(*, address: str | None, as_json: bool) -> int:
         facts = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": data.decode()}
         output.show_json(facts)
     else:
-        output.show(data.decode().rstrip("\n"))
+        output.show_exactly(data.decode().rstrip("\n"))
     return 0
 
 
@@ -62,7 +62,7 @@ def ledger_key(as_json: bool) -> int:
     if as_json:
         output.show_json({"origin": origin, "vkey": str(keys[-1])})
     else:
-        output.show(str(keys[-1]))
+        output.show_exactly(str(keys[-1]))
     return 0
 
 

@@ -34,7 +34,7 @@ def completion(shell: str, as_json: bool) -> int:
     if as_json:
         output.show_json({"shell": shell, "script": script})
     else:
-        output.show(script.rstrip("\n"))
+        output.show_exactly(script.rstrip("\n"))
     return 0
 
 
@@ -45,7 +45,7 @@ def complete(instruction: str) -> int:
         answer = _side_of(shell).complete()
     except (KeyError, ValueError):  # not one of our shells, or its COMP_WORDS and COMP_CWORD are missing or not valid
         raise UsageError(f"{COMPLETION_VARIABLE} is for the completion script only", "unset it") from None
-    output.show(answer)
+    output.show_exactly(answer)
     return 0
 
 

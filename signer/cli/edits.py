@@ -47,7 +47,7 @@ class Edit:
     def show(self) -> None:
         """The lines on stdout, and on stderr what comes next."""
         for line in self.difference:
-            output.show(plain(line))
+            output.show_exactly(plain(line))
         self.show_next()
 
     def show_next(self) -> None:

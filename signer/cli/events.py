@@ -56,7 +56,7 @@ def events_list(
         output.show_json({"events": rows, "before": more})
         return 0
     if rows:
-        output.show_table([("SEQ", "TIME", "KIND", "ACTOR", "FACTS"), *map(_columns, found[:limit])])
+        output.show_table(map(_columns, found[:limit]), titles=("SEQ", "TIME", "KIND", "ACTOR", "FACTS"))
     else:
         output.note("no matching events")
     if more is not None:

@@ -104,7 +104,7 @@ def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> i
     elif rows := found["freezes"]:
         titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
         cells = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in rows]
-        output.show_table([titles, *cells])
+        output.show_table(cells, titles=titles)
     else:
         output.note("nothing is frozen")
     return 0

@@ -190,7 +190,7 @@ def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -
         output.show_json({"hosts": found})
     elif found:
         titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
-        output.show_table([titles, *(row for host in found for row in _rows(host))])
+        output.show_table((row for host in found for row in _rows(host)), titles=titles)
     else:
         output.note("no hosts are listed")
     return 0

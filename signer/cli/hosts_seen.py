@@ -39,7 +39,7 @@ def hosts_seen(*, wait: int | None, address: str | None, token_file: Path | None
     else:
         rows = sorted(found["hosts"], key=lambda row: (row["current"], row["name"]))
         if rows:
-            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *map(_columns, rows)])
+            output.show_table(map(_columns, rows), titles=("HOST", "VERSION", "NEWEST", "SEEN"))
         output.show(summary(found, int(time.time())))
     return 0 if done or wait is None else 1
 

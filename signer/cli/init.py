@@ -413,4 +413,4 @@ def _show(layout: Layout, fingerprint: str, steps: list[dict[str, str]]) -> None
     output.show("next:")
     for number, step in enumerate(steps, 1):
         output.show(f"  {number}  {plain(step['purpose'])}")
-        output.show(f"     {plain(step['command'])}")
+        output.show_command(f"     {plain(step['command'])}")

@@ -184,7 +184,7 @@ def certs_list(
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
     elif rows:
-        output.show_table([_TITLES, *(_columns(row) for row in rows)])
+        output.show_table((_columns(row) for row in rows), titles=_TITLES)
     else:
         output.note("no matching certificates")
     if more is not None:
@@ -444,7 +444,7 @@ def ledger_head(as_json: bool) -> int:
     if as_json:
         output.show_json(head_facts(head))
     else:
-        output.show(head_line(head))
+        output.show_exactly(head_line(head))
     return 0
 
 

@@ -47,8 +47,8 @@ def present_plan(
     output.show("Nothing has been changed. To apply exactly this:")
     name = plain(out or "plan.json")
     if out is None:
-        output.show(f"  signer {plan.operation} plan --config {plain(config)} --out {name}")
-    output.show(f"  signer {plan.operation} apply {name} --approve <phrase of the runbook, section 4>")
+        output.show_command(f"  signer {plan.operation} plan --config {plain(config)} --out {name}")
+    output.show_command(f"  signer {plan.operation} apply {name} --approve <phrase of the runbook, section 4>")
 
 
 def write_plan(path: Path, plan: Plan) -> None:

@@ -41,7 +41,7 @@ def hosts_key(*, address: str | None, as_json: bool) -> int:
     if as_json:
         output.show_json({"public_key": line.strip(), "fingerprint": key.fingerprint})
     else:
-        output.show(line.strip())
+        output.show_exactly(line.strip())
     return 0
 
 

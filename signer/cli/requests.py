@@ -108,7 +108,7 @@ def requests_list(
         output.show_json({"requests": [dict(shown.reply) for shown in found]})
     elif found:
         titles = ("REQUEST", "STATE", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "EXPIRES", "REASON")
-        output.show_table([titles, *(_columns(shown) for shown in found)])
+        output.show_table((_columns(shown) for shown in found), titles=titles)
     else:
         output.note("no requests" if state == "all" else f"no {state} requests")
     return 0

@@ -116,7 +116,7 @@ def revocations(*, address: str | None, token_file: Path | None, as_json: bool) 
     elif found:
         titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
         cells = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
-        output.show_table([titles, *cells])
+        output.show_table(cells, titles=titles)
     else:
         output.note("nothing was revoked")
     return 0

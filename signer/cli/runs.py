@@ -84,12 +84,18 @@ class StepReporter:
             output.note_over("")
         took = "" if seconds is None else f"{seconds:5.1f} s"
         saw = saw if whole or len(saw) <= _SAW else f"{saw[: _SAW - 1]}…"
-        output.note_bare(f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip())
+        line = f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip()
+        width = output.width_of(sys.stderr)
+        if width is None or len(line) <= width:
+            output.note_bare(line)
+        else:
+            output.note_bare(f"{number:>2} {mark} {title}  {took}".rstrip())
+            output.note_bare(f"     {saw}")
 
 
 def show_runs(runs: Sequence[RunState]) -> None:
     """A table of runs, oldest first."""
-    rows = [("RUN", "OUTCOME", "STEPS", "EVIDENCE")]
+    rows = []
     for run in runs:
         last = next(reversed(run.begun), "")
         at = run.failed or (last if not run.is_over else "")
@@ -97,7 +103,7 @@ def show_runs(runs: Sequence[RunState]) -> None:
         where = f"{count} done" + (f", at {at}" if at else "")
         sealed = f"{run.evidence[:19]}…" if run.evidence else "-"
         rows.append((run.run, _OUTCOMES[run.outcome], where, sealed))
-    output.show_table(rows)
+    output.show_table(rows, titles=("RUN", "OUTCOME", "STEPS", "EVIDENCE"))
 
 
 def run_as_json(run: RunState) -> dict[str, Any]:

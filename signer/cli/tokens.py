@@ -69,16 +69,16 @@ def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as
         facts = {"token": token, "sha256": digest, "expires": ends, "policy_line": line}
         output.show_json({**facts, **(edit.facts() if edit else {})})
     else:
-        output.show(token)
+        output.show_exactly(token)
     output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
     if edit is not None:
         edit.show_next()
     elif known:
         output.note(f"add to identities.{identity}.tokens in policy.toml (--write does), then `signer reload`:")
-        output.note_bare(f"  {token_entry(digest, ends)}")
+        output.note_exactly(f"  {token_entry(digest, ends)}")
     else:
         output.note(f"put into [identities.{identity}] in policy.toml (--write does), then `signer reload`:")
-        output.note_bare(f"  {line}")
+        output.note_exactly(f"  {line}")
     return 0
 
 
@@ -107,15 +107,10 @@ def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
         ]
         output.show_json({"tokens": rows})
     elif tokens:
-        output.show_table(
-            [
-                ("TOKEN", "IDENTITY", "EXPIRES", "STATE"),
-                *(
-                    (token_id(token), token.identity, timestamp(token.expires), token_state(token, now))
-                    for token in tokens
-                ),
-            ]
-        )
+        cells = [
+            (token_id(token), token.identity, timestamp(token.expires), token_state(token, now)) for token in tokens
+        ]
+        output.show_table(cells, titles=("TOKEN", "IDENTITY", "EXPIRES", "STATE"))
     else:
         output.note("no tokens")
     return 0

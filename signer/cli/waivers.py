@@ -26,7 +26,7 @@ def waivers_list(*, address: str | None, token_file: Path | None, as_json: bool)
         output.show_json({"waivers": found})
     elif found:
         titles = ("WAIVER", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "USED", "UNTIL", "BY")
-        output.show_table([titles, *map(_waiver_columns, found)])
+        output.show_table(map(_waiver_columns, found), titles=titles)
     else:
         output.note("no waivers in force")
     return 0
@@ -70,7 +70,7 @@ def incidents_list(*, also_closed: bool, address: str | None, token_file: Path |
         output.show_json({"incidents": found})
     elif found:
         titles = ("INCIDENT", "IDENTITY", "ROLE", "SERIAL", "OPENED", "STATE", "REASON")
-        output.show_table([titles, *map(_incident_columns, found)])
+        output.show_table(map(_incident_columns, found), titles=titles)
     else:
         output.note("no incidents" if also_closed else "no open incidents")
     return 0

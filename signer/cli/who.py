@@ -129,7 +129,7 @@ def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_jso
         output.show_csv(("line", *_COLUMNS, "problem"), rows)
     elif rows:
         titles = [name.replace("_", " ").upper() for name in _SHOWN]
-        output.show_table([titles, *([_cell(row.get(name)) for name in _SHOWN] for row in rows)])
+        output.show_table(([_cell(row.get(name)) for name in _SHOWN] for row in rows), titles=titles)
     else:
         output.note("no line names a certificate" if not what else "no matching certificates")
     for row in rows:

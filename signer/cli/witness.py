@@ -117,7 +117,7 @@ def witness_key(name: str, state: Path, as_json: bool) -> int:
     if as_json:
         output.show_json({"vkey": str(own), "new": key.is_new})
     else:
-        output.show(str(own))
+        output.show_exactly(str(own))
     return 0
 
 
@@ -151,7 +151,7 @@ def witness_list(state: Path, as_json: bool) -> int:
     elif found:
         titles = ("SIZE", "COSIGNED", "FORKS", "REFUSED", "ORIGIN")
         rows = [(one.size, timestamp(one.at), len(one.forks), len(one.refused), one.origin) for one in found]
-        output.show_table([titles, *rows])
+        output.show_table(rows, titles=titles)
     else:
         output.note("no checkpoint has been cosigned")
     return 1 if any(one.forks for one in found) else 0
