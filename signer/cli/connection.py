@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from signer.cli.arguments import FILE
-from signer.errors import BadSettings
+from signer.errors import BadSettings, SignerError
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -31,6 +31,22 @@ def connection_options(function: _Function) -> _Function:
 def has_token(token_file: Path | None) -> bool:
     """Whether the command line or the environment names a token."""
     return token_file is not None or bool(os.environ.get(_TOKEN_FILE))
+
+
+def names_this_host(address: str | None) -> bool:
+    """Whether only the environment may say where the service is, and that is this host, or nothing says it."""
+    from signer.address import is_this_machine, parse_address
+
+    if address is not None:
+        return False
+    place = os.environ.get(_ADDRESS)
+    if not place:
+        return True
+    try:
+        found = parse_address(place)
+    except SignerError:
+        return False
+    return found.scheme == "unix" or found.host == "localhost" or is_this_machine(found.host)
 
 
 def address_option(function: _Function) -> _Function:

@@ -12,10 +12,10 @@ import click
 
 from signer.cli import output
 from signer.cli.arguments import DURATION, REASON, OneOf, json_option, read_settings
-from signer.cli.connection import connection_options, has_token, open_api
+from signer.cli.connection import connection_options, has_token, names_this_host, open_api
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import BadSettings
+from signer.errors import BadSettings, SignerError
 from signer.units import plain, render_duration
 
 if TYPE_CHECKING:
@@ -49,18 +49,14 @@ def freeze(
     as_json: bool,
 ) -> int:
     """Issues nothing from the next request on, also to requests that wait for their signature; certificates
-    that were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host
-    root or the keeper's user without any token. An agent may freeze only itself. A second freeze never
-    shortens the first."""
+    that were issued stay valid until they end. Needs a token with the right `freeze`; on the signer's host root
+    and the keeper's user need none, and a token that only the environment names does not stop them. An agent
+    may freeze only itself. A second freeze never shortens the first."""
     scope = _scope(kind, name)
     if reason is None and scope != "all":
         raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
-    if has_token(token_file):
-        with open_api(address, token_file) as api:
-            state = api.freeze(body)
-    else:
-        state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
+    state = _freeze(body, address, token_file)
     if as_json:
         output.show_json(state)
         return 0
@@ -94,11 +90,11 @@ def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Pa
 def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
     """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
     root and the keeper's user need no token."""
-    if has_token(token_file):
+    if token_file is None and (not has_token(None) or _may_ask_keeper(address)):
+        found = _ask_keeper({"op": "freezes"})
+    else:
         with open_api(address, token_file) as api:
             found = api.freezes()
-    else:
-        found = _ask_keeper({"op": "freezes"})
     if as_json:
         output.show_json(found)
     elif rows := found["freezes"]:
@@ -108,6 +104,33 @@ def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> i
     else:
         output.note("nothing is frozen")
     return 0
+
+
+def _freeze(body: dict[str, str], address: str | None, token_file: Path | None) -> dict[str, Any]:
+    """The state after the freeze.
+
+    A token of the environment may be an agent's, or have ended: it does not keep root from an emergency stop.
+    """
+    if has_token(token_file):
+        try:
+            with open_api(address, token_file) as api:
+                return api.freeze(body)
+        except SignerError as error:
+            if token_file is not None or not _may_ask_keeper(address):
+                raise
+            output.note(f"the token of SAFE_SESSION_TOKEN_FILE did not do it: {error.text}; asked without it instead")
+    return _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
+
+
+def _may_ask_keeper(address: str | None) -> bool:
+    """Whether this is root or the keeper's user on the host of the service that would be asked over HTTP."""
+    if not names_this_host(address):
+        return False
+    try:
+        path = read_settings().socket
+        return path.exists() and (os.geteuid() == 0 or os.access(path, os.W_OK, effective_ids=True))
+    except (SignerError, PermissionError):
+        return False
 
 
 def _scope(kind: str, name: str | None) -> str:
