@@ -77,11 +77,14 @@ class ApiClient:
         token_file: Path | None,
         *,
         settings: tuple[str, str] = ("signer.address", "signer.token_file"),
+        forwarded_for: str = "",
     ) -> None:
+        """`forwarded_for` is an address for X-Forwarded-For, which counts where this user is a trusted proxy."""
         self._address_setting, self._token_setting = settings  # as hints name them; by default those of cutover.toml
         self._address = parse_address(address, self._address_setting)
         self._trusted = server_uids(os.environ)
         self._token_file = token_file
+        self._forwarded_for = forwarded_for
         if token_file is not None:
             self._read_token()
         self._watch = Watch()
@@ -342,6 +345,8 @@ class ApiClient:
     ) -> tuple[int, bytes, str]:
         """Status, content and `Date`, on a connection of its own: the service may be replaced between two requests."""
         headers = {"Connection": "close", "Accept": "application/json", "User-Agent": "signer"}
+        if self._forwarded_for:
+            headers["X-Forwarded-For"] = self._forwarded_for
         if with_token:
             headers["Authorization"] = f"Bearer {self._read_token()}"
         data = None

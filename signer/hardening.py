@@ -20,6 +20,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_PDEATHSIG: Final = 2
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_COLLECT_AFTER: Final = (700, 10, 10)  # new objects, and looks of one generation before one at the next; Python's own
 _UCRED: Final = struct.Struct("3i")  # struct ucred
 
 
@@ -37,9 +38,13 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
 
 def release_memory() -> None:
     """Ends the start of a process that runs for long: what it made is not looked through again for unused cycles, and
-    memory that it no longer uses goes back to the kernel, where the C library can do that (malloc_trim(3))."""
+    memory that it no longer uses goes back to the kernel, where the C library can do that (malloc_trim(3)).
+
+    From now on Python looks for cycles after few new objects, because each look stops the whole process: 22 ms with the
+    50,000 objects that a start leaves it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,21 +1,23 @@
 """Strangers that attack a service on loopback, one kind a process: `python -m scripts.bench.attack PORT KIND RATE`.
 
-RATE is the number of requests, or of new connections, a second. It prints `started` once it is at it, and ends when it
-is killed. No attacker has a token that the service knows.
+RATE is the number of requests, or of new connections, a second. It prints `started` once it has all its connections,
+and at SIGTERM `sent N`, the number since then. No attacker has a token that the service knows.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 _MANY: Final = 64 * 1024
+MAX_ARREARS: Final = 0.02  # seconds; more are not made up for, or a late attacker's burst would be measured
 _SIGN: Final = b"POST /api/sign/llmops HTTP/1.1\r\nHost: x\r\n"
 _VAULT: Final = b"POST /v1/ssh/sign/x HTTP/1.1\r\nHost: x\r\n"
 _LARGE: Final = b"GET /api/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -59,17 +61,31 @@ ATTACKS: Final = {
 }
 
 
-def attack(port: int, kind: Attack, rate: float) -> None:
-    """Never returns."""
-    held: list[socket.socket | None] = [None] * kind.held
-    print("started", flush=True)
-    started = time.monotonic()
+def paced(
+    rate: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[int]:
+    """0, 1, 2 … evenly, `rate` a second; fewer if what the caller does with them takes longer."""
+    started = clock()
     for number in itertools.count():
-        ahead = started + number / rate - time.monotonic()
+        ahead = started + number / rate - clock()
         if ahead > 0:
-            time.sleep(ahead)
-        elif ahead < -1:
-            started -= ahead  # the service is slower than the attack: no burst afterwards
+            sleep(ahead)
+        elif ahead < -MAX_ARREARS:
+            started -= ahead + MAX_ARREARS
+        yield number
+
+
+def attack(port: int, kind: Attack, rate: float) -> None:
+    """Returns at SIGTERM."""
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
+    held: list[socket.socket | None] = [None] * kind.held
+    number = 0
+    for number in paced(rate):
+        if number == kind.held:
+            print("started", flush=True)
+        if ended:
+            break
         place = number % kind.held
         client = held[place]
         if client is not None and not kind.is_deaf and not _drained(client):
@@ -85,6 +101,7 @@ def attack(port: int, kind: Attack, rate: float) -> None:
             if client is not None:
                 client.close()
             held[place] = None
+    print(f"sent {max(number - kind.held, 0)}", flush=True)
 
 
 def _connect(port: int) -> socket.socket:

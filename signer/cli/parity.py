@@ -109,15 +109,17 @@ def cutover_parity(config: Path, samples: int, as_json: bool) -> int:
 @contextmanager
 def local_side(file: CutoverFile) -> Iterator[tuple[SignLocally, str]]:
     """A function that has the local CA sign, and the name of its service: the running one in mode `local`, else one on
-    trial beside it."""
+    trial beside it, which must have the CA that policy.toml pins."""
     from signer.api_client import ApiClient
     from signer.migration.trial import trial
+    from signer.policy.file import load_policy
 
     with ApiClient(file.signer.address, file.signer.token_file) as running:
         if running.ready().mode == "local":
             yield _signing(running), "the running service"
             return
-    with trial(file.compose) as tried, ApiClient(tried.address, file.signer.token_file) as api:
+    pinned = load_policy(file.signer.policy_file, "signer.policy_file").ca.fingerprint
+    with trial(file.compose) as tried, tried.client(file.signer.token_file, pinned) as api:
         yield _signing(api), "a trial service beside the running one"
 
 

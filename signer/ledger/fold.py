@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,10 +40,10 @@ from signer.ledger.tree import CompactRange
 
 SLICE_EVENTS: Final = 100
 SLICE_SECONDS: Final = 0.002
-FOLD_AFTER: Final = 0.05  # seconds that fewer events than a slice may wait
+FOLD_AFTER: Final = 0.05  # seconds that an event may wait for the rest of its slice
 RETRY_AFTER: Final = 1.0  # seconds after a failure
 DISCARD_AFTER: Final = 60.0  # seconds between two deletions of a damaged file
-_STEP: Final = 20  # events between two looks at the clock
+PART_EVENTS: Final = 20  # added at once while the fold keeps pace, and between two looks at the clock
 _BOOT_TOLERANCE: Final = 2  # seconds
 _CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for longer at once
 # The disk does not take it; the file is as good as before.
@@ -159,16 +159,21 @@ def delete_views(path: Path) -> None:
 
 
 class Fold:
-    """The write access to the views of `ledger`; opened by the first slice."""
+    """The write access to the views of `ledger`; opened by the first slice.
+
+    A transaction for few events costs more for each event, and many events at once stop the keeper's loop for longer.
+    So a fold that keeps pace adds few events at a time to an open transaction, and commits them together.
+    """
 
     def __init__(self, data_dir: Path, ledger: LedgerReader) -> None:
         self._path = data_dir / VIEWS_NAME
         self._ledger = ledger
         self._db: sqlite3.Connection | None = None
         self._inode = 0
-        self._seq = 0  # the last event that is folded, or archived
-        self._tree = CompactRange()  # over the events up to `_seq`
-        self._waits_since: float | None = None  # monotonic seconds; since when events wait that are not in the views
+        self._seq = 0  # the last event that is folded, also in the open transaction, or archived
+        self._open_events: list[tuple[int, str]] = []  # seq and hash of those in the open transaction
+        self._tree = CompactRange()  # over the events up to `_seq`, without those
+        self._waits_since: float | None = None  # monotonic seconds; since when events wait that readers do not see
         self._not_before = 0.0
         self._discarded = -DISCARD_AFTER
 
@@ -179,6 +184,7 @@ class Fold:
             return
         try:
             with suppress(sqlite3.Error, OSError):  # then it is folded again after a restart of the host
+                self._commit(db)
                 db.execute("UPDATE folded SET is_synced = 1")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 sync_file(self._path)
@@ -186,7 +192,8 @@ class Fold:
             db.close()
 
     def run(self, head_seq: int) -> float | None:
-        """Folds one slice if it is due; returns the seconds until the next one is, None if nothing is missing.
+        """Folds a slice, or a part of one, if it is due; returns the seconds until the next one is, None if nothing is
+        missing.
 
         Raises `Unavailable` or `LedgerBroken` if it cannot; nothing else is affected, and it tries again after
         `RETRY_AFTER`.
@@ -194,21 +201,30 @@ class Fold:
         now = time.monotonic()
         if now < self._not_before:
             return self._not_before - now
-        if self._db is not None and head_seq == self._seq and inode_of(self._path) == self._inode:
+        is_open = self._db is not None
+        missing = head_seq - self._seq
+        if is_open and not missing and not self._open_events and inode_of(self._path) == self._inode:
             self._waits_since = None
             return None
         if self._waits_since is None:
             self._waits_since = now
-        missing, waited = head_seq - self._seq, now - self._waits_since
-        if self._db is not None and missing < SLICE_EVENTS and waited < FOLD_AFTER:
+        waited = now - self._waits_since
+        if is_open and missing < PART_EVENTS and waited < FOLD_AFTER:
             return FOLD_AFTER - waited
         try:
-            self.fold_slice()
+            if is_open and missing <= SLICE_EVENTS and waited < FOLD_AFTER:
+                self._fold_part()
+            else:
+                self.fold_slice()
         except Exception:
             self._not_before = now + RETRY_AFTER
             raise
-        self._waits_since = None if self._seq >= head_seq else now
-        return 0.0 if self._seq < head_seq else None
+        missing = head_seq - self._seq
+        if not self._open_events:
+            self._waits_since = now if missing > 0 else None
+        if missing >= PART_EVENTS or (missing > 0 and not is_open):
+            return 0.0
+        return None if self._waits_since is None else max(self._waits_since + FOLD_AFTER - now, 0.0)
 
     def tree(self) -> tuple[int, bytes] | None:
         """How many events the Merkle tree has, and its root; None while the file is not open."""
@@ -223,26 +239,24 @@ class Fold:
 
     def fold_slice(self) -> int:
         """Folds at most `SLICE_EVENTS` events or for `SLICE_SECONDS`; returns the number of the last one folded."""
+        with self._writing() as db:
+            self._add(db, SLICE_EVENTS)
+            self._commit(db)
+        return self._seq
+
+    def _fold_part(self) -> None:
+        """Adds at most `PART_EVENTS` events to the open transaction, or commits it if it is a slice."""
+        with self._writing() as db:
+            if len(self._open_events) < SLICE_EVENTS:
+                self._add(db, PART_EVENTS)
+            else:
+                self._commit(db)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """The open file; gives it up after a failure, and raises `Unavailable` if it cannot be written."""
         try:
-            db = self._open()
-            start = time.monotonic()
-            events = self._ledger.query(_TO_FOLD, (self._seq, SLICE_EVENTS))
-            if not events:
-                return self._seq
-            db.execute("BEGIN IMMEDIATE")
-            done = 0
-            while done < len(events):
-                part = events[done : done + _STEP]
-                add_events(db, [event[:4] for event in part])
-                done += len(part)
-                if time.monotonic() - start >= SLICE_SECONDS:
-                    break
-            # All at once: see `CompactRange.extend`.
-            add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in events[:done]])
-            last, digest = events[done - 1][0], events[done - 1][4]
-            db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
-            db.execute("COMMIT")
-            self._seq = last
+            yield self._open()
         except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             self._give_up(error)
             raise Unavailable(
@@ -253,7 +267,30 @@ class Fold:
         except BaseException:
             self._drop()
             raise
-        return self._seq
+
+    def _add(self, db: sqlite3.Connection, most: int) -> None:
+        """Adds the next events to the open transaction, which it begins: at most `most`, or for `SLICE_SECONDS`."""
+        start = time.monotonic()
+        events = self._ledger.query(_TO_FOLD, (self._seq, most))
+        if events and not db.in_transaction:
+            db.execute("BEGIN IMMEDIATE")
+        for first in range(0, len(events), PART_EVENTS):
+            part = events[first : first + PART_EVENTS]
+            add_events(db, [event[:4] for event in part])
+            self._open_events += [(seq, digest) for seq, *_, digest in part]
+            self._seq = part[-1][0]
+            if time.monotonic() - start >= SLICE_SECONDS:
+                break
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        """Commits the open transaction, if there is one."""
+        if not self._open_events:
+            return
+        add_leaves(db, self._tree, self._open_events)  # all at once: see `CompactRange.extend`
+        last, digest = self._open_events[-1]
+        db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
+        db.execute("COMMIT")
+        self._open_events = []
 
     def _open(self) -> sqlite3.Connection:
         """The open file; a new one if it is not there, not ours or damaged."""
@@ -315,6 +352,8 @@ class Fold:
                 delete_views(self._path)
 
     def _drop(self) -> None:
+        """Closes the file; what the open transaction added is folded again, because `_open` reads where it stands."""
+        self._open_events = []
         if self._db is not None:
             self._db.close()
             self._db = None

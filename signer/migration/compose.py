@@ -80,16 +80,17 @@ class Done:
 class Compose:
     """One service of one compose project. Only `running` may be called by several threads at once."""
 
-    def __init__(self, facts: ComposeFacts, environ: Mapping[str, str] = os.environ) -> None:
-        """Only PATH, HOME and the engine's own settings are taken from `environ`."""
+    def __init__(self, facts: ComposeFacts, environ: Mapping[str, str] = os.environ, more: Sequence[Path] = ()) -> None:
+        """Only PATH, HOME and the engine's own settings are taken from `environ`; `more` are further compose files."""
         self.facts = facts
+        self._more = tuple(more)
         passed = {name: environ[name] for name in _PASSED_ON if name in environ}
         self._environment = {**passed, **facts.environment, _MARK: facts.project}
 
     def command_line(self, with_overlay: bool, *words: str) -> list[str]:
         """The compose command line with these arguments."""
         files = (self.facts.base, self.facts.overlay) if with_overlay else (self.facts.base,)
-        named = [part for file in files for part in ("-f", str(file))]
+        named = [part for file in (*files, *self._more) for part in ("-f", str(file))]
         return [*self.facts.command, *named, "-p", self.facts.project, *words]
 
     def up_line(self, with_overlay: bool) -> list[str]:

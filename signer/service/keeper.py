@@ -147,6 +147,8 @@ class _Postponed:
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
+    _totals: MetricsText | None = None  # the metrics that the strangers of a round share
+
     def __init__(
         self,
         core: Core,
@@ -304,6 +306,7 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         self._strangers_left = MAX_STRANGERS
+        self._totals = None
         timeout = self._patience()
         self._resume_postponed(waiting)
         for key, _ in self._selector.select(timeout):
@@ -579,7 +582,7 @@ class Keeper:
             case "health":
                 return self._health()
             case "metrics":
-                return MetricsText(text=self.metrics.render(by_role=self._may_read_ledger(header)))
+                return self._metrics_text(header)
             case "checkpoint":
                 return SignedCheckpoint(note=self._checkpoints.newest())
             case "proof":
@@ -594,6 +597,14 @@ class Keeper:
             public_key=render_public_key(key.kind, key.blob),
             bundle=render_bundle(self._core.policy.ca, key, self._backend.order.local_key),
         )
+
+    def _metrics_text(self, header: dict[str, Any]) -> MetricsText:
+        """The metrics; the strangers of one round, in which nothing is counted before all are read, share theirs."""
+        if self._may_read_ledger(header):
+            return MetricsText(text=self.metrics.render(by_role=True))
+        if self._totals is None:
+            self._totals = MetricsText(text=self.metrics.render(by_role=False))
+        return self._totals
 
     def _may_read_ledger(self, header: dict[str, Any]) -> bool:
         """False without a token; raises `NotAuthenticated` for a bad one."""

@@ -91,6 +91,9 @@ class _Totals(CollectorRegistry):
     def collect(self) -> Iterator[Metric]:
         """The families, in the same order."""
         for family in self._detailed.collect():
+            if not any(name in sample.labels for sample in family.samples for name in _NAMES):
+                yield family  # most of the samples
+                continue
             total = Metric(family.name, family.documentation, family.type)
             values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
             for sample in family.samples:

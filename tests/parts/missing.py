@@ -4,7 +4,7 @@ Nothing is installed here: `scripts/setup-parts` does that, once. A reason names
 `@missing.needs_sshd`, `@missing.needs_bao`, `@missing.needs_strace`, `@missing.needs_root`, `@missing.needs_acl`,
 `@missing.needs_podman`, `@missing.needs_podman_compose`, `@missing.needs_docker_compose`, `@missing.needs_docker`,
 `@missing.needs_systemd_analyze`, `@missing.needs_curl_and_jq`, `@missing.needs_softhsm`, `@missing.needs_promtool`,
-`@missing.needs_nginx`, `@missing.needs_chromium`.
+`@missing.needs_nginx`, `@missing.needs_chromium`, `@missing.needs_docker_registry`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ def bao() -> str:
 def curl_and_jq() -> str:
     """Why no page that uses these can be tried here; empty if it can."""
     return _missing_program("curl", "curl") or _missing_program("jq", "jq")
+
+
+def docker_registry() -> str:
+    return _missing_program("docker-registry", "docker-registry")
 
 
 def promtool() -> str:
@@ -122,6 +126,7 @@ needs_bao = pytest.mark.skipif(bool(bao()), reason=bao() or "-")
 needs_root = pytest.mark.skipif(bool(root()), reason=root() or "-")
 needs_curl_and_jq = pytest.mark.skipif(bool(curl_and_jq()), reason=curl_and_jq() or "-")
 needs_promtool = pytest.mark.skipif(bool(promtool()), reason=promtool() or "-")
+needs_docker_registry = pytest.mark.skipif(bool(docker_registry()), reason=docker_registry() or "-")
 needs_acl = pytest.mark.skipif(bool(acl()), reason=acl() or "-")
 needs_podman = pytest.mark.skipif(bool(podman()), reason=podman() or "-")
 needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_compose() or "-")

@@ -85,6 +85,7 @@ class Sshd:
             "PrintMotd no",
             "PrintLastLog no",
             "Subsystem sftp internal-sftp",
+            f"SetEnv HOME={self.folder}",  # what the machine's owner has in .bashrc is none of a test's business
         ]
         return "".join(f"{line}\n" for line in lines)
 

@@ -133,9 +133,12 @@ def test_a_trial_runs_beside_the_service_and_leaves_nothing(service: DockerServi
     before = service.commands.running()
     with trial(service.facts, environ=service.engine.environ) as tried:
         assert tried.health["ca_fingerprint"] == service.ca.fingerprint
+        place = Path(tried.address.removeprefix("unix:"))
+        assert (place.parent.stat().st_uid, place.parent.stat().st_mode) == (0, 0o040700)
         assert len(service.made(trial_project(service.facts))) == 2
         assert '"kind": "keeper.started"' in tried.export_ledger()
     assert service.made(trial_project(service.facts)) == []
+    assert not place.parent.exists()
     assert service.commands.running() == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 from signer import __version__
 from tests.parts import missing
-from tests.parts.container import API_ID, BASE_IMAGE, KEEPER_ID, Engine
+from tests.parts.container import API_ID, BASE_IMAGE, KEEPER_ID, Ended, Engine
+from tests.parts.registry import Registry
 from tests.parts.service import ROOT
 
 pytestmark = [missing.needs_podman, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,6 +43,45 @@ def test_audit_9_a_base_of_a_registry_that_is_not_named_by_its_digest_is_refused
     done = engine.run(str(ROOT / "scripts" / "container" / "build"), "localhost/never", environ={"BASE": base})
     assert (done.status, done.out) == (2, "")
     assert "is not named by its digest" in done.err
+
+
+@pytest.mark.long
+@missing.needs_docker_registry
+def test_audit_9_a_base_of_a_real_registry_is_what_its_digest_names_wherever_its_tag_goes(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Before and after its tag names another image there, and when the registry gives other bytes for the digest."""
+    label, built = "org.opencontainers.image.base", f"localhost/signer:on-a-registry-{os.getpid()}"
+    with Registry(tmp_path) as registry:
+        tag, digest = f"{registry.place}/debian:bookworm", registry.push(engine, BASE_IMAGE, "debian:bookworm")
+
+        def build(base: str) -> Ended:
+            script = str(ROOT / "scripts" / "container" / "build")
+            return engine.run(script, built, environ={"BASE": base, **registry.environ}, timeout=500)
+
+        alone = build(tag)
+        assert (alone.status, f"BASE={registry.place}/debian@sha256:…" in alone.err) == (2, True)
+        other = f"localhost/other:{os.getpid()}"
+        (tmp_path / "Containerfile").write_text(f"FROM scratch\nLABEL number={os.getpid()}\n")
+        engine.podman("build", "--quiet", "--tag", other, "--file", str(tmp_path / "Containerfile"), str(tmp_path))
+        moved = registry.push(engine, other, "debian:bookworm")
+        engine.podman("rmi", other)
+        assert moved != digest
+        try:
+            for base in (f"{registry.place}/debian@{digest}", f"{tag}@{digest}"):
+                done = build(base)
+                assert done.status == 0, done.err
+                facts, layers = engine.facts(built), engine.facts(BASE_IMAGE)["RootFS"]["Layers"]
+                assert (facts["Labels"][f"{label}.name"], facts["Labels"][f"{label}.digest"]) == (base, digest)
+                assert facts["RootFS"]["Layers"][: len(layers)] == layers
+            assert build(tag).status == 2
+            manifest = registry.manifest(moved)
+            manifest.write_bytes(manifest.read_bytes() + b"\n")
+            false = build(f"{registry.place}/debian@{moved}")
+            assert (false.status != 0, "could not build" in false.err, "igest" in false.err) == (True, True, True)
+        finally:
+            engine.run("podman", "untag", BASE_IMAGE, f"{registry.place}/debian@{digest}")
+            engine.run("podman", "rmi", built)
 
 
 def test_it_holds_exactly_the_locked_packages(engine: Engine) -> None:

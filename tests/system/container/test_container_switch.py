@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import signal
@@ -15,12 +17,14 @@ import pytest
 from signer.migration.boot import record_boot
 from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.config import ComposeFacts
+from signer.migration.samples import USUAL_KIND, throwaway_key
 from signer.migration.trial import trial, trial_project
+from signer.ssh.certificate import decode_certificate
 from tests.parts import missing
 from tests.parts.container import API, BASE_FILE, OVERLAY_FILE, Contained, Engine
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
-from tests.parts.service import ROOT
+from tests.parts.service import ROOT, STANDARD_POLICY
 
 pytestmark = [missing.needs_podman, missing.needs_podman_compose]
 COMPOSE = str(Path(sys.executable).with_name("podman-compose"))
@@ -182,6 +186,50 @@ def test_a_trial_runs_beside_the_service_and_leaves_nothing(platform: Platform) 
     assert platform.compose_commands.running() == before
 
 
+def test_audit_3d1_a_trial_listens_in_a_folder_of_roots_alone_and_signs_for_a_caller_on_this_host(
+    platform: Platform,
+) -> None:
+    """A role that binds certificates to the caller's address gives what it gives over loopback."""
+    platform.write_policy(STANDARD_POLICY.replace("[roles.llmops]\n", '[roles.llmops]\nsource_address = "caller"\n', 1))
+    token = platform.token_file("deploy-agent")
+    try:
+        with trial(platform.facts, environ=platform.engine.environ) as tried:
+            place = Path(tried.address.removeprefix("unix:"))
+            folder, socket_file = place.parent.stat(), place.stat()
+            assert (place.parent.parent, folder.st_uid, folder.st_mode) == (Path("/run"), 0, 0o040700)
+            assert (socket_file.st_uid, socket_file.st_mode) == (0, 0o140660)
+            listening = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+            strange = subprocess.run(
+                [sys.executable, "-c", listening, place], user=65534, capture_output=True, text=True
+            )
+            assert "PermissionError" in strange.stderr
+            assert subprocess.run([sys.executable, "-c", listening, place], check=False).returncode == 0
+            raw = platform.engine.control("inspect", tried.container.id)
+            assert listening_ports(json.loads(raw)[0]["State"]["Pid"]) == []
+            with pytest.raises(ComposeFailed) as refused:
+                tried.client(token, "SHA256:" + "A" * 43)
+            assert refused.value.code == "trial_not_ours"
+            assert '"certificate.' not in tried.export_ledger()
+            with tried.client(token, platform.ca.fingerprint) as api:
+                made = api.sign("llmops", {"public_key": throwaway_key(USUAL_KIND)})
+            fields = decode_certificate(base64.b64decode(str(made["certificate"]).split()[1]))[0]
+            assert dict(fields.critical_options)["source-address"] == "127.0.0.1/32"
+        assert not place.parent.exists()
+    finally:
+        platform.write_policy(STANDARD_POLICY)
+
+
+def listening_ports(pid: int) -> list[str]:
+    """TCP sockets that this process or one that it started listens on, as /proc/net/tcp has them."""
+    ours = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    tree, parents = {pid}, subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    rows = [tuple(map(int, row.split())) for row in parents.stdout.splitlines()]
+    for _ in range(8):
+        tree |= {child for child, parent in rows if parent in tree}
+    assert len(tree) > 2, "launcher, keeper and api"
+    return [line for line in ours if any(f"pid={one}," in line for one in tree)]
+
+
 def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves_nothing(platform: Platform) -> None:
     abandoned = trial(platform.facts, environ=platform.engine.environ)
     left = abandoned.__enter__()
@@ -196,7 +244,7 @@ def test_what_a_killed_trial_left_is_removed_by_the_next_and_a_failed_one_leaves
     ):
         raise AssertionError("it is not in that mode")
     assert (caught.value.code, "mode is local" in caught.value.text) == ("trial_not_ready", True)
-    assert platform.made(project) == []
+    assert (platform.made(project), folders(platform.facts)) == ([], [])
     abandoned.__exit__(None, None, None)  # else it would clean up when it is collected, in the middle of another test
 
 
@@ -215,8 +263,15 @@ def test_the_container_of_a_trial_that_was_killed_ends_by_itself(platform: Platf
     environ = {**platform.engine.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-P", "-c", code, *words, *variables], env=environ, timeout=60)
     assert killed.returncode == -signal.SIGKILL
+    assert len(folders(facts)) == 1
     volume = f"{trial_project(facts)}_ledger"
     eventually(lambda: platform.made(trial_project(facts)) == [volume], "only the volume is left", seconds=60)
+    eventually(lambda: folders(facts) == [], "the guard has removed the folder of the socket")
+
+
+def folders(facts: ComposeFacts) -> list[Path]:
+    """Where the trials of this platform have their sockets."""
+    return [*Path("/run").glob(f"signer-{trial_project(facts)}.*")]
 
 
 def test_a_trial_that_would_share_the_ledger_is_refused_before_it_starts(platform: Platform, tmp_path: Path) -> None:

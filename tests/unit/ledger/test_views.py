@@ -99,6 +99,54 @@ def test_a_slice_is_bounded_by_events_and_by_time(
     assert len(rows_of_views(tmp_path)["certificates"]) == 1_004
 
 
+def test_a_fold_that_keeps_pace_adds_few_events_at_a_time_and_shows_a_slice_together(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slice at once stops the keeper's loop for 2 ms; a transaction for each few events costs a tenth more."""
+    folded(ledger)
+    monkeypatch.setattr(fold, "FOLD_AFTER", 10.0)
+    added = [0]
+    add_events = fold.add_events
+
+    def counted(db: sqlite3.Connection, events: list[tuple[int, str, str, str]]) -> None:
+        added[-1] += len(events)
+        add_events(db, events)
+
+    monkeypatch.setattr(fold, "add_events", counted)
+    visible = set()
+    for first in range(5, 45 + 3 * SLICE_EVENTS, 8):
+        ledger.commit([issued(serial) for serial in range(first, first + 8)], 1_800_000_001_000)
+        added.append(0)
+        ledger.fold()
+        visible.add(len(rows_of_views(tmp_path)["certificates"]) - 4)
+    assert max(added) <= 20
+    assert sum(added) >= 3 * SLICE_EVENTS, "it keeps pace"
+    assert visible == {0, SLICE_EVENTS, 2 * SLICE_EVENTS, 3 * SLICE_EVENTS}
+
+
+def test_the_end_of_a_load_is_folded_within_a_tenth_of_a_second(tmp_path: Path, ledger: Ledger) -> None:
+    """Events that were added in part, without the rest of their slice."""
+    folded(ledger)
+    began = time.monotonic()
+    for first in (5, 15, 25):
+        ledger.commit([issued(serial) for serial in range(first, first + 10)], 1_800_000_001_000)
+        ledger.fold()
+    folded(ledger)
+    assert time.monotonic() - began < 1
+    assert len(rows_of_views(tmp_path)["certificates"]) == 34
+    assert verify(ledger).seq == 36
+
+
+def test_what_was_added_in_part_is_folded_again_after_a_failure(tmp_path: Path, ledger: Ledger) -> None:
+    folded(ledger)
+    ledger.commit([issued(serial) for serial in range(5, 35)], 1_800_000_001_000)
+    ledger.fold()
+    ledger.recheck_views(is_damaged=False)
+    folded(ledger)
+    assert len(rows_of_views(tmp_path)["certificates"]) == 34
+    assert verify(ledger).seq == 36
+
+
 def test_the_rows_are_those_of_one_fold_however_they_were_sliced(tmp_path: Path) -> None:
     found = []
     for name, size in (("one", 1), ("all", len(EVENTS))):
@@ -342,7 +390,14 @@ from tests.parts.events import issued
 ledger = Ledger(Path(sys.argv[1]))
 ledger.commit([issued(serial) for serial in range(1, 251)], 1_800_000_000_000)
 ledger.fold()
-ledger.commit([issued(251)], 1_800_000_000_001)
+if sys.argv[2] == "in part":
+    ledger.fold_all()
+    ledger.commit([issued(251)], 1_800_000_000_001)
+    ledger.commit([issued(serial) for serial in range(252, 282)], 1_800_000_000_001)
+    ledger.fold()
+    assert ledger._views._db.in_transaction
+else:
+    ledger.commit([issued(251)], 1_800_000_000_001)
 print("committed", flush=True)
 if sys.argv[2] == "within":
     db = ledger._views._db
@@ -352,8 +407,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("where", ["between", "within"])
-def test_a_kill_between_commit_and_fold_loses_nothing(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("where, last", [("between", 251), ("within", 251), ("in part", 281)])
+def test_a_kill_between_commit_and_fold_loses_nothing(tmp_path: Path, where: str, last: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, where],
         cwd=ROOT,
@@ -363,12 +418,12 @@ def test_a_kill_between_commit_and_fold_loses_nothing(tmp_path: Path, where: str
     )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "committed\n"), done.stderr
     with closing(CertificateReader(tmp_path)) as reader:
-        assert [row.serial for row in reader.certificates(Filter(limit=1_000))] == list(range(251, 0, -1))
+        assert [row.serial for row in reader.certificates(Filter(limit=1_000))] == list(range(last, 0, -1))
     with closing(Ledger(tmp_path)) as ledger:
-        assert ledger.last_serial() == 251
+        assert ledger.last_serial() == last
         folded(ledger)
-        assert len(rows_of_views(tmp_path)["certificates"]) == 251
-        assert verify(ledger).seq == 251
+        assert len(rows_of_views(tmp_path)["certificates"]) == last
+        assert verify(ledger).seq == last
 
 
 def test_an_orderly_end_keeps_the_views_over_a_restart_of_the_host(tmp_path: Path) -> None:

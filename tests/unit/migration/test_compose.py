@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from signer.api_client import Readiness
 from signer.migration import trial as composetrial
 from signer.migration.compose import KEPT_WORDS, Compose, ComposeFailed, _marked
 from tests.parts import missing
@@ -274,7 +275,7 @@ def test_half_an_answer_of_a_command_that_failed_is_not_shown(platform: FakePlat
 
 
 def test_a_trial_whose_removal_is_interrupted_keeps_its_guard(
-    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
+    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A second Ctrl-C must not leave a service with the CA key that nobody ends."""
     guards: list[subprocess.Popen[bytes]] = []
@@ -292,8 +293,8 @@ def test_a_trial_whose_removal_is_interrupted_keeps_its_guard(
 
     monkeypatch.setattr(subprocess, "Popen", begin)
     monkeypatch.setattr(composetrial, "remove_trial", interrupted)
-    monkeypatch.setattr(composetrial, "_wait_until_ready", lambda *_: {})
-    monkeypatch.setattr(composetrial, "_free_port", lambda: 8222)
+    monkeypatch.setattr(composetrial, "_wait_until_ready", lambda *_: Readiness(True))
+    monkeypatch.setattr(composetrial, "_FOLDERS", tmp_path)
     try:
         with pytest.raises(KeyboardInterrupt), composetrial.trial(platform.facts, environ={"PATH": "/usr/bin:/bin"}):
             pass

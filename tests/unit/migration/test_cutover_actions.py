@@ -166,11 +166,3 @@ def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPat
     pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
     pause.start()
     assert pause.stop() == 0.0
-
-
-@pytest.mark.parametrize("health", [{}, {"ca_fingerprint": None}, {"ca_fingerprint": "SHA256:another"}])
-def test_audit_3d1_a_trial_with_another_ca_than_the_pinned_one_gets_nothing(health: dict[str, Any]) -> None:
-    with pytest.raises(actions.StepFailed) as refused:
-        actions.check_trial_ca(health, "SHA256:pinned")
-    assert refused.value.code == "trial_not_ours"
-    actions.check_trial_ca({"ca_fingerprint": "SHA256:pinned"}, "SHA256:pinned")

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import console_bench, ledger_bench, login_bench, options, sign_bench, soak_bench
+from scripts.bench import (
+    attack,
+    console_bench,
+    ledger_bench,
+    login_bench,
+    options,
+    sign_bench,
+    soak_bench,
+    strangers_bench,
+)
 from scripts.bench.filling import RARE, fill_ledger
 from scripts.bench.load import BadRun, Run, new_public_line, read_run, write_bodies
 from scripts.bench.machine import cpu_seconds, process_tree, pss_megabytes
@@ -159,3 +168,30 @@ def test_a_process_tree_is_measured_from_its_root() -> None:
     memory = pss_megabytes(tree)
     assert memory is not None
     assert memory > 1
+
+
+def test_an_attacker_that_was_late_does_not_catch_up_in_a_burst() -> None:
+    now = [0.0]
+    numbers = attack.paced(100, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
+    times = []
+    for number in numbers:
+        times.append(round(now[0], 3))
+        if number == 3:
+            now[0] += 1  # it waits for the processor
+        if number == 8:
+            break
+    assert times == [0, 0.01, 0.02, 0.03, 1.03, 1.03, 1.03, 1.04, 1.05]
+
+
+def test_what_an_attack_costs_is_what_its_turn_used_beyond_its_certificates() -> None:
+    quiet: strangers_bench.Figures = {"rate": 1000.0, "p99": 4.0, "answers": 4000.0, "keeper": 2.0, "whole": 4.0}
+    loud: strangers_bench.Figures = {"rate": 900.0, "p99": 6.0, "answers": 3600.0, "keeper": 1.9, "whole": 4.1}
+    found = strangers_bench.compare(quiet, loud, 2000)
+    assert found == {
+        "slower": 0.9,
+        "tail": 1.5,
+        "keeper_us": pytest.approx(50),
+        "whole_us": pytest.approx(250),
+    }
+    text = strangers_bench.render_figures({"quiet": [quiet], "body": [loud | found]}, 500)
+    assert "body: p99 of quiet 1.50 (at most 2.00: reached)" in text

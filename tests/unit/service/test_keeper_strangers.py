@@ -7,7 +7,7 @@ import selectors
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +114,28 @@ def test_messages_without_a_credential_count_as_well_and_are_all_answered(rounds
         rounds.turn()
         found.append(answered())
     assert found == [8, 8, 4]
+
+
+def test_the_strangers_of_a_round_share_one_rendering_of_the_metrics(rounds: Rounds) -> None:
+    """Each takes a millisecond, in which nobody gets a certificate."""
+    rendered = []
+
+    def render(*, by_role: bool) -> str:
+        rendered.append(by_role)
+        return f"rendering {len(rendered)}"
+
+    rounds.keeper.metrics.render = render  # type: ignore[method-assign]
+    clients = [rounds.connect() for _ in range(12)]
+    for number, client in enumerate(clients):
+        client.send(message(number, "metrics", None))
+    texts = []
+    for _ in range(2):
+        rounds.turn()
+        for client in clients:
+            with suppress(BlockingIOError):
+                texts.append(json.loads(client.recv(999).partition(b"\n")[2])["text"])
+    assert texts == ["rendering 1"] * 8 + ["rendering 2"] * 4
+    assert rendered == [False, False]
 
 
 def test_one_who_floods_has_one_message_in_the_queue(rounds: Rounds) -> None:
