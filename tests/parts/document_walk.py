@@ -158,9 +158,12 @@ WALK: Final = (
          shows=r"(?s)goes on from the saved head.*ready: .*ca_fingerprint"),
     Stop(_MOVE, "systemctl stop",
          before="printf 'SIGNER_POLICY_FILE=/etc/signer/policy.toml\n' >/etc/signer/environment",
-         after=f'{_READY}; test "$(stat -c %U /srv/signer/ledger.sqlite3)" = signer-two; set -a; '
-               '. /etc/signer/environment; set +a; signer ledger verify --head "$(cut -d" " -f1 head)"; signer status',
-         shows=""),
+         after=f'{_READY}; test "$(stat -c %U /srv/signer/ledger.sqlite3)" = signer-two && (set -a; '
+               '. /etc/signer/environment; signer ledger verify --head "$(cut -d" " -f1 head)" && signer status) && '
+               # and back, by the same lines
+               "systemctl stop signer-api signer-keeper && mv /srv/signer /var/lib/signer && "
+               "chown -R signer-keeper: /var/lib/signer && rm -r /run/signer /etc/signer/environment && "
+               f"systemctl restart signer-keeper signer-api && {_READY}"),
     # --- from elsewhere ----------------------------------------------------------------------------------------------
     Stop(_REACH, "ssh -N", before="mkdir -p /run/user/1000; unset SAFE_SESSION_PUBLISHERS_FILE",
          after=f"until test -S /run/user/1000/signer.sock; do sleep 0.1; done; {_AS_OPERATOR}; "
@@ -257,14 +260,14 @@ CONTAINER_WALK: Final = (
     # --- upgrade, move, reboot ---------------------------------------------------------------------------------------
     Line(f"podman exec {_NAME} signer ledger head >head; scripts/container/build; "
          f"{_UP} up -d --force-recreate; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
-    Line(f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; {_UP} down --volumes; "
-         "mv /etc/day /etc/night; sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
-         "ln -s night /etc/day; "
-         "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
-         "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml; "
-         'chown -R 1:1 "$(podman volume inspect --format "{{.Mountpoint}}" safe-session_ledger)"; '
-         f"{_UP} {_USER} up -d; {_READY}; {_VERIFIES}; {_LOGIN}; podman exec {_NAME} signer status; "
-         f"podman top {_NAME} user args", r"(?s)goes on from the saved head.*\(llmops\).*well.*\ndaemon +.* keeper"),
+    Stop(_MOVE, "chown -R 1:1",
+         before=f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; "
+                f"{_UP} down --volumes; mv /etc/day /etc/night; sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
+                "ln -s night /etc/day; "
+                "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
+                "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml",
+         after=f"{_UP} {_USER} up -d; {_READY}; {_VERIFIES} && {_LOGIN} && podman exec {_NAME} signer status && "
+               f"podman top {_NAME} user args | grep -q '^daemon .* keeper'"),
     Stop(_CONTAINER, "cp /opt/signer",
          before="install -d -m 0755 /var/lib/safe-session; sed 's,/usr/local,/opt/signer/.venv,' /run/boot.ini >boot; "
                 "sed 's,^,variable=,' /etc/night/compose.env | grep =PLATFORM >>boot; "
