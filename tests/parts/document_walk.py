@@ -262,7 +262,8 @@ CONTAINER_WALK: Final = (
          f"{_UP} up -d --force-recreate; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
     Stop(_MOVE, "chown -R 1:1",
          before=f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; "
-                f"{_UP} down --volumes; mv /etc/day /etc/night; sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
+                f"{_UP} down --volumes; mv /etc/day /etc/night; "
+                "sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
                 "ln -s night /etc/day; "
                 "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
                 "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml",
