@@ -36,6 +36,16 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
+def serve_parent_only() -> None:
+    """For a helper of another process: it ends with that one, not by the signals that a terminal or systemd sends to
+    both, shows nobody its memory, and writes files for its user alone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    forbid_dumps()
+    os.umask(0o077)
+
+
 def release_memory() -> None:
     """Ends the start of a process that runs for long: what it made is not looked through again for unused cycles, and
     memory that it no longer uses goes back to the kernel, where the C library can do that (malloc_trim(3)).

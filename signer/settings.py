@@ -31,7 +31,11 @@ SETTINGS: Final = (
     ("SIGNER_LEDGER_ORIGIN", "", "name of the ledger for witnesses; by default one made from its first event"),
     ("SIGNER_RUN_DIR", "/run/signer", "where the keeper's socket lives"),
     ("SIGNER_LISTEN", "127.0.0.1:8222", "comma list of `host:port`, `[v6]:port`, `unix:/path` of the API"),
-    ("SIGNER_SOCKET_GROUP", "", "group that may connect to unix sockets of the API, besides their owner"),
+    (
+        "SIGNER_SOCKET_GROUP",
+        "",
+        "group, or its number, that may connect to the API's unix sockets, besides their owner",
+    ),
     ("SIGNER_MOUNTS", "ssh", "comma list of Vault mount names that are served"),
     ("SIGNER_WORKERS", "1", "processes of the API"),
     ("SIGNER_THREADS", "16", "threads of each process of the API"),

@@ -177,9 +177,9 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
     parser = _Parser(
         prog="scripts/bench/strangers", description="Honest signatures while strangers attack the service."
     )
-    parser.add_argument("--seconds", type=int, metavar="N", default=5, help="of load, each time (default %(default)s)")
+    parser.add_argument("--seconds", type=int, metavar="N", default=4, help="of load, each time (default %(default)s)")
     parser.add_argument(
-        "--rounds", type=int, metavar="N", default=3, help="of which the median is shown (default %(default)s)"
+        "--rounds", type=int, metavar="N", default=5, help="of which the median is shown (default %(default)s)"
     )
     parser.add_argument("--rate", type=float, metavar="N", default=500, help="attacks a second (default %(default)s)")
     parser.add_argument(

@@ -25,7 +25,7 @@ from signer.ledger.lookups import FindCertificate
 from signer.ledger.pages import CertificateReader
 from signer.ledger.store import Ledger
 from signer.protocol.commands import MAX_REPLY
-from signer.ssh.krl import RevocationList, RevokedCertificates, decode_krl, encode_krl, group_serials, merge_ranges
+from signer.ssh.krl import RevocationList, decode_krl, encode_krl, group_serials, merge_ranges
 from tests.parts.keys import Key, make_key
 
 SERIALS: Final = 100_000
@@ -38,7 +38,7 @@ MAX_GAP: Final = 80  # serials from one to the next, beyond which nothing change
 def build(serials: Iterable[int]) -> tuple[float, bytes]:
     """Milliseconds for the list of these serials of one CA, and the list."""
     started = time.perf_counter()
-    certificates = RevokedCertificates(merge_ranges(group_serials(serials)))
+    certificates = merge_ranges(group_serials(serials))
     made = RevocationList(1, 1, "signer 1", MappingProxyType({b"ca": certificates}))
     data = encode_krl(made)
     return (time.perf_counter() - started) * 1000, data
@@ -47,7 +47,7 @@ def build(serials: Iterable[int]) -> tuple[float, bytes]:
 def build_range(first: int, last: int) -> tuple[float, bytes]:
     """As `build`, of one revocation of a range of serials."""
     started = time.perf_counter()
-    certificates = RevokedCertificates(((first, last),))
+    certificates = ((first, last),)
     data = encode_krl(RevocationList(1, 1, "signer 1", MappingProxyType({b"ca": certificates})))
     return (time.perf_counter() - started) * 1000, data
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from signer.api import checkpoints, console, host_keys, hosts, native, requests, revocations
+from signer.api import console, native
 from signer.api.published import PublishedFiles
 from signer.api.request import is_of_console
 from signer.api.sign import ROLE_NAME
@@ -34,12 +34,7 @@ def make_flask(
     flask.url_map.converters["role"] = _RoleName
     flask.before_request(_refuse_large_body)
     flask.register_error_handler(Exception, partial(_render_fault, lines or LogLimit(log)))
-    native.register(flask, keeper, settings)
-    checkpoints.register(flask, keeper)
-    host_keys.register(flask, keeper, settings)
-    hosts.register(flask, keeper, settings, published or PublishedFiles(settings.published))
-    requests.register(flask, keeper, settings)
-    revocations.register(flask, keeper, settings)
+    native.register(flask, keeper, settings, published or PublishedFiles(settings.published))
     vault.register(flask, keeper, settings)
     console.register(flask, keeper, settings)
     return flask

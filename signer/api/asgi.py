@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 from flask import Flask
 
-from signer.api.admission import Admission, Peer, peer_of
+from signer.api.admission import Admission, Peer, busy, peer_of
 from signer.api.app import make_flask
 from signer.api.console.live import LivePages, live_call
 from signer.api.console.session import HEADERS as CONSOLE_HEADERS
@@ -145,15 +145,9 @@ class Api:
                 make = partial(self._answer, environ, body, connection, token)
                 return await self.live_pages.wait(token, *live, make, receive)
             return await self._answer(environ, body, connection, token)
-        connection.requests_as_stranger += 1
-        try:
-            peer, is_gone = self._peer(environ, connection.peer), connection.transport.is_closing
-            await self.admission.enter(peer, connection.requests_as_stranger, is_gone)
-        except SignerError as busy:
-            self.lines.warn(EDGE_BUSY, f"requests are refused: {busy.text}")
-            status, headers, content = render_for_both(busy)
-            # The connection ends, so that a flood costs its sender a connection for each refusal.
-            return HttpResponse(status, [*headers, ("Connection", "close")], content)
+        if (refusal := await self._enter(self.admission, environ, connection)) is not None:
+            self.lines.warn(EDGE_BUSY, f"requests are refused: {busy().text}")
+            return refusal
         try:
             if call is None:
                 return await self._answer(environ, body, connection, token)
@@ -164,19 +158,26 @@ class Api:
 
     async def _fetch(self, name: str, environ: Environ, connection: Any) -> HttpResponse:
         """A published file, which needs no token and no keeper; hosts take turns apart from everybody else."""
-        connection.requests_as_stranger += 1
-        peer = self._peer(environ, connection.peer)
-        try:
-            await self.fetch_admission.enter(peer, connection.requests_as_stranger, connection.transport.is_closing)
-        except SignerError as busy:
-            status, headers, content = render_for_both(busy)
-            return HttpResponse(status, [*headers, ("Connection", "close")], content)
+        if (refusal := await self._enter(self.fetch_admission, environ, connection)) is not None:
+            return refusal
         try:
             response = self.published.response(name, environ)
         finally:
             self.fetch_admission.leave()
-        self.reports.note(name, response, environ, peer)
+        self.reports.note(name, response, environ, self._peer(environ, connection.peer))
         return response
+
+    async def _enter(self, admission: Admission, environ: Environ, connection: Any) -> HttpResponse | None:
+        """Waits for the turn of a request; the refusal if too many wait, which ends the connection: a flood costs its
+        sender a connection for each."""
+        connection.requests_as_stranger += 1
+        peer = self._peer(environ, connection.peer)
+        try:
+            await admission.enter(peer, connection.requests_as_stranger, connection.transport.is_closing)
+        except SignerError as full:
+            status, headers, content = render_for_both(full)
+            return HttpResponse(status, [*headers, ("Connection", "close")], content)
+        return None
 
     async def _answer(self, environ: Environ, body: bytes, connection: Any, token: str | None) -> HttpResponse:
         call = self._routes.sign_call(environ, body)

@@ -1,9 +1,13 @@
-"""The native API in Flask: JSON bodies, RFC 9457 problems. Signing is in `sign.py`."""
+"""The native API in Flask: JSON bodies, RFC 9457 problems, its routes from the table in `openapi.py`.
+
+In front of it, `sign.py` signs, `waiting.py` waits for a decision, and `asgi.py` answers what hosts fetch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
 from urllib.parse import urlencode
 
 from flask import Flask, Response, g, request
@@ -12,111 +16,86 @@ from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
 from signer.api import openapi
+from signer.api.openapi import Query, Route
 from signer.api.problems import render_problem
+from signer.api.published import FILES, PublishedFiles
 from signer.api.request import message_header, new_request_id
 from signer.api.schemas import Alive, CallerToken, WhoAmI
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
-from signer.model import BACKENDS, REQUEST_STATES
+from signer.protocol import replies
 from signer.protocol.client import KeeperClient
 from signer.protocol.commands import MAX_WAIT
-from signer.protocol.host_request import MAX_HOST_NAME
-from signer.protocol.replies import (
-    CaKey,
-    CallerDetails,
-    CertificatePage,
-    MetricsText,
-    NotReady,
-    OperationPage,
-    Ready,
-    Reply,
-    RequestDetails,
-    RequestPage,
-    RevocationPage,
-    expect,
-)
 from signer.protocol.sign_request import body_too_large
 from signer.settings import Settings
 
-FILTERS: Final = ("identity", "role", "principal", "fingerprint", "backend", "active", "before", "limit")
-OPERATION_FILTERS: Final = ("evidence", "before", "limit")
-WHOLE: Final = ("limit", "from", "to")  # parameters that are whole numbers
-ENTRY_FILTERS: Final = ("after", "limit")
+_PLAIN: Final = "text/plain; charset=utf-8"
+# Pages whose header Link names the next one.
+_PAGES: Final = replies.CertificatePage | replies.OperationPage | replies.RequestPage | replies.RevocationPage
+Asker = Callable[[Route, Mapping[str, object]], replies.Reply]
 
 
-class Ask(Protocol):
-    """Asks the keeper for the sender of the current HTTP request."""
-
-    def __call__(self, op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply: ...
-
-
-def make_ask(keeper: KeeperClient, settings: Settings) -> Ask:
-    """How the routes ask the keeper."""
-
-    def ask(op: str, fields: Mapping[str, object], body: bytes = b"") -> Reply:
-        header = message_header(op, request.environ, settings.proxies, request_id())
-        return keeper.ask({**header, **fields}, body)
-
-    return ask
-
-
-def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
+def register(app: Flask, keeper: KeeperClient, settings: Settings, published: PublishedFiles) -> None:
     """Adds the native routes to `app`."""
-    ask = make_ask(keeper, settings)
 
-    def sign(role: str) -> Response:
-        return issued_response(ask("sign", {"role": role}, read_body(request.environ)))
-
-    def explain(role: str) -> Response:
-        return json_response(ask("explain", {"role": role}, read_body(request.environ)))
-
-    def certificates() -> Response:
-        return page_response(expect(CertificatePage, ask("certificates", read_query(FILTERS))))
-
-    def certificate(serial: str) -> Response:
-        return json_response(ask("certificate", {"serial": read_whole("serial", serial, 2**64 - 1)}))
-
-    def operations() -> Response:
-        return page_response(expect(OperationPage, ask("operations", read_query(OPERATION_FILTERS))))
-
-    def record() -> Response:
-        return json_response(ask("record", {}, read_body(request.environ)), 201)
-
-    def freeze() -> Response:
-        return json_response(ask("freeze", {}, read_body(request.environ)), 201)
-
-    def unfreeze(scope: str) -> Response:
-        return json_response(ask("unfreeze", {"scope": read_word("scope", scope)}))
-
-    def ca() -> Response:
-        return _text(expect(CaKey, keeper.ask({"op": "ca"})).bundle, "text/plain; charset=utf-8")
+    def ask(route: Route, fields: Mapping[str, object]) -> replies.Reply:
+        """Asks the keeper for the sender of the current HTTP request."""
+        header = message_header(route.op, request.environ, settings.proxies, request_id())
+        body = b"" if route.body is None else read_body(request.environ)
+        return keeper.ask({**header, **fields}, body)
 
     def readyz() -> Response:
         health = keeper.ask({"op": "health"})
-        if isinstance(health, NotReady):
+        if isinstance(health, replies.NotReady):
             raise Unavailable(health.code, health.text, health.hint)
-        return json_response(expect(Ready, health))
+        return json_response(replies.expect(replies.Ready, health))
 
-    for method, path, view in (
-        ("POST", "/api/sign/<role:role>", sign),  # reached only without `sign.py` in front
-        ("POST", "/api/explain/<role:role>", explain),
-        ("GET", "/api/certificates", certificates),
-        ("GET", "/api/certificates/<serial>", certificate),
-        ("GET", "/api/ledger/head", lambda: json_response(ask("head", {}))),
-        ("GET", "/api/ledger/entries", lambda: json_response(ask("entries", read_query(ENTRY_FILTERS)))),
-        ("GET", "/api/operations", operations),
-        ("POST", "/api/operations", record),
-        ("GET", "/api/freezes", lambda: json_response(ask("freezes", {}))),
-        ("POST", "/api/freezes", freeze),
-        ("DELETE", "/api/freezes/<scope>", unfreeze),
-        ("GET", "/api/whoami", lambda: json_response(who_am_i(ask("whoami", {})))),
-        ("GET", "/api/ca", ca),
-        ("GET", "/api/openapi.json", lambda: _text(openapi.text(), "application/json")),
-        ("GET", "/healthz", lambda: json_response(Alive(status="ok"))),
-        ("GET", "/readyz", readyz),
-        ("GET", "/metrics", lambda: _text(expect(MetricsText, ask("metrics", {})).text, CONTENT_TYPE_LATEST)),
-    ):
-        app.add_url_rule(path, f"native {method} {path}", view, methods=[method])
+    def checkpoint() -> Response:
+        return _text(replies.expect(replies.SignedCheckpoint, keeper.ask({"op": "checkpoint"})).note, _PLAIN)
+
+    def metrics() -> Response:
+        header = message_header("metrics", request.environ, settings.proxies, request_id())
+        return _text(replies.expect(replies.MetricsText, keeper.ask(header)).text, CONTENT_TYPE_LATEST)
+
+    def file() -> Response:
+        status, headers, body = published.response(request.path.removeprefix("/api/"), request.environ)
+        return Response(body, status, list(headers))
+
+    # What needs no token, or is no JSON.
+    views: dict[str, Callable[[], Response]] = {
+        "/api/ca": lambda: _text(replies.expect(replies.CaKey, keeper.ask({"op": "ca"})).bundle, _PLAIN),
+        "/api/ledger/checkpoint": checkpoint,
+        "/api/ledger/proof": lambda: json_response(keeper.ask({"op": "proof", **read_query(openapi.PROOF)})),
+        "/api/openapi.json": lambda: _text(openapi.text(), "application/json"),
+        "/healthz": lambda: json_response(Alive(status="ok")),
+        "/readyz": readyz,
+        "/metrics": metrics,
+        **{f"/api/{name}": file for name in FILES},
+    }
+    for route in openapi.ROUTES:
+        path = route.path.replace("{role}", "<role:role>").replace("{", "<").replace("}", ">")
+        view = views.get(route.path) or partial(_answer, ask, route)
+        app.add_url_rule(path, f"native {route.method} {path}", view, methods=[route.method])
+
+
+def _answer(ask: Asker, route: Route, **named: str) -> Response:
+    """The response to a request for a route of the table; `named` is the name in its path."""
+    fields = read_query(route.queries) if route.queries else {}
+    fields.pop("wait", None)  # 0, or there is nothing to wait for
+    if route.path == "/api/revocations/preview" and (missing := {"by", "value"} - fields.keys()):
+        raise bad_query(f"{min(missing)} is missing", "give by and value, as for POST /api/revocations")
+    for name, value in named.items():
+        fields[route.named or name] = _read_name(name, value)
+    reply = ask(route, fields)
+    if route.op == "whoami":
+        return json_response(who_am_i(reply))
+    if route.accepted is not None and isinstance(reply, replies.RequestDetails):
+        return json_response(reply, 202)
+    response = json_response(reply, route.status)
+    if isinstance(reply, _PAGES) and reply.before is not None:
+        query = urlencode({**request.args.to_dict(), "before": reply.before})
+        response.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
+    return response
 
 
 def render_fault(error: Exception) -> Response:
@@ -158,9 +137,9 @@ def json_response(value: BaseModel, status: int = 200) -> Response:
     return _text(value.model_dump_json(exclude_unset=True) + "\n", "application/json", status)
 
 
-def who_am_i(reply: Reply) -> WhoAmI:
+def who_am_i(reply: replies.Reply) -> WhoAmI:
     """The answer of `GET /api/whoami`."""
-    caller = expect(CallerDetails, reply)
+    caller = replies.expect(replies.CallerDetails, reply)
     return WhoAmI(
         identity=caller.identity,
         kind=caller.kind,
@@ -171,20 +150,6 @@ def who_am_i(reply: Reply) -> WhoAmI:
     )
 
 
-def issued_response(answer: Reply) -> Response:
-    """A certificate, or the request that humans have to approve first."""
-    return json_response(answer, 202 if isinstance(answer, RequestDetails) else 201)
-
-
-def page_response(page: CertificatePage | OperationPage | RequestPage | RevocationPage) -> Response:
-    """A page, with a link to the next one."""
-    answer = json_response(page)
-    if page.before is not None:
-        query = urlencode({**request.args.to_dict(), "before": page.before})
-        answer.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
-    return answer
-
-
 def _text(text: str, content_type: str, status: int = 200) -> Response:
     return Response(text, status, {"Content-Type": content_type, "Cache-Control": "no-store"})
 
@@ -192,36 +157,39 @@ def _text(text: str, content_type: str, status: int = 200) -> Response:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def read_query(known: tuple[str, ...]) -> dict[str, object]:
-    """The filters of a list; raises `BadRequest` for an unknown or repeated one: to ignore it would change the list."""
+def read_query(queries: tuple[Query, ...]) -> dict[str, object]:
+    """The parameters of a route; raises `BadRequest` for an unknown or repeated one: ignored it changes a list."""
+    schemas = {query.name: query.schema for query in queries}
     fields: dict[str, object] = {}
     for name, values in request.args.lists():
-        if name not in known:
-            raise bad_query(f"unknown parameter {name[:64]!a}", f"use {', '.join(known)}")
+        if name not in schemas:
+            raise bad_query(f"unknown parameter {name[:64]!a}", f"use {', '.join(schemas)}")
         if len(values) > 1:
             raise bad_query(f"{name} is given more than once", f"give {name} once")
         value = values[0]
-        if name == "active":
+        if schemas[name]["type"] == "boolean":
             if value not in ("true", "false"):
-                raise bad_query("active must be true or false", "correct active")
+                raise bad_query(f"{name} must be true or false", f"correct {name}")
             fields[name] = value == "true"
-        elif name in WHOLE or (name == "before" and "state" not in known) or known is ENTRY_FILTERS:
-            # `before` of requests is an id, and `after` of host keys a name
-            fields[name] = read_whole(name, value)
-        elif name == "wait":
-            fields[name] = read_whole(name, value, MAX_WAIT)
-        elif name == "after":
-            fields[name] = read_word(name, value, MAX_HOST_NAME)
+        elif schemas[name]["type"] == "integer":
+            fields[name] = read_whole(name, value, MAX_WAIT if name == "wait" else 2**63 - 1)
         else:
-            fields[name] = read_word(name, value)
-    if fields.get("backend", BACKENDS[0]) not in BACKENDS:
-        raise bad_query(f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
-    states = REQUEST_STATES if "before" in known else ("all", "open")
-    if "state" in known and fields.get("state", states[0]) not in states:
-        raise bad_query(f"state must be one of {', '.join(states)}", "correct state")
+            fields[name] = read_word(name, value, schemas[name].get("maxLength", 256))
+    for name in ("backend", "state"):
+        choices = schemas.get(name, {}).get("enum", ())
+        if name in fields and fields[name] not in choices:
+            raise bad_query(f"{name} must be one of {', '.join(choices)}", f"correct {name}")
     if fields.get("limit") == 0:
         raise bad_query("limit must be at least 1", "correct limit")
     return fields
+
+
+def _read_name(name: str, value: str) -> str | int:
+    """A name or number in a path; raises `BadRequest`."""
+    schema = openapi.path_schema(name)
+    if schema["type"] == "integer":
+        return read_whole(name, value, schema["maximum"])
+    return read_word("id" if name == "name" else name, value, schema["maxLength"])
 
 
 def read_word(name: str, value: str, most: int = 256) -> str:

@@ -42,10 +42,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `answer` is a model or the content type of a text."""
+    """One method of one path. `answer` is a model or the content type of a text.
+
+    `op` is the keeper's command, empty where none is asked; it gets the name in the path as its field `named`.
+    """
 
     method: str
     path: str
+    op: str
     text: str
     answer: type[BaseModel] | str
     body: type[BaseModel] | None = None
@@ -55,6 +59,7 @@ class Route:
     is_open: bool = False  # needs no token
     accepted: type[BaseModel] | None = None  # the answer 202, while humans have not approved
     required: tuple[str, ...] = ()  # fields of the body that other routes with this model do not need
+    named: str = ""  # "" for the name that the path gives it
 
 
 # What the edge answers before any route sees the request: malformed, late, too large, a long line, too many requests
@@ -64,6 +69,14 @@ _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": P
 _HOST: Final = {**_WORD, "maxLength": MAX_HOST_NAME}
 _SEQ: Final = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SERIAL: Final = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+
+
+def _pages(rows: str, default: int = 50) -> tuple[Query, ...]:
+    """The parameters of a list that goes backwards."""
+    limit = {"type": "integer", "minimum": 1, "maximum": 200, "default": default}
+    return Query("before", "`before` of the previous page", _SEQ), Query("limit", f"{rows} per page", limit)
+
+
 _LIST: Final = (
     Query("identity", "issued to this identity; another identity requires the right ledger.read", _WORD),
     Query("role", "issued for this role", _WORD),
@@ -71,10 +84,9 @@ _LIST: Final = (
     Query("fingerprint", "of the public key, SHA256:…", _WORD),
     Query("backend", "signed by signer's CA key or by Vault", {"type": "string", "enum": list(BACKENDS)}),
     Query("active", "true: only certificates valid now", {"type": "boolean", "default": False}),
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "certificates per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    *_pages("certificates"),
 )
-_PROOF: Final = (
+PROOF: Final = (
     Query("from", "number of events of the older checkpoint", _SEQ),
     Query("to", "number of events of the newer one", _SEQ),
 )
@@ -90,16 +102,11 @@ _WAIT: Final = (
 _INCIDENTS: Final = (Query("state", "all: also closed ones", {"type": "string", "enum": ["all", "open"]}),)
 _ENTRIES: Final = (
     Query("after", "`after` of the previous page; default: from the first event on", _SEQ),
-    Query("limit", "events per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 200}),
+    _pages("events", 200)[1],
 )
 _OPERATIONS: Final = (
     Query("evidence", "with this evidence", {"type": "string", "pattern": f"^{DIGEST}$"}),
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "operations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
-)
-_REVOCATIONS: Final = (
-    Query("before", "`before` of the previous page", _SEQ),
-    Query("limit", "revocations per page", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    *_pages("operations"),
 )
 _PREVIEW: Final = (
     Query("by", "as in POST /api/revocations", {"type": "string", "enum": list(get_args(RevokedBy))}),
@@ -107,130 +114,146 @@ _PREVIEW: Final = (
 )
 ROUTES: Final = (
     Route(
-        "POST", "/api/sign/{role}", "Issue a certificate, or ask humans to approve it", replies.Certificate, SignBody,
-        201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails, required=("public_key",),
+        "POST", "/api/sign/{role}", "sign", "Issue a certificate, or ask humans to approve it", replies.Certificate,
+        SignBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
+        required=("public_key",),
     ),
     Route(
-        "POST", "/api/explain/{role}", "Show the policy decision; signs nothing", replies.Explanation, SignBody,
-        faults=(400, 401, 403, 404, 413, 503),
+        "POST", "/api/explain/{role}", "explain", "Show the policy decision; signs nothing", replies.Explanation,
+        SignBody, faults=(400, 401, 403, 404, 413, 503),
     ),
     Route(
-        "GET", "/api/certificates", "List certificates, newest first; the header Link names the next page",
-        replies.CertificatePage, faults=(400, 401, 403, 503), queries=_LIST,
+        "GET", "/api/certificates", "certificates",
+        "List certificates, newest first; the header Link names the next page", replies.CertificatePage,
+        faults=(400, 401, 403, 503), queries=_LIST,
     ),
     Route(
-        "GET", "/api/certificates/{serial}", "Show one certificate with its ledger entries",
+        "GET", "/api/certificates/{serial}", "certificate", "Show one certificate with its ledger entries",
         replies.CertificateDetails, faults=(400, 401, 404, 503),
     ),
-    Route("GET", "/api/ledger/head", "The newest entry of the ledger", replies.Recorded),
+    Route("GET", "/api/ledger/head", "head", "The newest entry of the ledger", replies.Recorded),
     Route(
-        "GET", "/api/ledger/checkpoint", "The newest checkpoint of the ledger: a signed note, c2sp.org/tlog-checkpoint",
-        "text/plain", faults=(503,), is_open=True,
+        "GET", "/api/ledger/checkpoint", "checkpoint",
+        "The newest checkpoint of the ledger: a signed note, c2sp.org/tlog-checkpoint", "text/plain", faults=(503,),
+        is_open=True,
     ),
     Route(
-        "GET", "/api/ledger/proof", "Prove that the ledger of one size begins with that of a smaller one",
-        replies.ConsistencyProof, faults=(400, 403, 404, 503), queries=_PROOF, is_open=True,
+        "GET", "/api/ledger/proof", "proof", "Prove that the ledger of one size begins with that of a smaller one",
+        replies.ConsistencyProof, faults=(400, 403, 404, 503), queries=PROOF, is_open=True,
     ),
     Route(
-        "GET", "/api/ledger/entries", "All events of the ledger in their order, page by page, for a copy of it",
-        replies.LedgerPage, faults=(400, 401, 403, 503), queries=_ENTRIES,
+        "GET", "/api/ledger/entries", "entries",
+        "All events of the ledger in their order, page by page, for a copy of it", replies.LedgerPage,
+        faults=(400, 401, 403, 503), queries=_ENTRIES,
     ),
     Route(
-        "GET", "/api/operations", "List operations on the platform, newest first; pages as for certificates",
-        replies.OperationPage, faults=(400, 401, 403, 503), queries=_OPERATIONS,
+        "GET", "/api/operations", "operations",
+        "List operations on the platform, newest first; pages as for certificates", replies.OperationPage,
+        faults=(400, 401, 403, 503), queries=_OPERATIONS,
     ),
     Route(
-        "POST", "/api/operations", "Record an operation; returns its ledger entry",
-        replies.OperationDetails, OperationBody, 201, (400, 401, 403, 413, 503),
+        "POST", "/api/operations", "record", "Record an operation; returns its ledger entry", replies.OperationDetails,
+        OperationBody, 201, (400, 401, 403, 413, 503),
     ),
-    Route("GET", "/api/freezes", "The freezes in force that you may see", replies.Freezes, faults=(401, 503)),
     Route(
-        "POST", "/api/freezes", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
+        "GET", "/api/freezes", "freezes", "The freezes in force that you may see", replies.Freezes, faults=(401, 503),
+    ),
+    Route(
+        "POST", "/api/freezes", "freeze", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
         FreezeBody, 201, (400, 401, 403, 413, 503),
     ),
     Route(
-        "DELETE", "/api/freezes/{scope}", "Issue again", replies.FreezeState, faults=(400, 401, 403, 404, 503),
-    ),
-    Route(
-        "GET", "/api/revocations", "List revocations, newest first; pages as for certificates",
-        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_REVOCATIONS,
-    ),
-    Route(
-        "GET", "/api/revocations/preview", "What a revocation would hit now; needs the right revoke",
-        replies.RevocationPreview, faults=(400, 401, 403, 503), queries=_PREVIEW,
-    ),
-    Route(
-        "POST", "/api/revocations", "Revoke certificates or a key for good; needs the right revoke", replies.Revoked,
-        RevokeBody, 201, (400, 401, 403, 413, 503),
-    ),
-    Route(
-        "GET", "/api/host-keys", "List the hosts whose keys are known, by name", replies.HostKeysPage,
-        faults=(400, 401, 403, 503), queries=(Query("after", "`after` of the previous page", _HOST),),
-    ),
-    Route(
-        "POST", "/api/host-keys", "List a host with its keys; needs the right hosts", replies.HostKeys, HostKeysBody,
-        201, (400, 401, 403, 409, 413, 503),
-    ),
-    Route(
-        "DELETE", "/api/host-keys/{host}", "Take a host off the list; needs the right hosts", replies.HostRemoved,
+        "DELETE", "/api/freezes/{scope}", "unfreeze", "Issue again", replies.FreezeState,
         faults=(400, 401, 403, 404, 503),
     ),
     Route(
-        "GET", "/api/whoami", "Who the caller is: identity, roles, rights, and when the token ends", schemas.WhoAmI,
+        "GET", "/api/revocations", "revocations", "List revocations, newest first; pages as for certificates",
+        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_pages("revocations"),
+    ),
+    Route(
+        "GET", "/api/revocations/preview", "preview_revocation",
+        "What a revocation would hit now; needs the right revoke", replies.RevocationPreview,
+        faults=(400, 401, 403, 503), queries=_PREVIEW,
+    ),
+    Route(
+        "POST", "/api/revocations", "revoke", "Revoke certificates or a key for good; needs the right revoke",
+        replies.Revoked, RevokeBody, 201, (400, 401, 403, 413, 503),
+    ),
+    Route(
+        "GET", "/api/host-keys", "host_keys", "List the hosts whose keys are known, by name", replies.HostKeysPage,
+        faults=(400, 401, 403, 503), queries=(Query("after", "`after` of the previous page", _HOST),),
+    ),
+    Route(
+        "POST", "/api/host-keys", "add_host_keys", "List a host with its keys; needs the right hosts", replies.HostKeys,
+        HostKeysBody, 201, (400, 401, 403, 409, 413, 503),
+    ),
+    Route(
+        "DELETE", "/api/host-keys/{host}", "remove_host_keys", "Take a host off the list; needs the right hosts",
+        replies.HostRemoved, faults=(400, 401, 403, 404, 503),
+    ),
+    Route(
+        "GET", "/api/whoami", "whoami", "Who the caller is: identity, roles, rights, and when the token ends",
+        schemas.WhoAmI, faults=(401, 503),
+    ),
+    Route(
+        "GET", "/api/requests", "requests",
+        "List requests that you may see, newest first, also those that ended in the last day", replies.RequestPage,
+        faults=(400, 401, 403, 503), queries=_REQUESTS,
+    ),
+    Route(
+        "GET", "/api/requests/{name}", "request", "Show a request; with `wait`, as soon as it is decided",
+        replies.RequestDetails, faults=(400, 401, 404, 503), queries=_WAIT, named="request",
+    ),
+    Route(
+        "POST", "/api/requests/{name}/claim", "claim", "Issue the certificate of an approved request",
+        replies.Certificate, ClaimBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
+        named="request",
+    ),
+    Route(
+        "POST", "/api/requests/{name}/approve", "approve", "Approve a request with a signature", replies.RequestDetails,
+        ApproveBody, faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+    ),
+    Route(
+        "POST", "/api/requests/{name}/deny", "deny", "Deny a request", replies.RequestDetails, DenyBody,
+        faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+    ),
+    Route(
+        "POST", "/api/requests/{name}/withdraw", "withdraw", "Withdraw your own request", replies.RequestDetails,
+        WithdrawBody, faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+    ),
+    Route(
+        "GET", "/api/waivers", "waivers", "List the waivers in force that you may see", replies.Waivers,
         faults=(401, 503),
     ),
     Route(
-        "GET", "/api/requests", "List requests that you may see, newest first, also those that ended in the last day",
-        replies.RequestPage, faults=(400, 401, 403, 503), queries=_REQUESTS,
+        "POST", "/api/waivers/{name}/end", "end_waiver", "End a waiver", replies.WaiverEnded, EndBody,
+        faults=(400, 401, 403, 404, 413, 503), named="waiver",
     ),
     Route(
-        "GET", "/api/requests/{name}", "Show a request; with `wait`, as soon as it is decided", replies.RequestDetails,
-        faults=(400, 401, 404, 503), queries=_WAIT,
-    ),
-    Route(
-        "POST", "/api/requests/{name}/claim", "Issue the certificate of an approved request", replies.Certificate,
-        ClaimBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
-    ),
-    Route(
-        "POST", "/api/requests/{name}/approve", "Approve a request with a signature", replies.RequestDetails,
-        ApproveBody, faults=(400, 401, 403, 404, 409, 413, 503),
-    ),
-    Route(
-        "POST", "/api/requests/{name}/deny", "Deny a request", replies.RequestDetails, DenyBody,
-        faults=(400, 401, 403, 404, 409, 413, 503),
-    ),
-    Route(
-        "POST", "/api/requests/{name}/withdraw", "Withdraw your own request", replies.RequestDetails, WithdrawBody,
-        faults=(400, 401, 403, 404, 409, 413, 503),
-    ),
-    Route("GET", "/api/waivers", "List the waivers in force that you may see", replies.Waivers, faults=(401, 503)),
-    Route(
-        "POST", "/api/waivers/{name}/end", "End a waiver", replies.WaiverEnded, EndBody,
-        faults=(400, 401, 403, 404, 413, 503),
-    ),
-    Route(
-        "GET", "/api/incidents", "List the incidents that you may see, newest first", replies.Incidents,
+        "GET", "/api/incidents", "incidents", "List the incidents that you may see, newest first", replies.Incidents,
         faults=(400, 401, 503), queries=_INCIDENTS,
     ),
     Route(
-        "POST", "/api/incidents/{name}/close", "Close an incident with a reference to a commit", replies.IncidentRow,
-        CloseBody, faults=(400, 401, 403, 404, 409, 413, 503),
+        "POST", "/api/incidents/{name}/close", "close_incident", "Close an incident with a reference to a commit",
+        replies.IncidentRow, CloseBody, faults=(400, 401, 403, 404, 409, 413, 503), named="incident",
     ),
     Route(
-        "GET", "/api/ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain", faults=(503,),
-        is_open=True,
+        "GET", "/api/ca", "ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain",
+        faults=(503,), is_open=True,
     ),
     *(
-        Route("GET", f"/api/{name}", text, content_type, faults=(503,), is_open=True)
+        Route("GET", f"/api/{name}", "", text, content_type, faults=(503,), is_open=True)
         for name, (content_type, text) in FILES.items()
     ),
-    Route("GET", "/api/hosts", "Which hosts have which revocation list", replies.Hosts),
-    Route("GET", "/api/openapi.json", "This document", "application/json", faults=(), is_open=True),
-    Route("GET", "/healthz", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
-    Route("GET", "/readyz", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True),
+    Route("GET", "/api/hosts", "hosts", "Which hosts have which revocation list", replies.Hosts),
+    Route("GET", "/api/openapi.json", "", "This document", "application/json", faults=(), is_open=True),
+    Route("GET", "/healthz", "", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
     Route(
-        "GET", "/metrics", "Metrics for Prometheus; by role with the right ledger.read, else totals", "text/plain",
-        faults=(401, 503), is_open=True,
+        "GET", "/readyz", "health", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True,
+    ),
+    Route(
+        "GET", "/metrics", "metrics", "Metrics for Prometheus; by role with the right ledger.read, else totals",
+        "text/plain", faults=(401, 503), is_open=True,
     ),
 )  # fmt: skip
 
@@ -314,10 +337,12 @@ def _operation_id(route: Route) -> str:
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
-    return [
-        {"name": name, "in": "path", "required": True, "schema": {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)}
-        for name in names
-    ]
+    return [{"name": name, "in": "path", "required": True, "schema": path_schema(name)} for name in names]
+
+
+def path_schema(name: str) -> dict[str, Any]:
+    """The schema of a name in a path."""
+    return {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)
 
 
 def _query_parameter(query: Query) -> dict[str, Any]:

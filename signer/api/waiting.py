@@ -10,7 +10,8 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ _WATCH: Final = _NUMBER + b' {"op": "watch"}\n'
 _PATH: Final = re.compile(r"/api/requests/(r-[a-z2-7]{10})", re.ASCII)
 _QUERY: Final = re.compile(r"wait=([1-9][0-9]?)", re.ASCII)
 _HEADERS: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
-_Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 class Waiters:
@@ -55,6 +56,17 @@ class Waiters:
         self._waiting[request].discard(event)
         if not self._waiting[request]:
             del self._waiting[request]
+
+    @contextmanager
+    def watch(self, request: str, receive: Receive) -> Iterator[tuple[asyncio.Event, asyncio.Future[Any]]]:
+        """While a client waits: an event that is set when the request may have changed, and the client's end."""
+        gone = asyncio.ensure_future(receive())
+        event = self.add(request)
+        try:
+            yield event, gone
+        finally:
+            gone.cancel()
+            self.remove(request, event)
 
     def chores(self) -> None:
         """Connects to the keeper if somebody waits and there is no connection."""
@@ -120,11 +132,9 @@ class WaitCall:
         except SignerError as error:
             return error
 
-    async def wait(self, keeper: KeeperClient, waiters: Waiters, receive: _Receive) -> HttpResponse | None:
+    async def wait(self, keeper: KeeperClient, waiters: Waiters, receive: Receive) -> HttpResponse | None:
         """The response as soon as the request is decided or the time is over; None if the client is gone."""
-        gone = asyncio.ensure_future(receive())
-        event = waiters.add(self._name)
-        try:
+        with waiters.watch(self._name, receive) as (event, gone):
             while True:
                 event.clear()
                 outcome = await self.ask(keeper)
@@ -133,9 +143,6 @@ class WaitCall:
                     return self.response(outcome)
                 if not await wait_for(event, gone, left):
                     return None
-        finally:
-            gone.cancel()
-            waiters.remove(self._name, event)
 
     def response(self, outcome: Reply | SignerError) -> HttpResponse:
         """The HTTP response for the keeper's reply or an error."""

@@ -15,18 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from signer.authority.approvals import (
-    ENDS,
-    FrozenRequest,
-    Requirement,
-    check_approver,
-    check_flags,
-    check_key_kind,
-    needs_humans,
-    request_of_waiver,
-    requirement_of,
-    signature_mark,
-)
+from signer.authority import approvals
 from signer.authority.incidents import Incidents
 from signer.authority.webauthn import VerifiedAssertion, verify_assertion
 from signer.errors import BadFormat, BadSignature, Refused
@@ -126,8 +115,8 @@ class ApprovalAuditor:
                 self._freeze(body["scope"])
             case "incident.opened" | "incident.closed":
                 self._incidents.apply(Event(entry.kind, entry.actor, dict(body)), entry.time_ms // 1000)
-            case kind if kind in ENDS and (asked := self._asked.get(body["request"])) is not None:
-                asked.end = ENDS[kind]
+            case kind if kind in approvals.ENDS and (asked := self._asked.get(body["request"])) is not None:
+                asked.end = approvals.ENDS[kind]
 
     def _request(self, entry: Entry, body: Mapping[str, Any]) -> None:
         frozen, name = body["frozen"], body["request"]
@@ -194,7 +183,7 @@ class ApprovalAuditor:
         """The same signature twice; and a passkey's counter that went back in the whole ledger: it has a copy."""
         asserted = given.signature
         faults: list[str] = []
-        mark = signature_mark(body)
+        mark = approvals.signature_mark(body)
         if mark is not None and mark in asked.seen:
             faults.append("is a signature that was recorded before")
         asked.seen.add(mark or "")
@@ -240,14 +229,14 @@ class ApprovalAuditor:
     # --- a certificate --------------------------------------------------------------------------------------------
 
     def _of_waiver(self, waiver: str) -> _Asked | None:
-        return self._asked.get(request_of_waiver(waiver))
+        return self._asked.get(approvals.request_of_waiver(waiver))
 
     def _issue(self, entry: Entry, body: Mapping[str, Any]) -> None:
         serial, names = body["serial"], body.get("approved_by")
         policy = self._policies.get(body["policy"])
         if names is None:
             role = None if policy is None else policy.roles.get(body["role"])
-            if role is not None and needs_humans(role, body["kind"]):
+            if role is not None and approvals.needs_humans(role, body["kind"]):
                 self._add(entry, f"certificate {serial} of role {role.name} was issued without an approval")
             return
         self.audit.certificates += 1
@@ -311,7 +300,7 @@ class ApprovalAuditor:
         """What the policy in force says against it: too few approvers, or one without the right or the key."""
         identity = body["identity"]
         overdue = self._incidents.is_overdue(identity, entry.time_ms // 1000)
-        wanted = requirement_of(policy.roles.get(body["role"]), body["kind"], needs_second_human=overdue)
+        wanted = approvals.requirement_of(policy.roles.get(body["role"]), body["kind"], needs_second_human=overdue)
         names = dict.fromkeys(body["approved_by"])
         others = [name for name in names if name != identity]
         faults = []
@@ -327,7 +316,7 @@ class ApprovalAuditor:
         return faults
 
     def _approver_faults(
-        self, given: _Given, asked: _Asked, wanted: Requirement, policy: Policy, *, is_own: bool
+        self, given: _Given, asked: _Asked, wanted: approvals.Requirement, policy: Policy, *, is_own: bool
     ) -> list[str]:
         identity = policy.identities.get(given.by)
         if identity is None:
@@ -336,10 +325,10 @@ class ApprovalAuditor:
         line = next((line for line in identity.approval_keys if _is_of_line(given, line)), None)
         try:
             if not is_own:
-                check_approver(identity, FrozenRequest.from_json(asked.frozen), wanted, {})
+                approvals.check_approver(identity, approvals.FrozenRequest.from_json(asked.frozen), wanted, {})
             if line is not None:
-                check_key_kind(line, wanted, asked.frozen["role"])
-                check_flags(line, present=signature.user_present, verified=signature.user_verified)
+                approvals.check_key_kind(line, wanted, asked.frozen["role"])
+                approvals.check_flags(line, present=signature.user_present, verified=signature.user_verified)
         except Refused as fault:
             faults.append(f"names {given.by}, against its policy: {fault.text}")
         if line is None:

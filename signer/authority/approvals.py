@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from signer.authority.incidents import Incidents
-from signer.authority.webauthn import MAX_CLIENT_DATA
+from signer.authority.signatures import Signatures
+from signer.authority.webauthn import MAX_CLIENT_DATA, VerifiedAssertion
 from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
     APPROVAL_KEY_KINDS,
@@ -47,6 +48,7 @@ from signer.model import (
 from signer.policy.decide import Policy
 from signer.policy.passkeys import decode_base64url
 from signer.ssh.publickey import render_public_key
+from signer.ssh.sshsig import SshSignature
 from signer.ssh.statement import approval_statement, request_digest
 from signer.units import parse_timestamp, timestamp
 
@@ -71,40 +73,6 @@ ENDS: Final[Mapping[str, RequestState]] = {
     "approval.lapsed": "lapsed",
     "approval.issued": "issued",
 }
-
-
-class SignatureFlags(Protocol):
-    """What a valid signature says of the human who made it."""
-
-    @property
-    def user_present(self) -> bool: ...
-    @property
-    def user_verified(self) -> bool: ...
-    @property
-    def counter(self) -> int | None:
-        """How often the key has signed; None for a key that does not say."""
-
-
-class AssertionFlags(SignatureFlags, Protocol):
-    """What a valid assertion says; `content` is the same for the same assertion only."""
-
-    @property
-    def counter(self) -> int: ...
-    @property
-    def content(self) -> str: ...
-
-
-class Signatures(Protocol):
-    """How signatures are read and checked; all raise `BadSignature`."""
-
-    def key(self, armored: str) -> PublicKey:
-        """The key that an armored signature names."""
-
-    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SignatureFlags:
-        """Checks a signature over a statement by a key."""
-
-    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> AssertionFlags:
-        """Checks an assertion for a statement by a passkey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1042,7 +1010,7 @@ def signature_mark(body: Mapping[str, Any]) -> str | None:
 
 def _verify(
     line: ApprovalKey, signature: str | Assertion, statement: bytes, signatures: Signatures
-) -> tuple[SignatureFlags, dict[str, object]]:
+) -> tuple[SshSignature | VerifiedAssertion, dict[str, object]]:
     """The flags of a signature that verifies, and what an event records of it; raises `BadSignature`.
 
     From what is recorded it is verified again, by the event alone. The bytes of an assertion are in base64, in which
@@ -1061,7 +1029,7 @@ def _verify(
     return asserted, _assertion_evidence(signature, line, asserted)
 
 
-def _assertion_evidence(assertion: Assertion, passkey: Passkey, asserted: AssertionFlags) -> dict[str, object]:
+def _assertion_evidence(assertion: Assertion, passkey: Passkey, asserted: VerifiedAssertion) -> dict[str, object]:
     return {
         "assertion": {
             "authenticator_data": _in_base64(assertion.authenticator_data),

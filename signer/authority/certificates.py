@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from signer.errors import CertificateMismatch
 from signer.model import BACKDATE, Caller, Consent, Event, Grant
@@ -24,6 +24,9 @@ from signer.ssh.certificate import (
 )
 from signer.ssh.publickey import certificate_kind, render_public_key
 from signer.units import timestamp
+
+if TYPE_CHECKING:
+    from signer.authority.vault_certificates import VaultCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +102,8 @@ def check_matches_grant(
         raise CertificateMismatch("certificate_differs_from_grant", "the certificate has no principals")
 
 
-class Recordable(Protocol):
-    """A certificate of the local key or of Vault, ready to be recorded."""
-
-    @property
-    def grant(self) -> Grant: ...
-    @property
-    def fields(self) -> CertificateFields: ...
-    @property
-    def unsigned(self) -> bytes: ...
-
-
 def issued_event(
-    made: Recordable,
+    made: UnsignedCertificate | VaultCertificate,
     caller: Caller,
     policy_digest: str,
     backend: str,
@@ -160,7 +152,9 @@ def certificate_line(certificate: UnsignedCertificate, signature: bytes) -> str:
     )
 
 
-def issued_reply(made: Recordable, line: str, ca_fingerprint: str, expires_in: int) -> Certificate:
+def issued_reply(
+    made: UnsignedCertificate | VaultCertificate, line: str, ca_fingerprint: str, expires_in: int
+) -> Certificate:
     """The reply to a sign request. `expires_in` is in seconds from now."""
     grant, fields = made.grant, made.fields
     return Certificate(

@@ -17,22 +17,7 @@ from typing import Final, Literal
 from signer.errors import NotAuthenticated, Refused
 from signer.model import CONSOLE_PREFIX, Assertion, Caller, Event, Identity, Token
 from signer.policy.decide import Policy
-from signer.protocol.commands import (
-    Approve,
-    Command,
-    Deny,
-    EndWaiver,
-    Explain,
-    Freeze,
-    ListHostKeys,
-    ListIncidents,
-    ListRequests,
-    ListWaivers,
-    Query,
-    ShowRequest,
-    SignOut,
-    Withdraw,
-)
+from signer.protocol import commands
 
 SECRET_BYTES: Final = 32  # of randomness in a credential
 IDLE: Final = 15 * 60  # seconds without a command of the human's
@@ -44,10 +29,16 @@ WINDOW: Final = 60  # seconds in which sign-ins count
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may be set back before sessions end
 ID_DIGITS: Final = 12  # hexadecimal digits of the digest that name a session
 RIGHTS: Final = frozenset({"approve", "freeze", "ledger.read"})  # those that may be of use in a session
-_ALLOWED: Final = (
-    Query | ShowRequest | ListRequests | ListWaivers | ListIncidents | ListHostKeys | Explain  # look
-    | Deny | Withdraw | EndWaiver | Freeze | SignOut  # the safe direction
-)  # fmt: skip
+_LOOK: Final = (
+    commands.Query
+    | commands.ShowRequest
+    | commands.ListRequests
+    | commands.ListWaivers
+    | commands.ListIncidents
+    | commands.ListHostKeys
+    | commands.Explain
+)
+_SAFE: Final = commands.Deny | commands.Withdraw | commands.EndWaiver | commands.Freeze | commands.SignOut
 Why = Literal["signed_out", "idle", "expired", "policy", "frozen", "replaced"]
 
 
@@ -164,11 +155,11 @@ def is_session(credential: str | None) -> bool:
     return credential is not None and credential.startswith(CONSOLE_PREFIX)
 
 
-def check_command(command: Command) -> None:
+def check_command(command: commands.Command) -> None:
     """Raises `Refused` for a command that no session may send."""
-    if isinstance(command, _ALLOWED):
+    if isinstance(command, _LOOK | _SAFE):
         return
-    if isinstance(command, Approve) and isinstance(command.signature, Assertion):  # which proves itself
+    if isinstance(command, commands.Approve) and isinstance(command.signature, Assertion):  # which proves itself
         return
     raise Refused(
         "not_by_console",

@@ -16,7 +16,6 @@ from signer.authority.approvals import (
     REMEMBERED,
     Approvals,
     Request,
-    Signatures,
     Situation,
     Status,
     asked_again,
@@ -41,7 +40,7 @@ from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals,
 from signer.authority.notices import NOTICED, Noticing, token_notices
 from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SIGNATURES
+from signer.authority.signatures import SIGNATURES, Signatures
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
@@ -931,7 +930,8 @@ class Core:
         """
         now = int(self._clock())
         ended = [] if self._state is None else freezes.ended(self._state.freezes, now)
-        due = [*self._refusals.due(now), *self.shadow.due(now), *self._over(now), *self._shorter_list(*built, now)]
+        due = [event for repeats in self._suppressors() for event in repeats.due(now)]
+        due += [*self._over(now), *self._shorter_list(*built, now)]
         failure = self.record([*ended, *due, *self.sessions.end_over(self.policy, now)])
         if failure is None and self._state is not None:
             for event in ended:
@@ -960,4 +960,5 @@ class Core:
 
     def end(self) -> None:
         """Records all counts of repeats and the end."""
-        self.record([*self._refusals.flush(), *self.shadow.flush(), Event("keeper.stopped", "keeper", {})])
+        counts = [event for repeats in self._suppressors() for event in repeats.flush()]
+        self.record([*counts, Event("keeper.stopped", "keeper", {})])

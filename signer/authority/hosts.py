@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from signer.authority.approvals import check_not_frozen
 from signer.authority.queries import require
 from signer.errors import BadRequest, NotFound, Refused
+from signer.ledger.lookups import fitting
 from signer.model import ActiveFreeze, Entry, Event, Identity, KnownHost
+from signer.protocol import replies
 from signer.protocol.commands import AddHostKeys, ListHostKeys, RemoveHostKeys
-from signer.protocol.replies import HostKeyRow, HostKeys, HostKeysPage, HostRemoved
 from signer.ssh.known_hosts import key_line, known_hosts_lines, parse_host_key, parse_host_name, parse_host_principals
 from signer.ssh.publickey import parse_public_key
 from signer.units import timestamp
@@ -100,7 +102,7 @@ class HostList:
 
     def add(
         self, command: AddHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze], now: int
-    ) -> tuple[HostKeys, tuple[Event, ...]]:
+    ) -> tuple[replies.HostKeys, tuple[Event, ...]]:
         """Lists a host; returns the reply, and the event unless it is so already. Raises `Refused`, `BadRequest`."""
         _check_may_change(identity, freezes)
         name, *addresses = dict.fromkeys(map(parse_host_name, (command.name, *command.addresses)))
@@ -150,7 +152,7 @@ class HostList:
 
     def remove(
         self, command: RemoveHostKeys, identity: Identity, freezes: Mapping[str, ActiveFreeze]
-    ) -> tuple[HostRemoved, Event]:
+    ) -> tuple[replies.HostRemoved, Event]:
         """Takes a host off the list; returns the reply and the event. Raises `Refused`, `BadRequest` or `NotFound`."""
         _check_may_change(identity, freezes)
         name = parse_host_name(command.name)
@@ -159,33 +161,30 @@ class HostList:
             if name in self._owners:
                 hint = f"it is an address of {self._owners[name]}: remove or replace that"
             raise NotFound("unknown_host", f"{name} is not a host of the list", hint)
-        return HostRemoved(name=name), Event("host.removed", identity.name, {"name": name})
+        return replies.HostRemoved(name=name), Event("host.removed", identity.name, {"name": name})
 
-    def page(self, query: ListHostKeys, identity: Identity) -> HostKeysPage:
+    def page(self, query: ListHostKeys, identity: Identity) -> replies.HostKeysPage:
         """The hosts after `query.after`, by name. Raises `Refused`."""
         if "hosts" not in identity.may:
             require(identity, "ledger.read")
         names = sorted(self.hosts)
         first = 0 if query.after is None else bisect_right(names, query.after)
-        shown: list[KnownHost] = []
-        room = _PRINCIPALS_PER_PAGE
-        for name in names[first : first + HOSTS_PER_PAGE]:
-            host = self.hosts[name]
-            room -= sum(2 * len(principal) + 4 for principal in host.principals or ())  # JSON doubles a backslash
-            if shown and room < 0:
-                break
-            shown.append(host)
+        hosts = (self.hosts[name] for name in names[first : first + HOSTS_PER_PAGE])
+        # JSON doubles a backslash.
+        shown = fitting(
+            hosts, lambda host: sum(2 * len(one) + 4 for one in host.principals or ()), _PRINCIPALS_PER_PAGE
+        )
         after = shown[-1].name if first + len(shown) < len(names) else None
-        return HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
+        return replies.HostKeysPage(version=self.version, hosts=list(map(host_keys_reply, shown)), after=after)
 
 
-def host_keys_reply(host: KnownHost) -> HostKeys:
+def host_keys_reply(host: KnownHost) -> replies.HostKeys:
     """A host as the API shows it."""
     rows = []
     for line in host.keys:
         key = parse_public_key(line)
-        rows.append(HostKeyRow(kind=key.kind, bits=key.bits, fingerprint=key.fingerprint))
-    return HostKeys(
+        rows.append(replies.HostKeyRow(kind=key.kind, bits=key.bits, fingerprint=key.fingerprint))
+    return replies.HostKeys(
         name=host.name,
         addresses=list(host.names[1:]),
         keys=rows,
@@ -216,8 +215,7 @@ def _check_may_change(identity: Identity, freezes: Mapping[str, ActiveFreeze]) -
     if identity.kind != "human":
         raise Refused("hosts_need_human", f"{identity.name} is not a human and changes no host's keys", "ask a human")
     require(identity, "hosts")
-    if (frozen := freezes.get(f"identity:{identity.name}")) is not None:
-        raise Refused("frozen", f"identity:{identity.name} is frozen: {frozen.reason}", "ask the operator who froze it")
+    check_not_frozen(identity.name, freezes)
 
 
 def _full(why: str) -> BadRequest:

@@ -11,21 +11,11 @@ from typing import Final
 from signer.authority.limits import CertificateUsage
 from signer.authority.queries import freeze_row, require, role_details
 from signer.errors import NotFound
-from signer.model import ActiveFreeze, Identity, Role, SshApprovalKey
+from signer.model import ActiveFreeze, Identity, Role, SshApprovalKey, Token
 from signer.policy.decide import Policy
 from signer.policy.tokens import token_id
+from signer.protocol import replies
 from signer.protocol.commands import AboutIdentities, ListIdentities, ListLive
-from signer.protocol.replies import (
-    ApprovalKeyRow,
-    ApprovalTerms,
-    GrantedRole,
-    IdentityDetails,
-    IdentityPage,
-    IdentityRow,
-    LiveByIdentity,
-    LiveOfIdentity,
-    TokenEnd,
-)
 from signer.units import timestamp
 
 MOST_HOLDERS: Final = 20  # identities in the reply to `ListLive`
@@ -35,7 +25,7 @@ Freezes = Mapping[str, ActiveFreeze]
 
 def answer(
     query: AboutIdentities, asker: Identity, policy: Policy, usage: CertificateUsage, freezes: Freezes, now: int
-) -> LiveByIdentity | IdentityPage | IdentityDetails:
+) -> replies.LiveByIdentity | replies.IdentityPage | replies.IdentityDetails:
     """The reply to one query at `now` (seconds since 1970); raises `Refused` or `NotFound`."""
     sees_all = "ledger.read" in asker.may
     if isinstance(query, ListLive):
@@ -53,10 +43,10 @@ def answer(
     return _details(found, policy, usage, freezes, now)
 
 
-def _live(live: Mapping[str, int]) -> LiveByIdentity:
+def _live(live: Mapping[str, int]) -> replies.LiveByIdentity:
     holders = sorted((-count, name) for name, count in live.items() if count)
-    return LiveByIdentity(
-        identities=[LiveOfIdentity(identity=name, count=-count) for count, name in holders[:MOST_HOLDERS]],
+    return replies.LiveByIdentity(
+        identities=[replies.LiveOfIdentity(identity=name, count=-count) for count, name in holders[:MOST_HOLDERS]],
         holders=len(holders),
         certificates=-sum(count for count, _ in holders),
     )
@@ -64,17 +54,17 @@ def _live(live: Mapping[str, int]) -> LiveByIdentity:
 
 def _page(
     query: ListIdentities, names: list[str], policy: Policy, live: Mapping[str, int], freezes: Freezes
-) -> IdentityPage:
+) -> replies.IdentityPage:
     part, after = (query.part or "").lower(), query.after or ""
     wanted = [name for name in names if part in name.lower() and name > after]
-    page, ends = wanted[: query.limit], _last_ends(policy)
-    return IdentityPage(
+    page, ends = wanted[: query.limit], last_ends(policy)
+    return replies.IdentityPage(
         identities=[_row(policy.identities[name], ends.get(name), live.get(name, 0), freezes) for name in page],
         after=page[-1] if len(wanted) > len(page) else None,
     )
 
 
-def _last_ends(policy: Policy) -> dict[str, int]:
+def last_ends(policy: Policy) -> dict[str, int]:
     """When the last token of each identity ends, in seconds since 1970; one pass, however many there are."""
     found: dict[str, int] = {}
     for token in policy.tokens.values():
@@ -82,8 +72,13 @@ def _last_ends(policy: Policy) -> dict[str, int]:
     return found
 
 
-def _row(identity: Identity, last_end: int | None, live: int, freezes: Freezes) -> IdentityRow:
-    return IdentityRow(
+def token_end(token: Token) -> replies.TokenEnd:
+    """When a token ends, for whoever may see it."""
+    return replies.TokenEnd(id=token_id(token), identity=token.identity, expires=timestamp(token.expires))
+
+
+def _row(identity: Identity, last_end: int | None, live: int, freezes: Freezes) -> replies.IdentityRow:
+    return replies.IdentityRow(
         name=identity.name,
         kind=identity.kind,
         groups=sorted(identity.groups),
@@ -98,21 +93,18 @@ def _row(identity: Identity, last_end: int | None, live: int, freezes: Freezes) 
 
 def _details(
     identity: Identity, policy: Policy, usage: CertificateUsage, freezes: Freezes, now: int
-) -> IdentityDetails:
+) -> replies.IdentityDetails:
     tokens = sorted((t for t in policy.tokens.values() if t.identity == identity.name), key=lambda t: t.expires)
     scopes = ("all", f"identity:{identity.name}", *(f"role:{role}" for role in sorted(identity.roles)))
     roles = [policy.roles[name] for name in sorted(identity.roles) if name in policy.roles][:MOST_ROLES]
     granted = [_granted(role, identity, usage.usage(identity.name, role.name, now).live) for role in roles]
     live = usage.live_by_identity(now).get(identity.name, 0)  # of roles that it has no more, too
-    return IdentityDetails(
+    return replies.IdentityDetails(
         identity=_row(identity, tokens[-1].expires if tokens else None, live, freezes),
         roles=granted,
-        tokens=[
-            TokenEnd(id=token_id(token), identity=identity.name, expires=timestamp(token.expires))
-            for token in tokens[:MOST_ROLES]
-        ],
+        tokens=[token_end(token) for token in tokens[:MOST_ROLES]],
         approval_keys=[
-            ApprovalKeyRow(
+            replies.ApprovalKeyRow(
                 kind=key.kind,
                 fingerprint=key.fingerprint,
                 software=isinstance(key, SshApprovalKey) and key.software,
@@ -123,13 +115,13 @@ def _details(
     )
 
 
-def _granted(role: Role, identity: Identity, holds: int) -> GrantedRole:
+def _granted(role: Role, identity: Identity, holds: int) -> replies.GrantedRole:
     approval = role.approval
-    return GrantedRole(
+    return replies.GrantedRole(
         **dict(role_details(role, identity)),
         approval=None
         if approval is None
-        else ApprovalTerms(
+        else replies.ApprovalTerms(
             kinds=sorted(approval.kinds),
             by=sorted(approval.by),
             count=approval.count,

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from signer.errors import BadRequest, NotFound, Refused
-from signer.model import BREAK_GLASS_TTL, Event, Identity, IdentityKind
+from signer.model import BREAK_GLASS_TTL, Event, Identity, Terms
+
+if TYPE_CHECKING:
+    from signer.authority.approvals import FrozenRequest
 
 OVERDUE_AFTER: Final = 24 * 3_600  # seconds for which an incident may be open without a consequence
 MIN_REASON: Final = 20  # characters of the reason of a break-glass request, without surrounding blanks
@@ -59,15 +62,10 @@ class Incidents:
         body: dict[str, Any] = event.body
         name = str(body["incident"])
         if event.kind == "incident.opened":
-            self._incidents[name] = Incident(
-                id=name,
-                request=str(body["request"]),
-                identity=str(body["identity"]),
-                role=str(body["role"]),
-                serial=str(body["serial"]),
-                reason=str(body["reason"]),
-                opened=at,
+            request, identity, role, serial, reason = (
+                str(body[key]) for key in ("request", "identity", "role", "serial", "reason")
             )
+            self._incidents[name] = Incident(name, request, identity, role, serial, reason, at)
         elif (incident := self._incidents.get(name)) is not None:
             self._incidents[name] = replace(incident, closed=Closed(event.actor, at, str(body["reference"])))
             closed = [known.id for known in self._incidents.values() if known.closed is not None]
@@ -94,7 +92,8 @@ class Incidents:
         """The event that closes an incident; raises `NotFound`, `Refused` or `BadRequest`."""
         incident = self._incidents.get(name)
         if incident is None or not may_see(identity, incident):
-            raise NotFound("unknown_incident", f"there is no incident {name[:64]!a} that you may see", _SEE)
+            text = f"there is no incident {name[:64]!a} that you may see"
+            raise NotFound("unknown_incident", text, "see GET /api/incidents")
         if identity.kind != "human":
             raise Refused("approver_not_human", f"{identity.name} is not a human and closes no incident", "ask a human")
         if incident.closed is not None:
@@ -108,30 +107,12 @@ class Incidents:
         return Event("incident.closed", identity.name, {"incident": name, "reference": reference})
 
 
-_SEE: Final = "see GET /api/incidents"
-
-
 def may_see(identity: Identity, incident: Incident) -> bool:
     """Whoever broke the glass, and the rights `approve`, `operate` and `ledger.read`."""
     return identity.name == incident.identity or bool({"approve", "operate", "ledger.read"} & identity.may)
 
 
-class Asked(Protocol):
-    """What break-glass looks at, of a request or of what it is made from."""
-
-    @property
-    def identity(self) -> str: ...
-    @property
-    def kind(self) -> IdentityKind: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def ttl(self) -> int: ...
-    @property
-    def reason(self) -> str | None: ...
-
-
-def check_break_glass(terms: Asked) -> None:
+def check_break_glass(terms: FrozenRequest | Terms) -> None:
     """Raises `Refused` for a break-glass request that no policy can allow."""
     if terms.kind != "human":
         raise Refused(

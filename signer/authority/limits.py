@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
@@ -62,16 +62,16 @@ class CertificateUsage:
 
     def live_by_role(self, now: int) -> dict[str, int]:
         """The certificates of each role that are valid at `now`, of all identities together."""
-        found: Counter[str] = Counter()
-        for identity, role in self._ends:
-            found[role] += self.usage(identity, role, now).live
-        return dict(found)
+        return self._live(now, lambda _identity, role: role)
 
     def live_by_identity(self, now: int) -> dict[str, int]:
         """The certificates of each identity that are valid at `now`, of all roles together."""
+        return self._live(now, lambda identity, _role: identity)
+
+    def _live(self, now: int, group: Callable[[str, str], str]) -> dict[str, int]:
         found: Counter[str] = Counter()
         for identity, role in self._ends:
-            found[identity] += self.usage(identity, role, now).live
+            found[group(identity, role)] += self.usage(identity, role, now).live
         return dict(found)
 
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:

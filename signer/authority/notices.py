@@ -16,7 +16,7 @@ from signer.authority.approvals import Approvals, Request, Situation
 from signer.model import Entry, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.tokens import token_id
-from signer.protocol.notices import Notice, Topic, Urgency
+from signer.protocol.notices import Notice, Topic, Urgency, state_notice
 from signer.units import parse_timestamp, plain, render_duration, render_span, timestamp
 
 # The kinds of events that notices are made from; every other one costs a commit one look-up here.
@@ -242,27 +242,14 @@ def _of_fault(name: str, since: int, fault: Fault, now: int) -> Notice:
     details = [shown(fault.hint)] if fault.hint else []
     if since != now:
         details.append(f"since {timestamp(since)}")
-    return Notice(
-        id=f"f-{name}-{since}",
-        seq=0,
-        at=now,
-        topic="health",
-        kind="fault.begun",
-        title=shown(fault.text, MAX_DETAIL),
-        details=tuple(details),
-        urgency=fault.urgency,
-    )
+    title = shown(fault.text, MAX_DETAIL)
+    name = f"f-{name}-{since}"
+    return state_notice(name, now, "health", "fault.begun", title, tuple(details), urgency=fault.urgency)
 
 
 def _of_end(name: str, since: int, fault: Fault, now: int) -> Notice:
-    return Notice(
-        id=f"f-{name}-{since}-over",
-        seq=0,
-        at=now,
-        topic="health",
-        kind="fault.over",
-        title=shown(f"over after {render_span(max(now - since, 0))}: {fault.text}", MAX_DETAIL),
-    )
+    title = shown(f"over after {render_span(max(now - since, 0))}: {fault.text}", MAX_DETAIL)
+    return state_notice(f"f-{name}-{since}-over", now, "health", "fault.over", title)
 
 
 def token_notices(policy: Policy, now: int) -> list[Notice]:
@@ -274,15 +261,7 @@ def token_notices(policy: Policy, now: int) -> list[Notice]:
     for identity, (expires, name) in sorted(last.items()):
         stage = next((word for seconds, word in TOKEN_STAGES if 0 < expires - now <= seconds), None)
         if stage is not None:
-            found.append(
-                Notice(
-                    id=f"t-{name}-{stage}",
-                    seq=0,
-                    at=now,
-                    topic="tokens",
-                    kind="token.ends",
-                    title=shown(f"the last token of {identity} ends in {render_span(expires - now)}", MAX_TITLE),
-                    details=(f"on {timestamp(expires)}; `signer token renew {name}` or `signer token new {identity}`",),
-                )
-            )
+            title = shown(f"the last token of {identity} ends in {render_span(expires - now)}", MAX_TITLE)
+            detail = f"on {timestamp(expires)}; `signer token renew {name}` or `signer token new {identity}`"
+            found.append(state_notice(f"t-{name}-{stage}", now, "tokens", "token.ends", title, (detail,)))
     return found

@@ -11,59 +11,19 @@ from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 from signer.errors import NotFound, Refused
-from signer.ledger.lookups import (
-    CountActivity,
-    FindCertificate,
-    FindCertificates,
-    FindEntries,
-    FindEvents,
-    FindOperations,
-    FindRevocations,
-    Lookup,
-    PreviewHits,
-)
+from signer.ledger import lookups
 from signer.ledger.revoked import made_revocations
 from signer.ledger.views import operation_details, revocation_row
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals
-from signer.protocol.commands import (
-    MAX_REPLY,
-    LedgerQuery,
-    ListCertificates,
-    ListEntries,
-    ListEvents,
-    ListFreezes,
-    ListOperations,
-    ListRevocations,
-    ListRoles,
-    PreviewRevocation,
-    ShowActivity,
-    ShowCaller,
-    ShowCertificate,
-    ShowHead,
-    ShowRole,
-)
-from signer.protocol.replies import (
-    CallerDetails,
-    Explanation,
-    Extensions,
-    FreezeRow,
-    Freezes,
-    OperationDetails,
-    Recorded,
-    Reply,
-    Revoked,
-    RoleDetails,
-    Roles,
-    Rule,
-)
+from signer.protocol import commands, replies
 from signer.units import timestamp
 
 ACTIVITY_STEP: Final = 3_600  # seconds of one span in the reply to `ShowActivity`
 ACTIVITY_SPANS: Final = 24
 _NOT_HUMAN: Final = {"agent": "an agent", "workload": "a workload"}
-_Shape = TypeVar("_Shape", bound=Reply)
+_Shape = TypeVar("_Shape", bound=replies.Reply)
 
 
 class LedgerReader(Protocol):
@@ -104,26 +64,32 @@ def check_scope(scope: str, policy: Policy) -> None:
 
 
 def answer(
-    query: LedgerQuery, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
-) -> Reply | Lookup:
+    query: commands.LedgerQuery, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
+) -> replies.Reply | lookups.Lookup:
     """The reply to one query, or the lookup that finds it; raises `Refused`, `NotFound` or the ledger's errors."""
     match query:
-        case ListCertificates():
+        case commands.ListCertificates():
             return _certificates(query, identity, now)
-        case ShowCertificate():
+        case commands.ShowCertificate():
             only = None if "ledger.read" in identity.may else identity.name
-            return FindCertificate(identity.name, MAX_REPLY, query.serial, only, now)
-        case ShowHead() | ListEntries() | ListEvents() | ListOperations() | ShowActivity():
+            return lookups.FindCertificate(identity.name, commands.MAX_REPLY, query.serial, only, now)
+        case (
+            commands.ShowHead()
+            | commands.ListEntries()
+            | commands.ListEvents()
+            | commands.ListOperations()
+            | commands.ShowActivity()
+        ):
             require(identity, "ledger.read")
             return _of_whole_ledger(query, identity, ledger, now)
-        case PreviewRevocation() | ListRevocations():
+        case commands.PreviewRevocation() | commands.ListRevocations():
             return _revocations(query, identity, now)
-        case ListFreezes():
+        case commands.ListFreezes():
             return freezes_in_force(identity, ledger)
-        case ListRoles() | ShowRole():
+        case commands.ListRoles() | commands.ShowRole():
             return _roles(query, identity, policy)
-        case ShowCaller():
-            return CallerDetails(
+        case commands.ShowCaller():
+            return replies.CallerDetails(
                 identity=identity.name,
                 kind=identity.kind,
                 roles=sorted(identity.roles),
@@ -136,34 +102,38 @@ def answer(
 
 
 def _of_whole_ledger(
-    query: ShowHead | ListEntries | ListEvents | ListOperations | ShowActivity,
+    query: commands.ShowHead
+    | commands.ListEntries
+    | commands.ListEvents
+    | commands.ListOperations
+    | commands.ShowActivity,
     identity: Identity,
     ledger: LedgerReader,
     now: int,
-) -> Reply | Lookup:
+) -> replies.Reply | lookups.Lookup:
     match query:
-        case ShowHead():
+        case commands.ShowHead():
             head = ledger.head()
-            return Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
-        case ListEntries():
-            return FindEntries(identity.name, MAX_REPLY, query.after, query.limit)
-        case ListEvents():
-            return FindEvents(identity.name, MAX_REPLY, query.wanted)
-        case ShowActivity():
-            return CountActivity(identity.name, MAX_REPLY, ACTIVITY_STEP, ACTIVITY_SPANS, now)
-        case ListOperations():
-            return FindOperations(identity.name, MAX_REPLY, query.evidence, query.before, query.limit)
+            return replies.Recorded(seq=head.seq, hash=head.hash, time=timestamp(head.time_ms // 1000))
+        case commands.ListEntries():
+            return lookups.FindEntries(identity.name, commands.MAX_REPLY, query.after, query.limit)
+        case commands.ListEvents():
+            return lookups.FindEvents(identity.name, commands.MAX_REPLY, query.wanted)
+        case commands.ShowActivity():
+            return lookups.CountActivity(identity.name, commands.MAX_REPLY, ACTIVITY_STEP, ACTIVITY_SPANS, now)
+        case commands.ListOperations():
+            return lookups.FindOperations(identity.name, commands.MAX_REPLY, query.evidence, query.before, query.limit)
 
 
-def freezes_in_force(identity: Identity, ledger: LedgerReader) -> Freezes:
+def freezes_in_force(identity: Identity, ledger: LedgerReader) -> replies.Freezes:
     """The freezes that the identity may see."""
     rows = sorted(visible_freezes(ledger.freezes(), identity).items())
-    return Freezes(freezes=[freeze_row(scope, freeze) for scope, freeze in rows])
+    return replies.Freezes(freezes=[freeze_row(scope, freeze) for scope, freeze in rows])
 
 
-def freeze_row(scope: str, freeze: ActiveFreeze) -> FreezeRow:
+def freeze_row(scope: str, freeze: ActiveFreeze) -> replies.FreezeRow:
     """One freeze in a list."""
-    row = FreezeRow(scope=scope, reason=freeze.reason, by=freeze.by, since=timestamp(freeze.since))
+    row = replies.FreezeRow(scope=scope, reason=freeze.reason, by=freeze.by, since=timestamp(freeze.since))
     return row if freeze.until is None else row.model_copy(update={"until": timestamp(freeze.until)})
 
 
@@ -175,22 +145,24 @@ def visible_freezes(freezes: Mapping[str, ActiveFreeze], identity: Identity) -> 
     return {scope: freeze for scope, freeze in freezes.items() if scope in own}
 
 
-def _revocations(query: PreviewRevocation | ListRevocations, identity: Identity, now: int) -> Lookup:
-    if isinstance(query, PreviewRevocation):
+def _revocations(
+    query: commands.PreviewRevocation | commands.ListRevocations, identity: Identity, now: int
+) -> lookups.Lookup:
+    if isinstance(query, commands.PreviewRevocation):
         require_revoker(identity)
-        return PreviewHits(identity.name, MAX_REPLY, query.revocation, now)
+        return lookups.PreviewHits(identity.name, commands.MAX_REPLY, query.revocation, now)
     if "revoke" not in identity.may:
         require(identity, "ledger.read")
-    return FindRevocations(identity.name, MAX_REPLY, query.before, query.limit)
+    return lookups.FindRevocations(identity.name, commands.MAX_REPLY, query.before, query.limit)
 
 
-def _certificates(query: ListCertificates, identity: Identity, now: int) -> FindCertificates:
+def _certificates(query: commands.ListCertificates, identity: Identity, now: int) -> lookups.FindCertificates:
     wanted = replace(query.wanted, active_at=now if query.active else None)
     if wanted.identity != identity.name and "ledger.read" not in identity.may:
         if wanted.identity is not None:
             require(identity, "ledger.read")
         wanted = replace(wanted, identity=identity.name)
-    return FindCertificates(identity.name, MAX_REPLY, wanted, now)
+    return lookups.FindCertificates(identity.name, commands.MAX_REPLY, wanted, now)
 
 
 def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
@@ -198,36 +170,34 @@ def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
     return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
 
 
-def recorded_reply(entries: Sequence[Entry]) -> OperationDetails | Revoked:
+def recorded_reply(entries: Sequence[Entry]) -> replies.OperationDetails | replies.Revoked:
     """The reply that shows what the events of one command recorded."""
     first = entries[0]
     if first.kind == "certificates.revoked":
         row = revocation_row(made_revocations(entries)[0])
-        return Revoked.model_validate({**row, "frozen": any(entry.kind == "freeze.set" for entry in entries)})
+        return replies.Revoked.model_validate({**row, "frozen": any(entry.kind == "freeze.set" for entry in entries)})
     return recorded_operation(first)
 
 
-def recorded_operation(entry: Entry) -> OperationDetails:
+def recorded_operation(entry: Entry) -> replies.OperationDetails:
     """The reply that shows a recorded operation."""
-    return _known_fields(OperationDetails, operation_details(entry))
+    return _known_fields(replies.OperationDetails, operation_details(entry))
 
 
-def _roles(query: ListRoles | ShowRole, identity: Identity, policy: Policy) -> Roles | RoleDetails:
-    if isinstance(query, ListRoles):
-        return Roles(roles=sorted(identity.roles))
-    return _role(query.role, identity, policy)
-
-
-def _role(name: str, identity: Identity, policy: Policy) -> RoleDetails:
-    role = policy.role_for(identity, name)
+def _roles(
+    query: commands.ListRoles | commands.ShowRole, identity: Identity, policy: Policy
+) -> replies.Roles | replies.RoleDetails:
+    if isinstance(query, commands.ListRoles):
+        return replies.Roles(roles=sorted(identity.roles))
+    role = policy.role_for(identity, query.role)
     if role is None:
-        raise NotFound("unknown_role", f"there is no role {name[:64]}", "list your roles with GET /api/roles")
+        raise NotFound("unknown_role", f"there is no role {query.role[:64]}", "list your roles with GET /api/roles")
     return role_details(role, identity)
 
 
-def role_details(role: Role, identity: Identity) -> RoleDetails:
+def role_details(role: Role, identity: Identity) -> replies.RoleDetails:
     """A role with the principals of the identity."""
-    return RoleDetails(
+    return replies.RoleDetails(
         name=role.name,
         principals=sorted(allowed_principals(role, identity)),
         default_principals=sorted(n.replace("{identity}", identity.name) for n in role.default_principals),
@@ -235,7 +205,7 @@ def role_details(role: Role, identity: Identity) -> RoleDetails:
         max_ttl=role.max_ttl,
         key_types=sorted(role.key_types),
         rsa_min_bits=role.rsa_min_bits,
-        extensions=Extensions(
+        extensions=replies.Extensions(
             allowed=sorted(role.allowed_extensions),
             default=list(role.default_extensions),
             values={name: value.replace("{identity}", identity.name) for name, value in role.extension_values},
@@ -251,7 +221,7 @@ def role_details(role: Role, identity: Identity) -> RoleDetails:
     )
 
 
-def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
+def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refused | None]]) -> replies.Explanation:
     """The explanation for an authenticated identity that has the role."""
     known: list[tuple[Finding, Refused | None]] = [
         (Finding("identity", f"{identity.name}, {identity.kind}", "ok"), None),
@@ -260,18 +230,9 @@ def explained(identity: Identity, role: Role, findings: list[tuple[Finding, Refu
     return explanation(identity.name, role.name, [*known, *findings])
 
 
-def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> Explanation:
+def explanation(identity: str, role: str, findings: list[tuple[Finding, Refused | None]]) -> replies.Explanation:
     """The explanation with every rule, and the first refusal if there is one."""
     refusal = next((refused for _, refused in findings if refused is not None), None)
-    rules = [Rule(rule=found.rule, outcome=found.outcome, detail=found.detail) for found, _ in findings]
-    if refusal is None:
-        return Explanation(identity=identity, role=role, granted=True, rules=rules)
-    return Explanation(
-        identity=identity,
-        role=role,
-        granted=False,
-        rules=rules,
-        code=refusal.code,
-        text=refusal.text,
-        hint=refusal.hint,
-    )
+    rules = [replies.Rule(rule=found.rule, outcome=found.outcome, detail=found.detail) for found, _ in findings]
+    found = replies.Explanation(identity=identity, role=role, granted=refusal is None, rules=rules)
+    return found if refusal is None else found.model_copy(update=refusal.as_json())

@@ -13,7 +13,6 @@ from signer.authority.approvals import (
     Approvals,
     GivenApproval,
     Request,
-    Signatures,
     Situation,
     Status,
     Waiver,
@@ -23,74 +22,50 @@ from signer.authority.approvals import (
 )
 from signer.authority.incidents import Incident
 from signer.authority.queries import require
+from signer.authority.signatures import Signatures
 from signer.errors import BadRequest, NotFound
+from signer.ledger.lookups import fitting
 from signer.model import Event, Identity, Passkey, SshApprovalKey
-from signer.protocol.commands import (
-    MAX_REPLY,
-    AboutRequest,
-    Approve,
-    CloseIncident,
-    Deny,
-    EndWaiver,
-    ListIncidents,
-    ListRequests,
-    ListWaivers,
-    ShowRequest,
-    Withdraw,
-)
-from signer.protocol.replies import (
-    ApprovalRow,
-    Binding,
-    Closing,
-    Denial,
-    FrozenFields,
-    IncidentRow,
-    NextSteps,
-    PasskeyRow,
-    Reply,
-    RequestDetails,
-    RequestPage,
-    WaiverEnded,
-    WaiverRow,
-    Waivers,
-)
-from signer.protocol.replies import Incidents as IncidentList
-from signer.protocol.replies import WaiverTerms as ShownTerms
+from signer.protocol import commands, replies
 from signer.ssh.publickey import render_public_key
 from signer.units import parse_timestamp, timestamp
 
 RETRY_AFTER: Final = 10  # seconds between two looks of a client that cannot wait
 DAY: Final = 24 * 3_600  # seconds
-_ROOM: Final = MAX_REPLY // 2  # bytes of a list
+_ROOM: Final = commands.MAX_REPLY // 2  # bytes of a list
 
 
 def handle(
-    command: AboutRequest, identity: Identity, approvals: Approvals, situation: Situation, signatures: Signatures
-) -> tuple[Reply, tuple[Event, ...]]:
+    command: commands.AboutRequest,
+    identity: Identity,
+    approvals: Approvals,
+    situation: Situation,
+    signatures: Signatures,
+) -> tuple[replies.Reply, tuple[Event, ...]]:
     """The reply to a command, and the events to record first, which `approvals` already has.
 
     Raises `Refused`, `NotFound`, `BadRequest` or `BadSignature`.
     """
     match command:
-        case ShowRequest():
+        case commands.ShowRequest():
             return details(find(command.request, identity, approvals, situation), approvals, situation, identity), ()
-        case ListRequests():
+        case commands.ListRequests():
             return _page(command, identity, approvals, situation), ()
-        case Approve() | Deny() | Withdraw():
+        case commands.Approve() | commands.Deny() | commands.Withdraw():
             request = find(command.request, identity, approvals, situation)
             event = _decide(command, request, identity, approvals, situation, signatures)
             approvals.apply(event, situation.now)
             return details(request, approvals, situation, identity), (event,)
-        case ListWaivers():
+        case commands.ListWaivers():
             waivers = [_waiver_row(found) for found in _visible_waivers(identity, approvals, situation)]
-            return Waivers(waivers=waivers), ()
-        case EndWaiver():
+            return replies.Waivers(waivers=waivers), ()
+        case commands.EndWaiver():
             return _end_waiver(command, identity, approvals, situation)
-        case ListIncidents():
+        case commands.ListIncidents():
             known = approvals.incidents.all() if command.also_closed else approvals.incidents.open()
             rows = [_incident_row(item, situation.now) for item in known if incidents.may_see(identity, item)]
-            return IncidentList(incidents=_that_fit(rows)), ()
-        case CloseIncident():
+            return replies.Incidents(incidents=fitting(rows, _size_of, _ROOM)), ()
+        case commands.CloseIncident():
             event = approvals.incidents.close(command.incident, identity, command.reference)
             approvals.apply(event, situation.now)
             closed = next(item for item in approvals.incidents.all() if item.id == command.incident)
@@ -106,7 +81,7 @@ def find(name: str, identity: Identity, approvals: Approvals, situation: Situati
 
 
 def _decide(
-    command: Approve | Deny | Withdraw,
+    command: commands.Approve | commands.Deny | commands.Withdraw,
     request: Request,
     identity: Identity,
     approvals: Approvals,
@@ -114,12 +89,12 @@ def _decide(
     signatures: Signatures,
 ) -> Event:
     match command:
-        case Approve():
+        case commands.Approve():
             waiver = None if command.waiver is None else _read_waiver(*command.waiver)
             return approvals.approve(request, identity, command.signature, waiver, situation, signatures)
-        case Deny():
+        case commands.Deny():
             return approvals.deny(request, identity, command.reason, situation)
-        case Withdraw():
+        case commands.Withdraw():
             if identity.name != request.frozen.identity:
                 raise unknown_request(request.frozen.id)
             return approvals.withdraw(request, identity, situation)
@@ -139,11 +114,13 @@ def _read_waiver(until: str, uses: int) -> WaiverTerms:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def _page(command: ListRequests, identity: Identity, approvals: Approvals, situation: Situation) -> RequestPage:
+def _page(
+    command: commands.ListRequests, identity: Identity, approvals: Approvals, situation: Situation
+) -> replies.RequestPage:
     if command.identity not in (None, identity.name) and not {"approve", "ledger.read"} & identity.may:
         require(identity, "ledger.read")
     asked = approvals.asked_since(situation.now - DAY)
-    rows: list[RequestDetails] = []
+    rows: list[replies.RequestDetails] = []
     room = _ROOM
     is_before = command.before is None
     for request in approvals.newest():
@@ -159,9 +136,9 @@ def _page(command: ListRequests, identity: Identity, approvals: Approvals, situa
             continue
         room -= len(row.as_json())
         if rows and room < 0:
-            return RequestPage(requests=rows, before=rows[-1].request)
+            return replies.RequestPage(requests=rows, before=rows[-1].request)
         rows.append(row)
-    return RequestPage(requests=rows, before=None)
+    return replies.RequestPage(requests=rows, before=None)
 
 
 def details(
@@ -170,7 +147,7 @@ def details(
     situation: Situation,
     reader: Identity,
     asked_today: int | None = None,
-) -> RequestDetails:
+) -> replies.RequestDetails:
     """The reply that shows a request to `reader`."""
     frozen, end = request.frozen, request.end
     status = approvals.status(request, situation)
@@ -180,7 +157,7 @@ def details(
     presence: Literal["given", "missing"] | None = "given" if status.has_presence else "missing"
     if not status.requirement.presence:
         presence = None
-    shown = RequestDetails(
+    shown = replies.RequestDetails(
         request=frozen.id,
         state=status.state,
         digest=request.digest,
@@ -191,13 +168,13 @@ def details(
         needs=status.requirement.count,
         presence=presence,
         approvals=[_approval_row(given, status) for given in request.approvals.values()],
-        denied=Denial(by=end.by, why=end.why) if end is not None and end.state == "denied" else None,
+        denied=replies.Denial(by=end.by, why=end.why) if end is not None and end.state == "denied" else None,
         waiver=None if status.waiver is None else status.waiver.id,
         serial=None if end is None else end.serial,
         waivers=status.requirement.waivers,
         asked_today=asked_today,
         retry_after_s=RETRY_AFTER if status.state == "pending" else 0,
-        next=NextSteps(wait=f"/api/requests/{frozen.id}?wait=50", claim=f"/api/requests/{frozen.id}/claim"),
+        next=replies.NextSteps(wait=f"/api/requests/{frozen.id}?wait=50", claim=f"/api/requests/{frozen.id}/claim"),
     )
     if not is_open:
         return shown
@@ -213,24 +190,26 @@ def details(
         kinds = status.requirement.key_kinds
         own = [line for line in reader.approval_keys if isinstance(line, Passkey) and line.kind in kinds]
         if own:
-            more["passkeys"] = [PasskeyRow(id=line.id, rp=line.rp) for line in own]
+            more["passkeys"] = [replies.PasskeyRow(id=line.id, rp=line.rp) for line in own]
     return shown.model_copy(update=more)
 
 
-def _frozen_fields(request: Request) -> FrozenFields:
-    shown = request.frozen.as_json()
-    binding = shown.pop("binding")
-    return FrozenFields.model_validate({**shown, "binding": Binding.model_validate(binding)})
+def _size_of(row: replies.Reply) -> int:
+    return len(row.as_json())
 
 
-def _approval_row(given: GivenApproval, status: Status) -> ApprovalRow:
+def _frozen_fields(request: Request) -> replies.FrozenFields:
+    return replies.FrozenFields.model_validate(request.frozen.as_json())
+
+
+def _approval_row(given: GivenApproval, status: Status) -> replies.ApprovalRow:
     is_own = given not in status.counting
-    return ApprovalRow(
+    return replies.ApprovalRow(
         by=given.by,
         at=timestamp(given.at),
         key=given.key,
         software=given.software,
-        waiver=None if given.waiver is None else ShownTerms.model_validate(given.waiver.as_json()),
+        waiver=None if given.waiver is None else replies.WaiverTerms.model_validate(given.waiver.as_json()),
         counts=not is_own or (status.has_presence and status.requirement.presence),
     )
 
@@ -246,8 +225,8 @@ def _visible_waivers(identity: Identity, approvals: Approvals, situation: Situat
 
 
 def _end_waiver(
-    command: EndWaiver, identity: Identity, approvals: Approvals, situation: Situation
-) -> tuple[WaiverEnded, tuple[Event, ...]]:
+    command: commands.EndWaiver, identity: Identity, approvals: Approvals, situation: Situation
+) -> tuple[replies.WaiverEnded, tuple[Event, ...]]:
     visible = _visible_waivers(identity, approvals, situation)
     waiver = next((found for found in visible if found.id == command.waiver), None)
     if waiver is None:
@@ -255,13 +234,13 @@ def _end_waiver(
         raise NotFound("unknown_waiver", text, "see GET /api/waivers")
     event = approvals.end_waiver(waiver, identity, command.reason, situation)
     approvals.apply(event, situation.now)
-    return WaiverEnded(waiver=waiver.id, ended=True), (event,)
+    return replies.WaiverEnded(waiver=waiver.id, ended=True), (event,)
 
 
-def _waiver_row(waiver: Waiver) -> WaiverRow:
+def _waiver_row(waiver: Waiver) -> replies.WaiverRow:
     frozen = waiver.request.frozen
     options = dict(frozen.critical_options)
-    return WaiverRow(
+    return replies.WaiverRow(
         waiver=waiver.id,
         identity=frozen.identity,
         role=frozen.role,
@@ -280,9 +259,9 @@ def _waiver_row(waiver: Waiver) -> WaiverRow:
 # --- incidents -------------------------------------------------------------------------------------------------------
 
 
-def _incident_row(incident: Incident, now: int) -> IncidentRow:
+def _incident_row(incident: Incident, now: int) -> replies.IncidentRow:
     closed = incident.closed
-    return IncidentRow(
+    return replies.IncidentRow(
         incident=incident.id,
         identity=incident.identity,
         role=incident.role,
@@ -290,17 +269,7 @@ def _incident_row(incident: Incident, now: int) -> IncidentRow:
         reason=incident.reason,
         opened=timestamp(incident.opened),
         overdue=incident.is_overdue(now),
-        closed=None if closed is None else Closing(by=closed.by, at=timestamp(closed.at), reference=closed.reference),
+        closed=None
+        if closed is None
+        else replies.Closing(by=closed.by, at=timestamp(closed.at), reference=closed.reference),
     )
-
-
-def _that_fit(rows: list[IncidentRow]) -> list[IncidentRow]:
-    """The newest rows that fit into a reply."""
-    room = _ROOM
-    fitting = []
-    for row in rows:
-        room -= len(row.as_json())
-        if room < 0:
-            break
-        fitting.append(row)
-    return fitting

@@ -8,27 +8,15 @@ waivers, and no request of the backup can be claimed (once more). Pure but for r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from signer.authority.approvals import REMEMBERED, Approvals
 from signer.errors import LedgerBroken, NotFound, Refused
-from signer.ledger.reader import Restored
-from signer.model import CaKeys, Entry, Event, Head
+from signer.ledger.reader import LedgerReader
+from signer.model import CaKeys, Event, Head
 
 SKIPPED: Final = 1_000_000  # serials
 REASON: Final = "the ledger was restored from a backup"
-
-
-class Reader(Protocol):
-    """The read access to a ledger that a plan needs."""
-
-    def head(self) -> Head: ...
-    def entry(self, seq: int) -> Entry: ...
-    def hash_at(self, seq: int) -> str | None: ...
-    def last_serial(self) -> int: ...
-    def last_ca(self) -> str | None: ...
-    def restores(self) -> list[Restored]: ...
-    def asked(self, since: int) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +51,12 @@ class RestorePlan:
 
 
 def plan_restore(
-    backup: Reader, replaced: Reader | None, saved: Head | None, keys: CaKeys | None, *, allow_other: bool = False
+    backup: LedgerReader,
+    replaced: LedgerReader | None,
+    saved: Head | None,
+    keys: CaKeys | None,
+    *,
+    allow_other: bool = False,
 ) -> RestorePlan:
     """The plan for `backup` in the place of `replaced`; `saved` is a head that the operator kept, `keys` the policy's.
 
@@ -92,7 +85,7 @@ def plan_restore(
     )
 
 
-def is_restored(backup: Reader, replaced: Reader) -> bool:
+def is_restored(backup: LedgerReader, replaced: LedgerReader) -> bool:
     """Whether the ledger in the place is the backup with the events of its restore, and nothing after them."""
     head, present = backup.head(), replaced.head()
     if not _has(replaced, head) or present.seq == head.seq:
@@ -107,7 +100,7 @@ def is_restored(backup: Reader, replaced: Reader) -> bool:
     return last.time_ms == first.time_ms and last.kind in ("freeze.set", "approval.expired")
 
 
-def _has(ledger: Reader, head: Head) -> bool:
+def _has(ledger: LedgerReader, head: Head) -> bool:
     """Whether a ledger has, or had before it was archived, this event."""
     try:
         return ledger.hash_at(head.seq) == head.hash
@@ -115,7 +108,7 @@ def _has(ledger: Reader, head: Head) -> bool:
         return False
 
 
-def _check_same(backup: Reader, replaced: Reader | None) -> None:
+def _check_same(backup: LedgerReader, replaced: LedgerReader | None) -> None:
     if replaced is None or _has(replaced, backup.head()) or _has(backup, replaced.head()):
         return
     raise Refused(
@@ -126,7 +119,7 @@ def _check_same(backup: Reader, replaced: Reader | None) -> None:
     )
 
 
-def _check_ca(backup: Reader, keys: CaKeys | None) -> None:
+def _check_ca(backup: LedgerReader, keys: CaKeys | None) -> None:
     found = backup.last_ca()
     if keys is None or found is None or keys.names(found):
         return
@@ -137,7 +130,7 @@ def _check_ca(backup: Reader, keys: CaKeys | None) -> None:
     )
 
 
-def _check_saved(saved: Head, backup: Reader, replaced: Reader | None) -> None:
+def _check_saved(saved: Head, backup: LedgerReader, replaced: LedgerReader | None) -> None:
     """Raises `Refused` if a ledger that is long enough to have the saved head has another event there."""
     for name, ledger in (("backup", backup), ("ledger in SIGNER_DATA_DIR", replaced)):
         if ledger is not None and 0 < saved.seq <= ledger.head().seq and not _has(ledger, saved):
@@ -148,7 +141,7 @@ def _check_saved(saved: Head, backup: Reader, replaced: Reader | None) -> None:
             )
 
 
-def _only_ca(backup: Reader, replaced: Reader | None, keys: CaKeys | None) -> str | None:
+def _only_ca(backup: LedgerReader, replaced: LedgerReader | None, keys: CaKeys | None) -> str | None:
     """The fingerprint of the key that signed everything that may be lost; None if it may have been rotated."""
     found = {backup.last_ca(), *(() if replaced is None else (replaced.last_ca(),))}
     found |= {None} if keys is None else set(keys.may_sign)

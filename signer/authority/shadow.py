@@ -61,14 +61,6 @@ class Shadow:
         refusal = Difference(REFUSED, "granted", f"{error.code}: {error.text}", "error", error.hint)
         return self._note(pending, [refusal], "", now)
 
-    def due(self, now: int) -> list[Event]:
-        """Removes and returns the counts of repeats that are due."""
-        return self.repeats.due(now)
-
-    def flush(self) -> list[Event]:
-        """Removes and returns all counts of repeats."""
-        return self.repeats.flush()
-
     def _note(
         self, pending: PendingCertificate, found: Iterable[Difference], serial: str, now: int
     ) -> tuple[Event, ...]:

@@ -10,7 +10,7 @@ from signer.ssh import sshsig
 from signer.ssh.statement import APPROVAL_NAMESPACE
 
 
-class HumanSignatures:
+class Signatures:
     """Signatures as `ssh-keygen -Y sign` makes them, and assertions of passkeys as browsers return them."""
 
     def key(self, armored: str) -> PublicKey:
@@ -26,4 +26,4 @@ class HumanSignatures:
         return webauthn.verify_assertion(assertion, statement, passkey)
 
 
-SIGNATURES: Final = HumanSignatures()
+SIGNATURES: Final = Signatures()

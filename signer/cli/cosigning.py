@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,9 @@ def ledger_witness(
     if not log.keys:
         raise NotFound("ledger_key_missing", "the ledger has no key for checkpoints yet", "start the keeper once")
     with open_public(address) as api, ExitStack() as remotes:
-        asked = [(remotes.enter_context(HttpWitness(one)), key) for one, key in zip(addresses, keys, strict=True)]
+        asked = [
+            (remotes.enter_context(closing(HttpWitness(one))), key) for one, key in zip(addresses, keys, strict=True)
+        ]
         done = run_round(ServiceLog(api, log), asked, needed, out, data_dir, int(time.time()))
     _show(done, out, as_json=as_json)
     if not done.is_noted:

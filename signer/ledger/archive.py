@@ -22,17 +22,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from signer.errors import BadFile, LedgerBroken, Refused, Unavailable
 from signer.files import open_or_create, open_regular, sync_directory, sync_file
-from signer.ledger.archived import (
-    CARRIED,
-    CARRY_RULE,
-    Row,
-    add_archived,
-    carried_digest,
-    carried_rows,
-    held_rows,
-    history,
-    newest_archive,
-)
+from signer.ledger import archived
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import workspace, write_errors
 from signer.ledger.reader import EVENTS_BETWEEN, Archive, LedgerReader
@@ -91,7 +81,7 @@ class Archiving(Replacement):
         with closing(LedgerReader(self._data_dir)) as source:
             is_begun = os.path.lexists(target)
             last = _last_of(source, target, now_ms) if is_begun else last_to_archive(source, now_ms, keep)
-            kept, carried = source.head().seq - last, len(carried_rows(source, last, CARRY_RULE))
+            kept, carried = source.head().seq - last, len(archived.carried_rows(source, last, archived.CARRY_RULE))
             return ArchivePlan(source.base + 1, last, source.entry(last).time_ms // 1000, kept, carried, is_begun)
 
     def is_done(self, target: Path) -> tuple[Archive, Head] | None:
@@ -116,7 +106,7 @@ class Archiving(Replacement):
                     _verify_segment(segment, source, plan.last, progress)
             else:
                 write_segment(source, target, plan.last, progress)
-            carried = carried_rows(source, plan.last, CARRY_RULE)
+            carried = archived.carried_rows(source, plan.last, archived.CARRY_RULE)
             with closing(open_segment(target)) as segment:
                 event = _event(source, segment, target, plan.last, carried, actor)
             with self.write_errors():
@@ -133,11 +123,11 @@ class Archiving(Replacement):
         head, aside = self.commit([event], now_ms, check)
         return Archived(made[0], head, aside)
 
-    def _write_rest(self, source: LedgerReader, last: int, carried: Sequence[Row]) -> None:
+    def _write_rest(self, source: LedgerReader, last: int, carried: Sequence[archived.Row]) -> None:
         with _new_ledger(self.fresh_folder() / FILE_NAME, version=ARCHIVED_VERSION) as db:
             db.executemany(_INSERT, carried)
             db.executemany(_INSERT, source.rows(EVENTS_BETWEEN, (last, _NO_END)))
-            add_archived(db, source, last)
+            archived.add_archived(db, source, last)
 
 
 def last_to_archive(source: LedgerReader, now_ms: int, keep: int) -> int:
@@ -154,7 +144,9 @@ def last_to_archive(source: LedgerReader, now_ms: int, keep: int) -> int:
             f"fewer than {TILE} events{after} are older than {render_duration(keep)}",
             f"archive later, or keep less with --keep (at least {render_duration(KEEP_AT_LEAST)})",
         )
-    if source.base and last < (before := newest_archive(source).seq):  # a segment says itself what is before it
+    if source.base and last < (
+        before := archived.newest_archive(source).seq
+    ):  # a segment says itself what is before it
         raise Refused(
             "nothing_to_archive",
             f"the next segment must contain event {before:,}, which records the last archive; that event is newer than"
@@ -175,7 +167,7 @@ def write_segment(source: LedgerReader, target: Path, last: int, progress: Progr
         with _new_ledger(copy, version=ARCHIVED_VERSION if source.base else VERSION) as db:
             db.executemany(_INSERT, source.rows(EVENTS_BETWEEN, (0, last)))
             if source.base:
-                add_archived(db, source, source.base)
+                archived.add_archived(db, source, source.base)
         with closing(LedgerReader(folder)) as reader:
             _verify_segment(reader, source, last, progress)
         copy.chmod(_MODE)
@@ -259,7 +251,7 @@ def _verify_segment(segment: LedgerReader, ledger: LedgerReader, last: int, prog
 
 
 def _event(
-    source: LedgerReader, segment: LedgerReader, target: Path, last: int, carried: Sequence[Row], actor: str
+    source: LedgerReader, segment: LedgerReader, target: Path, last: int, carried: Sequence[archived.Row], actor: str
 ) -> Event:
     body: dict[str, object] = {
         "first": source.base + 1,
@@ -271,7 +263,7 @@ def _event(
             "sha256": file_digest(target),
             "bytes": target.stat().st_size,
         },
-        "carried": {"rule": CARRY_RULE, "events": len(carried), "sha256": carried_digest(carried)},
+        "carried": {"rule": archived.CARRY_RULE, "events": len(carried), "sha256": archived.carried_digest(carried)},
     }
     return Event("ledger.archived", actor, body)
 
@@ -303,7 +295,7 @@ def verify_segments(ledger: LedgerReader, files: Sequence[Path], progress: Progr
     should have been. Raises `LedgerBroken` (`segment_differs`; `ledger_version_newer` for an archive by a rule that
     this release does not know), and `BadFile` (`segment_unknown`) for a file that no archive of it made.
     """
-    wanted = history(ledger)
+    wanted = archived.history(ledger)
     with ExitStack() as stack:
         opened: dict[int, LedgerReader] = {}
         for archive, path in _found(ledger, files):
@@ -326,7 +318,7 @@ def verify_segments(ledger: LedgerReader, files: Sequence[Path], progress: Progr
 def find_segments(ledger: LedgerReader, files: Sequence[Path]) -> list[Path]:
     """The files in the order of their events; raises `Refused` unless they have all archived events, and `BadFile`."""
     found: Mapping[int, Path] = {archive.last: path for archive, path in _found(ledger, files)}
-    wanted = history(ledger)
+    wanted = archived.history(ledger)
     if missing := [one for one in wanted if one.last not in found]:
         first = missing[0]
         raise Refused(
@@ -352,13 +344,14 @@ def _found(ledger: LedgerReader, files: Sequence[Path]) -> Iterator[tuple[Archiv
 
 def _compare(segment: LedgerReader, archive: Archive, after: LedgerReader) -> None:
     """Compares what the file that begins after a segment has of it with what it should have carried over."""
-    if archive.rule not in CARRIED:
+    if archive.rule not in archived.CARRIED:
         raise LedgerBroken(
             "ledger_version_newer",
-            f"a newer signer made {archive.file}: it carried events over by rule {archive.rule}, not {CARRY_RULE}",
+            f"a newer signer made {archive.file}: it carried events over by rule {archive.rule},"
+            f" not {archived.CARRY_RULE}",
             "verify it with the newer version",
         )
-    if carried_rows(segment, archive.last, archive.rule) != held_rows(after, 0, archive.last):
+    if archived.carried_rows(segment, archive.last, archive.rule) != archived.held_rows(after, 0, archive.last):
         raise _differs(
             segment, f"the events that were carried over at event {archive.seq} are not those of the segment"
         )
@@ -367,8 +360,8 @@ def _compare(segment: LedgerReader, archive: Archive, after: LedgerReader) -> No
 def _compare_held(segment: LedgerReader, archive: Archive, ledger: LedgerReader) -> None:
     """Compares each event of a segment that the ledger has."""
     for first in range(archive.first, archive.last + 1, _STEP):
-        held = held_rows(ledger, first, min(first + _STEP - 1, archive.last))
-        known = {row[0]: row for row in held_rows(segment, held[0][0], held[-1][0])} if held else {}
+        held = archived.held_rows(ledger, first, min(first + _STEP - 1, archive.last))
+        known = {row[0]: row for row in archived.held_rows(segment, held[0][0], held[-1][0])} if held else {}
         for row in held:
             if known.get(row[0]) != row:
                 raise _differs(segment, f"event {row[0]} of the ledger is another one")

@@ -12,34 +12,22 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Any, Final
 
+from signer.ledger import schema
 from signer.ledger.chain import entry_hash
-from signer.ledger.reader import Archive, LedgerReader, broken_at
-from signer.ledger.schema import (
-    ADD_ARCHIVED,
-    ARCHIVED,
-    ARCHIVED_TRIGGERS,
-    IS_ARCHIVED,
-    IS_FREEZE,
-    IS_HOST,
-    IS_OPERATION,
-    IS_RESTORED,
-    IS_REVOCATION,
-    IS_SERVICE_KEY,
-    TREE_STEP,
-)
+from signer.ledger.reader import EVENTS_BETWEEN, ROWS, Archive, LedgerReader, broken_at
 from signer.ledger.subtrees import TILE, leaves
 from signer.ledger.tree import HASH_BYTES, CompactRange
 
 _STEP: Final = 400 * TILE  # events whose hashes are in memory at once
-_COLUMNS: Final = "seq, time, kind, actor, body, prev, hash"
 # What is carried over, by the number of the rule, which the event `ledger.archived` names: all that this release reads
 # from a ledger however old it is (`LedgerReader`). The first event names the ledger among logs; of published lists and
 # of local certificates the last one counts, for the list's version and the next serial; requests and waivers are over
 # by then. A rule never changes (a test says so): `verify_segments` compares each archive by its own. A release that
 # reads more of old events adds a rule, and finds no more of them in what an older rule left.
 CARRIED: Final = {
-    1: f"seq = 1 OR {IS_FREEZE} OR {IS_HOST} OR {IS_OPERATION} OR {IS_RESTORED} OR {IS_ARCHIVED} OR {IS_SERVICE_KEY}"  # noqa: S608 - conditions from the schema
-    f" OR ({IS_REVOCATION} AND kind <> 'list.published') OR kind LIKE 'incident.%'"
+    1: f"seq = 1 OR {schema.IS_FREEZE} OR {schema.IS_HOST} OR {schema.IS_OPERATION}"  # noqa: S608 - from the schema
+    f" OR {schema.IS_RESTORED} OR {schema.IS_ARCHIVED} OR {schema.IS_SERVICE_KEY}"
+    f" OR ({schema.IS_REVOCATION} AND kind <> 'list.published') OR kind LIKE 'incident.%'"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'list.published')"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'certificate.issued'"
     " AND body ->> 'backend' = 'local')"
@@ -51,13 +39,12 @@ Row = tuple[Any, ...]
 
 def carried_rows(reader: LedgerReader, last: int, rule: int) -> list[Row]:
     """The events up to `last` that still decide something by a rule of `CARRIED`, in their order."""
-    condition = f"SELECT {_COLUMNS} FROM events WHERE seq <= :last AND ({CARRIED[rule]}) ORDER BY seq"  # noqa: S608
-    return reader.named(condition, {"last": last})
+    return reader.query(f"{ROWS} WHERE seq <= :last AND ({CARRIED[rule]}) ORDER BY seq", {"last": last})
 
 
 def held_rows(reader: LedgerReader, first: int, last: int) -> list[Row]:
     """The events from `first` to `last` that the ledger has, in their order."""
-    return reader.query(f"SELECT {_COLUMNS} FROM events WHERE seq >= ? AND seq <= ? ORDER BY seq", (first, last))  # noqa: S608
+    return reader.query(EVENTS_BETWEEN, (first - 1, last))
 
 
 def carried_digest(rows: Iterable[Row]) -> str:
@@ -91,9 +78,9 @@ def history(reader: LedgerReader) -> list[Archive]:
 
 def add_archived(db: sqlite3.Connection, source: LedgerReader, last: int) -> None:
     """Makes and fills the table `archived` for events 1 to `last` of `source`, a multiple of 256."""
-    db.execute(ARCHIVED)
-    db.executemany(ADD_ARCHIVED, _tiles(source, last, CompactRange()))
-    for trigger in ARCHIVED_TRIGGERS:
+    db.execute(schema.ARCHIVED)
+    db.executemany(schema.ADD_ARCHIVED, _tiles(source, last, CompactRange()))
+    for trigger in schema.ARCHIVED_TRIGGERS:
         db.execute(trigger)
 
 
@@ -102,7 +89,7 @@ def _tiles(source: LedgerReader, last: int, tree: CompactRange) -> Iterator[tupl
     above: dict[int, list[bytes]] = defaultdict(list)
     for first in range(0, last, _STEP):
         data = leaves(source.hashes(first, min(first + _STEP, last)))
-        for level, _, digest in tree.extend(data, TREE_STEP):
+        for level, _, digest in tree.extend(data, schema.TREE_STEP):
             above[level].append(digest)
         for at in range(0, len(data), TILE):
             yield 0, (first + at) // TILE, b"".join(data[at : at + TILE])

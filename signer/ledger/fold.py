@@ -18,23 +18,8 @@ import msgspec
 
 from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
+from signer.ledger import schema
 from signer.ledger.reader import LedgerReader, broken_at
-from signer.ledger.schema import (
-    ADD_SUBTREE,
-    BODIES,
-    ISSUED,
-    OTHERS,
-    TREE_STEP,
-    VIEW_INDEXES,
-    VIEW_TABLES,
-    VIEWS,
-    VIEWS_APPLICATION_ID,
-    VIEWS_NAME,
-    VIEWS_VERSION,
-    OtherBody,
-    Row,
-    other_row,
-)
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
 
@@ -52,9 +37,9 @@ _TO_FOLD: Final = "SELECT seq, kind, actor, body, hash FROM events WHERE seq > ?
 _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_synced = 0"
 
 
-def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list[Row]]:
+def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list[schema.Row]]:
     """The rows of events (seq, kind, actor, body), by view; raises `LedgerBroken` if a body is malformed."""
-    rows: dict[str, list[Row]] = {view.name: [] for view in VIEWS}
+    rows: dict[str, list[schema.Row]] = {view.name: [] for view in schema.VIEWS}
     for seq, kind, actor, text in events:
         decoder = _DECODERS.get(kind)
         try:
@@ -62,41 +47,43 @@ def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list
                 body = decoder.decode(text)
                 for name, apply in _APPLY[kind]:
                     rows[name].extend(apply(seq, body))
-            if kind != ISSUED:
-                rows[OTHERS].append(other_row(seq, kind, actor, _OTHER.decode(text)))
+            if kind != schema.ISSUED:
+                rows[schema.OTHERS].append(schema.other_row(seq, kind, actor, _OTHER.decode(text)))
         except (msgspec.DecodeError, RecursionError):
             raise broken_at(seq, f"it is not a valid {kind} event") from None
     return rows
 
 
-_DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()}
-_OTHER: Final = msgspec.json.Decoder(OtherBody)
-_APPLY: Final = {kind: [(view.name, view.apply) for view in VIEWS if view.kind == kind] for kind in BODIES}
+_DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in schema.BODIES.items()}
+_OTHER: Final = msgspec.json.Decoder(schema.OtherBody)
+_APPLY: Final = {
+    kind: [(view.name, view.apply) for view in schema.VIEWS if view.kind == kind] for kind in schema.BODIES
+}
 
 
 def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str, str]]) -> None:
     """Adds the rows of events (seq, kind, actor, body) to all views."""
     rows = rows_of_views(events)
-    for view in VIEWS:
+    for view in schema.VIEWS:
         if rows[view.name]:
             db.executemany(view.insert, rows[view.name])
 
 
 def add_leaves(db: sqlite3.Connection, tree: CompactRange, events: Sequence[tuple[int, str]]) -> None:
     """Lets `tree` grow by events (seq, hash), and keeps the subtrees that they complete; raises `LedgerBroken`."""
-    if complete := tree.extend(leaves(events), TREE_STEP):
-        db.executemany(ADD_SUBTREE, complete)
+    if complete := tree.extend(leaves(events), schema.TREE_STEP):
+        db.executemany(schema.ADD_SUBTREE, complete)
 
 
 def create_views(db: sqlite3.Connection, ledger: LedgerReader, *, with_indexes: bool = True) -> CompactRange:
     """Creates all tables of an empty database, folded up to the ledger's first event; returns the tree up to there."""
-    for statement in (*VIEW_TABLES, *(VIEW_INDEXES if with_indexes else ())):
+    for statement in (*schema.VIEW_TABLES, *(schema.VIEW_INDEXES if with_indexes else ())):
         db.execute(statement)
     start, tree = ledger.start(), TreeReader(ledger, None, 0).compact(ledger.base)
     values = (start.seq, start.hash, tree.to_bytes(), boot_time(), start.seq)
     db.execute("INSERT INTO folded VALUES (1, ?, ?, ?, ?, 0, ?)", values)
-    db.execute(f"PRAGMA application_id = {VIEWS_APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {VIEWS_VERSION}")
+    db.execute(f"PRAGMA application_id = {schema.VIEWS_APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {schema.VIEWS_VERSION}")
     return tree
 
 
@@ -106,7 +93,7 @@ def folded_up_to(db: sqlite3.Connection, ledger: LedgerReader) -> int | None:
     Raises `sqlite3.Error` if the file is damaged.
     """
     found = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
-    if found != (VIEWS_APPLICATION_ID, VIEWS_VERSION):
+    if found != (schema.VIEWS_APPLICATION_ID, schema.VIEWS_VERSION):
         return None
     row = db.execute("SELECT seq, hash, base FROM folded").fetchone()
     if row is None:
@@ -166,7 +153,7 @@ class Fold:
     """
 
     def __init__(self, data_dir: Path, ledger: LedgerReader) -> None:
-        self._path = data_dir / VIEWS_NAME
+        self._path = data_dir / schema.VIEWS_NAME
         self._ledger = ledger
         self._db: sqlite3.Connection | None = None
         self._inode = 0
@@ -261,7 +248,7 @@ class Fold:
             self._give_up(error)
             raise Unavailable(
                 "views_not_folded",
-                f"{VIEWS_NAME} cannot be written: {error}",
+                f"{schema.VIEWS_NAME} cannot be written: {error}",
                 f"{write_hint(error, 'SIGNER_DATA_DIR')}; signing is not affected",
             ) from None
         except BaseException:

@@ -10,7 +10,9 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Annotated, Any, BinaryIO, Final, NamedTuple
+
+import msgspec
 
 from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
 from signer.files import sync_directory, write_new
@@ -142,15 +144,20 @@ def _forked(what: str) -> LedgerBroken:
     return LedgerBroken("ledger_forked", f"the service's ledger is not the one that this copy follows: {what}", _HINT)
 
 
+class _Row(msgspec.Struct):
+    seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    time: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    kind: str
+    actor: str
+    body: dict[str, object]
+    prev: str
+    hash: str
+
+
 def read_entry(row: Mapping[str, Any]) -> Entry:
     """An event as `GET /api/ledger/entries` has it; raises `ValueError`."""
-    texts = [row.get(name) for name in ("kind", "actor", "prev", "hash")]
-    numbers = [row.get(name) for name in ("seq", "time")]
-    body = row.get("body")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(body, dict):
-        raise ValueError("an event with other fields")
-    for number in numbers:
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
-            raise ValueError("an event whose number or time is not one")
-    kind, actor, prev, digest = map(str, texts)
-    return Entry(int(row["seq"]), int(row["time"]), kind, actor, canonical_json(body), prev, digest)
+    try:
+        found = msgspec.convert(row, _Row)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"an event with other fields: {error}") from None
+    return Entry(found.seq, found.time, found.kind, found.actor, canonical_json(found.body), found.prev, found.hash)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol, get_args
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -34,6 +33,9 @@ _DETAILS: Final = (
 )  # fmt: skip
 
 
+_Row = TypeVar("_Row")
+
+
 class Reader(EventReader, Protocol):
     """The read access that lookups need."""
 
@@ -49,20 +51,29 @@ class Reader(EventReader, Protocol):
     def activity(self, bounds: Sequence[int]) -> list[Activity]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup(ABC):
+def fitting(rows: Iterable[_Row], size: Callable[[_Row], int], room: int) -> list[_Row]:
+    """The first rows, at least one, whose sizes together are at most `room`."""
+    found: list[_Row] = []
+    for row in rows:
+        room -= size(row)
+        if found and room < 0:
+            break
+        found.append(row)
+    return found
+
+
+class Lookup(msgspec.Struct, frozen=True, tag=True):
     """A question of `asker`, who may see its answer; `room` is the length of a reply in bytes that must suffice."""
 
     asker: str
     room: int
 
-    @abstractmethod
     def answer(self, reader: Reader) -> bytes:
         """The reply as a message; raises `NotFound` or the ledger's errors."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class FindCertificates(Lookup):
+class FindCertificates(Lookup, frozen=True):
     """A page of certificates, newest first, with their status at `now` (seconds)."""
 
     wanted: Filter
@@ -71,7 +82,7 @@ class FindCertificates(Lookup):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
-        page = self._fit(found[: self.wanted.limit])
+        page = fitting(found[: self.wanted.limit], _size_of, self.room // 4)  # JSON may double each character
         more = page[-1].seq if len(found) > len(page) else next_before
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, self.now, revoked_by(reader, made, row)) for row in page]
@@ -79,20 +90,12 @@ class FindCertificates(Lookup):
             rows = [row for row in rows if row["status"] != "revoked"]
         return _message("CertificatePage", {"certificates": rows, "before": None if more is None else str(more)})
 
-    def _fit(self, found: list[Issued]) -> list[Issued]:
-        """The first rows, at least one, whose text fits in half a reply even if JSON doubles each character."""
-        room = self.room // 4
-        page: list[Issued] = []
-        for row in found:
-            room -= len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
-            if page and room < 0:
-                break
-            page.append(row)
-        return page
+
+def _size_of(row: Issued) -> int:
+    return len(row.key_id) + sum(map(len, row.principals)) + 4 * len(row.principals) + 300
 
 
-@dataclass(frozen=True, slots=True)
-class FindCertificate(Lookup):
+class FindCertificate(Lookup, frozen=True):
     """One certificate with its complete record; of the identity `only`, if it is given."""
 
     serial: int
@@ -113,8 +116,7 @@ class FindCertificate(Lookup):
         return _message("CertificateDetails", {name: details[name] for name in _DETAILS if name in details})
 
 
-@dataclass(frozen=True, slots=True)
-class FindOperations(Lookup):
+class FindOperations(Lookup, frozen=True):
     """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
 
     evidence: str | None
@@ -124,19 +126,13 @@ class FindOperations(Lookup):
     def answer(self, reader: Reader) -> bytes:
         """The page; raises the ledger's errors."""
         found = reader.operations(self.evidence, self.before, self.limit + 1)
-        room = self.room // 2
-        page: list[dict[str, object]] = []
-        for row in (operation_row(entry) for entry in found[: self.limit]):
-            room -= len(json.dumps(row))
-            if page and room < 0:
-                break
-            page.append(row)
+        rows = map(operation_row, found[: self.limit])
+        page = fitting(rows, lambda row: len(json.dumps(row)), self.room // 2)
         more = str(page[-1]["seq"]) if len(found) > len(page) else None
         return _message("OperationPage", {"operations": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class ProveConsistency(Lookup):
+class ProveConsistency(Lookup, frozen=True):
     """The proof that the tree of `new` events begins with that of `old`; anybody may see it."""
 
     old: int
@@ -148,8 +144,7 @@ class ProveConsistency(Lookup):
         return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
 
 
-@dataclass(frozen=True, slots=True)
-class FindRevocations(Lookup):
+class FindRevocations(Lookup, frozen=True):
     """A page of revocations, newest first, before event `before`."""
 
     before: int | None
@@ -164,8 +159,7 @@ class FindRevocations(Lookup):
         return _message("RevocationPage", {"revocations": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewHits(Lookup):
+class PreviewHits(Lookup, frozen=True):
     """What a revocation would hit at `now` (seconds): how many certificates, whose, which principals, the newest."""
 
     revocation: Revocation
@@ -196,8 +190,7 @@ def _most(counts: Counter[str]) -> list[dict[str, object]]:
     return [{"name": name, "certificates": count} for name, count in counts.most_common(MOST)]
 
 
-@dataclass(frozen=True, slots=True)
-class FindEntries(Lookup):
+class FindEntries(Lookup, frozen=True):
     """A page of events in their order, after event `after`."""
 
     after: int
@@ -215,14 +208,8 @@ class FindEntries(Lookup):
 def _fitting(found: Sequence[Entry], limit: int, room: int) -> tuple[list[dict[str, object]], str | None]:
     """The first events, at least one and at most `limit`, that take half of `room` (bytes): JSON may double each
     character. And the number of the last of them if there are more."""
-    room //= 2
-    page: list[dict[str, object]] = []
-    for entry in found[:limit]:
-        room -= len(entry.body.encode()) + len(entry.kind) + len(entry.actor) + 300
-        if page and room < 0:
-            break
-        page.append(_entry_row(entry))
-    return page, str(page[-1]["seq"]) if len(found) > len(page) else None
+    page = fitting(found[:limit], lambda one: len(one.body.encode()) + len(one.kind) + len(one.actor) + 300, room // 2)
+    return list(map(_entry_row, page)), str(page[-1].seq) if len(found) > len(page) else None
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:
@@ -231,8 +218,7 @@ def _entry_row(entry: Entry) -> dict[str, object]:
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 
 
-@dataclass(frozen=True, slots=True)
-class FindEvents(Lookup):
+class FindEvents(Lookup, frozen=True):
     """A page of events, newest first."""
 
     events: EventFilter
@@ -244,8 +230,7 @@ class FindEvents(Lookup):
         return _message("EventPage", {"entries": page, "before": more})
 
 
-@dataclass(frozen=True, slots=True)
-class CountActivity(Lookup):
+class CountActivity(Lookup, frozen=True):
     """Certificates and refusals in each of `spans` spans of `step` seconds; the last one ends after `now` (seconds)."""
 
     step: int
@@ -264,36 +249,21 @@ class CountActivity(Lookup):
         return _message("Activity", {"step": self.step, "rows": rows})
 
 
-_Kinds = (
-    FindCertificates
-    | FindCertificate
-    | FindEntries
-    | FindEvents
-    | FindOperations
-    | FindRevocations
-    | PreviewHits
-    | ProveConsistency
-    | CountActivity
-)
-_KINDS: Final[dict[str, type[_Kinds]]] = {kind.__name__: kind for kind in get_args(_Kinds)}
+_DECODER: Final = msgspec.json.Decoder(
+    FindCertificates | FindCertificate | FindEntries | FindEvents | FindOperations | FindRevocations | PreviewHits
+    | ProveConsistency | CountActivity
+)  # fmt: skip
 
 
 def encode_lookup(lookup: Lookup) -> bytes:
     """A lookup as a message, for `answer_lookup` in another process."""
-    return json.dumps({"find": type(lookup).__name__, **asdict(lookup)}).encode()
+    return msgspec.json.encode(lookup)
 
 
-def decode_lookup(message: bytes) -> _Kinds:
+def decode_lookup(message: bytes) -> Lookup:
     """The lookup of a message from `encode_lookup`."""
-    fields: dict[str, Any] = json.loads(message)
-    kind = _KINDS[fields.pop("find")]
-    if "wanted" in fields:
-        fields["wanted"] = Filter(**fields["wanted"])
-    if "events" in fields:
-        fields["events"] = EventFilter(**fields["events"])
-    if "revocation" in fields:
-        fields["revocation"] = Revocation(**fields["revocation"])
-    return kind(**fields)
+    found: Lookup = _DECODER.decode(message)
+    return found
 
 
 def error_message(error: SignerError) -> bytes:

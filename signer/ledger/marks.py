@@ -6,10 +6,11 @@ a keeper from writing the copy by mistake.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from signer.files import read_bounded, write_atomically
 
@@ -31,7 +32,7 @@ class Mark:
 
 def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
     """Replaces the mark; False where this user may not write: the one who verifies need not be the one who writes."""
-    content = json.dumps({"seq": mark.seq, "time": mark.time}).encode() + b"\n"
+    content = msgspec.json.encode(mark) + b"\n"
     try:
         write_atomically(data_dir / f"ledger.{name}", content, 0o600, like=data_dir.stat())
     except OSError:
@@ -42,11 +43,7 @@ def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
 def read_mark(data_dir: Path, name: str) -> Mark | None:
     """The mark; None if there is none, or if it cannot be read as one."""
     try:
-        found = json.loads(read_bounded(data_dir / f"ledger.{name}", _LIMIT))
-        seq, time = found["seq"], found["time"]
-    except (OSError, ValueError, TypeError, KeyError):
+        mark = msgspec.json.decode(read_bounded(data_dir / f"ledger.{name}", _LIMIT), type=Mark)
+    except (OSError, msgspec.DecodeError):
         return None
-    is_mark = all(
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 for value in (seq, time)
-    )
-    return Mark(seq, time) if is_mark and time < 2**40 else None
+    return mark if 0 <= mark.seq < 2**63 and 0 <= mark.time < 2**40 else None

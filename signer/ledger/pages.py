@@ -128,12 +128,10 @@ class CertificateReader(LedgerReader):
         """The newest events that match; the cost does not depend on how many there are."""
         floor = 1 if wanted.since is None else self.first_since(wanted.since)
         if wanted.kind is None and wanted.identity is None and not wanted.only_others:
-            rows = self.query(
-                "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
-                " ORDER BY seq DESC LIMIT ?",
+            return self.entries(
+                "WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?",
                 (floor, _NO_END if wanted.before is None else wanted.before, wanted.limit),
             )
-            return [Entry(*row) for row in rows]
         with self._snapshot() as (memory, file, folded):
             numbers = set(_numbers(memory, wanted, max(floor, folded + 1), _NO_END))
             if file is not None:

@@ -17,29 +17,13 @@ from typing import Any, Final
 import msgspec
 
 from signer.errors import LedgerBroken, NotFound, Unavailable, write_hint
+from signer.ledger import schema
 from signer.ledger.chain import GENESIS
-from signer.ledger.schema import (
-    APPLICATION_ID,
-    ARCHIVED_VERSION,
-    FILE_NAME,
-    IS_ARCHIVED,
-    IS_ASKED,
-    IS_FREEZE,
-    IS_HOST,
-    IS_OPERATION,
-    IS_RESTORED,
-    IS_REVOCATION,
-    IS_SERVICE_KEY,
-    IS_VAULTS,
-    IS_WITHHELD,
-    TREE_STEP,
-)
 from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
 
+ROWS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # as `Entry` has them
 # The events after a number, and up to another one.
-EVENTS_BETWEEN: Final = (
-    "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
-)
+EVENTS_BETWEEN: Final = f"{ROWS} WHERE seq > ? AND seq <= ? ORDER BY seq"
 # Seconds by which a certificate ends after the time of its event at most: no policy grants more than the longest
 # validity; Vault's clock may be ahead by 60 s, and the keeper's may be set back by 60 s between grant and record.
 REACH: Final = LONGEST_VALIDITY + 120
@@ -113,7 +97,7 @@ _ISSUED_FACTS: Final = msgspec.json.Decoder(_IssuedFacts)
 class LedgerReader:
     """Reads a ledger, also while a keeper writes it; or the file of another name in the folder."""
 
-    def __init__(self, data_dir: Path, file_name: str = FILE_NAME) -> None:
+    def __init__(self, data_dir: Path, file_name: str = schema.FILE_NAME) -> None:
         self.data_dir = data_dir
         self.file_name = file_name
         self._path = data_dir / file_name
@@ -145,7 +129,7 @@ class LedgerReader:
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2, cached_statements=64)
             db.execute("PRAGMA busy_timeout = 2000")
             found = db.execute("PRAGMA user_version").fetchone()[0]
-            is_ledger = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            is_ledger = db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION_ID
             is_foreign = not is_ledger and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
         if is_foreign:
             db.close()
@@ -154,11 +138,11 @@ class LedgerReader:
                 f"{self.file_name} in {self._place} is not a ledger of signer",
                 "give the keeper its own SIGNER_DATA_DIR",
             )
-        if found > ARCHIVED_VERSION:
+        if found > schema.ARCHIVED_VERSION:
             db.close()
             raise LedgerBroken(
                 "ledger_version_newer",
-                f"the ledger has version {found}; this signer supports version {ARCHIVED_VERSION}",
+                f"the ledger has version {found}; this signer supports version {schema.ARCHIVED_VERSION}",
                 "start the newer version that wrote it",
             )
         return db
@@ -166,15 +150,10 @@ class LedgerReader:
     @property
     def _place(self) -> str:
         """The folder, as an error names it."""
-        return "SIGNER_DATA_DIR" if self.file_name == FILE_NAME else str(self.data_dir)
+        return "SIGNER_DATA_DIR" if self.file_name == schema.FILE_NAME else str(self.data_dir)
 
-    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement; raises `Unavailable` or `LedgerBroken`."""
-        with storage_errors():
-            return self.connection().execute(sql, values).fetchall()
-
-    def named(self, sql: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-        """As `query`, with named parameters."""
         with storage_errors():
             return self.connection().execute(sql, values).fetchall()
 
@@ -182,6 +161,10 @@ class LedgerReader:
         """Yields the rows of a statement one by one."""
         with storage_errors():
             yield from self.connection().execute(sql, values)
+
+    def entries(self, tail: str, values: Sequence[object] = ()) -> list[Entry]:
+        """The events of a statement that ends so; conditions are constants, `values` are not."""
+        return [Entry(*row) for row in self.query(f"{ROWS} {tail}", values)]
 
     def head(self) -> Head:
         """The newest entry; seq 0 if the ledger is empty."""
@@ -191,8 +174,8 @@ class LedgerReader:
 
     def entry(self, seq: int) -> Entry:
         """One event by its number; raises `LedgerBroken` if it is not there, `NotFound` if it was archived."""
-        for row in self.query("SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq = ?", (seq,)):
-            return Entry(*row)
+        for entry in self.entries("WHERE seq = ?", (seq,)):
+            return entry
         if 0 < seq <= self.base:
             raise events_archived(seq, self.base)
         raise broken_at(seq, "the event is missing")
@@ -205,9 +188,9 @@ class LedgerReader:
         were carried over. 0 for most ledgers."""
         if self._base is None:
             base = 0
-            if self.query("PRAGMA user_version")[0][0] == ARCHIVED_VERSION:
+            if self.query("PRAGMA user_version")[0][0] == schema.ARCHIVED_VERSION:
                 ((last,),) = self.query("SELECT max(number) FROM archived WHERE level = 0")
-                base = 0 if last is None else (last + 1) << TREE_STEP
+                base = 0 if last is None else (last + 1) << schema.TREE_STEP
             self._base = base
         return self._base
 
@@ -228,10 +211,10 @@ class LedgerReader:
         if after < (end := min(last, self.base)):
             rows = self.query(
                 "SELECT number, hashes FROM archived WHERE level = 0 AND number >= ? AND number <= ? ORDER BY number",
-                (after >> TREE_STEP, (end - 1) >> TREE_STEP),
+                (after >> schema.TREE_STEP, (end - 1) >> schema.TREE_STEP),
             )
             for number, tile in rows:
-                digests, start = bytes(tile).hex(), number << TREE_STEP
+                digests, start = bytes(tile).hex(), number << schema.TREE_STEP
                 places = range(max(after - start, 0), min(end - start, _TILE))
                 found += [(start + at + 1, digests[64 * at : 64 * at + 64]) for at in places]
         if last > self.base:
@@ -248,7 +231,7 @@ class LedgerReader:
             return []
         rows = self.query(
             "SELECT hashes FROM archived WHERE level = ? AND number >= ? AND number <= ? ORDER BY number",
-            (level, first >> TREE_STEP, (last - 1) >> TREE_STEP),
+            (level, first >> schema.TREE_STEP, (last - 1) >> schema.TREE_STEP),
         )
         data = b"".join(bytes(tile) for (tile,) in rows)[32 * (first % _TILE) :][: 32 * (last - first)]
         if len(data) != 32 * (last - first):
@@ -262,7 +245,7 @@ class LedgerReader:
     def archives(self) -> list[Archive]:
         """What was archived of this ledger, oldest first; raises `LedgerBroken` for a malformed event."""
         found = []
-        for entry in self._events(IS_ARCHIVED, 0):
+        for entry in self._events(schema.IS_ARCHIVED, 0):
             try:
                 body = json.loads(entry.body)
                 segment, carried = body["segment"], body["carried"]
@@ -276,12 +259,11 @@ class LedgerReader:
 
     def operations(self, evidence: str | None, before: int | None, limit: int) -> list[Entry]:
         """Recorded operations, newest first: with that evidence, if given, and before event `before`."""
-        rows = self.query(
-            f"SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE {IS_OPERATION}"  # noqa: S608
-            " AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ? ORDER BY seq DESC LIMIT ?",
+        return self.entries(
+            f"WHERE {schema.IS_OPERATION} AND (? IS NULL OR body ->> 'evidence' = ?) AND seq < ?"
+            " ORDER BY seq DESC LIMIT ?",
             (evidence, evidence, _NO_END if before is None else before, limit),
         )
-        return [Entry(*row) for row in rows]
 
     def events(
         self,
@@ -296,9 +278,8 @@ class LedgerReader:
         """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
         a time (milliseconds since 1970); before event `before`; `only_others` leaves out issued certificates."""
         scope = None if name is None else f"identity:{name}"
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq >= ? AND seq < ?"
-            " AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
+        return self.entries(
+            "WHERE seq >= ? AND seq < ? AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
             " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
             " AND NOT (? AND kind = 'certificate.issued')"
             " ORDER BY seq DESC LIMIT ?",
@@ -312,15 +293,10 @@ class LedgerReader:
                 limit,
             ),
         )
-        return [Entry(*row) for row in rows]
 
     def events_after(self, after: int, limit: int) -> list[Entry]:
         """Events in their order, after event `after`."""
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-            (after, limit),
-        )
-        return [Entry(*row) for row in rows]
+        return self.entries("WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
 
     def recent(self, since: int) -> list[Recent]:
         """Released certificates that expire after `since` (seconds).
@@ -330,13 +306,7 @@ class LedgerReader:
         is set back in between, only its validity says so.
         """
         first = self.first_since((since - REACH) * 1000)
-        withheld = {
-            serial
-            for (serial,) in self.query(
-                f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608
-                (first,),
-            )
-        }
+        withheld = self._withheld(first)
         rows = self.query(
             "SELECT body ->> 'serial', body ->> 'backend', body ->> 'identity', body ->> 'role',"
             " max(time / 1000, body ->> 'valid_after' + coalesce(body ->> 'backdate', ?)), body ->> 'valid_before'"
@@ -374,7 +344,7 @@ class LedgerReader:
         """Every restore of this ledger from a backup, oldest first."""
         rows = self.query(
             "SELECT seq, time, body ->> '$.lost_head.seq', body ->> 'first_serial', body ->> 'last_serial'"  # noqa: S608
-            f" FROM events WHERE {IS_RESTORED} ORDER BY seq"
+            f" FROM events WHERE {schema.IS_RESTORED} ORDER BY seq"
         )
         return [Restored(*facts) for facts in rows]
 
@@ -392,14 +362,14 @@ class LedgerReader:
         """The public key that an event of that kind, such as `publishing.key`, recorded last."""
         newest = (
             "SELECT body ->> 'public_key' FROM events"  # noqa: S608 - a condition from here
-            f" WHERE {IS_SERVICE_KEY} AND kind = ? ORDER BY seq DESC LIMIT 1"
+            f" WHERE {schema.IS_SERVICE_KEY} AND kind = ? ORDER BY seq DESC LIMIT 1"
         )
         return next((str(line) for (line,) in self.query(newest, (kind,))), None)
 
     def has_vault_serial(self, serial: int) -> bool:
         """True if a certificate of Vault's with that serial is recorded."""
         return bool(
-            self.query(f"SELECT 1 FROM events WHERE {IS_VAULTS} AND body ->> 'serial' = ?", (str(serial),))  # noqa: S608
+            self.query(f"SELECT 1 FROM events WHERE {schema.IS_VAULTS} AND body ->> 'serial' = ?", (str(serial),))  # noqa: S608
         )
 
     def freezes(self) -> dict[str, ActiveFreeze]:
@@ -407,7 +377,7 @@ class LedgerReader:
         found: dict[str, ActiveFreeze] = {}
         for kind, scope, *facts in self.query(
             "SELECT kind, body ->> 'scope', body ->> 'reason', actor, time / 1000, body ->> 'until'"  # noqa: S608
-            f" FROM events WHERE {IS_FREEZE} ORDER BY seq"
+            f" FROM events WHERE {schema.IS_FREEZE} ORDER BY seq"
         ):
             if kind == "freeze.set":
                 found[scope] = ActiveFreeze(*facts)
@@ -418,36 +388,32 @@ class LedgerReader:
     def asked(self, since: int) -> list[Entry]:
         """What requests and waivers are made of, from `since` (seconds) on, and all incidents; oldest first."""
         first = self.first_since(since * 1000)
-        recent = self._events(IS_ASKED, first) + self._events(IS_FREEZE, first)
-        incidents = self._events(f"{IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
+        recent = self._events(schema.IS_ASKED, first) + self._events(schema.IS_FREEZE, first)
+        incidents = self._events(f"{schema.IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
         return sorted(incidents + recent, key=lambda entry: entry.seq)
 
     def noticed_after(self, after: int, limit: int) -> list[Entry]:
         """Events of requests, waivers, incidents, freezes and revocations after event `after`, oldest first."""
         # One condition each, so that each has its index: whoever was away for a million certificates waits for none.
-        conditions = (IS_ASKED, IS_FREEZE, "kind = 'certificates.revoked' AND " + IS_REVOCATION)
-        rows = [
-            row
+        conditions = (schema.IS_ASKED, schema.IS_FREEZE, "kind = 'certificates.revoked' AND " + schema.IS_REVOCATION)
+        found = [
+            entry
             for condition in conditions
-            for row in self.query(
-                "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
-                f" WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?",
-                (after, limit),
-            )
+            for entry in self.entries(f"WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?", (after, limit))
         ]
-        return [Entry(*row) for row in sorted(rows)[:limit]]
+        return sorted(found, key=lambda entry: entry.seq)[:limit]
 
     def host_events(self) -> list[Entry]:
         """What the list of host keys is made of, oldest first."""
-        return self._events(IS_HOST, 0)
+        return self._events(schema.IS_HOST, 0)
 
     def operation_events(self) -> list[Entry]:
         """The recorded operations on the platform, oldest first."""
-        return self._events(IS_OPERATION, 0)
+        return self._events(schema.IS_OPERATION, 0)
 
     def revocation_events(self) -> list[Entry]:
         """What the revocation list is made of besides the certificates, oldest first."""
-        return self._events(IS_REVOCATION, 0)
+        return self._events(schema.IS_REVOCATION, 0)
 
     def issued_between(self, first: int, before: int, identities: Collection[str] | None = None) -> list[IssuedEvent]:
         """The certificates of the events from `first` on to `before`, which is not one of them, oldest first; only of
@@ -475,23 +441,18 @@ class LedgerReader:
 
     def withheld_since(self, first: int) -> set[int]:
         """Serials of the local key that events from `first` on say were never released."""
-        rows = self.query(
-            f"SELECT body ->> 'serial' FROM events WHERE {IS_WITHHELD} AND seq >= ?",  # noqa: S608 - a condition from here
-            (first,),
-        )
-        return {int(serial) for (serial,) in rows}
+        return set(map(int, self._withheld(first)))
+
+    def _withheld(self, first: int) -> set[str]:
+        rows = self.query(f"SELECT body ->> 'serial' FROM events WHERE {schema.IS_WITHHELD} AND seq >= ?", (first,))  # noqa: S608
+        return {serial for (serial,) in rows}
 
     def _events(self, condition: str, first: int) -> list[Entry]:
-        rows = self.query(
-            "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # noqa: S608 - conditions from here
-            f" WHERE {condition} AND seq >= ? ORDER BY seq",
-            (first,),
-        )
-        return [Entry(*row) for row in rows]
+        return self.entries(f"WHERE {condition} AND seq >= ? ORDER BY seq", (first,))
 
 
 _NO_END: Final = 2**63 - 1
-_TILE: Final = 1 << TREE_STEP
+_TILE: Final = 1 << schema.TREE_STEP
 
 
 def events_archived(seq: int, base: int) -> NotFound:

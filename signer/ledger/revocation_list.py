@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from signer.ledger.reader import IssuedEvent
 from signer.ledger.revoked import EventReader, Revocations, find_hits
-from signer.ssh.krl import ANY_CA, RevocationList, RevokedCertificates, group_serials, merge_ranges
+from signer.ssh.krl import ANY_CA, RevocationList, group_serials, merge_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def build_list(revoked: Revocations, hits: Iterable[IssuedEvent]) -> BuiltList:
             first_end = hit.valid_before
     for ca, found in serials.items():
         ranges[revoked.ca_keys.get(ca, ANY_CA)] += group_serials(filter(None, found))
-    certificates = {ca: RevokedCertificates(merge_ranges(found)) for ca, found in ranges.items()}
+    certificates = {ca: merge_ranges(found) for ca, found in ranges.items()}
     digests = frozenset(_digest(fingerprint) for fingerprint in revoked.keys | revoked.cas)
     comment = f"signer {revoked.version}" if revoked.version else ""
     made = RevocationList(revoked.version, revoked.at, comment, MappingProxyType(certificates), digests)

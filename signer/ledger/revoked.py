@@ -34,12 +34,14 @@ class EventReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RevokedBefore:
-    """A revocation of certificates that were recorded before event `seq`, at a time in seconds since 1970."""
+class MadeRevocation:
+    """A revocation as event `seq` recorded it, at a time in seconds since 1970; `by` and `reason` say who and why."""
 
     seq: int
     at: int
     revocation: Revocation
+    by: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Revocations:
     cas: set[str] = field(default_factory=set)
     ca_keys: dict[str, bytes] = field(default_factory=dict)
     lost: list[LostRange] = field(default_factory=list)
-    certificates: list[RevokedBefore] = field(default_factory=list)
+    certificates: list[MadeRevocation] = field(default_factory=list)
     offset: int = 0  # of versions: see `offset_after`
     known_cas: set[str] = field(default_factory=set)  # fingerprints, also those whose key is not in the ledger
 
@@ -102,7 +104,7 @@ class Revocations:
                 elif revocation.by == "ca":
                     self.cas.add(revocation.name)
                 else:
-                    self.certificates.append(RevokedBefore(entry.seq, at, revocation))
+                    self.certificates.append(MadeRevocation(entry.seq, at, revocation))
             case "ledger.restored":
                 self.offset = offset_after(entry)
                 self.lost.append(LostRange(str(body["ca"] or ""), int(body["first_serial"]), int(body["last_serial"])))
@@ -175,19 +177,8 @@ def preview_hits(reader: EventReader, revocation: Revocation, head: int, now: in
             and issued.valid_before > now
         )
     else:
-        found = find_hits(reader, Revocations(at=now, certificates=[RevokedBefore(head + 1, now, revocation)]))
+        found = find_hits(reader, Revocations(at=now, certificates=[MadeRevocation(head + 1, now, revocation)]))
     return [issued for issued in found if issued.backend != "local" or issued.serial not in withheld]
-
-
-@dataclass(frozen=True, slots=True)
-class MadeRevocation:
-    """A revocation as an event recorded it, at a time in seconds since 1970."""
-
-    seq: int
-    at: int
-    by: str
-    reason: str
-    revocation: Revocation
 
 
 def made_revocations(entries: Iterable[Entry]) -> list[MadeRevocation]:
@@ -197,9 +188,8 @@ def made_revocations(entries: Iterable[Entry]) -> list[MadeRevocation]:
         if entry.kind == "certificates.revoked":
             try:
                 body = json.loads(entry.body)
-                made = MadeRevocation(
-                    entry.seq, entry.time_ms // 1000, entry.actor, str(body["reason"]), read_revocation(body)
-                )
+                at, revocation = entry.time_ms // 1000, read_revocation(body)
+                made = MadeRevocation(entry.seq, at, revocation, entry.actor, str(body["reason"]))
             except (KeyError, ValueError, TypeError):
                 raise broken_at(entry.seq, "it is not a valid certificates.revoked event") from None
             found.append(made)
@@ -232,7 +222,7 @@ def revoked_by(reader: EventReader, made: Sequence[MadeRevocation], row: Issued)
 class _Matches:
     """Many revocations as one test, which takes the logarithm of their number."""
 
-    def __init__(self, revoked: Sequence[RevokedBefore]) -> None:
+    def __init__(self, revoked: Sequence[MadeRevocation]) -> None:
         self.last = max(one.seq for one in revoked)
         self.identities: dict[str, int] = {}  # the last revocation of each
         self._since: list[tuple[int, int]] = []  # time and revocation; both rise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -86,7 +86,7 @@ class Ledger(LedgerReader):
             self._head = self._last_serial = None
         return self._db
 
-    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """As that of a reader; reading goes on where the file cannot be opened for writing any more."""
         try:
             return super().query(sql, values)

@@ -31,6 +31,7 @@ from signer.migration.compose import ASK_WITHIN, PROJECT_LABEL, Compose, Compose
 from signer.migration.config import ComposeFacts
 from signer.subprocesses import CommandResult
 
+SOCKET_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_SOCKET_DIR"
 KEEPER: Final = "signer-keeper"  # the user in the image that may read the ledger; root without capabilities may not
 TRIAL_WITHIN: Final = 45.0  # seconds; a busy host needs as long, and nothing pauses meanwhile
 LIVES: Final = 120  # seconds until the guard removes the container
@@ -126,7 +127,7 @@ def trial(
     tried = _facts_on_trial(facts)
     remove_trial(Compose(tried, environ))
     folder = _make_folder(tried)
-    apart = Compose(tried, environ, (folder / "trial.yaml",))
+    apart = Compose(_facts_on_trial(facts, folder), environ, (folder / "trial.yaml",))
     try:
         found = _create(apart, with_overlay, max(1.0, deadline - time.monotonic()))
         _check_apart(apart, found, folder)
@@ -261,9 +262,10 @@ def _remove_folder(folder: Path) -> None:
         raise ComposeFailed("trial_not_removed", text, "remove it") from None
 
 
-def _facts_on_trial(facts: ComposeFacts) -> ComposeFacts:
-    """The platform's facts with another project name."""
-    return replace(facts, project=trial_project(facts))
+def _facts_on_trial(facts: ComposeFacts, folder: Path | None = None) -> ComposeFacts:
+    """The platform's facts with another project name, and `folder` in the place of that of the api's socket."""
+    environment = {**facts.environment, SOCKET_VARIABLE: str(folder)} if folder else facts.environment
+    return replace(facts, project=trial_project(facts), environment=environment)
 
 
 def _create_line(apart: Compose, with_overlay: bool) -> list[str]:
@@ -280,7 +282,7 @@ def _check_apart(apart: Compose, container: ContainerState, folder: Path) -> Non
             raise ComposeFailed(
                 "trial_not_apart",
                 f"the trial could write to the mount {mount.get('Destination')}, which is not its own",
-                "remove the volume's `name` in the compose file",
+                f"remove the volume's `name` in the compose file; name the api socket's folder by {SOCKET_VARIABLE}",
             )
 
 

@@ -12,9 +12,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, EventFilter, Filter, Revocation, SignRequest
@@ -35,310 +37,241 @@ MAX_WAIT: Final = 50  # seconds for which a client may wait for a decision; many
 MAX_ADDRESS: Final = 64  # characters; an IPv6 address has 45 at most
 MAX_FETCHES: Final = 100  # in one message `seen`, whose header must hold them
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
+_Version = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Peer = Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS)]
+_Fetches = Annotated[list[tuple[str, _Peer, _Version]], msgspec.Meta(max_length=MAX_FETCHES)]
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Unauthenticated:
-    """Refuse a caller without a valid token; `role` is that of a sign or explain request, otherwise empty."""
+class _Sent(msgspec.Struct, frozen=True):
+    """What every command has: who sends it."""
 
     caller: Caller
+
+
+class Unauthenticated(_Sent, frozen=True):
+    """Refuse a caller without a valid token; `role` is that of a sign or explain request, otherwise empty."""
+
     role: str
     fault: NotAuthenticated
 
 
-@dataclass(frozen=True, slots=True)
-class Sign:
+class Sign(_Sent, frozen=True):
     """Issue a certificate. `request` is the error of a malformed body, shown only to an authenticated caller."""
 
-    caller: Caller
     role: str
     request: SignRequest | BadRequest
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Explain:
+class Explain(_Sent, frozen=True):
     """Report what policy would decide; signs and counts nothing."""
 
-    caller: Caller
     role: str
     request: SignRequest | BadRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Freeze:
+class Freeze(_Sent, frozen=True):
     """Stop issuing for `scope`: `all`, `identity:NAME` or `role:NAME`."""
 
-    caller: Caller
     scope: str
     reason: str
     seconds: int | None = None  # for which it lasts; None for ever
 
 
-@dataclass(frozen=True, slots=True)
-class Unfreeze:
+class Unfreeze(_Sent, frozen=True):
     """Issue again for `scope`."""
 
-    caller: Caller
     scope: str
 
 
-@dataclass(frozen=True, slots=True)
-class Revoke:
+class Revoke(_Sent, frozen=True):
     """Revoke certificates or a key for good."""
 
-    caller: Caller
     revocation: Revocation
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewRevocation:
+class PreviewRevocation(_Sent, frozen=True):
     """What a revocation would hit if it was made now."""
 
-    caller: Caller
     revocation: Revocation
 
 
-@dataclass(frozen=True, slots=True)
-class ListRevocations:
+class ListRevocations(_Sent, frozen=True):
     """A page of revocations, newest first; `before` is the event of the last one of the page before."""
 
-    caller: Caller
     before: int | None
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class RecordOperation:
+class RecordOperation(_Sent, frozen=True):
     """Record an operation on the platform. `operation` is the error of a malformed body, as in `Sign`."""
 
-    caller: Caller
     operation: OperationBody | BadRequest
 
 
-@dataclass(frozen=True, slots=True)
-class ListOperations:
+class ListOperations(_Sent, frozen=True):
     """A page of recorded operations, newest first; `evidence` restricts it to those with that digest."""
 
-    caller: Caller
     evidence: str | None
     before: int | None
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class ListCertificates:
+class ListCertificates(_Sent, frozen=True):
     """A page of certificates, newest first; `active` restricts it to those valid now."""
 
-    caller: Caller
     wanted: Filter
     active: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ShowCertificate:
+class ShowCertificate(_Sent, frozen=True):
     """One certificate with its complete record."""
 
-    caller: Caller
     serial: int
 
 
-@dataclass(frozen=True, slots=True)
-class ShowHead:
+class ShowHead(_Sent, frozen=True):
     """The newest entry of the ledger."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ListEntries:
+class ListEntries(_Sent, frozen=True):
     """A page of the ledger's events as they are, oldest first, after event `after`."""
 
-    caller: Caller
     after: int
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class ListEvents:
+class ListEvents(_Sent, frozen=True):
     """A page of the ledger's events, newest first."""
 
-    caller: Caller
     wanted: EventFilter
 
 
-@dataclass(frozen=True, slots=True)
-class ShowActivity:
+class ShowActivity(_Sent, frozen=True):
     """How many certificates and refusals there were in each of the last hours."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ListLive:
+class ListLive(_Sent, frozen=True):
     """How many certificates are valid now, by identity."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ListIdentities:
+class ListIdentities(_Sent, frozen=True):
     """A page of the policy's identities by name, after `after`; only those whose name contains `part`."""
 
-    caller: Caller
     part: str | None
     after: str | None
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class ShowIdentity:
+class ShowIdentity(_Sent, frozen=True):
     """One identity of the policy: what it may ask for, its tokens' ends, its keys, and what stops it now."""
 
-    caller: Caller
     identity: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListFreezes:
+class ListFreezes(_Sent, frozen=True):
     """The freezes in force."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ListRoles:
+class ListRoles(_Sent, frozen=True):
     """The caller's roles."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ShowRole:
+class ShowRole(_Sent, frozen=True):
     """One role of the policy."""
 
-    caller: Caller
     role: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShowCaller:
+class ShowCaller(_Sent, frozen=True):
     """The caller's identity, rights and token."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class SignIn:
+class SignIn(_Sent, frozen=True):
     """Begin a console session of the caller, who shows a token."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class SignOut:
+class SignOut(_Sent, frozen=True):
     """End the caller's console session."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ShowRequest:
+class ShowRequest(_Sent, frozen=True):
     """One request that waits for humans."""
 
-    caller: Caller
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListRequests:
+class ListRequests(_Sent, frozen=True):
     """A page of requests, newest first; `before` is the id of the last one of the page before."""
 
-    caller: Caller
     state: str | None
     identity: str | None
     before: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(_Sent, frozen=True):
     """Issue the certificate of an approved request; `secret` is the claim secret in hex."""
 
-    caller: Caller
     request: str
     public_key: str
-    secret: str | None = field(repr=False)
+    secret: str | None
+
+    def __repr__(self) -> str:
+        return f"Claim({self.caller!r}, {self.request!r})"  # without the secret
 
 
-@dataclass(frozen=True, slots=True)
-class Approve:
+class Approve(_Sent, frozen=True):
     """Approve a request with an armored signature or a passkey's assertion; the waiver is its `until` as text and its
     uses."""
 
-    caller: Caller
     request: str
     signature: str | Assertion
     waiver: tuple[str, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Deny:
+class Deny(_Sent, frozen=True):
     """Deny a request."""
 
-    caller: Caller
     request: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Withdraw:
+class Withdraw(_Sent, frozen=True):
     """Withdraw the caller's own request."""
 
-    caller: Caller
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListWaivers:
+class ListWaivers(_Sent, frozen=True):
     """The waivers in force."""
 
-    caller: Caller
 
-
-@dataclass(frozen=True, slots=True)
-class EndWaiver:
+class EndWaiver(_Sent, frozen=True):
     """End a waiver."""
 
-    caller: Caller
     waiver: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListIncidents:
+class ListIncidents(_Sent, frozen=True):
     """The open incidents, or all that are kept."""
 
-    caller: Caller
     also_closed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CloseIncident:
+class CloseIncident(_Sent, frozen=True):
     """Close an incident with a reference to a commit."""
 
-    caller: Caller
     incident: str
     reference: str
 
 
-@dataclass(frozen=True, slots=True)
-class AddHostKeys:
+class AddHostKeys(_Sent, frozen=True):
     """List a host with its names and public keys, in the place of an earlier entry only with `replace`, and with the
     principals that it lets in; None leaves those that are recorded."""
 
-    caller: Caller
     name: str
     addresses: tuple[str, ...]
     keys: tuple[str, ...]
@@ -346,19 +279,15 @@ class AddHostKeys:
     principals: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveHostKeys:
+class RemoveHostKeys(_Sent, frozen=True):
     """Take a host off the list."""
 
-    caller: Caller
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListHostKeys:
+class ListHostKeys(_Sent, frozen=True):
     """A page of the list of hosts, by name; `after` is the last name of the page before."""
 
-    caller: Caller
     after: str | None
 
 
@@ -457,19 +386,13 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
 
 def read_fetches(header: dict[str, Any]) -> list[tuple[str, str, int]]:
     """The fetches in a message `seen`: host, address and version of the list; raises `BadRequest`."""
-    fetches = header.get("fetches")
-    if not isinstance(fetches, list) or len(fetches) > MAX_FETCHES:
+    try:
+        fetches = msgspec.convert(header.get("fetches"), _Fetches)
+    except msgspec.ValidationError:
+        raise _bad_message("fetches") from None
+    if not all(HOST_NAME.fullmatch(host) for host, _, _ in fetches):
         raise _bad_message("fetches")
-    found = []
-    for fetch in fetches:
-        match fetch:
-            case [str() as host, str() as peer, int() as version] if (
-                HOST_NAME.fullmatch(host) and len(peer) <= MAX_ADDRESS and 0 <= version < 2**63
-            ):
-                found.append((host, peer, version))
-            case _:
-                raise _bad_message("fetches")
-    return found
+    return fetches
 
 
 def _bad_message(what: str) -> BadRequest:
@@ -554,26 +477,31 @@ def _read_explain(header: dict[str, Any], body: bytes, caller: Caller) -> Comman
 
 
 def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    def optional(key: str) -> str | None:
-        return None if header.get(key) is None else _read_text(header, key)
-
-    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
     wanted = Filter(
-        identity=optional("identity"),
-        role=optional("role"),
-        principal=optional("principal"),
-        fingerprint=optional("fingerprint"),
-        backend=_read_backend(optional("backend")),
+        identity=_optional_text(header, "identity"),
+        role=_optional_text(header, "role"),
+        principal=_optional_text(header, "principal"),
+        fingerprint=_optional_text(header, "fingerprint"),
+        backend=_read_choice(header, "backend", BACKENDS),
         before=_read_integer(header, "before", None),
-        limit=limit,
+        limit=_read_limit(header),
     )
     return ListCertificates(caller, wanted, header.get("active") is True)
 
 
-def _read_backend(backend: str | None) -> str | None:
-    if backend not in (None, *BACKENDS):
-        raise BadRequest("field_malformed", f"backend must be one of {', '.join(BACKENDS)}", "correct backend")
-    return backend
+def _optional_text(header: dict[str, Any], key: str, maximum: int = 256) -> str | None:
+    return None if header.get(key) is None else _read_text(header, key, maximum)
+
+
+def _read_choice(header: dict[str, Any], key: str, choices: tuple[str, ...]) -> str | None:
+    value = _optional_text(header, key)
+    if value not in (None, *choices):
+        raise BadRequest("field_malformed", f"{key} must be one of {', '.join(choices)}", f"correct {key}")
+    return value
+
+
+def _read_limit(header: dict[str, Any], default: int = 50) -> int:
+    return _read_integer(header, "limit", default, MAX_PAGE) or 1
 
 
 def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
@@ -586,13 +514,11 @@ def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Comman
 
 def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     evidence = None if header.get("evidence") is None else read_digest(_read_text(header, "evidence"))
-    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
-    return ListOperations(caller, evidence, _read_integer(header, "before", None), limit)
+    return ListOperations(caller, evidence, _read_integer(header, "before", None), _read_limit(header))
 
 
 def _read_entries(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    limit = _read_integer(header, "limit", MAX_PAGE, MAX_PAGE) or 1
-    return ListEntries(caller, _read_integer(header, "after", 0) or 0, limit)
+    return ListEntries(caller, _read_integer(header, "after", 0) or 0, _read_limit(header, MAX_PAGE))
 
 
 def _read_events(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
@@ -602,14 +528,14 @@ def _read_events(header: dict[str, Any], _body: bytes, caller: Caller) -> Comman
         since=_read_integer(header, "since", None),
         before=_read_integer(header, "before", None),
         only_others=header.get("only_others") is True,
-        limit=_read_integer(header, "limit", 50, MAX_PAGE) or 1,
+        limit=_read_limit(header),
     )
     return ListEvents(caller, wanted)
 
 
 def _read_identities(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
-    return ListIdentities(caller, _optional_text(header, "part"), _optional_text(header, "after"), limit)
+    part, after = _optional_text(header, "part"), _optional_text(header, "after")
+    return ListIdentities(caller, part, after, _read_limit(header))
 
 
 def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
@@ -634,18 +560,11 @@ def _read_preview(header: dict[str, Any], _body: bytes, caller: Caller) -> Comma
 
 
 def _read_revocations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    limit = _read_integer(header, "limit", 50, MAX_PAGE) or 1
-    return ListRevocations(caller, _read_integer(header, "before", None), limit)
-
-
-def _optional_text(header: dict[str, Any], key: str) -> str | None:
-    return None if header.get(key) is None else _read_text(header, key)
+    return ListRevocations(caller, _read_integer(header, "before", None), _read_limit(header))
 
 
 def _read_requests(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    state = _optional_text(header, "state")
-    if state not in (None, *REQUEST_STATES):
-        raise BadRequest("field_malformed", f"state must be one of {', '.join(REQUEST_STATES)}", "correct state")
+    state = _read_choice(header, "state", REQUEST_STATES)
     return ListRequests(caller, state, _optional_text(header, "identity"), _optional_text(header, "before"))
 
 
@@ -684,8 +603,7 @@ def _read_add_host(_header: dict[str, Any], body: bytes, caller: Caller) -> Comm
 
 
 def _read_hosts(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    after = header.get("after")
-    return ListHostKeys(caller, None if after is None else _read_text(header, "after", MAX_HOST_NAME))
+    return ListHostKeys(caller, _optional_text(header, "after", MAX_HOST_NAME))
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {

@@ -42,6 +42,20 @@ class Notice(msgspec.Struct, frozen=True, tag="notice", tag_field="message", for
     tells_age: bool = False
 
 
+def state_notice(
+    name: str,
+    at: int,
+    topic: Topic,
+    kind: str,
+    title: str,
+    details: tuple[str, ...] = (),
+    *,
+    urgency: Urgency = "normal",
+) -> Notice:
+    """A notice of a state of the service, which no event of the ledger says."""
+    return Notice(id=name, seq=0, at=at, topic=topic, kind=kind, title=title, details=details, urgency=urgency)
+
+
 class Start(msgspec.Struct, frozen=True, tag="start", tag_field="message", forbid_unknown_fields=True):
     """The keeper's answer to a `Hello` without cursor: the newest event, which is not told any more."""
 

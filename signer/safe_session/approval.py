@@ -17,9 +17,9 @@ from signer.safe_session.output import render_json
 from signer.safe_session.request import Patience, call, is_away, render_key
 from signer.safe_session.response import (
     Certificate,
-    parse_object,
     problem_code,
     read_certificate,
+    read_fields,
     read_problem,
     retry_after,
 )
@@ -119,10 +119,7 @@ def texts(value: object) -> list[str]:
 
 def read_request(response: HttpResponse, place: str) -> HumanRequest:
     """The request in a 200 or 202. Raises the service's error, or `BadFormat`."""
-    try:
-        fields = parse_object(response.body.decode())
-    except (BadFormat, UnicodeDecodeError):
-        raise unexpected_response(place, f"status {response.status}, not JSON") from None
+    fields = read_fields(response, place)
     if response.status not in (200, 202):
         raise read_problem(response, fields, place)
     return HumanRequest(fields, place)
@@ -150,9 +147,9 @@ class Busy(Exception):
 def problem(response: HttpResponse, settings: Settings) -> SignerError:
     place = settings.server.address.text
     try:
-        return read_problem(response, parse_object(response.body.decode()), place)
-    except (BadFormat, UnicodeDecodeError):
-        return unexpected_response(place, f"status {response.status}, not JSON")
+        return read_problem(response, read_fields(response, place), place)
+    except BadFormat as error:
+        return error
 
 
 def wait_for_decision(

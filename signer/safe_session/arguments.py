@@ -63,11 +63,14 @@ class Invocation:
         self.asks_ssh = False
 
     def take_option(self, words: list[str], at: int) -> int:
-        """Reads the long option at `words[at]`; returns the index after it. Raises `UsageError`."""
+        """Reads the option at `words[at]`; returns the index after it. Raises `UsageError`."""
         name, equals, value = words[at].partition("=")
-        if words[at] in ("--help", "--version"):
-            self.verb = name[2:]
+        if words[at] in ("-h", "--help", "--version"):
+            self.verb = "version" if words[at] == "--version" else "help"
             return len(words)
+        if words[at] == "-v" and self.verb in ("", "exec"):
+            self.verbose = True
+            return at + 1
         if name in _FLAGS:
             if equals:
                 raise UsageError(f"{name} takes no value")
@@ -132,16 +135,9 @@ def parse_arguments(words: list[str], invocation: Invocation | None = None) -> I
     invocation = invocation or Invocation()
     at = 0
     while at < len(words) and words[at].startswith("-"):
-        if words[at] == "-h":
-            invocation.verb = "help"
+        at = invocation.take_option(words, at)
+        if invocation.verb:
             return invocation
-        if words[at] == "-v":
-            invocation.verbose = True
-            at += 1
-        else:
-            at = invocation.take_option(words, at)
-            if invocation.verb:
-                return invocation
     if at == len(words):
         raise UsageError("no command given", _WRITE_ONE)
     invocation.verb = words[at]
@@ -164,9 +160,6 @@ def _read_question(invocation: Invocation, words: list[str]) -> None:
     at = 0
     while at < len(words):
         word = words[at]
-        if word == "-h":
-            invocation.verb = "help"
-            return
         if word.startswith("-"):
             at = invocation.take_option(words, at)
             if invocation.verb != verb:
@@ -238,18 +231,11 @@ def _split_exec(invocation: Invocation, words: list[str]) -> None:
         if word == "--":
             at += 1
             break
-        if word == "-v":
-            invocation.verbose = True
-            at += 1
-        elif word == "-h":
-            invocation.verb = "help"
-            return
-        elif word.startswith("-"):
-            at = invocation.take_option(words, at)
-            if invocation.verb != "exec":
-                return
-        else:
+        if not word.startswith("-"):
             break
+        at = invocation.take_option(words, at)
+        if invocation.verb != "exec":
+            return
     invocation.command = words[at:]
     if not invocation.command or not invocation.command[0]:
         raise UsageError("no command given", "write `safe-session exec -- COMMAND`")

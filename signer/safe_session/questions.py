@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from signer.errors import BadFormat
-from signer.safe_session import output
-from signer.safe_session.approval import (
-    LONGEST_POLL,
-    Busy,
-    HumanRequest,
-    WaitingLine,
-    look,
-    names,
-    problem,
-    read_request,
-    text,
-    texts,
-    wait_for_decision,
-)
+from signer.safe_session import approval, output
 from signer.safe_session.claims import is_request_id
 from signer.safe_session.http import HttpResponse, send, unexpected_response
 from signer.safe_session.output import render_json
 from signer.safe_session.request import Patience, call, quoted_path
-from signer.safe_session.response import parse_object
+from signer.safe_session.response import read_fields
 from signer.safe_session.statuses import StillPending, UsageError
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
@@ -41,15 +27,18 @@ def answer(settings: Settings, invocation: Invocation) -> int:
 def answer_wait(settings: Settings, invocation: Invocation) -> int:
     """`safe-session wait ID`: 0 once it is approved. Raises `StillPending`, `RequestOver` and the service's errors."""
     _check_id(invocation.request)
-    asked = _look_once(settings, invocation.request)
-    line = WaitingLine(asked, invocation)
+    try:
+        asked = approval.look(settings, invocation.request)
+    except approval.Busy as busy:
+        raise busy.error from None
+    line = approval.WaitingLine(asked, invocation)
     seconds = float(invocation.wait) if invocation.wait is not None else None
     if seconds is None and invocation.is_for_program():
-        seconds = float(LONGEST_POLL)
-    asked = wait_for_decision(settings, asked, seconds, line)
+        seconds = float(approval.LONGEST_POLL)
+    asked = approval.wait_for_decision(settings, asked, seconds, line)
     if asked.state == "pending":
         following = f"run `safe-session wait {asked.request} --for 50s` again"
-        said = f"request {asked.request} waits for {names(asked.approvers)}"
+        said = f"request {asked.request} waits for {approval.names(asked.approvers)}"
         raise StillPending("request_pending", said, following, asked.pending_facts(following))
     if asked.state not in ("approved", "issued"):
         raise asked.end()
@@ -65,7 +54,7 @@ def answer_withdraw(settings: Settings, invocation: Invocation) -> int:
     """`safe-session withdraw ID`."""
     _check_id(invocation.request)
     path = f"/api/requests/{invocation.request}/withdraw"
-    asked = read_request(
+    asked = approval.read_request(
         call(settings.server, "POST", path, b"{}", Patience(invocation.wait)), settings.server.address.text
     )
     if invocation.json:
@@ -77,8 +66,8 @@ def answer_withdraw(settings: Settings, invocation: Invocation) -> int:
 
 def answer_requests(settings: Settings, invocation: Invocation) -> int:
     """`safe-session requests`: the caller's own requests of the last day, newest first."""
-    identity = text(who_am_i(settings, invocation).get("identity"))
-    requests: list[HumanRequest] = []
+    identity = approval.text(who_am_i(settings, invocation).get("identity"))
+    requests: list[approval.HumanRequest] = []
     raw: list[object] = []
     page = ""
     for _ in range(_MAX_PAGES):
@@ -89,7 +78,7 @@ def answer_requests(settings: Settings, invocation: Invocation) -> int:
         if type(rows) is not list or not all(type(row) is dict for row in rows):
             raise unexpected_response(settings.server.address.text, "no list of requests in it")
         raw += rows
-        requests += [HumanRequest(row, settings.server.address.text) for row in rows]
+        requests += [approval.HumanRequest(row, settings.server.address.text) for row in rows]
         if not is_request_id(before):
             break
         page = f"&before={before}"
@@ -97,7 +86,14 @@ def answer_requests(settings: Settings, invocation: Invocation) -> int:
         output.show(render_json({"requests": raw}) + "\n")
         return 0
     table = [
-        (one.request, one.state, text(one.frozen.get("role")), one.expires, names(one.approvers), _reason(one))
+        (
+            one.request,
+            one.state,
+            approval.text(one.frozen.get("role")),
+            one.expires,
+            approval.names(one.approvers),
+            approval.text(one.frozen.get("reason")),
+        )
         for one in requests
     ]
     if table:
@@ -114,12 +110,12 @@ def answer_whoami(settings: Settings, invocation: Invocation) -> int:
         output.show(render_json(fields) + "\n")
         return 0
     token = fields.get("token")
-    expires = text(token.get("expires")) if type(token) is dict else ""
+    expires = approval.text(token.get("expires")) if type(token) is dict else ""
     rows = [
-        ("identity", f"{text(fields.get('identity'))} ({text(fields.get('kind'))})"),
-        ("roles", ", ".join(texts(fields.get("roles"))) or "none"),
-        ("groups", ", ".join(texts(fields.get("groups")))),
-        ("may", ", ".join(texts(fields.get("may")))),
+        ("identity", f"{approval.text(fields.get('identity'))} ({approval.text(fields.get('kind'))})"),
+        ("roles", ", ".join(approval.texts(fields.get("roles"))) or "none"),
+        ("groups", ", ".join(approval.texts(fields.get("groups")))),
+        ("may", ", ".join(approval.texts(fields.get("may")))),
         ("token", f"ends {expires}" if expires else "does not end"),
         ("service", settings.server.address.text),
     ]
@@ -130,29 +126,15 @@ def answer_whoami(settings: Settings, invocation: Invocation) -> int:
 def who_am_i(settings: Settings, invocation: Invocation) -> dict[str, object]:
     """The fields of GET /api/whoami. Raises the service's error, or `BadFormat`."""
     fields = _object(call(settings.server, "GET", "/api/whoami", b"", Patience(invocation.wait)), settings)
-    if not text(fields.get("identity")):
+    if not approval.text(fields.get("identity")):
         raise unexpected_response(settings.server.address.text, "no identity in it")
     return fields
 
 
 def _object(response: HttpResponse, settings: Settings) -> dict[str, object]:
     if response.status != 200:
-        raise problem(response, settings)
-    try:
-        return parse_object(response.body.decode())
-    except (BadFormat, UnicodeDecodeError):
-        raise unexpected_response(settings.server.address.text, "not JSON") from None
-
-
-def _look_once(settings: Settings, request: str) -> HumanRequest:
-    try:
-        return look(settings, request)
-    except Busy as busy:
-        raise busy.error from None
-
-
-def _reason(asked: HumanRequest) -> str:
-    return text(asked.frozen.get("reason"))
+        raise approval.problem(response, settings)
+    return read_fields(response, settings.server.address.text)
 
 
 def _check_id(request: str) -> None:

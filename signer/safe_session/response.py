@@ -67,10 +67,7 @@ def read_certificate(response: HttpResponse, public: bytes, place: str) -> Certi
     Raises the service's error (`Refused`, `NotAuthenticated`, `Unavailable`), or `BadFormat` if the response or the
     certificate does not match the request.
     """
-    try:
-        fields = parse_object(response.body.decode())
-    except (BadFormat, UnicodeDecodeError):
-        raise unexpected_response(place, f"status {response.status}, not JSON") from None
+    fields = read_fields(response, place)
     if response.status != 201:
         raise read_problem(response, fields, place)
     line = fields.get("certificate")
@@ -78,6 +75,14 @@ def read_certificate(response: HttpResponse, public: bytes, place: str) -> Certi
     if type(line) is not str or type(expires_in) is not int:
         raise unexpected_response(place, "no certificate in it")
     return check_certificate(line, public, expires_in)
+
+
+def read_fields(response: HttpResponse, place: str) -> dict[str, object]:
+    """The JSON object in a response of the service at `place`; raises `BadFormat`."""
+    try:
+        return parse_object(response.body.decode())
+    except (BadFormat, UnicodeDecodeError):
+        raise unexpected_response(place, f"status {response.status}, not JSON") from None
 
 
 def read_problem(response: HttpResponse, fields: dict[str, object], place: str) -> SignerError:
@@ -111,8 +116,8 @@ def retry_after(response: HttpResponse) -> int | None:
 def problem_code(response: HttpResponse) -> str:
     """The code of an RFC 9457 problem, "" if there is none."""
     try:
-        code = parse_object(response.body.decode()).get("code")
-    except (BadFormat, UnicodeDecodeError):
+        code = read_fields(response, "").get("code")
+    except BadFormat:
         return ""
     return code if type(code) is str else ""
 

@@ -64,15 +64,8 @@ def load_publishers(path: str) -> list[str]:
     """The public keys in the file at `path`, lines as `signer hosts key` prints them. Whoever can write the file
     decides which hosts are genuine, so that only its owner, the user or root, may. Raises `BadSettings`.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "the path is malformed"
-        raise BadSettings(
-            "publishers_file_unreadable",
-            f"cannot read the publishers file {path}: {reason.lower()}",
-            "set SAFE_SESSION_PUBLISHERS_FILE to a file with the line that `signer hosts key` prints",
-        ) from None
+    hint = "set SAFE_SESSION_PUBLISHERS_FILE to a file with the line that `signer hosts key` prints"
+    descriptor = _open(path, "publishers", hint)
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
@@ -99,19 +92,23 @@ def load_publishers(path: str) -> list[str]:
     return [f"{words[0].decode()} {words[1].decode()}" for words in lines]
 
 
+def _open(path: str, kind: str, hint: str) -> int:
+    """The descriptor of a file that is to be read; raises `BadSettings`."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is malformed"
+        text = f"cannot read the {kind} file {path}: {reason.lower()}"
+        raise BadSettings(
+            "token_file_unreadable" if kind == "token" else "publishers_file_unreadable", text, hint
+        ) from None
+
+
 def load_token(path: str) -> str:
     """The token in the file at `path`. The checks use the open descriptor, so that they apply to the file that is read.
     Follows links, because Kubernetes mounts secrets as links. Raises `BadSettings`, never with the file's content.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "the path is malformed"
-        raise BadSettings(
-            "token_file_unreadable",
-            f"cannot read the token file {path}: {reason.lower()}",
-            "set SAFE_SESSION_TOKEN_FILE to the file that holds your token",
-        ) from None
+    descriptor = _open(path, "token", "set SAFE_SESSION_TOKEN_FILE to the file that holds your token")
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):

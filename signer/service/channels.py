@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, get_args
@@ -30,22 +31,13 @@ from signer.address import check_peer, check_url
 from signer.errors import BadSettings, Refused, SignerError
 from signer.files import read_bounded
 from signer.http import CONNECT_WITHIN, Watch, new_session
-from signer.protocol.notices import (
-    MAX_CHANNELS,
-    MAX_MESSAGE,
-    ChannelFacts,
-    ChannelKind,
-    Hello,
-    Notice,
-    Topic,
-    encode,
-)
+from signer.protocol import notices
 from signer.toml import Faults, Names, Place, Table, parse_toml
 from signer.units import render_span, timestamp
 
 MAX_FILE: Final = 64 * 1024  # bytes
 DEADLINE: Final = 5.0  # seconds for one request, after the name was looked up
-MAX_FACTS: Final = MAX_MESSAGE - 1024  # bytes that the keeper is told of all channels; the rest is for a fault
+MAX_FACTS: Final = notices.MAX_MESSAGE - 1024  # bytes that the keeper is told of all channels; the rest is for a fault
 MAX_ANSWER: Final = 4096  # bytes that are read of an answer; none of them is shown
 MAX_SECRET: Final = 64  # bytes; MIN_SECRET and the form are those of Standard Webhooks
 MIN_SECRET: Final = 24
@@ -53,8 +45,8 @@ SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what every such key begins with
 OLD_AFTER: Final = 60  # seconds after which every notice says how old it is
 MAX_NTFY: Final = 3_800  # bytes of a message; ntfy makes an attachment of one that has more than 4,096
 SIGNATURE_VERSION: Final = "v1"
-TOPICS: Final[tuple[Topic, ...]] = get_args(Topic)
-_KINDS: Final[tuple[ChannelKind, ...]] = get_args(ChannelKind)
+TOPICS: Final[tuple[notices.Topic, ...]] = get_args(notices.Topic)
+_KINDS: Final[tuple[notices.ChannelKind, ...]] = get_args(notices.ChannelKind)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
 _TOPIC: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)  # as ntfy has it
 _WORD: Final = re.compile(r"[!-~]{1,512}", re.ASCII)
@@ -76,7 +68,7 @@ _COMMON: Final = ("kind", "url", "ca_file", "people", "about")
 class Channel:
     """A channel of the file. `key` is that of a webhook's signature, `token` a bearer token for ntfy."""
 
-    facts: ChannelFacts
+    facts: notices.ChannelFacts
     url: str = field(repr=False)
     ca_file: Path | None = None
     key: bytes = field(default=b"", repr=False)
@@ -90,14 +82,14 @@ class Channel:
 
 
 class _ChannelTable(Table):
-    kind: ChannelKind | None = None
+    kind: notices.ChannelKind | None = None
     url: str = ""
     secret: str = ""
     topic: str = ""
     token: str = ""
     ca_file: str = ""
     people: Names = Field(default_factory=list)
-    about: Annotated[list[Topic], Field(min_length=1)] = Field(default_factory=lambda: list(TOPICS))
+    about: Annotated[list[notices.Topic], Field(min_length=1)] = Field(default_factory=lambda: list(TOPICS))
 
 
 class _FileTable(Table):
@@ -139,10 +131,10 @@ def parse_channels(raw: bytes) -> tuple[Channel, ...]:
     found = [_parse_channel(name, value, faults) for name, value in table.channels.items()]
     if not table.channels:
         faults.add(("channels",), "is empty: add a channel, or unset SIGNER_NOTICES_FILE to send no notices")
-    if len(found) > MAX_CHANNELS:
-        faults.add(("channels",), f"has {len(found)} channels; at most {MAX_CHANNELS} may be")
+    if len(found) > notices.MAX_CHANNELS:
+        faults.add(("channels",), f"has {len(found)} channels; at most {notices.MAX_CHANNELS} may be")
     channels = tuple(channel for channel in found if channel is not None)
-    size = len(encode(Hello(cursor=2**62, channels=tuple(channel.facts for channel in channels))))
+    size = len(notices.encode(notices.Hello(cursor=2**62, channels=tuple(channel.facts for channel in channels))))
     if size > MAX_FACTS:
         text = f"take {size:,} bytes with the names of people; at most {MAX_FACTS:,} may be: name fewer people"
         faults.add(("channels",), text)
@@ -162,32 +154,22 @@ def _parse_channel(name: str, value: object, faults: Faults) -> Channel | None:
         faults.require(place, value, *needed)
         for key in value.keys() - {*_COMMON, *needed, *optional} & _ChannelTable.model_fields.keys():
             faults.add((*place, key), f"is not a key of kind {table.kind}")
-    key = b""
     for of, check in _CHECKS.items():
         if text := getattr(table, of):
-            _add_fault(faults, (*place, of), check, text)
-    if table.secret:
-        try:
-            key = parse_secret(table.secret)
-        except ValueError as error:
-            faults.add((*place, "secret"), str(error))
+            try:
+                check(text)
+            except ValueError as error:
+                faults.add((*place, of), str(error))
     if len(faults.found) > before or table.kind is None:
         return None
     return Channel(
-        facts=ChannelFacts(name, table.kind, tuple(table.people), tuple(table.about)),
+        facts=notices.ChannelFacts(name, table.kind, tuple(table.people), tuple(table.about)),
         url=table.url,
         ca_file=Path(table.ca_file) if table.ca_file else None,
-        key=key,
+        key=parse_secret(table.secret) if table.secret else b"",
         topic=table.topic,
         token=table.token,
     )
-
-
-def _add_fault(faults: Faults, place: Place, check: Callable[[str], None], text: str) -> None:
-    try:
-        check(text)
-    except ValueError as error:
-        faults.add(place, str(error))
 
 
 def parse_secret(text: str) -> bytes:
@@ -217,14 +199,9 @@ def _check_address(text: str) -> None:
     check_number(url.hostname or "")
 
 
-def _check_topic(text: str) -> None:
-    if _TOPIC.fullmatch(text) is None:
-        raise ValueError("is not a topic of ntfy: 1 to 64 of A-Z, a-z, 0-9, _ and -")
-
-
-def _check_word(text: str) -> None:
-    if _WORD.fullmatch(text) is None:
-        raise ValueError("is not one word of printable ASCII")
+def _check_form(form: re.Pattern[str], otherwise: str, text: str) -> None:
+    if form.fullmatch(text) is None:
+        raise ValueError(otherwise)
 
 
 def _check_path(text: str) -> None:
@@ -234,11 +211,12 @@ def _check_path(text: str) -> None:
         raise ValueError("cannot be read by this user")
 
 
-_CHECKS: Final[Mapping[str, Callable[[str], None]]] = {
+_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "url": _check_address,
-    "topic": _check_topic,
-    "token": _check_word,
+    "topic": partial(_check_form, _TOPIC, "is not a topic of ntfy: 1 to 64 of A-Z, a-z, 0-9, _ and -"),
+    "token": partial(_check_form, _WORD, "is not one word of printable ASCII"),
     "ca_file": _check_path,
+    "secret": parse_secret,
 }
 
 
@@ -345,7 +323,7 @@ class Sender:
         """Closes the connection."""
         self._session.close()
 
-    def send(self, notice: Notice, now: int) -> Result:
+    def send(self, notice: notices.Notice, now: int) -> Result:
         """One attempt; never raises. `now` is in seconds since 1970."""
         body, headers = render(self._channel, notice, self._console, now)
         try:
@@ -388,13 +366,13 @@ def _reason(error: Exception) -> str:
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def message_title(notice: Notice, now: int) -> str:
+def message_title(notice: notices.Notice, now: int) -> str:
     """The first line, with its age where that matters."""
     age = max(now - notice.at, 0)
     return f"{notice.title} {render_span(age)} ago" if notice.tells_age or age >= OLD_AFTER else notice.title
 
 
-def link_of(notice: Notice, console: str | None) -> str | None:
+def link_of(notice: notices.Notice, console: str | None) -> str | None:
     """The console's page for a notice; None without SIGNER_CONSOLE_URL."""
     if console is None:
         return None
@@ -405,9 +383,10 @@ def link_of(notice: Notice, console: str | None) -> str | None:
 _PAGES: Final = {"incidents": "/incidents", "freezes": "/freezes", "tokens": "/people", "refusals": "/ledger"}
 
 
-def render(channel: Channel, notice: Notice, console: str | None, now: int) -> tuple[bytes, dict[str, str]]:
+def render(channel: Channel, notice: notices.Notice, console: str | None, now: int) -> tuple[bytes, dict[str, str]]:
     """Body and headers of one attempt at `now`, in seconds since 1970."""
     title, link = message_title(notice, now), link_of(notice, console)
+    lines, links = (title, *notice.details), [] if link is None else [link]
     match channel.facts.kind:
         case "webhook":
             body = _webhook_body(notice, title, link)
@@ -424,10 +403,9 @@ def render(channel: Channel, notice: Notice, console: str | None, now: int) -> t
             headers = {"Authorization": f"Bearer {channel.token}"} if channel.token else {}
             return _json(shown), {**_JSON_HEADERS, **headers}
         case "slack":
-            lines = [_escape_slack(line) for line in (title, *notice.details)]
-            return _json({"text": "\n".join([*lines, *([link] if link else [])]), "mrkdwn": False}), _JSON_HEADERS
-    lines = [_escape_markdown(line) for line in (title, *notice.details)]
-    return _json({"text": "\n".join([*lines, *([link] if link else [])])}), _JSON_HEADERS
+            text = "\n".join([*map(_escape_slack, lines), *links])
+            return _json({"text": text, "mrkdwn": False}), _JSON_HEADERS
+    return _json({"text": "\n".join([*map(_escape_markdown, lines), *links])}), _JSON_HEADERS
 
 
 _JSON_HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "signer"}
@@ -437,7 +415,7 @@ def _json(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-def _webhook_body(notice: Notice, title: str, link: str | None) -> bytes:
+def _webhook_body(notice: notices.Notice, title: str, link: str | None) -> bytes:
     shown: dict[str, object] = {
         "id": notice.id,
         "type": notice.kind,
@@ -482,14 +460,7 @@ def _cut(text: str, limit: int) -> str:
     return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
-def trial_notice(now: int) -> Notice:
+def trial_notice(now: int) -> notices.Notice:
     """What `signer notices test` sends."""
-    return Notice(
-        id=f"test-{now}-{time.monotonic_ns() % 10**6}",
-        seq=0,
-        at=now,
-        topic="health",
-        kind="test",
-        title="a test of signer's notices",
-        details=("nothing has happened, and nothing is to be done",),
-    )
+    name, detail = f"test-{now}-{time.monotonic_ns() % 10**6}", "nothing has happened, and nothing is to be done"
+    return notices.state_notice(name, now, "health", "test", "a test of signer's notices", (detail,))

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from signer.ca.key import ServiceKey
 from signer.errors import Unavailable
 from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, sign_note
 from signer.ledger.origin import origins
 from signer.ledger.store import Ledger
 
 
-class LedgerKey(Protocol):
-    """The key that signs checkpoints (`ServiceKey` in `ca/key.py`)."""
-
-    raw_public: bytes
-
-    def sign(self, message: bytes) -> bytes: ...
-
-
 class Checkpoints:
     """Signs each size of the ledger once, when it is asked for. Two checkpoints of one size are always the same."""
 
-    def __init__(self, ledger: Ledger, key: LedgerKey, setting: str | None) -> None:
+    def __init__(self, ledger: Ledger, key: ServiceKey, setting: str | None) -> None:
         """`setting` is SIGNER_LEDGER_ORIGIN, None for the name that the ledger has by itself."""
         self._ledger = ledger
         self._key = key

@@ -40,14 +40,31 @@ SOON: Final = 14 * 86_400  # seconds; tokens that expire within it get a warning
 _ROOM: Final = 256 * 1024 * 1024  # bytes; about 300,000 certificates
 
 
+Outcome = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """The result of one check: a stable `code`, the observation in `detail`, and the next action in `hint`."""
 
-    outcome: Literal["ok", "warn", "fail"]
+    outcome: Outcome
     code: str
     detail: str
     hint: str = ""
+
+
+def _failed(error: SignerError, *, outcome: Outcome = "fail") -> Iterator[Check]:
+    """The problems that an error names, one check each."""
+    for problem in getattr(error, "problems", ()) or (error.text,):
+        yield Check(outcome, error.code, " ".join(problem.split()), error.hint)
+
+
+def _tried(checks: Iterator[Check]) -> Iterator[Check]:
+    """Checks that end with the first error of theirs."""
+    try:
+        yield from checks
+    except SignerError as error:
+        yield from _failed(error)
 
 
 def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
@@ -55,35 +72,33 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
     try:
         settings = load_settings(environ)
     except BadSettings as error:
-        for problem in error.problems:
-            yield Check("fail", error.code, problem, error.hint)
+        yield from _failed(error)
         return
     yield from _check_settings(settings)
     if shutil.which("ssh-keygen", path=environ.get("PATH", os.defpath)) is None:
         text = "without ssh-keygen to read it back, no revocation list is published for hosts"
         yield Check("warn", "ssh_keygen_missing", text, "install openssh-client")
-    yield from _check_users(settings)
-    yield from _check_tls(settings, now)
+    yield from _tried(_check_users(settings))
+    yield from _tried(_check_tls(settings, now))
     if settings.notices_file is not None:
         yield from _check_notices(settings, settings.notices_file)
     policy: Policy | None = None
     try:
         policy = load_policy(settings.policy_file)
     except BadFile as error:
-        for problem in error.problems or (error.text,):
-            yield Check("fail", error.code, " ".join(problem.split()), error.hint)
+        yield from _failed(error)
     if policy is not None:
         yield from _check_policy(policy, settings, now)
     if settings.asks_vault:
-        yield from _check_vault(settings)
+        yield from _tried(_check_vault(settings))
     if settings.reads_key_file:
         yield from _check_key(settings, policy)
     elif settings.has_ca_key:
-        yield from _check_agent(settings, policy)
+        yield from _tried(_check_agent(settings, policy))
     try:
         become_reader(settings)  # last: root in a container must not read what the keeper's user owns
     except Unavailable as error:
-        yield Check("fail", error.code, error.text, error.hint)
+        yield from _failed(error)
         return
     yield from _check_directories(settings)
     yield from _check_ledger(settings.data_dir, policy)
@@ -105,7 +120,7 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
         except SignerError as error:
             running = running or (find_running(settings) if error.code == "listen_in_use" else None)
             if running is None:
-                yield Check("fail", error.code, error.text, error.hint)
+                yield from _failed(error)
                 continue
             protection += f"; in use while {running} runs"
         yield Check("ok", "listen", f"{listen}, {protection}")
@@ -115,12 +130,8 @@ def _check_tls(settings: Settings, now: int) -> Iterator[Check]:
     """Certificate and key as the api's user finds them."""
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return
-    try:
-        with acting_as(None if settings.api_user is None else look_up_user(settings.api_user).pw_uid):
-            pair = load_tls_pair(settings.tls_cert_file, settings.tls_key_file)
-    except BadSettings as error:
-        yield Check("fail", error.code, error.text, error.hint)
-        return
+    with acting_as(None if settings.api_user is None else look_up_user(settings.api_user).pw_uid):
+        pair = load_tls_pair(settings.tls_cert_file, settings.tls_key_file)
     end = timestamp(pair.not_after)
     if pair.not_after <= now + SOON:
         what = "has expired on" if pair.not_after <= now else "expires on"
@@ -130,11 +141,7 @@ def _check_tls(settings: Settings, now: int) -> Iterator[Check]:
 
 
 def _check_users(settings: Settings) -> Iterator[Check]:
-    try:
-        check_users(**settings.users)
-    except BadSettings as error:
-        yield Check("fail", error.code, error.text, error.hint)
-        return
+    check_users(**settings.users)
     if settings.keeper_user is None:
         yield Check("ok", "users", f"keeper and api run as the current user, {os.geteuid()}")
         return
@@ -170,8 +177,7 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         with acting_as(owner):
             channels = load_channels(file)
     except (BadFile, BadSettings) as error:
-        for problem in error.problems or (error.text,):
-            yield Check("fail", error.code, " ".join(problem.split()), error.hint)
+        yield from _failed(error)
     else:
         names = ", ".join(f"{channel.name} ({channel.facts.kind})" for channel in channels)
         yield Check("ok", "notices", f"{names}; `signer notices test` sends one to each")
@@ -212,22 +218,14 @@ def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
 
 def _check_agent(settings: Settings, policy: Policy | None) -> Iterator[Check]:
     """The ssh-agent, and whether it signs with the pinned key. There is no key file then, and nothing to render."""
-    try:
-        agent = agent_for_check(settings)
-        held = len(agent.identities())
-    except SignerError as error:
-        yield Check("fail", error.code, error.text, error.hint)
-        return
+    agent = agent_for_check(settings)
+    held = len(agent.identities())
     yield Check("ok", "ca_agent", f"{settings.ca_agent_socket} answers, keys {held}; there is no key file to render")
     if policy is None:
         yield Check("warn", "ca_agent_key", "not looked for: no valid policy", "fix the policy first")
         return
-    try:
-        key = agent.find_key(policy.ca.fingerprint)
-    except SignerError as error:
-        yield Check("fail", error.code, error.text, error.hint)
-    else:
-        yield Check("ok", "ca_agent_key", f"{key.kind} {key.fingerprint} is pinned; its signature verifies")
+    key = agent.find_key(policy.ca.fingerprint)
+    yield Check("ok", "ca_agent_key", f"{key.kind} {key.fingerprint} is pinned; its signature verifies")
 
 
 def _check_vault(settings: Settings) -> Iterator[Check]:
@@ -236,13 +234,7 @@ def _check_vault(settings: Settings) -> Iterator[Check]:
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
-    try:
-        client = VaultClient(
-            settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file
-        )
-    except BadSettings as error:
-        yield Check("fail", error.code, error.text, error.hint)
-        return
+    client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
     yield Check("ok", "vault_token", "the token file holds one token and is private to its owner")
     try:
         key = client.ask_ca()
@@ -300,18 +292,8 @@ def _check_key_place(path: Path) -> Iterator[Check]:
         )
 
 
-def _keeper_id(settings: Settings) -> int | None:
-    """The keeper's user id; None if it is this user's, or the user does not exist."""
-    if settings.keeper_user is None or os.geteuid() != 0:
-        return None
-    try:
-        return look_up_user(settings.keeper_user).pw_uid
-    except BadSettings:  # reported by `_check_users`
-        return None
-
-
 def _check_directories(settings: Settings) -> Iterator[Check]:
-    keeper = _keeper_id(settings)
+    keeper = _uid_of(settings.keeper_user) if os.geteuid() == 0 else None
     for code, path in (("data_dir", settings.data_dir), ("run_dir", settings.run_dir)):
         try:
             facts = path.stat()
@@ -325,24 +307,15 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
                 yield Check("fail", f"{code}_unusable", f"{path} cannot be created in {parent}: {fault}", hint)
             continue
         except OSError as error:
-            yield Check(
-                "fail",
-                f"{code}_unusable",
-                f"{path}: {error.strerror}",
-                "fix the path, or the modes of its parent directories",
-            )
+            hint = "fix the path, or the modes of its parent directories"
+            yield Check("fail", f"{code}_unusable", f"{path}: {error.strerror}", hint)
             continue
         mode = stat.S_IMODE(facts.st_mode)
         if not stat.S_ISDIR(facts.st_mode):
             yield Check("fail", f"{code}_unusable", f"{path} is not a directory", "use another path")
         elif mode & 0o027:  # fatal only for the run directory, which holds the socket
-            outcome: Literal["warn", "fail"] = "fail" if code == "run_dir" else "warn"
-            yield Check(
-                outcome,
-                f"{code}_not_private",
-                f"{path} has mode {mode:04o}: other users can access it",
-                f"chmod 0700 {path}",
-            )
+            text = f"{path} has mode {mode:04o}: other users can access it"
+            yield Check("fail" if code == "run_dir" else "warn", f"{code}_not_private", text, f"chmod 0700 {path}")
         elif not os.access(path, os.W_OK | os.X_OK):
             if os.statvfs(path).f_flag & os.ST_RDONLY:
                 frozen = OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -383,16 +356,13 @@ def _check_ledger(data_dir: Path, policy: Policy | None) -> Iterator[Check]:
         head = check_recent(reader)
         ca = reader.last_ca()
     except SignerError as error:
-        yield Check("fail", error.code, error.text, error.hint)
+        yield from _failed(error)
     else:
         newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
         yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
         if policy is not None and ca is not None and not policy.ca.names(ca):
-            yield Check(
-                "warn",
-                "ledger_of_another_ca",
-                f"it was written with CA key {ca}, which policy.toml does not name",
-                "if it is another platform's, restore the right ledger before the start",
-            )
+            text = f"it was written with CA key {ca}, which policy.toml does not name"
+            hint = "if it is another platform's, restore the right ledger before the start"
+            yield Check("warn", "ledger_of_another_ca", text, hint)
     finally:
         reader.close()

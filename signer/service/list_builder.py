@@ -9,23 +9,22 @@ so it happens outside the keeper's loop. The process holds no key; it writes the
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from signer.errors import BadFormat, SignerError, Unavailable, write_hint
 from signer.files import write_new
-from signer.hardening import die_with_parent, forbid_dumps
+from signer.hardening import serve_parent_only
 from signer.ledger.reader import LedgerReader
 from signer.ledger.revocation_list import read_list
 from signer.ssh.krl import MAX_LIST, RevocationList, decode_krl, encode_krl
@@ -41,14 +40,21 @@ _MAX_REPLY: Final = 8192  # bytes
 _PASSED_ON: Final = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True, tag="built"):
     """A list that is in the file: its version, the hex SHA-256 of its bytes, and when the first certificate on it
     expires (seconds since 1970; None: never)."""
 
     version: int
     sha256: str
     changes_at: int | None = None
+
+
+class _Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Why there is no list."""
+
+    code: str
+    text: str
+    hint: str
 
 
 class ListBuilder:
@@ -118,18 +124,21 @@ class ListBuilder:
 
 def _read_result(reply: bytes) -> Built | SignerError:
     try:
-        found = json.loads(reply)
-        if "code" in found:
-            return Unavailable(str(found["code"]), str(found["text"]), str(found["hint"]))
-        changes_at = found["changes_at"]
-        return Built(int(found["version"]), str(found["sha256"]), None if changes_at is None else int(changes_at))
-    except (ValueError, KeyError, TypeError):
+        found = msgspec.json.decode(reply, type=Built | _Failed)
+    except msgspec.DecodeError:
         return _not_built("the process ended without a result")
+    return found if isinstance(found, Built) else Unavailable(found.code, found.text, found.hint)
 
 
 def _not_built(why: str) -> Unavailable:
     hint = "see the service's log; hosts keep the last list until the next one is built"
     return Unavailable("list_not_built", f"the revocation list cannot be built: {why}", hint)
+
+
+def not_written(error: OSError) -> Unavailable:
+    """The error for a folder that does not take the list."""
+    text = f"the revocation list cannot be written: {error.strerror}"
+    return Unavailable("list_not_written", text, write_hint(error, "SIGNER_RUN_DIR"))
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
@@ -145,11 +154,7 @@ def build(revoked: RevocationList, file: Path, environment: Mapping[str, str]) -
         write_new(file, content, FILE_MODE, is_synced=False)
         file.chmod(FILE_MODE)
     except OSError as error:
-        raise Unavailable(
-            "list_not_written",
-            f"the revocation list cannot be written: {error.strerror}",
-            write_hint(error, "SIGNER_RUN_DIR"),
-        ) from None
+        raise not_written(error) from None
     try:
         check_readable(file, revoked, environment)
     except BaseException:
@@ -187,23 +192,19 @@ def check_readable(file: Path, meant: RevocationList, environment: Mapping[str, 
 
 def main(data_dir: Path, file: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
-    forbid_dumps()
-    os.umask(0o077)
+    serve_parent_only()
     reader = LedgerReader(data_dir)
     try:
         found = read_list(reader)
-        built = build(found.revoked, file, os.environ)
-        changes = {"changes_at": found.changes_at}
-        reply: dict[str, object] = {"version": built.version, "sha256": built.sha256, **changes}
+        reply: Built | _Failed = msgspec.structs.replace(
+            build(found.revoked, file, os.environ), changes_at=found.changes_at
+        )
     except SignerError as error:
-        reply = error.as_json()
+        reply = _Failed(error.code, error.text, error.hint)
     finally:
         reader.close()
     with suppress(BrokenPipeError):  # the keeper has given up
-        os.write(sys.stdout.fileno(), json.dumps(reply).encode())
+        os.write(sys.stdout.fileno(), msgspec.json.encode(reply))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,9 @@ def _is_stale(path: Path) -> bool:
 
 
 def _group_id(group: str) -> int:
+    """The number of a group, which may be given itself: a container does not know its host's names."""
+    if group.isascii() and group.isdigit():
+        return int(group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:

@@ -7,7 +7,6 @@ written after it took a notice. After a crash in between it gets that notice aga
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
@@ -21,14 +20,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
+
+import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
 from signer.files import claim, identity_of, read_bounded, write_new
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
+from signer.protocol import notices
 from signer.protocol.log_limit import LogLimit
-from signer.protocol.notices import KEPT_FOR, MAX_MESSAGE, Hello, Notice, Report, encode, read_for_sender
 from signer.service.channels import Channel, Result, Sender, load_channels
 from signer.service.supervisor import Supervisor, adopt_channel, waiting
 from signer.settings import Settings
@@ -58,6 +59,13 @@ class Cursor:
 
     seq: int | None = None
     done: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_DONE))
+
+
+class _Kept(msgspec.Struct):
+    """A cursor as the file has it."""
+
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] | None
+    done: list[str]
 
 
 class CursorFile:
@@ -90,11 +98,11 @@ class CursorFile:
 
     def _write(self) -> None:
         """Replaces the file; not synced, as fsyncs would delay those of the ledger. A power cut repeats notices."""
-        shown = {name: {"seq": cursor.seq, "done": list(cursor.done)} for name, cursor in self._cursors.items()}
+        shown = {name: _Kept(cursor.seq, list(cursor.done)) for name, cursor in self._cursors.items()}
         first = self._path.with_name(f".{CURSOR}.new")
         try:
             first.unlink(missing_ok=True)
-            write_new(first, json.dumps(shown).encode() + b"\n", 0o600, is_synced=False)
+            write_new(first, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
             first.rename(self._path)
         except OSError as error:
             log.warning("what was sent cannot be noted, so notices may come twice: %s", error.strerror)
@@ -102,19 +110,14 @@ class CursorFile:
 
 def _read_cursors(path: Path) -> dict[str, Cursor]:
     """The cursors of a file; none if it cannot be read as such: then every channel starts again."""
-    found = {}
     try:
-        for name, shown in json.loads(read_bounded(path, _MAX_CURSOR)).items():
-            seq, done = shown["seq"], [str(one) for one in shown["done"]]
-            if seq is not None and not (type(seq) is int and 0 <= seq < 2**62):
-                raise ValueError
-            found[str(name)] = Cursor(seq, deque(done, maxlen=MAX_DONE))
+        kept = msgspec.json.decode(read_bounded(path, _MAX_CURSOR), type=dict[str, _Kept])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         log.warning("%s cannot be read: channels begin with what happens from now on", path.name)
         return {}
-    return found
+    return {name: Cursor(cursor.seq, deque(cursor.done, maxlen=MAX_DONE)) for name, cursor in kept.items()}
 
 
 # --- one channel ------------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ def _read_cursors(path: Path) -> dict[str, Cursor]:
 class Sends(Protocol):
     """What sends a notice, once."""
 
-    def send(self, notice: Notice, now: int) -> Result: ...
+    def send(self, notice: notices.Notice, now: int) -> Result: ...
     def close(self) -> None: ...
 
 
@@ -135,7 +138,7 @@ class Outbox:
         channel: Channel,
         sender: Sends,
         cursors: CursorFile,
-        report: Callable[[Report], None],
+        report: Callable[[notices.Report], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.channel = channel
@@ -145,7 +148,7 @@ class Outbox:
         self._report = report
         self._clock = clock  # seconds since 1970
         self._changed = threading.Condition()
-        self._queue: deque[Notice] = deque()
+        self._queue: deque[notices.Notice] = deque()
         self._waiting_ids: set[str] = set()  # of notices without an event
         self._missed = 0  # notices that were given up and that no message has said
         self._said = 0  # of them, those that the message says which waits
@@ -169,7 +172,7 @@ class Outbox:
             self._received = seq
             self._cursors.note(self._cursor, seq)
 
-    def put(self, notice: Notice) -> None:
+    def put(self, notice: notices.Notice) -> None:
         """Queues a notice, unless the channel has it or does not take it; the oldest makes room for it."""
         with self._changed:
             if notice.seq:
@@ -217,7 +220,7 @@ class Outbox:
             self._finish(notice, result)
         self._sender.close()
 
-    def _wait_for_next(self) -> Notice | None:
+    def _wait_for_next(self) -> notices.Notice | None:
         """The next notice to try, after the pause that failures need; None at the end."""
         with self._changed:
             pause = BACK_OFF[min(self._failures, len(BACK_OFF)) - 1] if self._failures else 0.0
@@ -236,11 +239,11 @@ class Outbox:
         return None
 
     def _drop_old(self) -> None:
-        oldest = self._clock() - KEPT_FOR
+        oldest = self._clock() - notices.KEPT_FOR
         while self._queue and self._queue[0].at < oldest and not self._queue[0].id.startswith("m-"):
             self._give_up(self._queue.popleft(), "it is older than an hour")
 
-    def _give_up(self, notice: Notice, why: str) -> None:
+    def _give_up(self, notice: notices.Notice, why: str) -> None:
         self._waiting_ids.discard(notice.id)
         if notice.id.startswith("m-"):
             return
@@ -249,21 +252,15 @@ class Outbox:
         if notice.seq:
             self._cursors.note(self._cursor, notice.seq)
 
-    def _say_missed(self) -> Notice:
+    def _say_missed(self) -> notices.Notice:
         """One notice for all that were given up; its count is that of the moment."""
         self._said = self._missed
         count = f"{self._missed:,} notice{'s' if self._missed > 1 else ''}"
-        return Notice(
-            id=f"m-{self._cursor.seq or 0}-{self._missed}",
-            seq=0,
-            at=int(self._clock()),
-            topic="health",
-            kind="notices.missed",
-            title=f"{count} before this one could not be sent in time",
-            details=("see `signer requests list` and `signer events list`",),
-        )
+        name, title = f"m-{self._cursor.seq or 0}-{self._missed}", f"{count} before this one could not be sent in time"
+        hint = "see `signer requests list` and `signer events list`"
+        return notices.state_notice(name, int(self._clock()), "health", "notices.missed", title, (hint,))
 
-    def _finish(self, notice: Notice, result: Result) -> None:
+    def _finish(self, notice: notices.Notice, result: Result) -> None:
         with self._changed:
             if not self._queue or self._queue[0] is not notice:  # it had to make room meanwhile
                 if not result.error:
@@ -288,9 +285,9 @@ class Outbox:
             self._cursors.note(self._cursor, notice.seq, None if notice.seq else notice.id)
             self._tell(notice, "dropped" if result.error else "sent", result.error)
 
-    def _tell(self, notice: Notice, state: str, error: str) -> None:
+    def _tell(self, notice: notices.Notice, state: str, error: str) -> None:
         self._report(
-            Report(
+            notices.Report(
                 channel=self.channel.name,
                 state=state,  # type: ignore[arg-type]
                 notice=notice.id,
@@ -318,7 +315,7 @@ class Process:
         self._cursors = CursorFile(settings.notices_dir / CURSOR)
         self._outboxes: dict[str, Outbox] = {}
         self._fault = ""
-        self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
+        self._reports: deque[notices.Report] = deque(maxlen=MAX_REPORTS)
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
@@ -409,14 +406,14 @@ class Process:
     def _say_hello(self) -> None:
         received = [box.received for box in self._outboxes.values() if box.received is not None]
         channels = tuple(box.channel.facts for box in self._outboxes.values())
-        self._send(Hello(cursor=min(received) if received else None, channels=channels, fault=self._fault))
+        self._send(notices.Hello(cursor=min(received) if received else None, channels=channels, fault=self._fault))
 
-    def _send(self, message: Hello | Report) -> bool:
+    def _send(self, message: notices.Hello | notices.Report) -> bool:
         """False if there is no room, or no keeper."""
         if self._keeper is None:
             return False
         try:
-            self._keeper.send(encode(message))
+            self._keeper.send(notices.encode(message))
         except BlockingIOError:
             return False
         except OSError:
@@ -426,22 +423,22 @@ class Process:
 
     def _receive(self) -> None:
         assert self._keeper is not None, "it has sent something"  # noqa: S101
-        for data in waiting(self._keeper, MAX_MESSAGE, 64):
+        for data in waiting(self._keeper, notices.MAX_MESSAGE, 64):
             if not data:
                 self._drop_keeper()
                 return
             try:
-                message = read_for_sender(data)
+                message = notices.read_for_sender(data)
             except BadFormat as bad:
                 self._lines.warn("a malformed message", f"a message of the keeper is left out: {bad.text}")
                 continue
             for box in self._outboxes.values():
-                if isinstance(message, Notice):
+                if isinstance(message, notices.Notice):
                     box.put(message)
                 else:
                     box.begin(message.seq)
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: notices.Report) -> None:
         """Called by the threads of the channels."""
         self._reports.append(report)
         with suppress(BlockingIOError):  # the buffer is full, so a wake-up is already due

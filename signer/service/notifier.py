@@ -22,18 +22,8 @@ from signer.authority.notices import Fault, LastingFaults
 from signer.errors import BadFormat, LedgerBroken, Unavailable
 from signer.hardening import peer_process
 from signer.model import Entry, Head
+from signer.protocol import notices
 from signer.protocol.log_limit import LogLimit
-from signer.protocol.notices import (
-    KEPT_FOR,
-    MAX_MESSAGE,
-    ChannelFacts,
-    Hello,
-    Notice,
-    Report,
-    Start,
-    encode,
-    read_for_keeper,
-)
 from signer.protocol.replies import RequestDetails, ToldRow
 from signer.service.supervisor import waiting
 from signer.units import parse_timestamp, timestamp
@@ -70,9 +60,9 @@ class SenderPlace:
 class Sources:
     """What notices are made from: an event, the faults of the service by name, and the notices of tokens that end."""
 
-    of_event: Callable[[Entry], Notice | None]
+    of_event: Callable[[Entry], notices.Notice | None]
     faults: Callable[[], Mapping[str, Fault]]
-    tokens: Callable[[], Sequence[Notice]]
+    tokens: Callable[[], Sequence[notices.Notice]]
 
 
 @dataclass(slots=True)
@@ -106,13 +96,13 @@ class Notifier:
         self._lines = lines
         self._clock = clock  # seconds since 1970
         self._sock: socket.socket | None = None
-        self._channels: tuple[ChannelFacts, ...] | None = None  # None before its first message
+        self._channels: tuple[notices.ChannelFacts, ...] | None = None  # None before its first message
         self._begun_at = begun_at
         self._position = 0  # the newest event that the process has, or that needs no notice
         self._is_behind = False  # events after the position may need notices
         self._faults = LastingFaults()
-        self._unsent: deque[Notice] = deque()  # of faults, which the ledger cannot give again
-        self._ending: deque[Notice] = deque()  # of tokens, that were not handed over yet
+        self._unsent: deque[notices.Notice] = deque()  # of faults, which the ledger cannot give again
+        self._ending: deque[notices.Notice] = deque()  # of tokens, that were not handed over yet
         self._handed_over: set[str] = set()  # ids of notices of tokens, in this connection
         self._told: OrderedDict[str, dict[tuple[str, str], ToldRow]] = OrderedDict()  # by request
         self._changed: set[str] = set()
@@ -168,17 +158,17 @@ class Notifier:
     def _receive(self) -> None:
         if (sock := self._sock) is None:
             return
-        for data in waiting(sock, MAX_MESSAGE, _AT_ONCE):
+        for data in waiting(sock, notices.MAX_MESSAGE, _AT_ONCE):
             if not data:
                 self.close()
                 return
             try:
-                message = read_for_keeper(data)
+                message = notices.read_for_keeper(data)
             except BadFormat as bad:
                 self._lines.warn("a report about notices is malformed", f"the sender of notices is dropped: {bad.text}")
                 self.close()
                 return
-            if isinstance(message, Hello):
+            if isinstance(message, notices.Hello):
                 self._begin(message)
                 if self._sock is not sock:  # nothing could be begun
                     return
@@ -187,7 +177,7 @@ class Notifier:
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, hello: Hello) -> None:
+    def _begin(self, hello: notices.Hello) -> None:
         """Starts from what the process had; events that are too old to be told are left out."""
         is_first = self._channels is None
         self._channels, self._fault = hello.channels, hello.fault[:MAX_ERROR]
@@ -198,11 +188,11 @@ class Notifier:
         if not is_first:
             return
         try:
-            oldest = self._ledger.first_since(int(self._clock() - KEPT_FOR) * 1000) - 1
+            oldest = self._ledger.first_since(int(self._clock() - notices.KEPT_FOR) * 1000) - 1
             cursor = hello.cursor
             if cursor is None or cursor > self._ledger.head().seq:  # a restored ledger gives numbers again
                 cursor = self._begun_at
-                self._send(Start(seq=cursor))
+                self._send(notices.Start(seq=cursor))
             self._position, self._is_behind = max(cursor, oldest, 0), True
         except (Unavailable, LedgerBroken):
             self.close()  # the process tries again to say what it has
@@ -223,7 +213,7 @@ class Notifier:
         self._position = entry.seq
         return True
 
-    def _make(self, entry: Entry) -> Notice | None:
+    def _make(self, entry: Entry) -> notices.Notice | None:
         try:
             return self._sources.of_event(entry)
         except (Unavailable, LedgerBroken):
@@ -243,13 +233,13 @@ class Notifier:
                 return
         self._is_behind = len(entries) == _AT_ONCE
 
-    def _send(self, message: Notice | Start) -> bool:
+    def _send(self, message: notices.Notice | notices.Start) -> bool:
         """False if there is no room; what cannot be sent at all is left out."""
         if self._sock is None:
             return False
-        data = encode(message)
-        if len(data) > MAX_MESSAGE:
-            text = f"it takes {len(data):,} bytes, and at most {MAX_MESSAGE:,} may be"
+        data = notices.encode(message)
+        if len(data) > notices.MAX_MESSAGE:
+            text = f"it takes {len(data):,} bytes, and at most {notices.MAX_MESSAGE:,} may be"
             self._lines.warn("a notice is too large", f"the notice of event {message.seq} is not sent: {text}")
             return True
         try:
@@ -259,7 +249,7 @@ class Notifier:
         except OSError:
             self.close()
             return False
-        if isinstance(message, Notice) and message.request is not None:
+        if isinstance(message, notices.Notice) and message.request is not None:
             self._note_handed_over(message, message.request)
         return True
 
@@ -289,7 +279,7 @@ class Notifier:
 
     # --- who was told ---------------------------------------------------------------------------------------------
 
-    def _note_handed_over(self, notice: Notice, request: str) -> None:
+    def _note_handed_over(self, notice: notices.Notice, request: str) -> None:
         """Every channel that takes the notice is sending it now, unless it has reported more than that."""
         for channel in self._channels or ():
             if channel.takes(notice.topic, notice.concerns):
@@ -297,7 +287,7 @@ class Notifier:
                 if (key := (channel.name, notice.id)) not in rows:
                     rows[key] = _row(channel, notice.kind, "sending", int(self._clock()), "")
 
-    def _note(self, report: Report) -> None:
+    def _note(self, report: notices.Report) -> None:
         channel = next((one for one in self._channels or () if one.name == report.channel), None)
         if channel is None:
             return
@@ -388,7 +378,7 @@ def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Met
     yield queued
 
 
-def _row(channel: ChannelFacts, of: str, state: str, at: int, error: str) -> ToldRow:
+def _row(channel: notices.ChannelFacts, of: str, state: str, at: int, error: str) -> ToldRow:
     return ToldRow.model_validate(
         {
             "channel": channel.name,

@@ -10,23 +10,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from signer import __version__
 from signer.authority.core import StateOverview
+from signer.authority.identities import last_ends, token_end
+from signer.authority.queries import freeze_row
 from signer.errors import SignerError
 from signer.ledger.marks import Mark
 from signer.policy.decide import Policy
-from signer.policy.tokens import ENDS_SOON, token_id
+from signer.policy.tokens import ENDS_SOON
+from signer.protocol import replies
 from signer.protocol.operations import still_vault
-from signer.protocol.replies import (
-    Error,
-    FreezeRow,
-    HostRow,
-    Hosts,
-    LedgerState,
-    ListStatus,
-    LiveCertificates,
-    MarkRow,
-    Status,
-    TokenEnd,
-)
 from signer.service.hosts_seen import Fetch
 from signer.service.publisher import ListState
 from signer.units import timestamp
@@ -68,20 +59,21 @@ class Overview:
             text = "when enough witnesses last cosigned a checkpoint of the ledger, in seconds since 1970"
             yield GaugeMetricFamily("signer_ledger_cosigned_timestamp_seconds", text, value=self.cosigned.time)
         if self.state is not None:
-            yield GaugeMetricFamily("signer_ledger_events", "events in the ledger", value=self.state.head.seq)
-            yield GaugeMetricFamily("signer_freezes", "freezes in force", value=len(self.state.freezes))
-            text = "requests that wait for humans, or to be claimed"
-            yield GaugeMetricFamily("signer_requests_open", text, value=self.state.requests)
-            text = "incidents opened by break-glass and not closed"
-            yield GaugeMetricFamily("signer_incidents_open", text, value=self.state.incidents)
-            yield GaugeMetricFamily("signer_incidents_overdue", "of them, open for too long", value=self.state.overdue)
+            for name, text, value in (
+                ("signer_ledger_events", "events in the ledger", self.state.head.seq),
+                ("signer_freezes", "freezes in force", len(self.state.freezes)),
+                ("signer_requests_open", "requests that wait for humans, or to be claimed", self.state.requests),
+                ("signer_incidents_open", "incidents opened by break-glass and not closed", self.state.incidents),
+                ("signer_incidents_overdue", "of them, open for too long", self.state.overdue),
+            ):
+                yield GaugeMetricFamily(name, text, value=value)
             live = GaugeMetricFamily("signer_live_certificates", "certificates that are valid now", labels=["role"])
             for role in sorted(self.policy.roles):
                 live.add_metric([role], self.state.live.get(role, 0))
             yield live
         text = "when the last token of an identity ends, in seconds since 1970"
         ends = GaugeMetricFamily("signer_token_expires_timestamp_seconds", text, labels=["identity"])
-        for identity, expires in sorted(self._last_ends().items()):
+        for identity, expires in sorted(last_ends(self.policy).items()):
             ends.add_metric([identity], expires)
         yield ends
 
@@ -93,26 +85,21 @@ class Overview:
             text = "since the published revocation list was last known to be current"
             yield GaugeMetricFamily("signer_list_age_seconds", text, value=max(self.now - published.as_of, 0))
         text = "0 while the published revocation list lacks something that was revoked"
-        yield GaugeMetricFamily("signer_list_current", text, value=int(published.is_current))
-        text = "hosts that have fetched the revocation list in the last day"
-        yield GaugeMetricFamily("signer_hosts", text, value=len(self.fetches))
-        text = "of them, those that have the newest version"
-        yield GaugeMetricFamily("signer_hosts_current", text, value=self._count_current())
+        for name, about, value in (
+            ("signer_list_current", text, int(published.is_current)),
+            ("signer_hosts", "hosts that have fetched the revocation list in the last day", len(self.fetches)),
+            ("signer_hosts_current", "of them, those that have the newest version", self._count_current()),
+        ):
+            yield GaugeMetricFamily(name, about, value=value)
 
     def _count_current(self) -> int:
         return sum(fetch.version == self.published.newest for fetch in self.fetches)
 
-    def _last_ends(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for token in self.policy.tokens.values():
-            found[token.identity] = max(found.get(token.identity, 0), token.expires)
-        return found
-
-    def status(self, ca_fingerprint: str | None, fault: SignerError | None) -> Status:
+    def status(self, ca_fingerprint: str | None, fault: SignerError | None) -> replies.Status:
         """The reply to `signer status`."""
         tokens = sorted(self.policy.tokens.values(), key=lambda token: (token.expires, token.identity, token.sha256))
         state = self.state
-        return Status(
+        return replies.Status(
             version=__version__,
             mode=self.mode,
             time=timestamp(int(self.now)),
@@ -121,33 +108,25 @@ class Overview:
             key_since=timestamp(int(self.key_since)),
             policy=self.policy.digest,
             policy_since=timestamp(int(self.policy_since)),
-            fault=Error(code=fault.code, text=fault.text, hint=fault.hint, facts={}) if fault is not None else None,
+            fault=replies.Error(code=fault.code, text=fault.text, hint=fault.hint, facts={})
+            if fault is not None
+            else None,
             ledger=self._ledger(state) if state is not None else None,
             requests=state.requests if state is not None else 0,
             incidents=state.incidents if state is not None else 0,
             incidents_overdue=state.overdue if state is not None else 0,
             warnings=still_vault(self.mode, self.cut_over),
             live=[
-                LiveCertificates(role=role, count=count)
+                replies.LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())
                 if count
             ][:MAX_ROWS],
             freezes=[
-                FreezeRow(
-                    scope=scope,
-                    reason=freeze.reason,
-                    by=freeze.by,
-                    since=timestamp(freeze.since),
-                    until=None if freeze.until is None else timestamp(freeze.until),
-                )
+                freeze_row(scope, freeze).model_copy(update={"until": freeze.until and timestamp(freeze.until)})
                 for scope, freeze in sorted(state.freezes.items() if state is not None else ())
             ][:MAX_ROWS],
-            tokens=[
-                TokenEnd(id=token_id(token), identity=token.identity, expires=timestamp(token.expires))
-                for token in tokens
-                if token.expires <= self.now + ENDS_SOON
-            ][:MAX_ROWS],
-            revocation_list=ListStatus(
+            tokens=[token_end(token) for token in tokens if token.expires <= self.now + ENDS_SOON][:MAX_ROWS],
+            revocation_list=replies.ListStatus(
                 version=self.published.version,
                 as_of=_as_of(self.published),
                 wanted=self.published.wanted,
@@ -157,10 +136,10 @@ class Overview:
             ),
         )
 
-    def _ledger(self, state: StateOverview) -> LedgerState:
+    def _ledger(self, state: StateOverview) -> replies.LedgerState:
         head = state.head
         at = timestamp(head.time_ms // 1000) if head.seq else None
-        return LedgerState(
+        return replies.LedgerState(
             events=head.seq,
             head=head.hash,
             time=at,
@@ -170,18 +149,18 @@ class Overview:
         )
 
 
-def _mark_row(mark: Mark | None) -> MarkRow | None:
-    return None if mark is None else MarkRow(events=mark.seq, since=timestamp(mark.time))
+def _mark_row(mark: Mark | None) -> replies.MarkRow | None:
+    return None if mark is None else replies.MarkRow(events=mark.seq, since=timestamp(mark.time))
 
 
 def _as_of(published: ListState) -> str | None:
     return None if published.version is None else timestamp(published.as_of)
 
 
-def hosts_reply(published: ListState, fetches: Sequence[Fetch]) -> Hosts:
+def hosts_reply(published: ListState, fetches: Sequence[Fetch]) -> replies.Hosts:
     """The reply to `GET /api/hosts`."""
     rows = [
-        HostRow(
+        replies.HostRow(
             name=fetch.host,
             version=fetch.version,
             seen=timestamp(fetch.at),
@@ -189,4 +168,4 @@ def hosts_reply(published: ListState, fetches: Sequence[Fetch]) -> Hosts:
         )
         for fetch in fetches
     ]
-    return Hosts(version=published.version, wanted=published.wanted, as_of=_as_of(published), hosts=rows)
+    return replies.Hosts(version=published.version, wanted=published.wanted, as_of=_as_of(published), hosts=rows)

@@ -19,10 +19,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
-from signer.errors import SignerError, Unavailable, write_hint
+from signer.errors import SignerError, Unavailable
 from signer.files import identity_of, read_bounded, write_atomically, write_new
 from signer.protocol.log_limit import LogLimit
-from signer.service.list_builder import FILE_MODE, Built
+from signer.service.list_builder import FILE_MODE, Built, not_written
 from signer.ssh.krl import MAX_LIST, krl_version
 from signer.ssh.sshsig import sign_armored
 from signer.units import timestamp
@@ -166,7 +166,7 @@ class Publisher:
         except SignerError as error:
             self._fail(error)
         except OSError as error:
-            self._fail(_not_written(error))
+            self._fail(not_written(error))
         for file in self._others:
             if now >= self._retries.get(file.name, 0.0):
                 self._renew_other(file, now)
@@ -176,7 +176,7 @@ class Publisher:
         try:
             self._renew(file, now)
         except (SignerError, OSError) as error:
-            failure = error if isinstance(error, SignerError) else _not_written(error)
+            failure = error if isinstance(error, SignerError) else not_written(error)
             self._lines.warn(f"{file.name} not published", f"{file.name} is not renewed: {failure.text}")
             self._retries[file.name] = now + FIRST_PAUSE
 
@@ -191,7 +191,7 @@ class Publisher:
             except SignerError as error:
                 self._fail(error)
             except OSError as error:
-                self._fail(_not_written(error))
+                self._fail(not_written(error))
 
     def state(self) -> ListState:
         """What is published now."""
@@ -352,11 +352,3 @@ def render_statement(published: Built, as_of: int) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     write_new(path, content, FILE_MODE, is_synced=False)
     path.chmod(FILE_MODE)  # whatever the umask
-
-
-def _not_written(error: OSError) -> Unavailable:
-    return Unavailable(
-        "list_not_written",
-        f"the revocation list cannot be written: {error.strerror}",
-        write_hint(error, "SIGNER_RUN_DIR"),
-    )

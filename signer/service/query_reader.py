@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from signer.errors import LedgerBroken, Refused, SignerError, Unavailable
-from signer.hardening import die_with_parent, forbid_dumps
+from signer.hardening import serve_parent_only
 from signer.ledger.lookups import Lookup, Reader, decode_lookup, encode_lookup, error_message
 from signer.ledger.pages import CertificateReader
 
@@ -206,11 +205,7 @@ def serve(connection: socket.socket, data_dir: Path) -> None:
 
 def main(descriptor: int, data_dir: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
-    forbid_dumps()
-    os.umask(0o077)
+    serve_parent_only()
     with socket.socket(fileno=descriptor) as connection:
         connection.setblocking(True)
         serve(connection, data_dir)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
@@ -93,13 +94,7 @@ def waiting(sock: socket.socket, longest: int, most: int) -> Iterator[bytes]:
 
 def read_messages(channel: socket.socket) -> Iterator[dict[str, Any]]:
     """The launcher's side: all messages that wait; those that are malformed are left out."""
-    while True:
-        try:
-            data = channel.recv(MAX_MESSAGE)
-        except OSError:  # no more messages, or none any more
-            return
-        if not data:
-            return
+    for data in waiting(channel, MAX_MESSAGE, sys.maxsize):
         with suppress(ValueError, RecursionError):
             message = json.loads(data)
             if isinstance(message, dict):

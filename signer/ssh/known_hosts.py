@@ -64,25 +64,21 @@ def parse_host_principals(names: Iterable[str]) -> tuple[str, ...]:
     certificate can have."""
     found = tuple(sorted(set(names)))
     if not found:
-        raise BadRequest(
-            "host_principals_malformed",
-            "the list of principals is empty",
-            "name those of the host's principals files, or leave the list out",
+        raise _bad_principals(
+            "the list of principals is empty", "name those of the host's principals files, or leave the list out"
         )
     if len(found) > MAX_HOST_PRINCIPALS:
-        raise BadRequest(
-            "host_principals_malformed",
-            f"{len(found)} principals were given; a host may have {MAX_HOST_PRINCIPALS}",
-            "give fewer principals",
-        )
+        text = f"{len(found)} principals were given; a host may have {MAX_HOST_PRINCIPALS}"
+        raise _bad_principals(text, "give fewer principals")
     for name in found:
         if PRINCIPAL.fullmatch(name) is None:
-            raise BadRequest(
-                "host_principals_malformed",
-                f"{name[:64]!a} is not a valid principal",
-                "use only letters, digits and ._@:+=/$~-, as in the host's principals files",
-            )
+            hint = "use only letters, digits and ._@:+=/$~-, as in the host's principals files"
+            raise _bad_principals(f"{name[:64]!a} is not a valid principal", hint)
     return found
+
+
+def _bad_principals(text: str, hint: str) -> BadRequest:
+    return BadRequest("host_principals_malformed", text, hint)
 
 
 def parse_host_key(line: str) -> PublicKey:

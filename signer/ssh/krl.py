@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha1, sha256
 from itertools import chain, islice
 from operator import eq
 from types import MappingProxyType
@@ -26,8 +25,8 @@ ANY_CA: Final = b""
 
 _MAGIC: Final = b"SSHKRL\n\0"
 _FORMAT: Final = 1
-_CERTIFICATES, _EXPLICIT_KEY, _SHA1, _SIGNATURE, _SHA256, _EXTENSION = 1, 2, 3, 4, 5, 255
-_SERIAL_LIST, _SERIAL_RANGE, _SERIAL_BITMAP, _KEY_ID, _CERT_EXTENSION = 0x20, 0x21, 0x22, 0x23, 0x39
+_CERTIFICATES, _SHA256 = 1, 5
+_SERIAL_LIST, _SERIAL_RANGE, _SERIAL_BITMAP = 0x20, 0x21, 0x22
 _SECTION_HEAD: Final = 5  # bytes: the type, and the length of what follows
 _LISTED: Final = 8  # bytes of a serial in a list
 _RANGED: Final = _SECTION_HEAD + 16
@@ -37,54 +36,19 @@ Range = tuple[int, int]  # the first and the last serial
 
 
 @dataclass(frozen=True, slots=True)
-class RevokedCertificates:
-    """Certificates of one CA: `ranges` are sorted and neither overlap nor touch; serials are 1 to 2**64 - 1."""
-
-    ranges: tuple[Range, ...] = ()
-    key_ids: frozenset[str] = frozenset()
-
-    def has_serial(self, serial: int) -> bool:
-        """Whether one of `ranges` has the serial. OpenSSH never matches serial 0."""
-        low, high = 0, len(self.ranges)
-        while low < high:
-            middle = (low + high) // 2
-            if self.ranges[middle][1] < serial:
-                low = middle + 1
-            else:
-                high = middle
-        return low < len(self.ranges) and self.ranges[low][0] <= serial != 0
-
-
-@dataclass(frozen=True, slots=True)
 class RevocationList:
     """What sshd refuses. A key is a user's or a CA's: a revoked CA key ends all of its certificates.
 
-    `certificates` maps the CA's public key blob, or `ANY_CA`, to what is revoked of it; `date` is in seconds since
-    1970; `sha256` and `sha1` are digests of public key blobs, `keys` the blobs themselves.
+    `certificates` maps the CA's public key blob, or `ANY_CA`, to the serials that are revoked of it, as ranges that are
+    sorted and neither overlap nor touch; OpenSSH never matches serial 0. `date` is in seconds since 1970, `sha256` are
+    digests of public key blobs.
     """
 
     version: int
     date: int
     comment: str = ""
-    certificates: Mapping[bytes, RevokedCertificates] = field(default_factory=lambda: MappingProxyType({}))
+    certificates: Mapping[bytes, tuple[Range, ...]] = field(default_factory=lambda: MappingProxyType({}))
     sha256: frozenset[bytes] = frozenset()
-    keys: frozenset[bytes] = frozenset()
-    sha1: frozenset[bytes] = frozenset()
-
-    def has_key(self, blob: bytes) -> bool:
-        """Whether the public key is revoked by itself or by a digest."""
-        digests = sha256(blob).digest() in self.sha256 or sha1(blob).digest() in self.sha1  # noqa: S324 - the format's
-        return digests or blob in self.keys
-
-    def has_certificate(self, ca: bytes, serial: int, key_id: str, key: bytes) -> bool:
-        """Whether a certificate by the CA with this blob is revoked (`ssh_krl_check_key` in OpenSSH's krl.c).
-
-        `key` is the blob of the certified public key.
-        """
-        if self.has_key(key) or self.has_key(ca):
-            return True
-        parts = [self.certificates[of] for of in (ca, ANY_CA) if of in self.certificates]
-        return any(key_id in part.key_ids or part.has_serial(serial) for part in parts)
 
 
 def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
@@ -136,24 +100,17 @@ def encode_krl(revoked: RevocationList) -> bytes:
     """The list as bytes: the same list always gives the same bytes. Raises `BadFormat` for an invalid range."""
     parts = [_MAGIC, uint32(_FORMAT), uint64(revoked.version), uint64(revoked.date), uint64(0), string(b"")]
     parts.append(string(revoked.comment.encode()))
-    for ca, certificates in sorted(revoked.certificates.items()):
-        parts.append(_section(_CERTIFICATES, _encode_certificates(ca, certificates)))
-    for kind, blobs in ((_EXPLICIT_KEY, revoked.keys), (_SHA1, revoked.sha1), (_SHA256, revoked.sha256)):
-        if blobs:
-            parts.append(_section(kind, b"".join(map(string, sorted(blobs)))))
+    for ca, ranges in sorted(revoked.certificates.items()):
+        parts.append(
+            _section(_CERTIFICATES, b"".join((string(ca), string(b""), *_encode_serials(merge_ranges(ranges)))))
+        )
+    if revoked.sha256:
+        parts.append(_section(_SHA256, b"".join(map(string, sorted(revoked.sha256)))))
     return b"".join(parts)
 
 
 def _section(kind: int, data: bytes) -> bytes:
     return bytes((kind,)) + string(data)
-
-
-def _encode_certificates(ca: bytes, certificates: RevokedCertificates) -> bytes:
-    parts = [string(ca), string(b""), *_encode_serials(merge_ranges(certificates.ranges))]
-    if certificates.key_ids:
-        names = sorted(name.encode() for name in certificates.key_ids)
-        parts.append(_section(_KEY_ID, b"".join(map(string, names))))
-    return b"".join(parts)
 
 
 def _encode_serials(ranges: tuple[Range, ...]) -> Iterator[bytes]:
@@ -214,15 +171,10 @@ def _flush(listed: list[int]) -> Iterator[bytes]:
 
 
 def decode_krl(data: bytes) -> RevocationList:
-    """Reads a list, of this module's or of OpenSSH's; raises `BadFormat` for anything that sshd would not load.
-
-    Unknown extensions that are not critical are passed over, as sshd does.
-    """
+    """Reads a list with what this module writes; raises `BadFormat` for any other part, and for what sshd refuses."""
     if len(data) > MAX_LIST:
         raise BadFormat("bad_format", f"the list has {len(data)} bytes; at most {MAX_LIST} are read")
-    reader = Reader(data)
-    if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
-        raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
+    reader = _open(data)
     version, date, flags = reader.uint64(), reader.uint64(), reader.uint64()
     reader.string()  # reserved
     comment = reader.text()
@@ -233,24 +185,25 @@ def decode_krl(data: bytes) -> RevocationList:
         kind, section = reader.byte(), Reader(reader.string())
         if kind == _CERTIFICATES:
             _read_certificates(section, found)
-        elif kind in found.blobs:
-            _read_blobs(kind, section, found)
-        elif kind == _EXTENSION:
-            _pass_over_extension(section)
+        elif kind == _SHA256:
+            _read_digests(section, found)
         else:
-            raise BadFormat("bad_format", f"sshd does not load a section of type {kind}")
-    certificates = {ca: RevokedCertificates(merge_ranges(found.ranges[ca]), frozenset(found.key_ids[ca]))
-                    for ca in found.ranges}  # fmt: skip
-    keys, short, long = (frozenset(found.blobs[kind]) for kind in (_EXPLICIT_KEY, _SHA1, _SHA256))
-    return RevocationList(version, date, comment, MappingProxyType(certificates), long, keys, short)
+            raise BadFormat("bad_format", f"the list has a section of type {kind}")
+    certificates = {ca: merge_ranges(ranges) for ca, ranges in found.ranges.items()}
+    return RevocationList(version, date, comment, MappingProxyType(certificates), frozenset(found.sha256))
 
 
 def krl_version(data: bytes) -> int:
     """The version in the head of a list; raises `BadFormat` if it is none."""
+    return _open(data).uint64()
+
+
+def _open(data: bytes) -> Reader:
+    """A reader that stands before the version; raises `BadFormat` for another format."""
     reader = Reader(data)
     if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
         raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
-    return reader.uint64()
+    return reader
 
 
 class _Found:
@@ -258,8 +211,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.ranges: dict[bytes, list[Range]] = {}
-        self.key_ids: dict[bytes, set[str]] = {}
-        self.blobs: dict[int, set[bytes]] = {_EXPLICIT_KEY: set(), _SHA1: set(), _SHA256: set()}
+        self.sha256: set[bytes] = set()
         self._left = MAX_RANGES
 
     def add_range(self, ca: bytes, first: int, last: int) -> None:
@@ -269,24 +221,18 @@ class _Found:
         self.ranges[ca].append((first, last))
 
 
-_DIGEST_SIZES: Final = {_SHA1: 20, _SHA256: 32}
-
-
-def _read_blobs(kind: int, section: Reader, found: _Found) -> None:
+def _read_digests(section: Reader, found: _Found) -> None:
     while not section.at_end():
-        blob = section.string()
-        if len(blob) != _DIGEST_SIZES.get(kind, len(blob)) or not blob:
-            raise BadFormat(
-                "bad_format", f"a digest has {len(blob)} bytes instead of {_DIGEST_SIZES.get(kind, 'some')}"
-            )
-        found.blobs[kind].add(blob)
+        digest = section.string()
+        if len(digest) != 32:
+            raise BadFormat("bad_format", f"a digest has {len(digest)} bytes instead of 32")
+        found.sha256.add(digest)
 
 
 def _read_certificates(section: Reader, found: _Found) -> None:
     ca = section.string()
     section.string()  # reserved
     found.ranges.setdefault(ca, [])
-    found.key_ids.setdefault(ca, set())
     while not section.at_end():
         kind, part = section.byte(), Reader(section.string())
         if kind == _SERIAL_LIST:
@@ -298,13 +244,8 @@ def _read_certificates(section: Reader, found: _Found) -> None:
         elif kind == _SERIAL_BITMAP:
             for first, last in _runs(part.uint64(), part.string()):
                 found.add_range(ca, first, last)
-        elif kind == _KEY_ID:
-            while not part.at_end():
-                found.key_ids[ca].add(part.text())
-        elif kind == _CERT_EXTENSION:
-            _pass_over_extension(part)
         else:
-            raise BadFormat("bad_format", f"sshd does not load a section of type {kind:#x} about certificates")
+            raise BadFormat("bad_format", f"the list has a section of type {kind:#x} about certificates")
         part.expect_end()
 
 
@@ -319,12 +260,3 @@ def _runs(offset: int, mpint: bytes) -> Iterator[Range]:
         end = len(bits) if end < 0 else end
         yield offset + at, offset + end - 1
         at = bits.find("1", end)
-
-
-def _pass_over_extension(section: Reader) -> None:
-    """Raises `BadFormat` if the extension is critical: no name is known here."""
-    name, critical = section.text(), section.byte()
-    section.string()
-    section.expect_end()
-    if critical:
-        raise BadFormat("bad_format", f"the critical extension {name[:40]!r} is unknown")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import requests
 
@@ -24,21 +23,13 @@ _MAX_PROOF: Final = 16 * 1024  # bytes
 class HttpWitness:
     """A witness at `http://…` or `https://…`; nothing secret is sent, so plain http may cross a network.
 
-    Follows no redirect. Closed by `close`, or as a context manager.
+    Follows no redirect.
     """
 
     def __init__(self, address: str) -> None:
         self.name = address
         self._base = address.rstrip("/")
         self._watch = Watch()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the thread that watches the time."""

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signer.api.native import who_am_i
+from signer.api.openapi import ROUTES
 from signer.api_client import ApiClient
 from signer.ca.key import ServiceKey
 from signer.errors import NotFound, SignerError
@@ -31,38 +32,19 @@ from signer.ssh.sshsig import sign_armored
 from tests.parts.builders import Bench, looked_up, token
 from tests.parts.witnessed import LOG
 
-# Method and path of a route, the command that it becomes, and the field that takes the name in the path.
-_ROUTES = (
-    ("POST", r"/api/freezes", "freeze", ""),
-    ("GET", r"/api/freezes", "freezes", ""),
-    ("DELETE", r"/api/freezes/([^/]+)", "unfreeze", "scope"),
-    ("POST", r"/api/host-keys", "add_host_keys", ""),
-    ("GET", r"/api/host-keys", "host_keys", ""),
-    ("DELETE", r"/api/host-keys/([^/]+)", "remove_host_keys", "host"),
-    ("GET", r"/api/revocations", "revocations", ""),
-    ("GET", r"/api/revocations/preview", "preview_revocation", ""),
-    ("POST", r"/api/revocations", "revoke", ""),
-    ("GET", r"/api/requests", "requests", ""),
-    ("GET", r"/api/requests/([^/]+)", "request", "request"),
-    ("POST", r"/api/requests/([^/]+)/approve", "approve", "request"),
-    ("POST", r"/api/requests/([^/]+)/deny", "deny", "request"),
-    ("GET", r"/api/ledger/head", "head", ""),
-    ("GET", r"/api/ledger/entries", "entries", ""),
-    ("GET", r"/api/whoami", "whoami", ""),
-    ("GET", r"/api/waivers", "waivers", ""),
-    ("POST", r"/api/waivers/([^/]+)/end", "end_waiver", "waiver"),
-    ("GET", r"/api/incidents", "incidents", ""),
-    ("POST", r"/api/incidents/([^/]+)/close", "close_incident", "incident"),
-)
-
 
 def _header_of(method: str, target: str) -> dict[str, object]:
     """The fields of the keeper's command for a request of the native API."""
     path, _, query = target.partition("?")
-    for known, pattern, op, name in _ROUTES:
-        if method == known and (found := re.fullmatch(pattern, path)) is not None:
+    for route in ROUTES:
+        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path)
+        if method == route.method and (found := re.fullmatch(pattern, path)) is not None:
             fields = {key: int(value) if key in ("after", "limit") else value for key, value in parse_qsl(query)}
-            return {"op": op, **fields, **({name: unquote(found[1])} if name else {})}
+            return {
+                "op": route.op,
+                **fields,
+                **{route.named or name: unquote(value) for name, value in found.groupdict().items()},
+            }
     raise AssertionError(f"no such route: {method} {target}")
 
 

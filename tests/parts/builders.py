@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.authority.core import Answer, Core
-from signer.authority.webauthn import VerifiedAssertion, verify_assertion
+from signer.authority.signatures import Signatures
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
@@ -33,7 +33,6 @@ from signer.model import (
     BACKDATE,
     ActiveFreeze,
     Activity,
-    Assertion,
     Caller,
     Entry,
     Event,
@@ -44,7 +43,6 @@ from signer.model import (
     Identity,
     Issued,
     Limits,
-    Passkey,
     PublicKey,
     Role,
     SignRequest,
@@ -57,6 +55,7 @@ from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply, decode_reply
 from signer.signing import Obtained
 from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.sshsig import SshSignature
 from signer.ssh.wire import string
 from tests.parts.fido import fill_fido_keys
 
@@ -449,16 +448,7 @@ class MemoryStore:
         return [json.loads(entry.body) for entry in self.entries if entry.kind == kind]
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What a signature says of the human at the key."""
-
-    user_present: bool
-    user_verified: bool
-    counter: int | None = None
-
-
-class FakeSignatures:
+class FakeSignatures(Signatures):
     """Signatures as plain text: key, flags and what was signed. Tests of the real ones are in `tests/unit/ssh`."""
 
     @staticmethod
@@ -471,16 +461,11 @@ class FakeSignatures:
     def key(self, armored: str) -> PublicKey:
         return parse_public_key(self._open(armored)["key"])
 
-    def verify(self, armored: str, statement: bytes, key: PublicKey) -> Flags:
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> SshSignature:
         found = self._open(armored)
         if found["statement"] != statement.decode() or parse_public_key(found["key"]) != key:
             raise BadSignature("signature_wrong", "the signature is not over this statement")
-        return Flags(*found["flags"])
-
-    @staticmethod
-    def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -> VerifiedAssertion:
-        """The real one: `tests.parts.passkeys` makes real assertions."""
-        return verify_assertion(assertion, statement, passkey)
+        return SshSignature(key.fingerprint, *found["flags"])
 
     @staticmethod
     def _open(armored: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ ELSEWHERE: Final = {
     ("runbooks/preflight.md", "sudo"): f"{ROOM}/migration/test_preflight_agent.py",
     ("runbooks/operate/console.md", "signer approval-key"): TRANSCRIPTS,
     ("runbooks/operate/notices.md", "signer notices test"): f"{ROOM}/approvals/test_notices.py",
+    ("runbooks/install/reach.md", "echo 'd /run"): f"{ROOM}/container/test_container_socket.py",
     ("runbooks/reference/ledger.md", "signer ledger checkpoint"): f"{ROOM}/ledger/test_cosigning.py",
     (_HARDWARE, "#!/bin/sh\nexport"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
     (_HARDWARE, "#!/bin/sh\nexec"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
@@ -260,12 +261,13 @@ CONTAINER_WALK: Final = (
     # --- upgrade, move, reboot ---------------------------------------------------------------------------------------
     Line(f"podman exec {_NAME} signer ledger head >head; scripts/container/build; "
          f"{_UP} up -d --force-recreate; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
+    Line(f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; {_UP} down --volumes; "
+         "mv /etc/day /etc/night; sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
+         "ln -s night /etc/day; "
+         "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
+         f"{_UP} up -d; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
     Stop(_MOVE, "chown -R 1:1",
-         before=f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; "
-                f"{_UP} down --volumes; mv /etc/day /etc/night; "
-                "sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
-                "ln -s night /etc/day; "
-                "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
+         before=f"podman stop {_NAME} && "
                 "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml",
          after=f"{_UP} {_USER} up -d; {_READY}; {_VERIFIES} && {_LOGIN} && podman exec {_NAME} signer status && "
                f"podman top {_NAME} user args | grep -q '^daemon .* keeper'"),

@@ -13,7 +13,6 @@ from flask import Flask
 from signer.api.console import (
     account,
     certificates,
-    enrol,
     freezes,
     ledger,
     operations,
@@ -47,5 +46,5 @@ PAGES: Final = (
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
     """Adds the pages to `app`."""
     console = Console(app, keeper, settings, PAGES)
-    for subject in (account, overview, requests, certificates, people, ledger, waivers, freezes, operations, enrol):
+    for subject in (account, overview, requests, certificates, people, ledger, waivers, freezes, operations):
         subject.register(console)

@@ -1,8 +1,6 @@
-"""Signing in and out, and the page about one's own session."""
+"""Signing in and out, and the pages about one's own session and for a new passkey."""
 
 from __future__ import annotations
-
-from http import HTTPStatus
 
 from flask import Response, request
 
@@ -42,13 +40,11 @@ def register(console: Console) -> None:
         response.delete_cookie(SECURE_COOKIE, path="/", secure=True, httponly=True, samesite="Strict")
         return response
 
-    def show_session(_session: Session) -> Response:
-        return console.page("session.html", HTTPStatus.OK)
-
     console.add("GET", SIGN_IN, show_form)
     console.add("POST", SIGN_IN, sign_in)
     console.post("/console/sign-out", sign_out)
-    console.get("/console/session", show_session)
+    console.get("/console/session", lambda _session: console.page("session.html"))
+    console.get("/console/enrol", lambda _session: console.page("enrol.html"))  # the browser sends nothing
 
 
 def target_of(asked: str) -> str:

@@ -18,14 +18,13 @@ from urllib.parse import parse_qs
 from signer.api.console.session import FRAGMENT, HEADERS, SEEN_DIGITS
 from signer.api.request import is_of_console
 from signer.api.vault.responses import HttpResponse
-from signer.api.waiting import ANY_REQUEST, Waiters, wait_for
+from signer.api.waiting import ANY_REQUEST, Receive, Waiters, wait_for
 from signer.protocol.commands import MAX_WAIT
 
 MAX_LIVE: Final = 6  # waiting pages of one session; the next one is told to come back
 COME_BACK: Final = "30"  # seconds
 SETTLE_SECONDS: Final = 0.2  # between a change and the look at it: many requests may change at once
 _Make = Callable[[], Awaitable[HttpResponse]]
-_Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 class LivePages:
@@ -36,7 +35,7 @@ class LivePages:
         self._of_session: Counter[bytes] = Counter()
 
     async def wait(
-        self, credential: str, seen: str, seconds: int, make: _Make, receive: _Receive
+        self, credential: str, seen: str, seconds: int, make: _Make, receive: Receive
     ) -> HttpResponse | None:
         """The live part as soon as it is another one than `seen`; 204 if it is not in time; None if the client is gone.
 
@@ -47,22 +46,19 @@ class LivePages:
             return _nothing_new(("Retry-After", COME_BACK))
         self._of_session[key] += 1
         deadline = time.monotonic() + min(seconds, MAX_WAIT)
-        gone = asyncio.ensure_future(receive())
-        event = self._waiters.add(ANY_REQUEST)
         try:
-            while True:
-                event.clear()
-                response = await make()
-                if response.status != HTTPStatus.OK or ("ETag", f'"{seen}"') not in response.headers:
-                    return response
-                if not await wait_for(event, gone, deadline - time.monotonic()):
-                    return None
-                if deadline - time.monotonic() <= SETTLE_SECONDS:
-                    return _nothing_new()
-                await asyncio.sleep(SETTLE_SECONDS)
+            with self._waiters.watch(ANY_REQUEST, receive) as (event, gone):
+                while True:
+                    event.clear()
+                    response = await make()
+                    if response.status != HTTPStatus.OK or ("ETag", f'"{seen}"') not in response.headers:
+                        return response
+                    if not await wait_for(event, gone, deadline - time.monotonic()):
+                        return None
+                    if deadline - time.monotonic() <= SETTLE_SECONDS:
+                        return _nothing_new()
+                    await asyncio.sleep(SETTLE_SECONDS)
         finally:
-            gone.cancel()
-            self._waiters.remove(ANY_REQUEST, event)
             self._of_session[key] -= 1
             if not self._of_session[key]:
                 del self._of_session[key]

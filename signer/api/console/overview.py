@@ -11,17 +11,7 @@ from flask import Response
 from signer.api.console.charts import Span, activity_chart, holders_chart
 from signer.api.console.session import Console, Session, show_time
 from signer.api.console.words import age, size
-from signer.protocol.replies import (
-    Activity,
-    Freezes,
-    Incidents,
-    LiveByIdentity,
-    NotReady,
-    Ready,
-    RequestPage,
-    Status,
-    expect,
-)
+from signer.protocol import replies
 from signer.units import parse_timestamp, timestamp
 
 Check = tuple[str, str, str, str]  # what is looked at, "ok", "warn" or "bad", the state in a word, and the facts
@@ -33,11 +23,11 @@ def register(console: Console) -> None:
 
     def show(session: Session) -> Response:
         now = int(time.time())
-        live = expect(LiveByIdentity, session.ask("live"))
+        live = replies.expect(replies.LiveByIdentity, session.ask("live"))
         shown = {
-            "requests": expect(RequestPage, session.ask("requests", {"state": "pending"})),
-            "freezes": expect(Freezes, session.ask("freezes")).freezes,
-            "incidents": expect(Incidents, session.ask("incidents", {"state": "open"})).incidents,
+            "requests": replies.expect(replies.RequestPage, session.ask("requests", {"state": "pending"})),
+            "freezes": replies.expect(replies.Freezes, session.ask("freezes")).freezes,
+            "incidents": replies.expect(replies.Incidents, session.ask("incidents", {"state": "open"})).incidents,
             "live": live,
             "holders": render_holders(live),
             "activity": None,
@@ -46,25 +36,27 @@ def register(console: Console) -> None:
             "status": None,
         }
         if session.may("ledger.read"):
-            activity = expect(Activity, session.ask("activity"))
-            status, health = expect(Status, session.ask("status")), session.ask("health")
+            activity = replies.expect(replies.Activity, session.ask("activity"))
+            status, health = replies.expect(replies.Status, session.ask("status")), session.ask("health")
             shown["spans"] = spans = spans_of(activity)
             shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
-            shown["checks"] = list(check_health(status, health if isinstance(health, Ready | NotReady) else None, now))
+            shown["checks"] = list(
+                check_health(status, health if isinstance(health, replies.Ready | replies.NotReady) else None, now)
+            )
             shown["status"] = status
         return console.page("overview.html", now=now, most=MOST, **shown)
 
     console.get("/console", show)
 
 
-def render_holders(live: LiveByIdentity) -> object:
+def render_holders(live: replies.LiveByIdentity) -> object:
     """The chart of live certificates; the smaller holders share one bar."""
     shown = [(row.identity, row.count) for row in live.identities[:12]]
     left = live.holders - len(shown)
     return holders_chart(shown, (left, live.certificates - sum(count for _, count in shown)))
 
 
-def spans_of(activity: Activity) -> list[Span]:
+def spans_of(activity: replies.Activity) -> list[Span]:
     """The spans of the chart, each named by its hour (UTC)."""
     found = []
     for row in activity.rows:
@@ -73,7 +65,7 @@ def spans_of(activity: Activity) -> list[Span]:
     return found
 
 
-def check_health(status: Status, health: Ready | NotReady | None, now: int) -> Iterator[Check]:
+def check_health(status: replies.Status, health: replies.Ready | replies.NotReady | None, now: int) -> Iterator[Check]:
     """The state of keeper, ledger, witness and revocation list, as `signer status` has it; then what to look after."""
     if status.fault is None:
         yield (
@@ -112,11 +104,11 @@ def check_health(status: Status, health: Ready | NotReady | None, now: int) -> I
         over = parse_timestamp(token.expires) <= now
         state = "has ended" if over else "ends soon"
         yield f"Token of {token.identity}", "warn", state, f"{token.id} on {show_time(token.expires)}"
-    for warning in health.warnings if isinstance(health, Ready) else ():
+    for warning in health.warnings if isinstance(health, replies.Ready) else ():
         yield "Attention", "warn", "look into it", warning
 
 
-def _check_ledger(status: Status, now: int) -> Iterator[Check]:
+def _check_ledger(status: replies.Status, now: int) -> Iterator[Check]:
     ledger = status.ledger
     if ledger is None:
         yield "Ledger", "bad", "cannot be read", "see the service's log"

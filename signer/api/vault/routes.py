@@ -166,8 +166,9 @@ class VaultApi:
         if vault_request.operation == "list":
             return None
         match = _PUBLIC.fullmatch(rest)
-        if match is None:
-            return responses.failure(404, "unsupported path") if _looks_public(rest) else None
+        if match is None:  # Vault serves this form without authentication before it checks the issuer's name
+            is_public = re.fullmatch("issuer/[^/]*/public_key", rest, re.DOTALL) is not None
+            return responses.failure(404, "unsupported path") if is_public else None
         if vault_request.operation != "read":
             return responses.failure(405, "unsupported operation")
         ca = self._ca()
@@ -251,14 +252,10 @@ class VaultApi:
     def read_default_issuer(self, vault_request: VaultRequest, _name: str) -> HttpResponse:
         return vault_request.granted({"default": responses.issuer_id(self._ca().fingerprint)})
 
-    def refuse_roles(self, _asked: VaultRequest, _name: str) -> HttpResponse:
-        return responses.failure(405, REFUSALS["roles"])
 
-    def refuse_ca(self, _asked: VaultRequest, _name: str) -> HttpResponse:
-        return responses.failure(405, REFUSALS["ca"])
-
-    def refuse_issue(self, _asked: VaultRequest, _name: str) -> HttpResponse:
-        return responses.failure(405, REFUSALS["issue"])
+def _refuse(why: str) -> Handler:
+    """Answers every request of a route with a sentence of `REFUSALS`."""
+    return lambda _api, _request, _name: responses.failure(405, REFUSALS[why])
 
 
 def _route_table(*rows: tuple[str, dict[str, Handler]]) -> tuple[tuple[re.Pattern[str], Mapping[str, Handler]], ...]:
@@ -268,22 +265,16 @@ def _route_table(*rows: tuple[str, dict[str, Handler]]) -> tuple[tuple[re.Patter
 _V: Final = VaultApi
 _ROUTES: Final = _route_table(
     ("roles/?", {"list": _V.list_roles}),
-    (f"roles/({NAME})", {"read": _V.read_role, "update": _V.refuse_roles, "delete": _V.refuse_roles}),
+    (f"roles/({NAME})", {"read": _V.read_role, "update": _refuse("roles"), "delete": _refuse("roles")}),
     (f"sign/{NAME}", {}),
-    (f"issue/({NAME})", {"update": _V.refuse_issue}),
-    ("config/ca", {"read": _V.read_ca, "update": _V.refuse_ca, "delete": _V.refuse_ca}),
-    ("config/issuers", {"read": _V.read_default_issuer, "update": _V.refuse_ca}),
+    (f"issue/({NAME})", {"update": _refuse("issue")}),
+    ("config/ca", {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")}),
+    ("config/issuers", {"read": _V.read_default_issuer, "update": _refuse("ca")}),
     ("issuers/?", {"list": _V.list_issuers}),
-    (f"issuers/import(?:/({NAME}))?", {"update": _V.refuse_ca}),
-    (f"issuer/({NAME})", {"read": _V.read_ca, "update": _V.refuse_ca, "delete": _V.refuse_ca}),
+    (f"issuers/import(?:/({NAME}))?", {"update": _refuse("ca")}),
+    (f"issuer/({NAME})", {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")}),
     (f"issuer/{NAME}/public_key|public_key", {}),
 )
-
-
-def _looks_public(rest: str) -> bool:
-    """True for paths that Vault serves without authentication before it checks the issuer's name."""
-    parts = rest.split("/")
-    return len(parts) == 3 and parts[0] == "issuer" and parts[2] == "public_key"
 
 
 def _issuer(ca: CaKey) -> dict[str, str]:
@@ -333,16 +324,10 @@ def _refuse_form(environ: Mapping[str, Any], operation: str, path: str) -> HttpR
     parts = path.split("/")
     if ".." in parts or "." in parts:
         return responses.failure(400, "relative paths not supported")
-    if (refusal := _refuse_namespace(environ)) is not None:
-        return refusal
+    if str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") not in ("", "root"):
+        return responses.failure(404, "namespace not found")
     if operation == "options":
         return responses.failure(400, "cannot handle internal-only request operation")
     if operation in ("update", "patch") and path.endswith("/"):
         return responses.failure(400, "cannot write to a path ending in '/'")
     return None
-
-
-def _refuse_namespace(environ: Mapping[str, Any]) -> HttpResponse | None:
-    if str(environ.get("HTTP_X_VAULT_NAMESPACE") or "").strip("/") in ("", "root"):
-        return None
-    return responses.failure(404, "namespace not found")

@@ -141,6 +141,17 @@ def test_a_base_file_that_sends_notices_is_ready(ready_host: Host) -> None:
     assert "compose_not_allowed" in _codes(ready_host)
 
 
+def test_audit_3d2_a_base_file_with_a_socket_for_clients_of_the_host_is_ready(ready_host: Host) -> None:
+    """The folder is the one that the allow-list names: the service may write there."""
+    lines = (ROOT / "overlays" / "safe-session-socket.yaml").read_text()
+    ready_host.write("overlays/more.yaml", lines)
+    _include(ready_host)
+    assert _codes(ready_host) == {"compose_allowed"}
+    for folder in ("/", "/etc", "/run"):
+        ready_host.environ["PLATFORM_RUNTIME_SAFE_SESSION_SOCKET_DIR"] = folder
+        assert "compose_not_allowed" in _codes(ready_host)
+
+
 def _groups() -> list[dict[str, Any]]:
     """The forms in as few services as hold them: lists are joined, a key with one value is in each service once."""
     groups: list[dict[str, Any]] = []

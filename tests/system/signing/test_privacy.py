@@ -81,6 +81,32 @@ def two_users(keyring: KeyRing) -> Iterator[Service]:
             yield service
 
 
+# Root's alone, for this process and all that it starts.
+CLOSED_SHM = """
+import ctypes, os, runpy, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x20000):  # CLONE_NEWNS
+    raise OSError(ctypes.get_errno(), "unshare")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/dev/shm"], check=True)
+sys.argv = ["signer", "serve"]
+runpy.run_module("signer", run_name="__main__")
+"""
+
+
+@missing.needs_root
+def test_audit_7_a_folder_in_memory_that_the_api_may_not_write_stops_no_start(keyring: KeyRing, line: str) -> None:
+    with public_folder() as folder:
+        users = {"SIGNER_KEEPER_USER": "daemon", "SIGNER_API_USER": "nobody"}
+        service = Service(folder / "service", keyring("ed25519", "ca"), environ=users)
+        service.folder.chmod(0o755)
+        service.program = ["-c", CLOSED_SHM]
+        with service:
+            assert service.sign(line).status == 201
+            assert Path(f"/proc/{service.pid}/root/dev/shm").stat().st_mode & 0o7777 == 0o755
+            assert "Traceback" not in service.log()
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.parts import missing
 from tests.parts.keys import KeyRing
-from tests.parts.service import StartService
+from tests.parts.service import STANDARD_POLICY, StartService
 from tests.parts.sshd import StartSshd
 
 
@@ -26,6 +26,19 @@ def test_a_certificate_opens_a_real_sshd(start_service: StartService, start_sshd
 def test_the_service_stops_within_five_seconds_and_says_so_in_its_exit_status(start_service: StartService) -> None:
     service = start_service()
     assert service.stop() == 0
+
+
+def test_audit_8_a_ledger_of_another_platform_is_told(start_service: StartService, keyring: KeyRing) -> None:
+    service = start_service()
+    assert service.sign(keyring("ed25519", "user").public_line).status == 201
+    service.stop()
+    former, service.ca = service.ca.fingerprint, keyring("ed25519", "another-platforms")
+    service.key_file.unlink()
+    service.key_file.write_bytes(service.ca.private.read_bytes())
+    service.key_file.chmod(0o400)
+    service.write_policy(STANDARD_POLICY)
+    service.start()
+    assert f"policy.toml does not name {former}: if the ledger is another platform's, stop and restore" in service.log()
 
 
 @pytest.mark.parametrize("kind", ["ecdsa256", "rsa3072"])

@@ -402,7 +402,7 @@ def test_a_client_that_ends_its_side_is_answered(service: Service, keyring: KeyR
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a request", "half a request"])
-def test_an_end_that_comes_with_the_last_bytes_is_seen(whole: bool, service: Service, keyring: KeyRing) -> None:
+def test_audit_7_an_end_that_comes_with_the_last_bytes_is_seen(whole: bool, service: Service, keyring: KeyRing) -> None:
     request = sign_request(service, keyring)
     with dial(service) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # the end then travels in the same packet
@@ -617,7 +617,7 @@ HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     ],
     ids=lambda request: repr(request)[2:-1].replace("HTTP/1.1\\r\\nHost: x", "…")[:90],
 )
-def test_what_readers_could_read_in_two_ways_is_refused_and_ends_the_connection(
+def test_audit_c1_what_readers_could_read_in_two_ways_is_refused_and_ends_the_connection(
     request_: bytes, service: Service
 ) -> None:
     with dial(service) as client:

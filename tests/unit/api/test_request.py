@@ -70,6 +70,17 @@ def test_the_address_is_the_last_one_that_no_trusted_proxy_has(peer: str, forwar
     assert read_address({"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}, PROXIES) == address
 
 
+@pytest.mark.parametrize(
+    "entry, address",
+    [("203.0.113.7:51022", "203.0.113.7"), ("[2001:db8::7]:51022", "2001:db8::7"), ("[2001:db8::7]", "2001:db8::7")],
+)
+def test_audit_f7_an_entry_with_a_port_is_an_address(entry: str, address: str) -> None:
+    """As Azure's gateway writes them; from a proxy on a network and from one on a unix socket."""
+    assert read_address({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": entry}, PROXIES) == address
+    of_a_user = {"REMOTE_ADDR": "", "REMOTE_UID": 33, "HTTP_X_FORWARDED_FOR": entry}
+    assert read_address(of_a_user, Proxies((), frozenset({33}))) == address
+
+
 def test_a_text_too_long_for_an_address_is_none_and_is_not_remembered() -> None:
     commands._normalize_short.cache_clear()
     forwarded = "fe80::1%" + "x" * 4_096

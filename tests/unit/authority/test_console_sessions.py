@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -369,7 +370,7 @@ def test_signing_in_and_out_is_recorded_and_no_event_has_the_credential() -> Non
 def test_a_session_is_refused_what_it_may_not_and_the_refusal_names_the_human() -> None:
     signed = Signed()
     for command in FORBIDDEN_COMMANDS:
-        (refusal,) = signed.bench.ask(replace(command, caller=signed.caller))
+        (refusal,) = signed.bench.ask(msgspec.structs.replace(command, caller=signed.caller))
         assert isinstance(refusal, Refused)
         assert refusal.code == "not_by_console"
     assert "certificate.issued" not in signed.bench.store.kinds()

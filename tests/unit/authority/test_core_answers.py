@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from signer.errors import BadFile, SignerError
@@ -218,7 +219,7 @@ def test_root_of_this_host_freezes_and_lists_without_a_token_and_does_nothing_el
     assert bench.ask(Freeze(root, "all", "a drill"))[0]["frozen"] is True
     assert bench.ask(ListFreezes(root))[0]["freezes"][0]["by"] == "local:root"
     assert code_of(bench.sign()) == "frozen"
-    for command in (Unfreeze(root, "all"), ListRoles(root), replace(sign(), caller=root)):
+    for command in (Unfreeze(root, "all"), ListRoles(root), msgspec.structs.replace(sign(), caller=root)):
         assert code_of(bench.ask(command)[0]) in ("token_needed", "token_missing")
     assert code_of(bench.ask(Freeze(root, "role:none", "x"))[0]) == "unknown_scope"
 

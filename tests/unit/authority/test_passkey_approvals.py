@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from signer.api.app import make_flask
@@ -55,7 +56,7 @@ def approve(bench: Asking, shown: Any, key: SoftPasskey, who: str = "anna", waiv
 
 def send(bench: Asking, shown: Any, made: Assertion, who: str = "anna", waiver: Any = None) -> Any:
     terms = None if waiver is None else (waiver["until"], waiver["uses"])
-    command = replace(bench.approval(shown, who, terms, ""), signature=made)
+    command = msgspec.structs.replace(bench.approval(shown, who, terms, ""), signature=made)
     return bench.one(command)
 
 

@@ -103,7 +103,7 @@ def test_any_kind_of_user_key_may_be_in_it(kind: str) -> None:
     ],
     ids=repr,
 )
-def test_each_field_alone_is_found_outside_the_grant(what: str, changes: dict[str, Any]) -> None:
+def test_audit_8_each_field_alone_is_found_outside_the_grant(what: str, changes: dict[str, Any]) -> None:
     assert fault(returned(**changes)) == what
 
 
@@ -124,7 +124,7 @@ def test_each_field_alone_is_found_outside_the_grant(what: str, changes: dict[st
     ],
     ids=repr,
 )
-def test_what_gives_no_more_than_was_granted_is_taken(changes: dict[str, Any]) -> None:
+def test_audit_8_what_gives_no_more_than_was_granted_is_taken(changes: dict[str, Any]) -> None:
     assert read(**changes).grant == GRANT
 
 

@@ -462,7 +462,7 @@ def test_a_dropped_trigger_is_found(data_dir: Path, archived: sqlite3.Connection
 def forged(data_dir: Path, segment: Path, forge: Callable[[list[Any]], list[Any]], monkeypatch: Any) -> None:
     """An archive by a program that carries over something else than it should."""
     with monkeypatch.context() as patch:
-        patch.setattr("signer.ledger.archive.carried_rows", lambda *place: forge(carried_rows(*place)))
+        patch.setattr("signer.ledger.archived.carried_rows", lambda *place: forge(carried_rows(*place)))
         archive(data_dir, segment)
 
 
@@ -491,7 +491,7 @@ def test_each_archive_is_compared_by_its_own_rule(
     archive(data_dir, segment)
     with monkeypatch.context() as patch:  # a later release, which carries over event 100, too
         patch.setitem(CARRIED, 2, f"{CARRIED[1]} OR seq = 100")
-        patch.setattr("signer.ledger.archive.CARRY_RULE", 2)
+        patch.setattr("signer.ledger.archived.CARRY_RULE", 2)
         archive(newer, tmp_path / "other")
         for folder, file, rule, carried in ((data_dir, segment, 1, 14), (newer, tmp_path / "other", 2, 15)):
             with closing(LedgerReader(folder)) as reader:

@@ -75,7 +75,7 @@ def test_audit_an_event_that_a_constraint_forbids_is_not_a_damaged_disk(folder: 
         assert ledger.commit([Event("note", "x", {})], NOW)[0].seq == 3
 
 
-def test_the_last_ca_key_is_found_behind_those_of_vault(folder: Path) -> None:
+def test_audit_8_the_last_ca_key_is_found_behind_those_of_vault(folder: Path) -> None:
     def last(*events: Event) -> str | None:
         with closing(Ledger(folder)) as ledger:
             ledger.commit(list(events), NOW)

@@ -51,6 +51,16 @@ def test_vault_may_sign_until_the_service_does_it_by_itself() -> None:
 
 ONE = Server("one", "a:8201", "http://a:8200")
 NAMED = replace(TERMS, addresses=frozenset({"http://a:8200"}))
+
+
+def test_audit_5_without_an_audit_log_the_clock_that_judges_the_soak_is_compared_with_two_others() -> None:
+    """80 hours ahead passed a soak of 72; a minute is let pass."""
+    for name in ("Vault", "the service"):
+        for skew in (288_000, 61, 60, -60, -61):
+            told = found(checks=replace(CHECKS, audit=None, clocks={"Vault": 0, "the service": 0} | {name: skew}))
+            assert [one.code for one in told if one.code == "clocks_differ"] == ["clocks_differ"] * (abs(skew) > 60)
+
+
 PARTIAL = (AuditDevice("file/", "file", file_path="/a.log", is_partial=True),)
 
 

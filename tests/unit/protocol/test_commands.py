@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ def test_a_host_is_added_with_the_principals_that_its_body_gives() -> None:
     caller = Caller("t", "192.0.2.7", "r-1")
     without = AddHostKeys(caller, "edge1", (), ("k",), replace=False)
     assert read() == read(principals=None) == without
-    assert read(principals=["ops", "dev"]) == replace(without, principals=("ops", "dev"))
+    assert read(principals=["ops", "dev"]) == msgspec.structs.replace(without, principals=("ops", "dev"))
     for wrong in ("ops", [1], [None], {"ops": True}):
         body = json.dumps({"name": "edge1", "keys": ["k"], "principals": wrong}).encode()
         assert code_of({"op": "add_host_keys"}, body) == "field_malformed"

@@ -16,6 +16,7 @@ LIST: Final = ROOT / "overlays" / "allow-list.txt"
 OVERLAYS: Final = sorted((ROOT / "overlays").glob("*.yaml"))
 SERVICE: Final = "safe-session-api"
 VARIABLE: Final = re.compile(r"\$\{[A-Z_]+(?::[-?].*)?\}")
+DEFAULT: Final = re.compile(r"\$\{[A-Z_]+:-(/[^{}]+)\}")
 DERIVED: Final = "# --- derived"
 SECTIONS: Final = ("ledger", "top", "service", "mount")
 # Not the operator's to set in a compose file: the image, the tmpfs and the ledger's volume depend on them.
@@ -44,8 +45,11 @@ def mount(volume: Any) -> str:
         return f"mount volume {target} rw {source}"
     assert volume["bind"] == {"create_host_path": "false"}
     assert set(volume) == {"type", "source", "target", "read_only", "bind"} or "read_only" not in volume
-    rights = "ro" if volume.get("read_only") == "true" else "rw"
-    return f"mount {volume['type']} {volume['target']} {rights} <path>"
+    if volume.get("read_only") == "true":
+        return f"mount {volume['type']} {volume['target']} ro <path>"
+    default = DEFAULT.fullmatch(volume["source"])
+    assert default, "a folder that the service may write is one that the list names"
+    return f"mount {volume['type']} {volume['target']} rw {default[1]}"
 
 
 def derived(text: str) -> Iterator[str]:
@@ -56,7 +60,7 @@ def derived(text: str) -> Iterator[str]:
     for section, table in (("service", service), ("top", content)):
         for place, value in leaves(table):
             kind = "ledger" if place.startswith("volumes.ledger") else section
-            yield f"{kind} {place} {'<text>' if VARIABLE.fullmatch(value) else value}"
+            yield f"{kind} {place} {'<text>' if VARIABLE.match(value) else value}"
 
 
 def listed(begins: str) -> list[str]:

@@ -18,7 +18,7 @@ from signer.ledger.store import Ledger
 from signer.model import Event
 from signer.service import list_builder
 from signer.service.list_builder import Built, ListBuilder, build
-from signer.ssh.krl import ANY_CA, RevocationList, RevokedCertificates, decode_krl
+from signer.ssh.krl import ANY_CA, RevocationList, decode_krl
 from tests.parts import missing
 from tests.parts.builders import NOW
 from tests.parts.events import issued
@@ -27,9 +27,7 @@ pytestmark = [
     pytest.mark.unix_socket,
     pytest.mark.skipif(bool(missing.ssh_keygen()), reason=missing.ssh_keygen()),
 ]
-MEANT = RevocationList(
-    7, 1_790_000_000, "signer", {ANY_CA: RevokedCertificates(((1, 3), (9, 9)))}, frozenset({sha256(b"key").digest()})
-)
+MEANT = RevocationList(7, 1_790_000_000, "signer", {ANY_CA: ((1, 3), (9, 9))}, frozenset({sha256(b"key").digest()}))
 
 
 def fake_keygen(folder: Path, script: str) -> dict[str, str]:
@@ -133,7 +131,7 @@ def test_the_process_builds_from_the_ledger(tmp_path: Path, selector: selectors.
         result = result_of(ListBuilder(tmp_path, tmp_path / "krl", selector), selector)
     assert result == Built(3, sha256((tmp_path / "krl").read_bytes()).hexdigest(), NOW + 900)
     listed = decode_krl((tmp_path / "krl").read_bytes())
-    assert [one.ranges for one in listed.certificates.values()] == [((2, 2),)]
+    assert [*listed.certificates.values()] == [((2, 2),)]
 
 
 def test_what_the_process_meets_is_the_result(tmp_path: Path, selector: selectors.BaseSelector) -> None:

@@ -30,7 +30,9 @@ def bound(tmp_path: Path) -> Iterator[list[socket.socket]]:
         listener.close()
 
 
-def test_every_address_is_listened_on_and_no_other_user_may_connect(bound: list[socket.socket], tmp_path: Path) -> None:
+def test_audit_c2_every_address_is_listened_on_and_others_may_not_connect(
+    bound: list[socket.socket], tmp_path: Path
+) -> None:
     assert [listener.getsockname() for listener in bound] == [str(tmp_path / "a"), str(tmp_path / "b")]
     for name in ("a", "b"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o660
@@ -38,11 +40,14 @@ def test_every_address_is_listened_on_and_no_other_user_may_connect(bound: list[
             client.connect(str(tmp_path / name))
 
 
-def test_a_group_that_may_connect_owns_the_socket(tmp_path: Path) -> None:
+def test_audit_c2_a_group_that_may_connect_owns_the_socket(tmp_path: Path) -> None:
     group = os.getegid()
     (listener,) = bind_listeners(settings(tmp_path / "a", SIGNER_SOCKET_GROUP=grp.getgrgid(group).gr_name))
     listener.close()
     assert (tmp_path / "a").stat().st_gid == group
+    (listener,) = bind_listeners(settings(tmp_path / "b", SIGNER_SOCKET_GROUP=str(group)))
+    listener.close()
+    assert (tmp_path / "b").stat().st_gid == group
     with pytest.raises(BadSettings) as caught:
         bind_listeners(settings(tmp_path / "c", SIGNER_SOCKET_GROUP="nosuchgroup"))
     assert caught.value.code == "group_unknown"
