@@ -2,7 +2,7 @@
 
 Links are followed only on request, pipes and devices never block, and checks apply to the open file, not to the path.
 Functions raise `OSError`, which each caller maps to its own code, or a `SignerError` where their docstring names it.
-Only `ca/key.py` writes the bytes of a key, to descriptors from here.
+Only `ca/key_file.py` writes the bytes of a key, to descriptors from here.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import errno
 import fcntl
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
@@ -182,15 +184,17 @@ def write_new(
 
 
 def write_atomically(
-    path: Path, content: bytes, mode: int, *, temporary: str | None = None, like: os.stat_result | None = None
+    path: Path, content: bytes, mode: int, *, is_shared: bool = False, like: os.stat_result | None = None
 ) -> None:
     """Replaces the file as a whole or keeps the old one; file and name are synced when this returns.
 
-    `temporary` names the file beside it that is written first, `.NAME.new` by default. One left by a crash is
-    replaced, so two processes must not use the same name at once. The new file has owner and group of `like`, and
-    `mode` whatever the umask.
+    `.NAME.new` beside it is written first. One left by a crash is replaced, so two processes must not write the file
+    at once, unless it `is_shared`: then it is `.NAME.PID.new`. The new file has owner and group of `like`, and `mode`
+    whatever the umask.
     """
-    first = path.with_name(temporary or f".{path.name}.new")
+    first = path.with_name(f".{path.name}.{os.getpid()}.new" if is_shared else f".{path.name}.new")
+    if is_shared:
+        remove_leftovers(path.parent, path.name)
     first.unlink(missing_ok=True)
     try:
         write_new(first, content, mode, like=like)
@@ -199,6 +203,30 @@ def write_atomically(
     except BaseException:
         first.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(directory: Path, prefix: str) -> None:
+    """Removes what processes that have ended left when they wrote shared files whose names begin with `prefix`.
+
+    What cannot be removed stays, and does no harm. A process in another PID namespace counts as ended; if it was
+    writing, its write fails.
+    """
+    form = re.compile(rf"\.{re.escape(prefix)}.*\.([1-9][0-9]{{0,9}})\.new", re.DOTALL)
+    with suppress(OSError):
+        for path in list(directory.iterdir()):
+            match = form.fullmatch(path.name)
+            if match is not None and not _is_running(int(match[1])):
+                path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 # --- directories and locks --------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ Anyone may import it; it imports nothing of ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import ClassVar, Final, Literal, get_args
 
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
@@ -39,6 +41,18 @@ TOKEN_SHAPES: Final = (
 )
 _TOKEN_LIKE: Final = re.compile("|".join((*TOKEN_SHAPES, r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")), re.ASCII)
 _TOKEN_MARKS: Final = (TOKEN_PREFIX, CONSOLE_PREFIX, "s.", "b.", "r.", "eyJ")  # one of them is in every token
+
+# What an identity may do besides asking for certificates, in the words of the console.
+RIGHTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "approve": "approve and deny requests of others",
+        "freeze": "freeze identities, roles and everything, and lift freezes",
+        "hosts": "change the list of host keys",
+        "ledger.read": "read the whole ledger, and see all identities",
+        "operate": "record operations on the platform",
+        "revoke": "revoke certificates and keys",
+    }
+)
 
 IdentityKind = Literal["human", "agent", "workload"]
 ApprovalKeyKind = Literal["ssh", "webauthn"]

@@ -1,7 +1,7 @@
 """`scripts/bench/console`: how long the console's pages take with very many certificates on record, and their size.
 
-A page is fetched as a browser with a session does, from the real service; the time is that of the whole HTTP request on
-loopback, the client's part included.
+Beside them, what notices cost a signature. A page is fetched as a browser with a session does, from the real service;
+the time is that of the whole HTTP request on loopback, the client's part included.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from urllib.parse import quote, urlencode
 
 from scripts.bench.figures import Target, render_json, render_table, render_targets
 from scripts.bench.filling import IDENTITIES, RARE, ROLES, fill_ledger
-from scripts.bench.load import BadRun
+from scripts.bench.load import BadRun, Missing, require_wrk
 from scripts.bench.machine import describe_machine, render_machine
+from scripts.bench.notices_cost import measure_notices
 from scripts.bench.options import read_console_options
 from scripts.bench.sides import new_service
 from scripts.bench.terminal import show_progress
@@ -45,21 +46,28 @@ def main() -> int:
     machine = describe_machine()
     print(render_machine(machine))
     try:
+        require_wrk()
+        with tempfile.TemporaryDirectory(prefix="signer-bench-", dir=asked.dir) as folder:
+            signing = measure_notices(Path(folder), asked.turns)
         pages = measure(asked)
-    except BadRun as error:
+    except (Missing, BadRun) as error:
         print(f"scripts/bench/console: error: {error}", file=sys.stderr)
         return 1
     rows: list[list[str | float | None]] = [
         [path, page["median_ms"], page["p99_ms"], page["first_ms"], page["bytes"]] for path, page in pages.items()
     ]
     print(render_table(("page", "median ms", "p99 ms", "first ms", "bytes"), rows))
+    print(render_table(("what", "figure"), [[name, value] for name, value in signing.items()]))
     targets = [
         Target("slowest page, median", max(page["median_ms"] for page in pages.values()), "at most", MOST_MS, " ms"),
         Target("largest page", max(page["bytes"] for page in pages.values()), "at most", MOST_BYTES, " bytes"),
+        Target("keeper's CPU for a signature, with notices", signing["notices_ratio"], "at most", 1.03, " x without"),
     ]
     print(render_targets(targets))
     if asked.json is not None:
-        asked.json.write_text(render_json(machine, {"pages": pages}, targets, certificates=asked.certificates))
+        asked.json.write_text(
+            render_json(machine, {"pages": pages, "signing": signing}, targets, certificates=asked.certificates)
+        )
     return 0
 
 

@@ -26,20 +26,24 @@ class _Parser(argparse.ArgumentParser):
 
 def read_console_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _Parser(
-        prog="scripts/bench/console", description="Time and size of the console's pages with very many certificates."
+        prog="scripts/bench/console",
+        description="Time and size of the console's pages with very many certificates; what notices cost a signature.",
     )
     parser.add_argument(
         "--certificates", type=int, metavar="N", default=1_000_000, help="on record (default %(default)s)"
     )
     parser.add_argument("--repeats", type=int, metavar="N", default=20, help="of each page (default %(default)s)")
     parser.add_argument(
+        "--turns", type=int, metavar="N", default=12, help="of signing, with notices and without (default %(default)s)"
+    )
+    parser.add_argument(
         "--ledger", type=Path, metavar="DIR", help="keep the ledger there; one that is there is used as it is"
     )
     parser.add_argument("--dir", type=Path, help="where everything else goes (default: TMPDIR)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)
-    if min(asked.certificates, asked.repeats) < 1:
-        parser.error("--certificates and --repeats are 1 at least")
+    if min(asked.certificates, asked.repeats, asked.turns) < 1:
+        parser.error("--certificates, --repeats and --turns are 1 at least")
     return asked
 
 

@@ -579,9 +579,6 @@ class _Listener:
         """Accepts no more connections."""
         self._loop.remove_reader(self._listener.fileno())
 
-    async def wait_closed(self) -> None:
-        """Does nothing: `close` is immediate."""
-
 
 class Api(Protocol):
     """What the server asks of the application, besides to answer requests."""

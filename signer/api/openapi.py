@@ -310,10 +310,14 @@ def _operation(route: Route) -> dict[str, Any]:
     for status in sorted({*route.faults, *EDGE_FAULTS}):
         problem = _of_model(schemas.Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
+    queries = [
+        {"name": query.name, "in": "query", "description": query.text, "schema": query.schema}
+        for query in route.queries
+    ]
     operation: dict[str, Any] = {
-        "operationId": _operation_id(route),
+        "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", route.path.removeprefix("/api"))]),
         "summary": route.text,
-        "parameters": [*_path_parameters(route), *map(_query_parameter, route.queries)],
+        "parameters": [*_path_parameters(route), *queries],
         "responses": responses,
     }
     if route.body is not None:
@@ -330,11 +334,6 @@ def _of_model(model: type[BaseModel], content_type: str) -> dict[str, Any]:
     return {content_type: {"schema": {"$ref": _SCHEMAS + model.__name__}}}
 
 
-def _operation_id(route: Route) -> str:
-    words = re.findall(r"\w+", route.path.removeprefix("/api"))
-    return "_".join([route.method.lower(), *words])
-
-
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
     return [{"name": name, "in": "path", "required": True, "schema": path_schema(name)} for name in names]
@@ -343,7 +342,3 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
 def path_schema(name: str) -> dict[str, Any]:
     """The schema of a name in a path."""
     return {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)
-
-
-def _query_parameter(query: Query) -> dict[str, Any]:
-    return {"name": query.name, "in": "query", "description": query.text, "schema": query.schema}

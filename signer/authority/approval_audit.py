@@ -22,7 +22,8 @@ from signer.errors import BadFormat, BadSignature, Refused
 from signer.model import BACKDATE, ApprovalKey, Assertion, Entry, Event, Passkey
 from signer.policy.decide import Policy
 from signer.policy.passkeys import encode_base64url, read_passkey
-from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import parse_public_key
 from signer.ssh.sshsig import SshSignature, verify
 from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
 from signer.units import parse_timestamp

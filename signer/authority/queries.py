@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from signer.errors import NotFound, Refused
 from signer.ledger import lookups
@@ -23,7 +23,6 @@ from signer.units import timestamp
 ACTIVITY_STEP: Final = 3_600  # seconds of one span in the reply to `ShowActivity`
 ACTIVITY_SPANS: Final = 24
 _NOT_HUMAN: Final = {"agent": "an agent", "workload": "a workload"}
-_Shape = TypeVar("_Shape", bound=replies.Reply)
 
 
 class LedgerReader(Protocol):
@@ -165,23 +164,14 @@ def _certificates(query: commands.ListCertificates, identity: Identity, now: int
     return lookups.FindCertificates(identity.name, commands.MAX_REPLY, wanted, now)
 
 
-def _known_fields(shape: type[_Shape], fields: Mapping[str, object]) -> _Shape:
-    """The shape of a record; a ledger that a later release wrote may hold more fields."""
-    return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
-
-
 def recorded_reply(entries: Sequence[Entry]) -> replies.OperationDetails | replies.Revoked:
     """The reply that shows what the events of one command recorded."""
     first = entries[0]
     if first.kind == "certificates.revoked":
         row = revocation_row(made_revocations(entries)[0])
         return replies.Revoked.model_validate({**row, "frozen": any(entry.kind == "freeze.set" for entry in entries)})
-    return recorded_operation(first)
-
-
-def recorded_operation(entry: Entry) -> replies.OperationDetails:
-    """The reply that shows a recorded operation."""
-    return _known_fields(replies.OperationDetails, operation_details(entry))
+    fields, shape = operation_details(first), replies.OperationDetails  # a later release may have recorded more
+    return shape.model_validate({name: fields[name] for name in shape.model_fields if name in fields})
 
 
 def _roles(

@@ -16,7 +16,8 @@ from signer.model import KEY_ID, MAX_KEY_ID, Consent, Grant, Returned
 from signer.protocol.commands import Claim, Sign
 from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
-from signer.ssh.publickey import certificate_kind, fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import certificate_kind
 from signer.ssh.signature import check_signature
 
 # Seconds by which times may differ, from Vault's clock and the round trip.

@@ -18,14 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from signer.errors import BadSignature
 from signer.model import Assertion, Passkey
-from signer.policy.passkeys import (
-    MAX_ID,
-    MAX_PUBLIC_KEY,
-    decode_base64url,
-    encode_base64url,
-    load_passkey,
-    read_json_object,
-)
+from signer.policy import passkeys
 
 MAX_CLIENT_DATA: Final = 2_048  # bytes; Chrome writes about 250, with the longest origin 500
 MAX_SIGNATURE: Final = 72  # bytes; an ECDSA signature with P-256 in DER
@@ -60,7 +53,7 @@ def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -
     extensions have no counterpart: the caller is authenticated by a token, and extensions are refused.
     """
     # 5-6 the credential is the one of the line in policy.toml
-    _decode(assertion.id, "id", MAX_ID)
+    _decode(assertion.id, "id", passkeys.MAX_ID)
     if assertion.id != passkey.id:
         raise BadSignature(
             "signature_by_another_key",
@@ -113,12 +106,12 @@ def verify_assertion(assertion: Assertion, statement: bytes, passkey: Passkey) -
 
 def challenge_of(statement: bytes) -> str:
     """The challenge for a statement, as client data has it: base64url of its SHA-256."""
-    return encode_base64url(sha256(statement).digest())
+    return passkeys.encode_base64url(sha256(statement).digest())
 
 
 def _decode(text: str, name: str, limit: int) -> bytes:
     try:
-        return decode_base64url(text, limit)
+        return passkeys.decode_base64url(text, limit)
     except ValueError as fault:
         raise _malformed(f"its {name} {fault}") from None
 
@@ -129,14 +122,14 @@ def _read_client_data(raw: bytes) -> dict[str, Any]:
     A byte order mark, which no browser writes, is refused, and so is a name that comes twice.
     """
     try:
-        return read_json_object(raw)
+        return passkeys.read_json_object(raw)
     except ValueError:
         raise _malformed("its client data is not a JSON object in UTF-8 with each name once") from None
 
 
 def _check_signature(passkey: Passkey, signature: bytes, signed: bytes) -> None:
     try:
-        key = load_passkey(decode_base64url(passkey.public_key, MAX_PUBLIC_KEY))
+        key = passkeys.load_passkey(passkeys.decode_base64url(passkey.public_key, passkeys.MAX_PUBLIC_KEY))
         if isinstance(key, Ed25519PublicKey):
             key.verify(signature, signed)
         else:

@@ -25,7 +25,8 @@ from signer.ssh.agent import (
     render_sign_request,
     reply_length,
 )
-from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, fingerprint_of, parse_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, parse_public_key
 from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader
 

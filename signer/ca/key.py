@@ -1,7 +1,8 @@
-"""Private keys: the only module that handles their bytes, used by the keeper and by `signer ca`.
+"""The CA's private key: loaded, made and repaired, for the keeper and for `signer ca`. With `service_key.py` the only
+module that handles the bytes of private keys.
 
 `load_ca_key` opens the file once and checks the open descriptor. The result signs and has public properties; the
-private key cannot be read from it. `ServiceKey` is one of the keeper's own keys, each for one purpose.
+private key cannot be read from it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import stat
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NoReturn, ParamSpec, Self
+from typing import Final, NoReturn, ParamSpec
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -32,13 +33,25 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from signer.errors import BadKeyFile, Unavailable, write_hint
-from signer.files import create_unnamed, name_unnamed, open_directory, open_unread, sync_directory
+from signer.ca.key_file import (
+    ARMOUR,
+    BASE64,
+    MAGIC,
+    MAX_KEY_FILE,
+    OPENSSH,
+    armoured,
+    check_form,
+    not_a_key,
+    several_keys,
+    write_key,
+)
+from signer.errors import BadKeyFile
+from signer.files import open_unread
 from signer.model import PublicKey
-from signer.ssh.publickey import MIN_CA_RSA_BITS, fingerprint_of, parse_public_key, render_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import MIN_CA_RSA_BITS, parse_public_key, render_public_key
 from signer.ssh.wire import Reader, mpint, string
 
-MAX_KEY_FILE: Final = 16 * 1024
 MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
 _HASHES: Final[dict[str, HashAlgorithm]] = {
     "secp256r1": SHA256(),
@@ -56,19 +69,12 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
 }
 NEW_KINDS: Final = tuple(_GENERATORS)
 _SELF_TEST: Final = b"signer self-test"
-_OPENSSH: Final = "OPENSSH PRIVATE KEY"
-_ARMOUR: Final = (f"-----BEGIN {_OPENSSH}-----", f"-----END {_OPENSSH}-----")  # PROTOCOL.key
-_MAGIC: Final = b"openssh-key-v1\0"  # PROTOCOL.key section 1
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-_LINE: Final = 70  # characters of base64 in a line, as ssh-keygen writes them
 _STORE_THE_KEY: Final = "store the whole file of the CA key, with its line breaks, and nothing else"
-_RENDER_AGAIN: Final = "render it again with `signer ca render`, or write it with ssh-keygen"
 # How stores and shells write a line break in one line: \n (also escaped twice), <br>, &#10;, %0A.
 _BREAKS: Final = re.compile(r"\\{1,4}r\\{1,4}n|\\{1,4}[nr]|<br ?/?>|&#(?:10|13|x[aAdD]);|%0[aAdD]")
 _UNSEEN: Final = dict.fromkeys([0, 0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]) | dict.fromkeys([0xA0, 0x202F], " ")
 _AROUND: Final = " \t\n\"'`,;:\\-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # dashes, also those of word processors
 _BEGIN: Final = re.compile(r"BEGIN ((?:[A-Z0-9]{1,12} )?PRIVATE KEY)")
-_FIRST_LINE: Final = re.compile(rb"^-----BEGIN (?:[A-Z0-9]{1,12} )?PRIVATE KEY-----", re.MULTILINE)
 _LABEL: Final = re.compile(r"BEGIN ([A-Z0-9 ]{1,40})-")
 
 
@@ -174,10 +180,7 @@ class KeyMaterial:
 
     def write(self, descriptor: int) -> None:
         """Writes the whole file and brings it to the disk; raises `OSError`."""
-        rest = memoryview(self._data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        write_key(descriptor, self._data)
 
     def is_content_of(self, descriptor: int) -> bool:
         """True if the open file has exactly this content; raises `OSError`."""
@@ -196,11 +199,11 @@ def _repaired(text: str, *, is_inner: bool = False) -> bytes:
     text = "\n".join(line for line in lines if not line.startswith("#"))
     begins = list(_BEGIN.finditer(text))
     if len(begins) > 1:
-        raise _several(len(begins), "the secret")
+        raise several_keys(len(begins), "the secret")
     if not begins:
         body = "".join(text.split()).strip(_AROUND)
-        if (bare := _decoded(body.partition("-----")[0])).startswith(_MAGIC):
-            return _armoured(bare)  # its first line was lost
+        if (bare := _decoded(body.partition("-----")[0])).startswith(MAGIC):
+            return armoured(bare)  # its first line was lost
         if not is_inner and b"PRIVATE KEY" in (inner := _decoded(body)):
             return _repaired(inner.decode("ascii", "replace"), is_inner=True)
         if len(text) > MAX_KEY_FILE:
@@ -213,26 +216,19 @@ def _repaired(text: str, *, is_inner: bool = False) -> bytes:
     raw = _decoded("".join(body.strip(_AROUND).translate(dict.fromkeys(map(ord, "\"'`,;\\>|"))).split()))
     if not raw:
         raise _damaged() if end else _damaged("is cut off: its last line is missing")
-    return _armoured(raw) if label == _OPENSSH else _converted(label, raw)
+    return armoured(raw) if label == OPENSSH else _converted(label, raw)
 
 
 def _is_file_of_one_key(lines: list[str]) -> bool:
-    return (lines[0], lines[-1]) == _ARMOUR and all(_BASE64.fullmatch(line) for line in lines[1:-1])
+    return (lines[0], lines[-1]) == ARMOUR and all(BASE64.fullmatch(line) for line in lines[1:-1])
 
 
 def _decoded(text: str) -> bytes:
     """The bytes of a base64 text, with or without its padding; empty if it is none."""
     bare = text.rstrip("=")
-    if _BASE64.fullmatch(bare) is None or len(bare) % 4 == 1:
+    if BASE64.fullmatch(bare) is None or len(bare) % 4 == 1:
         return b""
     return base64.b64decode(bare + "=" * (-len(bare) % 4))
-
-
-def _armoured(raw: bytes) -> bytes:
-    """A file as ssh-keygen writes it (PROTOCOL.key)."""
-    body = base64.b64encode(raw).decode()
-    lines = [body[at : at + _LINE] for at in range(0, len(body), _LINE)]
-    return "".join(f"{line}\n" for line in (_ARMOUR[0], *lines, _ARMOUR[1])).encode()
 
 
 def _converted(label: str, raw: bytes) -> bytes:
@@ -251,14 +247,14 @@ def _converted(label: str, raw: bytes) -> bytes:
         raise _damaged() from None
     made = bytearray(base64.b64decode(b"".join(text.splitlines()[1:-1])))
     reader = Reader(bytes(made))
-    reader.take(len(_MAGIC))
+    reader.take(len(MAGIC))
     for _ in range(3):
         reader.string()  # cipher, kdf, its options
     reader.uint32()  # number of keys
     public = reader.string()
     at = len(made) - len(reader.string())  # the private section is the last one; two equal random numbers begin it
     made[at : at + 8] = sha256(public).digest()[:4] * 2
-    return _armoured(bytes(made))
+    return armoured(bytes(made))
 
 
 def _described(text: str) -> str:
@@ -278,10 +274,6 @@ def _described(text: str) -> str:
     if "begin openssh private key" in text.lower():
         return "is a key whose letters have lost their case"
     return "is not an OpenSSH private key"
-
-
-def _several(count: int, what: str) -> BadKeyFile:
-    return BadKeyFile("ca_key_several", f"{what} contains {count} private keys", "keep the pinned one and nothing else")
 
 
 def _too_large() -> BadKeyFile:
@@ -467,45 +459,14 @@ def _owner_ids(owner: str) -> tuple[int, int]:
     return uid, gid
 
 
-def _check_form(data: bytes) -> None:
-    """Raises `BadKeyFile` unless ssh-keygen reads the file, and reads all of it: the preflight has the same rule."""
-    begin, end = (line.encode() for line in _ARMOUR)
-    found = _FIRST_LINE.findall(data)
-    if len(found) > 1:
-        raise _several(len(found), "the CA key file")
-    if found != [begin]:
-        raise _not_a_key()
-    *lines, rest = data.split(b"\n")
-    if b"\r" in data:
-        raise _malformed("has line ends of Windows (CRLF)")
-    if rest:
-        raise _malformed("has no newline at its end")
-    if (lines[0], lines[-1]) != (begin, end) or not all(
-        _BASE64.fullmatch(line.decode("latin-1")) for line in lines[1:-1]
-    ):
-        raise _malformed("has other text before, in or after the key")
-
-
-def _malformed(how: str) -> BadKeyFile:
-    return BadKeyFile("ca_key_malformed", f"the CA key file {how}", _RENDER_AGAIN)
-
-
-def _not_a_key() -> BadKeyFile:
-    return BadKeyFile(
-        "ca_key_not_a_private_key",
-        "the CA key file does not contain an OpenSSH private key",
-        f"it must start with {_ARMOUR[0]}",
-    )
-
-
 def _parse(data: bytes) -> _PrivateKey:
-    _check_form(data)  # `cryptography` also accepts other text around and inside a key
+    check_form(data)  # `cryptography` also accepts other text around and inside a key
     try:
         key = load_ssh_private_key(data, password=None)
     except TypeError:
         raise _has_passphrase() from None
     except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
-        raise _not_a_key() from None
+        raise not_a_key() from None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
         raise BadKeyFile(
             "ca_key_rsa_too_short",
@@ -515,131 +476,3 @@ def _parse(data: bytes) -> _PrivateKey:
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise BadKeyFile("ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519")
     return key
-
-
-# --- the keeper's own keys --------------------------------------------------------------------------------------------
-
-
-class ServiceKey:
-    """An Ed25519 key that the keeper makes for one purpose, such as `ledger.key` for checkpoints.
-
-    `line` is its public half for an `authorized_keys` file, `raw_public` the same as 32 bytes, `fingerprint` its
-    `SHA256:…`; `is_new` is true for the call that made the file.
-    """
-
-    __slots__ = ("_key", "fingerprint", "is_new", "line", "raw_public")
-
-    def __init__(self, key: Ed25519PrivateKey, comment: str, *, is_new: bool) -> None:
-        public = key.public_key()
-        line = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        self._key = key
-        self.is_new = is_new
-        self.line = f"{line} {comment}"
-        self.raw_public = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.fingerprint = fingerprint_of(string(b"ssh-ed25519") + string(self.raw_public))  # RFC 8709 section 4
-
-    @classmethod
-    def open(cls, path: Path, place: str = "SIGNER_DATA_DIR") -> Self:
-        """The key in `path`, an OpenSSH private key without passphrase; makes one if there is no such file. `place` is
-        what hints call its directory.
-
-        The file must belong to this process's user, be a regular file with one link and mode 0400 or 0600. A new one is
-        complete and on the disk before it gets its name, so that an interrupted start leaves either no file or a
-        valid one; of two starts at once, both get the key of one. Raises `BadKeyFile` or `Unavailable`.
-        """
-        try:
-            is_new = not os.path.lexists(path) and _make_service_key(path)
-            sync_directory(path.parent)  # the start that made the file may have been interrupted before this
-        except OSError as error:
-            raise Unavailable(
-                "service_key_not_written",
-                f"{path.name} cannot be written: {error.strerror}",
-                write_hint(error, place),
-            ) from None
-        return cls(_read_service_key(path, place), f"signer-{path.stem}", is_new=is_new)
-
-    def __repr__(self) -> str:
-        return f"ServiceKey({self.fingerprint})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a service key is never serialised")
-
-    def sign(self, message: bytes) -> bytes:
-        """The 64 bytes of an Ed25519 signature over `message` (RFC 8032 section 5.1)."""
-        return self._key.sign(message)
-
-
-def _make_service_key(path: Path) -> bool:
-    """Writes a new key to `path`; False if another process was faster. Raises `OSError`."""
-    material = KeyMaterial.generate("ed25519")
-    folder = open_directory(path.parent)
-    try:
-        unnamed = create_unnamed(folder, 0o600)
-        try:
-            material.write(unnamed)
-            name_unnamed(folder, unnamed, path.name)
-        finally:
-            os.close(unnamed)
-    except FileExistsError:
-        return False
-    finally:
-        os.close(folder)
-    return True
-
-
-def _read_service_key(path: Path, place: str) -> Ed25519PrivateKey:
-    """The checked key in `path`; raises `BadKeyFile`."""
-    try:
-        descriptor = open_unread(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _not_a_service_key_file(path, place) from None
-        raise _service_key_unreadable(path, error) from None
-    try:
-        _check_service_key_file(path, place, os.fstat(descriptor))
-        data = os.read(descriptor, MAX_KEY_FILE + 1)
-    except OSError as error:
-        raise _service_key_unreadable(path, error) from None
-    finally:
-        os.close(descriptor)
-    try:
-        key = _parse(data)
-        if isinstance(key, Ed25519PrivateKey):
-            key.public_key().verify(key.sign(_SELF_TEST), _SELF_TEST)
-    except (BadKeyFile, InvalidSignature):  # the sentences of `BadKeyFile` are about the CA key
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise BadKeyFile(
-            "service_key_malformed",
-            f"{path.name} does not contain one Ed25519 key in OpenSSH's form without a passphrase",
-            "restore the file from a backup; to start with a new key, delete it, and give the new public key to all "
-            "who check signatures by the old one",
-        )
-    return key
-
-
-def _check_service_key_file(path: Path, place: str, facts: os.stat_result) -> None:
-    """Raises `BadKeyFile` unless this user alone can use the file."""
-    if not stat.S_ISREG(facts.st_mode):
-        raise _not_a_service_key_file(path, place)
-    mode = stat.S_IMODE(facts.st_mode)
-    if facts.st_uid != os.geteuid() or facts.st_nlink != 1 or mode not in (0o400, 0o600):
-        raise BadKeyFile(
-            "service_key_not_private",
-            f"{path.name} has owner {facts.st_uid}, mode {mode:04o} and {facts.st_nlink} links",
-            f"it must have owner {os.geteuid()}, mode 0600 or 0400 and one link; if others could read it, replace it",
-        )
-
-
-def _not_a_service_key_file(path: Path, place: str) -> BadKeyFile:
-    return BadKeyFile(
-        "service_key_not_a_regular_file",
-        f"{path.name} is a link, a directory or a device",
-        f"put the key file itself into {place}",
-    )
-
-
-def _service_key_unreadable(path: Path, error: OSError) -> BadKeyFile:
-    return BadKeyFile(
-        "service_key_unreadable", f"{path.name} cannot be read: {error.strerror}", f"make user {os.geteuid()} its owner"
-    )

@@ -16,6 +16,7 @@ from signer.cli.edits import file_option, finish, make_edit, read_policy_file, w
 from signer.cli.parser import verb
 from signer.cli.tokens import in_order, token_state
 from signer.errors import NotFound, Refused
+from signer.model import RIGHTS
 from signer.policy.tokens import token_id
 from signer.units import render_duration, timestamp
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from signer.policy.decide import Policy
 
 _KINDS = ("human", "agent", "workload")
-_RIGHTS = ("approve", "freeze", "hosts", "ledger.read", "operate", "revoke")
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _readable(value: object) -> object:
 @click.option("--kind", type=OneOf(_KINDS), required=True, help="what it is")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="a role that it may ask for; repeat for more")
 @click.option("--group", "groups", multiple=True, metavar="GROUP", help="a group that it is in; repeat for more")
-@click.option("--may", multiple=True, type=OneOf(_RIGHTS), help="a right; repeat for more")
+@click.option("--may", multiple=True, type=OneOf(tuple(RIGHTS)), help="a right; repeat for more")
 @file_option
 @write_option
 @json_option

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     """Writes the plan file, 0600, completely or not at all; raises `BadFile`. Follows no symbolic link."""
     content = json.dumps(plan.as_json(), indent=2).encode() + b"\n"
     try:
-        write_atomically(path, content, 0o600, temporary=f".{path.name}.{os.getpid()}.new")
+        write_atomically(path, content, 0o600, is_shared=True)
     except OSError as error:
         text = f"the plan file cannot be written: {error.strerror}"
         raise BadFile(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from signer.cli import output
@@ -29,7 +28,7 @@ def status(as_json: bool) -> int:
 
     report = gather(read_settings(), os.environ, int(time.time()))
     if as_json:
-        problems = [asdict(one) for one in report.problems]
+        problems = [one.as_json() for one in report.problems]
         output.show_json({"well": not problems, "problems": problems, "notes": report.notes, **report.facts})
         return 1 if report.problems else 0
     output.show_table(list(_rows(report)))

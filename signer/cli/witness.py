@@ -98,7 +98,7 @@ def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: P
     listener = bind(place)
     listener.set_inheritable(True)
     words = [str(listener.fileno()), str(place), name, str(state), *(f"{origin}={key}" for origin, key in logs)]
-    # The same process goes on without the parser, which takes 3 MB: a witness is to take about 30.
+    # The same process goes on without the parser, which takes 3 MB: a witness is to take at most 30.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "signer.cli.witness_process", *words])  # noqa: S606
 
 

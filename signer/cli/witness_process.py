@@ -1,6 +1,6 @@
 """The process that `signer witness serve` becomes: the witness, without the parser of the command line.
 
-It imports nothing that a witness does not need: a witness is to take about 30 megabytes.
+It imports nothing that a witness does not need: a witness is to take at most 30 megabytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.cli import output
 from signer.errors import SignerError
 from signer.hardening import forbid_dumps, release_memory

@@ -189,7 +189,7 @@ def _new_ledger(path: Path, *, version: int) -> Iterator[sqlite3.Connection]:
         db.execute("BEGIN EXCLUSIVE")
         yield db
         for index in EVENT_INDEXES:
-            db.execute(index)
+            db.execute(index.definition)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")

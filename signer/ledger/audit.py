@@ -6,42 +6,36 @@ Only `rebuild` writes, and only the views.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from signer.errors import LedgerBroken
+from signer.errors import LedgerBroken, Unavailable
 from signer.files import open_or_create
-from signer.ledger.archived import check_archived, newest_archive
-from signer.ledger.chain import entry_hash
-from signer.ledger.fold import (
-    add_events,
-    add_leaves,
-    create_views,
-    delete_views,
-    folded_tree,
-    folded_up_to,
-    rows_of_views,
-)
+from signer.ledger.archived import check_archived, held_rows, newest_archive
+from signer.ledger.chain import linked_hash, quote
+from signer.ledger.comparison import Listed, check_counts, check_views_file, comparing, count_rows, last_folded
+from signer.ledger.fold import add_events, add_leaves, create_views, delete_views
+from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json
 from signer.ledger.reader import EVENTS_BETWEEN, LedgerReader, broken_at, events_archived, storage_errors
-from signer.ledger.schema import FILE_NAME, TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, View
+from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME
 from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.ledger.structure import check_structure
 from signer.ledger.subtrees import TILE, leaves
-from signer.ledger.tree import CompactRange, complete_root
+from signer.ledger.tree import CompactRange
 from signer.model import Entry, Head
 
 _EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
-_PROGRESS_STEP: Final = 20_000  # events between two calls of `progress`
-_NO_END: Final = 2**63 - 1
 if TYPE_CHECKING:
     from signer.ledger.checkpoint import Checkpoint
 
@@ -91,17 +85,22 @@ def verify(
     with _snapshot(reader):
         _check_numbers(reader)
         total, base = reader.head().seq, reader.base
-        folded = _folded(reader)
+        folded = last_folded(reader)
         bounds = [*range(base, total, _CHUNK), total]
         chunks = list(pairwise(bounds))
         if is_private or len(chunks) <= 1:
-            _check_file(reader)
-            check_archived(reader)
+            check_file(reader)
+            kept = _check_archived(reader)
+            if folded is not None:
+                check_views_file(reader.data_dir)
             found = [_check_chunk(reader, first, last, folded, progress, total) for first, last in chunks]
-            _check_views(reader, folded, None)
-            _check_views(reader, folded, _counts(found))
+            listed = None if folded is None else count_rows(reader, folded)
         else:
-            _verify_in_processes(reader, chunks, folded, progress)
+            kept, found, listed = _check_in_processes(reader, chunks, folded, progress)
+        counts = _sum([kept, *found])
+        check_entries(reader, counts)
+        if listed is not None:
+            check_counts(listed, counts)
         head = reader.head()
         if saved is not None:
             _compare_head(reader, saved, head)
@@ -128,20 +127,20 @@ def _snapshot(reader: LedgerReader) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
-def _verify_in_processes(
+def _check_in_processes(
     reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
-) -> None:
+) -> tuple[Counts, list[Counts], Listed | None]:
     """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
     path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], chunks[0][0]
-    # Not "fork": SQLite's locks do not survive one.
-    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+    # Not "fork": SQLite's locks do not survive one. A chunk makes no garbage that only the collector finds.
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), initializer=gc.disable)
     try:
-        file = pool.submit(_check_file_apart, path)
-        archived = pool.submit(_check_archived_apart, path)
-        tasks: dict[Future[Counts], int] = {
-            pool.submit(_check_chunk_apart, path, first, last, folded): last - first for first, last in chunks
-        }
-        structure = pool.submit(_check_views_apart, path, folded)
+        # The longest task first.
+        views = None if folded is None else pool.submit(check_views_file, reader.data_dir, is_mapped=True)
+        file = pool.submit(_apart, check_file, path)
+        archived = pool.submit(_apart, _check_archived, path)
+        tasks = {pool.submit(_apart, _check_chunk, path, first, last, folded): last - first for first, last in chunks}
+        listed = None if folded is None else pool.submit(_apart, count_rows, path, folded)
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -151,9 +150,17 @@ def _verify_in_processes(
             file.result()  # a damaged file explains all other errors
             raise _first_fault(tasks, broken) from None
         file.result()
-        archived.result()
-        structure.result()
-        _check_views(reader, folded, _counts(task.result() for task in tasks))
+        kept = archived.result()
+        if views is not None:
+            views.result()
+        found = [task.result() for task in tasks]
+        return kept, found, None if listed is None else listed.result()
+    except BrokenProcessPool:
+        raise Unavailable(
+            "ledger_unavailable",
+            "the ledger cannot be used: the system ended a process that verified it",
+            "see the system's log: the disk may fail, or memory may be short",
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -166,222 +173,87 @@ def _first_fault(tasks: dict[Future[Counts], int], broken: LedgerBroken) -> Ledg
 
 Counts = dict[str, int]
 _Path = tuple[Path, str]  # of a ledger: the folder, and the file's name
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
 
 
-def _check_file_apart(path: _Path) -> None:
+def _apart(
+    check: Callable[Concatenate[LedgerReader, _Rest], _Result], path: _Path, *rest: _Rest.args, **named: _Rest.kwargs
+) -> _Result:
+    """Runs a check in another process, with a reader of its own."""
     with closing(LedgerReader(*path)) as reader:
-        _check_file(reader)
+        return check(reader, *rest, **named)
 
 
-def _check_archived_apart(path: _Path) -> None:
-    with closing(LedgerReader(*path)) as reader:
-        check_archived(reader)
-
-
-def _check_views_apart(path: _Path, folded: int | None) -> None:
-    with closing(LedgerReader(*path)) as reader:
-        _check_views(reader, folded, None)
-
-
-def _check_chunk_apart(path: _Path, first: int, last: int, folded: int | None) -> Counts:
-    with closing(LedgerReader(*path)) as reader:
-        return _check_chunk(reader, first, last, folded)
-
-
-def _check_file(reader: LedgerReader) -> None:
-    # Not quick_check, which skips the indexes: what decides is found by them. The tables of version 1 do not matter.
-    try:
-        findings = reader.query("PRAGMA integrity_check(events)")
-    except LedgerBroken:  # an index has no entry for a body that is not JSON
-        for (bad,) in reader.query("SELECT seq FROM events WHERE NOT json_valid(body) ORDER BY seq LIMIT 1"):
-            raise broken_at(bad, "its body is not JSON") from None
-        raise
-    for (finding,) in findings:
-        if finding != "ok":
-            raise LedgerBroken("ledger_broken", f"the ledger's file is damaged: {finding}", "restore a backup")
+def _check_archived(reader: LedgerReader) -> Counts:
+    """Checks what is kept of archived events, and their entries in the indexes; returns how many, by index."""
+    check_archived(reader)
+    entries = IndexEntries(reader)
+    if reader.base:
+        entries.add(held_rows(reader, 0, reader.base))
+    return entries.finish()
 
 
 def _check_chunk(
     reader: LedgerReader, first: int, last: int, folded: int | None, progress: Progress | None = None, total: int = 0
 ) -> Counts:
-    """Checks the events after `first` to `last`, and their rows in the views; returns how many each view has."""
+    """Checks the events after `first` to `last`, their entries in the indexes, and their rows in the views.
+
+    Returns how many entries and rows there are, by the name of the index or view. Reads a subtree's events at a time:
+    what fits into the processor's cache takes two thirds of the time.
+    """
     head = reader.start()
     if first > head.seq:
         entry = reader.entry(first)
         head = Head(first, entry.hash, entry.time_ms)
-    rows = reader.query(EVENTS_BETWEEN, (first, last))
-    reached = check_chain(iter(rows), head)
-    if reached.seq != last:
-        raise broken_at(reached.seq + 1, "the event is missing")
-    if progress is not None:
-        progress(last, total)
-    if folded is None:
-        return {}
-    events = [row for row in rows if row[0] <= folded]
-    bodies = ((seq, kind, actor, body) for seq, _, kind, actor, body, _, _ in events)
-    hashes = [(seq, digest) for seq, *_, digest in events]
-    return _compare_rows(reader.data_dir, bodies, hashes, first, min(last, folded))
+    entries = IndexEntries(reader)
+    with comparing(reader, first, folded) as views:
+        for start in range(first, last, TILE):
+            end = min(start + TILE, last)
+            rows = reader.query(EVENTS_BETWEEN, (start, end))
+            head = check_chain(iter(rows), head)
+            if head.seq != end:
+                raise broken_at(head.seq + 1, "the event is missing")
+            entries.add(rows)
+            if views is not None:
+                views.add(rows)
+            if folded is None or folded < end:
+                check_bodies(reader, rows)
+        counts = entries.finish()
+        if progress is not None:
+            progress(last, total)
+        if views is None:
+            return counts
+        try:
+            return counts | views.finish()
+        except LedgerBroken as broken:
+            if broken.code == "ledger_broken":  # an event that no view can be made from
+                check_json(reader)
+            raise
 
 
 def check_chain(rows: Iterator[tuple[Any, ...]], head: Head) -> Head:
     """Checks `rows` as the continuation of the chain after `head`; returns the new head. Raises `LedgerBroken`."""
-    expected, prev, last_time = head.seq + 1, head.hash, head.time_ms
+    expected, prev, link, last_time = head.seq + 1, head.hash, quote(head.hash), head.time_ms
     for seq, time_ms, kind, actor, body, row_prev, row_hash in rows:
         if seq != expected:
             raise broken_at(expected, "the event is missing" if seq > expected else "an event is out of order")
         if row_prev != prev:
             raise broken_at(seq, "its prev is not the hash of the previous event")
-        if row_hash != entry_hash(seq, time_ms, kind, actor, body, row_prev):
+        if row_hash != linked_hash(seq, time_ms, kind, actor, body, link):
             raise broken_at(seq, "its content does not match its hash")
         if time_ms < last_time:
             raise broken_at(seq, "its time is before the previous event's")
-        expected, prev, last_time = seq + 1, row_hash, time_ms
+        expected, prev, link, last_time = seq + 1, row_hash, f'"{row_hash}"', time_ms
     return Head(expected - 1, prev, last_time)
 
 
-@contextmanager
-def _views(data_dir: Path) -> Iterator[sqlite3.Connection]:
-    """The views for reading; raises `LedgerBroken` if the file is damaged."""
-    try:
-        db = sqlite3.connect(f"file:{data_dir / VIEWS_NAME}?mode=ro", uri=True, isolation_level=None, timeout=2)
-        with closing(db):
-            yield db
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise _views_differ(VIEWS_NAME, str(error)) from None
-
-
-def _folded(reader: LedgerReader) -> int | None:
-    """The last event that the views contain; None if they are missing, or of another version or ledger."""
-    if reader.file_name != FILE_NAME or not (reader.data_dir / VIEWS_NAME).exists():
-        return None
-    with _views(reader.data_dir) as db:
-        return folded_up_to(db, reader)
-
-
-def _compare_rows(
-    data_dir: Path,
-    events: Iterable[tuple[int, str, str, str]],
-    hashes: Sequence[tuple[int, str]],
-    first: int,
-    last: int,
-) -> Counts:
-    """Compares the rows of all views for the events after `first` to `last`; returns how many there are.
-
-    `events` are these as (seq, kind, actor, body), `hashes` as (seq, hash).
-    """
-    wanted = rows_of_views(events)
-    with _views(data_dir) as db:
-        for view in VIEWS:
-            _compare_view(db, view, wanted[view.name], first, last)
-        _compare_subtrees(db, hashes, first)
-    return {name: len(rows) for name, rows in wanted.items()}
-
-
-def _compare_subtrees(db: sqlite3.Connection, hashes: Sequence[tuple[int, str]], first: int) -> None:
-    """Compares the kept subtrees of the lowest level with the events after `first`, which ends one of them."""
-    numbers = range(first // TILE, (first + len(hashes)) // TILE)
-    wanted = CompactRange().extend(leaves(hashes[: len(numbers) * TILE]), TREE_STEP)
-    found = _kept_subtrees(db, TREE_STEP, numbers.start, numbers.stop)
-    for number, (_, _, digest) in zip(numbers, (one for one in wanted if one[0] == TREE_STEP), strict=True):
-        if found.get(number) != digest:
-            raise _views_differ("subtrees", f"events {number * TILE + 1} to {(number + 1) * TILE}")
-
-
-def _kept_subtrees(db: sqlite3.Connection, level: int, first: int, last: int) -> dict[int, bytes]:
-    rows = db.execute(
-        "SELECT number, hash FROM subtrees WHERE level = ? AND number >= ? AND number < ?", (level, first, last)
-    )
-    return {number: bytes(digest) for number, digest in rows}
-
-
-def _all_subtrees(db: sqlite3.Connection, reader: LedgerReader, level: int, count: int) -> dict[int, bytes]:
-    """The first `count` kept subtrees of a level: the ledger has those of archived events, the views the others."""
-    archived = reader.archived_subtrees(level, 0, count)
-    return _kept_subtrees(db, level, len(archived), count) | dict(enumerate(archived))
-
-
-def _check_upper_subtrees(db: sqlite3.Connection, reader: LedgerReader, folded: int) -> None:
-    """Compares the kept subtrees of the higher levels with those below them, and how many there are of each level."""
-    level, numbers = TREE_STEP, folded >> TREE_STEP
-    below = _all_subtrees(db, reader, level, numbers)
-    while below:
-        level, numbers = level + TREE_STEP, numbers >> TREE_STEP
-        found = _all_subtrees(db, reader, level, numbers)
-        for number in range(numbers):
-            parts = [below[one] for one in range(number * TILE, (number + 1) * TILE)]
-            if found.get(number) != complete_root(parts):
-                raise _views_differ("subtrees", f"number {number} of level {level}")
-        below = found
-    for known, most in db.execute("SELECT level, max(number) FROM subtrees GROUP BY level"):
-        ends = (most + 1) << known
-        is_known = known > 0 and known % TREE_STEP == 0
-        if not is_known or ends > db.execute("SELECT seq FROM folded").fetchone()[0]:
-            raise _views_differ("subtrees", f"number {most} of level {known}, which no events make")
-
-
-def _compare_view(
-    db: sqlite3.Connection, view: View, wanted: Sequence[tuple[object, ...]], first: int, last: int
-) -> None:
-    select = f"SELECT * FROM {view.name} WHERE {{}} AND seq > ? AND seq <= ? ORDER BY seq"  # noqa: S608
-    at = 0 if view.group is None else 1
-    groups: dict[object, list[tuple[object, ...]]] = defaultdict(list)
-    for row in wanted:
-        groups[None if view.group is None else row[0]].append(row)
-    if view.group is None:
-        groups.setdefault(None, [])
-    for group, rows in groups.items():
-        where, values = ("1", ()) if view.group is None else (f"{view.group} = ?", (group,))
-        found = db.execute(select.format(where), (*values, first, last)).fetchall()
-        if found != rows:
-            different = {str(row) for row in found} ^ {str(row) for row in rows}
-            seq = min(int(str(row[at])) for row in (*found, *rows) if str(row) in different)
-            raise _views_differ(view.name, f"event {seq}")
-
-
-def _check_views(reader: LedgerReader, folded: int | None, counts: Counts | None) -> None:
-    """Checks the structure of the file; with `counts`, that it has no row without an event."""
-    if folded is None:
-        return
-    with _views(reader.data_dir) as db:
-        if counts is None:
-            for (finding,) in db.execute("PRAGMA integrity_check(1)"):
-                if finding != "ok":
-                    raise _views_differ(VIEWS_NAME, finding)
-            return
-        db.execute("BEGIN")
-        _check_tree(db, reader, folded)
-        for view in VIEWS:
-            # A keeper may have folded more since; then those rows are there, and no others.
-            counted = "count(*) FILTER (WHERE seq <= ?), count(*) FILTER (WHERE seq > (SELECT seq FROM folded))"
-            listed, later = db.execute(f"SELECT {counted} FROM {view.name}", (folded,)).fetchone()  # noqa: S608
-            if (listed, later) != (counts.get(view.name, 0), 0):
-                raise _views_differ(view.name, f"events {counts.get(view.name, 0)}, view {listed + later}")
-
-
-def _check_tree(db: sqlite3.Connection, reader: LedgerReader, folded: int) -> None:
-    """Checks the tree that a keeper goes on from, and the subtrees above those that chunks were compared with."""
-    _check_upper_subtrees(db, reader, folded)
-    now = int(db.execute("SELECT seq FROM folded").fetchone()[0])
-    # A keeper may have folded events since that this reader's snapshot of the ledger lacks.
-    with closing(LedgerReader(reader.data_dir)) as newest:
-        if folded_tree(db, newest if now != folded else reader, now) is None:
-            raise _views_differ("folded", f"the tree up to event {now} is not that of its subtrees")
-
-
-def _counts(parts: Iterable[Counts]) -> Counts:
+def _sum(parts: Iterable[Counts]) -> Counts:
     sums: Counts = defaultdict(int)
     for part in parts:
         for name, count in part.items():
             sums[name] += count
     return sums
-
-
-def _views_differ(view: str, where: str) -> LedgerBroken:
-    return LedgerBroken(
-        "ledger_tables_differ",
-        f"view {view} differs from the events: {where}",
-        "nothing is decided by it; stop the keeper and run `signer ledger rebuild`, which also checks the events",
-    )
 
 
 def _compare_head(reader: LedgerReader, saved: Head, head: Head) -> None:

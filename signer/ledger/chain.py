@@ -60,29 +60,33 @@ def _check_value(value: object) -> None:
 
 def entry_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, prev: str) -> str:
     """Hex SHA-256 over the canonical JSON of an entry without its hash; `body` is canonical JSON."""
+    return linked_hash(seq, time_ms, kind, actor, body, quote(prev))
+
+
+def linked_hash(seq: int, time_ms: int, kind: str, actor: str, body: str, link: str) -> str:
+    """As `entry_hash`, with the JSON text of the hash before it: a hash that was just computed needs only quotes."""
     text = (
-        f'{{"actor":{_quote(actor)},"body":{body},"kind":{_quote(kind)},"prev":{_quote_hash(prev)},'
+        f'{{"actor":{_quote_name(actor)},"body":{body},"kind":{_quote_name(kind)},"prev":{link},'
         f'"seq":{seq},"time":{time_ms}}}'
     )
     return sha256(text.encode()).hexdigest()
 
 
-@lru_cache(maxsize=1024)  # kinds, and identities of policy.toml
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A string as canonical JSON."""
     return msgspec.json.encode(text).decode()
 
 
-def _quote_hash(text: str) -> str:
-    return f'"{text}"' if text.isalnum() and text.isascii() else msgspec.json.encode(text).decode()
+_quote_name: Final = lru_cache(maxsize=1024)(quote)  # kinds, and identities of policy.toml
 
 
 def chain(events: Iterable[Event], head: Head, now_ms: int) -> Iterator[Entry]:
     """Yields the entries of `events` that follow `head`; times in milliseconds never decrease."""
-    seq, prev = head.seq, head.hash
+    seq, prev, link = head.seq, head.hash, quote(head.hash)
     time_ms = max(now_ms, head.time_ms)
     for event in events:
         seq += 1
         body = hide_tokens(canonical_json(event.body))  # callers send tokens in the wrong field
-        digest = entry_hash(seq, time_ms, event.kind, event.actor, body, prev)
+        digest = linked_hash(seq, time_ms, event.kind, event.actor, body, link)
         yield Entry(seq, time_ms, event.kind, event.actor, body, prev, digest)
-        prev = digest
+        prev, link = digest, f'"{digest}"'

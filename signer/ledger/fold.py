@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -39,26 +39,21 @@ _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_sync
 
 def rows_of_views(events: Iterable[tuple[int, str, str, str]]) -> dict[str, list[schema.Row]]:
     """The rows of events (seq, kind, actor, body), by view; raises `LedgerBroken` if a body is malformed."""
-    rows: dict[str, list[schema.Row]] = {view.name: [] for view in schema.VIEWS}
+    others: list[schema.Row] = []
+    bodies: dict[str, list[tuple[int, Any]]] = {kind: [] for kind in schema.BODIES}
     for seq, kind, actor, text in events:
-        decoder = _DECODERS.get(kind)
         try:
-            if decoder is not None:
-                body = decoder.decode(text)
-                for name, apply in _APPLY[kind]:
-                    rows[name].extend(apply(seq, body))
+            if (decode := _DECODE.get(kind)) is not None:
+                bodies[kind].append((seq, decode(text)))
             if kind != schema.ISSUED:
-                rows[schema.OTHERS].append(schema.other_row(seq, kind, actor, _OTHER.decode(text)))
+                others.append(schema.other_row(seq, kind, actor, _OTHER.decode(text)))
         except (msgspec.DecodeError, RecursionError):
             raise broken_at(seq, f"it is not a valid {kind} event") from None
-    return rows
+    return {view.name: others if view.name == schema.OTHERS else view.apply(bodies[view.kind]) for view in schema.VIEWS}
 
 
-_DECODERS: Final = {kind: msgspec.json.Decoder(body) for kind, body in schema.BODIES.items()}
+_DECODE: Final = {kind: msgspec.json.Decoder(body).decode for kind, body in schema.BODIES.items()}
 _OTHER: Final = msgspec.json.Decoder(schema.OtherBody)
-_APPLY: Final = {
-    kind: [(view.name, view.apply) for view in schema.VIEWS if view.kind == kind] for kind in schema.BODIES
-}
 
 
 def add_events(db: sqlite3.Connection, events: Iterable[tuple[int, str, str, str]]) -> None:

@@ -19,6 +19,7 @@ BACKED_UP: Final = "backup"
 FOLLOWED: Final = "followed"
 COSIGNED: Final = "cosigned"  # by so many witnesses as are needed
 DIFFERS: Final = "differs"  # from a checkpoint that a witness holds
+_LATE_AFTER: Final = {VERIFIED: 7 * 86_400, COSIGNED: 3_600}  # seconds; the runbooks' timers run daily and each 5 min
 _LIMIT: Final = 4096  # bytes
 
 
@@ -30,11 +31,21 @@ class Mark:
     time: int
 
 
+def is_late(name: str, mark: Mark, now: int) -> bool:
+    """Whether it was done longer ago than it should be (`VERIFIED` or `COSIGNED`); `now` in seconds since 1970."""
+    return now - mark.time > _LATE_AFTER[name]
+
+
+def mark_name(name: str) -> str:
+    """The name of the mark's file in the ledger's directory."""
+    return f"ledger.{name}"
+
+
 def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
     """Replaces the mark; False where this user may not write: the one who verifies need not be the one who writes."""
     content = msgspec.json.encode(mark) + b"\n"
     try:
-        write_atomically(data_dir / f"ledger.{name}", content, 0o600, like=data_dir.stat())
+        write_atomically(data_dir / mark_name(name), content, 0o600, is_shared=True, like=data_dir.stat())
     except OSError:
         return False
     return True
@@ -43,7 +54,7 @@ def write_mark(data_dir: Path, name: str, mark: Mark) -> bool:
 def read_mark(data_dir: Path, name: str) -> Mark | None:
     """The mark; None if there is none, or if it cannot be read as one."""
     try:
-        mark = msgspec.json.decode(read_bounded(data_dir / f"ledger.{name}", _LIMIT), type=Mark)
+        mark = msgspec.json.decode(read_bounded(data_dir / mark_name(name), _LIMIT), type=Mark)
     except (OSError, msgspec.DecodeError):
         return None
     return mark if 0 <= mark.seq < 2**63 and 0 <= mark.time < 2**40 else None

@@ -23,7 +23,7 @@ from typing import ClassVar, Final, Self
 
 from signer.errors import Unavailable, write_hint
 from signer.files import sync_directory, sync_file, write_new
-from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED
+from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, mark_name
 from signer.ledger.reader import LedgerReader, short_reason, storage_errors
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import INTERRUPTED, LOCK_NAME, Ledger, note_begun, take_lock
@@ -34,13 +34,9 @@ _MAKING: Final = "ledger.restoring"
 _READY: Final = INTERRUPTED
 # In the order in which they are moved: what is left of a ledger whose first file is gone is never opened.
 _OLD_FILES: Final = tuple(f"{name}{end}" for name in (FILE_NAME, VIEWS_NAME) for end in ("", "-wal", "-shm"))
-_OLD_MARKS: Final = tuple(f"ledger.{mark}" for mark in (VERIFIED, BACKED_UP, COSIGNED, DIFFERS))
+_OLD_MARKS: Final = tuple(mark_name(mark) for mark in (VERIFIED, BACKED_UP, COSIGNED, DIFFERS))
 _ASIDE: Final = "old-files"  # in `ledger.restored/`: the name of the folder that the old files go to
 _ARCHIVED: Final = "ledger.archived-"  # how that of an archive begins, whose marks are those of the new file, too
-
-
-def _no_check(_folder: Path) -> None:
-    return None
 
 
 class Replacement(ABC):
@@ -105,7 +101,7 @@ class Replacement(ABC):
         return self._making
 
     def commit(
-        self, events: Sequence[Event], now_ms: int, check: Callable[[Path], None] = _no_check
+        self, events: Sequence[Event], now_ms: int, check: Callable[[Path], None] = lambda _folder: None
     ) -> tuple[Head, Path | None]:
         """Records `events` in the new file and puts it in the place; returns its head, and where the old files are.
 

@@ -12,11 +12,11 @@ import json
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from signer.ledger.reader import REACH, IssuedEvent, broken_at
 from signer.model import Entry, Issued, Revocation
+from signer.ssh.fingerprint import fingerprint_of
 
 CHANGES_LIST: Final = ("certificates.revoked", "ledger.restored", "list.published")  # each makes a version of the list
 
@@ -95,7 +95,7 @@ class Revocations:
                 self.known_cas.add(known)
                 if "public_key" in body:
                     blob = base64.b64decode(str(body["public_key"]).split()[1], validate=True)
-                    late[fingerprint_of_blob(blob)] = blob
+                    late[fingerprint_of(blob)] = blob
                 return
             case "certificates.revoked":
                 revocation = read_revocation(body)
@@ -120,11 +120,6 @@ def offset_after(restored: Entry) -> int:
     So it is the time of the restore in microseconds: no ledger grows by a million events a second.
     """
     return restored.time_ms * 1000
-
-
-def fingerprint_of_blob(blob: bytes) -> str:
-    """`SHA256:…` of a public key blob."""
-    return "SHA256:" + base64.b64encode(sha256(blob).digest()).decode().rstrip("=")
 
 
 def revocation_body(revocation: Revocation, reason: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ own events those of the archived ones that still decide something.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,23 +69,48 @@ IS_REVOCATION: Final = (
     "kind IN ('ca.rotated', 'certificates.revoked', 'keeper.started', 'ledger.restored', 'list.published')"
 )
 IS_VAULTS: Final = "kind = 'certificate.issued' AND body ->> 'backend' = 'vault'"
-# Partial indexes on what decides and is rare; a commit of local certificates writes none of their pages. The last one
-# also refuses a second certificate of Vault's with the same serial.
+
+
+@dataclass(frozen=True, slots=True)
+class EventIndex:
+    """A partial index on events that decide something and are rare, by `key`; others than local certificates only.
+
+    A commit of local certificates writes no page of it, and `indexes.py` relies on that, too.
+    """
+
+    name: str
+    condition: str
+    key: str = "seq"
+    is_unique: bool = False
+
+    @property
+    def definition(self) -> str:
+        """The statement that creates the index, as SQLite keeps it."""
+        unique = "UNIQUE " if self.is_unique else ""
+        return f"CREATE {unique}INDEX {self.name} ON events ({self.key}) WHERE {self.condition}"
+
+    @property
+    def statement(self) -> str:
+        """The statement that creates the index if the file lacks it."""
+        return self.definition.replace("INDEX ", "INDEX IF NOT EXISTS ", 1)
+
+
 EVENT_INDEXES: Final = (
-    f"CREATE INDEX IF NOT EXISTS events_of_freezes ON events (seq) WHERE {IS_FREEZE}",
-    f"CREATE INDEX IF NOT EXISTS events_of_hosts ON events (seq) WHERE {IS_HOST}",
-    f"CREATE INDEX IF NOT EXISTS events_of_operations ON events (seq) WHERE {IS_OPERATION}",
-    f"CREATE INDEX IF NOT EXISTS events_of_withheld ON events (seq) WHERE {IS_WITHHELD}",
-    f"CREATE INDEX IF NOT EXISTS events_of_asked ON events (seq) WHERE {IS_ASKED}",
-    f"CREATE INDEX IF NOT EXISTS events_of_restored ON events (seq) WHERE {IS_RESTORED}",
-    f"CREATE INDEX IF NOT EXISTS events_of_archived ON events (seq) WHERE {IS_ARCHIVED}",
-    f"CREATE INDEX IF NOT EXISTS events_of_revocations ON events (seq) WHERE {IS_REVOCATION}",
-    f"CREATE INDEX IF NOT EXISTS events_of_service_keys ON events (seq) WHERE {IS_SERVICE_KEY}",
-    f"CREATE UNIQUE INDEX IF NOT EXISTS events_of_vault ON events (body ->> 'serial') WHERE {IS_VAULTS}",
+    EventIndex("events_of_freezes", IS_FREEZE),
+    EventIndex("events_of_hosts", IS_HOST),
+    EventIndex("events_of_operations", IS_OPERATION),
+    EventIndex("events_of_withheld", IS_WITHHELD),
+    EventIndex("events_of_asked", IS_ASKED),
+    EventIndex("events_of_restored", IS_RESTORED),
+    EventIndex("events_of_archived", IS_ARCHIVED),
+    EventIndex("events_of_revocations", IS_REVOCATION),
+    EventIndex("events_of_service_keys", IS_SERVICE_KEY),
+    # Also refuses a second certificate of Vault's with the same serial.
+    EventIndex("events_of_vault", IS_VAULTS, "body ->> 'serial'", is_unique=True),
 )
 
 
-class IssuedBody(msgspec.Struct):
+class IssuedBody(msgspec.Struct, gc=False):
     """What views need of a `certificate.issued` event."""
 
     serial: str
@@ -99,7 +124,7 @@ class IssuedBody(msgspec.Struct):
     valid_before: int
 
 
-class WithheldBody(msgspec.Struct):
+class WithheldBody(msgspec.Struct, gc=False):
     """What views need of a `certificate.withheld` event."""
 
     serial: str
@@ -124,7 +149,7 @@ Row = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A table made from the events of one kind; `apply` returns the rows of an event by its number and decoded body.
+    """A table made from the events of one kind; `apply` returns the rows of events by their numbers and decoded bodies.
 
     The view `OTHERS` has one row for each event that is not a certificate's, made by `other_row`. `columns` is the
     table's declaration: `seq`, or one column that rows are found by and then `seq`, and the rest. The first of these
@@ -134,7 +159,7 @@ class View:
     name: str
     columns: tuple[str, ...]
     kind: str
-    apply: Callable[[int, Any], Iterable[Row]]
+    apply: Callable[[Sequence[tuple[int, Any]]], list[Row]]
     indexes: tuple[str, ...] = ()
 
     @property
@@ -166,29 +191,31 @@ def other_row(seq: int, kind: str, actor: str, body: OtherBody) -> Row:
     return seq, kind, actor, about if about != actor else "", body.count if is_count else 1
 
 
-def _certificate(seq: int, body: IssuedBody) -> Iterable[Row]:
-    return (
+def _certificates(events: Sequence[tuple[int, IssuedBody]]) -> list[Row]:
+    encode = msgspec.json.encode
+    return [
         (
             seq,
             body.serial,
             body.backend,
             body.identity,
             body.role,
-            msgspec.json.encode(body.principals).decode(),
+            encode(body.principals).decode(),
             body.fingerprint,
             body.key_id,
             body.valid_after,
             body.valid_before,
-        ),
-    )
+        )
+        for seq, body in events
+    ]
 
 
-def _principals(seq: int, body: IssuedBody) -> Iterable[Row]:
-    return [(principal, seq) for principal in body.principals]
+def _principals(events: Sequence[tuple[int, IssuedBody]]) -> list[Row]:
+    return [(principal, seq) for seq, body in events for principal in body.principals]
 
 
-def _withheld(seq: int, body: WithheldBody) -> Iterable[Row]:
-    return ((seq, body.serial),)
+def _withheld(events: Sequence[tuple[int, WithheldBody]]) -> list[Row]:
+    return [(seq, body.serial) for seq, body in events]
 
 
 VIEWS: Final = (
@@ -207,7 +234,7 @@ VIEWS: Final = (
             "valid_before INTEGER NOT NULL",
         ),
         "certificate.issued",
-        _certificate,
+        _certificates,
         (
             "CREATE INDEX certificates_by_serial ON certificates (serial)",
             "CREATE INDEX certificates_by_identity ON certificates (identity)",
@@ -242,7 +269,7 @@ VIEWS: Final = (
             "count INTEGER NOT NULL",
         ),
         "",
-        lambda _seq, _body: (),
+        lambda _events: [],
         (
             "CREATE INDEX others_by_kind ON others (kind)",
             "CREATE INDEX others_by_actor ON others (actor, kind)",

@@ -18,7 +18,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.files import claim
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
-from signer.ledger.marks import FOLLOWED
+from signer.ledger.marks import FOLLOWED, mark_name
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
 from signer.model import Entry, Event, Head
@@ -37,7 +37,7 @@ class Ledger(LedgerReader):
     def __init__(self, data_dir: Path, *, is_copy: bool = False) -> None:
         super().__init__(data_dir)
         self._lock = take_lock(data_dir)
-        if not is_copy and (data_dir / f"ledger.{FOLLOWED}").exists():
+        if not is_copy and (data_dir / mark_name(FOLLOWED)).exists():
             os.close(self._lock)
             raise Unavailable(
                 "ledger_followed",
@@ -106,7 +106,7 @@ class Ledger(LedgerReader):
         version = db.execute("PRAGMA user_version").fetchone()[0]
         is_new = version == 0 and self._last_written is None
         if is_new or version == 1:
-            steps = (EVENTS if is_new else "", *(f"{index};" for index in EVENT_INDEXES))
+            steps = (EVENTS if is_new else "", *(f"{index.statement};" for index in EVENT_INDEXES))
             numbers = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
             _run_script(db, "".join(steps) + numbers)
         last, own = self._last_written, "SELECT 1 FROM events WHERE seq = ? AND hash = ?"
@@ -241,7 +241,7 @@ def _run_script(db: sqlite3.Connection, statements: str) -> None:
 def _missing_indexes(db: sqlite3.Connection) -> list[str]:
     """The statements of the indexes on events that the file lacks."""
     found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    return [index for index in EVENT_INDEXES if not any(name in index.split() for name in found)]
+    return [index.statement for index in EVENT_INDEXES if index.name not in found]
 
 
 def take_lock(data_dir: Path) -> int:

@@ -18,7 +18,7 @@ from signer.migration.config import SignerFacts, Target
 from signer.migration.plan import Observation
 from signer.migration.smoke import LOGIN_WITHIN, SmokeFailed, read_trusted_cas, ssh_options, where
 from signer.ssh.certificate import CertificateFields, decode_certificate
-from signer.ssh.publickey import fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
 from signer.subprocesses import CommandResult, run
 from signer.units import plain
 

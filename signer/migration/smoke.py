@@ -23,7 +23,8 @@ from signer.errors import BadFormat, BadPublicKey, SignerError
 from signer.migration.config import CutoverFile, SignerFacts, Target
 from signer.migration.plan import Observation
 from signer.ssh.certificate import CertificateFields, decode_certificate
-from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import parse_public_key
 from signer.subprocesses import CommandResult, run
 from signer.units import plain
 

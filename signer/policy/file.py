@@ -22,6 +22,7 @@ from signer.model import (
     MAX_VALID_FOR,
     OPTION_NAMES,
     PRINCIPAL,
+    RIGHTS,
     Approval,
     ApprovalKey,
     CaKeys,
@@ -78,7 +79,6 @@ MAX_APPROVERS: Final = 5  # people whose approval one certificate may need
 MAX_APPROVAL_KEYS: Final = 8  # of one identity
 MIN_APPROVAL_RSA_BITS: Final = 3072
 _NEVER_APPROVE: Final = {"agent": "an agent", "workload": "a workload"}
-_MAY: Final = frozenset({"approve", "freeze", "hosts", "ledger.read", "operate", "revoke"})
 _NEVER_WITHOUT_HUMAN: Final = {
     "hosts": "change the keys of hosts",
     "revoke": "revoke certificates",
@@ -390,8 +390,8 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
             if role not in known_roles:
                 faults.add((*place, "roles", index), f"there is no role {role[:64]!a}")
         for index, right in enumerate(raw.may or []):
-            if right not in _MAY:
-                faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(sorted(_MAY))}")
+            if right not in RIGHTS:
+                faults.add((*place, "may", index), f"{right[:64]!a} is not one of {', '.join(RIGHTS)}")
             elif right == "approve" and raw.kind in _NEVER_APPROVE:
                 faults.add((*place, "may", index), f"{_NEVER_APPROVE[raw.kind]} can never approve")
             elif right in _NEVER_WITHOUT_HUMAN and raw.kind in _NEVER_APPROVE:

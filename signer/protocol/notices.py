@@ -100,8 +100,23 @@ class Report(msgspec.Struct, frozen=True, tag="report", tag_field="message", for
     error: str = ""
 
 
+class Told(msgspec.Struct, frozen=True, tag="told", tag_field="message", forbid_unknown_fields=True):
+    """What became of a notice of a request in one channel so far; said again to a keeper that has just connected.
+
+    `of` is the kind of the event that the notice is made from.
+    """
+
+    channel: str
+    state: State
+    notice: str
+    at: int
+    request: str
+    of: str
+    error: str = ""
+
+
 ToSender = Notice | Start
-ToKeeper = Hello | Report
+ToKeeper = Hello | Report | Told
 _encoder: Final = msgspec.json.Encoder()
 _to_sender: Final = msgspec.json.Decoder(ToSender)
 _to_keeper: Final = msgspec.json.Decoder(ToKeeper)

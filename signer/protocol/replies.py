@@ -705,10 +705,11 @@ class Error(Reply):
 
 
 class MarkRow(Reply):
-    """Up to how many events something was done, and when."""
+    """Up to how many events something was done, and when; `late` if that is longer ago than it should be."""
 
     events: int
     since: str
+    late: bool = False
 
 
 class LedgerState(Reply):
@@ -735,6 +736,7 @@ class ListStatus(Reply):
     version: int | None
     as_of: Annotated[str | None, Field(description="when it was last known to be the current list")]
     wanted: Annotated[int | None, Field(description="the version that the ledger asks for; null if unknown")]
+    behind: Annotated[bool, Field(description="whether it is not the version that the ledger asks for")] = False
     publisher: Annotated[str, Field(description="fingerprint of the publishing key, which hosts pin")]
     hosts: int
     hosts_current: int

@@ -27,7 +27,8 @@ def opens(frozen: Mapping[str, Any]) -> str:
 def as_ssh_keygen(frozen: Mapping[str, Any]) -> Iterator[str]:
     """The lines of `ssh-keygen -L` for the certificate, with words for what is set when it is issued."""
     # `requests list` does not need it.
-    from signer.ssh.publickey import certificate_kind, fingerprint_of, parse_public_key
+    from signer.ssh.fingerprint import fingerprint_of
+    from signer.ssh.publickey import certificate_kind, parse_public_key
 
     binding = frozen["binding"]
     kind, key = "", f"made when it is claimed, with the secret {binding.get('claim_sha256', '?')}"

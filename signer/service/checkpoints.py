@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import Unavailable
 from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, sign_note
 from signer.ledger.origin import origins

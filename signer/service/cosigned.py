@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
-from signer.ledger.marks import COSIGNED, DIFFERS, read_mark
+from signer.ledger.marks import COSIGNED, DIFFERS, is_late, read_mark
 from signer.units import render_duration, timestamp
-
-OVERDUE_AFTER: Final = 3600  # seconds; the timer of runbooks/operate/witness.md asks every five minutes
 
 
 def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
@@ -20,7 +17,7 @@ def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
             "delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
         )
     cosigned = read_mark(data_dir, COSIGNED)
-    if cosigned is not None and now - cosigned.time > OVERDUE_AFTER:
+    if cosigned is not None and is_late(COSIGNED, cosigned, now):
         ago = render_duration(now - cosigned.time)
         found["witness_late"] = f"the ledger was last cosigned {ago} ago: run `signer ledger witness`"
     return found

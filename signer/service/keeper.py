@@ -34,7 +34,7 @@ from signer.authority.queries import require
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend
 from signer.ca.bundle import render_bundle
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
@@ -196,8 +196,8 @@ class Keeper:
         )
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
-        # What they send is collected after the batch.
-        self._internal = (self._reader, builder, *((self._notifier,) if self._notifier else ()))
+        self._internal: tuple[object, ...] = (self._reader, builder)  # what they send is collected after the batch
+        self._has_reports = False  # of the process that sends notices, as of this round
         self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
@@ -248,7 +248,7 @@ class Keeper:
             self._collect_signatures()
             self._collect_lookups()
             if self._notifier is not None:
-                self._notifier.turn(self._core.take_noticed())
+                self._notifier.turn(self._core.take_noticed(), has_reports=self._has_reports)
             self._tell_watchers()
             self._publisher.turn()
             self._fold()
@@ -306,6 +306,7 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         self._strangers_left = MAX_STRANGERS
+        self._has_reports = False
         self._totals = None
         timeout = self._patience()
         self._resume_postponed(waiting)
@@ -314,6 +315,8 @@ class Keeper:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
+            elif key.data is self._notifier:
+                self._has_reports = True
             elif key.data not in self._internal:
                 self._take(key.data, waiting)
         if waiting:
@@ -642,14 +645,16 @@ class Keeper:
         if published.version is not None:
             age = max(now - published.as_of, 0)
             ready = ready.model_copy(update={"list_version": published.version, "list_age": age})
-        warnings = [text for texts in self._concerns(now).values() for text in texts]
-        if self._notifier is not None:
-            warnings += self._notifier.warnings()
-        if warnings:
+        if warnings := self._warnings(now):
             ready = ready.model_copy(update={"warnings": warnings})
         if (compared := self._compared_key()) is None:
             return ready
         return ready.model_copy(update={"local_ca_fingerprint": compared.fingerprint})
+
+    def _warnings(self, now: int) -> list[str]:
+        """What should not stay as it is, as readiness and `signer status` say it; `now` in seconds since 1970."""
+        notices = self._notifier.warnings() if self._notifier is not None else []
+        return [text for texts in self._concerns(now).values() for text in texts] + notices
 
     def _concerns(self, now: int) -> dict[str, list[str]]:
         """What should not stay as it is, by a stable name; `now` in seconds since 1970."""
@@ -689,7 +694,6 @@ class Keeper:
             ledger_bytes=self._ledger.size(),
             publisher=self._publishing_key.fingerprint,
             published=self._publisher.state(),
-            cut_over=self._core.cut_over(),
             cosigned=read_mark(self._ledger.data_dir, COSIGNED),
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
@@ -706,7 +710,11 @@ class Keeper:
             require(identity, "ledger.read")
         health = self._check_ready()
         fault = Unavailable(health.code, health.text, health.hint) if isinstance(health, NotReady) else None
-        overview = replace(self._overview(), verified=read_mark(self._ledger.data_dir, VERIFIED))
+        overview = replace(
+            self._overview(),
+            verified=read_mark(self._ledger.data_dir, VERIFIED),
+            warnings=tuple(self._warnings(int(time.time()))),
+        )
         return overview.status(health.ca_fingerprint if isinstance(health, Ready) else None, fault)
 
     def _list_hosts(self, header: dict[str, Any], peer: _Peer) -> Hosts:

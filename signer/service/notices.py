@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import claim, identity_of, read_bounded, write_new
+from signer.files import claim, identity_of, open_or_create, read_bounded, write_new
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol import notices
@@ -38,13 +38,17 @@ log = logging.getLogger("signer.notices")
 
 MAX_QUEUED: Final = 10_000  # notices of one channel
 MAX_REPORTS: Final = 2_000  # that wait for the keeper
-MAX_DONE: Final = 500  # notices without an event whose ids a channel remembers
+MAX_DONE: Final = 10_000  # notices without an event whose ids a channel remembers; as many tokens may end at once
+MAX_TOLD: Final = 1_000  # notices of requests of which a channel remembers what became
 BACK_OFF: Final = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before the next attempt, by the number of failures in a row
 ENDS_WITHIN: Final = 1.0  # seconds for a request that is under way at the end
 MAX_FAULT: Final = 500  # characters of a reason why there are no channels
 CURSOR: Final = "cursor.json"
+TOLD: Final = "told.jsonl"
 LOCK: Final = "sender.lock"
-_MAX_CURSOR: Final = 1024 * 1024  # bytes
+_MAX_CURSOR: Final = 16 * 1024 * 1024  # bytes; 16 channels with `MAX_DONE` ids of 50 bytes
+_MAX_TOLD_FILE: Final = 64 * 1024 * 1024  # bytes
+_MAX_LINES: Final = 4 * 16 * MAX_TOLD  # of the file; it is written anew above
 _LOOK_EVERY: Final = 0.3  # seconds between two signs of life
 _BACKLOG: Final = 8
 _RESOLVER: Final = "timeout:2 attempts:1"  # of resolv.conf(5): a look-up cannot be interrupted
@@ -58,7 +62,14 @@ class Cursor:
     """What a channel has: the events up to `seq` (None: it was never told one), and notices without an event."""
 
     seq: int | None = None
-    done: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_DONE))
+    done: dict[str, None] = field(default_factory=dict)  # ids, the oldest first
+
+    def add(self, notice: str) -> None:
+        """Remembers a notice without an event."""
+        self.done.pop(notice, None)
+        self.done[notice] = None
+        if len(self.done) > MAX_DONE:
+            del self.done[next(iter(self.done))]
 
 
 class _Kept(msgspec.Struct):
@@ -91,7 +102,7 @@ class CursorFile:
         """Records that a channel has the event `seq`, or a notice without one."""
         with self._lock:
             if notice is not None:
-                cursor.done.append(notice)
+                cursor.add(notice)
             else:
                 cursor.seq = seq
             self._write()
@@ -117,7 +128,94 @@ def _read_cursors(path: Path) -> dict[str, Cursor]:
     except (OSError, msgspec.DecodeError, RecursionError):
         log.warning("%s cannot be read: channels begin with what happens from now on", path.name)
         return {}
-    return {name: Cursor(cursor.seq, deque(cursor.done, maxlen=MAX_DONE)) for name, cursor in kept.items()}
+    return {name: Cursor(cursor.seq, dict.fromkeys(cursor.done[-MAX_DONE:])) for name, cursor in kept.items()}
+
+
+class ToldFile:
+    """What became of the notices of requests, in a file with a line each of which the last one counts.
+
+    A keeper that has just connected is told it, also after both processes were restarted. Not synced, as the cursor.
+    Safe to share between threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._rows: dict[str, OrderedDict[tuple[str, str], notices.Told]] = {}  # by channel, then by request and notice
+        self._file: int | None = None
+        self._lines = _MAX_LINES  # an unknown number
+        for told in _read_told(path):
+            self._set(told)
+
+    def all(self) -> list[notices.Told]:
+        """Of all channels, the oldest of each first."""
+        with self._lock:
+            return [told for rows in self._rows.values() for told in rows.values()]
+
+    def keep(self, names: set[str]) -> None:
+        """Forgets all other channels."""
+        with self._lock:
+            self._rows = {name: rows for name, rows in self._rows.items() if name in names}
+            self._write_all()
+
+    def note(self, told: notices.Told) -> None:
+        """Remembers it; writes it if it is another outcome than before. A notice that waits is handed over again."""
+        with self._lock:
+            former = self._set(told)
+            is_known = former is not None and (former.state, former.error) == (told.state, told.error)
+            if told.state != "sending" and not is_known:
+                self._write(told)
+
+    def _set(self, told: notices.Told) -> notices.Told | None:
+        rows, key = self._rows.setdefault(told.channel, OrderedDict()), (told.request, told.notice)
+        former = rows.pop(key, None)
+        rows[key] = told
+        if len(rows) > MAX_TOLD:
+            rows.popitem(last=False)
+        return former
+
+    def _write(self, told: notices.Told) -> None:
+        self._lines += 1
+        if self._file is None or self._lines > _MAX_LINES:
+            self._write_all()
+            return
+        try:
+            os.write(self._file, notices.encode(told) + b"\n")
+        except OSError as error:
+            log.warning("what was sent cannot be noted: %s", error.strerror)
+
+    def _write_all(self) -> None:
+        """Replaces the file by one without the lines that do not count any more."""
+        lines = [notices.encode(told) + b"\n" for rows in self._rows.values() for told in rows.values()]
+        first = self._path.with_name(f".{TOLD}.new")
+        try:
+            first.unlink(missing_ok=True)
+            write_new(first, b"".join(lines), 0o600, is_synced=False)
+            first.rename(self._path)
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._file, self._lines = open_or_create(self._path, append=True), len(lines)
+        except OSError as error:
+            log.warning("what was sent cannot be noted: %s", error.strerror)
+
+
+def _read_told(path: Path) -> list[notices.Told]:
+    """The lines of a file; one that is not whole is left out: it was cut off by a kill."""
+    found = []
+    try:
+        lines = read_bounded(path, _MAX_TOLD_FILE).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, SignerError):
+        log.warning("%s cannot be read: nobody is shown who was told before", path.name)
+        return []
+    for line in lines:
+        with suppress(BadFormat):
+            message = notices.read_for_keeper(line)
+            if isinstance(message, notices.Told):
+                found.append(message)
+    return found
 
 
 # --- one channel ------------------------------------------------------------------------------------------------------
@@ -138,6 +236,7 @@ class Outbox:
         channel: Channel,
         sender: Sends,
         cursors: CursorFile,
+        told: ToldFile,
         report: Callable[[notices.Report], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -145,6 +244,7 @@ class Outbox:
         self._sender = sender
         self._cursors = cursors
         self._cursor = cursors.of(channel.name)
+        self._told = told
         self._report = report
         self._clock = clock  # seconds since 1970
         self._changed = threading.Condition()
@@ -188,6 +288,7 @@ class Outbox:
             if len(self._queue) >= MAX_QUEUED:
                 self._give_up(self._queue.popleft(), f"{MAX_QUEUED:,} newer ones wait")
             self._queue.append(notice)
+            self._remember(notice, "sending", "")
             if not notice.seq:
                 self._waiting_ids.add(notice.id)
             self._changed.notify()
@@ -285,11 +386,17 @@ class Outbox:
             self._cursors.note(self._cursor, notice.seq, None if notice.seq else notice.id)
             self._tell(notice, "dropped" if result.error else "sent", result.error)
 
-    def _tell(self, notice: notices.Notice, state: str, error: str) -> None:
+    def _remember(self, notice: notices.Notice, state: notices.State, error: str) -> None:
+        if notice.request is not None:
+            at = int(self._clock())
+            self._told.note(notices.Told(self.channel.name, state, notice.id, at, notice.request, notice.kind, error))
+
+    def _tell(self, notice: notices.Notice, state: notices.State, error: str) -> None:
+        self._remember(notice, state, error)
         self._report(
             notices.Report(
                 channel=self.channel.name,
-                state=state,  # type: ignore[arg-type]
+                state=state,
                 notice=notice.id,
                 at=int(self._clock()),
                 queued=len(self._queue),
@@ -313,9 +420,11 @@ class Process:
         self._lines = LogLimit(log)
         self._watch = Watch()
         self._cursors = CursorFile(settings.notices_dir / CURSOR)
+        self._told = ToldFile(settings.notices_dir / TOLD)
         self._outboxes: dict[str, Outbox] = {}
         self._fault = ""
         self._reports: deque[notices.Report] = deque(maxlen=MAX_REPORTS)
+        self._again: deque[notices.Told] = deque()  # what a keeper that has just connected does not know
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
@@ -396,6 +505,7 @@ class Process:
         self._keeper = connection
         self._selector.register(connection, selectors.EVENT_READ)
         self._say_hello()
+        self._again = deque(self._told.all())
 
     def _drop_keeper(self) -> None:
         if self._keeper is not None:
@@ -408,7 +518,7 @@ class Process:
         channels = tuple(box.channel.facts for box in self._outboxes.values())
         self._send(notices.Hello(cursor=min(received) if received else None, channels=channels, fault=self._fault))
 
-    def _send(self, message: notices.Hello | notices.Report) -> bool:
+    def _send(self, message: notices.Hello | notices.Report | notices.Told) -> bool:
         """False if there is no room, or no keeper."""
         if self._keeper is None:
             return False
@@ -445,7 +555,10 @@ class Process:
             self._wake.send(b"\0")
 
     def _send_reports(self) -> None:
-        while self._reports and self._send(self._reports[0]):
+        """What was reported to a former keeper comes first: reports of now are newer."""
+        while self._again and self._send(self._again[0]):
+            self._again.popleft()
+        while not self._again and self._reports and self._send(self._reports[0]):
             self._reports.popleft()
 
     # --- channels ---------------------------------------------------------------------------------------------------
@@ -467,7 +580,9 @@ class Process:
 
     def _use(self, channels: tuple[Channel, ...]) -> None:
         former, self._outboxes = self._outboxes, {}
-        self._cursors.keep({channel.name for channel in channels})
+        names = {channel.name for channel in channels}
+        self._cursors.keep(names)
+        self._told.keep(names)
         newest = max((box.received or 0 for box in former.values()), default=0)
         for channel in channels:
             old = former.pop(channel.name, None)
@@ -477,7 +592,7 @@ class Process:
             if old is not None:
                 old.stop(ENDS_WITHIN)
             sender = Sender(channel, self._watch, self._settings.console_url)
-            box = Outbox(channel, sender, self._cursors, self._report)
+            box = Outbox(channel, sender, self._cursors, self._told, self._report)
             if old is not None:
                 box.adopt(old)
             elif box.received is None and newest:

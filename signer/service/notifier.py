@@ -28,7 +28,7 @@ from signer.protocol.replies import RequestDetails, ToldRow
 from signer.service.supervisor import waiting
 from signer.units import parse_timestamp, timestamp
 
-CONNECT_EVERY: Final = 1.0  # seconds between two attempts
+CONNECT_EVERY: Final = 0.2  # seconds between two attempts; a notice leaves within a second, also after a start
 FAULTS_EVERY: Final = 10.0  # seconds between two looks at the state of the service
 TOKENS_EVERY: Final = 600.0  # seconds between two looks at the ends of tokens
 RETRY_AFTER: Final = 0.1  # seconds for a socket without room
@@ -36,6 +36,7 @@ HANDED_OVER_WITHIN: Final = 5.0  # seconds from a request to its notice
 MAX_REQUESTS: Final = 2_000  # of which it is remembered who was told
 MAX_OF_REQUEST: Final = 64  # rows of a request
 MAX_ERROR: Final = 200  # characters
+MAX_NAME: Final = 100  # characters of a request, a kind or a notice that the process names
 _AT_ONCE: Final = 64  # messages read, or events read from the ledger, in one round
 _MAX_COUNT: Final = 2**31  # of notices in a report
 
@@ -112,13 +113,17 @@ class Notifier:
 
     # --- one round of the keeper's loop ---------------------------------------------------------------------------
 
-    def turn(self, entries: Iterable[Entry]) -> None:
-        """Reads reports, then hands over the notices of newly recorded events and of those that are missing."""
+    def turn(self, entries: Iterable[Entry], *, has_reports: bool = True) -> None:
+        """Reads reports, then hands over the notices of newly recorded events and of those that are missing.
+
+        `has_reports` is false if nothing waits at the socket: to find that out costs a system call a signature.
+        """
         now = time.monotonic()
         if self._sock is None and now - self._tried >= CONNECT_EVERY:
             self._tried = now
             self._connect()
-        self._receive()
+        if has_reports:
+            self._receive()
         if self._channels is None:
             return  # what was recorded meanwhile comes from the ledger, after the process has said what it has
         for entry in entries:
@@ -130,6 +135,8 @@ class Notifier:
 
     def due(self) -> float | None:
         """Seconds until `turn` has something to do; None if only another event gives it something."""
+        if self._sock is None:
+            return CONNECT_EVERY
         return RETRY_AFTER if self._is_behind and self._channels is not None else None
 
     def close(self) -> None:
@@ -172,6 +179,8 @@ class Notifier:
                 self._begin(message)
                 if self._sock is not sock:  # nothing could be begun
                     return
+            elif isinstance(message, notices.Told):
+                self._note_again(message)
             else:
                 self._note(message)
 
@@ -302,6 +311,16 @@ class Notifier:
             at = min(max(report.at, 0), 2**35)
             rows[key] = _row(channel, rows[key].of, report.state, at, report.error)
             self._changed.add(report.request)
+
+    def _note_again(self, told: notices.Told) -> None:
+        """What a former keeper knew of a request, or this one before the connection broke."""
+        channel = next((one for one in self._channels or () if one.name == told.channel), None)
+        if channel is None:
+            return
+        request, at = told.request[:MAX_NAME], min(max(told.at, 0), 2**35)
+        row = _row(channel, told.of[:MAX_NAME], told.state, at, told.error)
+        self._rows_of(request)[channel.name, told.notice[:MAX_NAME]] = row
+        self._changed.add(request)
 
     def _rows_of(self, request: str) -> dict[tuple[str, str], ToldRow]:
         rows = self._told.setdefault(request, {})

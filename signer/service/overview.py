@@ -13,11 +13,10 @@ from signer.authority.core import StateOverview
 from signer.authority.identities import last_ends, token_end
 from signer.authority.queries import freeze_row
 from signer.errors import SignerError
-from signer.ledger.marks import Mark
+from signer.ledger.marks import COSIGNED, VERIFIED, Mark, is_late
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON
 from signer.protocol import replies
-from signer.protocol.operations import still_vault
 from signer.service.hosts_seen import Fetch
 from signer.service.publisher import ListState
 from signer.units import timestamp
@@ -41,7 +40,7 @@ class Overview:
     publisher: str  # fingerprint of the publishing key
     published: ListState
     fetches: tuple[Fetch, ...] = ()
-    cut_over: int | None = None
+    warnings: tuple[str, ...] = ()  # what should not stay as it is
     verified: Mark | None = None
     cosigned: Mark | None = None
 
@@ -115,7 +114,7 @@ class Overview:
             requests=state.requests if state is not None else 0,
             incidents=state.incidents if state is not None else 0,
             incidents_overdue=state.overdue if state is not None else 0,
-            warnings=still_vault(self.mode, self.cut_over),
+            warnings=list(self.warnings),
             live=[
                 replies.LiveCertificates(role=role, count=count)
                 for role, count in sorted(state.live.items() if state is not None else ())
@@ -130,6 +129,7 @@ class Overview:
                 version=self.published.version,
                 as_of=_as_of(self.published),
                 wanted=self.published.wanted,
+                behind=self.published.is_behind,
                 publisher=self.publisher,
                 hosts=len(self.fetches),
                 hosts_current=self._count_current(),
@@ -144,13 +144,14 @@ class Overview:
             head=head.hash,
             time=at,
             bytes=self.ledger_bytes,
-            verified=_mark_row(self.verified),
-            cosigned=_mark_row(self.cosigned),
+            verified=self._mark_row(VERIFIED, self.verified),
+            cosigned=self._mark_row(COSIGNED, self.cosigned),
         )
 
-
-def _mark_row(mark: Mark | None) -> replies.MarkRow | None:
-    return None if mark is None else replies.MarkRow(events=mark.seq, since=timestamp(mark.time))
+    def _mark_row(self, name: str, mark: Mark | None) -> replies.MarkRow | None:
+        if mark is None:
+            return None
+        return replies.MarkRow(events=mark.seq, since=timestamp(mark.time), late=is_late(name, mark, int(self.now)))
 
 
 def _as_of(published: ListState) -> str | None:

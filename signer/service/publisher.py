@@ -43,7 +43,7 @@ _MAX_LAST: Final = 4096  # bytes
 
 
 class Key(Protocol):
-    """The publishing key (`ServiceKey` in `ca/key.py`)."""
+    """The publishing key (`ServiceKey` in `ca/service_key.py`)."""
 
     @property
     def line(self) -> str: ...
@@ -95,6 +95,11 @@ class ListState:
     def is_current(self) -> bool:
         """True if hosts that fetch now get everything that was revoked."""
         return self.version is not None and self.version == self.wanted
+
+    @property
+    def is_behind(self) -> bool:
+        """True if the ledger is known to ask for another version than the published one."""
+        return self.version is not None and self.version != self.newest
 
     def warnings(self, now: int) -> list[str]:
         """What should not stay as it is, for whoever looks whether the service is ready; `now` in seconds."""

@@ -20,7 +20,7 @@ from signer import __version__
 from signer.authority.core import Core
 from signer.ca.agent import CaAgent
 from signer.ca.backends import AgentBackend, Backend, FileBackend, VaultBackend
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import BadSettings, ForeignCertificate, Unavailable
 from signer.files import claim, identity_of
 from signer.hardening import become, forbid_dumps, look_up_user, release_memory, take_descriptors

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import belongs_to
-from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, read_mark
+from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, is_late, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
 from signer.settings import Listen, Settings
@@ -35,25 +35,16 @@ ROOM: Final = 256 * 1024 * 1024  # bytes of the disk below which an operator mus
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What keeps the service from its work: a stable code, a sentence and the next action."""
-
-    code: str
-    text: str
-    hint: str
-
-
 @dataclass(slots=True)
 class Report:
-    """The facts by subject, as JSON shows them; the service is degraded if there is a problem. Notes are none."""
+    """The facts by subject, as JSON shows them; the service is degraded by each problem. Notes are none."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[SignerError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, error: SignerError) -> None:
-        self.problems.append(Problem(error.code, error.text, error.hint))
+        self.problems.append(error)
 
 
 def gather(settings: Settings, environ: Mapping[str, str], now: int) -> Report:
@@ -93,7 +84,7 @@ def _ask_keeper(settings: Settings, report: Report) -> dict[str, Any] | None:
     fault = status["fault"]
     report.facts["keeper"] = {"state": "ready" if fault is None else "not ready", "started": status["started"]}
     if fault is not None:
-        report.problems.append(Problem(fault["code"], fault["text"], fault["hint"]))
+        report.add(SignerError(fault["code"], fault["text"], fault["hint"]))
     return status
 
 
@@ -181,8 +172,6 @@ def _add_status(report: Report, status: Mapping[str, Any], now: int) -> None:
     facts["clock"] = {"keeper": status["time"], "newest_event": (status["ledger"] or {}).get("time")}
     report.notes += [f"{row['scope']} is frozen by {row['by']}: {row['reason']}" for row in status["freezes"]]
     report.notes += status.get("warnings", ())  # a keeper of an earlier version sends none
-    if status["incidents_overdue"]:
-        report.notes.append(f"incidents that break-glass opened are overdue: {status['incidents_overdue']}")
     for row in status["tokens"]:
         ends = "ended" if row["expires"] <= timestamp(now) else "ends"
         report.notes.append(f"the token {row['id']} of {row['identity']} {ends} on {row['expires']}")
@@ -193,7 +182,7 @@ def _add_list(report: Report, row: Mapping[str, Any], now: int) -> None:
     report.facts["revocation_list"] = {**row, **(_age(row["as_of"], now) if row["as_of"] else {})}
     if row["version"] is None:
         report.notes.append("no revocation list is published yet: see the service's log")
-    elif row["wanted"] is not None and row["version"] != row["wanted"]:
+    elif row["behind"]:
         text = f"hosts get version {row['version']} of the revocation list, not {row['wanted']}: see the service's log"
         report.notes.append(text)
 
@@ -246,11 +235,14 @@ def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | 
     for name, title in ((VERIFIED, "verified"), (BACKED_UP, "backed_up"), (COSIGNED, "cosigned")):
         mark = read_mark(settings.data_dir, name)
         facts[title] = None if mark is None else {"events": mark.seq, **_age(timestamp(mark.time), now)}
+        if name == VERIFIED and mark is not None and is_late(name, mark, now):
+            report.notes.append(f"the ledger was last verified {facts[title]['age']} ago: run `signer ledger verify`")
     report.facts["ledger"] = facts
     if (differs := read_mark(settings.data_dir, DIFFERS)) is not None:
         text = f"a witness held another history of the ledger at {timestamp(differs.time)}"
         hint = "see runbooks/ledger.md; delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
         report.add(Unavailable("ledger_differs_from_witness", text, hint))
+        report.notes = [note for note in report.notes if not note.startswith(text)]  # the keeper's word for it
     with suppress(OSError):
         free = shutil.disk_usage(settings.data_dir).free
         facts["free_bytes"] = free

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import BadFormat
+from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.krl import ANY_CA, Range, RevocationList
-from signer.ssh.publickey import fingerprint_of
 
 _VERSION: Final = re.compile(r"# KRL version ([0-9]{1,20})")
 _CA: Final = re.compile(r"# CA key \S+ (SHA256:\S+)")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import binascii
 import re
-from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
 
@@ -22,6 +21,7 @@ from sshpubkeys.exceptions import InvalidKeyError
 
 from signer.errors import BadFormat, BadPublicKey
 from signer.model import MAX_PUBLIC_KEY, PublicKey
+from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.wire import ENDS_EARLY, Reader
 
 # How many RFC 4251 strings (or mpints) follow the type name in a key blob; a certificate carries the same ones.
@@ -73,11 +73,6 @@ def parse_public_key(text: str) -> PublicKey:
             "send the unchanged line of your id_….pub file",
         )
     return PublicKey(kind, blob, bits, fingerprint_of(blob))
-
-
-def fingerprint_of(blob: bytes) -> str:
-    """`SHA256:` and the unpadded base64 of the blob's SHA-256, as `ssh-keygen -l` prints it."""
-    return "SHA256:" + binascii.b2a_base64(sha256(blob).digest(), newline=False).decode().rstrip("=")
 
 
 def render_public_key(kind: str, blob: bytes) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from signer.errors import BadNote, SignerError, Unavailable, write_hint
-from signer.files import read_bounded, write_atomically
+from signer.files import read_bounded, remove_leftovers, write_atomically
 from signer.ledger.checkpoint import (
     MAX_NOTE,
     Note,
@@ -22,7 +22,7 @@ from signer.ledger.checkpoint import (
     parse_checkpoint,
     parse_note,
 )
-from signer.ledger.marks import COSIGNED, DIFFERS, Mark, write_mark
+from signer.ledger.marks import COSIGNED, DIFFERS, Mark, mark_name, write_mark
 from signer.units import plain
 from signer.witness.client import Cosignature, OtherHistory, Remote, Source, ask_witness
 
@@ -53,6 +53,7 @@ def run_round(
     Another history that a witness holds is kept beside `out`. `now` is in seconds since 1970. Raises `Unavailable`
     (`checkpoint_not_written`) and what the source raises.
     """
+    _tidy(out, data_dir)
     note = source.checkpoint()
     size = parse_checkpoint(note.text).size
     found = tuple((remote.name, _ask(remote, key, source, note, out, now)) for remote, key in witnesses)
@@ -66,6 +67,13 @@ def run_round(
         write_mark(data_dir, DIFFERS, Mark(size, now))
         _keep(out, error)
     return done
+
+
+def _tidy(out: Path, data_dir: Path) -> None:
+    """Removes what killed rounds left half written."""
+    remove_leftovers(out.parent, out.name)
+    for name in (COSIGNED, DIFFERS):
+        remove_leftovers(data_dir, mark_name(name))
 
 
 def _ask(
@@ -89,7 +97,7 @@ def _known(out: Path, key: VerifierKey) -> int:
 
 def _write(path: Path, note: Note) -> None:
     try:
-        write_atomically(path, note.render(), 0o644, temporary=f".{path.name}.{os.getpid()}.new")
+        write_atomically(path, note.render(), 0o644, is_shared=True)
     except OSError as error:
         text = f"{plain(path)} cannot be written: {error.strerror}"
         raise Unavailable("checkpoint_not_written", text, write_hint(error, plain(path.parent))) from None

@@ -109,14 +109,18 @@ def _unusable(error: OSError) -> Unavailable:
 def claim_state(directory: Path) -> int:
     """Makes the directory if needed, and locks it while the returned descriptor is open.
 
-    Two witnesses with one state would each forget what the other cosigned. Raises `Unavailable`.
+    Two witnesses with one state would each forget what the other cosigned. What a killed one left half written is
+    removed. Raises `Unavailable`.
     """
     make_directory(directory)
     in_use = Unavailable("witness_state_in_use", "another witness uses this state", "stop it, or pass another --state")
     try:
-        return claim(directory / _LOCK, in_use)
+        lock = claim(directory / _LOCK, in_use)
+        for left in directory.glob(".*.new"):
+            left.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(error) from None
+    return lock
 
 
 class State:

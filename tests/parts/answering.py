@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from signer.api.native import who_am_i
 from signer.api.openapi import ROUTES
 from signer.api_client import ApiClient
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import NotFound, SignerError
 from signer.ledger.checkpoint import NOTE_KIND, Checkpoint, Note, VerifierKey, sign_note
 from signer.ledger.lookups import FindEntries

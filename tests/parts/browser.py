@@ -29,6 +29,12 @@ SIZES = {"desktop": (1280, 900), "phone": (360, 740)}  # CSS pixels
 Scheme = Literal["light", "dark"]
 
 
+# The beginnings of what is in a table and beyond the window's right edge.
+_CUT_OFF = """[...document.querySelectorAll('caption, tbody th, td')]
+    .filter(one => one.getClientRects().length && one.getBoundingClientRect().right > window.innerWidth)
+    .map(one => one.textContent.trim().slice(0, 40))"""
+
+
 class Authenticator:
     """A platform authenticator of one page that verifies its user, as a fingerprint does, unless told otherwise."""
 
@@ -123,9 +129,12 @@ class Visit:
         assert found.violations_count == 0, f"{self.page.url}\n{found.generate_report()}"
 
     def check_narrow(self) -> None:
-        """Raises `AssertionError` if the page as a whole scrolls sideways."""
+        """Raises `AssertionError` if the page as a whole scrolls sideways, or on a phone any table."""
         needed, has = self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert needed <= has, f"{self.page.url} is {needed} pixels wide in a window of {has}"
+        if has == SIZES["phone"][0]:
+            cut = self.page.evaluate(_CUT_OFF)
+            assert not cut, f"{self.page.url} cuts off in a table: {cut}"
 
 
 class Browser:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.ledger.audit import export
 from signer.ledger.checkpoint import (
     COSIGNATURE_KIND,

@@ -37,12 +37,10 @@ def register(console: Console) -> None:
         }
         if session.may("ledger.read"):
             activity = replies.expect(replies.Activity, session.ask("activity"))
-            status, health = replies.expect(replies.Status, session.ask("status")), session.ask("health")
+            status = replies.expect(replies.Status, session.ask("status"))
             shown["spans"] = spans = spans_of(activity)
             shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
-            shown["checks"] = list(
-                check_health(status, health if isinstance(health, replies.Ready | replies.NotReady) else None, now)
-            )
+            shown["checks"] = list(check_health(status, now))
             shown["status"] = status
         return console.page("overview.html", now=now, most=MOST, **shown)
 
@@ -65,8 +63,11 @@ def spans_of(activity: replies.Activity) -> list[Span]:
     return found
 
 
-def check_health(status: replies.Status, health: replies.Ready | replies.NotReady | None, now: int) -> Iterator[Check]:
-    """The state of keeper, ledger, witness and revocation list, as `signer status` has it; then what to look after."""
+def check_health(status: replies.Status, now: int) -> Iterator[Check]:
+    """The state of keeper, ledger, witness and revocation list, then what to look after.
+
+    The keeper decides what is late: `signer status` shows the same.
+    """
     if status.fault is None:
         yield (
             "Keeper",
@@ -94,7 +95,7 @@ def check_health(status: replies.Status, health: replies.Ready | replies.NotRead
         facts = f"{published.hosts_current} of {published.hosts} hosts of the last day have it"
     if published.version is None:
         yield "Revocation list", "warn", "none yet", "see the service's log"
-    elif published.wanted is not None and published.version != published.wanted:
+    elif published.behind:
         facts = f"the ledger asks for version {published.wanted}: see the service's log"
         yield "Revocation list", "bad", f"version {published.version} is behind", facts
     else:
@@ -104,7 +105,7 @@ def check_health(status: replies.Status, health: replies.Ready | replies.NotRead
         over = parse_timestamp(token.expires) <= now
         state = "has ended" if over else "ends soon"
         yield f"Token of {token.identity}", "warn", state, f"{token.id} on {show_time(token.expires)}"
-    for warning in health.warnings if isinstance(health, replies.Ready) else ():
+    for warning in status.warnings:
         yield "Attention", "warn", "look into it", warning
 
 
@@ -118,12 +119,12 @@ def _check_ledger(status: replies.Status, now: int) -> Iterator[Check]:
     if ledger.verified is None:
         yield "Verified", "warn", "never", "run signer ledger verify each day"
     else:
-        stale = now - parse_timestamp(ledger.verified.since) > 7 * 86_400
+        late = ledger.verified.late
         facts = f"{ledger.verified.events:,} events, {age(ledger.verified.since, now)}"
-        yield "Verified", "warn" if stale else "ok", "long ago" if stale else "intact", facts
+        yield "Verified", "warn" if late else "ok", "long ago" if late else "intact", facts
     if ledger.cosigned is None:
         yield "Witness", "warn", "none", "nobody else holds the history: runbooks/operate/witness.md"
     else:
-        stale = now - parse_timestamp(ledger.cosigned.since) > 3600
+        late = ledger.cosigned.late
         facts = f"{ledger.cosigned.events:,} events, {age(ledger.cosigned.since, now)}"
-        yield "Witness", "bad" if stale else "ok", "long ago" if stale else "cosigned", facts
+        yield "Witness", "bad" if late else "ok", "long ago" if late else "cosigned", facts

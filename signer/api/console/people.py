@@ -10,19 +10,12 @@ from flask import Response
 from signer.api.console.certificates import read_words
 from signer.api.console.session import Console, Session, next_url
 from signer.api.console.words import explain_role
+from signer.model import RIGHTS
 from signer.protocol.replies import CertificatePage, IdentityDetails, IdentityPage, expect
 
 ROWS: Final = 50
 MOST_ROLES: Final = 20  # roles, tokens and keys on the page of one identity
 LAST: Final = 10  # certificates on it
-RIGHTS: Final = {
-    "approve": "approve and deny requests of others",
-    "freeze": "freeze identities, roles and everything, and lift freezes",
-    "hosts": "list the keys of hosts",
-    "ledger.read": "read the whole ledger, and see all identities",
-    "operate": "record operations on the platform",
-    "revoke": "revoke certificates and keys",
-}
 
 
 def register(console: Console) -> None:

@@ -258,23 +258,20 @@ def _refuse(why: str) -> Handler:
     return lambda _api, _request, _name: responses.failure(405, REFUSALS[why])
 
 
-def _route_table(*rows: tuple[str, dict[str, Handler]]) -> tuple[tuple[re.Pattern[str], Mapping[str, Handler]], ...]:
-    return tuple((re.compile(pattern, re.ASCII), handlers) for pattern, handlers in rows)
-
-
 _V: Final = VaultApi
-_ROUTES: Final = _route_table(
-    ("roles/?", {"list": _V.list_roles}),
-    (f"roles/({NAME})", {"read": _V.read_role, "update": _refuse("roles"), "delete": _refuse("roles")}),
-    (f"sign/{NAME}", {}),
-    (f"issue/({NAME})", {"update": _refuse("issue")}),
-    ("config/ca", {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")}),
-    ("config/issuers", {"read": _V.read_default_issuer, "update": _refuse("ca")}),
-    ("issuers/?", {"list": _V.list_issuers}),
-    (f"issuers/import(?:/({NAME}))?", {"update": _refuse("ca")}),
-    (f"issuer/({NAME})", {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")}),
-    (f"issuer/{NAME}/public_key|public_key", {}),
-)
+_HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = {
+    "roles/?": {"list": _V.list_roles},
+    f"roles/({NAME})": {"read": _V.read_role, "update": _refuse("roles"), "delete": _refuse("roles")},
+    f"sign/{NAME}": {},
+    f"issue/({NAME})": {"update": _refuse("issue")},
+    "config/ca": {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")},
+    "config/issuers": {"read": _V.read_default_issuer, "update": _refuse("ca")},
+    "issuers/?": {"list": _V.list_issuers},
+    f"issuers/import(?:/({NAME}))?": {"update": _refuse("ca")},
+    f"issuer/({NAME})": {"read": _V.read_ca, "update": _refuse("ca"), "delete": _refuse("ca")},
+    f"issuer/{NAME}/public_key|public_key": {},
+}
+_ROUTES: Final = tuple((re.compile(pattern, re.ASCII), handlers) for pattern, handlers in _HANDLERS.items())
 
 
 def _issuer(ca: CaKey) -> dict[str, str]:

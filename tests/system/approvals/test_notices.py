@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signer.ledger.marks import DIFFERS, Mark, write_mark
 from signer.service.control import ask_launcher
 from signer.settings import load_settings
 from tests.parts import missing
@@ -79,16 +81,21 @@ def sender_pid(people: Deciders) -> int:
     return int(status["notices"]["pid"])
 
 
+def kill(people: Deciders, name: str) -> None:
+    """Kills a process of the launcher, and returns when another one is ready."""
+
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = ask_launcher(load_settings(people.service.environment()), "status")[name]
+        return found
+
+    former = int(state()["pid"])
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: (found := state())["ready"] and found["pid"] not in (0, former), f"another {name}")
+
+
 def kill_sender(people: Deciders) -> None:
     """Kills the process that sends notices, and returns when another one is ready."""
-    former = sender_pid(people)
-    os.kill(former, signal.SIGKILL)
-
-    def is_back() -> bool:
-        found = ask_launcher(load_settings(people.service.environment()), "status")["notices"]
-        return bool(found["ready"]) and found["pid"] not in (0, former)
-
-    eventually(is_back, "another process that sends notices")
+    kill(people, "notices")
 
 
 def test_a_request_and_its_decision_are_told_to_asker_and_approvers(people: Deciders, receiver: Receiver) -> None:
@@ -133,6 +140,30 @@ def test_a_request_tells_who_was_told_how_and_the_sending_error(people: Deciders
     people.signer("anna", "requests", "deny", request, "--reason", "no")
 
 
+def test_who_was_told_is_known_after_the_keeper_was_killed_and_after_both_were(
+    people: Deciders, receiver: Receiver
+) -> None:
+    request = people.request(reason="told over a kill")
+    receiver.wait_for("told over a kill")
+    wanted = {"hook": "sent", "bens-phone": "sent", "gone": "failed"}
+
+    def states() -> dict[str, tuple[str, str | None]]:
+        return {channel: (row["state"], row["error"]) for (channel, _), row in told(people, request).items()}
+
+    def are_all_known() -> bool:
+        return {channel: state for channel, (state, _) in states().items()} == wanted
+
+    eventually(are_all_known, "reports of all channels")
+    before = states()
+    for names in (["keeper"], ["notices", "keeper"]):
+        for name in names:
+            kill(people, name)
+        eventually(are_all_known, f"the same after a kill of {names}")
+        assert states() == before
+    assert "told over a kill" in receiver.taken()[-1].body.decode(), "and nobody was told again"
+    people.signer("anna", "requests", "deny", request, "--reason", "no")
+
+
 def test_nothing_is_lost_or_out_of_order_over_kills_and_a_receiver_that_fails(
     people: Deciders, receiver: Receiver
 ) -> None:
@@ -153,6 +184,15 @@ def test_nothing_is_lost_or_out_of_order_over_kills_and_a_receiver_that_fails(
     assert list(dict.fromkeys(arrived)) == requests, "in their order, each of them"
     # At least once: a kill between the answer and its record repeats one, with the id that it had.
     assert len({one.id for one in hook}) == len({(one.json()["request"], one.json()["type"]) for one in hook})
+
+
+def test_another_history_that_a_witness_held_is_told_and_its_end(people: Deciders, receiver: Receiver) -> None:
+    mark = people.service.data_dir / "ledger.differs"
+    assert write_mark(people.service.data_dir, DIFFERS, Mark(1, int(time.time())))
+    told = receiver.wait_for("a witness held another history of the ledger")
+    assert (told.json()["type"], told.json()["topic"]) == ("fault.begun", "health")
+    mark.unlink()
+    assert receiver.wait_for("over after").json()["type"] == "fault.over"
 
 
 def test_the_process_has_no_key_and_no_ledger(people: Deciders) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from signer.ledger.checkpoint import check_cosignature, parse_note, parse_signat
 from signer.witness.server import MAX_BODY, MAX_CONNECTIONS, MAX_OF_ADDRESS
 from signer.witness.state import hash_origin
 from tests.parts import ports
+from tests.parts.service import ROOT
 from tests.parts.small_log import SmallLog
 from tests.parts.witness_process import NAME, TYPE, WitnessProcess
 
@@ -107,10 +110,19 @@ def test_silent_strangers_keep_nobody_out(witness: WitnessProcess) -> None:
             stranger.close()
 
 
-def test_what_it_costs(witness: WitnessProcess) -> None:
-    """Prints the memory of a witness that has answered; a figure, not a bound."""
+def test_a_witness_that_has_answered_takes_at_most_30_megabytes(witness: WitnessProcess) -> None:
     assert add(witness, 0, 64)[0] == 200
     facts = Path(f"/proc/{witness.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    lines = [line for line in facts if line.startswith(("Rss:", "Pss:", "Private_Dirty:"))]
-    print(lines)
-    assert len(lines) == 3
+    kept = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in facts if line.endswith(" kB")}
+    assert kept["Rss"] <= 30_000_000, kept
+
+
+def test_it_loads_no_parser_of_other_keys() -> None:
+    """`sshpubkeys`, and `cryptography`'s loaders of all kinds of keys, would take 3 of the 30 megabytes."""
+    code = "import sys, signer.cli.witness_process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {
+        "sshpubkeys", "ecdsa", "requests", "click", "asyncio", "sqlite3", "signer.ca.key", "signer.ssh.publickey",
+        "cryptography.hazmat.primitives.serialization",
+    } & set(done.stdout.split())  # fmt: skip
+    assert loaded == set()

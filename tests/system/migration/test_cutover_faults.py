@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from signer.migration.offer import certificate_fields
-from signer.ssh.publickey import fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
 from tests.parts import missing
 from tests.parts.container import Ended
 from tests.parts.journalwatch import Watched

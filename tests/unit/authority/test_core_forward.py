@@ -15,7 +15,7 @@ from signer.authority.vault_certificates import PendingCertificate
 from signer.errors import ForeignCertificate, Refused
 from signer.model import Event
 from signer.protocol.commands import Freeze, ShowHead, Unfreeze
-from signer.ssh.publickey import fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
 from tests.parts import builders
 from tests.parts.builders import NOW, MemoryStore
 from tests.parts.episodes import BY_DIGEST, POLICIES, Memory

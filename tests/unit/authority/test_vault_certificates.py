@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from signer.authority.vault_certificates import TOLERANCE, PendingCertificate, VaultCertificate, read_vault_certificate
 from signer.errors import ForeignCertificate
 from signer.model import Grant, Returned
-from signer.ssh.publickey import fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.wire import string
 from tests.parts import builders
 from tests.parts.builders import NOW

@@ -18,7 +18,8 @@ from signer.ca import agent as ca_agent
 from signer.ca.agent import MAX_SIGNATURE_REPLY, AgentKey, CaAgent
 from signer.errors import BadFormat, BadKeyFile, SignerError
 from signer.ssh.agent import read_identities, read_signature
-from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import parse_public_key
 from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader, string, uint32
 from tests.parts import builders, missing

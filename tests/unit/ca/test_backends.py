@@ -11,7 +11,7 @@ from signer.ca.backends import AgentBackend, Backend, FileBackend, SlowAgent, Sl
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
 from signer.signing import CertifyInPool, SignAtOnce, SignInPool
-from signer.ssh.publickey import fingerprint_of
+from signer.ssh.fingerprint import fingerprint_of
 from tests.parts import builders
 from tests.parts.agents import FakeAgent
 from tests.parts.builders import PretendKey

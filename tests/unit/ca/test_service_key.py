@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import copy
 import errno
 import multiprocessing
@@ -14,11 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 
-from signer.ca import key as keys
-from signer.ca.key import ServiceKey
+from signer.ca import service_key as keys
+from signer.ca.key_file import MAX_KEY_FILE
+from signer.ca.service_key import ServiceKey
 from signer.errors import BadKeyFile, SignerError, Unavailable
 from signer.files import name_unnamed
 from tests.parts.keys import KeyRing
@@ -62,6 +71,38 @@ def test_ssh_keygen_reads_the_file_and_the_signature_verifies(path: Path) -> Non
     assert public.public_bytes_raw() == key.raw_public
     public.verify(key.sign(b"what is signed"), b"what is signed")
     assert len(key.sign(b"")) == 64
+
+
+@pytest.mark.parametrize("_", range(8))
+def test_another_implementation_reads_the_file(path: Path, _: int) -> None:
+    key = ServiceKey.open(path)
+    read = load_ssh_private_key(path.read_bytes(), password=None)
+    assert isinstance(read, Ed25519PrivateKey)
+    assert read.public_key().public_bytes_raw() == key.raw_public
+    assert read.sign(b"what is signed") == key.sign(b"what is signed")
+
+
+def test_a_file_that_an_earlier_version_wrote_is_loaded(path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.chmod(0o600)
+    read = ServiceKey.open(path)
+    assert read.raw_public == key.public_key().public_bytes_raw()
+    line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    assert read.line == f"{line} signer-ledger"
+
+
+def test_a_key_of_which_any_byte_was_changed_is_refused(path: Path) -> None:
+    ServiceKey.open(path)
+    first, *lines, last, _ = path.read_text().split("\n")
+    raw = binascii.a2b_base64("".join(lines))
+    for at in range(len(raw)):
+        bent = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+        path.write_text(f"{first}\n{binascii.b2a_base64(bent).decode()}{last}\n")
+        assert code_of(path) == "service_key_malformed", at
+    for bent in (raw + b"\0", raw[:-1], raw + raw, b""):
+        path.write_text(f"{first}\n{binascii.b2a_base64(bent).decode()}{last}\n")
+        assert code_of(path) == "service_key_malformed", len(bent)
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600])
@@ -126,7 +167,7 @@ def test_other_content_is_refused_and_kept(path: Path, keyring: KeyRing) -> None
         good[:-40],
         good + good,
         good.replace(b"\n", b"\r\n"),
-        good + b"\n" * keys.MAX_KEY_FILE,
+        good + b"\n" * MAX_KEY_FILE,
         keyring("ecdsa256", "other").private.read_bytes(),
         keyring("rsa3072", "other").private.read_bytes(),
     )
@@ -191,7 +232,7 @@ def test_the_slower_of_two_starts_takes_the_key_of_the_faster(path: Path, monkey
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from signer.ca import key as keys
+from signer.ca import service_key as keys
 step, path = sys.argv[1], Path(sys.argv[2])
 owner = keys if hasattr(keys, step) else os
 real = getattr(owner, step)

@@ -564,7 +564,7 @@ def test_what_a_keeper_commits_and_folds_meanwhile_is_no_difference(
     look = LedgerReader.query
 
     def commit_and_look(reader: LedgerReader, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        if type(reader) is LedgerReader and "integrity_check" in sql:
+        if type(reader) is LedgerReader and "quick_check" in sql:
             writer.commit([issued(4)], 1_750_000_000_000)
             writer.fold_all()
         return look(reader, sql, values)

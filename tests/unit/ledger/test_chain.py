@@ -53,13 +53,13 @@ def test_what_json_libraries_write_in_different_ways_is_no_event(body: dict[str,
         canonical_json(body)
 
 
-@given(st.integers(1, 2**53), st.integers(0, 2**53), TEXT, TEXT, BODIES)
+@given(st.integers(1, 2**53), st.integers(0, 2**53), TEXT, TEXT, BODIES, st.one_of(st.just(GENESIS), TEXT))
 def test_an_entrys_hash_is_made_with_any_json_library_and_sha256(
-    seq: int, time_ms: int, kind: str, actor: str, body: dict[str, Any]
+    seq: int, time_ms: int, kind: str, actor: str, body: dict[str, Any], prev: str
 ) -> None:
-    whole = {"actor": actor, "body": body, "kind": kind, "prev": GENESIS, "seq": seq, "time": time_ms}
+    whole = {"actor": actor, "body": body, "kind": kind, "prev": prev, "seq": seq, "time": time_ms}
     by_hand = json.dumps(whole, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    assert entry_hash(seq, time_ms, kind, actor, canonical_json(body), GENESIS) == sha256(by_hand.encode()).hexdigest()
+    assert entry_hash(seq, time_ms, kind, actor, canonical_json(body), prev) == sha256(by_hand.encode()).hexdigest()
 
 
 def test_entries_follow_each_other_from_the_head_on() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from scripts.bench.filling import fill_ledger
-from signer.errors import LedgerBroken
+from signer.errors import LedgerBroken, Unavailable
 from signer.ledger import audit
 from signer.ledger.audit import verify
+from signer.ledger.chain import entry_hash
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
@@ -97,6 +100,31 @@ def damage(path: Path, index: str) -> None:
     with path.open("r+b") as file:
         file.seek((root - 1) * page_size)
         file.write(b"\xff" * 64)
+
+
+def test_a_changed_event_is_told_before_a_difference_earlier_in_its_piece(ledger: Path) -> None:
+    change_views(ledger, "UPDATE certificates SET role = 'other' WHERE seq = 520")
+    change(ledger, "UPDATE events SET actor = 'other' WHERE seq = 700")
+    with pytest.raises(LedgerBroken, match="broken at event 700"):
+        verify(LedgerReader(ledger))
+
+
+def test_an_event_that_no_view_can_be_made_from_is_found(ledger: Path) -> None:
+    entry = LedgerReader(ledger).entry(EVENTS)
+    body = entry.body.replace('"serial":"', '"serial2":"')
+    digest = entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, body, entry.prev)
+    change(ledger, "UPDATE events SET body = ?, hash = ? WHERE seq = ?", body, digest, EVENTS)
+    change_views(ledger, "UPDATE folded SET hash = ?", digest)
+    with pytest.raises(LedgerBroken, match=r"not a valid certificate\.issued event") as found:
+        verify(LedgerReader(ledger))
+    assert found.value.facts["seq"] == EVENTS
+
+
+def test_a_process_that_the_system_ends_is_no_crash(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "gc", SimpleNamespace(disable=os.abort))  # the first thing that a process does
+    with pytest.raises(Unavailable, match="the system ended a process") as found:
+        verify(LedgerReader(ledger))
+    assert found.value.code == "ledger_unavailable"
 
 
 def test_events_that_the_views_lack_are_no_difference(ledger: Path) -> None:

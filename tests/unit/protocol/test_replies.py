@@ -7,8 +7,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from signer.authority.queries import _known_fields
+from signer.authority.queries import recorded_reply
 from signer.errors import Refused, SignerError
+from signer.model import Entry
 from signer.protocol import replies
 from signer.protocol.replies import (
     Certificate,
@@ -142,7 +143,8 @@ def test_an_error_that_cannot_be_encoded_is_an_internal_error_and_ends_nothing(e
 
 
 def test_a_record_with_more_fields_than_this_release_knows_is_shown_without_them() -> None:
-    row = {"seq": 1, "hash": "h", "time": "t", "actor": "a", "plan": "", "evidence": "", "reason": ""}
-    body = {"operation": "teleport", "outcome": "beamed", "address": "", "request_id": "r"}
-    known = _known_fields(replies.OperationDetails, {**row, **body, "later": 1})
+    texts = {"operation": "teleport", "outcome": "beamed", "plan": "", "evidence": "", "reason": ""}
+    body = {**texts, "address": "", "request_id": "r", "later": 1}
+    known = recorded_reply([Entry(1, 0, "operation.recorded", "a", json.dumps(body), "", "h")])
+    assert isinstance(known, replies.OperationDetails)
     assert (known.operation, known.outcome) == ("teleport", "beamed")

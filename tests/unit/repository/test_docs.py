@@ -19,6 +19,7 @@ from signer import __version__
 from signer.api.vault import routes as vault
 from signer.api.vault import system
 from signer.errors import BadFile
+from signer.model import RIGHTS
 from signer.policy import file as policy_file
 from signer.policy import tables
 from tests.parts.documents import (
@@ -170,7 +171,7 @@ def test_policy_defaults_and_rights_are_those_of_the_code() -> None:
     assert text["roles.NAME.rsa_min_bits"][2] == f"`{role['rsa_min_bits'].default}`"
     for flag in ("verify_required", "no_touch_required", "allow_key_id", "reason_required"):
         assert text[f"roles.NAME.{flag}"][2] == f"`{str(role[flag].default).lower()}`"
-    for right in policy_file._MAY:
+    for right in RIGHTS:
         assert f"`{right}`" in text["identities.NAME.may"][3]
 
 

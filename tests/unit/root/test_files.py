@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert path.read_text() == "old"
     files.write_atomically(path, b"new", 0o600)
     assert path.read_text() == "new"
+
+
+def test_what_killed_writers_of_a_shared_file_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    others = (f".file.{os.getppid()}.new", ".file.new", ".file.1x.new", f".another.{ended}.new", f"file.{ended}.new")
+    for name in (f".file.{ended}.new", f".file.other-7.{ended}.new", f".file.{os.getpid()}.new", *others):
+        (tmp_path / name).write_text("half")
+    files.write_atomically(tmp_path / "file", b"new", 0o600, is_shared=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *others}
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_leftovers_that_cannot_be_removed_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / ".file.99999999999.new").mkdir()
+    (tmp_path / ".file.9999999999.new").mkdir()
+    files.write_atomically(tmp_path / "file", b"new", 0o600, is_shared=True)
+    files.remove_leftovers(tmp_path / "none", "file")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_content_is_synced_before_it_has_its_name_and_the_name_after(

@@ -34,7 +34,7 @@ class Rounds:
         made._peers = {}
         made._postponed = deque()
         made._watchers = {}
-        made._internal = ()  # nothing is looked up or built
+        made._internal, made._notifier = (), None  # nothing is looked up, built or sent
         made._buffer = memoryview(bytearray(90_000))
         made._lines = LogLimit(log)
         made._listener = stack.enter_context(socket.socket(socket.AF_UNIX))

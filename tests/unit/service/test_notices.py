@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from signer.protocol.notices import KEPT_FOR, ChannelFacts, Notice, Report
+from signer.protocol.notices import KEPT_FOR, ChannelFacts, Notice, Report, State, Told
 from signer.service import notices
 from signer.service.channels import TOPICS, Channel, Result
-from signer.service.notices import MAX_QUEUED, CursorFile, Outbox
+from signer.service.notices import MAX_QUEUED, MAX_TOLD, CursorFile, Outbox, ToldFile
 from tests.parts.clock import Clock
 from tests.parts.eventually import eventually
 
@@ -20,10 +20,12 @@ NOW = 1_800_000_000
 REFUSED = Result("it answers 500")
 
 
-def notice(seq: int, *, name: str = "", at: int = NOW, concerns: tuple[str, ...] = ()) -> Notice:
+def notice(
+    seq: int, *, name: str = "", at: int = NOW, concerns: tuple[str, ...] = (), request: str | None = None
+) -> Notice:
     return Notice(
         id=name or f"n-{seq}", seq=seq, at=at, topic="requests", kind="freeze.set", title=f"event {seq}",
-        concerns=concerns,
+        concerns=concerns, request=request,
     )  # fmt: skip
 
 
@@ -55,6 +57,7 @@ class Bench:
 
     def __init__(self, folder: Path, *people: str) -> None:
         self.file = folder / "cursor.json"
+        self.told_file = folder / "told.jsonl"
         self.channel = Channel(ChannelFacts("hook", "webhook", people, TOPICS), "https://hooks.example")
         self.clock = Clock(NOW)
         self.reports: list[Report] = []
@@ -62,8 +65,15 @@ class Bench:
 
     def begin(self) -> None:
         """A new process, which starts when a test says so."""
-        self.sender = FakeSender()
-        self.box = Outbox(self.channel, self.sender, CursorFile(self.file), self.reports.append, self.clock)
+        self.sender, self.told = FakeSender(), ToldFile(self.told_file)
+        self.box = self.outbox(self.sender)
+
+    def outbox(self, sender: FakeSender) -> Outbox:
+        return Outbox(self.channel, sender, CursorFile(self.file), self.told, self.reports.append, self.clock)
+
+    def remembered(self) -> list[tuple[str, str, str, str]]:
+        """What a keeper that has just connected is told, by a process that starts with the files."""
+        return [(told.request, told.notice, told.state, told.error) for told in ToldFile(self.told_file).all()]
 
     def sent(self, count: int) -> list[str]:
         """The ids of what was taken, once there are that many."""
@@ -128,7 +138,7 @@ def test_what_waited_at_a_kill_is_asked_for_again(bench: Bench) -> None:
     bench.sender.is_open.clear()
     bench.box.put(notice(7))
     killed, bench.box = bench.box, bench.box  # a process that is killed writes nothing more
-    fresh = Outbox(bench.channel, FakeSender(), CursorFile(bench.file), bench.reports.append, bench.clock)
+    fresh = bench.outbox(FakeSender())
     assert (killed.received, fresh.received) == (7, 3)
 
 
@@ -244,3 +254,94 @@ def test_a_cursor_that_cannot_be_written_stops_nothing(
     bench.box.start()
     assert bench.sent(1) == ["n-1"]
     eventually(lambda: "notices may come twice: No space left on device" in caplog.text, "a line of the log")
+
+
+# --- who was told ----------------------------------------------------------------------------------------------------
+
+
+def told(number: int, state: State, error: str = "", channel: str = "hook") -> Told:
+    return Told(channel, state, f"n-{number}", NOW, f"r-{number}", "approval.requested", error)
+
+
+def test_what_became_of_a_request_is_known_to_the_next_process(bench: Bench) -> None:
+    bench.sender.answers.extend([REFUSED, Result(""), Result("it answers 404", is_final=True)])
+    bench.box.put(notice(3, request="r-1"))
+    bench.box.put(notice(4, request="r-2"))
+    bench.box.put(notice(5))
+    assert [one.state for one in bench.told.all()] == ["sending", "sending"], "also before the first attempt"
+    bench.box.start()
+    bench.sent(2)
+    eventually(lambda: len(bench.reports) == 4, "a report of each attempt")
+    expected = [("r-1", "n-3", "sent", ""), ("r-2", "n-4", "dropped", "it answers 404")]
+    assert [(one.request, one.notice, one.state, one.error) for one in bench.told.all()] == expected
+    assert bench.remembered() == expected
+    assert [one.of for one in bench.told.all()] == ["freeze.set", "freeze.set"]
+
+
+def test_a_line_that_a_kill_cut_off_hides_no_other(bench: Bench) -> None:
+    bench.told.note(told(1, "sent"))
+    bench.told.note(told(2, "failed", "it answers 500"))
+    whole = bench.told_file.read_bytes()
+    bench.told_file.write_bytes(whole[:-9])
+    assert bench.remembered() == [("r-1", "n-1", "sent", "")]
+    again = ToldFile(bench.told_file)
+    again.note(told(3, "sent"))
+    assert [name for name, *_ in bench.remembered()] == ["r-1", "r-3"]
+
+
+def test_attempts_that_fail_alike_are_written_once(bench: Bench) -> None:
+    for error in ("it answers 500", "it answers 500", "it answers 502", "it answers 502"):
+        bench.told.note(told(1, "failed", error))
+    assert bench.told_file.read_bytes().count(b"\n") == 2
+    assert bench.remembered() == [("r-1", "n-1", "failed", "it answers 502")]
+
+
+def test_the_file_is_bounded_and_forgets_channels_that_are_gone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "_MAX_LINES", 20)
+    for number in range(MAX_TOLD + 50):
+        bench.told.note(told(number, "sent"))
+    assert len(bench.remembered()) == MAX_TOLD
+    bench.told.note(told(1, "sent", channel="away"))
+    bench.told.keep({"away"})
+    for _ in range(50):
+        for error in ("a", "b"):
+            bench.told.note(told(1, "failed", error, "away"))
+        assert bench.told_file.read_bytes().count(b"\n") <= 21
+    assert bench.remembered() == [("r-1", "n-1", "failed", "b")]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\0" * 99, '{"message":"told"}\n'])
+def test_a_damaged_file_shows_nobody_and_is_replaced(bench: Bench, content: str) -> None:
+    bench.told_file.write_text(content)
+    again = ToldFile(bench.told_file)
+    assert again.all() == []
+    again.note(told(1, "sent"))
+    assert bench.remembered() == [("r-1", "n-1", "sent", "")]
+
+
+def test_a_disk_that_takes_nothing_stops_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.told_file = bench.told_file.parent / "none" / "told.jsonl"
+    lost = ToldFile(bench.told_file)
+    lost.note(told(1, "sent"))
+    assert [one.request for one in lost.all()] == ["r-1"]
+    assert "what was sent cannot be noted" in caplog.text
+
+
+def test_each_of_thousands_of_tokens_that_end_is_sent_once(bench: Bench) -> None:
+    """A keeper that connects again names all of them again."""
+    tokens = [notice(0, name=f"t-{number}-7d") for number in range(2_000)]
+    for one in tokens:
+        bench.box.put(one)
+    bench.box.start()
+    assert len(bench.sent(2_000)) == 2_000
+    for one in tokens:
+        bench.box.put(one)
+    bench.box.put(notice(1))
+    assert bench.sent(2_001)[2_000:] == ["n-1"]
+    bench.end()
+    bench.begin()
+    for one in tokens:
+        bench.box.put(one)
+    bench.box.put(notice(2))
+    bench.box.start()
+    assert bench.sent(1) == ["n-2"], "also by another process"

@@ -26,6 +26,8 @@ from signer.protocol.notices import (
     Notice,
     Report,
     Start,
+    State,
+    Told,
     encode,
     read_for_sender,
 )
@@ -124,7 +126,7 @@ class Bench:
                 self.connection = fresh
                 fresh.setblocking(False)
 
-    def say(self, message: Hello | Report | bytes) -> None:
+    def say(self, message: Hello | Report | Told | bytes) -> None:
         assert self.connection is not None
         self.connection.send(message if isinstance(message, bytes) else encode(message))
 
@@ -291,10 +293,20 @@ def test_a_process_of_another_user_is_told_nothing(bench: Bench, caplog: pytest.
     assert "no notices are sent: user" in caplog.text
 
 
+def test_a_process_that_comes_is_found_within_a_fraction_of_a_second(bench: Bench) -> None:
+    bench.notifier.turn([])
+    bench.notifier.close()
+    due = bench.notifier.due()
+    assert due is not None
+    assert due <= 0.2
+    bench.connect(0)
+    assert bench.notifier.due() is None, "the loop waits for what happens"
+
+
 def test_without_a_process_nothing_is_kept_and_nothing_raised(bench: Bench) -> None:
     bench.path.unlink()
     bench.record(*range(1, 2_000))
-    assert bench.notifier.due() is None
+    assert bench.notifier.due() == notifier.CONNECT_EVERY
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"message":"hello"}', b'{"message":"report","channel":1}', b"\xff"])
@@ -449,6 +461,32 @@ def test_reports_of_what_was_never_handed_over_are_not_believed(bench: Bench) ->
     state, error = rows(bench, 1)["hook"]
     assert (state, error) == ("failed", "x" * notifier.MAX_ERROR)
     assert rows(bench, 9, frozen=FrozenFields.model_construct(asked=timestamp(0))) == {}
+
+
+def test_another_keeper_learns_who_was_told_and_believes_it_over_what_it_hands_over_again(bench: Bench) -> None:
+    bench.connect(0)
+    bench.record(1)
+    bench.remake(os.geteuid())
+    bench.connect(0)
+    bench.notifier.turn([])
+    assert rows(bench, 1) == {"hook": ("sending", None), "phone": ("sending", None)}, "handed over again"
+
+    def told(seq: int, channel: str, state: State, error: str = "") -> Told:
+        return Told(channel, state, f"n-{seq}", NOW, f"r-{seq}", "approval.requested", error)
+
+    for one in (
+        told(1, "hook", "sent"),
+        told(1, "phone", "failed", "it answers 500"),
+        told(9, "phone", "dropped", "x" * 5_000),
+        told(9, "none", "sent"),
+        Told("hook", "sent", "n" * 999, 2**62, "r" * 999, "k" * 999),
+    ):
+        bench.say(one)
+    bench.notifier.turn([])
+    assert rows(bench, 1) == {"hook": ("sent", None), "phone": ("failed", "it answers 500")}
+    assert rows(bench, 9) == {"phone": ("dropped", "x" * notifier.MAX_ERROR)}
+    assert max(map(len, bench.notifier.take_changes())) == notifier.MAX_NAME
+    assert not any(counts.totals for counts in bench.notifier._counts.values()), "nothing is counted twice"
 
 
 def test_what_is_remembered_is_bounded(bench: Bench) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from signer.authority.core import StateOverview
 from signer.authority.limits import CertificateUsage
 from signer.errors import Unavailable
+from signer.ledger.marks import Mark
 from signer.model import Head, Token
 from signer.policy.tokens import ENDS_SOON
 from signer.protocol.replies import Status, decode_reply, encode_reply
 from signer.service.metrics import Metrics, commit_histogram
 from signer.service.overview import MAX_ROWS, Overview
+from signer.service.publisher import ListState
 from tests.parts.keeper_replies import BEGAN, overview
 
 
@@ -67,6 +70,25 @@ def test_a_status_has_tokens_that_end_soon_and_comes_back_as_it_was() -> None:
     assert [row.identity for row in later.status(None, None).tokens] == ["deploy-agent", "operator"]
     assert [(row.scope, row.by, row.until) for row in status.freezes] == [("role:deploy", "operator", None)]
     assert {row.role: row.count for row in status.live} == {"llmops": 3, "gone": 1}
+
+
+@pytest.mark.parametrize("age, late", [(0, (False, False)), (3_600, (False, False)), (3_601, (False, True)),
+                                       (7 * 86_400, (False, True)), (7 * 86_400 + 1, (True, True))])  # fmt: skip
+def test_a_status_says_whether_verification_and_cosignature_are_late(age: int, late: tuple[bool, bool]) -> None:
+    mark = Mark(9, BEGAN + 640 - age)
+    ledger = replace(overview(), verified=mark, cosigned=mark).status(None, None).ledger
+    assert ledger is not None
+    assert ledger.verified is not None
+    assert ledger.cosigned is not None
+    assert (ledger.verified.late, ledger.cosigned.late) == late
+
+
+@pytest.mark.parametrize(
+    "version, wanted, behind", [(None, 3, False), (3, 3, False), (3, 4, True), (3, None, False), (4, 3, True)]
+)
+def test_a_status_says_whether_the_list_is_behind(version: int | None, wanted: int | None, behind: bool) -> None:
+    status = replace(overview(), published=ListState(version, BEGAN, wanted)).status(None, None)
+    assert status.revocation_list.behind is behind
 
 
 def test_a_status_says_what_prevents_signing() -> None:

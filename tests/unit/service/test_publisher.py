@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.ca.key import ServiceKey
+from signer.ca.service_key import ServiceKey
 from signer.errors import SignerError, Unavailable
 from signer.protocol.log_limit import LogLimit
 from signer.service import publisher as module

@@ -25,7 +25,8 @@ from signer.service.reload import Reloaded, Reloader
 from signer.settings import load_settings
 from signer.signing import SigningKey
 from signer.ssh.certificate import decode_certificate
-from signer.ssh.publickey import fingerprint_of, parse_public_key
+from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.publickey import parse_public_key
 from tests.parts import builders, missing
 from tests.parts.agents import FakeAgent
 from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line, rotations

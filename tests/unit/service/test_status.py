@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from signer.errors import SignerError
-from signer.ledger.marks import VERIFIED, Mark, read_mark, write_mark
+from signer.ledger.marks import DIFFERS, VERIFIED, Mark, read_mark, write_mark
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
 from signer.service import access, status
+from signer.service.cosigned import cosigning_warnings
 from signer.settings import Listen, Settings, load_settings
 from tests.parts.keeper_replies import reply
 
@@ -124,6 +125,23 @@ def test_an_api_answers_only_with_its_health(
 def test_an_api_that_is_not_there_says_why(tmp_path: Path) -> None:
     found = status.answer_of(Listen(tmp_path / "none", "", 0), has_tls=False)
     assert found == "does not answer: no such file or directory"
+
+
+def test_a_fault_of_the_ledger_s_history_is_said_once(settings: Settings, answering: Answering) -> None:
+    write_mark(settings.data_dir, DIFFERS, Mark(4, NOW - 60))
+    said = list(cosigning_warnings(settings.data_dir, NOW).values())
+    answering(settings.socket, socket.SOCK_SEQPACKET, message({**reply(), "warnings": [*said, "the list is late"]}))
+    report = gather(settings)
+    assert "ledger_differs_from_witness" in codes(report)
+    assert not [note for note in report.notes if "witness" in note]
+    assert "the list is late" in report.notes
+
+
+@pytest.mark.parametrize("age, is_late", [(86_400, False), (8 * 86_400, True)])
+def test_a_verification_that_is_late_is_noted(settings: Settings, age: int, is_late: bool) -> None:
+    write_mark(settings.data_dir, VERIFIED, Mark(4, NOW - age))
+    notes = [note for note in gather(settings).notes if "verified" in note]
+    assert notes == (["the ledger was last verified 8 days ago: run `signer ledger verify`"] if is_late else [])
 
 
 def test_without_a_keeper_files_show_head_and_freezes(settings: Settings) -> None:

@@ -146,6 +146,18 @@ def test_another_one_who_was_faster_is_no_fork(tmp_path: Path) -> None:
         ask(remote, TRUE, 5, known=5, grown=9)
 
 
+def test_two_signers_that_feed_one_witness_have_one_history_or_one_of_them_is_told(tmp_path: Path) -> None:
+    """Both sign with the ledger's key. By turns they go on together, until one of them writes other events."""
+    remote = start(tmp_path)
+    for size in range(1, 9):  # each knows only what it was answered itself
+        assert ask(remote, TRUE, size, known=max(size - 2, 0)).at == NOW
+    with pytest.raises(OtherHistory):
+        ask(remote, REWRITTEN, 9, known=7)
+    assert ask(remote, TRUE, 9, known=8).at == NOW, "the refused one holds nobody up"
+    with pytest.raises(OtherHistory):
+        ask(remote, REWRITTEN, 12, known=9)
+
+
 def conflict(size: object) -> Answer:
     return Answer(409, f"{size}\n".encode())
 

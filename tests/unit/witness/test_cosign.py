@@ -88,6 +88,10 @@ class Host:
         newest = State(self.state, LOGS, KEY).newest(LOGS[0])
         return 0 if newest is None else newest.checkpoint.size
 
+    def left(self) -> list[str]:
+        """Files that a write has not named yet."""
+        return [path.name for path in self.folder.rglob(".*")]
+
     def marked(self) -> int:
         mark = read_mark(self.data, COSIGNED)
         return 0 if mark is None else mark.seq
@@ -114,6 +118,7 @@ def test_a_round_killed_before_any_call_is_repeated_and_no_fork_gets_in(tmp_path
         done = host.round(TRUE, 8)
         assert (done.is_written, done.is_noted, done.differs) == (True, True, ())
         assert (host.cosigned(), host.written(), host.marked()) == (8, 8, 8)
+        assert host.left() == [], "nothing that was half written stays"
         assert host.round(TRUE, 9).is_written
         if not was_killed:
             break
@@ -132,6 +137,7 @@ def test_a_round_that_meets_another_history_and_is_killed_reports_it_the_next_ti
         assert (host.cosigned(), host.written(), host.marked()) == (5, 5, 5), "nothing of the fork is taken"
         done = host.round(REWRITTEN, 8)
         assert (done.is_written, len(done.differs)) == (False, 1)
+        assert host.left() == []
         assert read_mark(host.data, DIFFERS) is not None
         kept = parse_note(host.out.with_name("checkpoint.other-5").read_bytes())
         check_cosignature(kept, KEY)

@@ -9,10 +9,11 @@ from html import unescape
 import pytest
 
 from signer.errors import Unavailable
+from signer.ledger.marks import Mark
 from signer.model import BACKDATE, Event, Revocation
 from signer.protocol.commands import Freeze, RecordOperation, Revoke
 from signer.protocol.operations import OperationBody
-from signer.protocol.replies import Ready, Reply
+from signer.protocol.replies import Reply
 from signer.service.publisher import ListState
 from tests.parts.builders import NOW, POLICY, Bench, caller, policy, role_lines, token
 from tests.parts.console import Browser, Page, console_app, keeper_status
@@ -73,16 +74,31 @@ def test_the_overview_has_charts_what_waits_and_the_health_of_all_parts(bench: B
 
 def test_the_overview_names_what_is_wrong(bench: Bench) -> None:
     fault = Unavailable("ledger_unavailable", "the disk is full", "free space")
-    ill = keeper_status(bench, fault=fault, published=ListState(3, NOW - 7200, 4), verified=None, cosigned=None)
-    page = signed_in(bench, status=ill, health=Ready.model_validate(
-        {"ready": True, "ca_fingerprint": "f", "policy": "p", "mode": "local", "warnings": ["a witness held another"]}
-    )).get("/console")  # fmt: skip
+    ill = keeper_status(
+        bench, fault=fault, published=ListState(3, NOW - 7200, 4), verified=None, cosigned=None,
+        warnings=("a witness held another",),
+    )  # fmt: skip
+    page = signed_in(bench, status=ill).get("/console")
     shown = "\n".join(rows(page))
     assert "Keeper not ready the disk is full: free space" in shown
     assert "Verified never run signer ledger verify each day" in shown
     assert "Witness none nobody else holds the history: runbooks/operate/witness.md" in shown
     assert "Revocation list version 3 is behind the ledger asks for version 4: see the service's log" in shown
     assert "Attention look into it a witness held another" in shown
+
+
+def test_the_overview_calls_late_what_the_keeper_calls_late(bench: Bench) -> None:
+    """Whatever the ages: there is one limit, and it is not the console's."""
+    status = keeper_status(bench, verified=Mark(9, NOW - 30), cosigned=Mark(8, NOW - 30))
+    assert status.ledger is not None
+    late = status.ledger.model_copy(
+        update={
+            name: getattr(status.ledger, name).model_copy(update={"late": True}) for name in ("verified", "cosigned")
+        }
+    )
+    shown = "\n".join(rows(signed_in(bench, status=status.model_copy(update={"ledger": late})).get("/console")))
+    assert "Verified long ago 9 events, 30s ago" in shown
+    assert "Witness long ago 8 events, 30s ago" in shown
 
 
 def test_a_human_without_the_right_sees_their_own_part_of_the_overview(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""Compares the partial indexes on events, by which what decides is found, with the events.
+
+SQLite's `integrity_check` does that too, but evaluates the condition of each index for each event, JSON included, which
+takes four times as long as its `quick_check`. Nearly all events of a large ledger are local certificates, in no index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from signer.errors import LedgerBroken
+from signer.ledger.reader import LedgerReader, broken_at
+from signer.ledger.schema import EVENT_INDEXES, ISSUED, EventIndex
+
+
+class _AnyBody(msgspec.Struct):
+    """Any JSON object."""
+
+
+_ANY_BODY: Final = msgspec.json.Decoder(_AnyBody)
+_VAULTS: Final = '"backend":"vault"'  # in the canonical JSON of each certificate of Vault's
+
+
+def check_file(reader: LedgerReader) -> None:
+    """Checks the pages of the table and its indexes, and all entries if `known_indexes` is None.
+
+    Raises `LedgerBroken`. The tables of version 1 do not matter.
+    """
+    check = "integrity_check" if known_indexes(reader) is None else "quick_check"
+    for (finding,) in _query(reader, f"PRAGMA {check}(events)"):
+        if finding != "ok":
+            raise _damaged(finding)
+
+
+def known_indexes(reader: LedgerReader) -> Sequence[EventIndex] | None:
+    """The indexes on events that the file has; None if one of them is not as signer makes it."""
+    found = dict(reader.query("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'events'"))
+    known = [index for index in EVENT_INDEXES if found.get(index.name) == index.definition]
+    return known if len(known) == len(found) else None
+
+
+class IndexEntries:
+    """Looks events up in the indexes whose condition they meet."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+        self._indexes = known_indexes(reader) or ()
+        self._conditions = [f"({index.condition})" for index in self._indexes]
+        self._may_be_indexed: dict[str, bool] = {}  # by kind
+        self._candidates: list[int] = []
+
+    def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Takes the rows of more events."""
+        for row in rows:
+            kind = row[2]
+            if kind == ISSUED:
+                if _VAULTS in row[4]:
+                    self._candidates.append(row[0])
+            elif self._may_be_indexed.get(kind) or (kind not in self._may_be_indexed and self._is_in_one(kind)):
+                self._candidates.append(row[0])
+
+    def finish(self) -> dict[str, int]:
+        """How many of the events each index must have; raises `LedgerBroken` if it lacks one."""
+        if not self._candidates or not self._indexes:
+            return {}
+        conditions = ", ".join(self._conditions)
+        found = _query(
+            self._reader,
+            f"SELECT seq, {conditions} FROM events NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608 - conditions from the schema
+            json.dumps(self._candidates),
+        )
+        counts = {}
+        for place, index in enumerate(self._indexes, 1):
+            wanted = [row[0] for row in found if row[place]]
+            counts[index.name] = len(wanted)
+            if wanted and _found(self._reader, index, wanted) != len(wanted):
+                raise _damaged(f"index {index.name} lacks one of the events {wanted[0]} to {wanted[-1]}")
+        return counts
+
+    def _is_in_one(self, kind: str) -> bool:
+        """True if an index has events of this kind, which is not that of certificates."""
+        any_of_them = " OR ".join(self._conditions) or "0"
+        found = _query(self._reader, f"SELECT {any_of_them} FROM (SELECT ? AS kind, '{{}}' AS body)", kind)  # noqa: S608
+        self._may_be_indexed[kind] = bool(found[0][0])
+        return self._may_be_indexed[kind]
+
+
+def _found(reader: LedgerReader, index: EventIndex, wanted: Sequence[int]) -> int:
+    """How many of these events the index has under their key."""
+    keys = (
+        f"SELECT {index.key} AS wanted_key, seq AS wanted_seq FROM events NOT INDEXED"  # noqa: S608 - names from the schema
+        " WHERE seq IN (SELECT value FROM json_each(?))"
+    )
+    looked_up = (
+        f"WITH wanted AS MATERIALIZED ({keys}) SELECT count(*) FROM wanted CROSS JOIN events INDEXED BY {index.name}"  # noqa: S608 - as above
+        f" ON {index.key} IS wanted_key AND seq = wanted_seq WHERE {index.condition}"
+    )
+    return int(_query(reader, looked_up, json.dumps(wanted))[0][0])
+
+
+def check_entries(reader: LedgerReader, counts: Mapping[str, int]) -> None:
+    """Raises `LedgerBroken` if an index has more entries than there are events for it, by `IndexEntries`."""
+    for index in known_indexes(reader) or ():
+        # An index is read that has the condition as its own: SQLite counts its entries and looks at no event.
+        entries = f"SELECT count(*) FROM events INDEXED BY {index.name} WHERE {index.condition}"  # noqa: S608
+        listed, events = _query(reader, entries)[0][0], counts.get(index.name, 0)
+        if listed != events:
+            raise _damaged(f"index {index.name} has {listed} entries for {events} events")
+
+
+def _query(reader: LedgerReader, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    try:
+        return reader.query(sql, values)
+    except LedgerBroken:  # an index has no entry for a body that is not JSON
+        check_json(reader)
+        raise
+
+
+def check_bodies(reader: LedgerReader, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Raises `LedgerBroken` if the body of one of these certificates is not JSON, for which no index has an entry."""
+    for row in rows:
+        try:
+            if row[2] == ISSUED:
+                _ANY_BODY.decode(row[4])
+        except (msgspec.DecodeError, RecursionError):
+            check_json(reader)
+
+
+def check_json(reader: LedgerReader) -> None:
+    """Raises `LedgerBroken` for the first event whose body is not JSON."""
+    for (bad,) in reader.query("SELECT seq FROM events WHERE NOT json_valid(body) ORDER BY seq LIMIT 1"):
+        raise broken_at(bad, "its body is not JSON") from None
+
+
+def _damaged(what: str) -> LedgerBroken:
+    return LedgerBroken("ledger_broken", f"the ledger's file is damaged: {what}", "restore a backup")
