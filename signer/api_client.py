@@ -36,7 +36,7 @@ from signer.errors import (
     Unavailable,
 )
 from signer.files import read_secret_word
-from signer.http import Watch, new_session
+from signer.http import Watched, new_session
 from signer.units import plain
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
@@ -63,12 +63,10 @@ class Readiness:
     text: str = ""
 
 
-class ApiClient:
+class ApiClient(Watched):
     """A client of the service at `address` with the token in `token_file`; raises `BadSettings` if either is invalid.
 
     Without a token file it can only ask what is open to all.
-
-    For use in a `with` statement: each client has a watcher thread, which ends with the block.
     """
 
     def __init__(
@@ -87,20 +85,10 @@ class ApiClient:
         self._forwarded_for = forwarded_for
         if token_file is not None:
             self._read_token()
-        self._watch = Watch()
+        super().__init__()
 
     def __repr__(self) -> str:
         return f"ApiClient({self._address.text})"
-
-    def __enter__(self) -> ApiClient:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the watcher thread."""
-        self._watch.close()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -117,7 +105,8 @@ class ApiClient:
 
     def clock(self) -> int:
         """The service's clock, from the header `Date` of an answer, in seconds since the epoch; raises `BadFormat`."""
-        _, _, date = self._exchange("GET", "/readyz", None, LOOKS_WITHIN, with_token=False)
+        _, content, date = self._request("GET", "/readyz", None, LOOKS_WITHIN, with_token=False)
+        self._read_json(content)
         try:
             return int(parsedate_to_datetime(date).timestamp())
         except (ValueError, TypeError, OverflowError):
@@ -143,62 +132,32 @@ class ApiClient:
 
     def sign(self, role: str, body: Mapping[str, object]) -> dict[str, Any]:
         """A certificate: the answer of `POST /api/sign/<role>`."""
-        return self._ask("POST", f"/api/sign/{quote(role, safe='')}", dict(body))
+        return self.post("sign", role, body=body)
 
     def certificate(self, serial: int | str) -> dict[str, Any]:
         """The full record of one certificate; raises `NotFound`."""
-        return self._ask("GET", f"/api/certificates/{quote(str(serial), safe='')}")
+        return self.get("certificates", str(serial))
 
     def certificates(self, **filters: str | int | bool) -> Iterator[dict[str, Any]]:
         """Rows, newest first, fetched page by page; filters as in the API, `limit` is the page size."""
-        return self._rows("/api/certificates", "certificates", filters)
+        return self._pages("certificates", filters)
 
     def whoami(self) -> dict[str, Any]:
         """The caller: identity, kind, roles, groups, rights, and when the token ends."""
-        return self._ask("GET", "/api/whoami")
+        return self.get("whoami")
 
     def head(self) -> dict[str, Any]:
         """The newest entry of the ledger: `seq`, `hash`, `time`."""
-        return self._ask("GET", "/api/ledger/head")
+        return self.get("ledger", "head")
 
     def entries(self, after: int) -> tuple[list[dict[str, Any]], bool]:
         """A page of the ledger's events after number `after`, in their order, and whether there are more."""
-        page = self._ask("GET", f"/api/ledger/entries?after={after:d}")
+        page = self.get("ledger", "entries", after=after)
         return self._listed(page, "entries"), page.get("after") is not None
-
-    def freeze(self, body: Mapping[str, object]) -> dict[str, Any]:
-        """Freezes a scope: `POST /api/freezes`; returns the scope's state."""
-        return self._ask("POST", "/api/freezes", dict(body))
-
-    def unfreeze(self, scope: str) -> dict[str, Any]:
-        """Lifts a freeze; returns the scope's state. Raises `NotFound` if there is none."""
-        return self._ask("DELETE", f"/api/freezes/{quote(scope, safe='')}")
-
-    def freezes(self) -> dict[str, Any]:
-        """The freezes that the token may see."""
-        return self._ask("GET", "/api/freezes")
 
     def host_keys(self) -> list[dict[str, Any]]:
         """The hosts whose keys are listed, by name."""
-        found: list[dict[str, Any]] = []
-        path = "/api/host-keys"
-        while True:
-            page = self._ask("GET", path)
-            found += self._listed(page, "hosts")
-            after = page.get("after")
-            if after is None:
-                return found
-            if not isinstance(after, str) or not found or found[-1].get("name") != after:
-                raise self._not_ours("pages that do not end")
-            path = f"/api/host-keys?after={quote(after, safe='')}"
-
-    def add_host_keys(self, body: Mapping[str, object]) -> dict[str, Any]:
-        """Lists a host with its keys: `POST /api/host-keys`."""
-        return self._ask("POST", "/api/host-keys", dict(body))
-
-    def remove_host_keys(self, name: str) -> dict[str, Any]:
-        """Takes a host off the list; raises `NotFound` if it is not on it."""
-        return self._ask("DELETE", f"/api/host-keys/{quote(name, safe='')}")
+        return list(self._pages("host-keys", {}, "hosts", mark="after", has_numbers=False))
 
     def record(
         self, operation: str, outcome: str, plan: str = "", evidence: str = "", reason: str = ""
@@ -208,72 +167,23 @@ class ApiClient:
         Sent once: if the answer is lost (`service_closed`, `service_slow`), `operations` shows whether it was recorded.
         """
         body = {"operation": operation, "outcome": outcome, "plan": plan, "evidence": evidence, "reason": reason}
-        return self._ask("POST", "/api/operations", dict(body))
+        return self.post("operations", body=body)
 
     def operations(self, evidence: str | None = None) -> list[dict[str, Any]]:
         """Recorded operations, newest first; all of them, or those with this evidence digest."""
-        return list(self._rows("/api/operations", "operations", {} if evidence is None else {"evidence": evidence}))
-
-    # --- approvals ----------------------------------------------------------------------------------------------------
+        return list(self._pages("operations", {} if evidence is None else {"evidence": evidence}))
 
     def requests(self, **filters: str) -> Iterator[dict[str, Any]]:
         """Requests for approval that the caller may see, newest first; filters `state` and `identity`."""
-        query, seen = dict(filters), set[str]()
-        while True:
-            words = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
-            page = self._ask("GET", f"/api/requests?{words}" if words else "/api/requests")
-            yield from self._listed(page, "requests")
-            before = page.get("before")
-            if before is None:
-                return
-            if not isinstance(before, str) or before in seen:
-                raise self._not_ours("pages that do not end")
-            seen.add(before)
-            query["before"] = before
-
-    def request(self, request: str) -> dict[str, Any]:
-        """One request for approval; raises `NotFound`."""
-        return self._ask("GET", f"/api/requests/{quote(request, safe='')}")
-
-    def decide(self, request: str, decision: str, body: Mapping[str, object]) -> dict[str, Any]:
-        """Sends `approve` or `deny` with its body once; returns the request after it."""
-        return self._ask("POST", f"/api/requests/{quote(request, safe='')}/{decision}", dict(body))
-
-    def waivers(self) -> list[dict[str, Any]]:
-        """The waivers in force."""
-        return self._listed(self._ask("GET", "/api/waivers"), "waivers")
-
-    def end_waiver(self, waiver: str, reason: str) -> dict[str, Any]:
-        """Ends a waiver at once."""
-        return self._ask("POST", f"/api/waivers/{quote(waiver, safe='')}/end", {"reason": reason})
-
-    def incidents(self, *, also_closed: bool) -> list[dict[str, Any]]:
-        """Uses of break-glass, newest first."""
-        return self._listed(self._ask("GET", f"/api/incidents{'?state=all' if also_closed else ''}"), "incidents")
-
-    def close_incident(self, incident: str, reference: str) -> dict[str, Any]:
-        """Closes an incident with the commit that brings its change back into the repository."""
-        return self._ask("POST", f"/api/incidents/{quote(incident, safe='')}/close", {"reference": reference})
-
-    # --- revocations --------------------------------------------------------------------------------------------------
-
-    def revoke(self, body: Mapping[str, object]) -> dict[str, Any]:
-        """Revokes certificates or a key: `POST /api/revocations`; returns what was recorded."""
-        return self._ask("POST", "/api/revocations", dict(body))
-
-    def preview_revocation(self, by: str, value: str) -> dict[str, Any]:
-        """What a revocation would hit now."""
-        return self._ask("GET", f"/api/revocations/preview?{urlencode({'by': by, 'value': value})}")
+        return self._pages("requests", filters, has_numbers=False)
 
     def revocations(self) -> Iterator[dict[str, Any]]:
         """All revocations, newest first."""
-        return self._rows("/api/revocations", "revocations", {})
-
-    # --- hosts --------------------------------------------------------------------------------------------------------
+        return self._pages("revocations", {})
 
     def hosts(self) -> dict[str, Any]:
         """Which hosts have which revocation list, and which one is published."""
-        return self._ask("GET", "/api/hosts")
+        return self.get("hosts")
 
     def file(self, name: str, most: int) -> bytes:
         """A file that is open to all, such as `krl`, of at most `most` bytes; raises `NotFound` if there is none."""
@@ -284,6 +194,25 @@ class ApiClient:
             raise self._not_ours(f"{name} has more than {most} bytes")
         return content
 
+    # --- any other resource ---------------------------------------------------------------------------------------
+
+    def get(self, *path: str, **query: str | int | bool) -> dict[str, Any]:
+        """The answer of `GET /api/<path>?<query>`; raises the service's own problem, such as `NotFound`."""
+        words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in query.items()}
+        return self._ask("GET", _path(*path) + (f"?{urlencode(words, quote_via=quote)}" if words else ""))
+
+    def listed(self, name: str, **query: str) -> list[dict[str, Any]]:
+        """The rows of `GET /api/<name>`."""
+        return self._listed(self.get(name, **query), name)
+
+    def post(self, *path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """The answer of `POST /api/<path>`, which is sent once; raises as `get`."""
+        return self._ask("POST", _path(*path), dict(body))
+
+    def delete(self, *path: str) -> dict[str, Any]:
+        """The answer of `DELETE /api/<path>`; raises as `get`."""
+        return self._ask("DELETE", _path(*path))
+
     # --- transport ----------------------------------------------------------------------------------------------------
 
     def _listed(self, page: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -292,19 +221,30 @@ class ApiClient:
             raise self._not_ours("no list")
         return rows
 
-    def _rows(self, path: str, name: str, filters: Mapping[str, str | int | bool]) -> Iterator[dict[str, Any]]:
-        query = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filters.items()}
-        query.setdefault("limit", str(PAGE))
+    def _pages(
+        self,
+        path: str,
+        filters: Mapping[str, str | int | bool],
+        name: str | None = None,
+        *,
+        mark: str = "before",
+        has_numbers: bool = True,
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of all pages, in `name` of each; its `mark` asks for the next one, and a number only falls."""
+        query, seen = dict(filters), set[str]()
+        if has_numbers:
+            query.setdefault("limit", PAGE)
         while True:
-            words = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
-            page = self._ask("GET", f"{path}?{words}")
-            yield from self._listed(page, name)
-            before = page.get("before")
-            if before is None:
+            page = self.get(path, **query)
+            yield from self._listed(page, name or path)
+            if (following := page.get(mark)) is None:
                 return
-            if not str(before).isdecimal() or int(before) >= int(query.get("before", 2**63)):
+            text = str(following)
+            falls = text.isdecimal() and int(text) < int(query.get(mark, 2**63))
+            if not (falls if has_numbers else isinstance(following, str) and text not in seen):
                 raise self._not_ours("pages that do not end")
-            query["before"] = str(before)
+            seen.add(text)
+            query[mark] = text
 
     def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
         status, answer = self._send(method, path, body, ANSWERS_WITHIN)
@@ -319,17 +259,11 @@ class ApiClient:
         deadline = time.monotonic() + within
         while True:
             left = deadline - time.monotonic()
-            status, found, _ = self._exchange(method, path, body, left, with_token=with_token)
+            status, content, _ = self._request(method, path, body, left, with_token=with_token)
+            found = self._read_json(content)
             if status != 429 or found.get("code") != BUSY or time.monotonic() + 2 * BUSY_PAUSE > deadline:
                 return status, found
             time.sleep(BUSY_PAUSE)
-
-    def _exchange(
-        self, method: str, path: str, body: dict[str, object] | None, within: float, *, with_token: bool
-    ) -> tuple[int, dict[str, Any], str]:
-        """Status, JSON and `Date` of one request."""
-        status, content, date = self._request(method, path, body, within, with_token=with_token)
-        return status, self._read_json(content), date
 
     def _read_json(self, content: bytes) -> dict[str, Any]:
         try:
@@ -455,6 +389,10 @@ class ApiClient:
         if self._token_file is None:
             raise BadSettings("token_file_missing", "no token was given", f"set {self._token_setting}")
         return read_secret_word(self._token_file, self._token_setting)
+
+
+def _path(*parts: str) -> str:
+    return "/api/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within: float) -> Unavailable:

@@ -22,26 +22,26 @@ class ErrorEntry(NamedTuple):
     """
 
     code: str
-    status: int | None
+    subject: str
     meaning: str
     action: str
+    status: int | None
     counted: bool = False
-    subject: str = ""
 
 
 def _refusal(code: str, status: int, meaning: str, action: str) -> ErrorEntry:
     """The keeper answers a command with it and counts it."""
-    return ErrorEntry(code, status, meaning, action, counted=True)
+    return ErrorEntry(code, "", meaning, action, status, counted=True)
 
 
 def _sent(code: str, status: int, meaning: str, action: str) -> ErrorEntry:
     """The API sends it; the keeper does not count it from the start."""
-    return ErrorEntry(code, status, meaning, action)
+    return ErrorEntry(code, "", meaning, action, status)
 
 
 def _local(code: str, meaning: str, action: str) -> ErrorEntry:
     """A command or a start fails with it; it is never sent over HTTP."""
-    return ErrorEntry(code, None, meaning, action)
+    return ErrorEntry(code, "", meaning, action, None)
 
 
 _SAME_KEY_LINE: Final = "send the unchanged line of a `.pub` file"

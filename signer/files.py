@@ -14,7 +14,7 @@ import pwd
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
@@ -24,6 +24,16 @@ from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
 
 MAX_TOKEN: Final = 4096  # bytes
+
+
+@contextmanager
+def os_errors(make: Callable[[OSError], SignerError]) -> Iterator[None]:
+    """Raises what `make` makes of an `OSError` in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise make(error) from None
+
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -128,11 +138,15 @@ def belongs_to(path: Path) -> str:
         facts = refuser.stat()
     except OSError as error:
         return f"{refuser} cannot be looked at: {error.strerror}"
+    return f"{refuser} belongs to user {user_name(facts.st_uid)}, mode {stat.S_IMODE(facts.st_mode):04o}"
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or the number if it has none."""
     try:
-        owner = pwd.getpwuid(facts.st_uid).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        owner = str(facts.st_uid)
-    return f"{refuser} belongs to user {owner}, mode {stat.S_IMODE(facts.st_mode):04o}"
+        return str(uid)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

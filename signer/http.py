@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import requests
 import urllib3.connection
@@ -59,7 +59,6 @@ class Watch:
 
     @property
     def is_running(self) -> bool:
-        """True until `close`."""
         return self._thread.is_alive()
 
     @contextmanager
@@ -92,23 +91,39 @@ class Watch:
         self._thread.join()
 
 
-def _note(connection: Any) -> None:
-    _calls.now.sock = connection.sock
+class Watched:
+    """A client whose calls end at their deadlines. For use in a `with` statement, which ends its watcher thread."""
+
+    def __init__(self) -> None:
+        self._watch = Watch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._watch.close()
 
 
-class _OpenConnection(urllib3.connection.HTTPConnection):
-    """One without secrets."""
+class _Noted(urllib3.connection.HTTPConnection):
+    """Tells the call of this thread its socket."""
 
     def connect(self) -> None:
         super().connect()
-        _note(self)
+        _calls.now.sock = self.sock
 
     def request(self, *args: Any, **options: Any) -> None:
-        _note(self)  # a kept-alive connection does not connect again
+        _calls.now.sock = self.sock  # a kept-alive connection does not connect again
         super().request(*args, **options)
 
 
-class _Connection(_OpenConnection):
+class _OpenConnection(_Noted):
+    """One without secrets."""
+
+
+class _Connection(_Noted):
     """One whose requests carry a token or a secret, and a name that is this machine's now may have been another's."""
 
     def connect(self) -> None:
@@ -117,14 +132,8 @@ class _Connection(_OpenConnection):
             check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
 
 
-class _TlsConnection(urllib3.connection.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _note(self)
-
-    def request(self, *args: Any, **options: Any) -> None:
-        _note(self)
-        super().request(*args, **options)
+class _TlsConnection(_Noted, urllib3.connection.HTTPSConnection):
+    """One over TLS."""
 
 
 class _OpenPool(urllib3.connectionpool.HTTPConnectionPool):
@@ -142,13 +151,15 @@ class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
 def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
     """Pools whose connections use the sockets that `connect` returns."""
 
-    class Connection(_Connection):
+    class Connected(urllib3.connection.HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(float(self.timeout or CONNECT_WITHIN))
 
-    class TlsConnection(_TlsConnection):
-        def _new_conn(self) -> socket.socket:
-            return connect(float(self.timeout or CONNECT_WITHIN))
+    class Connection(Connected, _Connection):
+        pass
+
+    class TlsConnection(Connected, _TlsConnection):
+        pass
 
     class Pool(_Pool):
         ConnectionCls = Connection

@@ -79,7 +79,6 @@ class LossyHandler(logging.Handler):
             self._lost += 1
 
     def close(self) -> None:
-        """Releases the handler's own descriptor."""
         if self._socket is not None:
             self._socket.close()
         super().close()

@@ -94,7 +94,6 @@ class SshApprovalKey:
 
     @property
     def fingerprint(self) -> str:
-        """`SHA256:…` of the key."""
         return self.key.fingerprint
 
 

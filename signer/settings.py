@@ -10,10 +10,10 @@ import ipaddress
 import os
 import pwd
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from signer.address import check_url
@@ -113,46 +113,44 @@ class Proxies(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The service's settings."""
+    """The service's settings, each with the function that reads it, which raises `ValueError`."""
 
-    mode: str
-    policy_file: Path
-    ca_key_source: str
-    ca_key_file: Path
-    ca_key_owner: str
-    ca_agent_socket: Path
-    data_dir: Path
-    ledger_origin: str | None
-    run_dir: Path
-    listen: tuple[Listen, ...]
-    socket_group: str | None
-    mounts: tuple[str, ...]
-    workers: int
-    threads: int
-    tls_cert_file: Path | None
-    tls_key_file: Path | None
-    trusted_proxies: tuple[Network, ...]
-    trusted_proxy_users: frozenset[int]
-    keeper_user: str | None
-    api_user: str | None
-    console_url: str | None
-    notices_file: Path | None
-    notices_user: str | None
-    notices_dir: Path
-    vault_addr: str | None
-    vault_token_file: Path | None
-    vault_mount: str
-    vault_ca_file: Path | None
+    mode: Annotated[str, _one_of(MODES, "a mode")]
+    policy_file: AbsolutePath
+    ca_key_source: Annotated[str, _one_of(KEY_SOURCES, "a source of the CA key")]
+    ca_key_file: AbsolutePath
+    ca_key_owner: Annotated[str, _owner]
+    ca_agent_socket: Annotated[Path, _socket_path]
+    data_dir: AbsolutePath
+    ledger_origin: Annotated[str | None, _origin]
+    run_dir: AbsolutePath
+    listen: Annotated[tuple[Listen, ...], _listen]
+    socket_group: OptionalText
+    mounts: Annotated[tuple[str, ...], _mounts]
+    workers: Annotated[int, _count(MAX_WORKERS)]
+    threads: Annotated[int, _count(MAX_THREADS)]
+    tls_cert_file: OptionalPath
+    tls_key_file: OptionalPath
+    trusted_proxies: Annotated[tuple[Network, ...], _networks]
+    trusted_proxy_users: Annotated[frozenset[int], _users]
+    keeper_user: OptionalText
+    api_user: OptionalText
+    console_url: Annotated[str | None, _console_url]
+    notices_file: OptionalPath
+    notices_user: OptionalText
+    notices_dir: Annotated[Path, _notices_dir]
+    vault_addr: Annotated[str | None, _vault_address]
+    vault_token_file: OptionalPath
+    vault_mount: Annotated[str, _mount]
+    vault_ca_file: OptionalPath
     warnings: tuple[str, ...] = ()
 
     @property
     def proxies(self) -> Proxies:
-        """Whose X-Forwarded-For is believed."""
         return Proxies(self.trusted_proxies, self.trusted_proxy_users)
 
     @property
     def socket(self) -> Path:
-        """The keeper's socket."""
         return self.run_dir / "keeper.sock"
 
     @property
@@ -183,7 +181,6 @@ class Settings:
 
     @property
     def asks_vault(self) -> bool:
-        """True if Vault signs."""
         return self.mode != "local"
 
 
@@ -213,10 +210,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             f"SIGNER_LISTEN: {exposed[0]} is beyond loopback, which would send tokens in the clear;"
             " set SIGNER_TLS_CERT_FILE and SIGNER_TLS_KEY_FILE, or SIGNER_TRUSTED_PROXIES"
         )
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise BadSettings(
-        "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
-    )
+    raise refused(problems)
+
+
+def refused(problems: Sequence[str]) -> BadSettings:
+    """The error that lists all problems of the environment."""
+    text = f"the settings have {len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return BadSettings("settings_refused", text, "correct them in the environment", tuple(problems))
 
 
 def names_proxies(networks: tuple[Network, ...]) -> bool:
@@ -238,16 +238,13 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise ValueError(f"{text[:40]!a} is not a mode; use one of {', '.join(MODES)}")
-    return text
+def _one_of(words: tuple[str, ...], what: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text[:40]!a} is not {what}; use one of {', '.join(words)}")
+        return text
 
-
-def _key_source(text: str) -> str:
-    if text not in KEY_SOURCES:
-        raise ValueError(f"{text[:40]!a} is not a source of the CA key; use one of {', '.join(KEY_SOURCES)}")
-    return text
+    return read
 
 
 def _absolute(text: str) -> Path:
@@ -370,33 +367,12 @@ def _optional_text(text: str) -> str | None:
     return text or None
 
 
+AbsolutePath = Annotated[Path, _absolute]
+OptionalPath = Annotated[Path | None, _optional_path]
+OptionalText = Annotated[str | None, _optional_text]
+# Of each field that is a setting, by its name.
 _READERS: Final[dict[str, Callable[[str], object]]] = {
-    "mode": _mode,
-    "policy_file": _absolute,
-    "ca_key_source": _key_source,
-    "ca_key_file": _absolute,
-    "ca_key_owner": _owner,
-    "ca_agent_socket": _socket_path,
-    "data_dir": _absolute,
-    "ledger_origin": _origin,
-    "run_dir": _absolute,
-    "listen": _listen,
-    "socket_group": _optional_text,
-    "mounts": _mounts,
-    "workers": _count(MAX_WORKERS),
-    "threads": _count(MAX_THREADS),
-    "tls_cert_file": _optional_path,
-    "tls_key_file": _optional_path,
-    "trusted_proxies": _networks,
-    "trusted_proxy_users": _users,
-    "keeper_user": _optional_text,
-    "api_user": _optional_text,
-    "console_url": _console_url,
-    "notices_file": _optional_path,
-    "notices_user": _optional_text,
-    "notices_dir": _notices_dir,
-    "vault_addr": _vault_address,
-    "vault_token_file": _optional_path,
-    "vault_mount": _mount,
-    "vault_ca_file": _optional_path,
+    field: hint.__metadata__[0]
+    for field, hint in get_type_hints(Settings, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
 }

@@ -54,7 +54,6 @@ class SignAtOnce:
 
     @property
     def local_key(self) -> PublicKey:
-        """The local CA key."""
         return self.key.public
 
 
@@ -67,7 +66,6 @@ class SignInPool:
 
     @property
     def local_key(self) -> PublicKey:
-        """The local CA key."""
         return self.key.public
 
 

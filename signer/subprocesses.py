@@ -125,7 +125,6 @@ class _Reader:
         return bool(piece)
 
     def close(self) -> None:
-        """Closes pipes and descriptors."""
         self._selector.close()
         os.close(self._ended)
         for pipe in self._pipes:

@@ -159,7 +159,17 @@ def _sentence(kind: type[Table], fault: str, loc: tuple[int | str, ...], message
 
 def find_places(text: str) -> dict[Place, int]:
     """Line numbers from 1 for every table, key and array item, by its path, such as `("roles", "llmops")`."""
+    return _read_lines(text)[0]
+
+
+def find_headers(text: str) -> list[tuple[int, Place]]:
+    """Line number from 1 and path of every table's header, in the order of the text."""
+    return _read_lines(text)[1]
+
+
+def _read_lines(text: str) -> tuple[dict[Place, int], list[tuple[int, Place]]]:
     places: dict[Place, int] = {}
+    headers: list[tuple[int, Place]] = []
     tables: dict[Place, int] = {}
     table: Place = ()
     tokens = _Tokens(text)
@@ -167,25 +177,11 @@ def find_places(text: str) -> dict[Place, int]:
         if token == "\n":
             tokens.next()
         elif token == "[":
-            table = _read_header(tokens, places, tables)
+            line, table = tokens.line(), _read_header(tokens, places, tables)
+            headers.append((line, table))
         else:
             _read_pair(tokens, table, places)
-    return places
-
-
-def find_headers(text: str) -> list[tuple[int, Place]]:
-    """Line number from 1 and path of every table's header, in the order of the text."""
-    headers: list[tuple[int, Place]] = []
-    tables: dict[Place, int] = {}
-    tokens = _Tokens(text)
-    while (token := tokens.peek()) is not None:
-        if token == "\n":
-            tokens.next()
-        elif token == "[":
-            headers.append((tokens.line(), _read_header(tokens, {}, tables)))
-        else:
-            _read_pair(tokens, (), {})
-    return headers
+    return places, headers
 
 
 class _Tokens:

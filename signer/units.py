@@ -1,4 +1,4 @@
-"""Times and durations as text: RFC 3339, and `90s`, `15m`, `1h30m`, `90d` as in policy.toml and on the command line.
+"""Times, durations and lists as text: RFC 3339; `90s`, `15m`, `1h30m`, `90d` as in policy.toml and on the command line.
 
 Vault's own, wider grammar is read in `protocol/sign_request.py`. Pure.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -65,3 +66,14 @@ def plain(text: object, *, keep: str = "", instead: str | None = None) -> str:
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() if instead is None else instead
         for c in shown
     )
+
+
+def cut(text: str, width: int) -> str:
+    """The text in at most `width` characters, of which the last is an ellipsis if it was longer."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def listed(names: Sequence[str], most: int, nothing: str = "none") -> str:
+    """The first `most` names, and how many more there are; `nothing` if there are none."""
+    more = len(names) - most
+    return (", ".join(names[:most]) or nothing) + (f" and {more:,} more" if more > 0 else "")

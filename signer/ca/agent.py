@@ -131,7 +131,6 @@ class CaAgent:
 
 
 def key_missing(fingerprint: str) -> Unavailable:
-    """The error for an agent that does not hold the pinned key."""
     return Unavailable(
         "ca_agent_key_missing",
         f"the ssh-agent does not hold the CA key {fingerprint}",
@@ -140,7 +139,6 @@ def key_missing(fingerprint: str) -> Unavailable:
 
 
 def too_slow() -> Unavailable:
-    """The error for an agent that does not answer in time."""
     return Unavailable(
         "ca_agent_slow", f"the ssh-agent did not answer within {ANSWERS_WITHIN:.0f} s", "check the agent and its token"
     )

@@ -53,18 +53,15 @@ class FileBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        """Signs with another key from now on."""
         self.order = SignAtOnce(key)
 
     def public_key(self) -> PublicKey:
-        """The key's public half."""
         return self.order.local_key
 
     def check_ready(self) -> None:
         """Does nothing: a loaded key stays ready."""
 
     def facts(self) -> dict[str, object]:
-        """The key and the mode."""
         return {"ca": self.order.key.fingerprint, "mode": self.mode}
 
 
@@ -77,7 +74,6 @@ class WatchedKey:
         self.fault: SignerError | None = None
 
     def sign(self, data: bytes) -> bytes:
-        """As the key does."""
         try:
             signature = self._key.sign(data)
         except SignerError as fault:
@@ -101,12 +97,10 @@ class AgentBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        """Signs with another key from now on."""
         self._key = WatchedKey(key)
         self.order = SignInPool(self._key, SlowAgent())
 
     def public_key(self) -> PublicKey:
-        """The key's public half."""
         return self.order.local_key
 
     def check_ready(self) -> None:
@@ -116,7 +110,6 @@ class AgentBackend:
             raise fault
 
     def facts(self) -> dict[str, object]:
-        """The key, the mode, and where the key is."""
         return {"ca": self._key.fingerprint, "mode": self.mode, "key_source": "agent"}
 
     def look_once(self) -> None:
@@ -137,7 +130,6 @@ class AgentBackend:
             log.warning("the ssh-agent can sign")
 
     def look_after(self) -> None:
-        """Repeats `look_once` for ever."""
         while True:
             time.sleep(LOOK_EVERY)
             try:
@@ -152,23 +144,17 @@ class SlowAgent:
     deadline: Final = ANSWERS_WITHIN
 
     def busy(self, waiting: int) -> Unavailable:
-        """Too many requests are waiting."""
-        return Unavailable(
-            "ca_agent_busy", f"{waiting} requests are already waiting for the ssh-agent", "retry in a few seconds"
-        )
+        text = f"{waiting} requests are already waiting for the ssh-agent"
+        return Unavailable("ca_agent_busy", text, "retry in a few seconds")
 
     def late(self) -> Unavailable:
-        """The deadline has passed."""
         return too_slow()
 
     def failed(self, error: Exception) -> Unavailable:
-        """The call ended with an unexpected exception."""
-        return Unavailable(
-            "ca_agent_failed", f"the request to the ssh-agent failed: {type(error).__name__}", "see the service's log"
-        )
+        text = f"the request to the ssh-agent failed: {type(error).__name__}"
+        return Unavailable("ca_agent_failed", text, "see the service's log")
 
     def stopping(self) -> Unavailable:
-        """The service stops before the answer."""
         return Unavailable("keeper_stopping", "the service is stopping before the ssh-agent signed", "retry")
 
 
@@ -194,11 +180,9 @@ class VaultBackend:
         self.order = CertifyInPool(client.sign, SlowVault(), compared_with)
 
     def use_key(self, key: SigningKey) -> None:
-        """Compares with another key from now on."""
         self.order = CertifyInPool(self._client.sign, self.order.slow, key.public)
 
     def facts(self) -> dict[str, object]:
-        """Vault, the mode, and the key that is compared with."""
         key = self.order.local_key
         compared: dict[str, object] = {} if key is None else {"compared_with": key.fingerprint}
         return {"ca": "vault", "mode": self.mode, **compared}
@@ -210,19 +194,14 @@ class SlowVault:
     deadline: Final = VAULT_DEADLINE
 
     def busy(self, waiting: int) -> Unavailable:
-        """Too many requests are waiting."""
         return Unavailable("vault_busy", f"{waiting} requests are already waiting for Vault", "retry in a few seconds")
 
     def late(self) -> Unavailable:
-        """The deadline has passed."""
         return Unavailable("vault_slow", f"Vault did not sign within {self.deadline:.0f} s", "check Vault, then retry")
 
     def failed(self, error: Exception) -> Unavailable:
-        """The call ended with an unexpected exception."""
-        return Unavailable(
-            "vault_failed", f"the request to Vault failed: {type(error).__name__}", "see the service's log"
-        )
+        text = f"the request to Vault failed: {type(error).__name__}"
+        return Unavailable("vault_failed", text, "see the service's log")
 
     def stopping(self) -> Unavailable:
-        """The service stops before the answer."""
         return Unavailable("keeper_stopping", "the service is stopping before Vault signed", "retry")

@@ -23,7 +23,7 @@ from signer.address import is_clear_text
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_bounded
 from signer.hardening import die_with_parent, forbid_dumps
-from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS
+from signer.settings import FINGERPRINT_SETTING, INFISICAL_SETTINGS, refused
 from signer.units import plain
 
 GIVE_UP_AFTER: Final = 15.0  # seconds, also if the SDK hangs
@@ -45,11 +45,7 @@ _FAULTS: Final = {
     error.code: error
     for error in (
         Unavailable("infisical_down", "Infisical cannot be reached", "check INFISICAL_SITE_URL and the network"),
-        Unavailable(
-            "infisical_slow",
-            f"Infisical did not answer within {GIVE_UP_AFTER:.0f} s",
-            "try again later",
-        ),
+        Unavailable("infisical_slow", f"Infisical did not answer within {GIVE_UP_AFTER:.0f} s", "try again later"),
         SignerError(
             "infisical_untrusted",
             "Infisical's TLS certificate is not trusted",
@@ -149,10 +145,7 @@ def load_source(environ: Mapping[str, str]) -> Source:
     if fingerprint and not _FINGERPRINT.fullmatch(fingerprint):
         problems.append(f"{FINGERPRINT_SETTING[0]}: is not a fingerprint as `ssh-keygen -l` prints it, SHA256:…")
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise BadSettings(
-            "settings_refused", f"the settings have {count}", "correct them in the environment", tuple(problems)
-        )
+        raise refused(problems)
     return Source(
         site_url=values["INFISICAL_SITE_URL"].rstrip("/"),
         client_id=values["INFISICAL_CLIENT_ID"],
@@ -182,7 +175,8 @@ def fetch_secret(source: Source, timeout: float = GIVE_UP_AFTER) -> Secret:
     """
     result = _run_child(_child_input(source), timeout)
     if "fault" in result:
-        raise _error(result["fault"])
+        error = _FAULTS[result["fault"]]
+        raise type(error)(error.code, error.text, error.hint)  # a copy, because an exception collects tracebacks
     return Secret(result["value"])
 
 
@@ -222,11 +216,6 @@ def _run_child(request: bytes, timeout: float) -> dict[str, str]:
     except ValueError:
         return {"fault": "infisical_sdk_failed"}
     return result
-
-
-def _error(code: str) -> SignerError:
-    error = _FAULTS[code]
-    return type(error)(error.code, error.text, error.hint)  # a copy, because an exception collects tracebacks
 
 
 def _read_client_secret(path: Path) -> str:

@@ -67,7 +67,6 @@ _GENERATORS: Final[dict[str, Callable[[], _PrivateKey]]] = {
     "ecdsa521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "rsa4096": lambda: rsa.generate_private_key(65_537, 4096),
 }
-NEW_KINDS: Final = tuple(_GENERATORS)
 _SELF_TEST: Final = b"signer self-test"
 _STORE_THE_KEY: Final = "store the whole file of the CA key, with its line breaks, and nothing else"
 # How stores and shells write a line break in one line: \n (also escaped twice), <br>, &#10;, %0A.

@@ -19,7 +19,16 @@ from typing import Final, Literal
 
 from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable, write_hint
-from signer.files import create_unnamed, lock, name_unnamed, open_directory, open_lock_of, open_unread, sync_directory
+from signer.files import (
+    create_unnamed,
+    lock,
+    name_unnamed,
+    open_directory,
+    open_lock_of,
+    open_unread,
+    os_errors,
+    sync_directory,
+)
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -122,11 +131,9 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
         raise RefusedTarget(
             "target_not_absolute", "the target has .. in it or is not an absolute path", "give an absolute path"
         )
-    try:
+    with os_errors(_no_directory):
         _check_path(target, sticky_too=sticky_too)
         kind = file_system_of(target.parent)
-    except OSError as error:
-        raise _no_directory(error) from None
     if kind not in IN_MEMORY and not allow_disk:
         raise RefusedTarget(
             "target_on_disk",
@@ -212,15 +219,14 @@ def _locked_directory(path: Path) -> Iterator[int]:
     Others may open the directory, so the lock is on a file of this user's that is named after it. The writer inherits
     the lock, so that after the death of a renderer others wait for its writer.
     """
-    try:
+    with os_errors(_no_directory):
         folder = open_directory(path)
-    except OSError as error:
-        raise _no_directory(error) from None
     held: int | None = None
     try:
-        held = _open_lock(path)
+        with os_errors(_no_lock):
+            held = open_lock_of(path)
         deadline = time.monotonic() + WAIT_FOR_ANOTHER
-        while not _locked(held):
+        while not _is_locked(held):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     "target_busy",
@@ -235,18 +241,9 @@ def _locked_directory(path: Path) -> Iterator[int]:
             os.close(held)
 
 
-def _open_lock(path: Path) -> int:
-    try:
-        return open_lock_of(path)
-    except OSError as error:
-        raise _no_lock(error) from None
-
-
-def _locked(held: int) -> bool:
-    try:
+def _is_locked(held: int) -> bool:
+    with os_errors(_no_lock):
         return lock(held)
-    except OSError as error:
-        raise _no_lock(error) from None
 
 
 def _no_lock(error: OSError) -> SignerError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, FILE, IDENTITY, OneOf, json_option, whole
-from signer.cli.edits import file_option, finish, make_edit, read_policy_file, write_option
+from signer.cli.arguments import DURATION, FILE, IDENTITY, OneOf, whole
+from signer.cli.edits import PolicyFile, edit_options, file_option, read_policy_file
 from signer.cli.parser import verb
-from signer.cli.tokens import in_order, token_state
+from signer.cli.suggestions import similar
+from signer.cli.tokens import in_order, token_state, unknown_identity
 from signer.errors import NotFound, Refused
 from signer.model import RIGHTS
 from signer.policy.tokens import token_id
@@ -30,10 +30,9 @@ _KINDS = ("human", "agent", "workload")
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-@verb("policy list", examples=["signer policy list", "signer policy list --json | jq -r '.identities[].name'"])
+@verb("policy list", "signer policy list", "signer policy list --json | jq -r '.identities[].name'")
 @file_option
-@json_option
-def policy_list(file: Path | None, as_json: bool) -> int:
+def policy_list(file: Path | None, as_json: bool) -> None:
     """Lists the identities, roles and tokens of policy.toml. Times are UTC."""
     now = int(time.time())
     policy = read_policy_file(file).policy
@@ -41,37 +40,23 @@ def policy_list(file: Path | None, as_json: bool) -> int:
     roles = [_role_row(role) for _, role in sorted(policy.roles.items())]
     if as_json:
         output.show_json({"identities": identities, "roles": roles, "policy": policy.digest})
-        return 0
-    output.show_table(
+        return
+    tokens = [{**token, "name": row["name"]} for row in identities for token in row["tokens"]]
+    keys = [{**key, "name": row["name"]} for row in identities for key in row["approval_keys"]]
+    for titles, names, rows in (
+        (("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"), ("name", "kind", "roles", "groups", "may"), identities),
         (
-            (row["name"], row["kind"], _listed(row["roles"]), _listed(row["groups"]), _listed(row["may"]))
-            for row in identities
+            ("ROLE", "PRINCIPALS", "TTL", "MAX TTL", "KEY TYPES"),
+            ("name", "principals", "default_ttl", "max_ttl", "key_types"),
+            roles,
         ),
-        titles=("IDENTITY", "KIND", "ROLES", "GROUPS", "RIGHTS"),
-    )
-    output.show()
-    output.show_table(
-        (
-            (row["name"], _listed(row["principals"]), row["default_ttl"], row["max_ttl"], _listed(row["key_types"]))
-            for row in roles
-        ),
-        titles=("ROLE", "PRINCIPALS", "TTL", "MAX TTL", "KEY TYPES"),
-    )
-    tokens = [
-        (token["id"], row["name"], token["expires"], token["state"]) for row in identities for token in row["tokens"]
-    ]
-    if tokens:
-        output.show()
-        output.show_table(tokens, titles=("TOKEN", "IDENTITY", "EXPIRES", "STATE"))
-    keys = [
-        (key["fingerprint"], row["name"], key["type"], key["requires"])
-        for row in identities
-        for key in row["approval_keys"]
-    ]
-    if keys:
-        output.show()
-        output.show_table(keys, titles=("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"))
-    return 0
+        (("TOKEN", "IDENTITY", "EXPIRES", "STATE"), ("id", "name", "expires", "state"), tokens),
+        (("APPROVAL KEY", "IDENTITY", "TYPE", "SIGNS WITH"), ("fingerprint", "name", "type", "requires"), keys),
+    ):
+        if rows:
+            if rows is not identities:
+                output.show()
+            output.show_table([titles, *([_readable(row[name]) for name in names] for row in rows)])
 
 
 def _identity_facts(policy: Policy, identity: Identity, now: int) -> dict[str, Any]:
@@ -115,17 +100,15 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(values) or "none"
 
 
-@verb("role show", examples=["signer role show llmops", "signer role show llmops --json"])
+@verb("role show", "signer role show llmops", "signer role show llmops --json")
 @click.argument("name", metavar="ROLE", help="the name of a role")
 @file_option
-@json_option
-def role_show(name: str, file: Path | None, as_json: bool) -> int:
+def role_show(name: str, file: Path | None, as_json: bool) -> None:
     """Shows every value of a role as it is in force, defaults included, and who may ask for it."""
     policy = read_policy_file(file).policy
     role = policy.roles.get(name)
     if role is None:
-        near = difflib.get_close_matches(name, list(policy.roles), 1)
-        hint = f"did you mean {near[0]}" if near else f"policy.toml has {', '.join(sorted(policy.roles)[:8])}"
+        hint = similar(name, policy.roles, f"policy.toml has {', '.join(sorted(policy.roles)[:8])}")
         raise NotFound("unknown_role", f"there is no role {name[:64]}", hint)
     facts = {**_role_row(role), **_role_rules(role)}
     facts["identities"] = sorted(one.name for one in policy.identities.values() if role.name in one.roles)
@@ -133,7 +116,6 @@ def role_show(name: str, file: Path | None, as_json: bool) -> int:
         output.show_json(facts)
     else:
         output.show_table([(key.replace("_", " "), _readable(value)) for key, value in facts.items()])
-    return 0
 
 
 def _role_rules(role: Role) -> dict[str, Any]:
@@ -180,15 +162,13 @@ def _readable(value: object) -> object:
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-@verb("identity add", examples=["signer identity add ci --kind workload --role llmops --write"])
+@verb("identity add", "signer identity add ci --kind workload --role llmops --write")
 @click.argument("name", type=IDENTITY, metavar="IDENTITY", help="a name that policy.toml does not have yet")
 @click.option("--kind", type=OneOf(_KINDS), required=True, help="what it is")
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="a role that it may ask for; repeat for more")
 @click.option("--group", "groups", multiple=True, metavar="GROUP", help="a group that it is in; repeat for more")
 @click.option("--may", multiple=True, type=OneOf(tuple(RIGHTS)), help="a right; repeat for more")
-@file_option
-@write_option
-@json_option
+@edit_options
 def identity_add(
     *,
     name: str,
@@ -196,54 +176,43 @@ def identity_add(
     roles: tuple[str, ...],
     groups: tuple[str, ...],
     may: tuple[str, ...],
-    file: Path | None,
-    write: bool,
+    found: PolicyFile,
     as_json: bool,
-) -> int:
+) -> None:
     """Adds an identity to policy.toml. It can do nothing before it has a token: `signer token new IDENTITY
     --expires 90d --write`."""
     from signer.policy.edit import add_table
 
-    found = read_policy_file(file)
     if name in found.policy.identities:
         raise Refused("identity_exists", f"policy.toml already has the identity {name}", "see `signer policy list`")
     values = {"kind": kind, "roles": roles or None, "groups": groups or None, "may": may or None}
-    edit = make_edit(found, lambda text: add_table(text, "identities", name, values), write=write)
-    return finish(edit, {"identity": name}, as_json=as_json)
+    found.edit(lambda text: add_table(text, "identities", name, values)).show({"identity": name}, as_json=as_json)
 
 
-@verb("identity remove", examples=["signer identity remove ci --write"])
+@verb("identity remove", "signer identity remove ci --write")
 @click.argument("name", metavar="IDENTITY", help="the name of an identity")
-@file_option
-@write_option
-@json_option
-def identity_remove(*, name: str, file: Path | None, write: bool, as_json: bool) -> int:
+@edit_options
+def identity_remove(*, name: str, found: PolicyFile, as_json: bool) -> None:
     """Removes an identity with its tokens from policy.toml. It is refused from the next `signer reload` on; its
     certificates remain valid until they end, minutes later. A freeze stops an identity at once."""
     from signer.policy.edit import remove_table
 
-    found = read_policy_file(file)
     if name not in found.policy.identities:
-        raise _unknown_identity(name, found.policy)
-    edit = make_edit(found, lambda text: remove_table(text, "identities", name), write=write)
-    return finish(edit, {"identity": name}, as_json=as_json)
+        raise unknown_identity(name, found.policy)
+    found.edit(lambda text: remove_table(text, "identities", name)).show({"identity": name}, as_json=as_json)
 
 
 @verb(
     "approval-key add",
-    examples=[
-        "signer approval-key add anna --webauthn enrolment.json",
-        "signer approval-key add anna --webauthn enrolment.json --write",
-    ],
+    "signer approval-key add anna --webauthn enrolment.json",
+    "signer approval-key add anna --webauthn enrolment.json --write",
 )
 @click.argument("name", metavar="IDENTITY", help="the name of a human in policy.toml")
 @click.option(
     "--webauthn", "enrolment", type=FILE, required=True, metavar="FILE", help="the JSON that the enrolment page gave"
 )
-@file_option
-@write_option
-@json_option
-def approval_key_add(*, name: str, enrolment: Path, file: Path | None, write: bool, as_json: bool) -> int:
+@edit_options
+def approval_key_add(*, name: str, enrolment: Path, found: PolicyFile, as_json: bool) -> None:
     """Adds a passkey to `approval_keys` of a human. The file is a JSON object with the texts id, public_key
     (of `getPublicKey()`, both in base64url), rp and origin. It proves nothing of who made it: see the
     passkey being made, or compare the fingerprint with its owner."""
@@ -251,31 +220,16 @@ def approval_key_add(*, name: str, enrolment: Path, file: Path | None, write: bo
     from signer.policy.edit import add_approval_key, approval_key_entry
 
     passkey, entry = load_enrolment(enrolment)
-    found = read_policy_file(file)
     if name not in found.policy.identities:
-        raise _unknown_identity(name, found.policy)
-    edit = make_edit(found, lambda text: add_approval_key(text, name, entry), write=write)
+        raise unknown_identity(name, found.policy)
     line = f"approval_keys = [{approval_key_entry(entry)}]"
     facts = {"identity": name, "fingerprint": passkey.fingerprint, "policy_line": line}
-    status = finish(edit, facts, as_json=as_json)
+    found.edit(lambda text: add_approval_key(text, name, entry)).show(facts, as_json=as_json)
     if not as_json:
         output.note(f"the passkey's fingerprint is {passkey.fingerprint}: compare it with what its owner's page shows")
-    return status
 
 
-def _unknown_identity(name: str, policy: Policy) -> NotFound:
-    near = difflib.get_close_matches(name, list(policy.identities), 1)
-    return NotFound(
-        "unknown_identity",
-        f"there is no identity {name[:64]}",
-        f"did you mean {near[0]}" if near else "see `signer policy list`",
-    )
-
-
-@verb(
-    "role add",
-    examples=["signer role add deploy --principal deploy --max-ttl 10m --force-command /usr/bin/deploy --write"],
-)
+@verb("role add", "signer role add deploy --principal deploy --max-ttl 10m --force-command /usr/bin/deploy --write")
 @click.argument("name", metavar="ROLE", help="a name that policy.toml does not have yet")
 @click.option(
     "--principal", "principals", multiple=True, required=True, metavar="NAME", help="as sshd matches; repeat for more"
@@ -288,9 +242,7 @@ def _unknown_identity(name: str, policy: Policy) -> NotFound:
 @click.option("--reason-required", is_flag=True, help="refuse a request without a reason")
 @click.option("--per-minute", type=whole(1, 1_000_000), metavar="N", help="certificates per identity and minute")
 @click.option("--live", type=whole(1, 1_000_000), metavar="N", help="certificates per identity that are valid at once")
-@file_option
-@write_option
-@json_option
+@edit_options
 def role_add(
     *,
     name: str,
@@ -303,14 +255,12 @@ def role_add(
     reason_required: bool,
     per_minute: int | None,
     live: int | None,
-    file: Path | None,
-    write: bool,
+    found: PolicyFile,
     as_json: bool,
-) -> int:
+) -> None:
     """Adds a role to policy.toml. Nobody may ask for it before it is among `roles` of an identity."""
     from signer.policy.edit import add_table
 
-    found = read_policy_file(file)
     if name in found.policy.roles:
         raise Refused(
             "role_exists", f"policy.toml already has the role {name[:64]}", f"see `signer role show {name[:64]}`"
@@ -328,5 +278,4 @@ def role_add(
         "reason_required": reason_required or None,
         "limits": limits or None,
     }
-    edit = make_edit(found, lambda text: add_table(text, "roles", name, values), write=write)
-    return finish(edit, {"role": name}, as_json=as_json)
+    found.edit(lambda text: add_table(text, "roles", name, values)).show({"role": name}, as_json=as_json)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ import click
 from signer.units import parse_duration
 
 if TYPE_CHECKING:
+    from signer.ledger.checkpoint import VerifierKey
     from signer.settings import Settings
 
 KEY_KINDS: Final = ("ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa4096")
@@ -180,6 +182,21 @@ def _read_reference(word: str) -> str:
     return word
 
 
+def read_vkey(word: str, *, of_log: bool) -> VerifierKey:
+    """The verifier key of a log or of a witness; raises `ValueError`."""
+    from signer.errors import BadNote
+    from signer.ledger.checkpoint import COSIGNATURE_KIND, NOTE_KIND, parse_vkey
+
+    try:
+        key = parse_vkey(word)
+    except BadNote as error:
+        raise ValueError(error.text) from None
+    if key.kind != (NOTE_KIND if of_log else COSIGNATURE_KIND):
+        wanted, other = ("a log", "a witness") if of_log else ("a witness", "a log")
+        raise ValueError(f"{key.name} is the key of {other}, not of {wanted}")
+    return key
+
+
 FILE: Final = File("file", _read_path)
 SERIAL: Final = Checked("serial", _read_serial)
 DURATION: Final = Checked("duration", parse_duration)  # seconds
@@ -195,11 +212,12 @@ REQUEST: Final = _id("r", "a request")
 WAIVER: Final = _id("w", "a waiver")
 INCIDENT: Final = _id("i", "an incident")
 REFERENCE: Final = Checked("reference", _read_reference)
+WITNESS_KEY: Final = Checked("vkey", partial(read_vkey, of_log=False))
 
 
 # --- shared options ---------------------------------------------------------------------------------------------
 
-json_option: Final = click.option("--json", "as_json", is_flag=True, help="print the same facts as JSON on stdout")
+JSON: Final = click.Option(["--json", "as_json"], is_flag=True, help="print the same facts as JSON on stdout")
 config_option: Final = click.option(
     "--config", type=FILE, metavar="FILE", required=True, help="cutover.toml of the platform"
 )
@@ -211,9 +229,21 @@ out_option: Final = click.option("--out", type=FILE, metavar="PLAN", help="write
 commands_option: Final = click.option("--commands", is_flag=True, help="also show the commands that would be run")
 
 
+MAX_PAGE: Final = 1_000
 segment_option: Final = click.option(
     "--segment", type=FILE, metavar="FILE", help="read this file of `signer ledger archive` instead of the ledger"
 )
+
+
+def page_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--limit`, the rows of a page, and `--before`, which asks for the page after another."""
+    limit = click.option(
+        "--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50"
+    )
+    before = click.option(
+        "--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number"
+    )
+    return limit(before(function))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, KEY_KINDS, PAUSE, OneOf, json_option
+from signer.cli.arguments import FILE, KEY_KINDS, PAUSE, OneOf
 from signer.cli.parser import verb
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.hardening import forbid_dumps
@@ -30,11 +30,10 @@ _SENTENCES = {
 }
 
 
-@verb("ca new", examples=["signer ca new --out /dev/shm/ca", "signer ca new --out /dev/shm/ca --kind ecdsa256 --json"])
+@verb("ca new", "signer ca new --out /dev/shm/ca", "signer ca new --out /dev/shm/ca --kind ecdsa256 --json")
 @click.option("--out", type=FILE, metavar="FILE", required=True, help="a file that does not exist")
 @click.option("--kind", type=OneOf(KEY_KINDS), default="ed25519", help="default ed25519")
-@json_option
-def ca_new(out: Path, kind: str, as_json: bool) -> int:
+def ca_new(out: Path, kind: str, as_json: bool) -> None:
     """Writes the key, 0400, and shows its public line, its fingerprint and how to bring it into use by hand.
     Nothing of the private half is shown, and nothing is written to Infisical."""
     from signer.ca.key import KeyMaterial
@@ -45,7 +44,7 @@ def ca_new(out: Path, kind: str, as_json: bool) -> int:
     key = create(target, lambda: KeyMaterial.generate(kind))
     if as_json:
         output.show_json({"file": str(target), "fingerprint": key.fingerprint, "public_key": key.public_line})
-        return 0
+        return
     output.show_exactly(f"public key   {key.public_line}")
     output.show(f"fingerprint  {key.fingerprint}")
     output.show()
@@ -58,18 +57,13 @@ def ca_new(out: Path, kind: str, as_json: bool) -> int:
         "  5  when that reports written or unchanged:  shred -u " + plain(target),
     ):
         output.show(line)
-    return 0
 
 
-@verb(
-    "ca render",
-    examples=["signer ca render --to /run/signer-ca/ca", "signer ca render --to /run/signer-ca/ca --check --json"],
-)
+@verb("ca render", "signer ca render --to /run/signer-ca/ca", "signer ca render --to /run/signer-ca/ca --check --json")
 @click.option("--to", type=FILE, metavar="FILE", required=True, help="an absolute path, on a memory file system")
 @click.option("--check", is_flag=True, help="write nothing, report whether file and Infisical agree")
 @click.option("--watch", type=PAUSE, metavar="60s", help="render again at this interval")
 @click.option("--allow-disk", is_flag=True, help="accept a target that survives a reboot")
-@json_option
 def ca_render(to: Path, check: bool, watch: int | None, allow_disk: bool, as_json: bool) -> int:
     """Fetches the key, checks it against SIGNER_CA_FINGERPRINT and puts it in place in one step, 0400. The same
     key is left as it is. --check writes nothing; exit status 1 if file and Infisical differ. --watch runs

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
@@ -26,12 +28,7 @@ if TYPE_CHECKING:
 _SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
-@verb(
-    "check",
-    examples=["signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'"],
-    lists_settings=True,
-)
-@json_option
+@verb("check", "signer check", "signer check --json | jq '.checks[] | select(.outcome != \"ok\")'", lists_settings=True)
 def check(as_json: bool) -> int:
     """Checks everything a start depends on, changes nothing, and shows `ok`, `warn` or `FAIL` for each check.
     Run it as the user that starts the service. Exit status 1 if a check failed."""
@@ -39,17 +36,11 @@ def check(as_json: bool) -> int:
 
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
-    if as_json:
-        output.show_json({"ready": not _count(checks, "fail"), **_summary(checks)})
-    else:
-        _show(checks)
-        output.show(_sentence(checks, "ready", "not ready"))
-    return 1 if _count(checks, "fail") else 0
+    return _show({}, checks, "ready", as_json=as_json)
 
 
-@verb("ca inspect", examples=["signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json"])
+@verb("ca inspect", "signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json")
 @click.argument("file", type=FILE, metavar="FILE", help="a CA key file, or its .pub")
-@json_option
 def ca_inspect(file: Path, as_json: bool) -> int:
     """Shows kind, size, fingerprint and public line of a key, and nothing of the private half. For a private
     key file it also shows what the keeper would find wrong with owner, mode, links, content and pin.
@@ -58,21 +49,11 @@ def ca_inspect(file: Path, as_json: bool) -> int:
         facts, checks = _inspect_public(file)
     else:
         facts, checks = _inspect_private(file, read_settings())
-    if as_json:
-        output.show_json({**facts, "usable": not _count(checks, "fail"), **_summary(checks)})
-    else:
-        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
-        output.show()
-        _show(checks)
-        output.show(_sentence(checks, "usable", "not usable"))
-    return 1 if _count(checks, "fail") else 0
+    return _show(facts, checks, "usable", as_json=as_json)
 
 
-@verb(
-    "ca bundle", examples=["signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'"]
-)
-@json_option
-def ca_bundle(as_json: bool) -> int:
+@verb("ca bundle", "signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'")
+def ca_bundle(as_json: bool) -> None:
     """Prints the current, next and retired CA keys for TrustedUserCAKeys, as `GET /api/ca` of the running service
     does, from the policy file. The key file, or the ssh-agent, is read only if the policy does not contain
     `ca.public_key`."""
@@ -100,7 +81,6 @@ def ca_bundle(as_json: bool) -> int:
         output.show_json({"keys": keys, "policy": policy.digest})
     else:
         output.show_exactly(render_bundle(policy.ca, in_use).rstrip("\n"))
-    return 0
 
 
 def _key_in_use(settings: Settings, ca: CaKeys) -> PublicKey:
@@ -156,32 +136,29 @@ def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, obj
     return {"kind": kind, "bits": bits, "fingerprint": fingerprint, "public_key": render_public_key(kind, blob)}
 
 
-def _count(checks: Sequence[Check], outcome: str) -> int:
-    return sum(check.outcome == outcome for check in checks)
+def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as_json: bool) -> int:
+    """Shows facts, checks, and whether all is `good`; returns the exit status."""
+    count = Counter(check.outcome for check in checks)
+    is_good = not count["fail"]
+    if as_json:
+        counts = {"failed": count["fail"], "warnings": count["warn"], "ok": count["ok"]}
+        output.show_json({**facts, good: is_good, **counts, "checks": [asdict(check) for check in checks]})
+        return 0 if is_good else 1
+    if facts:
+        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        output.show()
+    _show_lines(checks)
+    parts = [f"{count['fail']} failed"] if count["fail"] else []
+    parts += [output.count(count["warn"], "warning")] if count["warn"] else []
+    parts += [f"{count['ok']} ok"]
+    output.show(f"{good if is_good else f'not {good}'}: {', '.join(parts)}")
+    return 0 if is_good else 1
 
 
-def _summary(checks: Sequence[Check]) -> dict[str, object]:
-    listed = [{"outcome": c.outcome, "code": c.code, "detail": c.detail, "hint": c.hint} for c in checks]
-    return {
-        "failed": _count(checks, "fail"),
-        "warnings": _count(checks, "warn"),
-        "ok": _count(checks, "ok"),
-        "checks": listed,
-    }
-
-
-def _show(checks: Sequence[Check]) -> None:
+def _show_lines(checks: Sequence[Check]) -> None:
     """The lines of the checks; below each that is not ok, what to do about it, once for a run with the same hint."""
     width = min(max((len(check.code) for check in checks), default=0), 40)
     for check, following in zip(checks, [*checks[1:], None], strict=True):
         output.show(f"{_SHOWN[check.outcome]:<5} {plain(check.code):<{width}}  {plain(check.detail)}")
         if check.hint and (following is None or following.hint != check.hint):
             output.show(f"{'':5} {plain(check.hint)}")
-
-
-def _sentence(checks: Sequence[Check], good: str, bad: str) -> str:
-    failed, warnings = _count(checks, "fail"), _count(checks, "warn")
-    parts = [f"{failed} failed"] if failed else []
-    parts += [output.count(warnings, "warning")] if warnings else []
-    parts += [f"{_count(checks, 'ok')} ok"]
-    return f"{bad if failed else good}: {', '.join(parts)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import OneOf, json_option
+from signer.cli.arguments import OneOf
 from signer.cli.parser import PROGRAM, ROOT, verb
 from signer.cli.usage import COMPLETION_VARIABLE, UsageError
 
@@ -19,23 +19,18 @@ SHELLS: Final = ("bash", "zsh", "fish")
 
 @verb(
     "completion",
-    examples=[
-        "source <(signer completion bash)",
-        "signer completion zsh > ~/.zfunc/_signer",
-        "signer completion fish > ~/.config/fish/completions/signer.fish",
-    ],
+    "source <(signer completion bash)",
+    "signer completion zsh > ~/.zfunc/_signer",
+    "signer completion fish > ~/.config/fish/completions/signer.fish",
 )
 @click.argument("shell", type=OneOf(SHELLS), metavar="SHELL", help="bash, zsh or fish")
-@json_option
-def completion(shell: str, as_json: bool) -> int:
+def completion(shell: str, as_json: bool) -> None:
     """Load the script in the shell's start-up file. For zsh, the directory of the file must be in `fpath` before
     `compinit` runs."""
     script = _side_of(shell).source()
-    if as_json:
-        output.show_json({"shell": shell, "script": script})
-    else:
-        output.show_exactly(script.rstrip("\n"))
-    return 0
+    output.show_result(
+        {"shell": shell, "script": script}, *script.rstrip("\n").split("\n"), as_json=as_json, exactly=True
+    )
 
 
 def complete(instruction: str) -> int:

@@ -5,59 +5,31 @@ from __future__ import annotations
 import click
 
 from signer.cli import output
-from signer.cli.arguments import json_option, quoted
+from signer.cli.arguments import quoted
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.error_catalogue import CATALOGUE, ErrorEntry, find_entry, nearest_codes
+from signer.error_catalogue import CATALOGUE, find_entry, nearest_codes
 
 
-@verb("error", examples=["signer error frozen", "signer error --json | jq -r '.errors[].code'"])
+@verb("error", "signer error frozen", "signer error --json | jq -r '.errors[].code'")
 @click.argument("code", metavar="CODE", required=False, help="an error code, such as frozen; default: all")
-@json_option
-def error(code: str | None, as_json: bool) -> int:
+def error(code: str | None, as_json: bool) -> None:
     """Codes are in the JSON of errors, in the ledger and in metrics. Without CODE, lists all codes, one line
     each: code, HTTP status (- if it is never sent over HTTP), meaning."""
+    rows: list[tuple[object, ...]]
     if code is None:
-        _list_codes(as_json=as_json)
+        facts = {"errors": [entry._asdict() for entry in CATALOGUE.values()]}
+        rows = [(entry.code, entry.status or "-", entry.meaning) for entry in CATALOGUE.values()]
     else:
-        _explain_code(code, as_json=as_json)
-    return 0
-
-
-def _explain_code(code: str, *, as_json: bool) -> None:
-    """Raises `UsageError` for a code that the catalogue does not have."""
-    entry = find_entry(code)
-    if entry is None:
-        near = nearest_codes(code)
-        hint = f"did you mean {', '.join(near)}" if near else "see `signer error`"
-        raise UsageError(f"{quoted(code, 60)} is not an error code", hint)
+        entry = find_entry(code)
+        if entry is None:
+            near = nearest_codes(code)
+            hint = f"did you mean {', '.join(near)}" if near else "see `signer error`"
+            raise UsageError(f"{quoted(code, 60)} is not an error code", hint)
+        facts = entry._asdict()
+        status = "never sent over HTTP" if entry.status is None else f"HTTP {entry.status}"
+        rows = [(name, value) for name, value in {**facts, "status": status}.items() if name != "counted"]
     if as_json:
-        output.show_json(_as_json(entry))
-        return
-    output.show_table(
-        [
-            ("code", entry.code),
-            ("subject", entry.subject),
-            ("meaning", entry.meaning),
-            ("action", entry.action),
-            ("status", "never sent over HTTP" if entry.status is None else f"HTTP {entry.status}"),
-        ]
-    )
-
-
-def _list_codes(*, as_json: bool) -> None:
-    if as_json:
-        output.show_json({"errors": [_as_json(entry) for entry in CATALOGUE.values()]})
+        output.show_json(facts)
     else:
-        output.show_table((entry.code, entry.status or "-", entry.meaning) for entry in CATALOGUE.values())
-
-
-def _as_json(entry: ErrorEntry) -> dict[str, object]:
-    return {
-        "code": entry.code,
-        "subject": entry.subject,
-        "meaning": entry.meaning,
-        "action": entry.action,
-        "status": entry.status,
-        "counted": entry.counted,
-    }
+        output.show_table(rows)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, read_settings
+from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
 from signer.errors import LedgerBroken
-from signer.model import Entry
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
 
 @verb(
     "evidence verify",
-    examples=[
-        "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
-        "signer evidence verify . --config cutover.toml --json",
-    ],
+    "signer evidence verify /var/lib/safe-session/evidence/2026-11-22T14-05-02Z-cutover",
+    "signer evidence verify . --config cutover.toml --json",
 )
 @click.argument("directory", type=FILE, metavar="DIR", help="the directory of one run")
 @click.option("--config", type=FILE, metavar="FILE", help="cutover.toml of the platform, to ask its service")
-@json_option
 def evidence_verify(directory: Path, config: Path | None, as_json: bool) -> int:
     """Compares every file with SHA256SUMS, compares plan, approvals and outcome with each other, and looks up the
     digest in the ledger: in the running service that cutover.toml names, or without --config in the ledger
@@ -65,10 +61,11 @@ def _ledger(config: Path | None) -> Iterator[FindInLedger]:
 
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
+    from signer.ledger.chain import entry_hash
     from signer.ledger.views import operation_row
 
     for entry in reader.operations(digest, None, 1):
-        if _hash(entry) != entry.hash:
+        if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:
             break
         try:
             return operation_row(entry)
@@ -82,12 +79,6 @@ def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
         "run `signer ledger verify`, which shows where",
         {"seq": entry.seq},
     )
-
-
-def _hash(entry: Entry) -> str:
-    from signer.ledger.chain import entry_hash
-
-    return entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev)
 
 
 def _as_json(verdict: Verdict) -> dict[str, object]:
@@ -107,7 +98,6 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
 
 
 def _show(verdict: Verdict) -> None:
-    """The problems, failures first, and the verdict."""
     ordered = sorted(verdict.problems, key=lambda one: one.is_warning)
     output.show_table([("warn" if one.is_warning else "FAIL", one.code, one.text) for one in ordered])
     failed = sum(not one.is_warning for one in ordered)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, REASON, OneOf, json_option, read_settings
-from signer.cli.connection import connection_options, has_token, names_this_host, open_api
+from signer.cli.arguments import DURATION, REASON, OneOf, read_settings
+from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadSettings, SignerError
-from signer.units import plain, render_duration
+from signer.units import render_duration
 
 if TYPE_CHECKING:
     from signer.protocol.replies import Reply
@@ -25,29 +24,21 @@ _KINDS: Final = OneOf(("identity", "role", "all"))
 _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which nobody should have to think of words
 
 
-@verb(
-    "freeze",
-    examples=[
-        "signer freeze all",
-        'signer freeze identity deploy-agent --reason "its token leaked" --until 2h',
-    ],
-)
+@verb("freeze", "signer freeze all", 'signer freeze identity deploy-agent --reason "its token leaked" --until 2h')
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
 @click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for whoever it stops")
 @click.option("--until", "lasts", type=DURATION, metavar="DURATION", help="from now, such as 2h; default: until lifted")
-@connection_options
-@json_option
+@service_options
 def freeze(
     *,
     kind: str,
     name: str | None,
     reason: str | None,
     lasts: int | None,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
-) -> int:
+) -> None:
     """Issues nothing from the next request on, also to requests that wait for their signature; certificates
     that were issued stay valid until they end. Needs a token with the right `freeze`; on the signer's host root
     and the keeper's user need none, and a token that only the environment names does not stop them. An agent
@@ -56,75 +47,61 @@ def freeze(
     if reason is None and scope != "all":
         raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
-    state = _freeze(body, address, token_file)
-    if as_json:
-        output.show_json(state)
-        return 0
+    state = _freeze(body, service)
     end = f" until {state['until']}" if state.get("until") else ""
-    output.show(f"{plain(scope)} is frozen{end}: nothing is issued to it")
-    output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
-    return 0
+    output.show_result(state, f"{scope} is frozen{end}: nothing is issued to it", as_json=as_json)
+    if not as_json:
+        output.note(f"issue again with `signer unfreeze {' '.join(filter(None, (kind, name)))}`; see `signer freezes`")
 
 
-@verb("unfreeze", examples=["signer unfreeze all", "signer unfreeze identity deploy-agent"])
+@verb("unfreeze", "signer unfreeze all", "signer unfreeze identity deploy-agent")
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
-@connection_options
-@json_option
-def unfreeze(*, kind: str, name: str | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@service_options
+def unfreeze(*, kind: str, name: str | None, service: Service, as_json: bool) -> None:
     """Needs the token of a human with the right `freeze` who is not frozen by name; nobody lifts what stops
     themselves, and no agent lifts anything."""
     scope = _scope(kind, name)
-    with open_api(address, token_file) as api:
-        state = api.unfreeze(scope)
-    if as_json:
-        output.show_json(state)
-    else:
-        output.show(f"{plain(scope)} is no longer frozen")
-    return 0
+    with service.open() as api:
+        state = api.delete("freezes", scope)
+    output.show_result(state, f"{scope} is no longer frozen", as_json=as_json)
 
 
-@verb("freezes", examples=["signer freezes", "signer freezes --json | jq -r '.freezes[].scope'"])
-@connection_options
-@json_option
-def freezes(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@verb("freezes", "signer freezes", "signer freezes --json | jq -r '.freezes[].scope'")
+@service_options
+def freezes(*, service: Service, as_json: bool) -> None:
     """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
     root and the keeper's user need no token."""
-    if token_file is None and (not has_token(None) or _may_ask_keeper(address)):
+    if service.token_file is None and (not service.has_token or _may_ask_keeper(service)):
         found = _ask_keeper({"op": "freezes"})
     else:
-        with open_api(address, token_file) as api:
-            found = api.freezes()
-    if as_json:
-        output.show_json(found)
-    elif rows := found["freezes"]:
-        titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
-        cells = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in rows]
-        output.show_table(cells, titles=titles)
-    else:
-        output.note("nothing is frozen")
-    return 0
+        with service.open() as api:
+            found = api.get("freezes")
+    rows = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in found["freezes"]]
+    titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
+    output.show_rows(found, titles, rows, "nothing is frozen", as_json=as_json)
 
 
-def _freeze(body: dict[str, str], address: str | None, token_file: Path | None) -> dict[str, Any]:
+def _freeze(body: dict[str, str], service: Service) -> dict[str, Any]:
     """The state after the freeze.
 
     A token of the environment may be an agent's, or have ended: it does not keep root from an emergency stop.
     """
-    if has_token(token_file):
+    if service.has_token:
         try:
-            with open_api(address, token_file) as api:
-                return api.freeze(body)
+            with service.open() as api:
+                state: dict[str, Any] = api.post("freezes", body=body)
+                return state
         except SignerError as error:
-            if token_file is not None or not _may_ask_keeper(address):
+            if service.token_file is not None or not _may_ask_keeper(service):
                 raise
             output.note(f"the token of SAFE_SESSION_TOKEN_FILE did not do it: {error.text}; asked without it instead")
     return _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
 
 
-def _may_ask_keeper(address: str | None) -> bool:
+def _may_ask_keeper(service: Service) -> bool:
     """Whether this is root or the keeper's user on the host of the service that would be asked over HTTP."""
-    if not names_this_host(address):
+    if not service.is_local:
         return False
     try:
         path = read_settings().socket

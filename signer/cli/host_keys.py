@@ -1,9 +1,9 @@
-"""`signer hosts add`, `list` and `remove`: the list of host keys that clients verify hosts by."""
+"""`signer hosts add`, `list` and `remove`: the list of host keys that clients verify hosts by; `hosts seen`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,26 +11,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option
-from signer.cli.connection import connection_options, open_api
+from signer.cli.arguments import DURATION, FILE
+from signer.cli.connection import Service, service_options
+from signer.cli.keys import MAX_KEYS, STDIN, read_public_keys
 from signer.cli.parser import verb
-from signer.errors import BadFile, BadRequest, Refused
+from signer.errors import BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
-from signer.units import plain
+from signer.units import cut, plain, timestamp
 
 if TYPE_CHECKING:
     from signer.model import PublicKey
 
-_STDIN: Final = "-"
-_MOST: Final = 64 * 1024  # bytes of a file of keys
-
 
 @verb(
     "hosts add",
-    examples=[
-        "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub --principals llmops,ops",
-        "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
-    ],
+    "signer hosts add edge1 --also 192.0.2.7 --keys edge1.pub --principals llmops,ops",
+    "signer hosts add '[edge1]:2222' --keys - --yes <edge1.pub",
 )
 @click.argument("name", metavar="NAME", help="as it is given to ssh: a name or an address, or [NAME]:PORT")
 @click.option(
@@ -44,8 +40,7 @@ _MOST: Final = 64 * 1024  # bytes of a file of keys
 )
 @click.option("--replace", is_flag=True, help="take the place of the keys that are listed")
 @click.option("--yes", is_flag=True, help="list the keys without asking")
-@connection_options
-@json_option
+@service_options
 def hosts_add(
     *,
     name: str,
@@ -54,10 +49,9 @@ def hosts_add(
     principals: str | None,
     replace: bool,
     yes: bool,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
-) -> int:
+) -> None:
     """Lists the public keys of a host: `safe-session` then logs in to it without a question and refuses
     any other key. Compare the fingerprints with those on the host's console (`ssh-keygen -lf`): whoever
     sits between you and the host answers ssh-keyscan, too. --principals records whom the host lets in,
@@ -67,7 +61,7 @@ def hosts_add(
     from signer.ssh.known_hosts import key_line, parse_host_name, parse_host_principals, read_key_file
 
     names = list(dict.fromkeys(map(parse_host_name, (name, *addresses))))
-    found = read_key_file(_read(keys), names)
+    found = read_key_file(read_public_keys(keys).decode("utf-8", "replace"), names)
     body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in found], "replace": replace}
     if principals is not None:
         body["principals"] = list(parse_host_principals(principals.split(",")))
@@ -79,40 +73,17 @@ def hosts_add(
             f"{names[0]} is not listed",
             "add --yes to list it unasked",
             "nothing was sent",
-            can_ask=str(keys) != _STDIN,
+            can_ask=str(keys) != STDIN,
         )
-    with open_api(address, token_file) as api:
-        listed = api.add_host_keys(body)
-    if as_json:
-        output.show_json(listed)
-    else:
-        output.show(f"{names[0]} is listed with {output.count(len(found), 'key')}")
-    return 0
+    with service.open() as api:
+        listed = api.post("host-keys", body=body)
+    output.show_result(listed, f"{names[0]} is listed with {output.count(len(found), 'key')}", as_json=as_json)
 
 
 def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
     output.note(", ".join(names))
     for key in keys:
         output.note_bare(f"  {key.kind}  {key.bits}  {key.fingerprint}")
-
-
-def _read(path: Path) -> str:
-    """The text of a file with keys; raises `BadFile`."""
-    try:
-        if str(path) == _STDIN:
-            raw = sys.stdin.buffer.read(_MOST + 1)
-        else:
-            with path.open("rb") as file:
-                raw = file.read(_MOST + 1)
-    except OSError as error:
-        raise BadFile(
-            "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
-        ) from None
-    if b"PRIVATE KEY-----" in raw:
-        raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
-    if len(raw) > _MOST:
-        raise BadFile("file_too_large", f"{path} has more than {_MOST} bytes", "name a file of one host's keys")
-    return raw.decode("utf-8", "replace")
 
 
 class SeenKeys(NamedTuple):
@@ -131,7 +102,7 @@ def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
     from signer.ssh.known_hosts import parse_host_key, parse_host_name
 
     keys = []
-    for line in text[:_MOST].splitlines():
+    for line in text[:MAX_KEYS].splitlines():
         with suppress(BadRequest):
             keys.append(parse_host_key(" ".join(line.split()[:2])))
     names = Question(shutil.which("ssh") or "", list(words)).names()
@@ -142,15 +113,15 @@ def read_seen_keys(words: Sequence[str], text: str) -> SeenKeys | None:
 
 
 def offer_keys(
-    found: SeenKeys, principals: Sequence[str], where: tuple[str | None, Path | None] | None, *, as_json: bool
+    found: SeenKeys, principals: Sequence[str], service: Service | None, *, as_json: bool
 ) -> dict[str, object]:
-    """Shows the keys, and lists them, and the principals that the host lets in, at the service with this address and
-    token, if any; returns the facts."""
+    """Shows the keys, and lists them, and the principals that the host lets in, at the service, if any; returns the
+    facts."""
     from signer.ssh.known_hosts import key_line
 
     if not as_json:
         _show_keys([found.name], found.keys)
-    if where is not None:
+    if service is not None:
         body = {
             "name": found.name,
             "addresses": [],
@@ -158,19 +129,19 @@ def offer_keys(
             "replace": False,
             "principals": list(principals),
         }
-        with open_api(*where) as api:
-            api.add_host_keys(body)
+        with service.open() as api:
+            api.post("host-keys", body=body)
         if not as_json:
             output.show(f"{found.name} is listed with {output.count(len(found.keys), 'key')}")
     elif not as_json:
         output.note("clients do not know these keys unless you list them: --add-keys, or `signer hosts add`")
     fingerprints = [key.fingerprint for key in found.keys]
-    return {"name": found.name, "fingerprints": fingerprints, "listed": where is not None}
+    return {"name": found.name, "fingerprints": fingerprints, "listed": service is not None}
 
 
-def check_may_list(address: str | None, token_file: Path | None) -> None:
+def check_may_list(service: Service) -> None:
     """Raises `Refused` unless the token has the right `hosts`: before anything is done on a host."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         caller = api.whoami()
     if "hosts" not in caller.get("may", ()):
         raise Refused(
@@ -178,22 +149,16 @@ def check_may_list(address: str | None, token_file: Path | None) -> None:
         )
 
 
-@verb("hosts list", examples=["signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'"])
-@connection_options
-@json_option
-def hosts_list(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@verb("hosts list", "signer hosts list", "signer hosts list --json | jq -r '.hosts[].name'")
+@service_options
+def hosts_list(*, service: Service, as_json: bool) -> None:
     """Shows the listed hosts, their names and addresses, the principals that they let in, as far as these are
     recorded, their keys, and who listed them when. Needs the right `hosts` or `ledger.read`."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         found = api.host_keys()
-    if as_json:
-        output.show_json({"hosts": found})
-    elif found:
-        titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
-        output.show_table((row for host in found for row in _rows(host)), titles=titles)
-    else:
-        output.note("no hosts are listed")
-    return 0
+    titles = ("HOST", "ADDRESSES", "PRINCIPALS", "KEY", "FINGERPRINT", "BY", "SINCE")
+    rows = (row for host in found for row in _rows(host))
+    output.show_rows({"hosts": found}, titles, rows, "no hosts are listed", as_json=as_json)
 
 
 def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -203,7 +168,7 @@ def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
     first = (
         str(host.get("name")),
         ",".join(map(str, host.get("addresses") or [])) or "-",
-        principals if len(principals) <= 40 else f"{principals[:39]}…",
+        cut(principals, 40),
     )
     last = (str(host.get("by")), str(host.get("since")))
     rows: list[tuple[str, ...]] = []
@@ -213,17 +178,74 @@ def _rows(host: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-@verb("hosts remove", examples=["signer hosts remove edge1"])
+@verb("hosts remove", "signer hosts remove edge1")
 @click.argument("name", metavar="NAME", help="as `hosts list` shows it")
-@connection_options
-@json_option
-def hosts_remove(*, name: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@service_options
+def hosts_remove(*, name: str, service: Service, as_json: bool) -> None:
     """Takes a host off the list. From then on `safe-session` treats it as a host that it does not know: ssh does
     what its own configuration says. Needs the right `hosts`. Recorded."""
-    with open_api(address, token_file) as api:
-        removed = api.remove_host_keys(name)
+    with service.open() as api:
+        removed = api.delete("host-keys", name)
+    output.show_result(removed, f"{removed.get('name')} is no longer listed", as_json=as_json)
+
+
+# --- hosts seen -----------------------------------------------------------------------------------------------------
+
+
+LATELY: Final = 900  # seconds; a host that is up fetches each minute, and raises an alarm after so long
+_PAUSE: Final = 1.0  # seconds between two questions
+
+
+@verb("hosts seen", "signer hosts seen", "signer hosts seen --wait 2m")
+@click.option("--wait", type=DURATION, metavar="DURATION", help="until each host seen lately has it, at most so long")
+@service_options
+def hosts_seen(*, wait: int | None, service: Service, as_json: bool) -> int:
+    """Shows the hosts that fetched the revocation list in the last day, and which version each has. Their names
+    are what they say of themselves. Exit status 1 with --wait if the time is over and a host that was seen in
+    the last 15 minutes does not have the newest version. Needs the right `hosts` or `ledger.read`."""
+    deadline = time.monotonic() + (wait or 0)
+    with service.open() as api:
+        found = api.hosts()
+        while wait is not None and not is_everywhere(found, int(time.time())) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+            found = api.hosts()
+    done = is_everywhere(found, int(time.time()))
     if as_json:
-        output.show_json(removed)
+        output.show_json({**found, "everywhere": done})
     else:
-        output.show(plain(f"{removed.get('name')} is no longer listed"))
-    return 0
+        rows = sorted(found["hosts"], key=lambda row: (row["current"], row["name"]))
+        if rows:
+            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *map(_seen_columns, rows)])
+        output.show(summary(found, int(time.time())))
+    return 0 if done or wait is None else 1
+
+
+def _seen_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return plain(str(row["name"])), str(row["version"]), "yes" if row["current"] else "no", str(row["seen"])
+
+
+def _lately(found: Mapping[str, Any], now: int) -> list[Mapping[str, Any]]:
+    return [row for row in found["hosts"] if row["seen"] and row["seen"] >= timestamp(now - LATELY)]
+
+
+def is_everywhere(found: Mapping[str, Any], now: int) -> bool:
+    """Whether the newest list is published, and each host that was seen lately has it; `found` is of `/api/hosts`."""
+    return found["version"] == found["wanted"] and all(row["current"] for row in _lately(found, now))
+
+
+def summary(found: Mapping[str, Any], now: int) -> str:
+    """One line: how many of the hosts that were seen lately have the newest list."""
+    lately = _lately(found, now)
+    current = sum(bool(row["current"]) for row in lately)
+    wanted = found["version"] if found["wanted"] is None else found["wanted"]
+    return f"{current} of {output.count(len(lately), 'host')} seen in the last 15 minutes have version {wanted}"
+
+
+def count_with(found: Mapping[str, Any], version: int, now: int) -> tuple[int, int]:
+    """How many hosts were seen lately, and how many of them have list `version` or a newer one.
+
+    It goes by the version that each host fetched, not by `current`: just after a revocation, the newest list that
+    `/api/hosts` knows can still be the one before.
+    """
+    lately = _lately(found, now)
+    return len(lately), sum((row["version"] or 0) >= version for row in lately)

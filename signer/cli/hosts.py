@@ -13,15 +13,16 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 
 import signer
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option, quoted
-from signer.cli.connection import connection_options
+from signer.cli.arguments import FILE, quoted
+from signer.cli.connection import Service, service_options
 from signer.cli.host_keys import check_may_list, offer_keys, read_seen_keys
+from signer.cli.keys import read_public_keys
 from signer.cli.parser import verb
 from signer.cli.publish import publishing_key
 from signer.errors import BadFile, SignerError
@@ -31,7 +32,6 @@ KIT: Final = Path(signer.__file__).parents[1] / "scripts" / "host"
 PROGRAMS: Final = "/usr/local/libexec/safe-session-host"  # where the kit installs itself
 _NIXOS: Final = 3
 _NO_LOGIN: Final = 255  # ssh's own exit status
-_MOST: Final = 65_536  # bytes of a file with public keys
 _CODE: Final = re.compile(r"--confirm ([0-9a-f]{10})$", re.MULTILINE)
 _AS_ROOT: Final = 'as_root=""; [ "$(id -u)" = 0 ] || as_root="sudo -n"; '
 _UNPACK: Final = (
@@ -50,10 +50,8 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 
 @verb(
     "hosts install",
-    examples=[
-        "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
-        "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
-    ],
+    "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
+    "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
 )
 @click.argument("host", metavar="HOST", help="as for ssh: a name, user@name, or a Host of ssh_config")
 @click.option("--ca", type=FILE, metavar="FILE", required=True, help="public keys of the CA: `signer ca bundle`")
@@ -72,8 +70,7 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 @click.option(
     "--add-keys", is_flag=True, help="also list the host's keys, and record its principals, as `hosts add` does"
 )
-@connection_options
-@json_option
+@service_options
 def hosts_install(
     *,
     host: str,
@@ -87,8 +84,7 @@ def hosts_install(
     kit: Path | None,
     check: bool,
     add_keys: bool,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
 ) -> int:
     """Copies the host kit to HOST over ssh, runs its `install` there as root (`sudo -n` for other users), and
@@ -99,21 +95,21 @@ def hosts_install(
         raise SignerError("host_malformed", f"{quoted(host)} is not a host", "name it as for ssh")
     names = _principals_of(principals) if add_keys else ()
     if add_keys:
-        check_may_list(address, token_file)
+        check_may_list(service)
     given = {"--url": url, "--name": name, "--rollback-after": rollback_after}
     arguments = [word for pair in principals for word in ("--principals", pair)]
     arguments += [word for flag, value in given.items() if value is not None for word in (flag, value)]
     remote = f"{_UNPACK} {shlex.join(arguments)}"
-    pinned = None if publisher is None else _read(publisher)
+    pinned = None if publisher is None else read_public_keys(publisher)
     if url is not None and pinned is None:
-        pinned = publishing_key(address)[0].encode()
+        pinned = publishing_key(service.address)[0].encode()
     if pinned is not None:
         remote += ' --publisher "$folder/publisher.pub"'
     if check:
         remote += " --check"
     options = [f"-o{option}" for option in ssh_options]
     report: list[str] = []
-    done = _ssh(host, options, remote, _pack(kit or KIT, _read(ca), pinned))
+    done = _ssh(host, options, remote, _pack(kit or KIT, read_public_keys(ca), pinned))
     _tell(report, done, as_json=as_json)
     if done.status == _NO_LOGIN:
         hint = "see its message above; what began there rolls back by itself"
@@ -128,7 +124,7 @@ def hosts_install(
         result = "confirmed"
     facts: dict[str, object] = {"host": host, "result": result, "report": report}
     if result in ("confirmed", "unchanged"):
-        facts |= _offer_keys(host, options, names, (address, token_file) if add_keys else None, as_json=as_json)
+        facts |= _offer_keys(host, options, names, service if add_keys else None, as_json=as_json)
     if as_json:
         output.show_json(facts)
     return 1 if result == "nixos" else 0
@@ -145,17 +141,16 @@ def _offer_keys(
     host: str,
     options: Sequence[str],
     principals: Sequence[str],
-    where: tuple[str | None, Path | None] | None,
+    service: Service | None,
     *,
     as_json: bool,
 ) -> dict[str, object]:
-    """Shows the keys of a host, and lists them with its principals at the service with this address and token, if
-    any."""
+    """Shows the keys of a host, and lists them with its principals at the service, if any."""
     seen = _ssh(host, options, _SHOW_KEYS)
     found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
     if found is not None:
-        return {"host_keys": offer_keys(found, principals, where, as_json=as_json)}
-    if where is not None:
+        return {"host_keys": offer_keys(found, principals, service, as_json=as_json)}
+    if service is not None:
         text = f"{plain(host)} trusts the CA, but its keys cannot be read, so they are not listed"
         raise SignerError("host_keys_missing", text, "list them with `signer hosts add`")
     return {}
@@ -181,12 +176,11 @@ def _confirm(host: str, options: Sequence[str], code: str) -> _Done:
     return done
 
 
-class _Done:
+class _Done(NamedTuple):
     """How a remote command ended, and its stdout; its stderr was shown while it ran."""
 
-    def __init__(self, status: int, out: str) -> None:
-        self.status = status
-        self.out = out
+    status: int
+    out: str
 
 
 def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -> _Done:
@@ -201,7 +195,6 @@ def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -
 
 
 def _pack(kit: Path, ca: bytes, publisher: bytes | None) -> bytes:
-    """The kit and the keys as a compressed tar archive."""
     if not (kit / "install").is_file():
         raise BadFile(
             "host_kit_missing", f"there is no host kit in {kit}", "name scripts/host of a checkout with --kit"
@@ -221,18 +214,3 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None
     facts = tarfile.TarInfo(name)
     facts.size, facts.mode = len(content), mode
     archive.addfile(facts, io.BytesIO(content))
-
-
-def _read(path: Path) -> bytes:
-    """The content of a file with public keys; raises `BadFile`."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadFile(
-            "file_unreadable", f"{path} cannot be read: {error.strerror}", "name a file that is there"
-        ) from None
-    if b"PRIVATE KEY-----" in content:
-        raise BadFile("file_is_a_private_key", f"{path} holds a private key", "name its .pub file")
-    if len(content) > _MOST:
-        raise BadFile("file_too_large", f"{path} has {len(content)} bytes, more than {_MOST}", "name a file of keys")
-    return content

@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf, json_option
+from signer.cli.arguments import FILE, FINGERPRINT, IDENTITY, OneOf
 from signer.cli.parser import verb
 from signer.errors import SignerError, write_hint
 from signer.hardening import forbid_dumps
@@ -50,56 +50,27 @@ class Answers:
     key_from: str
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths of an installation."""
+    """The paths of an installation in `folder`.
 
-    folder: Path
-    answers: Answers
+    A container mounts the folder of the policy, that of the key and that of Vault's token, and sees all that is in
+    them: nothing else may lie there. `private` directories are root's alone; `key_in_use` is what the service reads.
+    """
 
-    @property
-    def policy(self) -> Path:
-        # The container mounts its folder, so that no key or token may lie beside it.
-        return self.folder / ("policy/policy.toml" if self.answers.runs_in == CONTAINER else "policy.toml")
-
-    @property
-    def directories(self) -> list[Path]:
-        """The directories in the order in which they are created; the container mounts one for Vault's token."""
-        if self.answers.runs_in == CONTAINER:
-            return [self.folder, self.policy.parent, self.folder / "vault"]
-        return [self.folder]
-
-    @property
-    def private_directories(self) -> list[Path]:
-        """Directories that are root's alone; the container mounts the one of the key, and sees all that is in it."""
-        return [self.key.parent] if self.key.parent != self.folder else []
-
-    @property
-    def token(self) -> Path:
-        return self.folder / f"{self.answers.operator}.token"
-
-    @property
-    def client(self) -> Path:
-        return self.folder / "client"
-
-    @property
-    def service(self) -> Path:
-        return self.folder / ("compose.env" if self.answers.runs_in == CONTAINER else "environment")
-
-    @property
-    def key(self) -> Path:
-        return self.folder / ("ca-key/ca" if self.answers.runs_in == CONTAINER else "ca")
-
-    @property
-    def key_in_use(self) -> str:
-        """The path from which the service reads the key."""
-        return {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[self.answers.key_from]
+    def __init__(self, folder: Path, answers: Answers) -> None:
+        in_container = answers.runs_in == CONTAINER
+        self.folder, self.answers = folder, answers
+        self.policy = folder / ("policy/policy.toml" if in_container else "policy.toml")
+        self.key = folder / ("ca-key/ca" if in_container else "ca")
+        self.service = folder / ("compose.env" if in_container else "environment")
+        self.client = folder / "client"
+        self.token = folder / f"{answers.operator}.token"
+        self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
+        self.private_directories = [self.key.parent] if in_container else []
+        self.key_in_use = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[answers.key_from]
 
 
-@verb(
-    "init",
-    examples=["signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes"],
-)
+@verb("init", "signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes")
 @click.argument("folder", type=FILE, metavar="DIR", help="a directory that does not exist, or an empty one")
 @click.option("--platform", metavar="NAME", help="default: the name of this host")
 @click.option("--role", metavar="NAME", help="the first role; default llmops")
@@ -111,7 +82,6 @@ class Layout:
 )
 @click.option("--ca-fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="pin this existing key; create none")
 @click.option("--yes", is_flag=True, help="ask nothing; take the defaults")
-@json_option
 def init(
     *,
     folder: Path,
@@ -124,11 +94,11 @@ def init(
     ca_fingerprint: str | None,
     yes: bool,
     as_json: bool,
-) -> int:
+) -> None:
     """Writes policy.toml, the settings of service and client, the operator's token (0400) and a CA key (0400), and
     shows the next commands. On a terminal it asks for what no flag says."""
     forbid_dumps()
-    ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else _take_default
+    ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else lambda _question, default: default
     role = role or ask("role", "llmops")
     answers = Answers(
         platform=platform or ask("platform", os.uname().nodename),
@@ -147,13 +117,8 @@ def init(
     if as_json:
         files = sorted(str(path) for path in layout.folder.rglob("*") if path.is_file())
         output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": steps})
-        return 0
+        return
     _show(layout, fingerprint, steps)
-    return 0
-
-
-def _take_default(_question: str, default: str) -> str:
-    return default
 
 
 def _check_answers(answers: Answers, fingerprint: str | None) -> None:
@@ -233,14 +198,12 @@ def _make_directory(path: Path, mode: int = 0o755) -> list[Path]:
 
 
 def _write_file(path: Path, content: str, mode: int) -> None:
-    from signer.files import sync_directory, write_new
+    from signer.files import os_errors, sync_directory, write_new
 
-    try:
+    with os_errors(lambda error: _not_written(path, error)):
         write_new(path, os.fsencode(content), mode)  # an answer that is no text is found when it is read back
         path.chmod(mode)  # whatever the umask: a policy that others may write is refused, and one they cannot read, too
         sync_directory(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from None
 
 
 def _not_written(path: Path, error: OSError) -> SignerError:

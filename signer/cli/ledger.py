@@ -1,4 +1,4 @@
-"""`signer certs` and `signer ledger`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark."""
+"""`signer certs`, `ledger` and `events`: the ledger in SIGNER_DATA_DIR. `rebuild` writes views, `verify` a mark."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from signer.cli.arguments import (
     MAX_SEQ,
     SERIAL,
     SINCE,
-    Checked,
+    WITNESS_KEY,
     OneOf,
-    json_option,
+    page_options,
     read_settings,
     segment_option,
     whole,
@@ -33,7 +33,7 @@ from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
 from signer.model import Entry, Filter, Head
-from signer.units import plain, timestamp
+from signer.units import cut, listed, plain, timestamp
 
 if TYPE_CHECKING:
     from signer.authority.approval_audit import Audit
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from signer.ledger.reader import LedgerReader
     from signer.policy.decide import Policy
 
-MAX_PAGE: Final = 1_000
 _NOTHING_SAVED: Final = (
     "no saved head given: a ledger that was rewritten as a whole, or cut off, looks intact as well; "
     "pass --head with an earlier `signer ledger head`, or --checkpoint"
@@ -102,9 +101,11 @@ def reading_certificates(segment: Path | None = None) -> Iterator[CertificateRea
         yield reader
 
 
-def note_archived(base: int) -> None:
-    """Says that what was shown is not all, if `base` events were archived."""
-    if base:
+def note_more(before: str | None, base: int) -> None:
+    """Says that what was shown is not all: the next page begins at `before`, or `base` events were archived."""
+    if before is not None:
+        output.note(f"more results: add `--before {before}`")
+    elif base:
         output.note(f"older ones are in segments ({output.count(base, 'event')}): add --segment FILE")
 
 
@@ -123,17 +124,24 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
         reader.close()
 
 
+csv_option: Final = click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+
+
+def check_form(*, as_csv: bool, as_json: bool) -> None:
+    """Raises `UsageError` if both forms are asked for."""
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other", "give one of them")
+
+
 # --- certs ------------------------------------------------------------------------------------------------------
 
 
 @verb(
     "certs list",
-    examples=[
-        "signer certs list --active",
-        "signer certs list --active --on edge1",
-        "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
-        "signer certs list --identity deploy-agent --limit 200 --json",
-    ],
+    "signer certs list --active",
+    "signer certs list --active --on edge1",
+    "signer certs list --by deploy-agent --since 24h --csv >certs.csv",
+    "signer certs list --identity deploy-agent --limit 200 --json",
 )
 @click.option("--by", "--identity", "identity", metavar="NAME", help="issued to this identity")
 @click.option("--role", metavar="NAME", help="of this role")
@@ -143,19 +151,16 @@ def _closing(reader: LedgerReader) -> Iterator[None]:
 @click.option("--backend", type=OneOf(("local", "vault")), help="signed by the local CA key, or by Vault")
 @click.option("--since", type=SINCE, metavar="TIME", help="issued since then: 24h, 2026-11-22, 2026-11-22T09:30:00Z")
 @click.option("--active", is_flag=True, help="released, not yet expired and not revoked")
-@click.option("--limit", type=whole(1, MAX_PAGE), metavar="N", default=50, help=f"at most {MAX_PAGE}; default 50")
-@click.option("--before", type=whole(1, MAX_SEQ), metavar="SEQ", help="the next page; a full page shows the number")
-@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@page_options
+@csv_option
 @segment_option
-@json_option
 def certs_list(
     *, active: bool, limit: int, host: str | None, as_csv: bool, segment: Path | None, as_json: bool, **filters: Any
-) -> int:
+) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Times are UTC. A certificate names
     principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
     what it has."""
-    if as_csv and as_json:
-        raise UsageError("--csv and --json exclude each other", "give one of them")
+    check_form(as_csv=as_csv, as_json=as_json)
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_row
 
@@ -171,7 +176,7 @@ def certs_list(
             wanted = replace(wanted, any_of=principals_of(on))
             about_host = {"host": {"name": on.name, "principals": wanted.any_of}}
             if not (as_json or as_csv):
-                output.note(f"as recorded, {on.name} lets in {_shortened(principals_of(on))}")
+                output.note(f"as recorded, {on.name} lets in {listed(principals_of(on), _SHOWN)}")
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
         rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
@@ -180,23 +185,14 @@ def certs_list(
         more = str(found[limit - 1].seq) if len(found) > limit else None
     if as_json:
         output.show_json({"certificates": rows, "before": more, **about_host})
-        return 0
+        return
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
     elif rows:
-        output.show_table((_columns(row) for row in rows), titles=_TITLES)
+        output.show_table([_TITLES, *(_columns(row) for row in rows)])
     else:
         output.note("no matching certificates")
-    if more is not None:
-        output.note(f"more results: add `--before {more}`")
-    else:
-        note_archived(base)
-    return 0
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    note_more(more, base)
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
@@ -206,18 +202,17 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
         row["backend"],
         row["identity"],
         row["role"],
-        names if len(names) <= 40 else f"{names[:39]}…",
+        cut(names, 40),
         row["valid_before"],
         row["status"],
         row["fingerprint"],
     )
 
 
-@verb("certs show", examples=["signer certs show 4711"])
+@verb("certs show", "signer certs show 4711")
 @click.argument("serial", type=SERIAL, metavar="SERIAL", help="as `certs list` shows it")
 @segment_option
-@json_option
-def certs_show(serial: int, segment: Path | None, as_json: bool) -> int:
+def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
     from signer.ledger.revoked import made_revocations, revoked_by
     from signer.ledger.views import certificate_details
@@ -235,7 +230,6 @@ def certs_show(serial: int, segment: Path | None, as_json: bool) -> int:
         output.show_json(details)
     else:
         output.show_table([(name.replace("_", " "), _readable(value)) for name, value in _flat(details)])
-    return 0
 
 
 def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,24 +253,16 @@ def _readable(value: object) -> str:
 # --- ledger -----------------------------------------------------------------------------------------------------
 
 
-def _read_witness(word: str) -> VerifierKey:
-    from signer.cli.checkpoints import read_witness
-
-    return read_witness(word)
-
-
 @verb(
     "ledger verify",
-    examples=[
-        "signer ledger verify",
-        'signer ledger verify --head "$(cat head-of-last-week)"',
-        "signer ledger verify --checkpoint checkpoint --witness witness.example.org+1a2b3c4d+BA… --max-age 1h",
-        "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
-    ],
+    "signer ledger verify",
+    'signer ledger verify --head "$(cat head-of-last-week)"',
+    "signer ledger verify --checkpoint checkpoint --witness witness.example.org+1a2b3c4d+BA… --max-age 1h",
+    "signer ledger verify --approvals --policy policy-2026-11.toml --policy policy-2026-12.toml",
 )
 @click.option("--head", type=HEAD, metavar="SEQ:HASH", help="an earlier output of `signer ledger head`")
 @click.option("--checkpoint", type=FILE, metavar="FILE", help="an earlier checkpoint of this ledger")
-@click.option("--witness", "witnesses", metavar="VKEY", multiple=True, type=Checked("vkey", _read_witness),
+@click.option("--witness", "witnesses", metavar="VKEY", multiple=True, type=WITNESS_KEY,
               help="a witness that must have cosigned it; may be repeated")  # fmt: skip
 @click.option("--quorum", type=whole(1, 64), metavar="N", help="so many of the witnesses suffice; default: all")
 @click.option("--max-age", type=DURATION, metavar="DURATION", help="and not longer ago than this, such as 1h")
@@ -285,7 +271,6 @@ def _read_witness(word: str) -> VerifierKey:
               help="a revision of policy.toml that was in force; may be repeated")  # fmt: skip
 @click.option("--segment", "segments", type=FILE, metavar="FILE", multiple=True,
               help="also a file of `signer ledger archive`, and that both are one chain; may be repeated")  # fmt: skip
-@json_option
 def ledger_verify(
     *,
     head: tuple[int, str] | None,
@@ -434,18 +419,13 @@ def _show_audit(found: Audit) -> None:
         output.warn(f"{output.count(number, 'certificate')} under policy {digest}: pass that revision with --policy")
 
 
-@verb("ledger head", examples=["signer ledger head > head-of-this-week"])
-@json_option
-def ledger_head(as_json: bool) -> int:
+@verb("ledger head", "signer ledger head > head-of-this-week")
+def ledger_head(as_json: bool) -> None:
     """Keep the line where the keeper cannot write. `signer ledger verify --head` compares the ledger with it.
     The event is not verified."""
     with reading() as reader:
         head = reader.head()
-    if as_json:
-        output.show_json(head_facts(head))
-    else:
-        output.show_exactly(head_line(head))
-    return 0
+    output.show_result(head_facts(head), head_line(head), as_json=as_json, exactly=True)
 
 
 def head_facts(head: Head) -> dict[str, object]:
@@ -459,12 +439,12 @@ def head_line(head: Head) -> str:
 
 @verb(
     "ledger export",
-    examples=["signer ledger export > ledger.jsonl", "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c"],
+    "signer ledger export > ledger.jsonl",
+    "signer ledger export --from 1000 | jq -r .kind | sort | uniq -c",
 )
 @click.option("--from", "first", type=whole(1, MAX_SEQ), metavar="SEQ", help="default: the first one that is there")
 @segment_option
-@json_option
-def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> int:  # noqa: ARG001 - JSON either way
+def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> None:  # noqa: ARG001 - JSON either way
     """Writes {actor, body, hash, kind, prev, seq, time} for each event, unverified, with or without --json.
 
     The lines can be verified without this program: `hash` is the hex SHA-256 of the RFC 8785 canonical
@@ -477,12 +457,11 @@ def ledger_export(first: int | None, segment: Path | None, as_json: bool) -> int
     with reading(segment) as reader, output.Progress("export", hidden=on_terminal) as progress:
         total = reader.head().seq
         if first is None:
-            note_archived(reader.base)
+            note_more(None, reader.base)
         for entry in audit.export(reader, first or reader.base + 1):
             output.show_json(event_line(entry), on_one_line=True)
             if entry.seq % 1_000 == 0:
                 progress(entry.seq, total)
-    return 0
 
 
 def event_line(entry: Entry) -> dict[str, object]:
@@ -504,9 +483,8 @@ def event_line(entry: Entry) -> dict[str, object]:
     }
 
 
-@verb("ledger rebuild", examples=["signer ledger rebuild"])
-@json_option
-def ledger_rebuild(as_json: bool) -> int:
+@verb("ledger rebuild", "signer ledger rebuild")
+def ledger_rebuild(as_json: bool) -> None:
     """Takes the write lock, checks the chain on the way, and folds all events into a new file of views that
     replaces the old one: after any failure that is as it was. Events are never changed. Refused while a keeper
     runs."""
@@ -529,12 +507,9 @@ def ledger_rebuild(as_json: bool) -> int:
             events, made = audit.rebuild(ledger, progress)
     finally:
         ledger.close()
-    if as_json:
-        output.show_json({"events": events, "tables": made})
-    else:
-        listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
-        output.show(f"rebuilt from {output.count(events, 'event')}: {listed} rows")
-    return 0
+    listed = ", ".join(f"{name} {rows:,}" for name, rows in made.items())
+    text = f"rebuilt from {output.count(events, 'event')}: {listed} rows"
+    output.show_result({"events": events, "tables": made}, text, as_json=as_json)
 
 
 def _act_as_owner(path: Path) -> None:
@@ -547,3 +522,61 @@ def _act_as_owner(path: Path) -> None:
             os.setgroups([])
             os.setgid(facts.st_gid)
             os.setuid(facts.st_uid)
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+# What a line shows of an event, besides its time, kind and actor; of other kinds, everything that is not a list.
+_SHOWN_OF_EVENT: Final[dict[str, tuple[str, ...]]] = {
+    "certificate.issued": ("serial", "role", "principals", "address"),
+    "request.refused": ("code", "role", "text", "address"),
+}
+_LONGEST: Final = 160  # characters of what a line shows
+
+
+@verb(
+    "events list",
+    "signer events list --kind request.refused --since 24h",
+    "signer events list --identity ci --limit 200",
+)
+@click.option("--kind", metavar="KIND", help="such as request.refused; `freeze` means all that begin with freeze.")
+@click.option("--identity", metavar="NAME", help="by this identity, or about it")
+@click.option("--since", type=SINCE, metavar="TIME", default=0, help="such as 24h, or 2026-11-22T14:00:00Z")
+@page_options
+@segment_option
+def events_list(
+    *,
+    kind: str | None,
+    identity: str | None,
+    since: int,
+    limit: int,
+    before: int | None,
+    segment: Path | None,
+    as_json: bool,
+) -> None:
+    """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. Repeats of a refusal are one event with a
+    count. Times are UTC."""
+    with reading(segment) as reader:
+        base = reader.base
+        found = reader.events(kind, identity, since * 1000, before, limit + 1)
+        rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
+    more = str(found[limit - 1].seq) if len(found) > limit else None
+    titles = ("SEQ", "TIME", "KIND", "ACTOR", "FACTS")
+    cells = map(_event_columns, found[:limit])
+    output.show_rows({"events": rows, "before": more}, titles, cells, "no matching events", as_json=as_json)
+    if not as_json:
+        note_more(more, base)
+
+
+def _event_columns(entry: Entry) -> tuple[str, ...]:
+    body: dict[str, Any] = json.loads(entry.body)
+    names = _SHOWN_OF_EVENT.get(entry.kind) or tuple(
+        name for name, value in body.items() if not isinstance(value, list | dict)
+    )
+    facts = ", ".join(f"{name} {_short(body[name])}" for name in names if body.get(name) not in (None, "", []))
+    return (str(entry.seq), timestamp(entry.time_ms // 1000), entry.kind, entry.actor, cut(facts, _LONGEST))
+
+
+def _short(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -77,14 +77,34 @@ def show_json(value: object, *, on_one_line: bool = False) -> None:
     show_exactly(json.dumps(value, indent=None if on_one_line else 2))
 
 
-def show_table(rows: Iterable[Sequence[object]], indent: str = "", *, titles: Sequence[str] = ()) -> None:
-    """Rows of text in columns as wide as their widest cell; the last column ends where its text does. A row that is
-    wider than the terminal takes several lines."""
+def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
+    """Rows of text in columns as wide as their widest cell; the last column ends where its text does. A first row in
+    capitals has the titles. A row that is wider than the terminal takes several lines."""
     cells = [[plain(cell) for cell in row] for row in rows]
-    for line in terminal.lay_out(
-        [list(titles), *cells] if titles else cells, width_of(sys.stdout), indent, titled=bool(titles)
-    ):
+    titled = bool(cells) and all(cell.isupper() for cell in cells[0])
+    for line in terminal.lay_out(cells, width_of(sys.stdout), indent, titled=titled):
         show_exactly(line)
+
+
+def show_result(facts: object, *lines: str, as_json: bool, exactly: bool = False) -> None:
+    """The result of a verb: `facts` as JSON, or the lines, which go through `plain`; `exactly` if people copy them."""
+    if as_json:
+        show_json(facts)
+        return
+    for line in lines:
+        (show_exactly if exactly else show)(plain(line))
+
+
+def show_rows(
+    facts: object, titles: Sequence[str], rows: Iterable[Sequence[object]], nothing: str, *, as_json: bool
+) -> None:
+    """A list: `facts` as JSON, or a table of `rows` below `titles`, or the note `nothing` if there are none."""
+    if as_json:
+        show_json(facts)
+    elif cells := list(rows):
+        show_table([titles, *cells])
+    else:
+        note(nothing)
 
 
 def show_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

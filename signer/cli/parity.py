@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, FINGERPRINT, config_option, json_option, whole
+from signer.cli.arguments import FILE, FINGERPRINT, config_option, whole
 from signer.cli.parser import verb
-from signer.units import plain
+from signer.units import cut, plain
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 @verb(
     "policy import-vault",
-    examples=[
-        "signer policy import-vault --address https://vault.example:8200 --token-file ~/.vault --mount ssh",
-        "signer policy import-vault --address http://127.0.0.1:8200 --token-file t --mount ssh --out policy.toml",
-    ],
+    "signer policy import-vault --address https://vault.example:8200 --token-file ~/.vault --mount ssh",
+    "signer policy import-vault --address http://127.0.0.1:8200 --token-file t --mount ssh --out policy.toml",
 )
 @click.option("--address", metavar="URL", required=True, help="the address of Vault or OpenBao")
 @click.option("--token-file", type=FILE, metavar="FILE", required=True, help="its token, readable by the owner only")
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 @click.option("--role", "roles", multiple=True, metavar="NAME", help="repeat for more; default: all")
 @click.option("--fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="of the local CA key, to pin it")
 @click.option("--out", type=FILE, metavar="FILE", help="a file that does not exist; default: stdout")
-@json_option
 def policy_import_vault(
     *,
     address: str,
@@ -47,7 +44,7 @@ def policy_import_vault(
     fingerprint: str | None,
     out: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Reads the roles and writes a policy.toml that grants the same; a comment marks each place where it grants
     less, and what cannot be carried over is listed. Fill in the identities and the CA key's pin. The token
     needs read and list on MOUNT/roles, and read on MOUNT/config/ca and sys/mounts/MOUNT/tune."""
@@ -65,7 +62,6 @@ def policy_import_vault(
         for line in imported.policy.splitlines():
             output.show_exactly(plain(line))
     _note_import(imported, out)
-    return 0
 
 
 def _note_import(made: Imported, out: Path | None) -> None:
@@ -79,11 +75,11 @@ def _note_import(made: Imported, out: Path | None) -> None:
 
 @verb(
     "cutover parity",
-    examples=["signer cutover parity --config cutover.toml", "signer cutover parity --config cutover.toml --json"],
+    "signer cutover parity --config cutover.toml",
+    "signer cutover parity --config cutover.toml --json",
 )
 @config_option
 @click.option("--samples", type=whole(1, 1000), metavar="N", default=20, help="number of requests; default 20")
-@json_option
 def cutover_parity(config: Path, samples: int, as_json: bool) -> int:
     """Compares role with role, then sends the same requests to both, for throw-away keys, and compares the
     certificates field by field. A wider grant or other principals are an error, a stricter grant is a note.
@@ -155,11 +151,6 @@ def _show_role(role: RoleParity) -> None:
     for difference, names in sorted(seen.values(), key=lambda one: (one[0].severity, one[0].field)):
         times = f" in {output.count(len(names), 'sample')}, such as {names[0]}" if names else ""
         output.show(f"  {difference.severity:<5}  {plain(difference.field)}{times}")
-        output.show(f"         ours {_short(difference.ours)} | Vault's {_short(difference.vaults)}")
+        output.show(f"         ours {cut(plain(difference.ours), 60)} | Vault's {cut(plain(difference.vaults), 60)}")
         output.show(f"         {plain(difference.why)}")
     output.show()
-
-
-def _short(text: str) -> str:
-    shown = plain(text)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"

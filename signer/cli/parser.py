@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from signer.cli.arguments import quoted
+from signer.cli.arguments import JSON, quoted
 from signer.cli.catalogue import VERBS, Entry, find, next_words, starting_with
 from signer.cli.suggestions import list_verbs, nearest, suggest_verb
 from signer.cli.usage import HELP_FLAGS, UsageError, answer, render_group_help, render_help
@@ -39,10 +39,9 @@ class Call:
     context: click.Context
 
     def run(self) -> int:
-        """Runs the verb; returns its exit status."""
         with self.context:
-            status: int = self.verb.invoke(self.context)
-        return status
+            status: int | None = self.verb.invoke(self.context)
+        return status or 0
 
     @property
     def wants_json(self) -> bool:
@@ -71,6 +70,8 @@ class Verb(click.Command):
             "allow_extra_args": True,
             "ignore_unknown_options": True,
         }
+        if not is_service:
+            self.params.append(JSON)
         self.words = words
         self.examples = tuple(examples)
         self.is_service = is_service
@@ -164,16 +165,15 @@ class Verb(click.Command):
         return (start + f"\n{' ' * len(start)}".join(lines)).replace(_NO_BREAK, " ")
 
 
-def verb(words: str, *, examples: Sequence[str], **attributes: Any) -> Callable[[Callable[..., int]], Verb]:
+def verb(words: str, *examples: str, **attributes: Any) -> Callable[[Callable[..., int | None]], Verb]:
     """The decorator of a verb's function, above the `click.option` and `click.argument` that it takes.
 
-    The function returns the exit status.
+    All verbs but services also take `--json`, as `as_json`. The function returns the exit status; None is 0.
     """
     return click.command(words.rsplit(maxsplit=1)[-1], cls=Verb, words=words, examples=examples, **attributes)
 
 
 def load(entry: Entry) -> Verb:
-    """Imports the module of a verb."""
     found: Verb = getattr(importlib.import_module(f"signer.cli.{entry.module}"), entry.function)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import ADDRESS, DURATION, FILE, json_option, read_settings
+from signer.cli.arguments import ADDRESS, DURATION, FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.suggestions import similar
 from signer.errors import BadFile, BadPublicKey, BadSettings, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
 from signer.units import plain, render_span
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 NOT_CHECKED: Final = ("limits", "freezes")  # only the running keeper knows them
 
 
-@verb("policy check", examples=["signer policy check", "signer policy check policy.toml --json"])
+@verb("policy check", "signer policy check", "signer policy check policy.toml --json")
 @click.argument("file", type=FILE, metavar="FILE", required=False, help="default: SIGNER_POLICY_FILE")
-@json_option
 def policy_check(file: Path | None, as_json: bool) -> int:
     """Reads the policy file as the keeper would, with the settings if there are any, and warns of approvals that a
     token alone can avoid.
@@ -107,10 +106,8 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
 
 @verb(
     "policy explain",
-    examples=[
-        "signer policy explain llmops --as deploy-agent",
-        "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
-    ],
+    "signer policy explain llmops --as deploy-agent",
+    "signer policy explain llmops --as deploy-agent --key id.pub --ttl 2h --address 10.0.0.7",
 )
 @click.argument("role", metavar="ROLE", help="the requested role")
 @click.option("--as", "identity", metavar="IDENTITY", required=True, help="the identity that requests it")
@@ -120,7 +117,6 @@ def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
 @click.option("--extension", "extensions", multiple=True, metavar="NAME", help="repeat for more; default: the role's")
 @click.option("--reason", metavar="REASON", help="the reason, for roles that require one")
 @click.option("--address", type=ADDRESS, metavar="IP", help="the address that the request comes from")
-@json_option
 def policy_explain(
     *,
     role: str,
@@ -201,8 +197,7 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
     """The identity's kind and when its last token expires; raises `Refused`."""
     identity = policy.identities.get(name)
     if identity is None:
-        hint = _nearest(name, policy.identities, "add it")
-        raise Refused("unknown_identity", f"there is no identity {name[:64]}", hint)
+        raise Refused("unknown_identity", f"there is no identity {name[:64]}", _nearest(name, policy.identities))
     ends = sorted(token.expires for token in policy.tokens.values() if token.identity == name)
     if not ends:
         raise Refused("no_token", f"{name} has no token", f"make one: `signer token new {name} --expires 90d`")
@@ -218,7 +213,7 @@ def _see_identity(policy: Policy, name: str, now: int) -> str:
 
 def _see_role(policy: Policy, identity: Identity | None, name: str) -> str:
     if name not in policy.roles:
-        raise Refused("unknown_role", f"there is no role {name[:64]}", _nearest(name, policy.roles, "add it"))
+        raise Refused("unknown_role", f"there is no role {name[:64]}", _nearest(name, policy.roles))
     if identity is None:
         return "there is such a role"
     policy.role_for(identity, name)
@@ -232,9 +227,8 @@ def _see_limits(role: Role) -> Finding:
     return Finding("limits", f"{', '.join(said)}: the keeper counts" if said else "none", "skipped" if said else "ok")
 
 
-def _nearest(name: str, known: Mapping[str, object], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]}" if near else f"{otherwise}; policy.toml has {', '.join(sorted(known)[:8])}"
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    return similar(name, known, f"add it; policy.toml has {', '.join(sorted(known)[:8])}")
 
 
 def _show_explanation(found: Explanation) -> None:
@@ -250,10 +244,9 @@ def _show_explanation(found: Explanation) -> None:
     output.show(f"not looked at: {' and '.join(NOT_CHECKED)}, which only the running keeper knows")
 
 
-@verb("key enrol", examples=["signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json"])
+@verb("key enrol", "signer key enrol id_ed25519_sk.pub", "signer key enrol id.pub --json")
 @click.argument("file", type=FILE, metavar="FILE", help="the public key, such as id_ed25519_sk.pub")
-@json_option
-def key_enrol(file: Path, as_json: bool) -> int:
+def key_enrol(file: Path, as_json: bool) -> None:
     """Prints the line for `[identities.NAME]` or `[roles.NAME]` in policy.toml: with it only this key, and the
     others in its list, get certificates. Nothing in a public key proves that it is in hardware or asks for a
     PIN: enrol a key that you saw being made."""
@@ -263,7 +256,7 @@ def key_enrol(file: Path, as_json: bool) -> int:
     line = f'keys = ["{key.fingerprint}"]'
     if as_json:
         output.show_json({"fingerprint": key.fingerprint, "key_type": key.kind, "policy_line": line})
-        return 0
+        return
     output.show_exactly(line)
     output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, then `signer reload`;")
     output.note("add further fingerprints to the same list")
@@ -271,4 +264,3 @@ def key_enrol(file: Path, as_json: bool) -> int:
         output.warn(
             "nothing attests that this key is in hardware or asks for a PIN: enrol a key that you saw being made"
         )
-    return 0

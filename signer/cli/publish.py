@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, json_option
-from signer.cli.connection import address_option, open_public
+from signer.cli.arguments import FILE
+from signer.cli.connection import Service, address_option
 from signer.cli.parser import verb
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable, write_hint
 from signer.files import read_bounded, write_atomically
@@ -31,38 +31,32 @@ _SIGNED: Final = (("krl", "krl.v1@signer"), ("krl.statement", "krl-statement.v1@
 _OPTIONAL: Final = (("known_hosts", "known-hosts.v1@signer"),)
 
 
-@verb("hosts key", examples=["signer hosts key >publisher.pub"])
+@verb("hosts key", "signer hosts key >publisher.pub")
 @address_option
-@json_option
-def hosts_key(*, address: str | None, as_json: bool) -> int:
+def hosts_key(*, address: str | None, as_json: bool) -> None:
     """Prints the public key that signs the revocation list, as the host kit pins it (`--publisher`). It never
     changes, unless SIGNER_DATA_DIR is lost. Needs no token."""
     line, key = publishing_key(address)
-    if as_json:
-        output.show_json({"public_key": line.strip(), "fingerprint": key.fingerprint})
-    else:
-        output.show_exactly(line.strip())
-    return 0
+    facts = {"public_key": line.strip(), "fingerprint": key.fingerprint}
+    output.show_result(facts, line.strip(), as_json=as_json, exactly=True)
 
 
 def publishing_key(address: str | None) -> tuple[str, PublicKey]:
     """The line of the service's publishing key, and the key."""
-    with open_public(address) as api:
+    with Service(address).open_public() as api:
         line = api.file(_PUBLISHER, _MOST).decode(errors="replace")
     return line, _parse(line)
 
 
 @verb(
-    "publish",
-    examples=["signer publish /var/www/signer", "signer publish /srv/www/signer --address https://signer.example:8222"],
+    "publish", "signer publish /var/www/signer", "signer publish /srv/www/signer --address https://signer.example:8222"
 )
 @click.argument("folder", metavar="DIR", type=FILE, help="a folder that the web server shows")
 @click.option(
     "--publisher", type=FILE, metavar="FILE", help="the publishing key; default: the one in DIR, at first the service's"
 )
 @address_option
-@json_option
-def publish(*, folder: Path, publisher: Path | None, address: str | None, as_json: bool) -> int:
+def publish(*, folder: Path, publisher: Path | None, address: str | None, as_json: bool) -> None:
     """Fetches the CA bundle, the revocation list, its statement of freshness, their signatures and, where there
     is one, the list of host keys, verifies them and writes those that changed to DIR. Hosts use the URL of DIR
     in place of the service's `/api`. Run it each minute, by a timer: hosts raise an alarm when the statement is
@@ -70,18 +64,16 @@ def publish(*, folder: Path, publisher: Path | None, address: str | None, as_jso
     if not folder.is_dir():
         raise BadFile("folder_missing", f"{folder} is not a directory", "create it, and let the web server show it")
     pinned = _read_pinned(publisher or folder / _PUBLISHER, must_exist=publisher is not None)
-    with open_public(address) as api:
+    with Service(address).open_public() as api:
         try:
             fetched = _fetch(api, pinned)
         except BadFormat:  # another list may have been published between two requests
             fetched = _fetch(api, pinned)
     _check_not_older(folder, fetched)
     changed = [name for name, content in fetched.files.items() if _write(folder / name, content)]
-    if as_json:
-        output.show_json({"version": fetched.version, "as_of": fetched.as_of, "changed": changed})
-    else:
-        output.show(f"version {fetched.version}, as of {fetched.as_of}; files written: {', '.join(changed) or 'none'}")
-    return 0
+    facts = {"version": fetched.version, "as_of": fetched.as_of, "changed": changed}
+    text = f"version {fetched.version}, as of {fetched.as_of}; files written: {', '.join(changed) or 'none'}"
+    output.show_result(facts, text, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from signer.cli import output
-from signer.cli.arguments import json_option, read_settings
+from signer.cli.arguments import read_settings
 from signer.cli.parser import verb
 from signer.errors import BadFile
 
 
-@verb("reload", examples=["signer reload", "signer reload --json | jq .keeper.policy.tokens"])
-@json_option
+@verb("reload", "signer reload", "signer reload --json | jq .keeper.policy.tokens")
 def reload(as_json: bool) -> int:
     """Has `signer serve` read the policy, the CA key, the TLS certificate and the channels of notices again,
     waits, and shows what changed. A file that is not valid is rejected as a whole: the service keeps what it has,

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUEST, OneOf, json_option, whole
-from signer.cli.connection import connection_options, open_api
+from signer.cli.arguments import DURATION, FILE, IDENTITY, PAUSE, REASON, REQUEST, OneOf, whole
+from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFormat, NotFound, Refused
 from signer.model import REQUEST_STATES, WAIVER_SECONDS, WAIVER_USES
 from signer.protocol.request_text import as_ssh_keygen, differences, of_certificate, opens, seconds_of
-from signer.units import plain, render_duration, timestamp
+from signer.units import cut, plain, render_duration, timestamp
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -88,30 +88,23 @@ def _is_well_formed(frozen: Mapping[str, Any]) -> bool:
 _request_argument = click.argument("request", type=REQUEST, metavar="REQUEST", help="as `requests list` shows it")
 
 
-@verb("requests list", examples=["signer requests list", "signer requests list --state all --identity deploy-agent"])
+@verb("requests list", "signer requests list", "signer requests list --state all --identity deploy-agent")
 @click.option("--state", type=OneOf((*REQUEST_STATES, "all")), metavar="STATE", default="pending",
               help="pending (default), approved, denied, expired, withdrawn, issued, lapsed or all")  # fmt: skip
 @click.option("--identity", type=IDENTITY, metavar="NAME", help="asked by this identity")
-@connection_options
-@json_option
-def requests_list(
-    *, state: str, identity: str | None, address: str | None, token_file: Path | None, as_json: bool
-) -> int:
+@service_options
+def requests_list(*, state: str, identity: str | None, service: Service, as_json: bool) -> None:
     """Shows the requests that you may see, newest first: your own, those that you may approve, and with the
     right `ledger.read` all. Times are UTC."""
     filters = {} if state == "all" else {"state": state}
     if identity is not None:
         filters["identity"] = identity
-    with open_api(address, token_file) as service:
-        found = [read_request(reply) for reply in service.requests(**filters)]
-    if as_json:
-        output.show_json({"requests": [dict(shown.reply) for shown in found]})
-    elif found:
-        titles = ("REQUEST", "STATE", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "EXPIRES", "REASON")
-        output.show_table((_columns(shown) for shown in found), titles=titles)
-    else:
-        output.note("no requests" if state == "all" else f"no {state} requests")
-    return 0
+    with service.open() as api:
+        found = [read_request(reply) for reply in api.requests(**filters)]
+    facts = {"requests": [dict(shown.reply) for shown in found]}
+    titles = ("REQUEST", "STATE", "IDENTITY", "ROLE", "PRINCIPALS", "COMMAND", "EXPIRES", "REASON")
+    nothing = "no requests" if state == "all" else f"no {state} requests"
+    output.show_rows(facts, titles, map(_columns, found), nothing, as_json=as_json)
 
 
 def _columns(shown: Shown) -> tuple[str, ...]:
@@ -119,32 +112,27 @@ def _columns(shown: Shown) -> tuple[str, ...]:
     command = frozen["critical_options"].get("force-command", "any")
     expires = str(shown.reply.get("expires"))
     values = (",".join(frozen["principals"]), command, expires, frozen["reason"] or "none")
-    return (shown.id, shown.state, frozen["identity"], frozen["role"], *(_cut(value) for value in values))
+    return (shown.id, shown.state, frozen["identity"], frozen["role"], *(cut(value, 40) for value in values))
 
 
-def _cut(text: str, width: int = 40) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-@verb("requests show", examples=["signer requests show r-k3v9q2m7xa"])
+@verb("requests show", "signer requests show r-k3v9q2m7xa")
 @_request_argument
-@connection_options
-@json_option
-def requests_show(*, request: str, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@service_options
+def requests_show(*, request: str, service: Service, as_json: bool) -> None:
     """Shows what would be issued, on which hosts it opens what, how it differs from the last certificate of the
     same identity, and which waiver would cover it. The comparison needs the right `ledger.read`."""
-    with open_api(address, token_file) as service:
-        shown = read_request(service.request(request), request)
+    with service.open() as api:
+        shown = read_request(api.get("requests", request), request)
         if as_json:
             output.show_json(dict(shown.reply))
         else:
-            _show(service, shown)
-    return 0
+            _show(api, shown)
 
 
 @verb(
     "requests approve",
-    examples=["signer requests approve r-k3v9q2m7xa", "signer requests approve r-k3v9q2m7xa --waive 2h --uses 5"],
+    "signer requests approve r-k3v9q2m7xa",
+    "signer requests approve r-k3v9q2m7xa --waive 2h --uses 5",
 )
 @_request_argument
 @click.option("--key", type=FILE, metavar="FILE", help="your key, or its .pub file for a key in the ssh-agent")
@@ -153,8 +141,7 @@ def requests_show(*, request: str, address: str | None, token_file: Path | None,
     "--uses", type=whole(1, WAIVER_USES), metavar="N", help=f"how often; with --waive, default {DEFAULT_USES}"
 )
 @click.option("--yes", is_flag=True, help="do not ask on the terminal; a FIDO key still asks for its touch")
-@connection_options
-@json_option
+@service_options
 def requests_approve(
     *,
     request: str,
@@ -162,75 +149,66 @@ def requests_approve(
     waive: int | None,
     uses: int | None,
     yes: bool,
-    address: str | None,
-    token_file: Path | None,
+    service: Service,
     as_json: bool,
-) -> int:
+) -> None:
     """Shows the request as `requests show` does, asks, and signs what it has shown with a key of your
     `approval_keys`: --key, or the only FIDO key (otherwise the only key) of your ssh-agent. Exit status 3 if
     you do not approve."""
+    from signer.cli.ssh_signing import sign_statement
+    from signer.ssh.statement import approval_statement
+
     if uses is not None and waive is None:
         raise UsageError("--uses goes with --waive", "see `signer requests approve --help`")
     if waive is not None and not 0 < waive <= WAIVER_SECONDS:
         raise UsageError(f"--waive: a waiver lasts for at most {render_duration(WAIVER_SECONDS)}", "shorten it")
-    with open_api(address, token_file) as service:
-        shown = read_request(service.request(request), request)
+    with service.open() as api:
+        shown = read_request(api.get("requests", request), request)
         if shown.state != "pending":
             raise Refused("request_not_pending", f"{request} is {shown.state}", "see `signer requests list`")
         if not as_json:
-            _show(service, shown)
+            _show(api, shown)
         waiver = None if waive is None else {"until": timestamp(int(time.time()) + waive), "uses": uses or DEFAULT_USES}
         if not yes:
             _ask(shown, waiver)
-        signature = _sign(shown, str(service.whoami()["identity"]), waiver, key)
-        reply = service.decide(request, "approve", {"signature": signature, "waiver": waiver})
+        statement = approval_statement(shown.id, shown.digest, str(api.whoami()["identity"]), waiver)
+        signature = sign_statement(statement, key)
+        reply = api.post("requests", request, "approve", body={"signature": signature, "waiver": waiver})
     after = read_request(reply, request)
-    if as_json:
-        output.show_json(dict(after.reply))
-    else:
-        output.show(plain(f"{request} is {after.state}: {_approvals(after)}"))
-    return 0
+    output.show_result(dict(after.reply), f"{request} is {after.state}: {_approvals(after)}", as_json=as_json)
 
 
-@verb("requests deny", examples=['signer requests deny r-k3v9q2m7xa --reason "not during the sale"'])
+@verb("requests deny", 'signer requests deny r-k3v9q2m7xa --reason "not during the sale"')
 @_request_argument
 @click.option("--reason", type=REASON, metavar="TEXT", help="the asker reads it")
-@connection_options
-@json_option
-def requests_deny(
-    *, request: str, reason: str | None, address: str | None, token_file: Path | None, as_json: bool
-) -> int:
+@service_options
+def requests_deny(*, request: str, reason: str | None, service: Service, as_json: bool) -> None:
     """Needs no signature: no is the safe answer. The asker learns who denied it and why, and may not ask again
     for the same until the request would have expired."""
-    with open_api(address, token_file) as service:
-        after = read_request(service.decide(request, "deny", {"reason": reason or ""}), request)
-    if as_json:
-        output.show_json(dict(after.reply))
-    else:
-        output.show(f"{plain(request)} is {after.state}")
-    return 0
+    with service.open() as api:
+        after = read_request(api.post("requests", request, "deny", body={"reason": reason or ""}), request)
+    output.show_result(dict(after.reply), f"{request} is {after.state}", as_json=as_json)
 
 
-@verb("requests watch", examples=["signer requests watch", "signer requests watch --json | while read -r line; do …"])
+@verb("requests watch", "signer requests watch", "signer requests watch --json | while read -r line; do …")
 @click.option("--for", "seconds", type=PAUSE, metavar="DURATION", help="end after it; otherwise at Ctrl-C")
-@connection_options
-@json_option
-def requests_watch(*, seconds: int | None, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@service_options
+def requests_watch(*, seconds: int | None, service: Service, as_json: bool) -> None:
     """Prints one line for each request that begins to wait, and one when it was decided, by whom. Looks every
     2 s."""
     end = None if seconds is None else time.monotonic() + seconds
     waiting: dict[str, Shown] = {}
-    with open_api(address, token_file) as service:
+    with service.open() as api:
         while True:
-            now_waiting = {shown.id: shown for shown in map(read_request, service.requests(state="pending"))}
+            now_waiting = {shown.id: shown for shown in map(read_request, api.requests(state="pending"))}
             for name in waiting.keys() - now_waiting.keys():
-                _tell(read_request(service.request(name), name), as_json=as_json)
+                _tell(read_request(api.get("requests", name), name), as_json=as_json)
             for name in reversed(now_waiting):
                 if name not in waiting:
                     _tell(now_waiting[name], as_json=as_json)
             waiting = now_waiting
             if end is not None and time.monotonic() + LOOKS_EVERY >= end:
-                return 0
+                return
             time.sleep(LOOKS_EVERY)
 
 
@@ -249,8 +227,8 @@ def _tell(shown: Shown, *, as_json: bool) -> None:
 # --- what a human sees ------------------------------------------------------------------------------------------
 
 
-def _show(service: ApiClient, shown: Shown) -> None:
-    for line in describe(shown, _last_certificate(service, shown.frozen["identity"]), int(time.time())):
+def _show(api: ApiClient, shown: Shown) -> None:
+    for line in describe(shown, _last_certificate(api, shown.frozen["identity"]), int(time.time())):
         output.show(plain(line))
 
 
@@ -298,13 +276,13 @@ def _state(shown: Shown, now: int) -> str:
     return f"{shown.state}, {render_duration(left)} left {to_do} ({expires})" if left > 0 else f"over since {expires}"
 
 
-def _last_certificate(service: ApiClient, identity: str) -> dict[str, Any] | str:
+def _last_certificate(api: ApiClient, identity: str) -> dict[str, Any] | str:
     """The record of the identity's last certificate, or a sentence."""
     try:
-        if "ledger.read" not in service.whoami()["may"]:
+        if "ledger.read" not in api.whoami()["may"]:
             return "with nothing: your token may not read the ledger (ledger.read)"
-        row = next(service.certificates(identity=identity, limit=1), None)
-        return f"with nothing: the first of {identity}" if row is None else service.certificate(str(row.get("serial")))
+        row = next(api.certificates(identity=identity, limit=1), None)
+        return f"with nothing: the first of {identity}" if row is None else api.certificate(str(row.get("serial")))
     except (Refused, NotFound) as error:
         return f"with nothing: {error.text}"
 
@@ -362,10 +340,3 @@ def _ask(shown: Shown, waiver: Mapping[str, object] | None) -> None:
         "add --yes to sign unasked",
         "nothing was sent; deny it if you mean no",
     )
-
-
-def _sign(shown: Shown, approver: str, waiver: Mapping[str, object] | None, key: Path | None) -> str:
-    from signer.cli.ssh_signing import sign_statement
-    from signer.ssh.statement import approval_statement
-
-    return sign_statement(approval_statement(shown.id, shown.digest, approver, waiver), key)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from signer.cli import output
-from signer.cli.arguments import REASON, json_option
-from signer.cli.connection import connection_options, open_api
-from signer.cli.hosts_seen import count_with
+from signer.cli.arguments import REASON
+from signer.cli.connection import Service, service_options
+from signer.cli.host_keys import count_with
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import SignerError
@@ -26,11 +25,9 @@ _WAYS = ("serial", "identity", "key", "since", "ca")
 
 @verb(
     "revoke",
-    examples=[
-        'signer revoke --identity deploy-agent --reason "its laptop was stolen" --yes',
-        "signer revoke --serial 4711-4720 --reason INC-812",
-        "signer revoke --since 2027-01-15T08:00:00Z --reason INC-812",
-    ],
+    'signer revoke --identity deploy-agent --reason "its laptop was stolen" --yes',
+    "signer revoke --serial 4711-4720 --reason INC-812",
+    "signer revoke --since 2027-01-15T08:00:00Z --reason INC-812",
 )
 @click.option("--serial", metavar="N[-M]", help="this certificate, or a range of serials")
 @click.option("--identity", metavar="NAME", help="all certificates of an identity, which is also frozen")
@@ -39,11 +36,8 @@ _WAYS = ("serial", "identity", "key", "since", "ca")
 @click.option("--ca", metavar="SHA256:…", help="a CA key: all certificates that it ever signed or will sign")
 @click.option("--reason", type=REASON, metavar="TEXT", required=True, help="for the ledger")
 @click.option("--yes", is_flag=True, help="revoke without asking")
-@connection_options
-@json_option
-def revoke(
-    *, reason: str, yes: bool, address: str | None, token_file: Path | None, as_json: bool, **ways: str | None
-) -> int:
+@service_options
+def revoke(*, reason: str, yes: bool, service: Service, as_json: bool, **ways: str | None) -> None:
     """Has every host refuse certificates that were issued, with the next revocation list that it fetches. It
     cannot be taken back. Shows first what it would hit, and at the end how many hosts have the new list, if the
     token may see hosts (`hosts` or `ledger.read`). Needs a token with the right `revoke`, which no agent
@@ -53,8 +47,8 @@ def revoke(
         flags = ", ".join(f"--{by}" for by in _WAYS)
         raise UsageError(f"{len(given)} of {flags} are given", "give exactly one of them")
     ((by, value),) = given
-    with open_api(address, token_file) as api:
-        preview = api.preview_revocation(by, value)
+    with service.open() as api:
+        preview = api.get("revocations", "preview", by=by, value=value)
         if not as_json:
             _show_preview(by, value, preview)
         if not yes:
@@ -64,16 +58,15 @@ def revoke(
                 "add --yes to revoke unasked",
                 "nothing was sent",
             )
-        made = api.revoke({"by": by, "value": value, "reason": reason})
+        made = api.post("revocations", body={"by": by, "value": value, "reason": reason})
         hosts, text = _hosts_with(api, int(made["seq"]))
     if as_json:
         output.show_json({**made, "hit": preview, "hosts": hosts})
-        return 0
+        return
     frozen = f", and identity:{value} is frozen" if made.get("frozen") else ""
     output.show(plain(f"revoked by {by} {value}: list version {made['seq']}{frozen}"))
     output.show(plain(text))
     output.note("hosts refuse with the list that they fetch next; `signer hosts seen` shows which have it")
-    return 0
 
 
 def _hosts_with(api: ApiClient, version: int) -> tuple[dict[str, int] | None, str]:
@@ -103,20 +96,13 @@ def _show_preview(by: str, value: str, preview: Mapping[str, Any]) -> None:
         output.note_bare(plain(f"  serial {facts}"))
 
 
-@verb("revocations", examples=["signer revocations", "signer revocations --json | jq -r '.revocations[].value'"])
-@connection_options
-@json_option
-def revocations(*, address: str | None, token_file: Path | None, as_json: bool) -> int:
+@verb("revocations", "signer revocations", "signer revocations --json | jq -r '.revocations[].value'")
+@service_options
+def revocations(*, service: Service, as_json: bool) -> None:
     """Shows all revocations, newest first, also of certificates that have expired since and are on no list any
     more. Needs the right `revoke` or `ledger.read`."""
-    with open_api(address, token_file) as api:
+    with service.open() as api:
         found = list(api.revocations())
-    if as_json:
-        output.show_json({"revocations": found})
-    elif found:
-        titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
-        cells = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
-        output.show_table(cells, titles=titles)
-    else:
-        output.note("nothing was revoked")
-    return 0
+    titles = ("VERSION", "TIME", "BY", "WHAT", "VALUE", "REASON")
+    rows = [tuple(str(row[name]) for name in ("seq", "time", "actor", "by", "value", "reason")) for row in found]
+    output.show_rows({"revocations": found}, titles, rows, "nothing was revoked", as_json=as_json)

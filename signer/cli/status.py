@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from signer.cli import output
-from signer.cli.arguments import json_option, read_settings
+from signer.cli.arguments import read_settings
 from signer.cli.parser import verb
 from signer.units import plain
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 _MANY = 12  # roles, freezes or tokens in one screen
 
 
-@verb("status", examples=["signer status", "signer status --json | jq .problems"])
-@json_option
+@verb("status", "signer status", "signer status --json | jq .problems")
 def status(as_json: bool) -> int:
     """Shows version, mode, CA, policy, keeper, API, ledger, live certificates, freezes, tokens that end within 30
     days, ages and clock. Run it as root or as the keeper's user, with the settings of the service; it needs no
@@ -59,7 +58,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     )
     yield from _ledger_rows(facts["ledger"])
     if "live" in facts:
-        yield "live", _listed(facts["live"].items())
+        yield "live", _first(f"{role} {count}" for role, count in facts["live"].items())
     if "freezes" in facts:
         yield "freezes", _first(row["scope"] for row in facts["freezes"])
     if "requests" in facts:
@@ -98,10 +97,6 @@ def _ledger_rows(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _since(facts: Mapping[str, str]) -> str:
     return f"since {facts['since']} ({facts['age']})"
-
-
-def _listed(counts: Any) -> str:
-    return _first(f"{role} {count}" for role, count in counts)
 
 
 def _first(texts: Iterator[str]) -> str:

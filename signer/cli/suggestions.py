@@ -37,6 +37,14 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def similar(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The hint for a name of the operator's own that is not known: the most similar one, else `otherwise`."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), 1)
+    return f"did you mean {near[0]}" if near else otherwise
+
+
 def suggest_verb(words: Sequence[str]) -> str | None:
     """The verb that the first words of a command line are with few typing errors."""
     found: list[str] = []

@@ -1,8 +1,7 @@
-"""`signer token new|list|renew|revoke`: the tokens of policy.toml, of which it contains only the SHA-256."""
+"""`signer token new|list|renew|revoke`: the tokens of policy.toml, of which it contains only the SHA-256; `whoami`."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import time
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import IDENTITY, TOKEN_LIFE, json_option
-from signer.cli.edits import Edit, file_option, finish, make_edit, read_policy_file, write_option
+from signer.cli.arguments import IDENTITY, TOKEN_LIFE
+from signer.cli.connection import Service, service_options
+from signer.cli.edits import Edit, PolicyFile, edit_options, file_option, read_policy_file, write_option
 from signer.cli.parser import verb
+from signer.cli.suggestions import similar
 from signer.errors import NotFound, Refused, SignerError
 from signer.policy.tokens import ENDS_SOON, ID_DIGITS, token_id
 from signer.units import timestamp
@@ -40,15 +41,12 @@ def token_state(token: Token, now: int) -> str:
     return "ends soon" if token.expires <= now + ENDS_SOON else "good"
 
 
-@verb(
-    "token new", examples=["signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --write"]
-)
+@verb("token new", "signer token new deploy-agent --expires 90d", "signer token new ci --expires 12h --write")
 @click.argument("identity", type=IDENTITY, metavar="IDENTITY", help="the identity of the token")
 @expires_option
 @file_option
 @write_option
-@json_option
-def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
+def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as_json: bool) -> None:
     """Prints the token on stdout, once: it is stored nowhere. The line for policy.toml, which contains only
     the token's SHA-256, goes to stderr, or with --write into the file; with --json everything is on stdout."""
     from signer.policy.edit import add_token, token_entry
@@ -60,16 +58,13 @@ def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as
     edit: Edit | None = None
     known = 0
     if write:
-        found = read_policy_file(file)
+        found = read_policy_file(file, writes=True)
         _check_identity(found.policy, identity)
-        edit = make_edit(found, lambda text: add_token(text, identity, digest, ends), write=True)
+        edit = found.edit(lambda text: add_token(text, identity, digest, ends))
     else:
         known = _known_tokens(identity, file)
-    if as_json:
-        facts = {"token": token, "sha256": digest, "expires": ends, "policy_line": line}
-        output.show_json({**facts, **(edit.facts() if edit else {})})
-    else:
-        output.show_exactly(token)
+    facts = {"token": token, "sha256": digest, "expires": ends, "policy_line": line}
+    output.show_result({**facts, **(edit.facts() if edit else {})}, token, as_json=as_json, exactly=True)
     output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
     if edit is not None:
         edit.show_next()
@@ -79,14 +74,12 @@ def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as
     else:
         output.note(f"put into [identities.{identity}] in policy.toml (--write does), then `signer reload`:")
         output.note_exactly(f"  {line}")
-    return 0
 
 
-@verb("token list", examples=["signer token list", "signer token list deploy-agent --json"])
+@verb("token list", "signer token list", "signer token list deploy-agent --json")
 @click.argument("identity", type=IDENTITY, metavar="IDENTITY", required=False, help="default: all identities")
 @file_option
-@json_option
-def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
+def token_list(identity: str | None, file: Path | None, as_json: bool) -> None:
     """Lists the tokens of policy.toml, the next one to expire first. The id is the beginning of the SHA-256 of
     the token, which stands in the file; nothing of the token itself is known. Times are UTC."""
     now = int(time.time())
@@ -94,66 +87,44 @@ def token_list(identity: str | None, file: Path | None, as_json: bool) -> int:
     if identity is not None:
         _check_identity(policy, identity)
     tokens = [token for token in in_order(policy.tokens.values()) if identity in (None, token.identity)]
-    if as_json:
-        rows = [
-            {
-                "id": token_id(token),
-                "identity": token.identity,
-                "expires": timestamp(token.expires),
-                "state": token_state(token, now),
-                "sha256": token.sha256,
-            }
-            for token in tokens
-        ]
-        output.show_json({"tokens": rows})
-    elif tokens:
-        cells = [
-            (token_id(token), token.identity, timestamp(token.expires), token_state(token, now)) for token in tokens
-        ]
-        output.show_table(cells, titles=("TOKEN", "IDENTITY", "EXPIRES", "STATE"))
-    else:
-        output.note("no tokens")
-    return 0
+    facts = [{**_token_facts(token, now), "sha256": token.sha256} for token in tokens]
+    rows = [tuple(_token_facts(token, now).values()) for token in tokens]
+    titles = ("TOKEN", "IDENTITY", "EXPIRES", "STATE")
+    output.show_rows({"tokens": facts}, titles, rows, "no tokens", as_json=as_json)
 
 
-@verb("token renew", examples=["signer token renew deploy-agent --expires 90d --write"])
+def _token_facts(token: Token, now: int) -> dict[str, str]:
+    ends, state = timestamp(token.expires), token_state(token, now)
+    return {"id": token_id(token), "identity": token.identity, "expires": ends, "state": state}
+
+
+@verb("token renew", "signer token renew deploy-agent --expires 90d --write")
 @token_argument
 @expires_option
-@file_option
-@write_option
-@json_option
-def token_renew(*, token: str, expires: int, file: Path | None, write: bool, as_json: bool) -> int:
+@edit_options
+def token_renew(*, token: str, expires: int, found: PolicyFile, as_json: bool) -> None:
     """Gives a token another end, counted from now; the token itself stays the same, so its owner does nothing.
     To replace a token that others may know: token new, then token revoke."""
     from signer.policy.edit import renew_token
 
-    found = read_policy_file(file)
     chosen = _choose(found.policy, token)
     ends = timestamp(int(time.time()) + expires)
-    edit = make_edit(found, lambda text: renew_token(text, chosen.sha256, ends), write=write)
     facts = {"id": token_id(chosen), "identity": chosen.identity, "expires": ends}
-    return finish(edit, facts, as_json=as_json)
+    found.edit(lambda text: renew_token(text, chosen.sha256, ends)).show(facts, as_json=as_json)
 
 
-@verb(
-    "token revoke",
-    examples=["signer token revoke deploy-agent --write", "signer token revoke 1f0a77c2b9e4 --write"],
-)
+@verb("token revoke", "signer token revoke deploy-agent --write", "signer token revoke 1f0a77c2b9e4 --write")
 @token_argument
 @click.option("--all", "every", is_flag=True, help="every token of the identity")
-@file_option
-@write_option
-@json_option
-def token_revoke(*, token: str, every: bool, file: Path | None, write: bool, as_json: bool) -> int:
+@edit_options
+def token_revoke(*, token: str, every: bool, found: PolicyFile, as_json: bool) -> None:
     """Removes a token from policy.toml. It is refused from the next `signer reload` on; certificates that it got
     remain valid until they end, minutes later. A freeze stops an identity at once."""
     from signer.policy.edit import remove_tokens
 
-    found = read_policy_file(file)
     chosen = _all_of(found.policy, token) if every else [_choose(found.policy, token)]
-    edit = make_edit(found, lambda text: remove_tokens(text, {one.sha256 for one in chosen}), write=write)
     facts = {"ids": [token_id(one) for one in chosen], "identity": chosen[0].identity}
-    return finish(edit, facts, as_json=as_json)
+    found.edit(lambda text: remove_tokens(text, {one.sha256 for one in chosen})).show(facts, as_json=as_json)
 
 
 # --- tokens of a policy -----------------------------------------------------------------------------------------------
@@ -166,9 +137,13 @@ def in_order(tokens: Iterable[Token]) -> list[Token]:
 
 def _check_identity(policy: Policy, name: str) -> None:
     if name not in policy.identities:
-        near = difflib.get_close_matches(name, list(policy.identities), 1)
-        hint = f"did you mean {near[0]}" if near else f"add it: `signer identity add {name}`"
-        raise NotFound("unknown_identity", f"there is no identity {name[:64]}", hint)
+        raise unknown_identity(name, policy, f"add it: `signer identity add {name}`")
+
+
+def unknown_identity(name: str, policy: Policy, otherwise: str = "see `signer policy list`") -> NotFound:
+    """The error for a name that policy.toml lacks; its hint is a similar one, else `otherwise`."""
+    hint = similar(name, policy.identities, otherwise)
+    return NotFound("unknown_identity", f"there is no identity {name[:64]}", hint)
 
 
 def _all_of(policy: Policy, name: str) -> list[Token]:
@@ -205,6 +180,26 @@ def _known_tokens(name: str, file: Path | None) -> int:
         output.warn(f"not compared with the policy: {error.text}")
         return 0
     if name not in policy.identities:
-        near = difflib.get_close_matches(name, list(policy.identities), 1)
-        output.warn(f"the policy has no identity {name}" + (f", did you mean {near[0]}" if near else ""))
+        near = similar(name, policy.identities)
+        output.warn(f"the policy has no identity {name}" + (f", {near}" if near else ""))
     return sum(token.identity == name for token in policy.tokens.values())
+
+
+@verb("whoami", "signer whoami --token-file operator.token")
+@service_options
+def whoami(service: Service, as_json: bool) -> None:
+    """Shows the identity of the token, its roles, groups and rights, and when the token ends. Times are UTC."""
+    with service.open() as client:
+        caller = client.whoami()
+    if as_json:
+        output.show_json(caller)
+        return
+    token = caller.get("token")
+    ends = token.get("expires") if isinstance(token, dict) else None
+    rows = [("identity", caller.get("identity")), ("kind", caller.get("kind"))]
+    rows += [(name, _joined(caller.get(name))) for name in ("roles", "groups", "may")]
+    output.show_table([*rows, ("token ends", ends or "never")])
+
+
+def _joined(values: object) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) and values else "none"

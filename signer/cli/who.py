@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SERIAL, json_option, quoted, segment_option
-from signer.cli.ledger import reading_certificates
+from signer.cli.arguments import MAX_SERIAL, quoted, segment_option
+from signer.cli.ledger import check_form, csv_option, reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.model import Filter
@@ -103,23 +103,19 @@ def read_logins(lines: Iterable[str]) -> list[tuple[int, Login]]:
 
 @verb(
     "certs who",
-    examples=[
-        "signer certs who 4711",
-        "ssh host journalctl -u ssh --since today | signer certs who",
-        "signer certs who --csv <auth.log >logins.csv",
-    ],
+    "signer certs who 4711",
+    "ssh host journalctl -u ssh --since today | signer certs who",
+    "signer certs who --csv <auth.log >logins.csv",
 )
 @click.argument("what", nargs=-1, metavar="[SERIAL|SHA256:…]", help="default: lines of sshd's log from stdin")
-@click.option("--csv", "as_csv", is_flag=True, help="print comma-separated values with all columns")
+@csv_option
 @segment_option
-@json_option
 def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_json: bool) -> int:
     """Shows for each certificate who asked for it and why, who approved it, and which event of the ledger says so.
     A line whose key id, key or CA is not what the ledger has is not ours, though its serial is: exit status 1, as
     for a serial that the ledger lacks. Lines without a certificate are passed over; a login with several lines
     (LogLevel VERBOSE) is shown once."""
-    if as_csv and as_json:
-        raise UsageError("--csv and --json exclude each other", "give one of them")
+    check_form(as_csv=as_csv, as_json=as_json)
     now = int(time.time())
     with reading_certificates(segment) as reader:
         rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))
@@ -129,17 +125,14 @@ def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_jso
         output.show_csv(("line", *_COLUMNS, "problem"), rows)
     elif rows:
         titles = [name.replace("_", " ").upper() for name in _SHOWN]
-        output.show_table(([_cell(row.get(name)) for name in _SHOWN] for row in rows), titles=titles)
+        output.show_table([titles, *([_cell(row.get(name)) for name in _SHOWN] for row in rows)])
     else:
         output.note("no line names a certificate" if not what else "no matching certificates")
     for row in rows:
         if row["problem"]:
-            output.warn(f"serial {row['serial']}{_place(row)}: {row['problem']}")
+            place = f" in line {row['line']}" if row.get("line") else ""
+            output.warn(f"serial {row['serial']}{place}: {row['problem']}")
     return int(not rows or any(row["problem"] for row in rows))
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    return f" in line {row['line']}" if row.get("line") else ""
 
 
 def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[str, Any]]:

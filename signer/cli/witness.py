@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import FILE, Checked, json_option, quoted
+from signer.cli.arguments import FILE, Checked, quoted, read_vkey
 from signer.cli.parser import verb
 
 if TYPE_CHECKING:
@@ -27,32 +27,12 @@ def _read_name(word: str) -> str:
     return word
 
 
-def read_vkey(kind: int, of: str) -> Checked:
-    """A verifier key of one kind, that of a log or of a witness."""
-
-    def read(word: str) -> VerifierKey:
-        from signer.errors import BadNote
-        from signer.ledger.checkpoint import parse_vkey
-
-        try:
-            key = parse_vkey(word)
-        except BadNote as error:
-            raise ValueError(error.text) from None
-        if key.kind != kind:
-            raise ValueError(f"{quoted(word)} is not the verifier key of {of}: its type is {key.kind}, not {kind}")
-        return key
-
-    return Checked("vkey", read)
-
-
 def _read_log(word: str) -> tuple[str, VerifierKey]:
     """Origin and key of a log: `VKEY`, or `ORIGIN=VKEY` where the key has another name than the log."""
-    from signer.ledger.checkpoint import NOTE_KIND
-
     origin, equals, rest = word.partition("=")
     if not equals or "+" in origin or not origin:
         origin, rest = "", word
-    key = read_vkey(NOTE_KIND, "a log").convert(rest, None, None)
+    key = read_vkey(rest, of_log=True)
     return origin or key.name, key
 
 
@@ -74,9 +54,7 @@ _state = click.option(
 
 
 @verb(
-    "witness serve",
-    examples=["signer witness serve --name witness.example.org --log log.example/l+1f2e3d4c+AQ…"],
-    is_service=True,
+    "witness serve", "signer witness serve --name witness.example.org --log log.example/l+1f2e3d4c+AQ…", is_service=True
 )
 @_name
 @click.option("--log", "logs", metavar="[ORIGIN=]VKEY", multiple=True, required=True, type=Checked("vkey", _read_log),
@@ -84,7 +62,7 @@ _state = click.option(
 @_state
 @click.option("--listen", metavar="HOST:PORT", type=Checked("address", _read_listen), default=_LISTEN,
               help=f"default: {_LISTEN}")  # fmt: skip
-def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: Path, listen: Listen | str) -> int:
+def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: Path, listen: Listen | str) -> None:
     """Cosigns the checkpoints of the given logs, each only if it goes on from the one before, and keeps a fork
     as evidence (c2sp.org/tlog-witness). Needs no other part of the service: run it on a machine that other
     people administer. It speaks plain http, as all that it sends is signed."""
@@ -102,11 +80,10 @@ def witness_serve(name: str, logs: tuple[tuple[str, VerifierKey], ...], state: P
     os.execv(sys.executable, [sys.executable, "-P", "-m", "signer.cli.witness_process", *words])  # noqa: S606
 
 
-@verb("witness key", examples=["signer witness key --name witness.example.org"])
+@verb("witness key", "signer witness key --name witness.example.org")
 @_name
 @_state
-@json_option
-def witness_key(name: str, state: Path, as_json: bool) -> int:
+def witness_key(name: str, state: Path, as_json: bool) -> None:
     """Prints the verifier key, which those who check its cosignatures need. The first call makes the key. Run it
     as the user that the witness runs as."""
     from signer.cli.witness_process import open_key
@@ -114,16 +91,11 @@ def witness_key(name: str, state: Path, as_json: bool) -> int:
 
     make_directory(state)
     key, own = open_key(state, name)
-    if as_json:
-        output.show_json({"vkey": str(own), "new": key.is_new})
-    else:
-        output.show_exactly(str(own))
-    return 0
+    output.show_result({"vkey": str(own), "new": key.is_new}, str(own), as_json=as_json, exactly=True)
 
 
-@verb("witness list", examples=["signer witness list"])
+@verb("witness list", "signer witness list")
 @_state
-@json_option
 def witness_list(state: Path, as_json: bool) -> int:
     """Shows the newest checkpoint that was cosigned for each log, and how many were refused and kept: forks,
     which are two checkpoints of one size, and others, whose proof was wrong. Reads files, also while the
@@ -132,26 +104,18 @@ def witness_list(state: Path, as_json: bool) -> int:
     from signer.witness.state import list_states
 
     found = list_states(state)
-    if as_json:
-        output.show_json(
-            {
-                "logs": [
-                    {
-                        "origin": one.origin,
-                        "size": one.size,
-                        "root": one.root.hex(),
-                        "cosigned": timestamp(one.at),
-                        "forks": [path.name for path in one.forks],
-                        "refused": [path.name for path in one.refused],
-                    }
-                    for one in found
-                ]
-            }
-        )
-    elif found:
-        titles = ("SIZE", "COSIGNED", "FORKS", "REFUSED", "ORIGIN")
-        rows = [(one.size, timestamp(one.at), len(one.forks), len(one.refused), one.origin) for one in found]
-        output.show_table(rows, titles=titles)
-    else:
-        output.note("no checkpoint has been cosigned")
+    logs = [
+        {
+            "origin": one.origin,
+            "size": one.size,
+            "root": one.root.hex(),
+            "cosigned": timestamp(one.at),
+            "forks": [path.name for path in one.forks],
+            "refused": [path.name for path in one.refused],
+        }
+        for one in found
+    ]
+    titles = ("SIZE", "COSIGNED", "FORKS", "REFUSED", "ORIGIN")
+    rows = [(one.size, timestamp(one.at), len(one.forks), len(one.refused), one.origin) for one in found]
+    output.show_rows({"logs": logs}, titles, rows, "no checkpoint has been cosigned", as_json=as_json)
     return 1 if any(one.forks for one in found) else 0

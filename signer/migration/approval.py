@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hmac
 import os
-import pwd
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from signer.errors import ApprovalRefused
+from signer.files import user_name
 from signer.migration.plan import Operation, Plan
 from signer.units import timestamp
 
@@ -37,9 +37,6 @@ class Approval:
     where: str
     at: str
     way: str
-
-    def as_json(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def ask_approval(plan: Plan, given: str | None, ask: Callable[[], str] | None, now: int) -> Approval:
@@ -75,9 +72,6 @@ def _where(plan: Plan) -> tuple[str, dict[str, object]]:
 
 def current_operator() -> str:
     """The operator as known to the system: the `sudo` user, if any, and the user of this process."""
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
+    user = user_name(os.geteuid())
     behind = os.environ.get("SUDO_USER", "")
     return f"{behind} as {user}" if behind and behind != user and behind.isprintable() else user

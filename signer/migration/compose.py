@@ -88,7 +88,6 @@ class Compose:
         self._environment = {**passed, **facts.environment, _MARK: facts.project}
 
     def command_line(self, with_overlay: bool, *words: str) -> list[str]:
-        """The compose command line with these arguments."""
         files = (self.facts.base, self.facts.overlay) if with_overlay else (self.facts.base,)
         named = [part for file in (*files, *self._more) for part in ("-f", str(file))]
         return [*self.facts.command, *named, "-p", self.facts.project, *words]

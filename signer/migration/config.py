@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -23,7 +23,7 @@ from signer.address import check_url
 from signer.errors import BadFile, BadSettings
 from signer.files import read_owned
 from signer.migration.evidence.redact import Guard
-from signer.toml import Duration, Faults, Names, Table, parse_toml
+from signer.toml import Duration, Faults, Names, Place, Table, parse_toml
 
 MAX_BYTES: Final = 256 * 1024
 KEY_VARIABLE: Final = "PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_FILE"
@@ -34,6 +34,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?", r
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,62}", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,6 @@ class ComposeFacts:
 
     @property
     def key_file(self) -> Path:
-        """The rendered CA key."""
         return Path(self.environment[KEY_VARIABLE])
 
 
@@ -246,25 +246,32 @@ class _Reader:
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
-    def path(self, place: tuple[str | int, ...], text: str | None) -> Path:
+    def _table(self, kind: type[_T], name: str, data: object, *required: str) -> _T:
+        """A table of the file; an absent one is empty, as the top has recorded it."""
+        if data is None:
+            return kind()
+        self._faults.require((name,), data, *required)
+        return self._faults.table(kind, (name,), data)
+
+    def path(self, place: Place, text: str | None) -> Path:
         if text is not None and not (text.startswith("/") and text.isprintable()):
             self._faults.add(place, "is not an absolute path")
         return Path(text or "/")
 
-    def _optional_path(self, place: tuple[str | int, ...], text: str) -> Path | None:
+    def _optional_path(self, place: Place, text: str) -> Path | None:
         return self.path(place, text) if text else None
 
-    def _word(self, place: tuple[str | int, ...], text: str | None, form: re.Pattern[str], what: str) -> str:
+    def _word(self, place: Place, text: str | None, form: re.Pattern[str], what: str) -> str:
         if text is not None and form.fullmatch(text) is None:
             self._faults.add(place, f"is not a valid {what}")
         return text or ""
 
-    def _command(self, place: tuple[str | int, ...], words: list[str] | None) -> tuple[str, ...]:
+    def _command(self, place: Place, words: list[str] | None) -> tuple[str, ...]:
         if any(not word or not word.isprintable() for word in words or ()):
             self._faults.add(place, "has an empty or unprintable word")
         return tuple(words or ())
 
-    def _address(self, place: tuple[str | int, ...], text: str | None, *, may_be_socket: bool = False) -> str:
+    def _address(self, place: Place, text: str | None, *, may_be_socket: bool = False) -> str:
         if text is None or (may_be_socket and text.startswith("unix:/") and text.isprintable()):
             return text or ""
         if not _is_address(text):
@@ -276,7 +283,7 @@ class _Reader:
             self._faults.add(place, f"{error.text.removeprefix('it ')}; {error.hint}")
         return text.rstrip("/")
 
-    def _gap(self, place: tuple[str | int, ...], text: str) -> tuple[int, int]:
+    def _gap(self, place: Place, text: str) -> tuple[int, int]:
         """Two RFC 3339 times with a slash between them, as seconds since the epoch."""
         with suppress(ValueError, OverflowError, TypeError):  # the fault below covers them
             begin, end = (datetime.fromisoformat(part) for part in text.split("/"))
@@ -286,22 +293,17 @@ class _Reader:
         return 0, 0
 
     def compose(self, data: object) -> ComposeFacts:
-        raw = _RawCompose() if data is None else self._faults.table(_RawCompose, ("compose",), data)
-        if data is not None:
-            self._faults.require(("compose",), data, "command", "engine", "project", "base", "overlay", "environment")
-            if KEY_VARIABLE not in raw.environment:
-                self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing (path of the CA key file)")
+        required = ("command", "engine", "project", "base", "overlay", "environment")
+        raw = self._table(_RawCompose, "compose", data, *required)
+        if data is not None and KEY_VARIABLE not in raw.environment:
+            self._faults.add(("compose", "environment"), f"{KEY_VARIABLE} is missing (path of the CA key file)")
         guard = Guard()  # plans and evidence show these
         for name, value in raw.environment.items():
+            at = ("compose", "environment", name)
             if _VARIABLE.fullmatch(name) is None or not value.isprintable():
-                self._faults.add(
-                    ("compose", "environment", name), "is not a valid variable name, or its value is unprintable"
-                )
+                self._faults.add(at, "is not a valid variable name, or its value is unprintable")
             if guard.clean(value) != value or guard.clean(f"{name}={value}") != f"{name}={value}":
-                self._faults.add(
-                    ("compose", "environment", name),
-                    "looks like a secret: put it into a file and set the path of the file",
-                )
+                self._faults.add(at, "looks like a secret: put it into a file and set the path of the file")
         environment = dict(raw.environment)
         if KEY_VARIABLE in environment:
             key = self.path(("compose", "environment", KEY_VARIABLE), environment[KEY_VARIABLE])
@@ -324,9 +326,7 @@ class _Reader:
         )
 
     def preflight(self, data: object) -> PreflightFacts:
-        raw = _RawPreflight() if data is None else self._faults.table(_RawPreflight, ("preflight",), data)
-        if data is not None:
-            self._faults.require(("preflight",), data, "script")
+        raw = self._table(_RawPreflight, "preflight", data, "script")
         arguments = self._command(("preflight", "arguments"), raw.arguments)
         script = self.path(("preflight", "script"), raw.script)
         beside = script.parent.parent.parent / "overlays" / "allow-list.txt"  # as the script itself looks for it
@@ -335,9 +335,7 @@ class _Reader:
         )
 
     def signer(self, data: object) -> SignerFacts:
-        raw = _RawSigner() if data is None else self._faults.table(_RawSigner, ("signer",), data)
-        if data is not None:
-            self._faults.require(("signer",), data, "address", "token_file", "policy_file", "role")
+        raw = self._table(_RawSigner, "signer", data, "address", "token_file", "policy_file", "role")
         return SignerFacts(
             address=self._address(("signer", "address"), raw.address, may_be_socket=True),
             token_file=self.path(("signer", "token_file"), raw.token_file),
@@ -346,9 +344,7 @@ class _Reader:
         )
 
     def vault(self, data: object) -> VaultFacts:
-        raw = _RawVault() if data is None else self._faults.table(_RawVault, ("vault",), data)
-        if data is not None:
-            self._faults.require(("vault",), data, "address", "token_file", "roles")
+        raw = self._table(_RawVault, "vault", data, "address", "token_file", "roles")
         roles = tuple(
             self._word(("vault", "roles", at), role, _WORD, "role name") for at, role in enumerate(raw.roles or ())
         )
@@ -383,8 +379,7 @@ class _Reader:
 
     def decommission(self, data: object) -> DecommissionFacts:
         place = ("decommission",)
-        raw = self._faults.table(_RawDecommission, place, data)
-        self._faults.require(place, data, "admin_token_file", "stop_command")
+        raw = self._table(_RawDecommission, "decommission", data, "admin_token_file", "stop_command")
         if raw.snapshot_file and _SHA256.fullmatch(raw.snapshot_sha256) is None:
             self._faults.add((*place, "snapshot_sha256"), "must be the hex SHA-256 of snapshot_file")
         return DecommissionFacts(

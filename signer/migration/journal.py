@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
-from signer.files import lock, open_lock, open_lock_of, open_or_create, sync_directory
+from signer.files import lock, open_lock, open_lock_of, open_or_create, os_errors, sync_directory
 from signer.migration.evidence.store import check_private
 from signer.model import RunOutcome
 
@@ -51,7 +51,6 @@ class RunState:
 
     @property
     def is_over(self) -> bool:
-        """True when the run has ended."""
         return self.outcome is not None
 
     def take(self, line: object) -> None:
@@ -93,13 +92,11 @@ class Journal:
         self.make_room: Callable[[], object] = lambda: None
         self.clean: Callable[[str], str] = str
         self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
-        try:
+        with os_errors(_unwritable):
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = open_or_create(self.path)
             _cut_half_line(self._file)
             sync_directory(self.path.parent)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     def write(self, event: str, **facts: object) -> None:
         """Writes one line, on disk when this returns; raises `Unavailable`."""
@@ -112,10 +109,8 @@ class Journal:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise _unwritable(error) from None
             self.make_room()
-            try:
+            with os_errors(_unwritable):
                 self._append(text)
-            except OSError as again:
-                raise _unwritable(again) from None
         self.state.take(line)
 
     def _append(self, text: bytes) -> None:
@@ -129,7 +124,6 @@ class Journal:
             raise
 
     def text(self) -> str:
-        """The whole journal, for the evidence."""
         return self.path.read_text()
 
     def close(self) -> None:
@@ -194,17 +188,13 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
 
     A journal decides which steps are not repeated, so no other user may write there: `evidence_dir_not_private`.
     """
-    try:
+    with os_errors(_unwritable):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
         held = [open_lock(folder / _LOCK)]
-    except OSError as error:
-        raise _unwritable(error) from None
     try:
-        try:
+        with os_errors(_unwritable):
             held.append(open_lock_of(base))
-        except OSError as error:
-            raise _unwritable(error) from None
         if not all(lock(descriptor) for descriptor in held):
             raise Unavailable(
                 "run_in_progress",
@@ -220,7 +210,7 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
 def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
     """Records a refused approval, without the typed text; raises `Unavailable`, or `SignerError` for a directory in
     which other users may write."""
-    try:
+    with os_errors(_unwritable):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,8 +221,6 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise _unwritable(error) from None
 
 
 def _unwritable(error: OSError) -> SignerError:

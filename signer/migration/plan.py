@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from signer.errors import BadFile, Drift
+from signer.errors import BadFile, Drift, SignerError
 from signer.ledger.chain import canonical_json
+from signer.units import cut
 
 VERSION: Final = 1
 _MOST_SHOWN: Final = 120  # characters of a value in a difference
@@ -38,6 +40,10 @@ class Observation:
 
     summary: str
     facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class StepFailed(SignerError):
+    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,23 @@ class Step:
         return self.effect in ("CHANGES", "DESTROYS") and self.undo is None
 
 
+def seal_step(evidence_dir: Path, address: str, action: Callable[[], Observation]) -> Step:
+    """The last step of every plan: seals the evidence below `evidence_dir`, and has the service record it."""
+    return Step(
+        "seal",
+        "seal the evidence",
+        "writes evidence",
+        action,
+        lines=(f"SHA256SUMS below {evidence_dir}", f"POST {address}/api/operations with its digest"),
+        reads=("evidence",),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PlanPart:
     """The inputs of a plan, or the state before or after it; each operation derives its own, with values for JSON."""
 
     def as_json(self) -> dict[str, Any]:
-        """The part as the plan contains it."""
         return asdict(self)
 
 
@@ -134,14 +151,8 @@ def read_plan(text: str, operation: Operation) -> Plan:
     """The plan in a plan file; raises `BadFile` unless it is whole, unedited and of that operation."""
     try:
         raw = json.loads(text)
-        plan = Plan(
-            operation=raw["operation"],
-            title=raw["title"],
-            inputs=raw["inputs"],
-            now=raw["now"],
-            then=raw["then"],
-            steps=tuple(raw["steps"]),
-        )
+        known = {name: raw[name] for name in ("operation", "title", "inputs", "now", "then")}
+        plan = Plan(**known, steps=tuple(raw["steps"]))
         if not all(isinstance(part, dict) for part in (plan.inputs, plan.now, plan.then, *plan.steps)):
             raise TypeError("not a table")
         if any(_OF_A_STEP - step.keys() for step in plan.steps):
@@ -199,12 +210,8 @@ def differences(planned: object, found: object, place: str) -> Iterator[str]:
         for number, (one, other) in enumerate(zip(planned, found, strict=True)):
             yield from differences(one, other, f"{place}.{number}")
     elif _shown(planned) != _shown(found):
-        yield f"{place}: planned {_cut(_shown(planned))}, found {_cut(_shown(found))}"
+        yield f"{place}: planned {cut(_shown(planned), _MOST_SHOWN)}, found {cut(_shown(found), _MOST_SHOWN)}"
 
 
 def _shown(value: object) -> str:
     return "nothing" if value is _NOTHING else json.dumps(value, sort_keys=True)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"

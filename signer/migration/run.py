@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -59,7 +59,6 @@ class Run:
         return self.journal.state.operation
 
     def carry_out(self, steps: Sequence[Step], reporter: Reporter) -> RunResult:
-        """Runs the steps; see `runner.carry_out`."""
         return carry_out(steps, self.journal, self, reporter)
 
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None:
@@ -154,7 +153,7 @@ def open_run(
             evidence.write_json("plan.json", plan.as_json())
         if approval is not None and not evidence.is_recorded:  # else it was interrupted between ledger and journal
             known = evidence.read_json("approvals.json") or []
-            evidence.write_json("approvals.json", [*known, approval.as_json()])
+            evidence.write_json("approvals.json", [*known, asdict(approval)])
         yield Run(journal, evidence, digest, recorder, reason)
     finally:
         journal.close()

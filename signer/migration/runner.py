@@ -66,7 +66,7 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
     """
     *before, seal = enumerate(steps, 1)
     is_as_left = any(step.effect in _CHANGING and step.name in journal.state.begun for step in steps)
-    with _interruptible():
+    with _on_signals(_interrupt):
         for number, step in before:
             began = time.monotonic()
             try:
@@ -89,11 +89,11 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
                 reporter.passed(number, step, seen, seconds)
             except SignerError as error:
                 # 3
-                with _undisturbed():
+                with _on_signals(signal.SIG_IGN):
                     reporter.failed(number, step, error, time.monotonic() - began)
                     return _end_by(error, step, steps, journal, evidence, reporter)
         # 4
-        with _undisturbed():
+        with _on_signals(signal.SIG_IGN):
             return _seal(*seal, steps, journal, evidence, reporter)
 
 
@@ -196,7 +196,6 @@ def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidenc
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:
-    """Calls `act`; returns its error, or None."""
     try:
         _translated(act)
     except SignerError as error:
@@ -205,25 +204,15 @@ def _try(act: Callable[[], object]) -> SignerError | None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a lost terminal become a step's failure."""
-    before = [(number, signal.signal(number, _interrupt)) for number in _SIGNALS]
+def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    before = [(number, signal.signal(number, handler)) for number in _SIGNALS]
     try:
         yield
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        for number, previous in before:
+            signal.signal(number, previous)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """Ctrl-C, SIGTERM and a lost terminal become a step's failure."""
     raise Unavailable("interrupted", f"interrupted by {signal.Signals(number).name}", "give the same command again")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)

@@ -30,7 +30,6 @@ class PolicyChanges:
 
 
 def compare_policies(old: Policy, new: Policy) -> PolicyChanges:
-    """What `new` changes in `old`."""
     tokens = _compare(old.tokens, new.tokens)
     return PolicyChanges(
         roles=_compare(old.roles, new.roles),

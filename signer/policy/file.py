@@ -34,21 +34,10 @@ from signer.model import (
     SshApprovalKey,
     Token,
 )
-from signer.policy import passkeys
+from signer.policy import passkeys, tables
 from signer.policy.decide import Policy
 from signer.policy.reading import MAX_POLICY_BYTES, POLICY_SETTING, read_policy
 from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, check_cidr_list
-from signer.policy.tables import (
-    RawApproval,
-    RawApprovalKey,
-    RawCa,
-    RawCaKey,
-    RawChoice,
-    RawIdentity,
-    RawPolicy,
-    RawRole,
-    RawToken,
-)
 from signer.ssh.certificate import MAX_PRINCIPALS
 from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, USER_KEY_KINDS, parse_public_key
 from signer.toml import Faults, Place, parse_toml
@@ -96,7 +85,7 @@ def load_policy(path: Path, named_by: str = POLICY_SETTING) -> Policy:
 def parse_policy(raw: bytes, name: str = "policy.toml") -> Policy:
     """The file's bytes as a `Policy`; raises `BadFile` with every problem found."""
     faults = Faults("policy_refused", name, "fix them and run `signer policy check`")
-    top = faults.table(RawPolicy, (), parse_toml(raw, MAX_POLICY_BYTES, faults))
+    top = faults.table(tables.RawPolicy, (), parse_toml(raw, MAX_POLICY_BYTES, faults))
     ca = _read_ca(faults, top.ca)
     roles = dict(_read_roles(faults, top.roles))
     identities, tokens = _read_identities(faults, top.identities, top.roles)
@@ -115,7 +104,7 @@ def _read_ca(faults: Faults, data: object) -> CaKeys:
     if data is None:
         faults.add(("ca",), "is missing: pin the fingerprint of the CA key")
         return CaKeys("")
-    raw = faults.table(RawCa, ("ca",), data)
+    raw = faults.table(tables.RawCa, ("ca",), data)
     faults.require(("ca",), data, "fingerprint")
     if raw.next is not None:
         # Without it, `ca bundle` could not show the pinned key to hosts once the next one is in use.
@@ -124,8 +113,10 @@ def _read_ca(faults: Faults, data: object) -> CaKeys:
         _check_fingerprint(faults, ("ca",), raw.fingerprint)
     public = None
     if raw.fingerprint is not None and raw.public_key is not None:
-        public = _read_ca_key(faults, ("ca",), RawCaKey(fingerprint=raw.fingerprint, public_key=raw.public_key))
-    others: list[tuple[Place, RawCaKey]] = [(("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])]
+        public = _read_ca_key(faults, ("ca",), tables.RawCaKey(fingerprint=raw.fingerprint, public_key=raw.public_key))
+    others: list[tuple[Place, tables.RawCaKey]] = [
+        (("ca", "retired", at), key) for at, key in enumerate(raw.retired or [])
+    ]
     if raw.next is not None:
         others.insert(0, (("ca", "next"), raw.next))
     places = {raw.fingerprint: "ca.fingerprint"}
@@ -154,7 +145,7 @@ def _check_fingerprints(faults: Faults, place: Place, fingerprints: list[str]) -
             faults.add((*place, index), "is not a fingerprint such as SHA256:… with 43 characters")
 
 
-def _read_ca_key(faults: Faults, place: Place, raw: RawCaKey) -> PublicKey | None:
+def _read_ca_key(faults: Faults, place: Place, raw: tables.RawCaKey) -> PublicKey | None:
     """The public half of a CA key; None, and a problem, if it is invalid."""
     place = (*place, "public_key")
     try:
@@ -185,18 +176,18 @@ def _read_roles(faults: Faults, data: object) -> Iterator[tuple[str, Role]]:
             )
         if len(name) > MAX_ROLE_NAME:
             faults.add(place, f"a role's name has at most {MAX_ROLE_NAME} characters, this one {len(name)}")
-        raw = faults.table(RawRole, place, table)
+        raw = faults.table(tables.RawRole, place, table)
         faults.require(place, table, "principals", "key_types")
         _check_role(faults, place, raw)
         yield name, _freeze_role(name, raw)
 
 
-def _ttls(raw: RawRole) -> tuple[int, int]:
+def _ttls(raw: tables.RawRole) -> tuple[int, int]:
     max_ttl = DEFAULT_CEILING if raw.max_ttl is None else raw.max_ttl
     return min(DEFAULT_TTL, max_ttl) if raw.default_ttl is None else raw.default_ttl, max_ttl
 
 
-def _freeze_role(name: str, raw: RawRole) -> Role:
+def _freeze_role(name: str, raw: tables.RawRole) -> Role:
     default_ttl, max_ttl = _ttls(raw)
     source = raw.source_address
     return Role(
@@ -227,12 +218,12 @@ def _freeze_role(name: str, raw: RawRole) -> Role:
     )
 
 
-def _freeze_approval(raw: RawApproval) -> Approval:
+def _freeze_approval(raw: tables.RawApproval) -> Approval:
     kinds = frozenset(APPROVAL_KEY_KINDS if raw.with_ is None else raw.with_)
     return Approval(frozenset(raw.for_), tuple(raw.by), raw.valid_for, raw.count, raw.waivers, kinds)
 
 
-def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_role(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     _check_principals(faults, place, raw)
     _check_ttls(faults, place, raw)
     _check_keys(faults, place, raw)
@@ -240,7 +231,7 @@ def _check_role(faults: Faults, place: Place, raw: RawRole) -> None:
     _check_approval(faults, place, raw)
 
 
-def _check_principals(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_principals(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     for key, names in (("principals", raw.principals or []), ("default_principals", raw.default_principals or [])):
         if len(names) > MAX_PRINCIPALS:
             faults.add((*place, key), f"has {len(names)} names; a certificate may have {MAX_PRINCIPALS}")
@@ -262,7 +253,7 @@ def _check_unique(faults: Faults, place: Place, names: list[str]) -> None:
             faults.add((*place, index), f"{name[:64]!a} is listed twice")
 
 
-def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_ttls(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     default_ttl, max_ttl = _ttls(raw)
     if max_ttl > CEILING:
         faults.add((*place, "max_ttl"), f"{render_duration(max_ttl)} is above {render_duration(CEILING)}, the maximum")
@@ -276,7 +267,7 @@ def _check_ttls(faults: Faults, place: Place, raw: RawRole) -> None:
         faults.add((*place, "backdate"), f"{render_duration(raw.backdate)} is above {render_duration(MAX_BACKDATE)}")
 
 
-def _check_approval(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_approval(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     if (approval := raw.approval) is not None:
         at = (*place, "approval")
         if approval.valid_for < 1:
@@ -300,7 +291,7 @@ def _check_approval(faults: Faults, place: Place, raw: RawRole) -> None:
             faults.add((*place, key), f"{shown} is above {most}, the maximum of a break-glass role")
 
 
-def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_keys(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     _check_unique(faults, (*place, "key_types"), raw.key_types or [])
     _check_fingerprints(faults, (*place, "keys"), raw.keys or [])
     for index, kind in enumerate(raw.key_types or []):
@@ -317,7 +308,7 @@ def _check_keys(faults: Faults, place: Place, raw: RawRole) -> None:
         faults.add((*place, "no_touch_required"), "contradicts verify_required")
 
 
-def _check_options(faults: Faults, place: Place, raw: RawRole) -> None:
+def _check_options(faults: Faults, place: Place, raw: tables.RawRole) -> None:
     if raw.extensions is not None:
         _check_choice(faults, (*place, "extensions"), raw.extensions)
     if raw.force_command is not None:
@@ -344,7 +335,7 @@ def _check_options(faults: Faults, place: Place, raw: RawRole) -> None:
                 faults.add((*place, "source_address", index), str(error))
 
 
-def _check_choice(faults: Faults, place: Place, raw: RawChoice) -> None:
+def _check_choice(faults: Faults, place: Place, raw: tables.RawChoice) -> None:
     _check_unique(faults, (*place, "allowed"), raw.allowed)
     for index, name in enumerate(raw.allowed):
         if name == "no-touch-required":
@@ -384,7 +375,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
             faults.add(place, "an identity's name has at most 64 lower case letters and digits, with . _ @ - inside")
         if name in RESERVED_NAMES:
             faults.add(place, f"{name} is reserved for the ledger: use another name")
-        raw = faults.table(RawIdentity, place, table)
+        raw = faults.table(tables.RawIdentity, place, table)
         faults.require(place, table, "kind")
         for index, role in enumerate(raw.roles or []):
             if role not in known_roles:
@@ -418,7 +409,7 @@ def _read_identities(faults: Faults, data: object, role_tables: object) -> tuple
 
 
 def _read_approval_keys(
-    faults: Faults, place: Place, identity: str, raw: RawIdentity, owners: dict[str, str]
+    faults: Faults, place: Place, identity: str, raw: tables.RawIdentity, owners: dict[str, str]
 ) -> tuple[ApprovalKey, ...]:
     """The keys whose signatures approve; `owners` has those of the identities before, and gets these."""
     lines = raw.approval_keys or []
@@ -447,7 +438,7 @@ def _read_approval_keys(
     return tuple(found)
 
 
-def _refuse_fields(faults: Faults, place: Place, line: RawApprovalKey, *wanted: str) -> bool:
+def _refuse_fields(faults: Faults, place: Place, line: tables.RawApprovalKey, *wanted: str) -> bool:
     """Records each key of an entry that its kind does not have, and each of `wanted` that it lacks; True for none."""
     foreign = sorted(line.model_fields_set - {"kind", "software", "verify", *wanted})
     if line.kind == "webauthn":
@@ -460,7 +451,7 @@ def _refuse_fields(faults: Faults, place: Place, line: RawApprovalKey, *wanted: 
     return not lacking
 
 
-def _read_passkey(faults: Faults, place: Place, line: RawApprovalKey) -> Passkey | None:
+def _read_passkey(faults: Faults, place: Place, line: tables.RawApprovalKey) -> Passkey | None:
     """The passkey of an entry; None, and each of its problems, if it is not one."""
     if not _refuse_fields(faults, place, line, "id", "public_key", "rp", "origins"):
         return None
@@ -470,7 +461,7 @@ def _read_passkey(faults: Faults, place: Place, line: RawApprovalKey) -> Passkey
     return passkey
 
 
-def _read_ssh_key(faults: Faults, place: Place, line: RawApprovalKey) -> SshApprovalKey | None:
+def _read_ssh_key(faults: Faults, place: Place, line: tables.RawApprovalKey) -> SshApprovalKey | None:
     """The key of an entry; None, and a problem, if it cannot be read."""
     if not _refuse_fields(faults, place, line, "key") or line.key is None:
         return None
@@ -500,7 +491,7 @@ def _read_tokens(
 ) -> None:
     for index, data in enumerate(raw_tokens):
         at = (*place, index)
-        raw = faults.table(RawToken, at, data)
+        raw = faults.table(tables.RawToken, at, data)
         faults.require(at, data, "sha256", "expires")
         if raw.sha256 is not None and _SHA256.fullmatch(raw.sha256) is None:
             faults.add((*at, "sha256"), "is not a SHA-256: 64 lower case hexadecimal digits")

@@ -18,7 +18,7 @@ from hvac import exceptions as hvac_errors
 
 from signer.address import check_url
 from signer.errors import BadFormat, BadSettings, Unavailable
-from signer.http import MAX_BODY, Watch, new_session
+from signer.http import MAX_BODY, Watched, new_session
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
 from signer.vault.errors import VaultContext, malformed, read_token, role_missing, says, sealed, translate_errors
@@ -31,7 +31,7 @@ _SHOWN: Final = 120  # characters of a path in an error
 _T = TypeVar("_T")
 
 
-class VaultAdmin:
+class VaultAdmin(Watched):
     """Vault at `address` with the token in `token_file`; raises `BadSettings` if the file contains no token, or if
     the address would send it to another machine in the clear."""
 
@@ -45,21 +45,14 @@ class VaultAdmin:
                 "vault_ca_file_unreadable", "Vault's CA file cannot be read", "name a file that you may read"
             )
         read_token(token_file, _context("", ""))
-        self._watch = Watch()
+        super().__init__()
         self._clients: dict[int, Any] = {}  # by maximum response size
 
     def __repr__(self) -> str:
         return f"VaultAdmin({self._address})"
 
-    def __enter__(self) -> VaultAdmin:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Stops the watchdog thread and closes the connections."""
-        self._watch.close()
+        super().close()
         for client in self._clients.values():
             client.adapter.close()
 
@@ -160,9 +153,9 @@ class VaultAdmin:
     def roles(self, mount: str) -> tuple[str, ...]:
         """Names of the mount's roles, sorted."""
         answer = self.find("LIST", f"{mount}/roles")
-        names = _data(answer).get("keys", []) if answer is not None else []
+        names = data_of(answer).get("keys", []) if answer is not None else []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return tuple(sorted(names))
 
     def role(self, mount: str, name: str) -> dict[str, Any]:
@@ -170,33 +163,33 @@ class VaultAdmin:
         answer = self.find("GET", f"{mount}/roles/{name}")
         if answer is None:
             raise role_missing()
-        return _data(answer)
+        return data_of(answer)
 
     def mount_ttls(self, mount: str) -> MountTtls | None:
         """Lifetimes for roles that set none; None if the token may not read the mount's tuning."""
         try:
-            data = _data(self.call("GET", f"sys/mounts/{mount}/tune"))
+            data = data_of(self.call("GET", f"sys/mounts/{mount}/tune"))
         except Unavailable as error:
             if error.code != "vault_forbidden":
                 raise
             return None
         default, most = data.get("default_lease_ttl"), data.get("max_lease_ttl")
         if not isinstance(default, int) or not isinstance(most, int):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return MountTtls(default, most)
 
     def ca_public_key(self, mount: str) -> PublicKey:
         """The CA key that the mount signs with by default; raises `vault_ca_unknown`."""
         try:
-            return parse_public_key(str(_data(self.call("GET", f"{mount}/config/ca"))["public_key"]))
+            return parse_public_key(str(data_of(self.call("GET", f"{mount}/config/ca"))["public_key"]))
         except (KeyError, BadFormat):
-            raise malformed(_context("", "")) from None
+            raise not_understood() from None
 
     def sign(self, mount: str, role: str, fields: Mapping[str, object]) -> str:
         """The certificate line that the sign endpoint returns for `fields`; raises `vault_refused` if Vault refuses."""
-        line = _data(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
+        line = data_of(self.call("POST", f"{mount}/sign/{role}", fields)).get("signed_key")
         if not isinstance(line, str):
-            raise malformed(_context("", ""))
+            raise not_understood()
         return line.strip()
 
 
@@ -217,11 +210,17 @@ def _quoted(path: str) -> str:
     return quote(path, safe="/")
 
 
-def _data(answer: Mapping[str, Any]) -> dict[str, Any]:
+def data_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` of an answer; raises `Unavailable` if it has none."""
     data = answer.get("data")
     if not isinstance(data, dict):
-        raise malformed(_context("", ""))
+        raise not_understood()
     return data
+
+
+def not_understood() -> Unavailable:
+    """The error for an answer of another form."""
+    return malformed(_context("", ""))
 
 
 def _errors(answer: Any) -> object:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
 from signer.errors import Unavailable
-from signer.files import open_regular
+from signer.files import open_regular, os_errors
 from signer.units import plain
 
 MAX_LINE: Final = 16 * 1024 * 1024  # bytes
@@ -285,11 +285,8 @@ def _silences(filled: list[_File]) -> Iterator[Gap]:
 
 def _listed(path: Path) -> dict[str, int]:
     """Names of rotated files with their inodes, sorted."""
-    try:
-        with os.scandir(path.parent) as entries:
-            found = {one.name: one.inode() for one in entries if _is_rotated(one.name, path)}
-    except OSError as error:
-        raise _unreadable(error, path.name) from None
+    with os_errors(lambda error: _unreadable(error, path.name)), os.scandir(path.parent) as entries:
+        found = {one.name: one.inode() for one in entries if _is_rotated(one.name, path)}
     if len(found) > MAX_FILES:
         raise _unreadable(OSError(0, f"over {MAX_FILES} rotated files"), path.name)
     return dict(sorted(found.items()))
@@ -327,10 +324,8 @@ def _is_at(log: BinaryIO, path: Path) -> bool:
 
 
 def _opened(path: Path) -> BinaryIO:
-    try:
+    with os_errors(lambda error: _unreadable(error, path.name)):
         return open_regular(path, follow_links=True)
-    except OSError as error:
-        raise _unreadable(error, path.name) from None
 
 
 def _numbered(path: Path, name: str, log: BinaryIO, sleep: Callable[[float], None]) -> Iterator[tuple[int, bytes]]:
@@ -448,7 +443,6 @@ def _object(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _failed(entry: dict[str, Any]) -> bool:
-    """True if the request or the response has an error."""
     return bool(entry.get("error")) or "error" in _object(_object(entry, "response"), "data")
 
 

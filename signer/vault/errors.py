@@ -93,24 +93,20 @@ def says(error: said.VaultError, words: str) -> bool:
 
 
 def sealed() -> Unavailable:
-    """The error for a sealed Vault."""
     return Unavailable("vault_sealed", "Vault is sealed", "unseal Vault")
 
 
 def role_missing() -> Unavailable:
-    """The error for a role that Vault's mount does not have."""
     return Unavailable(
         "vault_role_missing", "Vault has no role of that name", "create it, or remove it from policy.toml"
     )
 
 
 def ca_unknown() -> Unavailable:
-    """The error for a mount without a CA key."""
     return Unavailable("vault_ca_unknown", "Vault returned no CA key", "configure a CA key on the mount")
 
 
 def malformed(context: VaultContext = BY_SETTINGS) -> Unavailable:
-    """The error for an answer of an unexpected form."""
     return Unavailable(
         "vault_answer_malformed",
         "Vault's answer is not a sign response" if context is BY_SETTINGS else "Vault's answer is not understood",

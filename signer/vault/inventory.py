@@ -167,15 +167,11 @@ class Inventory:
     def as_json(self) -> dict[str, Any]:
         """The inventory for JSON, without the accessor of the token in use."""
         own = self.own_token
-        fields = {**asdict(self), "kv": [_counted(entries) for entries in self.kv]}
+        fields = {**asdict(self), "kv": [{**asdict(one), "count": len(one.names)} for one in self.kv]}
         fields["own_token"] = (
             None if own is None else {"ttl": own.ttl, "orphan": own.is_orphan, "lacks": list(own.lacks)}
         )
         return fields
-
-
-def _counted(entries: KvEntries) -> dict[str, Any]:
-    return {"mount": entries.mount, "version": entries.version, "count": len(entries.names), "names": entries.names}
 
 
 def read_inventory(
@@ -224,6 +220,10 @@ def read_inventory(
     )
 
 
+class _OutOfTime(Exception):
+    """The time for the whole inventory is over."""
+
+
 class _InventoryReader:
     """Reads from Vault and records what it cannot read."""
 
@@ -233,25 +233,37 @@ class _InventoryReader:
         self._deadline = monotonic() + WITHIN
         self.unread: list[Unread] = []
 
-    def _ask(self, what: str, otherwise: _T, ask: Callable[[float], _T]) -> _T:
+    def _ask(self, what: str, otherwise: _T, ask: Callable[[], _T]) -> _T:
         """The result of `ask`; after an error, records it and returns `otherwise`."""
-        remaining = self._deadline - self._monotonic()
-        if remaining <= 0:
-            self.unread.append(Unread(what, "too_slow"))
-            return otherwise
         try:
-            return ask(min(remaining, CALL_WITHIN))
+            return ask()
+        except _OutOfTime:
+            self.unread.append(Unread(what, "too_slow"))
         except SignerError as error:
             self.unread.append(Unread(what, error.code))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # JSON in an unexpected form
             self.unread.append(Unread(what, "vault_answer_malformed"))
         return otherwise
 
+    @property
+    def _left(self) -> float:
+        """Seconds for the next call; raises `_OutOfTime`."""
+        if (left := self._deadline - self._monotonic()) <= 0:
+            raise _OutOfTime
+        return min(left, CALL_WITHIN)
+
+    def _data(self, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """The data of a GET, or with a body of a POST."""
+        return self._vault.call("GET" if body is None else "POST", path, body, within=self._left)["data"]
+
+    def _list(self, path: str) -> tuple[str, ...]:
+        return _keys(self._vault.find("LIST", path, within=self._left))
+
     def keys(self, path: str, *, must_have: str = "") -> tuple[str, ...]:
         """The names that a LIST returns; empty if there are none. Without `must_have` the answer is incomplete."""
 
-        def ask(within: float) -> tuple[str, ...]:
-            names = _keys(self._vault.find("LIST", path, within=within))
+        def ask() -> tuple[str, ...]:
+            names = self._list(path)
             if must_have and must_have not in names:
                 raise _incomplete()
             return names
@@ -261,9 +273,9 @@ class _InventoryReader:
     def namespaces(self) -> tuple[str, ...]:
         """Child namespaces; empty for a Vault without namespaces, which has no such path."""
 
-        def ask(within: float) -> tuple[str, ...]:
+        def ask() -> tuple[str, ...]:
             try:
-                return _keys(self._vault.find("LIST", "sys/namespaces", within=within))
+                return self._list("sys/namespaces")
             except SignerError as error:
                 if error.code == _MISSING:
                     return ()
@@ -274,9 +286,9 @@ class _InventoryReader:
     def mounts(self, path: str, must_have: Mapping[str, tuple[str, ...]]) -> tuple[Mount, ...]:
         """The mounts that `path` lists; an answer without the built-in ones of `must_have` is incomplete."""
 
-        def ask(within: float) -> tuple[Mount, ...]:
+        def ask() -> tuple[Mount, ...]:
             found = []
-            for name, facts in sorted(self._vault.call("GET", path, within=within)["data"].items()):
+            for name, facts in sorted(self._data(path).items()):
                 kind, options = str(facts["type"]), facts.get("options") or {}
                 version = (2 if str(options.get("version", "1")) == "2" else 1) if kind in KV_TYPES else 0
                 found.append(Mount(name, kind, version, str(facts.get("uuid") or "")))
@@ -290,31 +302,28 @@ class _InventoryReader:
     def audit_devices(self) -> tuple[AuditDevice, ...]:
         """The audit devices, with the options that decide how their log is read."""
 
-        def ask(within: float) -> tuple[AuditDevice, ...]:
-            found = []
-            for name, facts in sorted(self._vault.call("GET", "sys/audit", within=within)["data"].items()):
-                options = {str(key): str(value) for key, value in (facts.get("options") or {}).items()}
-                found.append(
-                    AuditDevice(
-                        name,
-                        str(facts["type"]),
-                        options.get("prefix", ""),
-                        options.get("format", "") or "json",
-                        options.get("file_path", options.get("path", "")),
-                        any(options.get(key) for key in _LEAVES_OUT),
-                    )
-                )
-            return tuple(found)
+        def device(name: str, facts: Mapping[str, Any]) -> AuditDevice:
+            options = {str(key): str(value) for key, value in (facts.get("options") or {}).items()}
+            return AuditDevice(
+                name,
+                str(facts["type"]),
+                options.get("prefix", ""),
+                options.get("format", "") or "json",
+                options.get("file_path", options.get("path", "")),
+                any(options.get(key) for key in _LEAVES_OUT),
+            )
 
-        return self._ask("sys/audit", (), ask)
+        return self._ask(
+            "sys/audit", (), lambda: tuple(device(*one) for one in sorted(self._data("sys/audit").items()))
+        )
 
     def index(self, storage: str) -> int:
         """Raft's last index; 0 for another storage."""
         if storage != "raft":
             return 0
 
-        def ask(within: float) -> int:
-            state = self._vault.call("GET", "sys/leader", within=within)
+        def ask() -> int:
+            state = self._vault.call("GET", "sys/leader", within=self._left)
             return max(_count(state["raft_applied_index"]), _count(state["raft_committed_index"]))
 
         return self._ask("sys/leader", 0, ask)
@@ -322,19 +331,19 @@ class _InventoryReader:
     def servers(self, storage: str) -> tuple[Server, ...]:
         """All members of the cluster, from both sources; the one that answers is among them."""
 
-        def members(within: float) -> dict[str, str]:
-            config = self._vault.call("GET", RAFT_CONFIGURATION, within=within)["data"]["config"]
-            found = {str(one["address"]): str(one["node_id"]) for one in config["servers"]}
-            if not found:
+        def members() -> dict[str, str]:
+            servers = self._data(RAFT_CONFIGURATION)["config"]["servers"]
+            if not servers:
                 raise _incomplete()
-            return found
+            return {str(one["address"]): str(one["node_id"]) for one in servers}
 
-        def active(within: float) -> dict[str, str]:
-            nodes = self._vault.call("GET", "sys/ha-status", within=within)["data"]["nodes"]
-            found = {_host_and_port(one["cluster_address"]): str(one["api_address"]) for one in nodes}
+        def active() -> dict[str, str]:
+            nodes = self._data("sys/ha-status")["nodes"]
+            # As raft's configuration has an address: `https://10.0.0.2:8201` without its scheme.
+            at = [str(one["cluster_address"]).rpartition("://")[2].rstrip("/") for one in nodes]
             if not any(one["active_node"] is True for one in nodes):
                 raise _incomplete()
-            return found
+            return {where: str(one["api_address"]) for where, one in zip(at, nodes, strict=True)}
 
         none: dict[str, str] = {}
         raft = self._ask(RAFT_CONFIGURATION, none, members) if storage == "raft" else none
@@ -365,37 +374,28 @@ class _InventoryReader:
         return tuple(sorted(found))
 
     def engine(self, mount: str) -> SshEngine:
-        """An SSH mount: its roles with their lifetimes, and its CA keys."""
-        roles = tuple(self._role(mount, name) for name in sorted(self.keys(f"{mount}roles")))
-        return SshEngine(mount, roles, self._issuers(mount), self._max_lease(mount))
-
-    def _max_lease(self, mount: str) -> int:
-        """The effective limit, from the mount or the server."""
-        path = f"sys/mounts/{mount}tune"
-        return self._ask(
-            path, 0, lambda within: int(self._vault.call("GET", path, within=within)["data"]["max_lease_ttl"])
+        """An SSH mount: its roles with their lifetimes, its CA keys, and its limit or the server's."""
+        roles = []
+        for name in sorted(self.keys(path := f"{mount}roles")):
+            at = f"{path}/{name}"
+            roles.append(SshRole(name, self._ask(at, 0, lambda: int(self._data(at).get("max_ttl") or 0))))  # noqa: B023 - called at once
+        issuers, tune = self._issuers(mount), f"sys/mounts/{mount}tune"
+        return SshEngine(
+            mount, tuple(roles), issuers, self._ask(tune, 0, lambda: int(self._data(tune)["max_lease_ttl"]))
         )
-
-    def _role(self, mount: str, name: str) -> SshRole:
-        def ask(within: float) -> SshRole:
-            data = self._vault.call("GET", f"{mount}roles/{name}", within=within)["data"]
-            return SshRole(name, int(data.get("max_ttl") or 0))
-
-        return self._ask(f"{mount}roles/{name}", SshRole(name, 0), ask)
 
     def _issuers(self, mount: str) -> tuple[str, ...]:
         """Fingerprints of the CA keys; for a Vault without issuers, that of the mount's single key."""
 
-        def ask(within: float) -> tuple[str, ...]:
+        def ask() -> tuple[str, ...]:
             try:
-                answer = self._vault.find("LIST", f"{mount}issuers", within=within)
-                lines = [
-                    facts["public_key"] for facts in (answer or {"data": {"key_info": {}}})["data"]["key_info"].values()
-                ]
+                answer = self._vault.find("LIST", f"{mount}issuers", within=self._left)
+                known = {} if answer is None else answer["data"]["key_info"]
+                lines = [facts["public_key"] for facts in known.values()]
             except SignerError as error:
                 if error.code != _MISSING:
                     raise
-                one = self._vault.find("GET", f"{mount}config/ca", within=within)
+                one = self._vault.find("GET", f"{mount}config/ca", within=self._left)
                 lines = [] if one is None else [one["data"]["public_key"]]
             try:
                 return tuple(sorted(parse_public_key(str(line)).fingerprint for line in lines))
@@ -407,11 +407,10 @@ class _InventoryReader:
     def own_token(self, ssh_mount: str, roles: Sequence[str], devices: tuple[str, ...]) -> OwnToken | None:
         """The token in use: its lifetime and the rights that it lacks for the removal of Vault."""
 
-        def ask(within: float) -> OwnToken:
-            data = self._vault.call("GET", "auth/token/lookup-self", within=within)["data"]
+        def ask() -> OwnToken:
+            data = self._data("auth/token/lookup-self")
             needed = tuple(_needed(ssh_mount, roles))
-            asked = {"paths": [path for path, _ in needed]}
-            may = self._vault.call("POST", "sys/capabilities-self", asked, within=within)["data"]
+            may = self._data("sys/capabilities-self", {"paths": [path for path, _ in needed]})
             lacks = tuple(path for path, right in needed if not {right, "root"} & set(may.get(path, ())))
             accessor = str(data["accessor"])
             hashes = (
@@ -424,13 +423,9 @@ class _InventoryReader:
 
     def _hashed(self, device: str, accessor: str) -> str:
         """The accessor as that audit device writes it; "" if the token may not ask."""
-
-        def ask(within: float) -> str:
-            path = f"sys/audit-hash/{device.rstrip('/')}"
-            return str(self._vault.call("POST", path, {"input": accessor}, within=within)["data"]["hash"])
-
         before = len(self.unread)
-        found = self._ask(device, "", ask)
+        path = f"sys/audit-hash/{device.rstrip('/')}"
+        found = self._ask(device, "", lambda: str(self._data(path, {"input": accessor})["hash"]))
         del self.unread[before:]  # the only effect is that signer's own requests count as another client's
         return found
 
@@ -462,11 +457,6 @@ def _incomplete() -> Unavailable:
         "Vault's answer lacks an entry that every Vault has",
         "check the admin token's policies",
     )
-
-
-def _host_and_port(address: object) -> str:
-    """As raft's configuration has it: `https://10.0.0.2:8201` without its scheme."""
-    return str(address).rpartition("://")[2].rstrip("/")
 
 
 def _count(value: object) -> int:

@@ -7,8 +7,8 @@ difference that grants less or has no effect. Each difference has an explanation
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from signer.model import BACKDATE, Role
@@ -32,9 +32,6 @@ class Difference:
     severity: Severity
     why: str
 
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
-
 
 def errors_in(found: list[Difference]) -> list[Difference]:
     """The differences that prevent a cutover."""
@@ -52,7 +49,13 @@ def compare_certificates(ours: CertificateFields, vaults: CertificateFields) -> 
         *_exact(
             "cert_type", str(ours.cert_type), str(vaults.cert_type), "one of the certificates is not a user certificate"
         ),
-        *_key_ids(ours.key_id, vaults.key_id),
+        *_exact(
+            "key_id",
+            ours.key_id,
+            vaults.key_id,
+            "Vault derives it from token and key, signer from identity and role; hosts only log it",
+            "note",
+        ),
         *compare_principals("principals", ours.principals, vaults.principals),
         *_times(ours, vaults),
         *compare_critical_options("critical_options", ours.critical_options, vaults.critical_options),
@@ -60,15 +63,9 @@ def compare_certificates(ours: CertificateFields, vaults: CertificateFields) -> 
     ]
 
 
-def _exact(field: str, ours: str, vaults: str, why: str) -> Iterator[Difference]:
+def _exact(field: str, ours: str, vaults: str, why: str, severity: Severity = "error") -> Iterator[Difference]:
     if ours != vaults:
-        yield Difference(field, ours, vaults, "error", why)
-
-
-def _key_ids(ours: str, vaults: str) -> Iterator[Difference]:
-    if ours != vaults:
-        why = "Vault derives it from token and key, signer from identity and role; hosts only log it"
-        yield Difference("key_id", ours, vaults, "note", why)
+        yield Difference(field, ours, vaults, severity, why)
 
 
 def compare_principals(field: str, ours: tuple[str, ...], vaults: tuple[str, ...]) -> Iterator[Difference]:
@@ -81,6 +78,18 @@ def compare_principals(field: str, ours: tuple[str, ...], vaults: tuple[str, ...
     else:
         return
     yield Difference(field, _names(ours), _names(vaults), "error", why)
+
+
+def _compare_sets(
+    field: str, ours: Iterable[str], vaults: Iterable[str], more: str, less: str, shown: tuple[str, str] | None = None
+) -> Iterator[Difference]:
+    """An error if signer has `more`, else a note if it has `less`; both are sentences with the names in place of {}."""
+    mine, theirs = set(ours), set(vaults)
+    values = shown or (_names(tuple(sorted(mine))), _names(tuple(sorted(theirs))))
+    if added := sorted(mine - theirs):
+        yield Difference(field, *values, "error", more.format(", ".join(added)))
+    elif missing := sorted(theirs - mine):
+        yield Difference(field, *values, "note", less.format(", ".join(missing)))
 
 
 def _times(ours: CertificateFields, vaults: CertificateFields) -> Iterator[Difference]:
@@ -142,14 +151,9 @@ def _in(
 
 
 def _extensions(ours: Options, vaults: Options) -> Iterator[Difference]:
-    added, missing = sorted(set(ours) - set(vaults)), sorted(set(vaults) - set(ours))
-    shown = _names(tuple(map(_option, ours))), _names(tuple(map(_option, vaults)))
-    if added:
-        why = f"signer adds {', '.join(map(_option, added))}"
-        yield Difference("extensions", *shown, "error", why)
-    elif missing:
-        why = f"signer omits {', '.join(map(_option, missing))}: it is missing in logins that need it"
-        yield Difference("extensions", *shown, "note", why)
+    mine, theirs = tuple(map(_option, ours)), tuple(map(_option, vaults))
+    less = "signer omits {}: it is missing in logins that need it"
+    yield from _compare_sets("extensions", mine, theirs, "signer adds {}", less, (_names(mine), _names(theirs)))
 
 
 def _option(option: tuple[str, str]) -> str:
@@ -171,16 +175,6 @@ def _span(seconds: int) -> str:
 
 # --- roles -----------------------------------------------------------------------------------------------------------
 
-# Vault's fields that do not affect user certificates, or only how Vault creates them.
-WITHOUT_EFFECT: Final = (
-    "allow_bare_domains",
-    "allow_subdomains",
-    "allowed_domains",
-    "allowed_domains_template",
-    "allow_commas_in_identity_templates",
-    "allow_wildcards_in_identity_templates",
-)
-
 
 def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls | None = None) -> list[Difference]:
     """The differences between a role from Vault's API and signer's; fields have Vault's names where it has one.
@@ -196,7 +190,7 @@ def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls
     return [
         *found,
         *_allowed_principals(vaults, role),
-        *compare_principals("default_user", _dedup(role.default_principals), vaults.default_users),
+        *compare_principals("default_user", tuple(sorted(set(role.default_principals))), vaults.default_users),
         *_role_ttls(vaults, role, mount or MountTtls()),
         *_key_types(vaults, role),
         *_role_extensions(vaults, role),
@@ -206,21 +200,13 @@ def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls
     ]
 
 
-def _dedup(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(set(names)))
-
-
 def _allowed_principals(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     shown = _names(role.principals), "*" if vaults.any_user else _names(vaults.users)
     if vaults.any_user:
         yield Difference("allowed_users", *shown, "note", "Vault allows any principal, signer only the listed ones")
         return
-    added, missing = sorted(set(role.principals) - set(vaults.users)), sorted(set(vaults.users) - set(role.principals))
-    if added:
-        why = f"signer adds {', '.join(added)}: principals may never widen"
-        yield Difference("allowed_users", *shown, "error", why)
-    elif missing:
-        yield Difference("allowed_users", *shown, "note", f"signer does not allow {', '.join(missing)}")
+    more, less = "signer adds {}: principals may never widen", "signer does not allow {}"
+    yield from _compare_sets("allowed_users", role.principals, vaults.users, more, less, shown)
     for field in ("allowed_users_template", "default_user_template"):
         if vaults.flag(field):
             why = "Vault has templates with details of the caller, signer only {identity}"
@@ -311,14 +297,8 @@ def _role_critical_options(vaults: VaultRole, role: Role) -> Iterator[Difference
         why = "Vault lets callers set or replace any option, signer only the listed ones"
         yield Difference("allowed_critical_options", _names(tuple(sorted(mine))), "any", "note", why)
         return
-    added, missing = sorted(mine - vaults.critical_options), sorted(vaults.critical_options - mine)
-    shown = _names(tuple(sorted(mine))), _names(tuple(sorted(vaults.critical_options)))
-    if added:
-        why = f"signer also lets callers set {', '.join(added)}"
-        yield Difference("allowed_critical_options", *shown, "error", why)
-    elif missing:
-        why = f"signer does not let callers set {', '.join(missing)}"
-        yield Difference("allowed_critical_options", *shown, "note", why)
+    more, less = "signer also lets callers set {}", "signer does not let callers set {}"
+    yield from _compare_sets("allowed_critical_options", mine, vaults.critical_options, more, less)
 
 
 def _role_key_ids(vaults: VaultRole, role: Role) -> Iterator[Difference]:

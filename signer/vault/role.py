@@ -95,7 +95,6 @@ class VaultRole:
 
     @property
     def any_user(self) -> bool:
-        """True if any principal is allowed."""
         return self.text("allowed_users") == "*"
 
     @property

@@ -124,7 +124,6 @@ class VaultClient:
             pause = min(max(self._renew_at - time.monotonic(), RENEW_EVERY_AT_LEAST), LOOK_EVERY)
 
     def close(self) -> None:
-        """Stops `look_after` and all pending calls."""
         self._stopping.set()
         self._watch.close()
         for client in self._clients:

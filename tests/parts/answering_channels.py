@@ -24,4 +24,4 @@ def play_channels(environ: pytest.MonkeyPatch, folder: Path, name: str) -> None:
         return Result("the connection was refused" if is_down else "")
 
     environ.setattr(Sender, "send", send)
-    environ.setattr("signer.cli.notices.time.monotonic", lambda: 0.0)
+    environ.setattr("signer.cli.services.time.monotonic", lambda: 0.0)

@@ -219,7 +219,11 @@ class Contained(Service):
         return self
 
     def __enter__(self) -> Contained:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # a container that would be started again and again
+            self.remove()
+            raise
 
     def stop(self) -> int:
         """SIGTERM, after 5 seconds SIGKILL; the exit status, which is 137 then."""

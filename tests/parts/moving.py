@@ -194,12 +194,12 @@ def play_move(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     mode = {"sealed": "local", "local": "local", "down": "", "killed": ""}.get(case, "vault")
     platform = PlayedPlatform(case, mode)
     for name, value in {
-        "migration.run.open_run": partial(open_run, clock=_clock(folder)),
-        "api_client.ApiClient": lambda _address, _token_file: PlayedApi(platform),
-        "migration.cutover.preconditions.read_preconditions": platform.preconditions,
-        "migration.cutover.actions.CutoverActions": lambda _file, _api: PlayedActions(platform),
+        "open_run": partial(open_run, clock=_clock(folder)),
+        "ApiClient": lambda _address, _token_file: PlayedApi(platform),
+        "read_preconditions": platform.preconditions,
+        "CutoverActions": lambda _file, _api: PlayedActions(platform),
     }.items():
-        environ.setattr(f"signer.{name}", value)
+        environ.setattr(f"signer.cli.moves.{name}", value)
     if case == "killed":
         _leave_open(folder, PlayedApi(platform))
 

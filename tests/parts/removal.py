@@ -114,17 +114,15 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
     found = RemovalReadiness(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, TERMS, NOW))
 
     for name, value in {
-        "api_client.ApiClient": PlayedApi,
-        "migration.decommission.survey.read_readiness": lambda _file, _api: found,
-        "migration.decommission.survey.read_inputs": lambda file, path, _api: removal_inputs(file, path),
-        "migration.decommission.survey.read_ledger": lambda _api: replace(
-            ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")
-        ),
-        "migration.decommission.actions.vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
-        "migration.decommission.actions.RemovalActions": PlayedRemoval,
-        "migration.decommission.steps.removal_steps": played_steps,
+        "ApiClient": PlayedApi,
+        "read_readiness": lambda _file, _api: found,
+        "read_inputs": lambda file, path, _api: removal_inputs(file, path),
+        "read_ledger": lambda _api: replace(ledger, cutover=RecordedCutover(50, int(time.time()) - 100 * HOUR, "")),
+        "vault_state": lambda _file: "gone" if case in ("gone", "data") else "active",
+        "RemovalActions": PlayedRemoval,
+        "removal_steps": played_steps,
     }.items():
-        environ.setattr(f"signer.{name}", value)
+        environ.setattr(f"signer.cli.moves.{name}", value)
 
 
 class PlayedApi:

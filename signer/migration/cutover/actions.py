@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,15 +17,21 @@ from signer.api_client import ApiClient, Readiness
 from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import read_secret_word
 from signer.migration.boot import boot_file, is_recorded, record_boot
-from signer.migration.compose import Compose, ContainerState, shown
+from signer.migration.compose import Compose, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
-from signer.migration.offer import certificate_fields, offer_certificate
-from signer.migration.parity import SAMPLES, check_parity
-from signer.migration.plan import Observation
+from signer.migration.parity import SAMPLES, USUAL_KIND, check_parity, make_samples, throwaway_key
+from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run
-from signer.migration.samples import USUAL_KIND, make_samples, throwaway_key
-from signer.migration.smoke import CONNECT_WITHIN, on_each, read_trusted_cas, smoke, smoke_refusal
+from signer.migration.smoke import (
+    CONNECT_WITHIN,
+    certificate_fields,
+    offer_certificate,
+    on_each,
+    read_trusted_cas,
+    smoke,
+    smoke_refusal,
+)
 from signer.migration.trial import trial
 from signer.model import Role, RunOutcome
 from signer.policy.decide import Policy
@@ -36,10 +43,6 @@ PREFLIGHT_WITHIN: Final = 60.0  # seconds
 READY_WITHIN: Final = 12.0  # seconds for the service to be ready after compose has started it
 _LOOK_EVERY: Final = 0.05  # seconds between two polls of `Pause`
 Backend = Literal["vault", "local"]
-
-
-class StepFailed(SignerError):
-    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 class Pause(threading.Thread):
@@ -207,7 +210,12 @@ class CutoverActions:
             ready = self._api.ready()
         except Unavailable as error:  # an interrupted run may have left no service, which a rollback fixes
             ready = Readiness(False, code=error.code)
-        facts = {"container": _facts(found), "mode": ready.mode, "ca": ready.ca_fingerprint, "policy": ready.policy}
+        facts = {
+            "container": None if found is None else asdict(found),
+            "mode": ready.mode,
+            "ca": ready.ca_fingerprint,
+            "policy": ready.policy,
+        }
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}
         now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
         return Observation(f"{now}, container {found.id[:12] if found else 'none'}", facts)
@@ -304,7 +312,6 @@ class CutoverActions:
         return smoke_refusal(self._api.sign, self._file.signer.role, allowed)
 
     def seal(self) -> Observation:
-        """Seals the evidence and records its digest in the ledger."""
         return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self) -> VaultAdmin:
@@ -323,9 +330,3 @@ def sample_body(role: Role) -> dict[str, Any]:
     """A request as logins make it, for a key without a private half."""
     first = next(make_samples(role, 1), None)
     return {"public_key": throwaway_key(USUAL_KIND), **({} if first is None else first.asked)}
-
-
-def _facts(found: ContainerState | None) -> dict[str, object] | None:
-    if found is None:
-        return None
-    return {"id": found.id, "image": found.image, "mode": found.mode, "state": found.state, "started": found.started}

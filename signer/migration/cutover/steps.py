@@ -13,18 +13,18 @@ from signer.migration.config import CutoverFile
 from signer.migration.cutover.actions import CutoverActions
 from signer.migration.cutover.preconditions import CutoverGoal, Preconditions, preflight_line
 from signer.migration.parity import SAMPLES
-from signer.migration.plan import Observation, Plan, Step, describe
-from signer.migration.smoke import login_lines
+from signer.migration.plan import Observation, Plan, Step, describe, seal_step
+from signer.migration.smoke import login_lines, target_names
 from signer.migration.trial import trial_lines
 
 
 def cutover_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
     """From Vault to the local CA. If step 5 or a later one fails, the run goes back to the base without the overlay."""
-    return (*_checks(file, actions), *_move(file, actions), _seal(file, actions))
+    seal = seal_step(file.evidence_dir, file.signer.address, actions.seal)
+    return (*_checks(file, actions), *_move(file, actions), seal)
 
 
 def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """The checks before the first change."""
     trust = "does the host" if len(file.smoke) == 1 else f"do the {len(file.smoke)} hosts"
     vault = f"{file.vault.address}/v1/{file.vault.mount}"
     return (
@@ -65,7 +65,6 @@ def _checks(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
 
 
 def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
-    """The change and its verification."""
     sign = f"POST {file.signer.address}/api/sign/{file.signer.role}"
 
     def back() -> Observation:
@@ -94,7 +93,7 @@ def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
         ),
         Step(
             "smoke",
-            f"log in to {_targets(file)}",
+            f"log in to {target_names(file)}",
             "logs in",
             lambda: actions.smoke("local"),
             lines=(*login_lines(file), f"{sign} with a principal outside the policy: must be refused"),
@@ -136,13 +135,13 @@ def rollback_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ..
         ),
         Step(
             "smoke",
-            f"log in to {_targets(file)}",
+            f"log in to {target_names(file)}",
             "logs in",
             lambda: actions.smoke("vault"),
             lines=login_lines(file),
             reads=("sshd", "ledger"),
         ),
-        _seal(file, actions),
+        seal_step(file.evidence_dir, file.signer.address, actions.seal),
     )
 
 
@@ -155,21 +154,6 @@ def _record_state(file: CutoverFile, actions: CutoverActions) -> Step:
         lines=(f"{file.compose.engine} inspect the container of {file.compose.service}",),
         reads=("container",),
     )
-
-
-def _seal(file: CutoverFile, actions: CutoverActions) -> Step:
-    return Step(
-        "seal",
-        "seal the evidence",
-        "writes evidence",
-        actions.seal,
-        lines=(f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
-        reads=("evidence",),
-    )
-
-
-def _targets(file: CutoverFile) -> str:
-    return ", ".join(target.name for target in file.smoke)
 
 
 def _up_line(file: CutoverFile, *, with_overlay: bool) -> str:

@@ -27,14 +27,15 @@ from signer.migration.decommission.snapshot import (
     store_snapshot,
 )
 from signer.migration.decommission.survey import blocked, decommission_of, origin_of, read_readiness
-from signer.migration.plan import Observation
+from signer.migration.parity import throwaway_key
+from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run
-from signer.migration.samples import throwaway_key
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
 from signer.subprocesses import run
-from signer.vault.admin import VaultAdmin
+from signer.units import listed
+from signer.vault.admin import VaultAdmin, data_of, not_understood
 from signer.vault.inventory import SNAPSHOT, Inventory, read_inventory
 
 COMMAND_WITHIN: Final = 120.0  # seconds for stop_command and remove_data_command
@@ -45,6 +46,7 @@ ELECTED_WITHIN: Final = 90.0  # seconds for another node to become active after 
 CONNECT_WITHIN: Final = 2.0
 MAX_ROUNDS: Final = 5  # of revoking: tokens may be created meanwhile
 _BUILTIN: Final = {"sys/": ("system", "ns_system"), "identity/": ("identity", "ns_identity")}
+_STARTED_AGAIN: Final = "end what starts it again (a supervisor, a unit, a restart policy), then apply again"
 _LATE: Final = "new-before-the-seal.json"
 _LAST_LOOK: Final = "last-look.json"
 _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
@@ -52,10 +54,6 @@ _PASSED_ON: Final = (
     "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "CONTAINERS_CONF",
     "CONTAINERS_STORAGE_CONF", "CONTAINER_HOST", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG",
 )  # fmt: skip
-
-
-class RemovalFailed(SignerError):
-    """A step did not have its expected result; `facts` are kept as evidence."""
 
 
 class RemovalActions:
@@ -141,7 +139,7 @@ class RemovalActions:
 
     def _inventoried(self) -> Inventory:
         if self._found is None:
-            raise RemovalFailed("inventory_missing", "this run has not read an inventory", "apply the same plan again")
+            raise StepFailed("inventory_missing", "this run has not read an inventory", "apply the same plan again")
         return self._found
 
     def has_snapshot(self) -> bool:
@@ -189,7 +187,7 @@ class RemovalActions:
         with self._vault() as vault:
             vault.call("DELETE", f"sys/mounts/{mount}", within=COMMAND_WITHIN)
         if not self.is_disabled():
-            raise RemovalFailed("vault_mount_stays", f"Vault still has the mount {mount}", "see Vault's log")
+            raise StepFailed("vault_mount_stays", f"Vault still has the mount {mount}", "see Vault's log")
         return Observation(f"{mount} is gone, and Vault's CA key with it")
 
     def is_disabled(self) -> bool:
@@ -217,7 +215,7 @@ class RemovalActions:
                     asked += 1
                     proofs += self._is_unrouted(vault, role, must_prove=is_admin)
         if not self.is_disabled():
-            raise RemovalFailed("vault_mount_stays", "Vault still has the SSH mount", "see Vault's log")
+            raise StepFailed("vault_mount_stays", "Vault still has the SSH mount", "see Vault's log")
         return Observation(f"asked {asked} times, signed nothing", {"asked": asked, "no_such_mount": proofs})
 
     def _is_unrouted(self, vault: VaultAdmin, role: str, *, must_prove: bool) -> bool:
@@ -230,13 +228,13 @@ class RemovalActions:
             if error.code == "vault_forbidden":
                 if not must_prove:
                     return False
-                raise RemovalFailed(
+                raise StepFailed(
                     "vault_proof_missing",
                     f"Vault does not allow the admin token to use {path}, which proves nothing",
                     f"allow it update on {path}, then apply again",
                 ) from None
             raise
-        raise RemovalFailed("vault_still_signs", f"Vault has signed for role {role}", "find the mount that signed")
+        raise StepFailed("vault_still_signs", f"Vault has signed for role {role}", "find the mount that signed")
 
     def revoke(self) -> Observation:
         """Revokes every token by its accessor, except the admin token."""
@@ -250,7 +248,7 @@ class RemovalActions:
                 for accessor in others:
                     vault.call("POST", "auth/token/revoke-accessor", {"accessor": accessor})
                     count += 1
-        raise RemovalFailed(
+        raise StepFailed(
             "vault_tokens_stay", "new tokens keep appearing in Vault", "find their creator, then apply again"
         )
 
@@ -269,7 +267,7 @@ class RemovalActions:
         self._run.evidence.write_json(_LAST_LOOK, {"at": int(time.time()), "found": look})
         states = self._seal_nodes()
         if not self.is_sealed():
-            raise RemovalFailed("vault_not_sealed", "Vault is still unsealed", "see Vault's log")
+            raise StepFailed("vault_not_sealed", "Vault is still unsealed", "see Vault's log")
         standby = [address for address, state in states.items() if state == "standby"]
         also = f"; standby without a majority: {', '.join(standby)}" if standby else ""
         return Observation(f"{look}; sealed{also}", {"nodes": states})
@@ -277,7 +275,7 @@ class RemovalActions:
     def _last_look(self) -> str:
         """Stops the run if Vault has something that is in no snapshot; continued, the run takes another one.
 
-        Raises `RemovalFailed`. Each new entry is reported once, by name; then it must be in the next snapshot.
+        Raises `StepFailed`. Each new entry is reported once, by name; then it must be in the next snapshot.
         """
         evidence = self._run.evidence
         told = evidence.read_json(_LATE) or {"new": [], "snapshots": 1}
@@ -311,12 +309,12 @@ class RemovalActions:
         return f"snapshot {number} has what was new"
 
     def _look(self) -> Inventory:
-        """A complete inventory; raises `RemovalFailed` if a part cannot be read."""
+        """A complete inventory; raises `StepFailed` if a part cannot be read."""
         with self._vault() as vault:
             found = read_inventory(vault, self._file.vault.mount)
         if found.unread:
             unread = ", ".join(f"{one.what} ({one.code})" for one in found.unread[:9])
-            raise RemovalFailed(
+            raise StepFailed(
                 "vault_look_incomplete",
                 f"what has come into Vault since the snapshot cannot be read: {unread}",
                 "allow the admin token to read it, then apply again",
@@ -328,12 +326,11 @@ class RemovalActions:
         now = self._run.evidence.guard.clean_value(found.as_json())
         return sorted(_names_in(now) - _names_in(before))
 
-    def _changed(self, new: list[str]) -> RemovalFailed:
-        more = f" and {len(new) - 9} more" if len(new) > 9 else ""
+    def _changed(self, new: list[str]) -> StepFailed:
         then = "move it and delete it, then apply again"
         if self._wanted.snapshot_file is None:
             then += "; what you leave there is in a second snapshot only"
-        return RemovalFailed("vault_changed", f"new in Vault since the snapshot: {', '.join(new[:9])}{more}", then)
+        return StepFailed("vault_changed", f"new in Vault since the snapshot: {listed(new, 9)}", then)
 
     @property
     def _addresses(self) -> tuple[str, ...]:
@@ -344,7 +341,7 @@ class RemovalActions:
         """Seals the active node, and each that becomes active after that; the state of each node by its address.
 
         Ends when no node is active and so few are standby that none can become active: raft needs a majority, another
-        storage one node. Raises `RemovalFailed` if none of enough nodes becomes active in time.
+        storage one node. Raises `StepFailed` if none of enough nodes becomes active in time.
         """
         enough = len(self._addresses) // 2 + 1 if self._is_raft else 1
         deadline = time.monotonic() + ELECTED_WITHIN
@@ -359,7 +356,7 @@ class RemovalActions:
             if not active and len(standby) < enough:
                 return states
             if time.monotonic() > deadline:
-                raise RemovalFailed(
+                raise StepFailed(
                     "vault_not_sealed",
                     f"{', '.join(standby or active)} can become active and sign",
                     "stop it by hand, then apply again",
@@ -380,7 +377,7 @@ class RemovalActions:
     def is_sealed(self) -> bool:
         """True if no node of Vault is active and the configured one is sealed or gone, after a last look.
 
-        Standby nodes count as sealed if they are too few for one to become active. Raises `RemovalFailed` without a
+        Standby nodes count as sealed if they are too few for one to become active. Raises `StepFailed` without a
         last look.
         """
         states = [self._node_state(address) for address in self._addresses]
@@ -388,7 +385,7 @@ class RemovalActions:
         if "active" in states or states.count("standby") >= enough:
             return False
         if self._run.evidence.read_json(_LAST_LOOK) is None:
-            raise RemovalFailed(
+            raise StepFailed(
                 "vault_sealed_early",
                 "Vault is sealed or stopped, and nobody has looked for what came since the snapshot",
                 "start and unseal Vault, then apply again",
@@ -398,7 +395,6 @@ class RemovalActions:
     # --- stop and removal --------------------------------------------------------------------------------------------
 
     def stop(self) -> Observation:
-        """Runs the operator's command, with a time limit."""
         return self._command(self._wanted.stop_command, "stop_command")
 
     def has_stopped(self) -> bool:
@@ -423,13 +419,10 @@ class RemovalActions:
         while time.monotonic() - began < WATCHED:
             time.sleep(LOOK_EVERY)
             if present := self._present():
-                raise self._started_again(present, time.monotonic() - began)
+                after = f"accepts connections again after {time.monotonic() - began:.0f} s"
+                raise _still_there(present, after, _STARTED_AGAIN)
         summary = f"{', '.join(self._addresses)} refused connections for {WATCHED} s"
         return Observation(summary, {"seconds": WATCHED, "addresses": list(self._addresses)})
-
-    def _started_again(self, present: list[str], after: float) -> RemovalFailed:
-        hint = "end what starts it again (a supervisor, a unit, a restart policy), then apply again"
-        return _still_there(present, f"accepts connections again after {after:.0f} s", hint)
 
     def remove_data(self) -> Observation:
         """Runs the operator's command, which also succeeds if no data is left, or records the confirmation."""
@@ -444,19 +437,13 @@ class RemovalActions:
         ended = run(words, environment=environment, within=COMMAND_WITHIN)
         if ended.status != 0:
             how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"
-            raise RemovalFailed(
-                "command_failed", f"{name} {how}", f"run it by hand ({shlex.join(words)}), then: {then}"
-            )
+            raise StepFailed("command_failed", f"{name} {how}", f"run it by hand ({shlex.join(words)}), then: {then}")
         return Observation(f"{shlex.join(words)} ended with status 0", {"seconds": round(ended.seconds, 1)})
 
     def seal(self) -> Observation:
         """Looks once more whether Vault is gone, seals the evidence and records its digest in the ledger."""
         if present := self._present():
-            raise _still_there(
-                present,
-                "accepts connections again",
-                "end what starts it again (a supervisor, a unit, a restart policy), then apply again",
-            )
+            raise _still_there(present, "accepts connections again", _STARTED_AGAIN)
         return self._run.conclude(RunOutcome.APPLIED)
 
     def _vault(self, address: str = "") -> VaultAdmin:
@@ -479,17 +466,17 @@ def _sealed(status: Mapping[str, Any]) -> bool:
     """The seal state; raises `Unavailable` for an answer without it."""
     sealed = status.get("sealed")
     if not isinstance(sealed, bool):
-        raise _not_understood()
+        raise not_understood()
     return sealed
 
 
 def _mounts(vault: VaultAdmin) -> Mapping[str, Any]:
     """All mounts; raises `Unavailable` if the answer lacks the built-in ones, as it is then incomplete."""
-    found = _data(vault.call("GET", "sys/mounts"))
+    found = data_of(vault.call("GET", "sys/mounts"))
     for name, kinds in _BUILTIN.items():
         mount = found.get(name)
         if not isinstance(mount, dict) or mount.get("type") not in kinds:
-            raise _not_understood()
+            raise not_understood()
     return found
 
 
@@ -517,34 +504,23 @@ def _names_in(inventory: object) -> set[str]:
     return found
 
 
-def _still_there(present: list[str], what: str, then: str) -> RemovalFailed:
-    return RemovalFailed("vault_still_there", f"{', '.join(present)} {what}", then)
-
-
-def _data(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    data = answer.get("data")
-    if not isinstance(data, dict):
-        raise _not_understood()
-    return data
+def _still_there(present: list[str], what: str, then: str) -> StepFailed:
+    return StepFailed("vault_still_there", f"{', '.join(present)} {what}", then)
 
 
 def _own_accessor(vault: VaultAdmin) -> str:
-    accessor = _data(vault.call("GET", "auth/token/lookup-self")).get("accessor")
+    accessor = data_of(vault.call("GET", "auth/token/lookup-self")).get("accessor")
     if not isinstance(accessor, str) or not accessor:
-        raise _not_understood()
+        raise not_understood()
     return accessor
 
 
 def _others(vault: VaultAdmin, own: str) -> list[str]:
     """Accessors of all other tokens; raises `Unavailable` if the list lacks `own`, as it is then incomplete."""
-    keys = _data(vault.call("LIST", "auth/token/accessors")).get("keys")
+    keys = data_of(vault.call("LIST", "auth/token/accessors")).get("keys")
     if not isinstance(keys, list) or own not in keys or not all(isinstance(key, str) for key in keys):
-        raise _not_understood()
+        raise not_understood()
     return [key for key in keys if key != own]
-
-
-def _not_understood() -> Unavailable:
-    return Unavailable("vault_answer_malformed", "Vault's answer is not understood", "check Vault's address")
 
 
 def _places(address: str) -> list[tuple[socket.AddressFamily, Any]]:

@@ -6,14 +6,14 @@ also block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import SignerError
-from signer.units import render_duration, timestamp
+from signer.units import listed, render_duration, timestamp
 from signer.vault.audit_log import AuditFacts
-from signer.vault.inventory import BUILTIN, SNAPSHOT, Inventory, KvEntries
+from signer.vault.inventory import BUILTIN, SNAPSHOT, Inventory
 
 MAX_SKEW: Final = 60  # seconds between the clocks
 AUDIT_MAY_BE_OLD: Final = 3600  # seconds since the newest entry of the log, which may be a copy
@@ -113,7 +113,7 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
         )
         return
     if checks.evidence:
-        what = f"the evidence of the cutover is not intact: {_listed(checks.evidence)}"
+        what = f"the evidence of the cutover is not intact: {listed(checks.evidence, SHOWN)}"
         yield Blocker("evidence_broken", what, "run signer evidence verify; cut over again if it is lost")
     if ledger.rolled_back > cutover.seq:
         what = f"the cutover was rolled back, event {ledger.rolled_back} of the ledger"
@@ -126,7 +126,7 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
         yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + terms.soak)}")
     wrong = [f"{name} by {skew:+,} s" for name, skew in checks.clocks.items() if abs(skew) > MAX_SKEW]
     if wrong:
-        what = f"this host's clock, which judges the soak, differs from that of {_listed(wrong)}"
+        what = f"this host's clock, which judges the soak, differs from that of {listed(wrong, SHOWN)}"
         yield Blocker("clocks_differ", what, "set the clocks (NTP), then plan again")
     if ledger.mode != "local":
         what = f"the service is in mode {ledger.mode}" if ledger.mode else "the service is not ready"
@@ -143,7 +143,7 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
         if ledger.vault_signed is not None and ledger.vault_signed[0] > cutover.seq:
             seen.append(f"{timestamp(ledger.vault_signed[1])}, event {ledger.vault_signed[0]} of the ledger")
         if seen:
-            what = f"Vault has signed since the cutover: {_listed(seen)}"
+            what = f"Vault has signed since the cutover: {listed(seen, SHOWN)}"
             yield Blocker(
                 "vault_signed_since", what, "find the client that signs there, then roll back and cut over again"
             )
@@ -157,14 +157,14 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
         yield Blocker("vault_certificate_valid", what, "wait until then")
     if audit is not None and audit.clients:
         who = [f"{c.name}: {c.what}, {c.times} times, last {timestamp(c.at)}" for c in audit.clients]
-        what = f"others have used Vault since the cutover: {_listed(who)}"
+        what = f"others have used Vault since the cutover: {listed(who, SHOWN)}"
         yield Blocker("other_clients", what, "move them off Vault, then roll back and cut over again")
 
 
 def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
     full = [entries for entries in inventory.kv if entries.names]
     if full:
-        what = "; ".join(_kv(entries) for entries in full)
+        what = "; ".join(f"{len(one.names)} in {one.mount} ({listed(one.names, SHOWN)})" for one in full)
         yield Blocker("secrets_left", f"secrets are left: {what}", "move them, then delete the mounts")
     ssh = f"{terms.mount.strip('/')}/"
     others = (mount for mount in inventory.mounts if mount.type not in BUILTIN)
@@ -175,11 +175,7 @@ def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
         yield Blocker("ssh_mount_missing", what, "check vault.mount in cutover.toml, and the admin token")
     if left:
         do = "move their content, then run bao secrets disable (bao namespace delete) each of them"
-        yield Blocker("mounts_left", f"more than {ssh} is mounted: {_listed(left)}", do)
-
-
-def _kv(entries: KvEntries) -> str:
-    return f"{len(entries.names)} in {entries.mount} ({_listed(entries.names)})"
+        yield Blocker("mounts_left", f"more than {ssh} is mounted: {listed(left, SHOWN)}", do)
 
 
 def _of_what_is_unknown(
@@ -206,7 +202,7 @@ def _of_what_is_unknown(
             if not any(begin <= gap.begin and gap.end <= end for begin, end in terms.audit_gaps)
         ]
     if unknown:
-        what = f"not everything could be read: {_listed(unknown)}"
+        what = f"not everything could be read: {listed(unknown, SHOWN)}"
         yield Blocker(
             "inventory_incomplete",
             what,
@@ -225,7 +221,7 @@ def _of_the_devices(inventory: Inventory, terms: Terms) -> Iterator[str]:
     named = [device for device in inventory.audit_devices if device.file_path == terms.audit_log]
     partial = [device.path for device in named or inventory.audit_devices if device.is_partial]
     if partial:
-        yield f"the audit log: the options of {_listed(partial)} leave entries out"
+        yield f"the audit log: the options of {listed(partial, SHOWN)} leave entries out"
 
 
 def _of_the_cluster(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
@@ -235,7 +231,7 @@ def _of_the_cluster(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
     unnamed = [server for server in inventory.servers if server.api.rstrip("/") not in terms.addresses]
     if unnamed:
         names = [f"{one.node or 'a node'} at {one.api or f'{one.cluster} (not running)'}" for one in unnamed]
-        what = f"Vault has {len(inventory.servers)} nodes, and cutover.toml does not name {_listed(names)}"
+        what = f"Vault has {len(inventory.servers)} nodes, and cutover.toml does not name {listed(names, SHOWN)}"
         do = "set other_nodes, with a stop_command that stops each; or bao operator raft remove-peer, and stop it"
         yield Blocker("other_nodes", what, do)
 
@@ -250,7 +246,7 @@ def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[
         what = f"the storage is {inventory.storage or 'unknown'}, which Vault cannot snapshot"
         yield Blocker("no_snapshot", what, "make one, and set snapshot_file and snapshot_sha256")
     if checks.missing:
-        what = f"commands not found: {_listed(checks.missing)}"
+        what = f"commands not found: {listed(checks.missing, SHOWN)}"
         yield Blocker("command_missing", what, "fix stop_command and remove_data_command, or install them")
     own = inventory.own_token
     if own is None:
@@ -264,9 +260,4 @@ def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[
         unfit.append("its number of uses is limited")
     if unfit:
         do = "bao token create -orphan -ttl=1h with a policy for all of it, into admin_token_file"
-        yield Blocker("admin_token_unfit", f"the admin token is unfit: {_listed(unfit)}", do)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+        yield Blocker("admin_token_unfit", f"the admin token is unfit: {listed(unfit, SHOWN)}", do)

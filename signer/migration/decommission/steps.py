@@ -14,8 +14,8 @@ from signer.migration.config import CutoverFile
 from signer.migration.decommission.actions import WATCHED, RemovalActions
 from signer.migration.decommission.snapshot import FOLDER
 from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState, decommission_of
-from signer.migration.plan import Plan, Step, describe
-from signer.migration.smoke import login_lines
+from signer.migration.plan import Plan, Step, describe, seal_step
+from signer.migration.smoke import login_lines, target_names
 from signer.vault.inventory import SNAPSHOT
 
 NO_WAY_BACK: Final = "there is no undo"
@@ -33,20 +33,12 @@ def removal_steps(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
         lines=(shlex.join(command),),
         undo_text=NO_WAY_BACK,
     )
-    seal = Step(
-        "seal",
-        "seal the evidence",
-        "writes evidence",
-        actions.seal,
-        lines=(f"SHA256SUMS below {file.evidence_dir}", f"POST {file.signer.address}/api/operations with its digest"),
-        reads=("evidence",),
-    )
     return (
         *_steps_with_a_way_back(file, actions),
         *_end_of_signing(file, actions),
         *_end_of_vault(file, actions),
         *([remove_data] if command else []),
-        seal,
+        seal_step(file.evidence_dir, file.signer.address, actions.seal),
     )
 
 
@@ -77,7 +69,7 @@ def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[
         ),
         Step(
             "smoke",
-            f"log in to {_targets(file)}",
+            f"log in to {target_names(file)}",
             "logs in",
             lambda: actions.smoke("before"),
             lines=(*login_lines(file), "every blocker looked for once more"),
@@ -160,7 +152,7 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
         ),
         Step(
             "smoke-again",
-            f"log in to {_targets(file)} again",
+            f"log in to {target_names(file)} again",
             "logs in",
             lambda: actions.smoke("after"),
             lines=login_lines(file),
@@ -171,10 +163,6 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
 
 def _addresses(file: CutoverFile) -> tuple[str, ...]:
     return (file.vault.address, *decommission_of(file).other_nodes)
-
-
-def _targets(file: CutoverFile) -> str:
-    return ", ".join(target.name for target in file.smoke)
 
 
 def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: RemovalInputs, now: RemovalState | None) -> Plan:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,13 +39,12 @@ class Blocked(SignerError):
 
 
 def blocked(found: list[Blocker]) -> Blocked:
-    """The error that lists all blockers."""
     count = f"{len(found)} blocker{'s' if len(found) > 1 else ''}"
     return Blocked(
         "decommission_blocked",
         f"{count} for the removal of Vault: {', '.join(blocker.code for blocker in found)}",
         "resolve each, then: signer decommission plan --config FILE",
-        {"blockers": [{"code": one.code, "what": one.what, "do": one.do} for one in found]},
+        {"blockers": [asdict(one) for one in found]},
     )
 
 

@@ -46,6 +46,7 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
 }
 _CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths and other text without a place to break
 _SEALING: Final = "seal"  # the step that renders this page
+_DIFFERENCE: Final = (("field", "field"), ("ours", "ours"), ("Vault's", "vaults"), ("why", "why"))  # title, name
 _WIDEST_CELL: Final = 240  # characters
 _MOST_COLUMNS: Final = 7
 _INLINE: Final = 60  # characters of a list on one line
@@ -137,7 +138,7 @@ def _template() -> Template:
     )
     environment.filters["seconds"] = _seconds
     environment.filters["words"] = _words
-    environment.filters["mood"] = _mood_class
+    environment.filters["mood"] = lambda word, name="what": f"is-{mood_of(name, word) or 'plain'}"
     environment.tests["a_table"] = is_table
     environment.tests["code_like"] = lambda text: _CODE.fullmatch(text) is not None
     environment.tests["a_line"] = is_line
@@ -343,16 +344,16 @@ def _differences(roles: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
                 where = "role" if place is role else "certificates"
                 key = repr((role.get("role"), where, one.get("field"), one.get("severity"), one.get("why")))
                 row = rows.setdefault(
-                    key, {"severity": one.get("severity"), "in": where, **_difference(one), "times": 0}
+                    key,
+                    {
+                        "severity": one.get("severity"),
+                        "in": where,
+                        **{title: one.get(name) for title, name in _DIFFERENCE},
+                        "times": 0,
+                    },
                 )
                 row["times"] += 1
     yield from sorted(rows.values(), key=lambda row: row["severity"] != "error")
-
-
-def _difference(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "field": one.get("field"), "ours": one.get("ours"), "Vault's": one.get("vaults"), "why": one.get("why"),
-    }  # fmt: skip
 
 
 # --- for the template ------------------------------------------------------------------------------------------------
@@ -399,7 +400,3 @@ def _words(name: object) -> str:
     """`valid_before` as `valid before`; names with capitals are unchanged."""
     text = str(name)
     return text.replace("_", " ") if text.islower() else text
-
-
-def _mood_class(word: object, name: object = "what") -> str:
-    return f"is-{mood_of(name, word) or 'plain'}"

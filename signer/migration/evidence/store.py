@@ -20,20 +20,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from signer.errors import NotFound, SignerError, Unavailable, write_hint
-from signer.files import open_or_create, sync_directory, write_atomically
-from signer.migration.evidence.files import (
-    JSON_LIMIT,
-    LEDGER,
-    OUTCOME,
-    PAGE,
-    SUMS,
-    UnexpectedFile,
-    digest_of,
-    found_in,
-    is_name,
-    read_bounded,
-    render_sums,
-)
+from signer.files import open_or_create, os_errors, sync_directory, write_atomically
+from signer.migration.evidence import files
 from signer.migration.evidence.page import render_page
 from signer.migration.evidence.redact import REMOVED, Guard
 from signer.units import plain, timestamp
@@ -56,7 +44,7 @@ class Evidence:
     def create(cls, parent: Path, operation: str, now: float, guard: Guard | None = None) -> Self:
         """A new directory in `parent`, which is created with mode 0700 if missing; `now` is seconds since 1970."""
         folder = parent / _run_name(operation, now, 1)
-        try:
+        with os_errors(_unwritable):
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_private(parent)
             again = 1
@@ -65,8 +53,6 @@ class Evidence:
                 folder = parent / _run_name(operation, now, again)
             folder.mkdir(mode=0o700)
             sync_directory(parent)
-        except OSError as error:
-            raise _unwritable(error) from None
         return cls(folder, guard)
 
     @classmethod
@@ -78,12 +64,10 @@ class Evidence:
 
     @property
     def run(self) -> str:
-        """The directory's name, which names the run."""
         return self.folder.name
 
     @property
     def operation(self) -> str:
-        """The operation, from the run's name."""
         match = _RUN.fullmatch(self.run)
         if match is None:
             raise ValueError(f"{self.run!a} is not a run name")
@@ -106,10 +90,10 @@ class Evidence:
     def read_json(self, name: str) -> Any:
         """The value of a JSON file, None if it does not exist; raises `SignerError` if it is damaged."""
         try:
-            return json.loads(read_bounded(self.folder, name, JSON_LIMIT))
+            return json.loads(files.read_bounded(self.folder, name, files.JSON_LIMIT))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError, UnexpectedFile):
+        except (OSError, ValueError, RecursionError, files.UnexpectedFile):
             raise SignerError(
                 "evidence_damaged",
                 f"{name} of the run cannot be read back",
@@ -124,7 +108,7 @@ class Evidence:
 
     def _collect(self, name: str, content: bytes) -> None:
         """Adds a file. A run that is in the ledger is final; one that is only sealed continues, its seal superseded."""
-        if not is_name(name):
+        if not files.is_name(name):
             raise ValueError(f"{name!a} is not a name of an evidence file")
         if self._holds(name, content):
             return
@@ -134,33 +118,31 @@ class Evidence:
                 f"the evidence of {self.run} is sealed and in the ledger: nothing can be added",
                 "start a new run",
             )
-        if (self.folder / SUMS).exists():
+        if (self.folder / files.SUMS).exists():
             self._supersede()
         self._write(name, content, 0o600)
 
     def _holds(self, name: str, content: bytes) -> bool:
         try:
-            return read_bounded(self.folder, name, len(content)) == content
-        except (OSError, UnexpectedFile):
+            return files.read_bounded(self.folder, name, len(content)) == content
+        except (OSError, files.UnexpectedFile):
             return False
 
     def _write(self, name: str, content: bytes, mode: int) -> None:
         """Whole or not at all, and on the disk when this returns."""
         target = self.folder / name
-        try:
+        with os_errors(_unwritable):
             if target.parent != self.folder and not target.parent.exists():
                 target.parent.mkdir(mode=0o700)
                 sync_directory(self.folder)
             write_atomically(target, content, mode)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     # --- room for the end --------------------------------------------------------------------------------------------
 
     def reserve_space(self, size: int = RESERVE) -> None:
         """Reserves disk space, so that the outcome can be written even if the disk fills up."""
         path = self.folder / _RESERVED
-        try:
+        with os_errors(_unwritable):
             descriptor = open_or_create(path)
             try:
                 os.posix_fallocate(descriptor, 0, size)
@@ -170,15 +152,11 @@ class Evidence:
                 raise
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     def release_space(self) -> None:
         """Frees the reserved space; `seal` also does this."""
-        try:
+        with os_errors(_unwritable):
             (self.folder / _RESERVED).unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(error) from None
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -186,14 +164,14 @@ class Evidence:
     def digest(self) -> str:
         """`sha256:` and the hash of SHA256SUMS; empty until the run is sealed."""
         try:
-            return digest_of(read_bounded(self.folder, SUMS, JSON_LIMIT))
-        except (OSError, UnexpectedFile):
+            return files.digest_of(files.read_bounded(self.folder, files.SUMS, files.JSON_LIMIT))
+        except (OSError, files.UnexpectedFile):
             return ""
 
     @property
     def is_recorded(self) -> bool:
         """True when the ledger holds the digest: the run is over, and nothing can be added."""
-        return (self.folder / LEDGER).exists()
+        return (self.folder / files.LEDGER).exists()
 
     def seal(self, outcome: str, facts: Mapping[str, object] | None = None) -> str:
         """Ends the run with this outcome and returns the digest. Raises `SignerError`.
@@ -206,10 +184,10 @@ class Evidence:
         self.release_space()
         sums = self._unsealed_sums()
         # 1
-        if (self.folder / SUMS).exists():
-            known = self.read_json(OUTCOME)
+        if (self.folder / files.SUMS).exists():
+            known = self.read_json(files.OUTCOME)
             is_same = isinstance(known, dict) and known.get("outcome") == outcome
-            if is_same and self._holds(SUMS, render_sums(sums)):
+            if is_same and self._holds(files.SUMS, files.render_sums(sums)):
                 return self.digest
             if self.is_recorded:
                 raise SignerError(
@@ -229,21 +207,19 @@ class Evidence:
             "plan": plan.get("digest") if isinstance(plan, dict) else None,
         }
         said["removed"] = self._count_removed() + _json(self.guard.clean_value(said)).count(REMOVED.encode())
-        self._write(OUTCOME, _json(self.guard.clean_value(said)), 0o600)
-        self._write(PAGE, self._page().encode(), 0o600)
+        self._write(files.OUTCOME, _json(self.guard.clean_value(said)), 0o600)
+        self._write(files.PAGE, self._page().encode(), 0o600)
         # 4
-        try:
+        with os_errors(_unwritable):
             sums = self._unsealed_sums()
             for name in sums:
                 (self.folder / name).chmod(0o400)
-        except OSError as error:
-            raise _unwritable(error) from None
-        self._write(SUMS, render_sums(sums), 0o400)
+        self._write(files.SUMS, files.render_sums(sums), 0o400)
         return self.digest
 
     def keep_ledger_answer(self, answer: Mapping[str, object]) -> None:
         """Stores the ledger's entry for the digest, which makes the run final."""
-        self._write(LEDGER, _json(self.guard.clean_value(dict(answer))), 0o400)
+        self._write(files.LEDGER, _json(self.guard.clean_value(dict(answer))), 0o400)
 
     def _unsealed_sums(self) -> dict[str, str]:
         """Name to checksum of every file to seal; first removes partial files of a crash."""
@@ -251,11 +227,11 @@ class Evidence:
             for path in self.folder.rglob(".*.new"):
                 path.unlink()
             return {
-                name: sha256(read_bounded(self.folder, name, None)).hexdigest()
-                for name in found_in(self.folder)
-                if name not in (SUMS, LEDGER)
+                name: sha256(files.read_bounded(self.folder, name, None)).hexdigest()
+                for name in files.found_in(self.folder)
+                if name not in (files.SUMS, files.LEDGER)
             }
-        except UnexpectedFile as error:
+        except files.UnexpectedFile as error:
             raise SignerError(
                 "evidence_damaged", f"{error.name} in the run {error.what}", "move it away, then seal again"
             ) from None
@@ -266,26 +242,26 @@ class Evidence:
         """Moves an outdated seal and its outcome away; repeatable after a crash."""
         try:
             number = 1 + len(list((self.folder / SUPERSEDED).glob("*-SHA256SUMS")))
-            outcome = read_bounded(self.folder, OUTCOME, JSON_LIMIT)
-            self._write(f"{SUPERSEDED}/{number:02}-{OUTCOME}", outcome, 0o600)
-            (self.folder / SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{SUMS}")
+            outcome = files.read_bounded(self.folder, files.OUTCOME, files.JSON_LIMIT)
+            self._write(f"{SUPERSEDED}/{number:02}-{files.OUTCOME}", outcome, 0o600)
+            (self.folder / files.SUMS).rename(self.folder / SUPERSEDED / f"{number:02}-{files.SUMS}")
             sync_directory(self.folder / SUPERSEDED)
             sync_directory(self.folder)
-        except UnexpectedFile as error:
+        except files.UnexpectedFile as error:
             raise SignerError("evidence_damaged", f"{error.name} in the run {error.what}", "move it away") from None
         except OSError as error:
             raise _unwritable(error) from None
 
     def _count_removed(self) -> int:
         """The number of redactions, counted in the files, as a run may have had several processes."""
-        names = [name for name in found_in(self.folder) if name not in (OUTCOME, PAGE)]
-        return sum(read_bounded(self.folder, name, None).count(REMOVED.encode()) for name in names)
+        names = [name for name in files.found_in(self.folder) if name not in (files.OUTCOME, files.PAGE)]
+        return sum(files.read_bounded(self.folder, name, None).count(REMOVED.encode()) for name in names)
 
     def _page(self) -> str:
         """The page; an error in it must not prevent the seal, as it only repeats other files."""
-        files = {name: read_bounded(self.folder, name, None) for name in found_in(self.folder)}
+        content = {name: files.read_bounded(self.folder, name, None) for name in files.found_in(self.folder)}
         try:
-            page = render_page(self.run, files)
+            page = render_page(self.run, content)
         except Exception as error:  # noqa: BLE001 - see above; only its type is shown, as its text may contain a secret
             page = f"<!DOCTYPE html><title>evidence</title><p>No page could be made: {type(error).__name__}</p>\n"
         return plain(self.guard.clean(page), keep="\n\t")

@@ -15,29 +15,14 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from signer.errors import BadFile, SignerError
-from signer.migration.evidence.files import (
-    JSON_LIMIT,
-    LEDGER,
-    MAX_FILES,
-    OUTCOME,
-    PAGE,
-    SUMS,
-    UnexpectedFile,
-    digest_of,
-    entries,
-    kind_of,
-    numbered,
-    parse_sums,
-    read_bounded,
-    sum_of,
-)
+from signer.migration.evidence import files
 from signer.migration.plan import Operation, read_plan
 from signer.model import RunOutcome
 
 MOST_BYTES: Final = 1 << 30  # of all files together
 _PLANNED: Final = ("cutover", "decommission")
-_NEEDED: Final = (OUTCOME, PAGE)
-_TELLING: Final = frozenset({OUTCOME, "plan.json", "approvals.json"})
+_NEEDED: Final = (files.OUTCOME, files.PAGE)
+_TELLING: Final = frozenset({files.OUTCOME, "plan.json", "approvals.json"})
 FindInLedger = Callable[[str], Mapping[str, Any] | None]
 
 
@@ -63,7 +48,6 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Intact, consistent, and recorded."""
         return not any(not problem.is_warning for problem in self.problems)
 
 
@@ -79,19 +63,20 @@ def check_evidence(folder: Path, find_in_ledger: FindInLedger) -> Verdict:
     # 1
     try:
         if folder.is_symlink():
-            raise UnexpectedFile(folder.name, "is a link")
-        content = read_bounded(folder, SUMS, JSON_LIMIT)
-        sums = parse_sums(content)
+            raise files.UnexpectedFile(folder.name, "is a link")
+        content = files.read_bounded(folder, files.SUMS, files.JSON_LIMIT)
+        sums = files.parse_sums(content)
     except FileNotFoundError:
         missing = "it was not sealed" if folder.is_dir() else "the directory does not exist"
-        return _nothing(Defect("evidence_not_sealed", f"{SUMS} does not exist: {missing}"))
+        return _nothing(Defect("evidence_not_sealed", f"{files.SUMS} does not exist: {missing}"))
     except OSError as error:
-        return _nothing(Defect("evidence_unreadable", f"{SUMS}: {error.strerror}"))
-    except UnexpectedFile as error:
+        return _nothing(Defect("evidence_unreadable", f"{files.SUMS}: {error.strerror}"))
+    except files.UnexpectedFile as error:
         return _nothing(Defect("evidence_sums_malformed", f"{error.name} {error.what}"))
     except ValueError as error:
-        return _nothing(Defect("evidence_sums_malformed", f"{SUMS} is malformed: {_reason(error)}"))
-    digest = digest_of(content)
+        why = "it is not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
+        return _nothing(Defect("evidence_sums_malformed", f"{files.SUMS} is malformed: {why}"))
+    digest = files.digest_of(content)
     # 2
     problems += _check_listing(folder, sums)
     bad = dict(_check_sums(folder, sums))
@@ -111,10 +96,6 @@ def _nothing(problem: Defect) -> Verdict:
     return Verdict("", "", "", 0, (problem,), None)
 
 
-def _reason(error: ValueError) -> str:
-    return "it is not ASCII" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
 def _check_listing(folder: Path, sums: Mapping[str, str]) -> Iterator[Defect]:
     """Compares the directory's entries with the checksums; stops beyond the file limit of a run."""
     try:
@@ -124,9 +105,9 @@ def _check_listing(folder: Path, sums: Mapping[str, str]) -> Iterator[Defect]:
             yield Defect("evidence_owner", f"the directory belongs to user {owner}", is_warning=True)
         if facts.st_mode & 0o077:
             yield Defect("evidence_mode", "other users may enter the directory, its mode must be 0700", is_warning=True)
-        for count, (name, found) in enumerate(entries(folder)):
-            if count > 2 * MAX_FILES:
-                yield Defect("evidence_file_added", f"the directory has over {2 * MAX_FILES:,} files")
+        for count, (name, found) in enumerate(files.entries(folder)):
+            if count > 2 * files.MAX_FILES:
+                yield Defect("evidence_file_added", f"the directory has over {2 * files.MAX_FILES:,} files")
                 return
             yield from _check_entry(name, found, sums, owner)
     except OSError as error:
@@ -136,12 +117,12 @@ def _check_listing(folder: Path, sums: Mapping[str, str]) -> Iterator[Defect]:
 def _check_entry(name: str, facts: os.stat_result, sums: Mapping[str, str], owner: int) -> Iterator[Defect]:
     if stat.S_ISDIR(facts.st_mode) and "/" not in name and any(known.startswith(f"{name}/") for known in sums):
         return
-    if name not in sums and name not in (SUMS, LEDGER):
-        what = "a file" if stat.S_ISREG(facts.st_mode) else kind_of(facts)
+    if name not in sums and name not in (files.SUMS, files.LEDGER):
+        what = "a file" if stat.S_ISREG(facts.st_mode) else files.kind_of(facts)
         yield Defect("evidence_file_added", f"{name}: {what} that was not sealed")
     elif not stat.S_ISREG(facts.st_mode):
         if name not in sums:  # files with a checksum are reported when they are read
-            yield Defect("evidence_file_kind", f"{name}: is {kind_of(facts)}")
+            yield Defect("evidence_file_kind", f"{name}: is {files.kind_of(facts)}")
     elif facts.st_nlink > 1:
         yield Defect("evidence_file_kind", f"{name}: has a second hard link, through which it can be changed")
     elif facts.st_mode & 0o277:
@@ -157,14 +138,14 @@ def _check_sums(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, De
     for name, expected in sums.items():
         try:
             if "/" in name and (folder / name).parent.is_symlink():
-                raise UnexpectedFile(name, "is behind a link")
-            found, size = sum_of(folder, name, left)
+                raise files.UnexpectedFile(name, "is behind a link")
+            found, size = files.sum_of(folder, name, left)
             left -= size
             if found != expected:
                 yield name, Defect("evidence_file_changed", f"{name}: it has changed since the seal")
         except FileNotFoundError:
             yield name, Defect("evidence_file_missing", f"{name}: it was sealed and is missing")
-        except UnexpectedFile as error:
+        except files.UnexpectedFile as error:
             yield name, Defect("evidence_file_kind", f"{name}: {error.what}")
         except OSError as error:
             yield name, Defect("evidence_unreadable", f"{name}: {error.strerror}")
@@ -177,11 +158,10 @@ class _Said:
         self._folder = folder
         self._names = names
         self._sealed = sealed
-        self.outcome = self._object(OUTCOME)
+        self.outcome = self._object(files.OUTCOME)
         self.plan = self._object("plan.json")
 
     def word(self, name: str) -> str:
-        """A text of outcome.json."""
         value = self.outcome.get(name)
         return value if isinstance(value, str) else ""
 
@@ -189,8 +169,8 @@ class _Said:
         if name not in self._names:
             return None
         try:
-            return json.loads(read_bounded(self._folder, name, JSON_LIMIT))
-        except (OSError, UnexpectedFile, ValueError, RecursionError):
+            return json.loads(files.read_bounded(self._folder, name, files.JSON_LIMIT))
+        except (OSError, files.UnexpectedFile, ValueError, RecursionError):
             return None
 
     def _object(self, name: str) -> Mapping[str, Any]:
@@ -200,7 +180,7 @@ class _Said:
     def problems(self) -> Iterator[Defect]:
         """Contradictions between plan, approvals and outcome."""
         if not self.word("outcome") or not self.word("operation"):
-            yield Defect("evidence_inconsistent", f"{OUTCOME} lacks the outcome or the operation")
+            yield Defect("evidence_inconsistent", f"{files.OUTCOME} lacks the outcome or the operation")
             return
         if self.plan:
             yield from self._plan_problems()
@@ -210,14 +190,14 @@ class _Said:
                 "evidence_incomplete", f"plan.json: missing or unreadable, but required for a {self.word('operation')}"
             )
         if self.outcome.get("plan") not in (self.plan.get("digest"), "", None):
-            yield Defect("evidence_inconsistent", f"{OUTCOME} names another plan than plan.json")
+            yield Defect("evidence_inconsistent", f"{files.OUTCOME} names another plan than plan.json")
         yield from self._approval_problems()
 
     def _plan_problems(self) -> Iterator[Defect]:
         """Recomputes the plan's digest from its content."""
         operation = str(self.plan.get("operation"))
         if operation != self.word("operation"):
-            yield Defect("evidence_inconsistent", f"plan.json is a plan for another operation than {OUTCOME}")
+            yield Defect("evidence_inconsistent", f"plan.json is a plan for another operation than {files.OUTCOME}")
         try:
             read_plan(json.dumps(self.plan), cast(Operation, operation))
         except BadFile as error:
@@ -230,7 +210,7 @@ class _Said:
             return
         for step in [one for one in steps if isinstance(one, dict)][:-1]:
             number, name = step.get("number"), str(step.get("name"))
-            kept = numbered("steps", number if isinstance(number, int) else 0, name, "json")
+            kept = files.numbered("steps", number if isinstance(number, int) else 0, name, "json")
             if kept not in self._sealed:
                 yield Defect("evidence_incomplete", f"{kept}: no evidence that the step was done")
 
@@ -266,14 +246,14 @@ def _look_up(
 def _check_answer(folder: Path, digest: str, found: Mapping[str, Any] | None) -> Iterator[Defect]:
     """Compares ledger.json, which is only a copy, with the ledger."""
     try:
-        answer = json.loads(read_bounded(folder, LEDGER, JSON_LIMIT))
+        answer = json.loads(files.read_bounded(folder, files.LEDGER, files.JSON_LIMIT))
     except FileNotFoundError:
-        yield Defect("evidence_ledger_json", f"{LEDGER}: missing", is_warning=True)
+        yield Defect("evidence_ledger_json", f"{files.LEDGER}: missing", is_warning=True)
         return
-    except (OSError, UnexpectedFile, ValueError, RecursionError):
+    except (OSError, files.UnexpectedFile, ValueError, RecursionError):
         answer = None
     known = {name: found[name] for name in ("seq", "hash") if found and name in found}
     if not isinstance(answer, dict) or any(
         answer.get(name, value) != value for name, value in {**known, "evidence": digest}.items()
     ):
-        yield Defect("evidence_ledger_json", f"{LEDGER} differs from the ledger's entry")
+        yield Defect("evidence_ledger_json", f"{files.LEDGER} differs from the ledger's entry")

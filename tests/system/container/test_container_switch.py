@@ -17,7 +17,7 @@ import pytest
 from signer.migration.boot import record_boot
 from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.config import ComposeFacts
-from signer.migration.samples import USUAL_KIND, throwaway_key
+from signer.migration.parity import USUAL_KIND, throwaway_key
 from signer.migration.trial import trial, trial_project
 from signer.ssh.certificate import decode_certificate
 from tests.parts import missing

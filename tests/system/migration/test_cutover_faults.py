@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.migration.offer import certificate_fields
+from signer.migration.smoke import certificate_fields
 from signer.ssh.fingerprint import fingerprint_of
 from tests.parts import missing
 from tests.parts.container import Ended

@@ -12,9 +12,8 @@ import pytest
 
 from signer.errors import BadFormat
 from signer.migration.config import SignerFacts, Target
-from signer.migration.offer import offer_certificate, offer_line
-from signer.migration.samples import throwaway_key
-from signer.migration.smoke import SmokeFailed
+from signer.migration.parity import throwaway_key
+from signer.migration.smoke import SmokeFailed, offer_certificate, offer_line
 from tests.parts import missing
 from tests.parts.keys import Key, KeyRing, make_key, sign_with_ssh_keygen, ssh_keygen
 from tests.parts.ports import free_port

@@ -121,7 +121,7 @@ def taken_over(policy: str, keyring: KeyRing, tmp_path_factory: pytest.TempPathF
 def test_roles_that_were_taken_over_give_what_vault_gives_or_less(taken_over: Service, vault: VaultAdmin) -> None:
     roles = ["llmops", "many", "forced", "loose", "hvac"]
     report = compare(taken_over, vault, *roles, samples=70)
-    assert report.is_parity, [difference.as_json() for difference in report.errors]
+    assert report.is_parity, report.errors
     assert [role.principals for role in report.roles][:2] == [
         "llmops -> llmops, none added",
         "deploy, llmops -> deploy, llmops, none added",

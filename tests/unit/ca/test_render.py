@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.ca import render as module
-from signer.ca.key import NEW_KINDS, KeyMaterial, load_ca_key
+from signer.ca.key import KeyMaterial, load_ca_key
 from signer.ca.render import Rendered, create, file_system_of, render
+from signer.cli.arguments import KEY_KINDS
 from signer.errors import BadKeyFile, SignerError
 from signer.files import lock, open_lock_of
 from tests.parts import missing
@@ -331,7 +332,7 @@ def test_the_kind_of_a_file_system_is_the_kernels_word(folder: Path) -> None:
 # --- ca new ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", NEW_KINDS)
+@pytest.mark.parametrize("kind", KEY_KINDS)
 def test_a_new_key_is_one_that_ssh_keygen_and_the_keeper_take(kind: str, folder: Path) -> None:
     key = create(folder / "ca", lambda: KeyMaterial.generate(kind))
     assert ssh_keygen("-y", "-P", "", "-f", folder / "ca").split()[:2] == key.public_line.split()

@@ -71,7 +71,10 @@ def test_a_narrow_terminal_gets_the_same_words(name: str, world: World, monkeypa
 
     def remember(print_lines: Callable[[str], None]) -> Callable[[str], None]:
         def remembering(text: str) -> None:
-            if sys._getframe(1).f_globals["__name__"] != "signer.cli.output":  # a verb's own call
+            caller = sys._getframe(1)
+            if caller.f_globals["__name__"] != "signer.cli.output" or caller.f_locals.get(
+                "exactly"
+            ):  # a verb's own call
                 copied.update(f"{start} {line}".rstrip() for line in world.steady(text).splitlines() for start in "|!")
             print_lines(text)
 

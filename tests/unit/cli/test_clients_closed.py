@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from signer import api_client
+from signer import http
 from signer.http import Watch
 from signer.migration.plan import Plan
 from tests.parts.command import run
@@ -30,9 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         plan = Plan(operation, "a title", config, {}, {}, ())
         (tmp_path / f"{operation}.json").write_text(json.dumps(plan.as_json()))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "signer.migration.decommission.actions.vault_state", lambda _file: "gone"
-    )  # connects to no port
+    monkeypatch.setattr("signer.cli.moves.vault_state", lambda _file: "gone")  # connects to no port
     return tmp_path
 
 
@@ -45,7 +43,7 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
         made.append(Watch())
         return made[-1]
 
-    monkeypatch.setattr(api_client, "Watch", make)
+    monkeypatch.setattr(http, "Watch", make)
     return made
 
 

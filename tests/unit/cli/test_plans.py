@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.cli.plans import check_approval, load_plan, write_plan
-from signer.cli.runs import show_end
+from signer.cli.plans import check_approval, load_plan, show_end, write_plan
 from signer.errors import ApprovalRefused, BadFile, Unavailable
 from signer.migration.compose import ComposeFailed
 from signer.migration.config import CutoverFile, load_cutover_file, parse_cutover_file

@@ -17,7 +17,7 @@ import pytest
 from signer.authority.approvals import REMEMBERED
 from signer.authority.hosts import HostList
 from signer.authority.restored import is_restored, plan_restore
-from signer.cli.archive import DEFAULT_KEEP, LEAST_KEEP
+from signer.cli.backup import DEFAULT_KEEP, LEAST_KEEP
 from signer.errors import BadFile, LedgerBroken, NotFound, Refused, Unavailable
 from signer.ledger import audit
 from signer.ledger.archive import (

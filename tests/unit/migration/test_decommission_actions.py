@@ -12,13 +12,14 @@ import pytest
 from signer.errors import SignerError, Unavailable
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.decommission import actions
-from signer.migration.decommission.actions import RemovalActions, RemovalFailed
+from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.blockers import Blocker
 from signer.migration.decommission.snapshot import Snapshot
 from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import Blocked, RemovalReadiness
 from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal, RunState
+from signer.migration.plan import StepFailed
 from signer.migration.run import Run, destroyed_by
 from signer.subprocesses import CommandResult
 from signer.vault.inventory import KvEntries, Mount, Server, Unread
@@ -168,7 +169,7 @@ def test_the_operators_word_stands_for_the_command_that_removes_the_data(
         assert seen.summary == "removed by hand, confirmed by the operator"
         assert seen.facts == {"by_hand": True, "by_the_word_of": "ops", "not_run": "rm -rf /data"}
     else:
-        with pytest.raises(RemovalFailed) as refused:
+        with pytest.raises(StepFailed) as refused:
             acting.remove_data()
         assert len(ran) == 1
         assert "signer decommission apply PLAN --data-is-removed" in refused.value.hint
@@ -257,7 +258,7 @@ def test_audit_5_a_vault_that_was_sealed_or_stopped_before_the_last_look_is_not_
     monkeypatch.setattr(actions, "_is_refused", lambda _: is_gone)
     vault.answers["sys/seal-status"] = {"sealed": True}
     acting = acting_on(file, "seal-vault")
-    with pytest.raises(RemovalFailed) as refused:
+    with pytest.raises(StepFailed) as refused:
         acting.is_sealed()
     assert refused.value.code == "vault_sealed_early"
     acting._run.evidence.write_json("last-look.json", {"at": 1})
@@ -307,7 +308,7 @@ def looking(file: CutoverFile, monkeypatch: pytest.MonkeyPatch, acting: RemovalA
 
 
 def changed(acting: RemovalActions) -> str:
-    with pytest.raises(RemovalFailed) as stopped:
+    with pytest.raises(StepFailed) as stopped:
         acting.seal_vault()
     assert stopped.value.code == "vault_changed"
     return stopped.value.text.partition("snapshot: ")[2]
@@ -361,7 +362,7 @@ def test_audit_5_a_last_look_that_cannot_read_everything_seals_nothing(
     acting: RemovalActions, looking: Looking
 ) -> None:
     looking.found = replace(CLEAR, unread=(Unread("kv/", "vault_forbidden"),))
-    with pytest.raises(RemovalFailed, match="kv/ \\(vault_forbidden\\)"):
+    with pytest.raises(StepFailed, match="kv/ \\(vault_forbidden\\)"):
         acting.seal_vault()
 
 
@@ -402,7 +403,7 @@ def test_audit_5_a_supervisor_that_starts_vault_again_is_waited_for(
         assert acting.gone().facts["seconds"] == 30
         assert clock.now >= 32
         return
-    with pytest.raises(RemovalFailed, match=f"accepts connections again after {back_after} s"):
+    with pytest.raises(StepFailed, match=f"accepts connections again after {back_after} s"):
         acting.gone()
 
 
@@ -415,7 +416,7 @@ def test_audit_5_every_named_node_must_be_gone_and_is_looked_at_once_more_before
     monkeypatch.setattr(actions, "_is_refused", lambda places: places != ["http://b:8200"])
     assert not acting.is_gone()
     for act in (acting.gone, acting.seal):
-        with pytest.raises(RemovalFailed, match=r"^http://b:8200 ") as refused:
+        with pytest.raises(StepFailed, match=r"^http://b:8200 ") as refused:
             act()
         assert refused.value.code == "vault_still_there"
     assert clock.now > actions.GONE_WITHIN
@@ -462,7 +463,7 @@ def test_audit_5_each_node_that_becomes_active_is_sealed_until_none_can(
 
     monkeypatch.setattr(actions, "VaultAdmin", Sealing)
     if never:
-        with pytest.raises(RemovalFailed, match="can become active and sign"):
+        with pytest.raises(StepFailed, match="can become active and sign"):
             acting._seal_nodes()
         assert clock.now >= actions.ELECTED_WITHIN
         return

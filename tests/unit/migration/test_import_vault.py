@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import BadFile
-from signer.migration.import_role import comment, import_role, toml_text
-from signer.migration.import_vault import FILL_IN, Imported, import_vault, write_policy
+from signer.migration.import_vault import FILL_IN, Imported, comment, import_role, import_vault, toml_text, write_policy
 from signer.model import PublicKey, Role
 from signer.policy.file import parse_policy
 from signer.units import plain

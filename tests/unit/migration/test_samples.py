@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from signer.errors import BadFormat, CertificateMismatch, NotAuthenticated, NotFound, Refused, SignerError, Unavailable
-from signer.migration.parity import ParityReport, check_parity
-from signer.migration.samples import make_samples, throwaway_key
+from signer.migration.parity import ParityReport, check_parity, make_samples, throwaway_key
 from signer.model import CaKeys, Limits, Role
 from signer.policy.decide import Policy
 from signer.ssh.publickey import USER_KEY_KINDS, parse_public_key

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 
 from signer.errors import Unavailable
 from signer.model import Approval, Limits
-from signer.vault.parity import WITHOUT_EFFECT, Difference, compare_roles, errors_in
+from signer.vault.parity import Difference, compare_roles, errors_in
 from signer.vault.role import DEFAULTS, MountTtls, read_vault_role
 from tests.parts.roles import OURS, VAULTS
+
+# Vault's fields that do not affect user certificates, or only how Vault creates them.
+WITHOUT_EFFECT = (
+    "allow_bare_domains",
+    "allow_subdomains",
+    "allowed_domains",
+    "allowed_domains_template",
+    "allow_commas_in_identity_templates",
+    "allow_wildcards_in_identity_templates",
+)
 
 
 def told(found: list[Difference], severity: str) -> list[str]:
