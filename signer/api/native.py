@@ -11,7 +11,6 @@ from typing import Final
 from urllib.parse import urlencode
 
 from flask import Flask, Response, g, request
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
@@ -30,6 +29,7 @@ from signer.protocol.sign_request import body_too_large
 from signer.settings import Settings
 
 _PLAIN: Final = "text/plain; charset=utf-8"
+_METRICS: Final = "text/plain; version=1.0.0; charset=utf-8"  # Prometheus' text format
 # Pages whose header Link names the next one.
 _PAGES: Final = replies.CertificatePage | replies.OperationPage | replies.RequestPage | replies.RevocationPage
 Asker = Callable[[Route, Mapping[str, object]], replies.Reply]
@@ -55,7 +55,7 @@ def register(app: Flask, keeper: KeeperClient, settings: Settings, published: Pu
 
     def metrics() -> Response:
         header = message_header("metrics", request.environ, settings.proxies, request_id())
-        return _text(replies.expect(replies.MetricsText, keeper.ask(header)).text, CONTENT_TYPE_LATEST)
+        return _text(replies.expect(replies.MetricsText, keeper.ask(header)).text, _METRICS)
 
     def file() -> Response:
         status, headers, body = published.response(request.path.removeprefix("/api/"), request.environ)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from signer.errors import CertificateMismatch
 from signer.model import BACKDATE, Caller, Consent, Event, Grant
@@ -79,27 +79,61 @@ def check_matches_grant(
     fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes
 ) -> None:
     """Raises `CertificateMismatch` if a decoded certificate differs from its grant."""
-    for what, found, granted in (
-        ("key type", fields.key_kind, grant.public_key.kind),
-        ("public key", fields.key, grant.public_key.blob),
-        ("nonce", fields.nonce, nonce),
-        ("nonce length", len(fields.nonce), NONCE_BYTES),
-        ("serial", fields.serial, serial),
-        ("type", fields.cert_type, USER_CERTIFICATE),
-        ("key id", fields.key_id, grant.key_id),
-        ("principals", fields.principals, grant.principals),
-        ("valid after", fields.valid_after, now - grant.backdate),
-        ("valid before", fields.valid_before, now + grant.ttl),
-        ("critical options", fields.critical_options, grant.critical_options),
-        ("extensions", fields.extensions, grant.extension_fields),
-        ("CA key", fields.ca_key, ca_key),
-    ):
-        if found != granted:
-            raise CertificateMismatch(
-                "certificate_differs_from_grant", f"the certificate differs from its grant: {what}"
-            )
+    found = (
+        fields.key_kind,
+        fields.key,
+        fields.nonce,
+        len(fields.nonce),
+        fields.serial,
+        fields.cert_type,
+        fields.key_id,
+        fields.principals,
+        fields.valid_after,
+        fields.valid_before,
+        fields.critical_options,
+        fields.extensions,
+        fields.ca_key,
+    )
+    granted = (
+        grant.public_key.kind,
+        grant.public_key.blob,
+        nonce,
+        NONCE_BYTES,
+        serial,
+        USER_CERTIFICATE,
+        grant.key_id,
+        grant.principals,
+        now - grant.backdate,
+        now + grant.ttl,
+        grant.critical_options,
+        grant.extension_fields,
+        ca_key,
+    )
+    if found != granted:
+        differ = [what for what, one, other in zip(_COMPARED, found, granted, strict=True) if one != other]
+        raise CertificateMismatch(
+            "certificate_differs_from_grant", f"the certificate differs from its grant: {differ[0]}"
+        )
     if not fields.principals:
         raise CertificateMismatch("certificate_differs_from_grant", "the certificate has no principals")
+
+
+# What is compared, in the order of both tuples above.
+_COMPARED: Final = (
+    "key type",
+    "public key",
+    "nonce",
+    "nonce length",
+    "serial",
+    "type",
+    "key id",
+    "principals",
+    "valid after",
+    "valid before",
+    "critical options",
+    "extensions",
+    "CA key",
+)
 
 
 def issued_event(
@@ -112,37 +146,32 @@ def issued_event(
 ) -> Event:
     """The event of one certificate; hosts log its key id and serial, and the digest fixes its exact bytes."""
     grant, fields = made.grant, made.fields
-    return Event(
-        "certificate.issued",
-        grant.identity,
-        {
-            "serial": str(fields.serial),
-            "backend": backend,
-            "identity": grant.identity,
-            "kind": grant.kind,
-            "role": grant.role,
-            "principals": list(fields.principals),
-            "key_id": fields.key_id,
-            "key_type": fields.key_kind,
-            "fingerprint": grant.public_key.fingerprint,
-            "valid_after": fields.valid_after,
-            "valid_before": fields.valid_before,
-            "critical_options": dict(fields.critical_options),
-            "extensions": [f"{name}={value}" if value else name for name, value in fields.extensions],
-            "reason": grant.reason,
-            "address": grant.address,
-            "request_id": caller.request_id,
-            "policy": policy_digest,
-            "ca": ca_fingerprint,
-            "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
-            **({} if grant.backdate == BACKDATE else {"backdate": grant.backdate}),
-            **({} if consent is None else _consent_fields(consent)),
-        },
-    )
-
-
-def _consent_fields(consent: Consent) -> dict[str, object]:
-    return {"request": consent.request, "approved_by": list(consent.approvers), "waiver": consent.waiver}
+    body: dict[str, object] = {
+        "serial": str(fields.serial),
+        "backend": backend,
+        "identity": grant.identity,
+        "kind": grant.kind,
+        "role": grant.role,
+        "principals": list(fields.principals),
+        "key_id": fields.key_id,
+        "key_type": fields.key_kind,
+        "fingerprint": grant.public_key.fingerprint,
+        "valid_after": fields.valid_after,
+        "valid_before": fields.valid_before,
+        "critical_options": dict(fields.critical_options),
+        "extensions": [f"{name}={value}" if value else name for name, value in fields.extensions],
+        "reason": grant.reason,
+        "address": grant.address,
+        "request_id": caller.request_id,
+        "policy": policy_digest,
+        "ca": ca_fingerprint,
+        "to_be_signed_sha256": sha256(made.unsigned).hexdigest(),
+    }
+    if grant.backdate != BACKDATE:
+        body["backdate"] = grant.backdate
+    if consent is not None:
+        body |= {"request": consent.request, "approved_by": list(consent.approvers), "waiver": consent.waiver}
+    return Event("certificate.issued", grant.identity, body)
 
 
 def certificate_line(certificate: UnsignedCertificate, signature: bytes) -> str:

@@ -84,6 +84,8 @@ def ended(freezes: Freezes, now: int) -> list[Event]:
 
 def refuse_frozen(freezes: Mapping[str, ActiveFreeze], identity: str, role: str) -> None:
     """Raises `Refused` if the identity, the role or everything is frozen."""
+    if not freezes:
+        return
     for scope in ("all", f"identity:{identity}", f"role:{role}"):
         found = freezes.get(scope)
         if found is not None:

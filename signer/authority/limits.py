@@ -7,7 +7,7 @@ Pure; times are in seconds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -24,41 +24,79 @@ UNAUTHENTICATED: Final = "unauthenticated"  # the actor of a caller without a go
 MANY: Final = "many"  # the actor of counts of differences
 
 
+class _Ends:
+    """Counts what ends at a time, in whole seconds: as large as the seconds are many, however much ends in each."""
+
+    __slots__ = ("_at", "_first", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._at: dict[int, int] = {}
+        self._first: list[int] = []  # a heap of the seconds
+
+    def add(self, second: int) -> None:
+        """Counts one more."""
+        if second in self._at:
+            self._at[second] += 1
+        else:
+            self._at[second] = 1
+            heappush(self._first, second)
+        self.total += 1
+
+    def remove(self, second: int) -> None:
+        """Uncounts one; does nothing if there is none."""
+        if self._at.get(second):
+            self._at[second] -= 1  # a second with none stays until it is over
+            self.total -= 1
+
+    def expire(self, now: int) -> int | None:
+        """Uncounts what has ended; returns when the next one ends, None if there is none."""
+        while self._first and (self._first[0] <= now or not self._at[self._first[0]]):
+            self.total -= self._at.pop(heappop(self._first))
+        return self._first[0] if self._first else None
+
+
+class _Held:
+    """What an identity has of a role: certificates that count for a minute, and those that are valid."""
+
+    __slots__ = ("lately", "live")
+
+    def __init__(self) -> None:
+        self.lately, self.live = _Ends(), _Ends()
+
+
 class CertificateUsage:
     """Counts of certificates by (identity, role): issued in the last 60 s, and still valid."""
 
     def __init__(self, recent: Iterable[tuple[str, str, int, int]] = ()) -> None:
-        self._issued: dict[tuple[str, str], deque[int]] = {}
-        self._ends: dict[tuple[str, str], list[int]] = {}
-        for identity, role, issued, valid_before in sorted(recent, key=lambda row: row[2]):
-            self.add(identity, role, issued, valid_before)
+        self._held: dict[tuple[str, str], _Held] = {}
+        for row in recent:
+            self.add(*row)
 
     def add(self, identity: str, role: str, issued: int, valid_before: int) -> None:
-        """Counts one more certificate; `issued` must not fall."""
-        key = (identity, role)
-        self._issued.setdefault(key, deque()).append(issued)
-        heappush(self._ends.setdefault(key, []), valid_before)
+        """Counts one more certificate."""
+        held = self._held.get((identity, role))
+        if held is None:
+            held = self._held[identity, role] = _Held()
+        held.lately.add(issued + WINDOW)
+        held.live.add(valid_before)
 
     def usage(self, identity: str, role: str, now: int) -> UsageCounts:
         """The counts at `now`."""
-        key = (identity, role)
-        issued, ends = self._issued.get(key), self._ends.get(key)
-        if issued is None or ends is None:
+        held = self._held.get((identity, role))
+        if held is None:
             return UsageCounts()
-        while issued and issued[0] <= now - WINDOW:
-            issued.popleft()
-        while ends and ends[0] <= now:
-            heappop(ends)
+        lately_ends, live_ends = held.lately.expire(now), held.live.expire(now)
         return UsageCounts(
-            last_minute=len(issued),
-            live=len(ends),
-            minute_frees_in=issued[0] + WINDOW - now if issued else 0,
-            live_frees_in=ends[0] - now if ends else 0,
+            last_minute=held.lately.total,
+            live=held.live.total,
+            minute_frees_in=0 if lately_ends is None else lately_ends - now,
+            live_frees_in=0 if live_ends is None else live_ends - now,
         )
 
     def holds_any(self, identity: str, now: int) -> bool:
         """Whether the identity has a certificate that is valid at `now`."""
-        return any(self.usage(name, role, now).live for name, role in list(self._ends) if name == identity)
+        return any(self.usage(name, role, now).live for name, role in list(self._held) if name == identity)
 
     def live_by_role(self, now: int) -> dict[str, int]:
         """The certificates of each role that are valid at `now`, of all identities together."""
@@ -70,18 +108,16 @@ class CertificateUsage:
 
     def _live(self, now: int, group: Callable[[str, str], str]) -> dict[str, int]:
         found: Counter[str] = Counter()
-        for identity, role in self._ends:
+        for identity, role in self._held:
             found[group(identity, role)] += self.usage(identity, role, now).live
         return dict(found)
 
     def withhold(self, identity: str, role: str, issued: int, valid_before: int) -> None:
         """Uncounts a certificate that was not released; does nothing if it no longer counts."""
-        key = (identity, role)
-        if issued in self._issued.get(key, ()):
-            self._issued[key].remove(issued)
-        if valid_before in self._ends.get(key, ()):
-            self._ends[key].remove(valid_before)
-            self._ends[key].sort()
+        held = self._held.get((identity, role))
+        if held is not None:
+            held.lately.remove(issued + WINDOW)
+            held.live.remove(valid_before)
 
 
 def refusal_event(refusal: SignerError, actor: str, role: str, caller: Caller) -> Event:

@@ -45,15 +45,15 @@ def _check_object(value: dict[str, object]) -> None:
 
 
 def _check_value(value: object) -> None:
-    if isinstance(value, int):
-        if abs(value) > MAX_SAFE_INTEGER:
-            raise ValueError("an integer over 2**53 must be stored as text")
-    elif isinstance(value, dict):
-        _check_object(value)
-    elif isinstance(value, _LISTS):
+    if isinstance(value, _LISTS):  # first, as each certificate has two
         for item in value:
             if type(item) is not str:
                 _check_value(item)
+    elif isinstance(value, dict):
+        _check_object(value)
+    elif isinstance(value, int):
+        if abs(value) > MAX_SAFE_INTEGER:
+            raise ValueError("an integer over 2**53 must be stored as text")
     elif not isinstance(value, str | None):
         raise ValueError(f"an event cannot hold a {type(value).__name__}")  # noqa: TRY004 - one error for callers
 

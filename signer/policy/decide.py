@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from signer.errors import BadFile, NotAuthenticated, Refused
 from signer.model import CaKeys, Finding, Grant, Identity, PublicKey, Role, SignRequest, Terms, Token, UsageCounts
-from signer.policy.rules import RULES, Case, rule_key, rule_name
+from signer.policy.rules import CHECKS, RULE_KEY, RULES, Case
 from signer.policy.tokens import is_mistyped, token_digest
 
 
@@ -76,8 +76,8 @@ def decide(
 ) -> Grant:
     """The grant for a request; raises the first `Refused` of the rules."""
     case = Case(identity, role, request, key, address, usage)
-    for rule in RULES:
-        rule(case)
+    for check in CHECKS:
+        check(case)
     return Grant(
         identity=identity.name,
         kind=identity.kind,
@@ -102,8 +102,8 @@ def preview(identity: Identity, role: Role, request: SignRequest, key: PublicKey
     """
     case = Case(identity, role, request, key, address, UsageCounts())
     for rule in RULES:
-        if key is not None or rule is not rule_key:
-            rule(case)
+        if key is not None or rule is not RULE_KEY:
+            rule.check(case)
     values = dict(case.extension_values)
     return Terms(
         identity=identity.name,
@@ -131,13 +131,12 @@ def explain(  # noqa: PLR0917 - as decide(), with the reason why there is no key
     """Yields the finding, and the refusal if any, of every rule in order."""
     case = Case(identity, role, request, key, address, usage)
     for rule in RULES:
-        name = rule_name(rule)
-        if key is None and rule is rule_key:
-            yield Finding(name, key_fault, "skipped"), None
+        if key is None and rule is RULE_KEY:
+            yield Finding(rule.name, key_fault, "skipped"), None
             continue
         try:
-            detail = rule(case)
+            rule.check(case)
         except Refused as refusal:
-            yield Finding(name, refusal.text, "refused"), refusal
+            yield Finding(rule.name, refusal.text, "refused"), refusal
         else:
-            yield Finding(name, detail, "ok"), None
+            yield Finding(rule.name, rule.describe(case), "ok"), None

@@ -1,7 +1,8 @@
-"""The rules of a decision, one function each, in Vault's order of errors.
+"""The rules of a decision, in Vault's order of errors.
 
-A rule reads a `Case`, sets its part of the certificate in it and returns a finding, or raises `Refused`. A new rule is
-a function here and an entry in `RULES`. `runbooks/develop/vault-contract.md`, section 3, has the order. Pure.
+A rule reads a `Case` and sets its part of the certificate in it, or raises `Refused`; a second function describes what
+it found, which only an explanation shows. A new rule is two functions here and an entry in `RULES`.
+`runbooks/develop/vault-contract.md`, section 3, has the order. Pure.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from signer.errors import Refused
@@ -45,16 +47,27 @@ class Case:
     extension_values: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`check` raises `Refused`, or sets its part of the case; `describe` says in words what that is, before the next
+    rule is checked."""
+
+    name: str
+    check: Callable[[Case], None]
+    describe: Callable[[Case], str]
+
+
 def allowed_principals(role: Role, identity: Identity) -> frozenset[str]:
     """The role's principals with `{identity}` filled in."""
-    return frozenset(_fill(role.principals, identity))
+    return _fill(role.principals, identity.name)
 
 
-def _fill(names: tuple[str, ...], identity: Identity) -> tuple[str, ...]:
-    return tuple(name.replace("{identity}", identity.name) for name in names)
+@lru_cache(maxsize=1024)  # of roles and identities of the policy
+def _fill(names: tuple[str, ...], identity: str) -> frozenset[str]:
+    return frozenset(name.replace("{identity}", identity) for name in names)
 
 
-def rule_key(case: Case) -> str:
+def _check_key(case: Case) -> None:
     key, role = case.key, case.role
     assert key is not None, "decide() always has a key"  # noqa: S101
     if key.kind not in role.key_types:
@@ -79,14 +92,18 @@ def rule_key(case: Case) -> str:
                 "use an enrolled key, or have the operator enrol this one (`signer key enrol`)",
                 {"fingerprint": key.fingerprint},
             )
-    return f"{key.kind} {key.fingerprint}, allowed"
 
 
-def _rule_key_id(case: Case) -> str:
+def _describe_key(case: Case) -> str:
+    key = case.key
+    return "no key" if key is None else f"{key.kind} {key.fingerprint}, allowed"
+
+
+def _check_key_id(case: Case) -> None:
     asked = case.request.key_id
     if asked is None:
         case.key_id = f"{case.identity.name}:{case.role.name}"
-        return f"{case.key_id} (generated)"
+        return
     if not case.role.allow_key_id:
         raise Refused(
             "key_id_not_allowed",
@@ -107,21 +124,28 @@ def _rule_key_id(case: Case) -> str:
             f"begin it with {case.identity.name}: or another word, or omit it",
         )
     case.key_id = asked
-    return f"{asked} (requested)"
 
 
-def _rule_certificate_type(case: Case) -> str:
+def _describe_key_id(case: Case) -> str:
+    return f"{case.key_id} ({_source(case.request.key_id, 'generated')})"
+
+
+def _source(asked: object, otherwise: str = "default") -> str:
+    return otherwise if asked is None else "requested"
+
+
+def _check_certificate_type(case: Case) -> None:
     if case.request.cert_type == "user":
-        return "user"
+        return
     if case.request.cert_type == "host":
         raise Refused("cert_type_not_allowed", "host certificates are not issued here", "request cert_type user")
     raise Refused("cert_type_unknown", "cert_type must be user", "omit cert_type")
 
 
-def _rule_principals(case: Case) -> str:
+def _check_principals(case: Case) -> None:
     asked = case.request.principals
     if asked is None:
-        case.principals = tuple(sorted(set(_fill(case.role.default_principals, case.identity))))
+        case.principals = tuple(sorted(_fill(case.role.default_principals, case.identity.name)))
     else:
         case.principals = tuple(sorted(set(asked)))
     if not case.principals:
@@ -145,10 +169,13 @@ def _rule_principals(case: Case) -> str:
                 f"it allows {', '.join(sorted(allowed)[:8])}",
                 {"principal": name},
             )
-    return f"{', '.join(case.principals[:8])} ({'default' if asked is None else 'requested'})"
 
 
-def _rule_ttl(case: Case) -> str:
+def _describe_principals(case: Case) -> str:
+    return f"{', '.join(case.principals[:8])} ({_source(case.request.principals)})"
+
+
+def _check_ttl(case: Case) -> None:
     asked, role = case.request.ttl, case.role
     case.ttl = role.default_ttl if asked is None else asked
     if case.ttl > role.max_ttl:
@@ -166,36 +193,43 @@ def _rule_ttl(case: Case) -> str:
             "omit ttl to get the role's default",
             {"max_ttl": role.max_ttl},
         )
-    if asked is None:
+
+
+def _describe_ttl(case: Case) -> str:
+    if case.request.ttl is None:
         return f"{render_duration(case.ttl)} (default)"
-    return f"{render_duration(case.ttl)} requested, {render_duration(role.max_ttl)} allowed"
+    return f"{render_duration(case.ttl)} requested, {render_duration(case.role.max_ttl)} allowed"
 
 
-def _rule_critical_options(case: Case) -> str:
+def _check_critical_options(case: Case) -> None:
     role, options = case.role, case.critical_options
-    asked = dict(case.request.critical_options)
-    outside = sorted(set(asked) - role.allowed_critical_options)
-    if outside:
-        raise Refused(
-            "critical_option_not_allowed",
-            f"role {role.name} does not allow critical options {', '.join(map(_show, outside[:8]))}",
-            "omit critical_options",
-            {"options": outside},
-        )
-    for name, value in asked.items():
-        _check_option_value(name, value)
-    options.update(asked)
+    if case.request.critical_options:
+        asked = dict(case.request.critical_options)
+        outside = sorted(set(asked) - role.allowed_critical_options)
+        if outside:
+            raise Refused(
+                "critical_option_not_allowed",
+                f"role {role.name} does not allow critical options {', '.join(map(_show, outside[:8]))}",
+                "omit critical_options",
+                {"options": outside},
+            )
+        for name, value in asked.items():
+            _check_option_value(name, value)
+        options.update(asked)
     if role.force_command is not None:
         options["force-command"] = role.force_command
     if role.verify_required:
         options["verify-required"] = ""
-    return _list_options(options)
 
 
-def _rule_source_address(case: Case) -> str:
+def _describe_critical_options(case: Case) -> str:
+    return _list_options(case.critical_options)
+
+
+def _check_source_address(case: Case) -> None:
     pinned = case.role.source_address
     if pinned is None:
-        return "not pinned"
+        return
     if pinned == "caller":
         if case.address is None:
             raise Refused(
@@ -205,32 +239,24 @@ def _rule_source_address(case: Case) -> str:
             )
         address = ipaddress.ip_address(case.address)
         case.critical_options["source-address"] = f"{address}/{address.max_prefixlen}"
-        return f"pinned to the caller, {address}"
-    case.critical_options["source-address"] = ",".join(pinned)
+    else:
+        case.critical_options["source-address"] = ",".join(pinned)
+
+
+def _describe_source_address(case: Case) -> str:
+    pinned = case.role.source_address
+    if pinned is None:
+        return "not pinned"
+    if pinned == "caller":
+        return f"pinned to the caller, {case.critical_options['source-address'].partition('/')[0]}"
     return f"pinned to {', '.join(pinned)}"
 
 
-def _rule_extensions(case: Case) -> str:
-    role, asked = case.role, dict(case.request.extensions)
-    dropped = [name for name in asked if name not in role.allowed_extensions]
-    if role.unlisted_extensions == "drop":
-        asked = {name: value for name, value in asked.items() if name in role.allowed_extensions}
-    outside = sorted(set(asked) - role.allowed_extensions)
-    if outside:
-        raise Refused(
-            "extension_not_allowed",
-            f"role {role.name} does not allow {', '.join(map(_show, outside[:8]))}",
-            f"it allows {', '.join(sorted(role.allowed_extensions)) or 'no extensions'}",
-            {"extensions": outside},
-        )
-    values = {name: _fill((value,), case.identity)[0] for name, value in role.extension_values}
-    for name, value in asked.items():
-        if value and value != values.get(name):
-            what = f"extension {name} has another value than the role pins"
-            if name not in values:
-                what = "an extension is a flag and takes no value"
-            raise Refused("extension_has_value", what, 'send "" as its value')
-    wanted = set(role.default_extensions) | set(asked)
+def _check_extensions(case: Case) -> None:
+    role = case.role
+    values = {name: value.replace("{identity}", case.identity.name) for name, value in role.extension_values}
+    asked = _asked_extensions(case, values) if case.request.extensions else {}
+    wanted = {*role.default_extensions, *asked}
     if "force-command" in case.critical_options:
         clash = sorted(CLOSED_BY_FORCE_COMMAND & set(asked))
         if clash:
@@ -243,17 +269,45 @@ def _rule_extensions(case: Case) -> str:
     if role.no_touch_required:
         wanted.add("no-touch-required")
     case.extensions = tuple(sorted(wanted))
-    case.extension_values = tuple((name, values[name]) for name in case.extensions if name in values)
+    if values:
+        case.extension_values = tuple((name, values[name]) for name in case.extensions if name in values)
+
+
+def _asked_extensions(case: Case, values: Mapping[str, str]) -> dict[str, str]:
+    """What a request asks for and the role does not drop; raises `Refused`. `values` are those that the role pins."""
+    role, asked = case.role, dict(case.request.extensions)
+    if role.unlisted_extensions == "drop":
+        asked = {name: value for name, value in asked.items() if name in role.allowed_extensions}
+    outside = sorted(set(asked) - role.allowed_extensions)
+    if outside:
+        raise Refused(
+            "extension_not_allowed",
+            f"role {role.name} does not allow {', '.join(map(_show, outside[:8]))}",
+            f"it allows {', '.join(sorted(role.allowed_extensions)) or 'no extensions'}",
+            {"extensions": outside},
+        )
+    for name, value in asked.items():
+        if value and value != values.get(name):
+            what = f"extension {name} has another value than the role pins"
+            if name not in values:
+                what = "an extension is a flag and takes no value"
+            raise Refused("extension_has_value", what, 'send "" as its value')
+    return asked
+
+
+def _describe_extensions(case: Case) -> str:
+    values = dict(case.extension_values)
     listed = _list_options({name: values.get(name, "") for name in case.extensions})
-    return f"{listed}; dropped: {', '.join(map(_show, sorted(dropped)[:8]))}" if dropped else listed
+    dropped = sorted(name for name in dict(case.request.extensions) if name not in case.role.allowed_extensions)
+    return f"{listed}; dropped: {', '.join(map(_show, dropped[:8]))}" if dropped else listed
 
 
-def _rule_reason(case: Case) -> str:
+def _check_reason(case: Case) -> None:
     reason = case.request.reason
     if not reason:
         if case.role.reason_required:
             raise Refused("reason_missing", f"role {case.role.name} requires a reason", "pass `--reason TEXT`")
-        return "none, not required"
+        return
     if case.role.reason_required and sum(map(_is_letter_or_digit, reason)) < MIN_REASON_LETTERS:
         raise Refused(
             "reason_too_short",
@@ -266,14 +320,17 @@ def _rule_reason(case: Case) -> str:
             f"the reason must be one line of at most {MAX_REASON} printable characters",
             "shorten it",
         )
-    return "given"
+
+
+def _describe_reason(case: Case) -> str:
+    return "given" if case.request.reason else "none, not required"
 
 
 def _is_letter_or_digit(character: str) -> bool:
     return unicodedata.category(character)[0] in "LN" and character not in _BLANK_LETTERS
 
 
-def _rule_limits(case: Case) -> str:
+def _check_limits(case: Case) -> None:
     limits, usage = case.role.limits, case.usage
     if limits.per_minute is not None and usage.last_minute >= limits.per_minute:
         raise Refused(
@@ -289,14 +346,20 @@ def _rule_limits(case: Case) -> str:
             f"the first of them expires in {usage.live_frees_in} s",
             {"retry_after_s": usage.live_frees_in},
         )
-    return f"{usage.last_minute} in the last minute, {usage.live} live"
 
 
-def _rule_approval(case: Case) -> str:
-    """Reports whose signatures the core will ask for; to ask them is no refusal."""
+def _describe_limits(case: Case) -> str:
+    return f"{case.usage.last_minute} in the last minute, {case.usage.live} live"
+
+
+def _check_approval(case: Case) -> None:
+    """Does not refuse what humans have to approve: the core asks them."""
+    if case.role.break_glass and case.identity.kind != "human":
+        raise Refused("break_glass_humans_only", f"role {case.role.name} is for humans only", "ask a human")
+
+
+def _describe_approval(case: Case) -> str:
     role, kind = case.role, case.identity.kind
-    if role.break_glass and kind != "human":
-        raise Refused("break_glass_humans_only", f"role {role.name} is for humans only", "ask a human")
     if role.break_glass:
         return f"break-glass: {case.identity.name} signs, and an incident opens"
     needed = []
@@ -307,24 +370,21 @@ def _rule_approval(case: Case) -> str:
     return f"would be asked: {', '.join(needed)}" if needed else "not needed"
 
 
-RULES: Final[tuple[Callable[[Case], str], ...]] = (
-    rule_key,
-    _rule_key_id,
-    _rule_certificate_type,
-    _rule_principals,
-    _rule_ttl,
-    _rule_critical_options,
-    _rule_source_address,
-    _rule_extensions,
-    _rule_reason,
-    _rule_limits,
-    _rule_approval,
+RULE_KEY: Final = Rule("key", _check_key, _describe_key)
+RULES: Final = (
+    RULE_KEY,
+    Rule("key id", _check_key_id, _describe_key_id),
+    Rule("certificate type", _check_certificate_type, lambda _: "user"),
+    Rule("principals", _check_principals, _describe_principals),
+    Rule("ttl", _check_ttl, _describe_ttl),
+    Rule("critical options", _check_critical_options, _describe_critical_options),
+    Rule("source address", _check_source_address, _describe_source_address),
+    Rule("extensions", _check_extensions, _describe_extensions),
+    Rule("reason", _check_reason, _describe_reason),
+    Rule("limits", _check_limits, _describe_limits),
+    Rule("approval", _check_approval, _describe_approval),
 )
-
-
-def rule_name(rule: Callable[[Case], str]) -> str:
-    """The name of a rule in an explanation, such as `certificate type`."""
-    return rule.__name__.removeprefix("_").removeprefix("rule_").replace("_", " ")
+CHECKS: Final = tuple(rule.check for rule in RULES)
 
 
 def _check_option_value(name: str, value: str) -> None:

@@ -376,9 +376,13 @@ def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
     if len(line) > MAX_HEADER:
         raise _bad_message("header")
     try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        raise _bad_message("header") from None
+        header = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Python's decoder also takes lone surrogates, and numbers that no float64 holds.
+        try:
+            header = json.loads(line)
+        except (ValueError, RecursionError):
+            raise _bad_message("header") from None
     if not isinstance(header, dict):
         raise _bad_message("header")
     return header, body

@@ -22,7 +22,8 @@ class Reply(BaseModel):
 
     def as_json(self) -> bytes:
         """The fields that were set, as a JSON object."""
-        return self.model_dump_json(exclude_unset=True).encode()
+        # As `model_dump_json(exclude_unset=True)`, without its defaults and its way over text.
+        return self.__pydantic_serializer__.to_json(self, exclude_unset=True)
 
 
 class Certificate(Reply):

@@ -24,8 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from prometheus_client.core import Metric
-
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
 from signer.authority.hosts import LIST_NAMESPACE as HOSTS_NAMESPACE
@@ -76,6 +74,7 @@ from signer.protocol.replies import (
 )
 from signer.service.checkpoints import Checkpoints
 from signer.service.cosigned import cosigning_warnings
+from signer.service.exposition import Family
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -104,6 +103,7 @@ SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for 
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
 _SEND_BUFFER: Final = 1024 * 1024
+_PENDING: Final = (PendingSignature, PendingCertificate)
 
 
 @dataclass(slots=True, eq=False)
@@ -334,7 +334,7 @@ class Keeper:
     def _answer(self, waiting: list[_Waiting]) -> None:
         commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
         for index, reply in self._core.run(commands):
-            if isinstance(reply, PendingSignature | PendingCertificate):
+            if isinstance(reply, _PENDING):
                 self._submit(waiting[index], reply)
             elif isinstance(reply, Lookup):
                 self._look_up(waiting[index], reply)
@@ -422,7 +422,7 @@ class Keeper:
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)
-        elif isinstance(reply, Certificate) and isinstance(item.command, Sign | Claim):
+        elif isinstance(reply, Certificate) and isinstance(item.command, (Sign, Claim)):  # a union is made each time
             self.metrics.count_signature(reply.role)
             self._outage.note_signature()
 
@@ -698,7 +698,7 @@ class Keeper:
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 
-    def _gauges(self) -> Iterator[Metric]:
+    def _gauges(self) -> Iterator[Family]:
         yield from self._overview().gauges()
         if self._notifier is not None:
             yield from self._notifier.gauges()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 from signer.errors import BadFormat
 from signer.ssh.publickey import CERT_SUFFIX, KEY_PARTS, certificate_kind
-from signer.ssh.wire import Reader, string, uint32, uint64
+from signer.ssh.wire import Reader, string
 
 USER_CERTIFICATE: Final = 1  # SSH_CERT_TYPE_USER
 NONCE_BYTES: Final = 32
@@ -20,7 +21,9 @@ MAX_PRINCIPALS: Final = 256  # SSHKEY_CERT_MAX_PRINCIPALS
 MAX_CERTIFICATE: Final = 256 * 1024
 REMEMBERED: Final = 64  # lists of principals or options, of each kind
 
-_KIND_OF_CERTIFICATE: Final = {certificate_kind(kind): kind for kind in KEY_PARTS}
+_KIND_OF_CERTIFICATE: Final = {certificate_kind(kind).encode(): kind for kind in KEY_PARTS}
+_SERIAL_AND_TYPE: Final = Struct(">QI")
+_VALIDITY: Final = Struct(">QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +50,19 @@ class CertificateFields:
 
 def encode_unsigned(fields: CertificateFields) -> bytes:
     """The bytes that the CA signs (draft-ietf-sshm-cert section 2: all fields up to the signature)."""
-    kind = fields.key_kind.encode()
+    kind, key_starts = _encode_kind(fields.key_kind)
     return b"".join(
         (
-            string(certificate_kind(fields.key_kind).encode()),
+            kind,
             string(fields.nonce),
-            fields.key[len(string(kind)) :],
-            uint64(fields.serial),
-            uint32(fields.cert_type),
+            fields.key[key_starts:],
+            _SERIAL_AND_TYPE.pack(fields.serial, fields.cert_type),
             string(fields.key_id.encode()),
-            string(_encode_principals(fields.principals)),
-            uint64(fields.valid_after),
-            uint64(fields.valid_before),
-            string(_encode_options(fields.critical_options)),
-            string(_encode_options(fields.extensions)),
-            string(b""),  # reserved
+            _encode_principals(fields.principals),
+            _VALIDITY.pack(fields.valid_after, fields.valid_before),
+            _encode_options(fields.critical_options),
+            _encode_options(fields.extensions),
+            _NOTHING,  # reserved
             string(fields.ca_key),
         )
     )
@@ -92,21 +93,18 @@ def decode_certificate(blob: bytes) -> tuple[CertificateFields, bytes, bytes]:
 
 
 def _read_fields(reader: Reader) -> CertificateFields:
-    cert_kind = reader.text()
-    key_kind = _KIND_OF_CERTIFICATE.get(cert_kind)
+    key_kind = _KIND_OF_CERTIFICATE.get(reader.string())
     if key_kind is None:
         raise BadFormat("bad_format", f"not a known certificate type ending in {CERT_SUFFIX}")
     nonce = reader.string()
-    key = string(key_kind.encode()) + b"".join(string(reader.string()) for _ in range(KEY_PARTS[key_kind]))
-    serial, cert_type = reader.uint64(), reader.uint32()
+    key = string(key_kind.encode()) + reader.encoded_strings(KEY_PARTS[key_kind])
+    serial, cert_type = reader.numbers(_SERIAL_AND_TYPE)
     key_id = reader.text()
-    principals = _read_principals(reader.string())
-    valid_after, valid_before = reader.uint64(), reader.uint64()
-    critical_options = _read_options(reader.string())
-    extensions = _read_options(reader.string())
-    if reader.string():
+    principals = reader.string()
+    valid_after, valid_before = reader.numbers(_VALIDITY)
+    critical_options, extensions, reserved, ca_key = reader.strings(4)
+    if reserved:
         raise BadFormat("bad_format", "the reserved field is not empty")
-    ca_key = reader.string()
     return CertificateFields(
         key_kind=key_kind,
         key=key,
@@ -114,11 +112,11 @@ def _read_fields(reader: Reader) -> CertificateFields:
         serial=serial,
         cert_type=cert_type,
         key_id=key_id,
-        principals=principals,
+        principals=_read_principals(principals),
         valid_after=valid_after,
         valid_before=valid_before,
-        critical_options=critical_options,
-        extensions=extensions,
+        critical_options=_read_options(critical_options),
+        extensions=_read_options(extensions),
         ca_key=ca_key,
     )
 
@@ -126,10 +124,18 @@ def _read_fields(reader: Reader) -> CertificateFields:
 # Most certificates of a role share these inputs. The results are cached, because reading the bytes back before each
 # signature would otherwise take as long as the signature.
 
+_NOTHING: Final = string(b"")
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _encode_kind(kind: str) -> tuple[bytes, int]:
+    """The type name of a certificate, and how many bytes the type name takes in the key's blob; both with lengths."""
+    return string(certificate_kind(kind).encode()), len(string(kind.encode()))
+
 
 @lru_cache(maxsize=REMEMBERED)
 def _encode_principals(principals: tuple[str, ...]) -> bytes:
-    return b"".join([string(name.encode()) for name in principals])
+    return string(b"".join([string(name.encode()) for name in principals]))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -146,7 +152,8 @@ def _read_principals(data: bytes) -> tuple[str, ...]:
 @lru_cache(maxsize=REMEMBERED)
 def _encode_options(options: tuple[tuple[str, str], ...]) -> bytes:
     """Name and value pairs; a value is a string inside a string, a flag is an empty one."""
-    return b"".join(string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options)
+    pairs = [string(name.encode()) + string(string(value.encode()) if value else b"") for name, value in options]
+    return string(b"".join(pairs))
 
 
 @lru_cache(maxsize=REMEMBERED)

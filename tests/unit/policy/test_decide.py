@@ -16,7 +16,7 @@ from signer.errors import TOKEN_CODES, Refused
 from signer.model import Approval, Grant, Identity, Limits, Role, SignRequest, UsageCounts
 from signer.policy import decide as decide_module
 from signer.policy.decide import decide, explain, preview
-from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals, rule_name
+from signer.policy.rules import CLOSED_BY_FORCE_COMMAND, RULES, allowed_principals
 from tests.parts import builders
 from tests.parts.builders import NO_USAGE, ask, identity, public_key, role
 
@@ -285,7 +285,7 @@ def test_a_refusal_shows_a_callers_word_without_what_steers_a_terminal() -> None
 
 
 def test_faults_are_told_in_vaults_order() -> None:
-    assert [rule_name(rule) for rule in RULES] == [
+    assert [rule.name for rule in RULES] == [
         "key", "key id", "certificate type", "principals", "ttl", "critical options", "source address", "extensions",
         "reason", "limits", "approval",
     ]  # fmt: skip
@@ -343,7 +343,7 @@ def test_deciding_and_explaining_agree_and_explaining_names_every_rule(
     asked: SignRequest, allowed: Role, key: Any, address: str | None, usage: UsageCounts
 ) -> None:
     explained = list(explain(identity(), allowed, asked, key, address, usage))
-    assert [finding.rule for finding, _ in explained] == [rule_name(rule) for rule in RULES]
+    assert [finding.rule for finding, _ in explained] == [rule.name for rule in RULES]
     refusals = [refused for _, refused in explained if refused is not None]
     assert [finding.outcome == "refused" for finding, _ in explained].count(True) == len(refusals)
     try:

@@ -217,6 +217,37 @@ def test_a_message_is_a_line_and_a_body() -> None:
     assert split_message(b"{}") == ({}, b"")
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text(st.characters()), JSON, max_size=4),
+    st.booleans(),
+    st.integers(0, 80),
+    st.binary(max_size=2),
+)
+@example({"a": 2**70, "b": 1e308, "c": -0.0, "d": float("inf"), "e": "\ud83d\ude00\ude00"}, True, 0, b"")
+@example({}, True, 0, b"\xef\xbb\xbf")
+def test_a_header_is_read_as_pythons_own_decoder_reads_it(
+    header: dict[str, Any], ascii_only: bool, at: int, added: bytes
+) -> None:
+    line = json.dumps(header, ensure_ascii=ascii_only).encode(errors="surrogatepass").replace(b"\n", b"")
+    line = line[:at] + added.replace(b"\n", b"") + line[at:]
+    try:
+        wanted = json.loads(line)
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        with pytest.raises(BadRequest):
+            split_message(line + b"\nbody")
+    else:
+        assert repr(split_message(line + b"\nbody")) == repr((wanted, b"body"))
+
+
 @pytest.mark.parametrize(
     "line",
     [

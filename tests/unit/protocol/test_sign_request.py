@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from signer.protocol.sign_request import (
     MAX_BODY,
     MAX_TTL_SECONDS,
     Number,
+    decode_any_body,
     decode_body,
     is_form,
     read_native_sign,
@@ -38,6 +40,45 @@ def _vault(**fields: Any) -> SignRequest:
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
+
+TEXTS = st.sampled_from(
+    ["public_key", "ttl", "15m", "\\ud83d\\ude00", "\\ud800", "\\n", "\ud800", "\x7f", "é", "", '"']
+)
+SHALLOW = st.dictionaries(TEXTS, TEXTS | st.none() | st.booleans() | st.dictionaries(TEXTS, TEXTS | st.integers()))
+EDITS = st.sampled_from(
+    [b"{", b"}", b'"', b",", b":", b" ", b"\n", b"\x0b", b"\xff", b"\x00", b"1", b"{}", b"null", b"x"]
+)
+
+
+@given(SHALLOW, st.booleans(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), EDITS), max_size=2))
+@example({}, True, [(0, 0, b"\xef\xbb\xbf")])
+@example({"ttl": "1m"}, True, [(13, 0, b"{}")])
+@example({"ttl": "1m"}, True, [(1, 0, b'"ttl":"2m",')])
+def test_a_plain_body_is_read_as_any_other(
+    fields: dict[str, object], ascii_only: bool, edits: list[tuple[int, int, bytes]]
+) -> None:
+    body = json.dumps(fields, ensure_ascii=ascii_only).replace("\\\\u", "\\u").encode(errors="surrogatepass")
+    for at, removed, added in edits:
+        body = body[:at] + added + body[at + removed :]
+    assert shown(decode_body, body) == shown(decode_any_body, body)
+
+
+def shown(read: Callable[[bytes], dict[str, Any]], body: bytes) -> str:
+    """What was read, with its types, or how it was refused."""
+    try:
+        return repr([(name, type(value), value) for name, value in sorted(read(body).items())])
+    except BadRequest as refused:
+        return f"{refused.code} {refused.facts}"
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001])
+def test_a_plain_body_has_no_more_strings_than_any_other(count: int) -> None:
+    body = ("{" + ",".join(f'"{number}":null' for number in range(count)) + "}").encode()
+    if count > 1000:
+        with pytest.raises(BadRequest, match="maximum number of strings"):
+            decode_body(body)
+    else:
+        assert len(decode_body(body)) == count
 
 
 @given(st.dictionaries(st.text(), PLAIN))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,33 @@ def test_what_is_written_reads_back(data: bytes, small: int, large: int, number:
     reader = Reader(string(data) + uint32(small) + uint64(large) + mpint(number))
     assert (reader.string(), reader.uint32(), reader.uint64(), reader.mpint()) == (data, small, large, number)
     reader.expect_end()
+
+
+@given(st.lists(st.binary(max_size=8), max_size=5), st.binary(max_size=6), st.integers(0, 7))
+def test_many_strings_are_read_as_one_after_the_other(parts: list[bytes], rest: bytes, count: int) -> None:
+    data = b"".join(map(string, parts)) + rest
+    one, many, encoded = Reader(data), Reader(data), Reader(data)
+    try:
+        wanted = [one.string() for _ in range(count)]
+    except BadFormat:
+        for read in (many.strings, encoded.encoded_strings):
+            with pytest.raises(BadFormat):
+                read(count)
+        return
+    assert many.strings(count) == wanted
+    assert encoded.encoded_strings(count) == b"".join(map(string, wanted))
+    assert one.at_end() == many.at_end() == encoded.at_end()
+
+
+@given(st.binary(max_size=16))
+def test_numbers_are_read_as_one_after_the_other(data: bytes) -> None:
+    one, both = Reader(data), Reader(data)
+    if len(data) < 12:
+        with pytest.raises(BadFormat):
+            both.numbers(Struct(">QI"))
+    else:
+        assert both.numbers(Struct(">QI")) == (one.uint64(), one.uint32())
+        assert one.at_end() == both.at_end()
 
 
 @given(st.binary(max_size=64), st.lists(st.sampled_from(READS)))
