@@ -385,8 +385,10 @@ def test_a_link_in_place_of_the_views_is_not_followed(tmp_path: Path, ledger: Le
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from signer.ledger import fold
 from signer.ledger.store import Ledger
 from tests.parts.events import issued
+fold.FOLD_AFTER = 60.0
 ledger = Ledger(Path(sys.argv[1]))
 ledger.commit([issued(serial) for serial in range(1, 251)], 1_800_000_000_000)
 ledger.fold()
