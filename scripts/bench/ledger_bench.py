@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tests.parts.service import Service
 
 BODIES = 20_000
 READERS = 4
+STATUS_ROUNDS = 9  # at least; each takes a quarter of a second
 PAUSE = 3.0  # seconds
 Figures = dict[str, float | None]
 
@@ -48,6 +50,8 @@ def main() -> int:
     targets = [
         Target("verify", figures["verify_rate"], "at least", 200_000, " events/s"),
         Target("keeper's start", figures["start_full_s"], "at most", 0.3, " s"),
+        Target("signer status", figures["status_full_ms"], "at most", 300, " ms"),
+        Target("signer status, CPU", figures["status_cpu_full_ms"], "at most", 150, " ms"),
         Target("signatures/s", figures["rate_ratio"], "at least", 0.97, " x an empty ledger's"),
         Target(f"beside {READERS} readers", figures["readers_ratio"], "at least", 0.8, " x the signatures/s"),
         Target("slowest page", worst, "at most", 10, " ms"),
@@ -87,6 +91,7 @@ def measure(asked: argparse.Namespace) -> tuple[Figures, dict[str, Figures]]:
         figures |= measure_starts(full, empty, asked.rounds)
         for service in (full, empty):
             running.enter_context(service)
+        figures |= measure_status(full, empty, asked.rounds)
         figures |= measure_signing(full, empty, ca, folder / "bodies", asked)
         figures |= measure_readers(full, folder / "bodies", asked)
         show_progress("pages")
@@ -145,6 +150,26 @@ def time_start(service: Service) -> float:
         return time.monotonic() - clock
     finally:
         ports.stop(keeper)
+
+
+def measure_status(full: Service, empty: Service, rounds: int) -> Figures:
+    """Milliseconds of `signer status`, from the shell's view: the time that passes, and of CPU."""
+    samples: list[Figures] = []
+    for number in range(max(rounds, STATUS_ROUNDS)):
+        show_progress(f"signer status, round {number + 1}")
+        sample: Figures = {}
+        sides = (("full", full), ("empty", empty))
+        for name, service in sides if number % 2 == 0 else reversed(sides):
+            before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+            done = service.command("status")
+            sample[f"status_{name}_ms"] = (time.monotonic() - clock) * 1000
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            sample[f"status_cpu_{name}_ms"] = seconds * 1000
+            if done.returncode != 0:
+                raise BadRun(f"signer status: {done.stdout}{done.stderr}")
+        samples.append(sample)
+    return medians(samples)
 
 
 def measure_signing(full: Service, empty: Service, ca: Key, bodies: Path, asked: argparse.Namespace) -> Figures:
@@ -251,6 +276,8 @@ def render_results(asked: argparse.Namespace, figures: Figures, pages: dict[str,
     rows: list[list[str | float | None]] = [
         ["verify, events/s", figures["verify_rate"], None],
         ["keeper's start, s", figures["start_full_s"], figures["start_empty_s"]],
+        ["signer status, ms", figures["status_full_ms"], figures["status_empty_ms"]],
+        ["signer status, CPU ms", figures["status_cpu_full_ms"], figures["status_cpu_empty_ms"]],
         [f"signatures/s at {asked.connections}", figures["rate_full"], figures["rate_empty"]],
         ["p99 ms", figures["p99_full_ms"], figures["p99_empty_ms"]],
         [f"signatures/s beside {READERS} readers", figures["rate_read"], None],

@@ -6,6 +6,8 @@ Only the standard library, so that the help of a benchmark imports and builds no
 from __future__ import annotations
 
 import argparse
+import functools
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +15,26 @@ from pathlib import Path
 from scripts.bench.attack import ATTACKS
 
 
+class _Parser(argparse.ArgumentParser):
+    """Help at the width of the terminal, 100 columns at most."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 100) - 2
+        formatter = functools.partial(argparse.HelpFormatter, width=width)
+        super().__init__(prog=prog, description=description, formatter_class=formatter)
+
+
 def read_console_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/console",
         description="Time and size of the console's pages with very many certificates; what notices cost a signature.",
     )
-    parser.add_argument("--certificates", type=int, default=1_000_000, help="on record (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="of each page (default %(default)s)")
     parser.add_argument(
-        "--turns", type=int, default=12, help="of signing, with notices and without (default %(default)s)"
+        "--certificates", type=int, metavar="N", default=1_000_000, help="on record (default %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", default=20, help="of each page (default %(default)s)")
+    parser.add_argument(
+        "--turns", type=int, metavar="N", default=12, help="of signing, with notices and without (default %(default)s)"
     )
     parser.add_argument(
         "--ledger", type=Path, metavar="DIR", help="keep the ledger there; one that is there is used as it is"
@@ -35,12 +48,12 @@ def read_console_options(arguments: Sequence[str] | None = None) -> argparse.Nam
 
 
 def read_cutover_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/cutover",
         description="Cutovers and rollbacks of a throwaway platform: alone, then while clients log in without pause.",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of each kind (default %(default)s)")
-    parser.add_argument("--clients", type=int, default=30, help="that log in (default %(default)s)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=3, help="of each kind (default %(default)s)")
+    parser.add_argument("--clients", type=int, metavar="N", default=30, help="that log in (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)
     if asked.rounds < 1 or asked.clients < 1:
@@ -49,11 +62,11 @@ def read_cutover_options(arguments: Sequence[str] | None = None) -> argparse.Nam
 
 
 def read_hosts_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench/hosts", description="CPU of the service while hosts poll its revocation list."
+    parser = _Parser(prog="scripts/bench/hosts", description="CPU of the service while hosts poll its revocation list.")
+    parser.add_argument(
+        "--hosts", type=int, metavar="N", default=1000, help="that poll each minute (default %(default)s)"
     )
-    parser.add_argument("--hosts", type=int, default=1000, help="that poll each minute (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=60, help="of polling (default %(default)s)")
+    parser.add_argument("--seconds", type=int, metavar="N", default=60, help="of polling (default %(default)s)")
     asked = parser.parse_args(arguments)
     if min(asked.hosts, asked.seconds) < 1:
         parser.error("--hosts and --seconds are 1 at least")
@@ -61,16 +74,24 @@ def read_hosts_options(arguments: Sequence[str] | None = None) -> argparse.Names
 
 
 def read_ledger_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/ledger", description="What a ledger with very many certificates costs against an empty one."
     )
     parser.add_argument(
-        "--certificates", type=int, default=1_000_000, help="recorded in the full one (default %(default)s)"
+        "--certificates",
+        type=int,
+        metavar="N",
+        default=1_000_000,
+        help="recorded in the full one (default %(default)s)",
     )
-    parser.add_argument("--active", type=int, default=2_000, help="of them still valid (default %(default)s)")
-    parser.add_argument("--seconds", type=int, default=6, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is told (default %(default)s)")
-    parser.add_argument("--connections", type=int, default=8, help="of the load (default %(default)s)")
+    parser.add_argument(
+        "--active", type=int, metavar="N", default=2_000, help="of them still valid (default %(default)s)"
+    )
+    parser.add_argument("--seconds", type=int, metavar="N", default=6, help="of load, each time (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=3, help="of which the median is told (default %(default)s)"
+    )
+    parser.add_argument("--connections", type=int, metavar="N", default=8, help="of the load (default %(default)s)")
     parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)
@@ -82,11 +103,11 @@ def read_ledger_options(arguments: Sequence[str] | None = None) -> argparse.Name
 
 
 def read_login_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/login",
         description="`safe-session ssh`, `bao ssh -mode=ca` and plain `ssh` run `true` on a loopback sshd, by turns.",
     )
-    parser.add_argument("--logins", type=int, default=25, help="of each kind (default %(default)s)")
+    parser.add_argument("--logins", type=int, metavar="N", default=25, help="of each kind (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)
     if asked.logins < 1:
@@ -95,12 +116,14 @@ def read_login_options(arguments: Sequence[str] | None = None) -> argparse.Names
 
 
 def read_revocation_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/revocation",
         description="Revocation lists of 100,000 serials; `certs who` and `freeze all` with very many certificates.",
     )
-    parser.add_argument("--certificates", type=int, default=1_000_000, help="on record (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each list (default %(default)s)")
+    parser.add_argument(
+        "--certificates", type=int, metavar="N", default=1_000_000, help="on record (default %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", default=5, help="of each list (default %(default)s)")
     parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
     asked = parser.parse_args(arguments)
     if min(asked.certificates, asked.repeats) < 1:
@@ -109,12 +132,14 @@ def read_revocation_options(arguments: Sequence[str] | None = None) -> argparse.
 
 
 def read_sign_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/sign",
         description="OpenBao (raft storage, file audit device, Ed25519 CA) and this service under the same load.",
     )
-    parser.add_argument("--seconds", type=int, default=8, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is told (default %(default)s)")
+    parser.add_argument("--seconds", type=int, metavar="N", default=8, help="of load, each time (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=3, help="of which the median is told (default %(default)s)"
+    )
     parser.add_argument(
         "--connections", default="1,8,32", help="numbers of connections to measure at (default %(default)s)"
     )
@@ -132,12 +157,16 @@ def read_sign_options(arguments: Sequence[str] | None = None) -> argparse.Namesp
 
 
 def read_soak_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/soak", description="The service under a steady load for a long time, and what grows."
     )
-    parser.add_argument("--minutes", type=float, default=30, help="of load (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=300, help="signatures a second (default %(default)s)")
-    parser.add_argument("--samples", type=int, default=30, help="windows that are measured (default %(default)s)")
+    parser.add_argument("--minutes", type=float, metavar="N", default=30, help="of load (default %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, metavar="N", default=300, help="signatures a second (default %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", default=30, help="windows that are measured (default %(default)s)"
+    )
     parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)
@@ -149,13 +178,17 @@ def read_soak_options(arguments: Sequence[str] | None = None) -> argparse.Namesp
 
 
 def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/strangers", description="Honest signatures while strangers attack the service."
     )
-    parser.add_argument("--seconds", type=int, default=4, help="of load, each time (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=500, help="attacks a second (default %(default)s)")
-    parser.add_argument("--only", choices=sorted(ATTACKS), help="one attack alone")
+    parser.add_argument("--seconds", type=int, metavar="N", default=4, help="of load, each time (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=5, help="of which the median is shown (default %(default)s)"
+    )
+    parser.add_argument("--rate", type=float, metavar="N", default=500, help="attacks a second (default %(default)s)")
+    parser.add_argument(
+        "--only", choices=sorted(ATTACKS), metavar="KIND", help=f"one attack alone: {', '.join(sorted(ATTACKS))}"
+    )
     asked = parser.parse_args(arguments)
     if min(asked.seconds, asked.rounds, asked.rate) < 1:
         parser.error("--seconds, --rounds and --rate are 1 at least")
@@ -163,11 +196,15 @@ def read_strangers_options(arguments: Sequence[str] | None = None) -> argparse.N
 
 
 def read_witness_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/bench/witness", description="What the ledger's Merkle tree, its proofs and a witness cost."
     )
-    parser.add_argument("--events", type=int, default=1_000_000, help="under the proofs (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown (default %(default)s)")
+    parser.add_argument(
+        "--events", type=int, metavar="N", default=1_000_000, help="under the proofs (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=5, help="of which the median is shown (default %(default)s)"
+    )
     parser.add_argument("--dir", type=Path, help="where the data goes, on the disk to be measured (default: TMPDIR)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     asked = parser.parse_args(arguments)

@@ -184,35 +184,70 @@ readonly CATALOGUE=(
 
 usage() {
     cat <<HELP
-usage: sudo $KEY_VARIABLE=FILE bash ${0##*/} [options]
-       sudo $AGENT_VARIABLE=DIR $PIN=SHA256:... bash ${0##*/} [options]
+usage: sudo $KEY_VARIABLE=FILE \\
+         bash ${0##*/} [options]
+       sudo $AGENT_VARIABLE=DIR \\
+         $PIN=SHA256:... \\
+         bash ${0##*/} [options]
 
-Says whether this host is ready for the local CA. Reads only; run it as root on the host.
+Says whether this host is ready for the local CA. Reads
+only; run it as root on the host.
 
-  --base FILE         compose file of the service (default: overlays/safe-session.yaml of this repository)
-  --overlay FILE      compose file with the local CA (default: overlays/safe-session-local-ca.yaml, with an agent
-                      overlays/safe-session-agent.yaml)
-  --allow-list FILE   what compose files may hold (default: overlays/allow-list.txt of this repository)
-  --other-service NAME  another service that the compose files may define; may be given more than once
-  --expect-mode MODE  mode the running container must be in: vault, shadow or local (default: any)
-  --sshd-elsewhere    the hosts that trust the CA are others; do not look at this host's sshd
-  --json              the same as one JSON object
-  --codes             list all codes that a check can give, and stop
-  --help              this text
+  --base FILE
+      compose file of the service (default:
+      overlays/safe-session.yaml of this repository)
+  --overlay FILE
+      compose file with the local CA (default:
+      overlays/safe-session-local-ca.yaml, with an agent
+      overlays/safe-session-agent.yaml)
+  --allow-list FILE
+      what compose files may hold (default:
+      overlays/allow-list.txt of this repository)
+  --other-service NAME
+      another service that the compose files may define; may
+      be given more than once
+  --expect-mode MODE
+      mode the running container must be in: vault, shadow
+      or local (default: any)
+  --sshd-elsewhere
+      the hosts that trust the CA are others; do not look at
+      this host's sshd
+  --json
+      the same as one JSON object
+  --codes
+      list all codes that a check can give, and stop
+  --help
+      this text
 
 environment:
-  $KEY_VARIABLE   the rendered CA key
-  $FOLDER_VARIABLE    its folder, which the container mounts (default: the folder of that file)
-  $AGENT_VARIABLE  instead of it: the folder with agent.sock, the socket of an ssh-agent that holds the key
-  $PIN                 fingerprint it must have (SHA256:...), if set; an agent needs it
-  SAFE_SESSION_LOGIN_USER       account that sshd -T is asked about (default: llmops)
-  SAFE_SESSION_LOGIN_FROM       address from which it logs in (default: 127.0.0.1)
-  SAFE_SESSION_PRINCIPALS       principals of its certificates, with commas (default: the account's name)
-  PLATFORM_RUNTIME_COMPOSE      compose command (default: docker compose, podman compose or podman-compose)
-  PLATFORM_RUNTIME_ENGINE       container engine (default: the one that the compose command drives)
+  $KEY_VARIABLE
+      the rendered CA key
+  $FOLDER_VARIABLE
+      its folder, which the container mounts (default: the
+      folder of that file)
+  $AGENT_VARIABLE
+      instead of it: the folder with agent.sock, the socket
+      of an ssh-agent that holds the key
+  $PIN
+      fingerprint it must have (SHA256:...), if set; an
+      agent needs it
+  SAFE_SESSION_LOGIN_USER
+      account that sshd -T is asked about (default: llmops)
+  SAFE_SESSION_LOGIN_FROM
+      address from which it logs in (default: 127.0.0.1)
+  SAFE_SESSION_PRINCIPALS
+      principals of its certificates, with commas (default:
+      the account's name)
+  PLATFORM_RUNTIME_COMPOSE
+      compose command (default: docker compose, podman
+      compose or podman-compose)
+  PLATFORM_RUNTIME_ENGINE
+      container engine (default: the one that the compose
+      command drives)
 
-One line for each check: ok, warn, FAIL or skip, a code, a detail; after a FAIL the next action.
-skip: could not be checked, because of what another line says.
+One line for each check: ok, warn, FAIL or skip, a code, a
+detail; after a FAIL the next action. skip: could not be
+checked, because of what another line says.
 exit status: 0 ready, 1 not ready, 2 wrong use
 HELP
 }

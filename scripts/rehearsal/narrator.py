@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-WIDTH = 100
+from signer.terminal import MAX_WIDTH, width_of
 
 
 class Unexpected(Exception):
@@ -35,7 +35,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """A paragraph."""
-        print("\n" + textwrap.fill(" ".join(text.split()), WIDTH), flush=True)
+        print("\n" + textwrap.fill(" ".join(text.split()), width_of(1) or MAX_WIDTH), flush=True)
 
     def run(self, *words: str, ends: int = 0, what: str = "", quiet: bool = False) -> None:
         """Shows a command, runs it, shows how it ended if not with 0; raises `Unexpected` unless with `ends`.

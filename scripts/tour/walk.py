@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Final
 
 from scripts.tour.steps import STEPS, Step
+from signer.terminal import width_of, wrap, wrap_command
 
 PATIENCE: Final = 60.0  # seconds for a command, and for what a background command must say
 # The settings of `signer init`, then this run's: another port, another place for the ledger.
@@ -105,6 +106,15 @@ def shown(step: Step, number: int, said: str) -> Iterable[str]:
         yield f"      (exit status {step.status})"
 
 
+def show(lines: Iterable[str]) -> None:
+    """Prints lines at the width of the terminal; a command goes on after a backslash."""
+    width = width_of(1)
+    for line in lines:
+        breaks = wrap_command if line.startswith("    $ ") else wrap
+        print("\n".join([line] if width is None else breaks(line, width)))
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0, or 1 if a step differs."""
     walk = Walk(Path(arguments[0]))
@@ -119,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         no_host = why_no_host()
         for number, step in enumerate(STEPS, 1):
             if step.on_host and no_host:
-                print("\n".join(left_out(step, number, no_host)), flush=True)
+                show(left_out(step, number, no_host))
                 continue
             try:
                 said = walk.step(step)
@@ -127,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"\n{number:2}  {step.title}\n    $ {step.command}", flush=True)
                 print(f"quickstart: error: step {number}: {error}", file=sys.stderr)
                 return 1
-            print("\n".join(shown(step, number, said)), flush=True)
+            show(shown(step, number, said))
     finally:
         walk.end()
     missed = sum(step.on_host for step in STEPS) if no_host else 0

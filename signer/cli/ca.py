@@ -45,7 +45,7 @@ def ca_new(out: Path, kind: str, as_json: bool) -> None:
     if as_json:
         output.show_json({"file": str(target), "fingerprint": key.fingerprint, "public_key": key.public_line})
         return
-    output.show(f"public key   {key.public_line}")
+    output.show_exactly(f"public key   {key.public_line}")
     output.show(f"fingerprint  {key.fingerprint}")
     output.show()
     for line in (

@@ -80,7 +80,7 @@ def ca_bundle(as_json: bool) -> None:
         ]
         output.show_json({"keys": keys, "policy": policy.digest})
     else:
-        output.show(render_bundle(policy.ca, in_use).rstrip("\n"))
+        output.show_exactly(render_bundle(policy.ca, in_use).rstrip("\n"))
 
 
 def _key_in_use(settings: Settings, ca: CaKeys) -> PublicKey:

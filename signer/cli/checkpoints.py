@@ -41,7 +41,7 @@ def ledger_checkpoint(*, address: str | None, as_json: bool) -> None:
     note = parse_note(data)
     found = parse_checkpoint(note.text)
     facts = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": data.decode()}
-    output.show_result(facts, *data.decode().rstrip("\n").split("\n"), as_json=as_json)
+    output.show_result(facts, *data.decode().rstrip("\n").split("\n"), as_json=as_json, exactly=True)
 
 
 @verb("ledger key", "signer ledger key")
@@ -50,7 +50,7 @@ def ledger_key(as_json: bool) -> None:
     Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs. A restored ledger has a new origin, and so
     another line."""
     origin, keys, _ = read_ledger_keys()
-    output.show_result({"origin": origin, "vkey": str(keys[-1])}, str(keys[-1]), as_json=as_json)
+    output.show_result({"origin": origin, "vkey": str(keys[-1])}, str(keys[-1]), as_json=as_json, exactly=True)
 
 
 def read_ledger_keys() -> tuple[str, tuple[VerifierKey, ...], Path]:

@@ -28,7 +28,9 @@ def completion(shell: str, as_json: bool) -> None:
     """Load the script in the shell's start-up file. For zsh, the directory of the file must be in `fpath` before
     `compinit` runs."""
     script = _side_of(shell).source()
-    output.show_result({"shell": shell, "script": script}, *script.rstrip("\n").split("\n"), as_json=as_json)
+    output.show_result(
+        {"shell": shell, "script": script}, *script.rstrip("\n").split("\n"), as_json=as_json, exactly=True
+    )
 
 
 def complete(instruction: str) -> int:
@@ -38,7 +40,7 @@ def complete(instruction: str) -> int:
         answer = _side_of(shell).complete()
     except (KeyError, ValueError):  # not one of our shells, or its COMP_WORDS and COMP_CWORD are missing or not valid
         raise UsageError(f"{COMPLETION_VARIABLE} is for the completion script only", "unset it") from None
-    output.show(answer)
+    output.show_exactly(answer)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli.arguments import FILE
-from signer.errors import BadSettings
+from signer.errors import BadSettings, SignerError
 
 if TYPE_CHECKING:
     from signer.api_client import ApiClient
@@ -37,6 +37,20 @@ class Service:
     def has_token(self) -> bool:
         """Whether the command line or the environment names a token."""
         return self.token_file is not None or bool(os.environ.get(_TOKEN_FILE))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only the environment may say where the service is, and that is this host, or nothing says it."""
+        from signer.address import is_this_machine, parse_address
+
+        place = os.environ.get(_ADDRESS)
+        if self.address is not None or not place:
+            return self.address is None
+        try:
+            found = parse_address(place)
+        except SignerError:
+            return False
+        return found.host == "localhost" or is_this_machine(found.host)
 
     def open(self) -> ApiClient:
         """A client with the token, for a `with` statement; raises `BadSettings`."""

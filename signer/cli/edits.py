@@ -64,7 +64,7 @@ class Edit:
 
     def show(self, facts: Mapping[str, object], *, as_json: bool) -> None:
         """The lines on stdout, and on stderr what comes next; or the edit with the facts of its command as JSON."""
-        output.show_result({**facts, **self.facts()}, *self.difference, as_json=as_json)
+        output.show_result({**facts, **self.facts()}, *self.difference, as_json=as_json, exactly=True)
         if not as_json:
             self.show_next()
 

@@ -14,7 +14,7 @@ from signer.cli.arguments import DURATION, REASON, OneOf, read_settings
 from signer.cli.connection import Service, service_options
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
-from signer.errors import BadSettings
+from signer.errors import BadSettings, SignerError
 from signer.units import render_duration
 
 if TYPE_CHECKING:
@@ -40,18 +40,14 @@ def freeze(
     as_json: bool,
 ) -> None:
     """Issues nothing from the next request on, also to requests that wait for their signature; certificates
-    that were issued stay valid until they end. Needs a token with the right `freeze`, or on the signer's host
-    root or the keeper's user without any token. An agent may freeze only itself. A second freeze never
-    shortens the first."""
+    that were issued stay valid until they end. Needs a token with the right `freeze`; on the signer's host root
+    and the keeper's user need none, and a token that only the environment names does not stop them. An agent
+    may freeze only itself. A second freeze never shortens the first."""
     scope = _scope(kind, name)
     if reason is None and scope != "all":
         raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
-    if service.has_token:
-        with service.open() as api:
-            state = api.post("freezes", body=body)
-    else:
-        state = _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
+    state = _freeze(body, service)
     end = f" until {state['until']}" if state.get("until") else ""
     output.show_result(state, f"{scope} is frozen{end}: nothing is issued to it", as_json=as_json)
     if not as_json:
@@ -76,14 +72,42 @@ def unfreeze(*, kind: str, name: str | None, service: Service, as_json: bool) ->
 def freezes(*, service: Service, as_json: bool) -> None:
     """Shows those that stop you, and with the right `freeze` or `ledger.read` all of them; on the signer's host
     root and the keeper's user need no token."""
-    if service.has_token:
+    if service.token_file is None and (not service.has_token or _may_ask_keeper(service)):
+        found = _ask_keeper({"op": "freezes"})
+    else:
         with service.open() as api:
             found = api.get("freezes")
-    else:
-        found = _ask_keeper({"op": "freezes"})
     rows = [(row["scope"], row["since"], row.get("until", "-"), row["by"], row["reason"]) for row in found["freezes"]]
     titles = ("SCOPE", "SINCE", "UNTIL", "BY", "REASON")
     output.show_rows(found, titles, rows, "nothing is frozen", as_json=as_json)
+
+
+def _freeze(body: dict[str, str], service: Service) -> dict[str, Any]:
+    """The state after the freeze.
+
+    A token of the environment may be an agent's, or have ended: it does not keep root from an emergency stop.
+    """
+    if service.has_token:
+        try:
+            with service.open() as api:
+                state: dict[str, Any] = api.post("freezes", body=body)
+                return state
+        except SignerError as error:
+            if service.token_file is not None or not _may_ask_keeper(service):
+                raise
+            output.note(f"the token of SAFE_SESSION_TOKEN_FILE did not do it: {error.text}; asked without it instead")
+    return _ask_keeper({"op": "freeze"}, json.dumps(body).encode())
+
+
+def _may_ask_keeper(service: Service) -> bool:
+    """Whether this is root or the keeper's user on the host of the service that would be asked over HTTP."""
+    if not service.is_local:
+        return False
+    try:
+        path = read_settings().socket
+        return path.exists() and (os.geteuid() == 0 or os.access(path, os.W_OK, effective_ids=True))
+    except (SignerError, PermissionError):
+        return False
 
 
 def _scope(kind: str, name: str | None) -> str:

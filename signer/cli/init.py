@@ -340,7 +340,8 @@ def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[
             steps += [("the key, readable on this host alone", encrypt)]
         steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
     if layout.answers.runs_in == CONTAINER:
-        start = f"podman-compose --env-file {layout.service} {_OVERLAYS} up -d"
+        # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
+        start = f"(set -a; . {layout.service}; podman-compose {_OVERLAYS} up -d)"
         steps += [("in a checkout, after scripts/container/build", start)]
     else:
         missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]
@@ -376,4 +377,4 @@ def _show(layout: Layout, fingerprint: str, steps: list[dict[str, str]]) -> None
     output.show("next:")
     for number, step in enumerate(steps, 1):
         output.show(f"  {number}  {plain(step['purpose'])}")
-        output.show(f"     {plain(step['command'])}")
+        output.show_command(f"     {plain(step['command'])}")

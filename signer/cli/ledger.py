@@ -425,7 +425,7 @@ def ledger_head(as_json: bool) -> None:
     The event is not verified."""
     with reading() as reader:
         head = reader.head()
-    output.show_result(head_facts(head), head_line(head), as_json=as_json)
+    output.show_result(head_facts(head), head_line(head), as_json=as_json, exactly=True)
 
 
 def head_facts(head: Head) -> dict[str, object]:

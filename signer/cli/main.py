@@ -52,13 +52,13 @@ def _run(words: Sequence[str]) -> int:
 
         return complete(instruction)
     if (text := answer(words)) is not None:
-        output.show(text)
+        output.show_help(text)
         return DONE
     from signer.cli.parser import Help, read_words
 
     asked = read_words(words)
     if isinstance(asked, Help):
-        output.show(asked.text)
+        output.show_help(asked.text)
         return DONE
     if asked.verb.is_service:  # an internal error leaves its stack in the log
         return asked.run()

@@ -3,6 +3,8 @@
 1. Results go to stdout, everything else to stderr. With `--json` stdout holds one JSON value (`export`: one a line).
 2. `signer: error: <lowercase, no full stop>`, then `signer: hint: <next action>`; `signer: warning:` likewise.
 3. Nothing from a file, the ledger or an argument is shown before `plain` has been over it; JSON is ASCII.
+4. On a terminal, sentences and tables take its width, 100 columns at most; `show_exactly` is for what people copy.
+   Elsewhere a row is a line, whatever its length, so that programs can read it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
+from signer import terminal
 from signer.errors import ApprovalRefused, BadFile, SignerError, Unavailable, write_hint
 from signer.units import plain
 
@@ -31,10 +34,38 @@ def prepare() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def show(line: str = "") -> None:
-    """One line of the result on stdout; its variable parts must have been through `plain`."""
+def width_of(stream: TextIO | None) -> int | None:
+    """The columns to use of the terminal that shows `sys.stdout` or `sys.stderr`; None if none does."""
     try:
-        print(line)
+        return None if stream is None else terminal.width_of(stream.fileno())
+    except (OSError, ValueError):  # closed, or no file
+        return None
+
+
+def show(line: str = "") -> None:
+    """One line of the result on stdout, or several that fit a terminal; its variable parts must have been through
+    `plain`."""
+    width = width_of(sys.stdout)
+    for part in [line] if width is None else terminal.wrap(line, width):
+        show_exactly(part)
+
+
+def show_command(line: str) -> None:
+    """A command line that people paste into a shell, on stdout."""
+    width = width_of(sys.stdout)
+    for part in [line] if width is None else terminal.wrap_command(line, width):
+        show_exactly(part)
+
+
+def show_help(text: str) -> None:
+    """A text of several lines, laid out for the terminal or for 100 columns, on stdout."""
+    show_exactly(terminal.fit(text, width_of(sys.stdout) or terminal.MAX_WIDTH))
+
+
+def show_exactly(text: str) -> None:
+    """What people and programs copy: a key, a digest, lines of a file, JSON. Its lines are never broken."""
+    try:
+        print(text)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -42,27 +73,26 @@ def show(line: str = "") -> None:
 
 
 def show_json(value: object, *, on_one_line: bool = False) -> None:
-    show(json.dumps(value, indent=None if on_one_line else 2))
+    """One JSON value on stdout."""
+    show_exactly(json.dumps(value, indent=None if on_one_line else 2))
 
 
 def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
-    """Rows of text in columns as wide as their widest cell; the last column ends where its text does."""
+    """Rows of text in columns as wide as their widest cell; the last column ends where its text does. A first row in
+    capitals has the titles. A row that is wider than the terminal takes several lines."""
     cells = [[plain(cell) for cell in row] for row in rows]
-    if not cells:
-        return
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    for row in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        show((indent + line).rstrip())
+    titled = bool(cells) and all(cell.isupper() for cell in cells[0])
+    for line in terminal.lay_out(cells, width_of(sys.stdout), indent, titled=titled):
+        show_exactly(line)
 
 
-def show_result(facts: object, *lines: str, as_json: bool) -> None:
-    """The result of a verb: `facts` as JSON, or the lines, which go through `plain`."""
+def show_result(facts: object, *lines: str, as_json: bool, exactly: bool = False) -> None:
+    """The result of a verb: `facts` as JSON, or the lines, which go through `plain`; `exactly` if people copy them."""
     if as_json:
         show_json(facts)
         return
     for line in lines:
-        show(plain(line))
+        (show_exactly if exactly else show)(plain(line))
 
 
 def show_rows(
@@ -89,7 +119,7 @@ def show_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         cells = [_csv_cell(row.get(name)) for name in columns]
         writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells])
-    show(text.getvalue().rstrip("\n"))
+    show_exactly(text.getvalue().rstrip("\n"))
 
 
 def _csv_cell(value: object) -> str:
@@ -125,20 +155,31 @@ def _output_failed(error: OSError) -> Unavailable:
 
 def note(text: str) -> None:
     """One line on stderr; a stderr that nothing reads is not an error."""
-    with suppress(OSError, ValueError):
-        print(f"signer: {plain(text)}", file=sys.stderr, flush=True)
+    note_bare(f"signer: {text}")
 
 
 def note_bare(text: str) -> None:
     """A line on stderr without `signer:`, which belongs to the line before it."""
+    width = width_of(sys.stderr)
+    line = plain(text)
+    with suppress(OSError, ValueError):
+        for part in [line] if width is None else terminal.wrap(line, width):
+            print(part, file=sys.stderr, flush=True)
+
+
+def note_exactly(text: str) -> None:
+    """A line on stderr that people copy; it is never broken."""
     with suppress(OSError, ValueError):
         print(plain(text), file=sys.stderr, flush=True)
 
 
 def ask(question: str, default: str) -> str:
     """The answer that a person types on the terminal, or `default` for an empty line or no more input."""
+    line = f"{plain(question)} [{plain(default)}]:"
+    width = width_of(sys.stderr)
+    shown = line if width is None else "\n".join(terminal.wrap(line, width - 1))
     with suppress(OSError, ValueError):
-        print(f"{plain(question)} [{plain(default)}]: ", end="", file=sys.stderr, flush=True)
+        print(shown, end=" ", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() or default
 
 
@@ -156,8 +197,15 @@ def require_yes(question: str, refused: str, unasked: str, hint: str = "", *, ca
 
 def note_over(text: str) -> None:
     """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
+    line = _cut(plain(text))
     with suppress(OSError, ValueError):
-        print(f"\r{plain(text)}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _cut(line: str) -> str:
+    """A line that the next one overwrites: a terminal could not take back what it broke in two."""
+    width = width_of(sys.stderr)
+    return line if width is None else line[: width - 1]
 
 
 def warn(text: str) -> None:
@@ -183,6 +231,7 @@ def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
 
 
 def error_facts(error: SignerError) -> dict[str, object]:
+    """An error as JSON shows it."""
     return {**error.facts, **error.as_json()}
 
 
@@ -212,7 +261,8 @@ class Progress:
         share = min(done / total, 1.0) if total else 1.0
         bar = ("#" * round(share * _BAR)).ljust(_BAR, "-")
         rate = done / max(now - self._started, 0.001)
-        self._write(f"\r{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}  {rate:,.0f}/s\x1b[K")
+        line = _cut(f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}  {rate:,.0f}/s")
+        self._write(f"\r{line}\x1b[K")
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):

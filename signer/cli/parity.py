@@ -60,7 +60,7 @@ def policy_import_vault(
         output.show_json({**imported.as_json(), "out": str(out) if out else None})
     elif not out:
         for line in imported.policy.splitlines():
-            output.show(plain(line))
+            output.show_exactly(plain(line))
     _note_import(imported, out)
 
 

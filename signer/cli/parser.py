@@ -216,7 +216,7 @@ def _before_dashes(words: Sequence[str]) -> Sequence[str]:
 def _render_settings() -> str:
     from signer.settings import SETTINGS
 
-    rows = (f"  {name:<27}{meaning}{f' ({default})' if default else ''}\n" for name, default, meaning in SETTINGS)
+    rows = (f"  {name:<28}{meaning}{f' ({default})' if default else ''}\n" for name, default, meaning in SETTINGS)
     return "\nsettings, from the environment (default):\n" + "".join(rows)
 
 

@@ -50,8 +50,8 @@ def present_plan(
     output.show("Nothing has been changed. To apply exactly this:")
     name = plain(out or "plan.json")
     if out is None:
-        output.show(f"  signer {plan.operation} plan --config {plain(config)} --out {name}")
-    output.show(f"  signer {plan.operation} apply {name} --approve <phrase of the runbook, section 4>")
+        output.show_command(f"  signer {plan.operation} plan --config {plain(config)} --out {name}")
+    output.show_command(f"  signer {plan.operation} apply {name} --approve <phrase of the runbook, section 4>")
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -189,7 +189,13 @@ class StepReporter:
             output.note_over("")
         took = "" if seconds is None else f"{seconds:5.1f} s"
         saw = saw if whole else cut(saw, _SAW)
-        output.note_bare(f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip())
+        line = f"{number:>2} {mark} {title.ljust(_WIDTH)}  {saw.ljust(_SAW)}  {took}".rstrip()
+        width = output.width_of(sys.stderr)
+        if width is None or len(line) <= width:
+            output.note_bare(line)
+        else:
+            output.note_bare(f"{number:>2} {mark} {title}  {took}".rstrip())
+            output.note_bare(f"     {saw}")
 
 
 def show_runs(runs: Sequence[RunState]) -> None:

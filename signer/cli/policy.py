@@ -257,7 +257,7 @@ def key_enrol(file: Path, as_json: bool) -> None:
     if as_json:
         output.show_json({"fingerprint": key.fingerprint, "key_type": key.kind, "policy_line": line})
         return
-    output.show(line)
+    output.show_exactly(line)
     output.note("put into [identities.NAME] or [roles.NAME] in policy.toml, then `signer reload`;")
     output.note("add further fingerprints to the same list")
     if key.kind.startswith("sk-"):

@@ -38,7 +38,7 @@ def hosts_key(*, address: str | None, as_json: bool) -> None:
     changes, unless SIGNER_DATA_DIR is lost. Needs no token."""
     line, key = publishing_key(address)
     facts = {"public_key": line.strip(), "fingerprint": key.fingerprint}
-    output.show_result(facts, line.strip(), as_json=as_json)
+    output.show_result(facts, line.strip(), as_json=as_json, exactly=True)
 
 
 def publishing_key(address: str | None) -> tuple[str, PublicKey]:

@@ -64,16 +64,16 @@ def token_new(*, identity: str, expires: int, file: Path | None, write: bool, as
     else:
         known = _known_tokens(identity, file)
     facts = {"token": token, "sha256": digest, "expires": ends, "policy_line": line}
-    output.show_result({**facts, **(edit.facts() if edit else {})}, token, as_json=as_json)
+    output.show_result({**facts, **(edit.facts() if edit else {})}, token, as_json=as_json, exactly=True)
     output.note("this token is shown once and stored nowhere; keep it where only its owner can read it")
     if edit is not None:
         edit.show_next()
     elif known:
         output.note(f"add to identities.{identity}.tokens in policy.toml (--write does), then `signer reload`:")
-        output.note_bare(f"  {token_entry(digest, ends)}")
+        output.note_exactly(f"  {token_entry(digest, ends)}")
     else:
         output.note(f"put into [identities.{identity}] in policy.toml (--write does), then `signer reload`:")
-        output.note_bare(f"  {line}")
+        output.note_exactly(f"  {line}")
 
 
 @verb("token list", "signer token list", "signer token list deploy-agent --json")

@@ -39,14 +39,14 @@ def render_help() -> str:
         if entry.section != section:
             section = entry.section
             lines += ["", f"{section}:"]
-        lines.append(f"  {entry.words:<20}{entry.summary}")
+        lines.append(f"  {entry.words:<21}{entry.summary}")
     return "\n".join([*lines, "", _CLOSING])
 
 
 def render_group_help(words: Sequence[str]) -> str:
     """The output of `signer GROUP --help`."""
     group = " ".join(words)
-    rows = "\n".join(f"  {f'signer {entry.words}':<28}{entry.summary}" for entry in starting_with(words))
+    rows = "\n".join(f"  {f'signer {entry.words}':<29}{entry.summary}" for entry in starting_with(words))
     return f"signer {group}: {GROUPS[group]}\n\nusage: signer {group} VERB [arguments]\n\n{rows}\n\nEach takes --help."
 
 

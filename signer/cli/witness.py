@@ -91,7 +91,7 @@ def witness_key(name: str, state: Path, as_json: bool) -> None:
 
     make_directory(state)
     key, own = open_key(state, name)
-    output.show_result({"vkey": str(own), "new": key.is_new}, str(own), as_json=as_json)
+    output.show_result({"vkey": str(own), "new": key.is_new}, str(own), as_json=as_json, exactly=True)
 
 
 @verb("witness list", "signer witness list")

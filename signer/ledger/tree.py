@@ -1,4 +1,4 @@
-"""The Merkle tree over a ledger's entries: roots and consistency proofs (RFC 6962 section 2.1). Pure.
+"""The Merkle tree over a ledger's entries: roots, inclusion and consistency proofs (RFC 6962 section 2.1). Pure.
 
 A leaf's data are the 32 bytes of an entry's hash. A `Node` function gives the hash of a complete subtree, wherever it
 is kept or computed; whoever checks a proof needs none. Nothing here knows SQLite, keys or notes.
@@ -136,6 +136,23 @@ def tree_root(size: int, node: Node) -> bytes:
     return _range_root(0, size, node)
 
 
+def inclusion_proof(index: int, size: int, node: Node) -> list[bytes]:
+    """The hashes that lead from leaf `index`, counted from 0, to the root over `size` leaves (section 2.1.1)."""
+    if not 0 <= index < size:
+        raise ValueError(f"a tree of {size} leaves has no leaf {index}")
+    proof: list[bytes] = []
+    start, end = 0, size
+    while end - start > 1:
+        middle = start + _split(end - start)
+        if index < middle:
+            proof.append(_range_root(middle, end, node))
+            end = middle
+        else:
+            proof.append(_range_root(start, middle, node))
+            start = middle
+    return proof[::-1]
+
+
 def consistency_proof(old: int, new: int, node: Node) -> list[bytes]:
     """The hashes that show that the tree of `new` leaves begins with that of `old` (section 2.1.2).
 
@@ -160,6 +177,29 @@ def consistency_proof(old: int, new: int, node: Node) -> list[bytes]:
     return proof[::-1]
 
 
+def check_inclusion(leaf: bytes, index: int, size: int, root: bytes, proof: Sequence[bytes]) -> None:
+    """Raises `BadProof` unless leaf `index` (from 0) of the tree with this size and root has the hash `leaf`.
+
+    RFC 9162 section 2.1.3.2.
+    """
+    if not 0 <= index < size:
+        raise BadProof("proof_malformed", f"a tree of {size} entries has no leaf {index}")
+    _check_hashes(proof)
+    here, last, digest = index, size - 1, leaf
+    for other in proof:
+        if last == 0:
+            raise _wrong("inclusion")
+        if here & 1 or here == last:
+            digest = node_hash(other, digest)
+            while not here & 1 and here:
+                here, last = here >> 1, last >> 1
+        else:
+            digest = node_hash(digest, other)
+        here, last = here >> 1, last >> 1
+    if last or digest != root:
+        raise _wrong("inclusion")
+
+
 def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]) -> None:
     """Raises `BadProof` unless the tree of `new` leaves begins with that of `old`, by their roots.
 
@@ -171,18 +211,18 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proo
     if old in (0, new):
         is_good = not proof and (old_root == EMPTY_ROOT if old == 0 else old_root == new_root)
         if not is_good or (new == 0 and new_root != EMPTY_ROOT):
-            raise _wrong()
+            raise _wrong("consistency")
         return
     path = list(proof) if old & (old - 1) else [old_root, *proof]
     if not path:
-        raise _wrong()
+        raise _wrong("consistency")
     here, last = old - 1, new - 1
     while here & 1:
         here, last = here >> 1, last >> 1
     old_digest = new_digest = path[0]
     for other in path[1:]:
         if last == 0:
-            raise _wrong()
+            raise _wrong("consistency")
         if here & 1 or here == last:
             old_digest = node_hash(other, old_digest)
             new_digest = node_hash(other, new_digest)
@@ -192,7 +232,7 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proo
             new_digest = node_hash(new_digest, other)
         here, last = here >> 1, last >> 1
     if last or old_digest != old_root or new_digest != new_root:
-        raise _wrong()
+        raise _wrong("consistency")
 
 
 def _check_hashes(proof: Sequence[bytes]) -> None:
@@ -202,5 +242,5 @@ def _check_hashes(proof: Sequence[bytes]) -> None:
         raise BadProof("proof_malformed", f"a hash of the proof does not have {HASH_BYTES} bytes")
 
 
-def _wrong() -> BadProof:
-    return BadProof("proof_wrong", "the consistency proof does not lead to the given root")
+def _wrong(what: str) -> BadProof:
+    return BadProof("proof_wrong", f"the {what} proof does not lead to the given root")

@@ -213,7 +213,7 @@ def _inform(topic: str) -> None:
     else:
         from signer.safe_session.usage import TEXT
 
-        output.show(TEXT)
+        output.show_help(TEXT)
 
 
 def _occupy_standard_descriptors() -> None:

@@ -5,6 +5,7 @@
 2. `safe-session: error: <lowercase, no full stop>`, then `safe-session: hint: <next action>`.
 3. Text from outside (server, arguments, file names) is printed only through `plain`; JSON is ASCII.
 4. Each line of JSON is an object whose `state` is one word; remarks go to stderr as JSON, too.
+5. On a terminal, sentences and tables take its width, 100 columns at most. Elsewhere each is one line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from signer.safe_session.response import Certificate
 
 _LONGEST_LINE = 600
-_USUAL_WIDTH = 80  # columns, where the terminal does not say
 _NAME_WIDTH = 12
 
 
@@ -36,23 +36,24 @@ def plain(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints one line on stderr; a closed stderr is not an error."""
-    _write_stderr(f"safe-session: {plain(text)}\n")
+    """Prints one line on stderr, or several that fit the terminal; a closed stderr is not an error."""
+    _write_stderr("".join(f"{line}\n" for line in _fitted(f"safe-session: {plain(text)}", 2)))
 
 
 def say_over(text: str) -> None:
     """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
-    try:
-        width = os.get_terminal_size(2).columns or _USUAL_WIDTH
-    except OSError:
-        width = _USUAL_WIDTH
+    from signer.terminal import MAX_WIDTH, width_of
+
+    width = width_of(2) or MAX_WIDTH
     line = plain(f"safe-session: {text}")[: width - 1] if text else ""
     _write_stderr(f"\r{line}\x1b[K")
 
 
 def say_row(name: str, value: str) -> None:
     """A name and its value below a line of `say`."""
-    _write_stderr(f"safe-session:   {name.ljust(_NAME_WIDTH)}{plain(value)}\n")
+    line = f"safe-session:   {name.ljust(_NAME_WIDTH)}{plain(value)}"
+    hang = len(line) - len(plain(value))
+    _write_stderr("".join(f"{part}\n" for part in _fitted(line, 2, hang)))
 
 
 def remark(text: str, *, as_json: bool, state: str = "note", **facts: object) -> None:
@@ -157,6 +158,39 @@ def show(text: str) -> None:
             data = data[os.write(1, data) :]
     except OSError as error:
         raise NotWritten((error.strerror or "unknown reason").lower()) from None
+
+
+def show_line(text: str) -> None:
+    """A sentence on stdout, in as many lines as the terminal needs."""
+    show("".join(f"{line}\n" for line in _fitted(text, 1)))
+
+
+def show_help(text: str) -> None:
+    """Prints help at the terminal's width, 100 columns at most."""
+    from signer.terminal import MAX_WIDTH, fit, width_of
+
+    show(fit(text, width_of(1) or MAX_WIDTH))
+
+
+def show_table(rows: list[tuple[str, ...]], *, titled: bool = False) -> None:
+    """Prints a table on stdout; `titled` if its first row has the titles of the columns."""
+    from signer.terminal import lay_out, width_of
+
+    cells = [[plain(cell) for cell in row] for row in rows]
+    show("".join(f"{line}\n" for line in lay_out(cells, width_of(1), titled=titled)))
+
+
+def _fitted(line: str, descriptor: int, hang: int | None = None) -> list[str]:
+    """The lines in which a terminal shows `line`; elsewhere it is one."""
+    try:
+        if not os.isatty(descriptor):  # asked here, as the import costs the start of each login
+            return [line]
+    except OSError:
+        return [line]
+    from signer.terminal import width_of, wrap
+
+    width = width_of(descriptor)
+    return [line] if width is None else wrap(line, width, hang)
 
 
 def _write_stderr(text: str) -> None:

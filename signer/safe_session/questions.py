@@ -46,7 +46,7 @@ def answer_wait(settings: Settings, invocation: Invocation) -> int:
     if invocation.json or invocation.is_for_program():
         output.show(render_json({"state": asked.state, **asked.facts(), "next": following}) + "\n")
     else:
-        output.show(f"request {asked.request} is {asked.state}; {following}\n")
+        output.show_line(f"request {asked.request} is {asked.state}; {following}")
     return 0
 
 
@@ -60,7 +60,7 @@ def answer_withdraw(settings: Settings, invocation: Invocation) -> int:
     if invocation.json:
         output.show(render_json({"state": asked.state, **asked.facts()}) + "\n")
     else:
-        output.show(f"request {asked.request} is {asked.state}\n")
+        output.show_line(f"request {asked.request} is {asked.state}")
     return 0
 
 
@@ -97,9 +97,9 @@ def answer_requests(settings: Settings, invocation: Invocation) -> int:
         for one in requests
     ]
     if table:
-        _show_table([("REQUEST", "STATE", "ROLE", "EXPIRES", "MAY APPROVE", "REASON"), *table])
+        output.show_table([("REQUEST", "STATE", "ROLE", "EXPIRES", "MAY APPROVE", "REASON"), *table], titled=True)
     else:
-        output.show("no requests of the last day\n")
+        output.show_line("no requests of the last day")
     return 0
 
 
@@ -119,7 +119,7 @@ def answer_whoami(settings: Settings, invocation: Invocation) -> int:
         ("token", f"ends {expires}" if expires else "does not end"),
         ("service", settings.server.address.text),
     ]
-    _show_table([row for row in rows if row[1]])
+    output.show_table([row for row in rows if row[1]])
     return 0
 
 
@@ -135,13 +135,6 @@ def _object(response: HttpResponse, settings: Settings) -> dict[str, object]:
     if response.status != 200:
         raise approval.problem(response, settings)
     return read_fields(response, settings.server.address.text)
-
-
-def _show_table(rows: list[tuple[str, ...]]) -> None:
-    cells = [[output.plain(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    for row in cells:
-        output.show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
 
 
 def _check_id(request: str) -> None:

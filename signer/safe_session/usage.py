@@ -42,7 +42,8 @@ options, before `ssh` or `exec`, or after it but before the remote command or `-
                          default: your approval key in ~/.ssh or in your ssh-agent
   --json                 what is said before the command runs, as lines of JSON: the reason for not
                          running it on stdout, remarks on stderr
-  -v                     print what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's option)
+  -v                     print what was issued (before `ssh`, or with `exec`; after `ssh` it is ssh's
+                         option)
   -h, --help             print this text
   --version              print the version
 
@@ -61,9 +62,12 @@ settings, from the environment:
 
 exit status: the command's own, 128+n if signal n ended it, ssh's 255 if it cannot log in;
 if the command was not run:
-  64   the command line is not valid           75   no human has decided yet, or a limit is
-  69   the service is not reachable, or a           reached; try again later
-       program of this host is missing         77   refused, denied, expired or frozen
-  70   internal error                          78   a setting is missing or wrong
-  74   stdout cannot be written          126, 127   the command cannot be executed, does not exist
+  64        the command line is not valid
+  69        the service is not reachable, or a program of this host is missing
+  70        internal error
+  74        stdout cannot be written
+  75        no human has decided yet, or a limit is reached; try again later
+  77        refused, denied, expired or frozen
+  78        a setting is missing or wrong
+  126, 127  the command cannot be executed, does not exist
 """

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import pytest
 
+from signer import terminal
 from signer.api_client import ApiClient
 from signer.ca.infisical import Secret
 from signer.cli import main
@@ -233,8 +234,8 @@ class World:
         removal CASE (see `removal`), launcher CASE (see `LAUNCHER_REPLIES`), keeper (see `answering`), status CASE (see
         `keeper_replies`), channels FILE (see `play_channels`), witnessed, rewritten or witnessing (see `witnessed`),
         witness (see `fill_state`), long (a ledger of 300 days, see `long_ledger`), evidence (a run, sealed and
-        recorded), host NAME and its principals, if they are recorded. <dir>, <ca>, <ca-key> and <owner> stand for what
-        they name."""
+        recorded), host NAME and its principals, if they are recorded, terminal COLUMNS (see `show_on_terminal`). <dir>,
+        <ca>, <ca-key> and <owner> stand for what they name."""
         named = {"<dir>": str(self.folder), "<ca>": self.ca.fingerprint, "<owner>": OWNER}
         named["<ca-key>"] = self.ca.public_line.split()[1]
         match [re.sub("<dir>|<ca>|<ca-key>|<owner>", lambda found: named[found[0]], word) for word in words]:
@@ -277,12 +278,18 @@ class World:
                 shutil.rmtree(self.folder / "data")
                 (self.folder / "data").mkdir(mode=0o700)
                 fill_long(self.folder / "data", 300)
+            case ["terminal", columns]:
+                self.show_on_terminal(int(columns))
             case ["witness"]:
                 fill_state(self.folder / "witness")
             case ["sql", statement]:
                 tamper(self.folder / "data", statement)
             case _:
                 raise AssertionError(f"no such preparation: {words}")
+
+    def show_on_terminal(self, columns: int) -> None:
+        """What follows is laid out as for a terminal so wide; tests/system/operations/test_cli.py has a real one."""
+        self._environ.setattr("signer.cli.output.width_of", lambda _stream: terminal.within(columns))
 
     def _list_host(self, name: str, principals: list[str]) -> None:
         """The event of `signer hosts add`, in the ledger."""
@@ -346,7 +353,7 @@ class World:
         text = re.sub(r"ledger\.(replaced|archived)-\S+Z(-\d+)?", r"ledger.\1-<time>", text)  # a second one
         text = re.sub(r'(sha256  |"sha256": ")[0-9a-f]{64}$', r"\1<sha256>", text, flags=re.MULTILINE)
         text = re.sub(r'(since <time> \(|"age": ")\d+[ms]', r"\1<n>s", text)
-        return re.sub(r"\b\d+ days", "<n> days", text)
+        return re.sub(r"\b\d+(\s+)days", r"<n>\1days", text)
 
 
 def tamper(data: Path, statement: str) -> None:

@@ -157,6 +157,14 @@ WALK: Final = (
     Stop(_MOVE, "rsync"),
     Stop(_MOVE, "signer ledger verify", fill=(("SEQ:HASH", '"$(cut -d" " -f1 head)"'),), after=_READY,
          shows=r"(?s)goes on from the saved head.*ready: .*ca_fingerprint"),
+    Stop(_MOVE, "systemctl stop",
+         before="printf 'SIGNER_POLICY_FILE=/etc/signer/policy.toml\n' >/etc/signer/environment",
+         after=f'{_READY}; test "$(stat -c %U /srv/signer/ledger.sqlite3)" = signer-two && (set -a; '
+               '. /etc/signer/environment; signer ledger verify --head "$(cut -d" " -f1 head)" && signer status) && '
+               # and back, by the same lines
+               "systemctl stop signer-api signer-keeper && mv /srv/signer /var/lib/signer && "
+               "chown -R signer-keeper: /var/lib/signer && rm -r /run/signer /etc/signer/environment && "
+               f"systemctl restart signer-keeper signer-api && {_READY}"),
     # --- from elsewhere ----------------------------------------------------------------------------------------------
     Stop(_REACH, "ssh -N", before="mkdir -p /run/user/1000; unset SAFE_SESSION_PUBLISHERS_FILE",
          after=f"until test -S /run/user/1000/signer.sock; do sleep 0.1; done; {_AS_OPERATOR}; "
@@ -192,8 +200,9 @@ class Line:
 _CONTAINER: Final = "runbooks/install/container.md"
 _NAME: Final = "safe-session_safe-session-api_1"
 _FILES: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local-ca.yaml"
-_UP: Final = f"podman-compose --env-file /etc/day/compose.env {_FILES}"
+_UP: Final = f"env $(grep = /etc/day/compose.env) podman-compose {_FILES}"
 _BACKUP: Final = "-f /root/backup.yaml"  # an overlay that mounts /backup/signer
+_USER: Final = "-f /root/user.yaml"  # an overlay for another user of the keeper
 _VERIFIES: Final = f'podman exec {_NAME} signer ledger verify --head "$(cut -d" " -f1 head)"'
 _LOGIN: Final = "safe-session ssh HOST id"
 
@@ -209,8 +218,10 @@ CONTAINER_WALK: Final = (
          after=f"{_READY}; podman exec {_NAME} signer check"),
     Line("podman-compose -f overlays/safe-session.yaml down --volumes; unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
     # --- init, start, login ------------------------------------------------------------------------------------------
-    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"podman-compose --env-file"),
-    Line(f'eval "$(grep "podman-compose --env" init)"; {_READY}'),
+    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"podman-compose -f"),
+    # What a shell exports is not to beat what is written.
+    Line("export PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR=/nonexistent; "
+         f'eval "$(grep "podman-compose -f" init)"; {_READY}; unset PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR'),
     Line("mkdir -p /etc/ssh/sshd_config.d; echo TrustedUserCAKeys /etc/ssh/day >/etc/ssh/sshd_config.d/day.conf; "
          "curl -fsS http://127.0.0.1:8222/api/ca >/etc/ssh/day; kill -HUP $(cat /run/sshd.pid); "
          "useradd -m -p '*' llmops; printf 'Host HOST\\n  User llmops\\n' >>/etc/ssh/ssh_config"),
@@ -255,10 +266,16 @@ CONTAINER_WALK: Final = (
          "ln -s night /etc/day; "
          "podman volume create safe-session_ledger; podman volume import safe-session_ledger ledger.tar; "
          f"{_UP} up -d; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
+    Stop(_MOVE, "chown -R 1:1",
+         before=f"podman stop {_NAME} && "
+                "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml",
+         after=f"{_UP} {_USER} up -d; {_READY}; {_VERIFIES} && {_LOGIN} && podman exec {_NAME} signer status && "
+               f"podman top {_NAME} user args | grep -q '^daemon .* keeper'"),
     Stop(_CONTAINER, "cp /opt/signer",
          before="install -d -m 0755 /var/lib/safe-session; sed 's,/usr/local,/opt/signer/.venv,' /run/boot.ini >boot; "
                 "sed 's,^,variable=,' /etc/night/compose.env | grep =PLATFORM >>boot; "
-                "grep -v KEY_DIR=/run boot >/var/lib/safe-session/boot; chmod 0600 /var/lib/safe-session/boot",
+                "(grep -v KEY_DIR=/run boot; echo file=/root/user.yaml) >/var/lib/safe-session/boot; "
+                "chmod 0600 /var/lib/safe-session/boot",
          shows=r"podman-compose .*up --detach"),
     Line(f"podman rm --force --time 0 {_NAME}; /opt/signer/scripts/container/start-recorded; {_READY}; "
          f"{_VERIFIES}; {_LOGIN}",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import closing
+from fcntl import ioctl
+
+import pytest
 
 from signer.ledger.store import Ledger
 from tests.parts.command import issued
@@ -130,3 +136,49 @@ def test_the_key_is_read_by_a_process_that_nobody_may_look_into(start_service: S
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "0 (0, 0)", done.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_terminal_s_width_is_taken_and_a_pipe_has_none(
+    start_service: StartService, keyring: KeyRing, columns: int
+) -> None:
+    service, key = start_service(), keyring("ed25519")
+    serial = service.sign(key.public_line).json()["serial"]
+    environ = {**service.environment(), **service.client_environment("deploy-agent"), "COLUMNS": "240"}
+    asked = {
+        "signer": ([], ["certs", "list"], ["status"], ["certs", "list", "--help"], ["certs", "show", "0"]),
+        "signer.safe_session": (["--help"], ["whoami"], ["ssh"], ["requests"], ["--role", "nowhere", "exec", "true"]),
+    }
+    for program, lines in asked.items():
+        for words in lines:
+            argv = [sys.executable, "-P", "-m", program, *words]
+            piped = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
+            shown = _on_terminal(argv, {**environ, "COLUMNS": ""}, columns)
+            limit = min(columns, 100)
+            assert [line for line in shown.splitlines() if len(line) > limit and len(line.split()) > 1] == [], words
+            words_shown = [word for word in shown.split() if word != "\\"]  # ends a line of an example
+            assert sorted(words_shown) == sorted((piped.stdout + piped.stderr).split()) or words == ["status"]
+            if words == ["certs", "list"]:
+                row = next(line for line in piped.stdout.splitlines() if line.startswith(f"{serial} "))
+                assert row.split()[-1] == key.fingerprint
+
+
+def _on_terminal(argv: list[str], environ: dict[str, str], columns: int) -> str:
+    """What a command prints on a terminal of that many columns."""
+    leader, follower = pty.openpty()
+    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(argv, env=environ, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        parts = []
+        while part := _read(leader):
+            parts.append(part)
+        process.wait(60)
+    os.close(leader)
+    return b"".join(parts).decode()
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # EIO: nothing holds the other end any more
+        return b""

@@ -55,6 +55,35 @@ def test_root_freezes_everything_in_one_word_and_a_human_lifts_it(service: Servi
     assert service.sign(line).status == 201
 
 
+def test_a_token_of_the_environment_does_not_keep_root_from_freezing(service: Service) -> None:
+    agent = {"SAFE_SESSION_TOKEN_FILE": str(service.token_file("deploy-agent")), "SAFE_SESSION_ADDR": service.address}
+
+    def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-P", "-m", "signer", *words]
+        return subprocess.run(argv, env=service.environment() | agent | environ, capture_output=True, text=True)
+
+    asked = run("freeze", "all", "--token-file", agent["SAFE_SESSION_TOKEN_FILE"])
+    assert (asked.returncode, asked.stdout) == (1, "")  # who names a token means it
+    elsewhere = run("freeze", "all", SAFE_SESSION_ADDR="http://signer.example:8222")
+    assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+    assert json.loads(run("freezes", "--json").stdout) == {"freezes": []}
+    frozen = run("freeze", "all")
+    assert (frozen.returncode, frozen.stdout) == (0, "all is frozen: nothing is issued to it\n")
+    assert "the token of SAFE_SESSION_TOKEN_FILE did not do it: " in frozen.stderr
+    frozen = run("freeze", "role", "llmops", "--reason", "x")
+    (row, other) = json.loads(run("freezes", "--json").stdout)["freezes"]
+    assert [row["scope"], row["by"], other["scope"]] == ["all", "local:root", "role:llmops"]
+    gone = run("freeze", "all", SAFE_SESSION_TOKEN_FILE="/nonexistent")
+    assert gone.returncode == 0, gone.stderr
+    for scope in (("all",), ("role", "llmops")):
+        assert service.command("unfreeze", *scope, *as_identity(service, "operator")).returncode == 0
+    mine = run("freeze", "all", SAFE_SESSION_TOKEN_FILE=str(service.token_file("operator")))
+    assert mine.returncode == 0
+    (row,) = json.loads(run("freezes", "--json").stdout)["freezes"]
+    assert row["by"] == "operator"  # a token that may do it is used, so that the ledger names who it was
+    assert service.command("unfreeze", "all", *as_identity(service, "operator")).returncode == 0
+
+
 def test_a_freeze_by_token_ends_by_itself_and_the_ledger_says_so(service: Service, keyring: KeyRing) -> None:
     words = ("freeze", "identity", "deploy-agent", "--reason", "a drill", "--until", "1m", "--json")
     state = json.loads(service.command(*words, *as_identity(service, "operator")).stdout)

@@ -14,16 +14,20 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from signer.cli import output
 from signer.cli.catalogue import VERBS
 from tests.parts.command import World, make_world, run
 from tests.parts.keys import KeyRing
 from tests.parts.service import ROOT
 
+NARROW = 60  # columns
 TRANSCRIPTS = Path(__file__).parents[2] / "data" / "transcripts"
 
 
@@ -58,6 +62,44 @@ def test_transcript(name: str, world: World) -> None:
     if os.environ.get("WRITE_TRANSCRIPTS"):
         path.write_text(found)
     assert found == expected
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TRANSCRIPTS.glob("*.txt") if "width" not in path.stem))
+def test_a_narrow_terminal_gets_the_same_words(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line fits, or is one word; only what people copy, and JSON and CSV, stay as they are."""
+    copied: set[str] = set()
+
+    def remember(print_lines: Callable[[str], None]) -> Callable[[str], None]:
+        def remembering(text: str) -> None:
+            caller = sys._getframe(1)
+            if caller.f_globals["__name__"] != "signer.cli.output" or caller.f_locals.get(
+                "exactly"
+            ):  # a verb's own call
+                copied.update(f"{start} {line}".rstrip() for line in world.steady(text).splitlines() for start in "|!")
+            print_lines(text)
+
+        return remembering
+
+    for printing in ("show_exactly", "note_exactly"):
+        monkeypatch.setattr(output, printing, remember(getattr(output, printing)))
+    world.show_on_terminal(NARROW)
+    expected = (TRANSCRIPTS / f"{name}.txt").read_text().splitlines()
+    found = list(_replay(expected, world))
+    assert _words(found) == _words(expected)
+    command = ""
+    for line in found:
+        command = line if line.startswith("$ ") else command
+        if line.startswith(("| ", "! ")) and not re.search(r" (--json|--csv|export)\b", command) and line not in copied:
+            assert len(line) - 2 <= NARROW or len(line[2:].split()) == 1, command
+
+
+def _words(lines: Sequence[str]) -> Counter[str]:
+    """The words of what was printed. What `World.steady` finds only where a sentence is on one line counts alike, and
+    the backslash that ends a line of a command not at all."""
+    differing = r"[0-9a-f]{64}|<hash>|<sha256>|AAAA\S{64}|<new-key>|SHA256:\S{43}|<new>|\d+\.\d|<n>"
+    words = [word for line in lines if line[:1] in "|!" for word in line[1:].split()]
+    users = {"<users>", "keeper", "api", "runs", "as", "daemon,", "nobody"}
+    return Counter(re.sub(differing, "#", word) for word in words if word != "\\" and word not in users)
 
 
 def test_every_verb_but_the_services_has_a_transcript_of_success_and_of_failure() -> None:

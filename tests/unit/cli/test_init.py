@@ -6,6 +6,7 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,24 @@ def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: P
     assert variables["PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR"] == str(tmp_path / "new" / "policy")
     assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"] == str(tmp_path / "new" / "ca-key")
     assert (tmp_path / "new" / "ca-key").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_shell_exports_does_not_beat_what_was_written_for_compose(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--for", "container")
+    (start,) = [step["command"] for step in told["next"] if "podman-compose" in step["command"]]
+    (tmp_path / "podman-compose").write_text("#!/bin/sh\nenv; printf '%s\\n' \"$@\"\n")
+    (tmp_path / "podman-compose").chmod(0o755)
+    exported = {"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR": "/elsewhere", "PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": "mine"}
+    done = subprocess.run(
+        ["bash", "-c", f"{start}; echo after: $PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **exported},
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={tmp_path / 'new' / 'policy'}" in lines
+    assert "PLATFORM_RUNTIME_SAFE_SESSION_IMAGE=mine" in lines  # what it does not say is the shell's
+    assert lines[-3:] == ["up", "-d", "after: /elsewhere"]
 
 
 def test_a_strict_umask_hides_nothing_from_the_user_of_the_service(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from signer.errors import LedgerBroken, Unavailable
-from signer.ledger import reader as reader_module
+from signer.ledger import schema
 from signer.ledger.audit import check_recent, export, verify
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
@@ -103,7 +103,7 @@ def test_an_older_program_says_that_a_newer_one_wrote_the_ledger(folder: Path, m
     assert version(folder) == 1
     with closing(Ledger(folder)) as ledger:
         ledger.head()
-    monkeypatch.setattr(reader_module, "ARCHIVED_VERSION", 1)
+    monkeypatch.setattr(schema, "ARCHIVED_VERSION", 1)
     with pytest.raises(LedgerBroken) as caught:
         LedgerReader(folder).head()
     assert caught.value.code == "ledger_version_newer"

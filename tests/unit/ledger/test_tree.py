@@ -18,8 +18,10 @@ from signer.ledger.tree import (
     MAX_PROOF,
     CompactRange,
     check_consistency,
+    check_inclusion,
     complete_root,
     consistency_proof,
+    inclusion_proof,
     leaf_hash,
     node_hash,
     tree_root,
@@ -125,6 +127,29 @@ def test_proofs_of_certificate_transparency() -> None:
     ]
     assert consistency_proof(6, 8, tree.node) == proof
     check_consistency(6, CT_ROOTS[6], 8, CT_ROOTS[8], proof)
+    proof[0] = b64decode("vBoGQ7EuTS18d5GPROD095qDi2z57FtcKD4fTYhZnms=")
+    assert inclusion_proof(5, 8, tree.node) == proof
+    check_inclusion(leaf_hash(CT_LEAVES[5]), 5, 8, CT_ROOTS[8], proof)
+
+
+def test_the_last_leaf_of_a_log_that_another_program_serves() -> None:
+    """Tessera's log of 76,959 entries, as project-oak/oak tests with it."""
+    proof = [
+        b64decode(text)
+        for text in (
+            "fGRlLyuz+L9Jb8+uTSut/2aVc4z7fKFW+clvsb6xjEM=",
+            "F6LautOHD5eppkWC0xn/lz00X5g2yLlZAkl2jCI/wdE=",
+            "qH7OJxFNup+TDvJuohd2HphKVngfMeMzUK8QChEDcas=",
+            "+Y3g758yXtPCRh/eqhLTA3bdcx+cCV1Uah0JdgB0YEs=",
+            "vq8cJSjj8dPVmFBRUqDLlaMqW6aAYR2GKugVhgudXLs=",
+            "J0z3X5qTb9WFC1gABhVFx0bW1rVZRL+DAoBL2e2h4G4=",
+            "NmSbYg25xNFzTRerIsF3HbEMyTIDqW87AQd9ekzopE8=",
+            "L8BZipjURnkctkjJtGJs+YyTXMssvNKA7+a8nV2JT/s=",
+            "pva4RFzCejMkVMVmYc93As2lbk7WAyrw58TvrzEOjNc=",
+        )
+    ]
+    root = b64decode("QYfrD7XAd4qUHbRBs4dDyDZwpZN4M/cccXr2G56pxkY=")
+    check_inclusion(leaf_hash(b"hello tesseroak\n"), 76_958, 76_959, root, proof)
 
 
 def test_another_implementation_has_the_same_roots_and_proofs(small: Tree, oracle: InmemoryTree) -> None:
@@ -134,9 +159,22 @@ def test_another_implementation_has_the_same_roots_and_proofs(small: Tree, oracl
     for size, leaf in enumerate(small.leaves, 1):
         grown.append(leaf)
         assert oracle.get_root(size) == small.root(size) == grown.root()
+        for index in {0, size - 1, size // 2, chosen.randrange(size)}:
+            found = inclusion_proof(index, size, small.node)
+            assert oracle.prove_inclusion(index + 1, size).path[1:] == found
         for old in {1, size // 2, size - 1, chosen.randrange(size)} - {0, size}:
             proof = consistency_proof(old, size, small.node)
             check_consistency(old, oracle.get_root(old), size, oracle.get_root(size), proof)
+
+
+def _path_by_the_rfc(index: int, hashes: list[bytes]) -> list[bytes]:
+    """RFC 6962 section 2.1.1, word for word."""
+    if len(hashes) == 1:
+        return []
+    k = 1 << ((len(hashes) - 1).bit_length() - 1)
+    if index < k:
+        return [*_path_by_the_rfc(index, hashes[:k]), _root_by_the_rfc(hashes[k:])]
+    return [*_path_by_the_rfc(index - k, hashes[k:]), _root_by_the_rfc(hashes[:k])]
 
 
 def _root_by_the_rfc(hashes: list[bytes]) -> bytes:
@@ -160,6 +198,7 @@ def _proof_by_the_rfc(old: int, hashes: list[bytes], *, is_whole: bool = True) -
 def test_proofs_are_those_of_the_rfc(small: Tree, size: int) -> None:
     hashes = small.levels[0][:size]
     for number in range(size):
+        assert inclusion_proof(number, size, small.node) == _path_by_the_rfc(number, hashes)
         assert consistency_proof(number + 1, size, small.node) == _proof_by_the_rfc(number + 1, hashes)
 
 
@@ -173,6 +212,9 @@ def test_every_proof_at_all_sizes_up_to_300_verifies_and_no_other_root_does(smal
             for wrong in ((other, roots[new]), (roots[old], other)) if old and (old + new) % 7 == 0 else ():
                 with pytest.raises(BadProof):
                     check_consistency(old, wrong[0], new, wrong[1], proof)
+        for index in range(0, new, 7):
+            proof = inclusion_proof(index, new, small.node)
+            check_inclusion(small.levels[0][index], index, new, roots[new], proof)
 
 
 @settings(max_examples=150, deadline=None)
@@ -192,6 +234,12 @@ def test_random_proofs_up_to_a_million_verify_and_bent_ones_do_not(data: st.Data
     ):  # fmt: skip
         with pytest.raises(BadProof):
             check_consistency(old, old_root, new, new_root, wrong)
+    index = data.draw(st.integers(0, new - 1))
+    path = inclusion_proof(index, new, tree.node)
+    check_inclusion(tree.levels[0][index], index, new, new_root, path)
+    for place in {(index + 1) % new, (index ^ 1) % new} - {index}:
+        with pytest.raises(BadProof):
+            check_inclusion(tree.levels[0][index], place, new, new_root, path)
 
 
 @settings(max_examples=200)
@@ -204,6 +252,8 @@ def test_random_proofs_up_to_a_million_verify_and_bent_ones_do_not(data: st.Data
 def test_no_proof_of_a_stranger_does_more_than_fail(old: int, new: int, proof: list[bytes], root: bytes) -> None:
     with pytest.raises(BadProof):
         check_consistency(old, root, new, root[::-1] + b"", [*proof, root])
+    with pytest.raises(BadProof):
+        check_inclusion(root, old, new, root, [*proof, root])
 
 
 def test_only_the_empty_tree_has_size_0() -> None:
@@ -224,6 +274,11 @@ def test_sizes_that_cannot_be_are_refused(small: Tree) -> None:
             check_consistency(old, CT_ROOTS[1], new, CT_ROOTS[1], [])
         with pytest.raises(ValueError, match="does not begin"):
             consistency_proof(old, new, small.node)
+    for index, size in ((0, 0), (1, 1), (-1, 1)):
+        with pytest.raises(BadProof):
+            check_inclusion(CT_ROOTS[1], index, size, CT_ROOTS[1], [])
+        with pytest.raises(ValueError, match="has no leaf"):
+            inclusion_proof(index, size, small.node)
 
 
 def test_a_tree_grows_by_subtrees_as_by_leaves(small: Tree) -> None:
@@ -242,6 +297,7 @@ def test_a_tree_grows_by_subtrees_as_by_leaves(small: Tree) -> None:
 def test_a_node_is_never_taken_for_a_leaf(small: Tree) -> None:
     """The prefixes of RFC 6962 section 2.1 keep a forger from passing two hashes off as one entry."""
     forged = leaf_hash(small.node(0, 0) + small.node(0, 1))
-    assert forged != small.root(2)
     with pytest.raises(BadProof):
-        check_consistency(1, forged, 2, small.root(2), [small.node(0, 1)])
+        check_inclusion(forged, 0, 2, small.root(2), [])
+    with pytest.raises(BadProof):
+        check_inclusion(forged, 0, 1, small.root(2), [])

@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +158,49 @@ def test_a_folder_that_is_not_there_yet_is_named_and_nothing_is_started(folder: 
     (folder / "words").unlink()
     key_dir.mkdir()
     assert start(folder).returncode == 0
+
+
+@missing.needs_root
+@pytest.mark.parametrize("engine", ["podman-compose", "docker-compose"])
+def test_a_folder_that_only_the_compose_files_name_is_named_too(folder: Path, engine: str) -> None:
+    """What `${NAME:-/folder}` means is in no record; the compose command says it. It starts nothing here."""
+    real = Path(sys.executable).with_name(engine)
+    if lacking := (missing.podman_compose if engine == "podman-compose" else missing.docker_compose)():
+        pytest.skip(lacking)
+    compose = composed(folder)
+    program = folder / "compose"
+    fake = program.read_text().split("\n", 1)[1]
+    program.write_text(
+        f'#!/bin/sh\nshift\ncase " $* " in *" config "*) exec {shlex.quote(str(real))} "$@" ;; esac\n{fake}'
+    )
+    policy, vault, made = folder / "policy", folder / "vault of it", folder / "made"
+    (folder / "base.yaml").write_text(
+        "services:\n"
+        "  safe-session-api:\n"
+        "    image: x\n"
+        "    volumes:\n"
+        "      - ledger:/var/lib/signer\n"
+        f"      - {{ type: bind, source: '${{POLICY:-{policy}}}', target: /etc/signer, "
+        "bind: { create_host_path: false } }\n"
+        f"      - {{ type: bind, source: '${{VAULT:-{vault}}}', target: /run/vault, "
+        "bind: { create_host_path: false } }\n"
+        f"      - {{ type: bind, source: {made}, target: /made, bind: {{ create_host_path: true }} }}\n"
+        "  another:\n"
+        "    image: x\n"
+        "    volumes:\n"
+        f"      - {{ type: bind, source: {folder}/elsewhere, target: /e, bind: {{ create_host_path: false }} }}\n"
+        "volumes:\n"
+        "  ledger:\n"
+    )
+    record_boot(folder / "boot", compose, with_overlay=False)
+    for path, target in ((policy, "/etc/signer"), (vault, "/run/vault")):
+        ended = start(folder)
+        assert ended.returncode == 1
+        assert f"{path} is missing, which the compose files mount at {target}" in ended.stderr
+        assert not (folder / "words").exists()
+        path.mkdir()
+    assert start(folder).returncode == 0
+    assert (folder / "words").exists()
 
 
 def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

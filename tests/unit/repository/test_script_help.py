@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
+import struct
 import subprocess
+import termios
+from fcntl import ioctl
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +49,41 @@ def test_help_of_a_script_builds_nothing(tree: Path, name: str) -> None:
     assert Path(name).name in done.stdout
     assert len(done.stdout.splitlines()) >= 2
     assert sorted(tree.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(scripts()) - NOT_RUN))
+def test_help_of_a_script_fits_the_terminal(tree: Path, name: str) -> None:
+    piped = _help(tree / name, None)
+    for columns in (60, 80, 120):
+        shown = _help(tree / name, columns)
+        limit = min(columns, 100)
+        assert [line for line in shown.splitlines() if len(line) > limit and len(line.split()) > 1] == []
+        assert shown.split() == piped.split() or "bench/" in name  # argparse breaks words at hyphens
+    assert [line for line in piped.splitlines() if len(line) > 100 and len(line.split()) > 1] == []
+
+
+def _help(script: Path, columns: int | None) -> str:
+    """What `--help` prints into a pipe, or on a terminal of so many columns."""
+    environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
+    if columns is None:
+        return subprocess.run([script, "--help"], env=environ, capture_output=True, text=True, timeout=60).stdout
+    leader, follower = pty.openpty()
+    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen([script, "--help"], env=environ, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        parts = []
+        while part := _read(leader):
+            parts.append(part)
+        process.wait(60)
+    os.close(leader)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # EIO: nothing holds the other end any more
+        return b""
 
 
 def test_those_that_are_not_run_here_are_still_there() -> None:
