@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from prometheus_client.core import Metric
+
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import ALL_REQUESTS, Core, Pending, ReplyOrError
 from signer.authority.hosts import LIST_NAMESPACE as HOSTS_NAMESPACE
@@ -74,7 +76,6 @@ from signer.protocol.replies import (
 )
 from signer.service.checkpoints import Checkpoints
 from signer.service.cosigned import cosigning_warnings
-from signer.service.exposition import Family
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -698,7 +699,7 @@ class Keeper:
             fetches=tuple(self._hosts.rows(int(time.time()))),
         )
 
-    def _gauges(self) -> Iterator[Family]:
+    def _gauges(self) -> Iterator[Metric]:
         yield from self._overview().gauges()
         if self._notifier is not None:
             yield from self._notifier.gauges()

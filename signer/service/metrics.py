@@ -1,91 +1,127 @@
 """The keeper's metrics, in Prometheus' text format.
 
-Counters and histograms are kept here; gauges and the counts of shadow mode are read at each scrape.
+Counters and histograms are prometheus-client objects; gauges and the counts of shadow mode are read at each scrape.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event
-from signer.service.exposition import Family, Histogram, combine, counters, render
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _NAMES: Final = ("role", "identity", "channel")  # labels whose values only a reader of the ledger may see
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each counter
 
 
 def commit_histogram() -> Histogram:
     """The duration of ledger transactions; not registered yet."""
-    return Histogram("signer_ledger_commit_seconds", "one ledger transaction, fsync included", SECONDS)
+    text = "one ledger transaction, fsync included"
+    return Histogram("signer_ledger_commit_seconds", text, buckets=SECONDS, registry=None)
 
 
-class Metrics:
+class Metrics(Collector):
     """Everything the keeper counts. `gauges` returns the gauges, `roles` the current roles."""
 
     def __init__(
         self,
-        gauges: Callable[[], Iterable[Family]],
+        gauges: Callable[[], Iterable[Metric]],
         roles: Callable[[], Iterable[str]],
         commit: Histogram,
         shadow: Shadow | None = None,
     ) -> None:
         self._gauges = gauges
         self._roles = roles
-        self._commit = commit
         self._shadow = shadow
-        self._signatures: Counter[tuple[str, ...]] = Counter()  # by role
-        # A counter that starts at 0 shows its first increase.
-        self._refusals: Counter[tuple[str, ...]] = Counter({(code,): 0 for code in COUNTED_CODES})
-        self.latency = Histogram(
-            "signer_command_seconds", "from a command's arrival at the keeper to its reply", SECONDS
-        )
-        self.batch = Histogram("signer_batch_commands", "commands decided together", _COMMANDS)
+        self._registry = registry = CollectorRegistry()
+        self._signatures = Counter("signer_signatures", "certificates released", ["role"], registry=registry)
+        self._signatures_of = cache(self._signatures.labels)  # a lookup there takes a lock
+        self._refusals = Counter("signer_refusals", "commands refused", ["code"], registry=registry)
+        for code in COUNTED_CODES:
+            self._refusals.labels(code)  # a counter that starts at 0 shows its first increase
+        text = "from a command's arrival at the keeper to its reply"
+        self.latency = Histogram("signer_command_seconds", text, buckets=SECONDS, registry=registry)
+        text = "commands decided together"
+        self.batch = Histogram("signer_batch_commands", text, buckets=_COMMANDS, registry=registry)
+        registry.register(commit)
+        registry.register(self)
 
     def count_signature(self, role: str) -> None:
         """Counts a certificate that was released."""
-        self._signatures[role,] += 1
+        self._signatures_of(role).inc()
 
     def count_refusal(self, code: str) -> None:
         """Counts a command that was refused, by its error code."""
-        self._refusals[code,] += 1
+        self._refusals.labels(code).inc()
 
-    def _families(self) -> Iterator[Family]:
-        for role in self._roles():
-            self._signatures.setdefault((role,), 0)
-        yield counters("signer_signatures", "certificates released", ["role"], self._signatures)
-        yield counters("signer_refusals", "commands refused", ["code"], self._refusals)
-        for histogram in (self.latency, self.batch, self._commit):
-            yield histogram.family()
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names of `collect` depend on what was counted."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges and the counts of shadow mode."""
         if self._shadow is not None:
             yield from _shadow_families(self._shadow)
         yield from self._gauges()
 
     def render(self, *, by_role: bool) -> str:
         """The text exposition format; without `by_role`, totals that name no role and no identity."""
-        return render(self._families() if by_role else map(_total, self._families()))
+        for role in self._roles():
+            self._signatures.labels(role)
+        return generate_latest(self._registry if by_role else _Totals(self._registry)).decode()
 
 
-def _total(family: Family) -> Family:
-    """The sums over roles, identities and channels; of the ends of tokens, the earliest one."""
-    return combine(family, _NAMES, min if family.name.endswith("_timestamp_seconds") else sum)
+class _Totals(CollectorRegistry):
+    """The metrics of another registry, summed over their roles; of the ends of tokens, the earliest one."""
+
+    def __init__(self, detailed: CollectorRegistry) -> None:
+        super().__init__()
+        self._detailed = detailed
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, in the same order."""
+        for family in self._detailed.collect():
+            if not any(name in sample.labels for sample in family.samples for name in _NAMES):
+                yield family  # most of the samples
+                continue
+            total = Metric(family.name, family.documentation, family.type)
+            values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
+            for sample in family.samples:
+                labels = tuple((name, value) for name, value in sample.labels.items() if name not in _NAMES)
+                values.setdefault((sample.name, labels), []).append(sample.value)
+            combine = min if family.name.endswith("_timestamp_seconds") else sum
+            for (name, labels), value in ((key, combine(found)) for key, found in values.items()):
+                total.add_sample(name, dict(labels), value)
+            yield total
 
 
-def _shadow_families(shadow: Shadow) -> Iterator[Family]:
+def _shadow_families(shadow: Shadow) -> Iterator[Metric]:
     """The counts of shadow mode."""
-    compared: dict[tuple[str, ...], float] = {(role,): count for role, count in sorted(shadow.compared.items())}
-    yield counters("signer_shadow_compared", "Vault's certificates compared", ["role"], compared)
+    compared = CounterMetricFamily("signer_shadow_compared", "Vault's certificates compared", labels=["role"])
+    for role, count in sorted(shadow.compared.items()):
+        compared.add_metric([role], count)
+    yield compared
     text = "fields in which Vault's certificate differs from the local one"
-    yield counters("signer_shadow_differences", text, ["role", "field"], dict(sorted(shadow.differences.items())))
-    faults: dict[tuple[str, ...], float] = {(role,): count for role, count in sorted(shadow.faults.items())}
-    yield counters("signer_shadow_faults", "comparisons that failed", ["role"], faults)
+    differences = CounterMetricFamily("signer_shadow_differences", text, labels=["role", "field"])
+    for (role, name), count in sorted(shadow.differences.items()):
+        differences.add_metric([role, name], count)
+    yield differences
+    faults = CounterMetricFamily("signer_shadow_faults", "comparisons that failed", labels=["role"])
+    for role, count in sorted(shadow.faults.items()):
+        faults.add_metric([role], count)
+    yield faults
 
 
 class Stopwatch:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
 from signer.authority.notices import Fault, LastingFaults
 from signer.errors import BadFormat, LedgerBroken, Unavailable
 from signer.hardening import peer_process
@@ -23,7 +25,6 @@ from signer.model import Entry, Head
 from signer.protocol import notices
 from signer.protocol.log_limit import LogLimit
 from signer.protocol.replies import RequestDetails, ToldRow
-from signer.service.exposition import Family, counters, gauge, gauges
 from signer.service.supervisor import waiting
 from signer.units import parse_timestamp, timestamp
 
@@ -372,25 +373,28 @@ class Notifier:
         """Whether the process that sends notices is there and has channels."""
         return bool(self._channels)
 
-    def gauges(self) -> Iterator[Family]:
+    def gauges(self) -> Iterator[Metric]:
         """The metrics of notices."""
         return render_metrics(self._counts, is_up=self.is_up)
 
 
-def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Family]:
+def render_metrics(counts: Mapping[str, Counts], *, is_up: bool) -> Iterator[Metric]:
     """The metrics of notices, by channel."""
     text = "1 while the process that sends notices is connected and has channels"
-    yield gauge("signer_notices_up", text, int(is_up))
+    yield GaugeMetricFamily("signer_notices_up", text, value=int(is_up))
     for state, name, text in (
         ("sent", "signer_notices_sent", "notices that a channel took"),
         ("failed", "signer_notices_failed", "attempts to send a notice that failed"),
         ("dropped", "signer_notices_dropped", "notices that were given up"),
     ):
-        yield counters(
-            name, text, ["channel"], {(channel,): of.totals[state] for channel, of in sorted(counts.items())}
-        )
-    queued = {channel: of.queued for channel, of in sorted(counts.items())}
-    yield gauges("signer_notices_queued", "notices that wait to be sent", "channel", queued)
+        family = CounterMetricFamily(name, text, labels=["channel"])
+        for channel, found in sorted(counts.items()):
+            family.add_metric([channel], found.totals[state])
+        yield family
+    queued = GaugeMetricFamily("signer_notices_queued", "notices that wait to be sent", labels=["channel"])
+    for channel, found in sorted(counts.items()):
+        queued.add_metric([channel], found.queued)
+    yield queued
 
 
 def _row(channel: notices.ChannelFacts, of: str, state: str, at: int, error: str) -> ToldRow:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from signer import __version__
 from signer.authority.core import StateOverview
@@ -15,7 +17,6 @@ from signer.ledger.marks import COSIGNED, VERIFIED, Mark, is_late
 from signer.policy.decide import Policy
 from signer.policy.tokens import ENDS_SOON
 from signer.protocol import replies
-from signer.service.exposition import Family, gauge, gauges
 from signer.service.hosts_seen import Fetch
 from signer.service.publisher import ListState
 from signer.units import timestamp
@@ -43,7 +44,7 @@ class Overview:
     verified: Mark | None = None
     cosigned: Mark | None = None
 
-    def gauges(self) -> Iterator[Family]:
+    def gauges(self) -> Iterator[Metric]:
         """The gauges; those of certificates, freezes and events are missing while the ledger cannot be read."""
         for name, text, value in (
             ("signer_key_age_seconds", "since the CA key was loaded", self.now - self.key_since),
@@ -51,11 +52,11 @@ class Overview:
             ("signer_connections", "connections to the keeper", self.connections),
             ("signer_ledger_bytes", "size of the ledger's file and its log", self.ledger_bytes),
         ):
-            yield gauge(name, text, value)
+            yield GaugeMetricFamily(name, text, value=value)
         yield from self._list_gauges()
         if self.cosigned is not None:
             text = "when enough witnesses last cosigned a checkpoint of the ledger, in seconds since 1970"
-            yield gauge("signer_ledger_cosigned_timestamp_seconds", text, self.cosigned.time)
+            yield GaugeMetricFamily("signer_ledger_cosigned_timestamp_seconds", text, value=self.cosigned.time)
         if self.state is not None:
             for name, text, value in (
                 ("signer_ledger_events", "events in the ledger", self.state.head.seq),
@@ -64,27 +65,27 @@ class Overview:
                 ("signer_incidents_open", "incidents opened by break-glass and not closed", self.state.incidents),
                 ("signer_incidents_overdue", "of them, open for too long", self.state.overdue),
             ):
-                yield gauge(name, text, value)
+                yield GaugeMetricFamily(name, text, value=value)
             live = {role: self.state.live.get(role, 0) for role in sorted(self.policy.roles)}
-            yield gauges("signer_live_certificates", "certificates that are valid now", "role", live)
+            yield _by_label("signer_live_certificates", "certificates that are valid now", "role", live)
         text = "when the last token of an identity ends, in seconds since 1970"
         ends = dict(sorted(last_ends(self.policy).items()))
-        yield gauges("signer_token_expires_timestamp_seconds", text, "identity", ends)
+        yield _by_label("signer_token_expires_timestamp_seconds", text, "identity", ends)
 
-    def _list_gauges(self) -> Iterator[Family]:
+    def _list_gauges(self) -> Iterator[Metric]:
         """The revocation list; version and age are missing before the first one is published."""
         published = self.published
         if published.version is not None:
-            yield gauge("signer_list_version", "revocation list that is published", published.version)
+            yield GaugeMetricFamily("signer_list_version", "revocation list that is published", value=published.version)
             text = "since the published revocation list was last known to be current"
-            yield gauge("signer_list_age_seconds", text, max(self.now - published.as_of, 0))
+            yield GaugeMetricFamily("signer_list_age_seconds", text, value=max(self.now - published.as_of, 0))
         text = "0 while the published revocation list lacks something that was revoked"
         for name, about, value in (
             ("signer_list_current", text, int(published.is_current)),
             ("signer_hosts", "hosts that have fetched the revocation list in the last day", len(self.fetches)),
             ("signer_hosts_current", "of them, those that have the newest version", self._count_current()),
         ):
-            yield gauge(name, about, value)
+            yield GaugeMetricFamily(name, about, value=value)
 
     def _count_current(self) -> int:
         return sum(fetch.version == self.published.newest for fetch in self.fetches)
@@ -147,6 +148,14 @@ class Overview:
         if mark is None:
             return None
         return replies.MarkRow(events=mark.seq, since=timestamp(mark.time), late=is_late(name, mark, int(self.now)))
+
+
+def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    """A gauge for each value of a label."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
+    return family
 
 
 def _as_of(published: ListState) -> str | None:

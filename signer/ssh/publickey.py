@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 # Here and not where it is used: the first key would be read only if a descriptor is free and the disk answers.
 from sshpubkeys import SSHKey
-from sshpubkeys.exceptions import InvalidKeyError, MalformedDataError
+from sshpubkeys.exceptions import InvalidKeyError
 
 from signer.errors import BadFormat, BadPublicKey
 from signer.model import MAX_PUBLIC_KEY, PublicKey
@@ -244,21 +244,11 @@ def _shown(name: str) -> str:
     return name[:64] if name.isprintable() else "?"
 
 
-class SecondReading(SSHKey):  # type: ignore[misc]
-    """sshpubkeys' reading of a blob. Its `parse` takes a line of text, which costs twice the time; a test compares."""
-
-    def read(self, kind: str, blob: bytes) -> None:
-        """Raises what `parse` raises."""
-        self.key_type = kind.encode()
-        start = 4 + len(self.key_type)
-        if start + self._process_key(blob[start:]) != len(blob):
-            raise MalformedDataError("Leftover data")
-
-
 def _vet_with_sshpubkeys(kind: str, blob: bytes) -> None:
     """A second, independent check of form and size (RSA of 1024 to 16384 bits, key lengths, curves)."""
     try:
-        SecondReading(strict=True).read(kind, blob)
+        # The constructor would parse the key twice.
+        SSHKey(strict=True).parse(render_public_key(kind, blob))
     except (InvalidKeyError, ValueError, NotImplementedError, UnsupportedAlgorithm):
         # Its parser does not catch errors of `cryptography` (ValueError for an exponent above its modulus).
         raise _malformed("its form or size is not valid for its kind", "form") from None

@@ -5,24 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
-from prometheus_client import Histogram as PrometheusHistogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 from signer.authority.shadow import Shadow
 from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
 from signer.ledger.schema import FILE_NAME
 from signer.model import Event
-from signer.service.exposition import Family, Histogram, counters, gauge, gauges, render
-from signer.service.metrics import SECONDS, Metrics, TimedLedger, commit_histogram
+from signer.service.metrics import Metrics, TimedLedger, commit_histogram
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -38,8 +31,8 @@ ERRORS = {"Refused", "NotAuthenticated", "BadRequest", "BadPublicKey", "NotFound
 
 
 def make_metrics(*roles: str, shadow: Shadow | None = None) -> Metrics:
-    found = (gauge("signer_key_age_seconds", "since", 3.0),)
-    return Metrics(lambda: found, lambda: roles, commit_histogram(), shadow)
+    gauges = (GaugeMetricFamily("signer_key_age_seconds", "since", value=3.0),)
+    return Metrics(lambda: gauges, lambda: roles, commit_histogram(), shadow)
 
 
 def samples(metrics: Metrics, *, by_role: bool = True) -> dict[str, float]:
@@ -50,73 +43,6 @@ def samples(metrics: Metrics, *, by_role: bool = True) -> dict[str, float]:
             labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
-
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def text_of(*collectors: Collector) -> str:
-    registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
-    return generate_latest(registry).decode()
-
-
-class Collected(Collector):
-    def __init__(self, *families: Any) -> None:
-        self.families = families
-
-    def collect(self) -> Any:
-        return self.families
-
-
-@given(st.lists(st.sampled_from([*SECONDS, 0.0]) | st.floats(0, 1e9), max_size=20))
-def test_a_histogram_reads_as_prometheus_clients_own(values: list[float]) -> None:
-    ours = Histogram("signer_x_seconds", "x", SECONDS)
-    theirs = PrometheusHistogram("signer_x_seconds", "x", buckets=SECONDS, registry=None)
-    for value in values:
-        ours.observe(value)
-        theirs.observe(value)
-    assert written(ours.family()) == READ.sub(plain_number, text_of(theirs))
-
-
-VALUES = st.integers(0, 2**53) | st.floats(allow_nan=False)
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=9) | st.sampled_from(['a"b', "a\\b", "a\nb", "é"])
-
-
-@given(
-    VALUES,
-    st.dictionaries(NAMES, VALUES, max_size=3),
-    st.dictionaries(st.tuples(NAMES, NAMES), VALUES, max_size=3),
-    NAMES,
-)
-def test_families_read_as_prometheus_clients_own(
-    value: float, by_role: dict[str, float], by_both: dict[tuple[str, ...], float], text: str
-) -> None:
-    live = GaugeMetricFamily("signer_live", text, labels=["role"])
-    for role, count in by_role.items():
-        live.add_metric([role], count)
-    shown = CounterMetricFamily("signer_shown", text, labels=["role", "field"])
-    for names, count in by_both.items():
-        shown.add_metric(names, count)
-    theirs = text_of(Collected(GaugeMetricFamily("signer_age_seconds", text, value=value), live, shown))
-    ours = (
-        gauge("signer_age_seconds", text, value),
-        gauges("signer_live", text, "role", by_role),
-        counters("signer_shown", text, ("role", "field"), by_both),
-    )
-    assert written(*ours) == READ.sub(plain_number, theirs)
-
-
-READ = re.compile(r" ([0-9.]+e\+[0-9]+)$", re.MULTILINE)  # Go's form of a large number, which is read as Python's is
-
-
-def plain_number(match: re.Match[str]) -> str:
-    return f" {float(match[1])!r}"
-
-
-def written(*families: Family) -> str:
-    return READ.sub(plain_number, render(families))
 
 
 def test_every_role_and_every_refusal_has_a_counter_at_zero_from_the_start() -> None:

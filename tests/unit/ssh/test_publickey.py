@@ -8,11 +8,10 @@ import random
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sshpubkeys import SSHKey
 
 from signer.errors import BadPublicKey
 from signer.model import MAX_PUBLIC_KEY
-from signer.ssh.publickey import KEY_PARTS, SecondReading, certificate_kind, parse_public_key, render_public_key
+from signer.ssh.publickey import KEY_PARTS, certificate_kind, parse_public_key, render_public_key
 from signer.ssh.wire import mpint, string, uint32
 from tests.parts import builders
 from tests.parts.keys import KINDS, SK_KINDS, KeyRing, sign_with_ssh_keygen
@@ -36,25 +35,6 @@ def code_of(text: str) -> str:
     with pytest.raises(BadPublicKey) as caught:
         parse_public_key(text)
     return caught.value.code
-
-
-@given(st.sampled_from(sorted(KEY_PARTS)), st.integers(0, 400), st.integers(0, 255), st.integers(0, 2))
-def test_the_second_reading_of_a_blob_is_that_of_its_line(kind: str, at: int, byte: int, more: int) -> None:
-    blob = bytearray(base64.b64decode(builders.public_line(kind).split()[1])) + bytes(more)
-    start = len(string(kind.encode()))
-    blob[start + at % (len(blob) - start)] ^= byte
-    found: list[type | None] = []
-    for read in (
-        lambda: SSHKey(strict=True).parse(render_public_key(kind, bytes(blob))),
-        lambda: SecondReading(strict=True).read(kind, bytes(blob)),
-    ):
-        try:
-            read()
-        except Exception as error:  # noqa: BLE001 - whatever it raises, the other one raises
-            found.append(type(error))
-        else:
-            found.append(None)
-    assert found[0] is found[1]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *SK_KINDS])
