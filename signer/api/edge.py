@@ -652,13 +652,15 @@ class EdgeServer(Server):
         task.add_done_callback(self._handshakes.discard)
 
     async def _connect(self, connection: ClientConnection) -> None:
+        # A client of a unix socket has no name to look for in a certificate, and speaks no TLS.
+        context = None if connection.client_sock.family == socket.AF_UNIX else self.config.ssl
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 connection.client_sock,
-                ssl=self.config.ssl,
-                ssl_handshake_timeout=ARRIVES_WITHIN if self.config.ssl is not None else None,
-                ssl_shutdown_timeout=LINGERS if self.config.ssl is not None else None,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else ARRIVES_WITHIN,
+                ssl_shutdown_timeout=None if context is None else LINGERS,
             )
         except OSError:  # the client is gone, or its handshake failed
             connection.client_sock.close()

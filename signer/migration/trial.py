@@ -44,7 +44,7 @@ _GUARD: Final = (
     'sleep "$1"; folder=$2; shift 2; for n in 1 2 3 4 5 6 7 8 9 10; do "$@" && break; sleep 2; done;'
     ' rm -rf -- "$folder"'
 )
-# What compose merges into the files: the only address, without TLS, and whose word on the caller's address counts.
+# What compose merges into the files: the only address, and whose word on the caller's address is taken there.
 _FILE: Final = """\
 services:
   {service}:
@@ -52,8 +52,6 @@ services:
       SIGNER_LISTEN: unix:{inside}/api.sock
       SIGNER_TRUSTED_PROXIES: ""
       SIGNER_TRUSTED_PROXY_USERS: "0"
-      SIGNER_TLS_CERT_FILE: ""
-      SIGNER_TLS_KEY_FILE: ""
     volumes:
       - type: bind
         source: {folder}

@@ -219,17 +219,6 @@ def test_audit_3d1_a_trial_listens_in_a_folder_of_roots_alone_and_signs_for_a_ca
         platform.write_policy(STANDARD_POLICY)
 
 
-def test_a_trial_of_a_platform_that_serves_tls_is_asked_without_it(platform: Platform, tmp_path: Path) -> None:
-    """Its socket is in a folder of root's; the names in the certificate are none of it."""
-    base = tmp_path / "base.yaml"
-    mode = "      SIGNER_MODE: vault\n"
-    files = "".join(f"      SIGNER_TLS_{kind}_FILE: /etc/signer/tls.{kind.lower()}\n" for kind in ("CERT", "KEY"))
-    base.write_text(BASE_FILE.read_text().replace(mode, mode + files, 1))
-    facts = ComposeFacts((COMPOSE,), "podman", platform.project, base, OVERLAY_FILE, API, platform.variables)
-    with trial(facts, environ=platform.engine.environ) as tried:
-        assert tried.health["ca_fingerprint"] == platform.ca.fingerprint
-
-
 def listening_ports(pid: int) -> list[str]:
     """TCP sockets that this process or one that it started listens on, as /proc/net/tcp has them."""
     ours = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()

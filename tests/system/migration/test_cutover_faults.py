@@ -267,12 +267,12 @@ def _words(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _read_until(terminal: int, text: str) -> str:
-    """All that is said up to a text; fails if it does not come."""
+    """All that is said up to a text, on one line; fails if it does not come."""
     said = b""
-    while text.encode() not in said:
+    while text not in (line := " ".join(said.decode(errors="replace").split())):
         assert select.select([terminal], [], [], 30)[0], said
         said += os.read(terminal, 65536)
-    return said.decode()
+    return line
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------

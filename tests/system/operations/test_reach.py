@@ -69,6 +69,18 @@ def test_the_private_ca_of_the_page_lets_a_client_in_and_no_other_ca_does(keyrin
         assert "certificate" in stranger.stderr
 
 
+def test_a_unix_socket_beside_it_speaks_no_tls(keyring: KeyRing, tls: Path) -> None:
+    """Its clients have no name to look for in a certificate."""
+    place, port = tls / "api.sock", ports.free_port()
+    listen = {"SIGNER_LISTEN": f"127.0.0.1:{port},unix:{place}"}
+    service = TlsService(tls / "beside", keyring("ed25519", "ca"), environ=settings(tls) | listen)
+    service.tls, service.port = tls, port
+    with service:
+        done = ask(service, f"unix:{place}", tls)
+        assert (done.returncode, "operator" in done.stdout) == (0, True), done.stderr
+        assert ask(service, f"https://127.0.0.1:{service.port}", tls).returncode == 0
+
+
 @pytest.fixture
 def proxied(start_service: StartService, tls: Path, tmp_path: Path) -> Iterator[tuple[Service, str]]:
     """The service behind the nginx of the page, and nginx's address."""
