@@ -73,7 +73,7 @@ def test_a_unix_socket_beside_it_speaks_no_tls(keyring: KeyRing, tls: Path) -> N
     """Its clients have no name to look for in a certificate."""
     place, port = tls / "api.sock", ports.free_port()
     listen = {"SIGNER_LISTEN": f"127.0.0.1:{port},unix:{place}"}
-    service = TlsService(tls / "beside", keyring("ed25519", "ca"), environ=settings(tls) | listen)
+    service = TlsService(tls / "beside", keyring("ed25519", "ca"), environ={**settings(tls), **listen})
     service.tls, service.port = tls, port
     with service:
         done = ask(service, f"unix:{place}", tls)
