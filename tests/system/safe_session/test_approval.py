@@ -353,7 +353,7 @@ def test_a_person_sees_the_request_waits_and_goes_on(
     assert f"safe-session: request {request['request']} needs the approval of anna or ben:\n" in shown
     assert "safe-session:   role        llmops\n" in shown
     assert "safe-session:   reason      ticket [31m 812\n" in shown
-    assert f"safe-session:   digest      {request['digest']}\n" in shown
+    assert f"safe-session:   digest\n{' ' * 28}{request['digest']}\n" in shown, "it fits no line of 80 columns"
     assert "\r\x1b[K" in shown, "the line of the wait is removed"
     assert shown.endswith(f"request {request['request']} approved by anna\nin\n")
 
