@@ -270,7 +270,7 @@ CONTAINER_WALK: Final = (
          before=f"podman stop {_NAME} && "
                 "echo 'services: {safe-session-api: {environment: {SIGNER_KEEPER_USER: daemon}}}' >/root/user.yaml",
          after=f"{_UP} {_USER} up -d; {_READY}; {_VERIFIES} && {_LOGIN} && podman exec {_NAME} signer status && "
-               f"podman top {_NAME} user args | grep -q '^daemon .* keeper'"),
+               f"podman top {_NAME} user args | grep '^daemon .* keeper'"),
     Stop(_CONTAINER, "cp /opt/signer",
          before="install -d -m 0755 /var/lib/safe-session; sed 's,/usr/local,/opt/signer/.venv,' /run/boot.ini >boot; "
                 "sed 's,^,variable=,' /etc/night/compose.env | grep =PLATFORM >>boot; "
