@@ -8,6 +8,7 @@ import pwd
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,11 +23,11 @@ from signer.hardening import forbid_dumps
 from signer.units import plain, timestamp
 
 HOST, CONTAINER = "host", "container"
-NEW, INFISICAL, CREDENTIAL = KEY_SOURCES = ("new", "infisical", "systemd-creds")
+NEW, INFISICAL, CREDENTIAL, AGENT = KEY_SOURCES = ("new", "infisical", "systemd-creds", "ssh-agent")
 TOKEN_DAYS: Final = 90
 _DAY: Final = 86_400
 _ADDRESS: Final = "127.0.0.1:8222"
-_OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local-ca.yaml"
+_OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-{}.yaml"
 _RENDERED: Final = "/run/signer-ca/ca"
 _USERS: Final = ("signer-keeper", "signer-api")
 _ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
@@ -36,6 +37,7 @@ _ROOT_LIKE: Final = re.compile(
     r"(?:^|[._@-])(?:root|toor|admin(?:istrators?|s)?|sudo(?:ers)?|wheel|superuser)(?:$|[._@-])"
 )
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
+_AGENT: Final = "/run/signer-agent/agent.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Layout:
     """The paths of an installation in `folder`.
 
     A container mounts the folder of the policy, that of the key and that of Vault's token, and sees all that is in
-    them: nothing else may lie there. `private` directories are root's alone; `key_in_use` is what the service reads.
+    them: nothing else may lie there. `private` directories are root's alone; `key_in_use` is what the service reads, or
+    the socket of the agent that holds the key.
     """
 
     def __init__(self, folder: Path, answers: Answers) -> None:
@@ -67,7 +70,8 @@ class Layout:
         self.token = folder / f"{answers.operator}.token"
         self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
         self.private_directories = [self.key.parent] if in_container else []
-        self.key_in_use = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL}[answers.key_from]
+        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL, AGENT: _AGENT}
+        self.key_in_use = places[answers.key_from]
 
 
 @verb("init", "signer init /etc/signer", "signer init /etc/safe-session --for container --operator alice --yes")
@@ -77,9 +81,7 @@ class Layout:
 @click.option("--principal", metavar="NAME", help="the name that sshd matches; default: the role's")
 @click.option("--operator", type=IDENTITY, metavar="IDENTITY", help="the first operator; default operator")
 @click.option("--for", "runs_in", type=OneOf((HOST, CONTAINER)), help="default host")
-@click.option(
-    "--ca", "key_from", type=OneOf((NEW, INFISICAL, CREDENTIAL)), help="where the CA key comes from; default new"
-)
+@click.option("--ca", "key_from", type=OneOf(KEY_SOURCES), help="where the CA key comes from; default new")
 @click.option("--ca-fingerprint", type=FINGERPRINT, metavar="SHA256:…", help="pin this existing key; create none")
 @click.option("--yes", is_flag=True, help="ask nothing; take the defaults")
 def init(
@@ -106,7 +108,7 @@ def init(
         principal=principal or ask("principal", role),
         operator=operator or ask("first operator", "operator"),
         runs_in=runs_in or ask(f"runs on the {HOST} or in a {CONTAINER}", HOST),
-        key_from=key_from or ask(f"CA key: {NEW}, {INFISICAL} or {CREDENTIAL}", NEW),
+        key_from=key_from or ask(f"CA key: {_or(KEY_SOURCES)}", NEW),
     )
     _check_answers(answers, ca_fingerprint)
     layout = Layout(folder.absolute(), answers)
@@ -125,15 +127,25 @@ def _check_answers(answers: Answers, fingerprint: str | None) -> None:
     if answers.runs_in not in (HOST, CONTAINER):
         raise _unusable("where it runs", answers.runs_in, f"write {HOST} or {CONTAINER}")
     if answers.key_from not in KEY_SOURCES:
-        raise _unusable("where the CA key comes from", answers.key_from, f"write {NEW}, {INFISICAL} or {CREDENTIAL}")
+        raise _unusable("where the CA key comes from", answers.key_from, f"write {_or(KEY_SOURCES)}")
     if not answers.platform.isprintable() or len(answers.platform) > 64:
         raise _unusable("the platform's name", answers.platform, "use at most 64 printable characters")
     if answers.key_from == NEW and fingerprint is not None:
         raise _unusable("where the CA key comes from", NEW, "leave out --ca-fingerprint, or name another source")
+    if answers.key_from == AGENT and fingerprint is None:
+        raise _unusable(
+            "where the CA key comes from",
+            AGENT,
+            "give --ca-fingerprint, as `ssh-add -l` shows it, or name another source",
+        )
     if answers.key_from == CREDENTIAL and answers.runs_in == CONTAINER:
         raise _unusable(
             "where the CA key comes from", CREDENTIAL, f"{CREDENTIAL} is for units of systemd: use --for host"
         )
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _unusable(what: str, value: str, hint: str) -> SignerError:
@@ -281,10 +293,12 @@ def _settings(layout: Layout) -> list[str]:
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
     owner = f"{user}:{group}" if layout.answers.key_from == NEW else "root:root"
     users = ["SIGNER_KEEPER_USER=signer-keeper", "SIGNER_API_USER=signer-api"] if as_root else []
+    key = [f"SIGNER_CA_KEY_FILE={layout.key_in_use}", f"SIGNER_CA_KEY_OWNER={owner}"]
+    if layout.answers.key_from == AGENT:
+        key = ["SIGNER_CA_KEY_SOURCE=agent", f"SIGNER_CA_AGENT_SOCKET={layout.key_in_use}"]
     return [
         f"SIGNER_POLICY_FILE={layout.policy}",
-        f"SIGNER_CA_KEY_FILE={layout.key_in_use}",
-        f"SIGNER_CA_KEY_OWNER={owner}",
+        *key,
         f"SIGNER_DATA_DIR={state}",
         f"SIGNER_RUN_DIR={run}",
         f"SIGNER_LISTEN={_ADDRESS}",
@@ -295,9 +309,10 @@ def _settings(layout: Layout) -> list[str]:
 def _service_text(layout: Layout) -> str:
     if layout.answers.runs_in == HOST:
         return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
+    is_agent = layout.answers.key_from == AGENT
     return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
         [
-            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR={Path(layout.key_in_use).parent}",
+            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_{'AGENT' if is_agent else 'KEY'}_DIR={Path(layout.key_in_use).parent}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
             f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
@@ -339,17 +354,22 @@ def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[
             encrypt = f"systemd-creds encrypt --name=ca {key} {made} && shred -u {key}"
             steps += [("the key, readable on this host alone", encrypt)]
         steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
+    agent: list[tuple[str, str]] = []
+    if layout.answers.key_from == AGENT:
+        add = f"SSH_AUTH_SOCK={_AGENT} runuser -u signer-keeper -- ssh-add -s PROVIDER"
+        agent = [("the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md", add)]
     if layout.answers.runs_in == CONTAINER:
         # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
-        start = f"(set -a; . {layout.service}; podman-compose {_OVERLAYS} up -d)"
-        steps += [("in a checkout, after scripts/container/build", start)]
+        overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
+        start = f"(set -a; . {layout.service}; podman-compose {overlays} up -d)"
+        steps += [*agent, ("in a checkout, after scripts/container/build", start)]
     else:
         missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]
         if missing:
             add = f"for user in {' '.join(missing)}; do {_ADD_USER} $user; done"
             steps += [("the users of the service", add)]
         start = f"set -a; . {layout.service}; set +a; signer serve"
-        steps += [("the service; as units: runbooks/install/systemd.md", start)]
+        steps += [*agent, ("the service; as units: runbooks/install/systemd.md", start)]
     hosts = f"curl -fsS http://{_ADDRESS}/api/ca"
     steps += [("on each host: into a file that TrustedUserCAKeys in sshd_config names", hosts)]
     login = f"set -a; . {layout.client}; set +a; safe-session ssh HOST"

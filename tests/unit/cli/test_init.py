@@ -137,6 +137,30 @@ def test_a_key_that_is_elsewhere_is_pinned_and_none_is_made(tmp_path: Path, sour
     assert any("shred" in step["command"] for step in made_here["next"])
 
 
+def test_a_key_in_an_agent_is_asked_for_at_its_socket(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--ca", "ssh-agent", "--ca-fingerprint", PIN)
+    lines = (tmp_path / "new" / "environment").read_text().splitlines()
+    settings = load_settings(dict(line.split("=", 1) for line in lines if not line.startswith("#")))
+    assert (settings.ca_key_source, str(settings.ca_agent_socket)) == ("agent", "/run/signer-agent/agent.sock")
+    assert not any(line.startswith("SIGNER_CA_KEY_FILE") for line in lines)
+    assert not (tmp_path / "new" / "ca").exists()
+    commands = [step["command"] for step in told["next"]]
+    (adds,) = (number for number, command in enumerate(commands) if "ssh-add -s" in command)
+    (starts,) = (number for number, command in enumerate(commands) if "signer serve" in command)
+    assert adds < starts
+
+
+def test_a_container_with_a_key_in_an_agent_gets_the_overlay_for_it(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--for", "container", "--ca", "ssh-agent", "--ca-fingerprint", PIN)
+    assert (
+        "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR=/run/signer-agent\n"
+        in (tmp_path / "new" / "compose.env").read_text()
+    )
+    (start,) = (step["command"] for step in told["next"] if "podman-compose" in step["command"])
+    assert "-f overlays/safe-session-agent.yaml up -d" in start
+    assert "local-ca" not in start
+
+
 def test_the_secrets_are_in_their_files_alone(tmp_path: Path) -> None:
     ran = run("init", str(tmp_path / "new"), "--yes")
     token = (tmp_path / "new" / "operator.token").read_text().strip()
@@ -172,6 +196,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     [
         (["--for", "container", "--ca", "systemd-creds"], "cannot be systemd-creds"),
         (["--ca-fingerprint", PIN], "cannot be new"),
+        (["--ca", "ssh-agent"], "give --ca-fingerprint"),
         (["--role", "a b"], "policy"),
         (["--principal", "a\nb"], "policy"),
         (["--principal", "\udcff"], "policy"),
