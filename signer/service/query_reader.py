@@ -26,7 +26,7 @@ from signer.ledger.lookups import Lookup, Reader, decode_lookup, encode_lookup, 
 from signer.ledger.pages import CertificateReader
 
 SHARE: Final = 0.1  # of the process's time, for one identity that asks without pause
-BURST: Final = 1.0  # seconds of its time that an identity may use at once after a pause
+BURST: Final = 0.5  # seconds of its time that an identity may use at once after a pause
 MAX_WAITING: Final = 16  # lookups of one identity
 DEADLINE: Final = 5.0  # seconds for one lookup; the api waits 10 s for a reply
 RESTART_PAUSE: Final = 1.0  # seconds
