@@ -259,8 +259,13 @@ CONTAINER_WALK: Final = (
          fill=(("/etc/safe-session/policy", "/etc/day/policy"),), shows=r"restored"),
     Line(f"{_UP} up -d; {_READY}; signer unfreeze all; {_LOGIN}", r"(?s)no longer frozen.*\(llmops\)"),
     # --- upgrade, move, reboot ---------------------------------------------------------------------------------------
-    Line(f"podman exec {_NAME} signer ledger head >head; scripts/container/build; "
-         f"{_UP} up -d --force-recreate; {_READY}; {_VERIFIES}", r"goes on from the saved head"),
+    Line(f"podman exec {_NAME} signer ledger head >head; scripts/container/build >built; "
+         'number=$(grep -o "[0-9a-f]*$" built); podman image inspect localhost/signer:0.1.0 | grep $number; '
+         "echo PLATFORM_RUNTIME_SAFE_SESSION_IMAGE=$number >>/etc/day/compose.env; "
+         f"before=$(podman inspect --format '{{{{.Id}}}}' {_NAME}); "
+         f"{_UP} up -d; {_READY}; {_VERIFIES}; "
+         f"test $before != $(podman inspect --format '{{{{.Id}}}}' {_NAME}); "
+         f"test $number = $(podman inspect --format '{{{{.Image}}}}' {_NAME})", r"goes on from the saved head"),
     Line(f"podman stop {_NAME}; podman volume export safe-session_ledger --output ledger.tar; {_UP} down --volumes; "
          "mv /etc/day /etc/night; sed -i s,/etc/day,/etc/night, /etc/night/compose.env /etc/night/client; "
          "ln -s night /etc/day; "
