@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from contextlib import closing
-from fcntl import ioctl
 
 import pytest
 
@@ -21,6 +17,7 @@ from signer.ledger.store import Ledger
 from tests.parts.command import issued
 from tests.parts.keys import KeyRing
 from tests.parts.service import StartService
+from tests.parts.terminal import shown_on_terminal
 
 
 def test_the_ledger_is_read_and_verified_while_the_keeper_writes_it(
@@ -153,7 +150,7 @@ def test_a_terminal_s_width_is_taken_and_a_pipe_has_none(
         for words in lines:
             argv = [sys.executable, "-P", "-m", program, *words]
             piped = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
-            shown = _on_terminal(argv, {**environ, "COLUMNS": ""}, columns)
+            shown = shown_on_terminal(argv, {**environ, "COLUMNS": ""}, columns)
             limit = min(columns, 100)
             assert [line for line in shown.splitlines() if len(line) > limit and len(line.split()) > 1] == [], words
             words_shown = [word for word in shown.split() if word != "\\"]  # ends a line of an example
@@ -161,24 +158,3 @@ def test_a_terminal_s_width_is_taken_and_a_pipe_has_none(
             if words == ["certs", "list"]:
                 row = next(line for line in piped.stdout.splitlines() if line.startswith(f"{serial} "))
                 assert row.split()[-1] == key.fingerprint
-
-
-def _on_terminal(argv: list[str], environ: dict[str, str], columns: int) -> str:
-    """What a command prints on a terminal of that many columns."""
-    leader, follower = pty.openpty()
-    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen(argv, env=environ, stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        parts = []
-        while part := _read(leader):
-            parts.append(part)
-        process.wait(60)
-    os.close(leader)
-    return b"".join(parts).decode()
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65536)
-    except OSError:  # EIO: nothing holds the other end any more
-        return b""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import pty
 import shutil
-import struct
 import subprocess
-import termios
-from fcntl import ioctl
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.parts.documents import ROOT
+from tests.parts.terminal import shown_on_terminal
 
 # Run elsewhere than here: the image's health check, and what the programs of the host kit source.
 NOT_RUN: Final = {"scripts/container/ready", "scripts/host/common"}
@@ -67,23 +64,7 @@ def _help(script: Path, columns: int | None) -> str:
     environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
     if columns is None:
         return subprocess.run([script, "--help"], env=environ, capture_output=True, text=True, timeout=60).stdout
-    leader, follower = pty.openpty()
-    ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen([script, "--help"], env=environ, stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        parts = []
-        while part := _read(leader):
-            parts.append(part)
-        process.wait(60)
-    os.close(leader)
-    return b"".join(parts).decode().replace("\r\n", "\n")
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65536)
-    except OSError:  # EIO: nothing holds the other end any more
-        return b""
+    return shown_on_terminal([script, "--help"], environ, columns)
 
 
 def test_those_that_are_not_run_here_are_still_there() -> None:
