@@ -210,7 +210,7 @@ def routes() -> Table:
             "no" if route.is_open else "yes",
             link_to(route.body) if route.body is not None else "",
             f"{route.status} {code(route.answer) if isinstance(route.answer, str) else link_to(route.answer)}",
-            ", ".join(map(str, route.faults)),
+            ", ".join(map(str, route.statuses)),
             route.text,
         )
         for route in ROUTES

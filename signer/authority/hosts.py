@@ -155,7 +155,7 @@ class HostList:
     ) -> tuple[replies.HostRemoved, Event]:
         """Takes a host off the list; returns the reply and the event. Raises `Refused`, `BadRequest` or `NotFound`."""
         _check_may_change(identity, freezes)
-        name = parse_host_name(command.name)
+        name = parse_host_name(command.host)
         if self._drop(name) is None:
             hint = "see `signer hosts list`"
             if name in self._owners:
