@@ -247,7 +247,6 @@ def _is_running(pid: int) -> bool:
 
 
 def open_directory(path: Path) -> int:
-    """A descriptor of the directory."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

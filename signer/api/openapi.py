@@ -29,8 +29,6 @@ _SCHEMAS: Final = "#/components/schemas/"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query parameter."""
-
     name: str
     text: str
     schema: dict[str, Any]
@@ -261,7 +259,6 @@ def text() -> str:
 
 @cache
 def document() -> dict[str, Any]:
-    """The whole document."""
     models: set[type[BaseModel]] = {schemas.Problem}
     for route in ROUTES:
         models |= {
@@ -335,5 +332,4 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def path_schema(name: str) -> dict[str, Any]:
-    """The schema of a name in a path."""
     return {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)

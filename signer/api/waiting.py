@@ -84,7 +84,6 @@ class Waiters:
         asyncio.get_running_loop().add_reader(sock.fileno(), self._on_readable)
 
     def close(self) -> None:
-        """Ends the connection."""
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()

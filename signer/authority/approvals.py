@@ -483,7 +483,6 @@ class Approvals:
     # --- looking --------------------------------------------------------------------------------------------------
 
     def get(self, request_id: str) -> Request | None:
-        """A request by its id."""
         return self._requests.get(request_id)
 
     def newest(self) -> Iterator[Request]:

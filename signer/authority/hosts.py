@@ -179,7 +179,6 @@ class HostList:
 
 
 def host_keys_reply(host: KnownHost) -> replies.HostKeys:
-    """A host as the API shows it."""
     rows = []
     for line in host.keys:
         key = parse_public_key(line)

@@ -47,7 +47,6 @@ class Incident:
     closed: Closed | None = None
 
     def is_overdue(self, now: int) -> bool:
-        """True if it has been open for too long."""
         return self.closed is None and now >= self.opened + OVERDUE_AFTER
 
 
@@ -81,7 +80,6 @@ class Incidents:
         return [incident for incident in self.all() if incident.closed is None]
 
     def overdue(self, now: int) -> list[Incident]:
-        """Those open for too long."""
         return [incident for incident in self._incidents.values() if incident.is_overdue(now)]
 
     def is_overdue(self, identity: str, now: int) -> bool:

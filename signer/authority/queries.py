@@ -131,7 +131,6 @@ def freezes_in_force(identity: Identity, ledger: LedgerReader) -> replies.Freeze
 
 
 def freeze_row(scope: str, freeze: ActiveFreeze) -> replies.FreezeRow:
-    """One freeze in a list."""
     row = replies.FreezeRow(scope=scope, reason=freeze.reason, by=freeze.by, since=timestamp(freeze.since))
     return row if freeze.until is None else row.model_copy(update={"until": timestamp(freeze.until)})
 

@@ -91,7 +91,6 @@ class CaKey:
 
     @property
     def public(self) -> PublicKey:
-        """Its public half."""
         return PublicKey(self.kind, self.blob, self.bits, self.fingerprint)
 
     def __repr__(self) -> str:

@@ -253,7 +253,6 @@ class Checkpoint:
 
     @property
     def text(self) -> str:
-        """The text of its note."""
         return "".join(f"{line}\n" for line in (self.origin, self.size, encode_base64(self.root), *self.extensions))
 
 

@@ -80,7 +80,6 @@ class FindCertificates(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
         page = fitting(found[: self.wanted.limit], _size_of, self.room // 4)  # JSON may double each character
         more = page[-1].seq if len(found) > len(page) else next_before
@@ -103,7 +102,6 @@ class FindCertificate(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The certificate; raises `NotFound` or the ledger's errors."""
         found = reader.certificate(self.serial)
         if found is None or self.only not in (None, found[0].identity):
             raise NotFound(
@@ -124,7 +122,6 @@ class FindOperations(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found = reader.operations(self.evidence, self.before, self.limit + 1)
         rows = map(operation_row, found[: self.limit])
         page = fitting(rows, lambda row: len(json.dumps(row)), self.room // 2)
@@ -139,7 +136,6 @@ class ProveConsistency(Lookup, frozen=True):
     new: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The proof; raises `NotFound` or the ledger's errors."""
         hashes = [base64.b64encode(digest).decode() for digest in reader.consistency(self.old, self.new)]
         return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
 
@@ -151,7 +147,6 @@ class FindRevocations(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         made = made_revocations(reader.revocation_events())
         found = [revocation_row(one) for one in reversed(made) if self.before is None or one.seq < self.before]
         page = found[: self.limit]
@@ -166,7 +161,6 @@ class PreviewHits(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The preview; raises the ledger's errors."""
         head = reader.head().seq
         hits = preview_hits(reader, self.revocation, head, self.now)
         identities = Counter(hit.identity for hit in hits)
@@ -197,7 +191,6 @@ class FindEntries(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises `NotFound` for events that were archived, and the ledger's errors."""
         if self.after < reader.base:
             raise events_archived(self.after + 1, reader.base)
         found = reader.events_after(self.after, self.limit + 1)
@@ -224,7 +217,6 @@ class FindEvents(Lookup, frozen=True):
     events: EventFilter
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found = reader.matching_events(replace(self.events, limit=self.events.limit + 1))
         page, more = _fitting(found, self.events.limit, self.room)
         return _message("EventPage", {"entries": page, "before": more})
@@ -238,7 +230,6 @@ class CountActivity(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The counts, oldest first; raises the ledger's errors."""
         end = (self.now // self.step + 1) * self.step
         bounds = [end - number * self.step for number in range(self.spans, -1, -1)]
         counted = reader.activity([bound * 1000 for bound in bounds])
@@ -267,7 +258,6 @@ def decode_lookup(message: bytes) -> Lookup:
 
 
 def error_message(error: SignerError) -> bytes:
-    """The reply for an error."""
     return _message("Error", {**error.as_json(), "facts": dict(error.facts)})
 
 

@@ -25,7 +25,6 @@ class Restoration(Replacement):
     aside = "ledger.replaced-"
 
     def failed(self, text: str, hint: str) -> Unavailable:
-        """The error for files that cannot be written."""
         return Unavailable("restore_failed", text, hint)
 
     @contextmanager

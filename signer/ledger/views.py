@@ -54,7 +54,6 @@ def revocation_row(made: MadeRevocation) -> dict[str, object]:
 
 
 def operation_row(entry: Entry) -> dict[str, object]:
-    """One operation in a list."""
     body = json.loads(entry.body)
     fields = {name: body[name] for name in ("operation", "outcome", "plan", "evidence", "reason")}
     at = timestamp(entry.time_ms // 1000)
@@ -62,5 +61,4 @@ def operation_row(entry: Entry) -> dict[str, object]:
 
 
 def operation_details(entry: Entry) -> dict[str, object]:
-    """An operation with its complete record."""
     return {**operation_row(entry), **json.loads(entry.body)}

@@ -221,7 +221,6 @@ def _operation(data: bytes) -> str | None:
 
 
 def error_reply(error: SignerError) -> dict[str, object]:
-    """The reply that carries an error."""
     return {"error": error.as_json()}
 
 

@@ -125,8 +125,6 @@ def _shadow_families(shadow: Shadow) -> Iterator[Metric]:
 
 
 class Stopwatch:
-    """Measures elapsed time."""
-
     __slots__ = ("_start",)
 
     def __init__(self) -> None:
@@ -155,11 +153,9 @@ class TimedLedger(Ledger):
             self.commit_seconds.observe(watch.seconds())
 
     def fold(self) -> float | None:
-        """As `Ledger.fold`."""
         self._before_write()
         return super().fold()
 
     def probe(self, now_ms: int) -> None:
-        """As `Ledger.probe`."""
         self._before_write()
         super().probe(now_ms)

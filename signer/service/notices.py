@@ -263,7 +263,6 @@ class Outbox:
         return self._received
 
     def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     def begin(self, seq: int) -> None:

@@ -199,7 +199,6 @@ class Publisher:
                 self._fail(not_written(error))
 
     def state(self) -> ListState:
-        """What is published now."""
         version = None if self._list is None else self._list.version
         return ListState(version, self._as_of, self._list_version(), self._failure)
 

@@ -33,8 +33,6 @@ _KIND: Final = re.compile(r"[a-z_]{1,32}(?:\.[a-z_]{1,32})?", re.ASCII)
 
 
 def register(console: Console) -> None:
-    """Adds the page."""
-
     def show(session: Session) -> Response:
         now = int(time.time())
         wanted = read_words(("kind", "identity", "since"))

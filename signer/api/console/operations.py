@@ -17,8 +17,6 @@ MOODS: Final = {"applied": "ok", "rolled_back": "warn", "failed": "warn", "stopp
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show(session: Session) -> Response:
         page = expect(OperationPage, session.ask("operations", {"limit": ROWS, **read_number("before")}))
         return console.page(

@@ -19,8 +19,6 @@ MOST: Final = 8  # of the requests, freezes and incidents that it lists
 
 
 def register(console: Console) -> None:
-    """Adds the page."""
-
     def show(session: Session) -> Response:
         now = int(time.time())
         live = replies.expect(replies.LiveByIdentity, session.ask("live"))

@@ -19,8 +19,6 @@ LAST: Final = 10  # certificates on it
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show(session: Session) -> Response:
         wanted = read_words(("part", "after"))
         page = expect(IdentityPage, session.ask("identities", {**wanted, "limit": ROWS}))

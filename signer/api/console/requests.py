@@ -32,7 +32,6 @@ _TOLD_MOODS: Final = {"sent": "ok", "failed": "bad", "dropped": "bad"}
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
     console.get("/console/requests", partial(_list, console))
     console.get("/console/requests/<name>", partial(_show, console))
     console.post("/console/requests/<name>/deny", _deny)

@@ -160,7 +160,6 @@ def time_left(until: str, now: int) -> str:
 
 
 def age(since: str, now: int) -> str:
-    """How long ago a time was."""
     return f"{render_span(max(now - parse_timestamp(since), 0))} ago"
 
 
