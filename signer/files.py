@@ -198,9 +198,15 @@ def write_new(
 
 
 def write_atomically(
-    path: Path, content: bytes, mode: int, *, is_shared: bool = False, like: os.stat_result | None = None
+    path: Path,
+    content: bytes,
+    mode: int,
+    *,
+    is_shared: bool = False,
+    like: os.stat_result | None = None,
+    is_synced: bool = True,
 ) -> None:
-    """Replaces the file as a whole or keeps the old one; file and name are synced when this returns.
+    """Replaces the file as a whole or keeps the old one; file and name are synced when this returns, if `is_synced`.
 
     `.NAME.new` beside it is written first. One left by a crash is replaced, so two processes must not write the file
     at once, unless it `is_shared`: then it is `.NAME.PID.new`. The new file has owner and group of `like`, and `mode`
@@ -211,9 +217,10 @@ def write_atomically(
         remove_leftovers(path.parent, path.name)
     first.unlink(missing_ok=True)
     try:
-        write_new(first, content, mode, like=like)
+        write_new(first, content, mode, like=like, is_synced=is_synced)
         first.rename(path)
-        sync_directory(path.parent)
+        if is_synced:
+            sync_directory(path.parent)
     except BaseException:
         first.unlink(missing_ok=True)
         raise

@@ -89,7 +89,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenRequest:
+class FrozenRequest(Terms):
     """What humans approve, exactly: the certificate, who asks for it and why, and what may claim it.
 
     One of `public_key` (`type base64`) and `claim_sha256` is set. `id` is `r-` and 10 base32 letters of randomness.
@@ -100,16 +100,6 @@ class FrozenRequest:
     asked: int
     expires: int
     policy: str
-    identity: str
-    kind: IdentityKind
-    role: str
-    key_id: str
-    principals: tuple[str, ...]
-    critical_options: tuple[tuple[str, str], ...]
-    extensions: tuple[tuple[str, str], ...]
-    ttl: int
-    reason: str | None
-    address: str | None
     public_key: str | None
     claim_sha256: str | None
 
@@ -595,7 +585,7 @@ class Approvals:
         found = (self.waiver_of(request, situation) for request in self._requests.values() if request.approvals)
         return [waiver for waiver in found if waiver is not None]
 
-    def covering(self, ask: FrozenRequest | Terms, situation: Situation) -> Waiver | None:
+    def covering(self, ask: Terms, situation: Situation) -> Waiver | None:
         """A waiver that covers what is asked: the same certificate or a narrower one, from the same address."""
         for request in self._requests.values():
             if request.approvals and _is_within(ask, request.frozen):
@@ -630,22 +620,15 @@ class Approvals:
         random: Callable[[int], bytes],
     ) -> FrozenRequest:
         """What humans would approve, bound to the digest of a claim secret, else to `key`."""
+        asked = {item.name: getattr(terms, item.name) for item in fields(terms)}
+        asked["reason"] = None if terms.reason is None else hide_tokens(terms.reason)  # as the ledger will have it
         return FrozenRequest(
+            **asked,
             id=self._new_id(random),
             nonce=random(NONCE_BYTES).hex(),
             asked=situation.now,
             expires=situation.now + PENDING_FOR,
             policy=situation.policy.digest,
-            identity=terms.identity,
-            kind=terms.kind,
-            role=terms.role,
-            key_id=terms.key_id,
-            principals=terms.principals,
-            critical_options=terms.critical_options,
-            extensions=terms.extensions,
-            ttl=terms.ttl,
-            reason=None if terms.reason is None else hide_tokens(terms.reason),  # as the ledger will have it
-            address=terms.address,
             public_key=None if claim_sha256 is not None or key is None else render_public_key(key.kind, key.blob),
             claim_sha256=claim_sha256,
         )
@@ -1070,7 +1053,7 @@ def _check_waiver(waiver: WaiverTerms, wanted: Requirement, frozen: FrozenReques
         )
 
 
-def _is_within(ask: FrozenRequest | Terms, approved: FrozenRequest) -> bool:
+def _is_within(ask: Terms, approved: FrozenRequest) -> bool:
     """Whether a waiver's request covers another ask: nothing wider, and from the same address."""
     return (
         ask.identity == approved.identity

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from signer.errors import NotFound, Refused
 from signer.ledger import lookups
+from signer.ledger.lookups import operation_details, revocation_row
 from signer.ledger.revoked import made_revocations
-from signer.ledger.views import operation_details, revocation_row
 from signer.model import ActiveFreeze, Entry, Finding, Head, Identity, Role, Token
 from signer.policy.decide import Policy
 from signer.policy.rules import allowed_principals

@@ -62,7 +62,7 @@ def _ledger(config: Path | None) -> Iterator[FindInLedger]:
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
     from signer.ledger.chain import entry_hash
-    from signer.ledger.views import operation_row
+    from signer.ledger.lookups import operation_row
 
     for entry in reader.operations(digest, None, 1):
         if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:

@@ -151,7 +151,7 @@ def _of_log(reader: CertificateReader, now: int) -> Iterator[dict[str, Any]]:
 
 
 def _row(reader: CertificateReader, serial: int, now: int, login: Login | None = None) -> dict[str, Any]:
-    from signer.ledger.views import certificate_details
+    from signer.ledger.lookups import certificate_details
 
     found = reader.certificate(serial)
     if found is None:

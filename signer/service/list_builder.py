@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -26,9 +26,8 @@ from signer.errors import BadFormat, SignerError, Unavailable, write_hint
 from signer.files import write_new
 from signer.hardening import serve_parent_only
 from signer.ledger.reader import LedgerReader
-from signer.ledger.revocation_list import read_list
-from signer.ssh.krl import MAX_LIST, RevocationList, decode_krl, encode_krl
-from signer.ssh.krl_listing import check_listing
+from signer.ledger.revoked import read_list
+from signer.ssh.krl import MAX_LIST, RevocationList, check_listing, decode_krl, encode_krl
 from signer.subprocesses import NoSuchCommand, run
 
 BUILT_WITHIN: Final = 120.0  # seconds; a list of 100,000 scattered serials takes 1 on an idle machine
@@ -193,16 +192,13 @@ def check_readable(file: Path, meant: RevocationList, environment: Mapping[str, 
 def main(data_dir: Path, file: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
     serve_parent_only()
-    reader = LedgerReader(data_dir)
+    reply: Built | _Failed
     try:
-        found = read_list(reader)
-        reply: Built | _Failed = msgspec.structs.replace(
-            build(found.revoked, file, os.environ), changes_at=found.changes_at
-        )
+        with closing(LedgerReader(data_dir)) as reader:
+            found = read_list(reader)
+        reply = msgspec.structs.replace(build(found.revoked, file, os.environ), changes_at=found.changes_at)
     except SignerError as error:
         reply = _Failed(error.code, error.text, error.hint)
-    finally:
-        reader.close()
     with suppress(BrokenPipeError):  # the keeper has given up
         os.write(sys.stdout.fileno(), msgspec.json.encode(reply))
 

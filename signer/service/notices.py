@@ -25,7 +25,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import claim, identity_of, open_or_create, read_bounded, write_new
+from signer.files import claim, identity_of, open_or_create, read_bounded, write_atomically
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol import notices
@@ -110,11 +110,8 @@ class CursorFile:
     def _write(self) -> None:
         """Replaces the file; not synced, as fsyncs would delay those of the ledger. A power cut repeats notices."""
         shown = {name: _Kept(cursor.seq, list(cursor.done)) for name, cursor in self._cursors.items()}
-        first = self._path.with_name(f".{CURSOR}.new")
         try:
-            first.unlink(missing_ok=True)
-            write_new(first, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
-            first.rename(self._path)
+            write_atomically(self._path, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
         except OSError as error:
             log.warning("what was sent cannot be noted, so notices may come twice: %s", error.strerror)
 
@@ -187,11 +184,8 @@ class ToldFile:
     def _write_all(self) -> None:
         """Replaces the file by one without the lines that do not count any more."""
         lines = [notices.encode(told) + b"\n" for rows in self._rows.values() for told in rows.values()]
-        first = self._path.with_name(f".{TOLD}.new")
         try:
-            first.unlink(missing_ok=True)
-            write_new(first, b"".join(lines), 0o600, is_synced=False)
-            first.rename(self._path)
+            write_atomically(self._path, b"".join(lines), 0o600, is_synced=False)
             if self._file is not None:
                 os.close(self._file)
                 self._file = None

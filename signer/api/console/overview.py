@@ -67,24 +67,14 @@ def check_health(status: replies.Status, now: int) -> Iterator[Check]:
     The keeper decides what is late: `signer status` shows the same.
     """
     if status.fault is None:
-        yield (
-            "Keeper",
-            "ok",
-            "ready",
-            f"mode {status.mode}, version {status.version}, since {show_time(status.started)}",
-        )
+        facts = f"mode {status.mode}, version {status.version}, since {show_time(status.started)}"
+        yield "Keeper", "ok", "ready", facts
     else:
         yield "Keeper", "bad", "not ready", f"{status.fault.text}: {status.fault.hint}"
-    yield (
-        "CA key",
-        "ok" if status.ca_fingerprint else "bad",
-        "loaded" if status.ca_fingerprint else "missing",
-        (
-            f"{status.ca_fingerprint}, since {show_time(status.key_since)}"
-            if status.ca_fingerprint
-            else "no key can sign now"
-        ),
-    )
+    if status.ca_fingerprint:
+        yield "CA key", "ok", "loaded", f"{status.ca_fingerprint}, since {show_time(status.key_since)}"
+    else:
+        yield "CA key", "bad", "missing", "no key can sign now"
     yield "Policy", "ok", "in force", f"since {show_time(status.policy_since)}, digest {status.policy[:16]}…"
     yield from _check_ledger(status, now)
     published = status.revocation_list

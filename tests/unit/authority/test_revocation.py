@@ -17,7 +17,7 @@ from signer.authority.freezes import local_identity
 from signer.authority.revocation import LIST_EVERY
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.ledger.reader import REACH
-from signer.ledger.revocation_list import read_list
+from signer.ledger.revoked import read_list
 from signer.model import Caller, Event, Filter, Revocation
 from signer.protocol.bodies import read_revocation
 from signer.protocol.commands import (
