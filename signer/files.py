@@ -35,6 +35,15 @@ def os_errors(make: Callable[[OSError], SignerError]) -> Iterator[None]:
         raise make(error) from None
 
 
+@contextmanager
+def held(descriptor: int) -> Iterator[int]:
+    """Closes the descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -262,20 +271,14 @@ def sync_directory(directory: Path | int) -> None:
     if isinstance(directory, int):
         os.fsync(directory)
         return
-    descriptor = open_directory(directory)
-    try:
+    with held(open_directory(directory)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     """Syncs the content of a file that others write."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with held(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def own_lock_folder() -> Path:

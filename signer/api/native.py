@@ -137,14 +137,8 @@ def json_response(value: BaseModel, status: int = 200) -> Response:
 
 def who_am_i(reply: replies.Reply) -> WhoAmI:
     caller = replies.expect(replies.CallerDetails, reply)
-    return WhoAmI(
-        identity=caller.identity,
-        kind=caller.kind,
-        roles=caller.roles,
-        groups=caller.groups,
-        may=caller.may,
-        token=CallerToken(expires=caller.expires),
-    )
+    known = caller.model_dump(include=WhoAmI.model_fields.keys() & replies.CallerDetails.model_fields.keys())
+    return WhoAmI(**known, token=CallerToken(expires=caller.expires))
 
 
 def _text(text: str, content_type: str, status: int = 200) -> Response:

@@ -46,7 +46,7 @@ from signer.ca.key_file import (
     write_key,
 )
 from signer.errors import BadKeyFile
-from signer.files import open_unread
+from signer.files import held, open_unread
 from signer.model import PublicKey
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import MIN_CA_RSA_BITS, parse_public_key, render_public_key
@@ -305,13 +305,11 @@ def open_ca_key(path: Path) -> int:
 
 def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
     """As `load_ca_key`, from an open file, which it closes."""
-    try:
+    with held(descriptor):
         facts = os.fstat(descriptor)
         for _, check in _FILE_CHECKS:
             check(facts, owner)
         data = _read(descriptor)
-    finally:
-        os.close(descriptor)
     key = CaKey(_parse(data))
     check_pin(key, *pins)
     key.self_test()

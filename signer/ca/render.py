@@ -21,6 +21,7 @@ from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable, write_hint
 from signer.files import (
     create_unnamed,
+    held,
     lock,
     name_unnamed,
     open_directory,
@@ -187,29 +188,21 @@ def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged
     """Compares the target with the key: `same`, `missing`, or `differs` with the differences."""
     public = (key.fingerprint, key.kind)
     try:
-        descriptor = open_unread(target)
+        with held(open_unread(target)) as descriptor:
+            facts, has_content = os.fstat(descriptor), key.is_content_of(descriptor)
     except FileNotFoundError:
         return Rendered("missing", *public)
     except OSError as error:
-        raise _unusable(error) from None
-    try:
-        facts = os.fstat(descriptor)
-        found = {
-            "content": key.is_content_of(descriptor),
-            "owner": facts.st_uid == os.geteuid() and (facts.st_gid == 0 or os.geteuid() != 0),
-            "mode": stat.S_IMODE(facts.st_mode) in (0o400, 0o600),
-            "links": facts.st_nlink == 1,
-        }
-    except OSError as error:
-        raise _unusable(error) from None
-    finally:
-        os.close(descriptor)
+        text = f"the target cannot be read: {error.strerror}"
+        raise RefusedTarget("target_unusable", text, "start as root") from None
+    found = {
+        "content": has_content,
+        "owner": facts.st_uid == os.geteuid() and (facts.st_gid == 0 or os.geteuid() != 0),
+        "mode": stat.S_IMODE(facts.st_mode) in (0o400, 0o600),
+        "links": facts.st_nlink == 1,
+    }
     differs_in = tuple(name for name, right in found.items() if not right)
     return Rendered("differs" if differs_in else same, *public, differs_in)
-
-
-def _unusable(error: OSError) -> RefusedTarget:
-    return RefusedTarget("target_unusable", f"the target cannot be read: {error.strerror}", "start as root")
 
 
 @contextmanager

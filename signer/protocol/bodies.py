@@ -21,7 +21,7 @@ from signer.model import (
     Revocation,
     RevokedBy,
 )
-from signer.protocol.sign_request import DURATION, PRINTABLE, Number, read_number
+from signer.protocol.sign_request import DURATION, PRINTABLE, Number, malformed_field, read_number
 from signer.units import parse_duration, parse_timestamp
 
 MAX_SIGNATURE: Final = 16_384  # characters of an armored signature
@@ -65,11 +65,7 @@ def read_body_as(model: type[_Model], fields: dict[str, Any]) -> _Model:
     try:
         return model.model_validate(_with_numbers(fields))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:64]
-        raise BadRequest(
-            "field_malformed", f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see /api/openapi.json"
-        ) from None
+        raise malformed_field(error) from None
 
 
 def _with_numbers(value: Any) -> Any:

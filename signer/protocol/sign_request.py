@@ -392,13 +392,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     try:
         body = SignBody.model_validate(numbers)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = well_formed(".".join(str(part) for part in first["loc"][:1]))[:64]
-        raise BadRequest(
-            "field_malformed",
-            f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
-            "see /api/openapi.json",
-        ) from None
+        raise malformed_field(error, 1) from None
     asked = SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
@@ -414,6 +408,14 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     )
     _refuse_tokens(asked)
     return asked
+
+
+def malformed_field(error: ValidationError, depth: int | None = None) -> BadRequest:
+    """The error that names the first invalid field, by at most `depth` parts of its path."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = well_formed(".".join(str(part) for part in first["loc"][:depth]))[:64]
+    text = f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return BadRequest("field_malformed", text, "see /api/openapi.json")
 
 
 _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)

@@ -31,6 +31,8 @@ ASKS_WITHIN: Final = 5.0  # seconds from a connection to its request
 ANSWERED_WITHIN: Final = 60.0  # seconds for a reply; the launcher gives up on a reload before
 _BACKLOG: Final = 8
 OPERATIONS: Final = ("reload", "status")
+_NOT_ALLOWED: Final = SignerError("launcher_not_yours", "this user may not control the service", "run this as root")
+_MALFORMED: Final = SignerError("launcher_request_malformed", "the request is not valid", "use the version that runs")
 
 
 @dataclass(eq=False)
@@ -98,15 +100,9 @@ class ControlSocket:
             self._clients.remove(client)
             operation = _operation(data)
             if not client.is_allowed:  # answered only now: a close before the request is read would lose the answer
-                client.answer(error_reply(_not_allowed()))
+                client.answer(error_reply(_NOT_ALLOWED))
             elif operation is None:
-                client.answer(
-                    error_reply(
-                        SignerError(
-                            "launcher_request_malformed", "the request is not valid", "use the version that runs"
-                        )
-                    )
-                )
+                client.answer(error_reply(_MALFORMED))
             else:
                 yield client, operation
 
@@ -222,7 +218,3 @@ def _operation(data: bytes) -> str | None:
 
 def error_reply(error: SignerError) -> dict[str, object]:
     return {"error": error.as_json()}
-
-
-def _not_allowed() -> SignerError:
-    return SignerError("launcher_not_yours", "this user may not control the service", "run this as root")

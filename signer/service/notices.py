@@ -25,7 +25,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import claim, identity_of, open_or_create, read_bounded, write_atomically
+from signer.files import claim, held, identity_of, open_or_create, read_bounded, write_atomically
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol import notices
@@ -625,12 +625,9 @@ def run_notices(settings: Settings, channel_number: int | None = None) -> None:
     forbid_dumps()
     os.umask(0o077)
     os.environ.setdefault("RES_OPTIONS", _RESOLVER)
-    claim = claim_directory(settings.notices_dir)
-    keeper = None if settings.keeper_user is None else look_up_user(settings.keeper_user).pw_uid
-    try:
+    with held(claim_directory(settings.notices_dir)):
+        keeper = None if settings.keeper_user is None else look_up_user(settings.keeper_user).pw_uid
         Process(settings, supervisor, os.geteuid() if keeper is None else keeper).serve()
-    finally:
-        os.close(claim)
 
 
 def become_sender(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from flask import Response
 
 from signer.api.console.charts import Span, activity_chart, holders_chart
 from signer.api.console.session import Console, Session, show_time
-from signer.api.console.words import age, size
+from signer.api.console.words import age, done, size
 from signer.protocol import replies
 from signer.units import parse_timestamp, timestamp
 
@@ -108,11 +108,9 @@ def _check_ledger(status: replies.Status, now: int) -> Iterator[Check]:
         yield "Verified", "warn", "never", "run signer ledger verify each day"
     else:
         late = ledger.verified.late
-        facts = f"{ledger.verified.events:,} events, {age(ledger.verified.since, now)}"
-        yield "Verified", "warn" if late else "ok", "long ago" if late else "intact", facts
+        yield "Verified", "warn" if late else "ok", "long ago" if late else "intact", done(ledger.verified, now)
     if ledger.cosigned is None:
         yield "Witness", "warn", "none", "nobody else holds the history: runbooks/operate/witness.md"
     else:
         late = ledger.cosigned.late
-        facts = f"{ledger.cosigned.events:,} events, {age(ledger.cosigned.since, now)}"
-        yield "Witness", "bad" if late else "ok", "long ago" if late else "cosigned", facts
+        yield "Witness", "bad" if late else "ok", "long ago" if late else "cosigned", done(ledger.cosigned, now)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from signer.protocol.replies import GrantedRole, LedgerEntry
+from signer.protocol.replies import GrantedRole, LedgerEntry, MarkRow
 from signer.units import cut, parse_timestamp, plain, render_span
 
 Line = tuple[str, str]  # what it is about, and a sentence
@@ -150,6 +150,11 @@ def time_left(until: str, now: int) -> str:
 
 def age(since: str, now: int) -> str:
     return f"{render_span(max(now - parse_timestamp(since), 0))} ago"
+
+
+def done(mark: MarkRow, now: int) -> str:
+    """Up to which event something was done, and how long ago."""
+    return f"{mark.events:,} events, {age(mark.since, now)}"
 
 
 def size(count: int) -> str:
