@@ -563,17 +563,6 @@ class ClientConnection(HttpToolsProtocol):
             self.cut_off()
 
 
-class _Listener:
-    """A listening socket of the loop, as uvicorn's server closes it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        self._loop, self._listener = loop, listener
-
-    def close(self) -> None:
-        """Accepts no more connections."""
-        self._loop.remove_reader(self._listener.fileno())
-
-
 class Api(Protocol):
     """What the server asks of the application, besides to answer requests."""
 
@@ -601,10 +590,8 @@ class EdgeServer(Server):
         """Listens on the sockets of the arbiter."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._report)
-        self.servers: list[Any] = []
         for listener in sockets or []:
             loop.add_reader(listener.fileno(), self._accept, listener)
-            self.servers.append(_Listener(loop, listener))
         self.started = True
         self._note_started()
 
@@ -673,9 +660,8 @@ class EdgeServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers the requests in transit, refuses those that wait too long, and ends."""
-        for server in self.servers:
-            server.close()
         for listener in sockets or []:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()

@@ -1,5 +1,7 @@
 """/api/openapi.json: OpenAPI 3.1 of the native API, generated from the models. `ROUTES` lists every route.
 
+The bodies of commands and replies are in `protocol`; those that the API makes itself are here.
+
 A test compares it with Flask's map of routes in both directions, and real responses with the models.
 """
 
@@ -10,13 +12,12 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from signer import __version__
-from signer.api import schemas
 from signer.api.published import FILES
 from signer.model import BACKENDS, REQUEST_STATES, RevokedBy
 from signer.protocol import bodies, replies
@@ -25,6 +26,45 @@ from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
+
+
+class Problem(_Strict):
+    """RFC 9457. `code` is stable, `hint` the next action, the ledger and the log contain `request_id`."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str
+    request_id: str
+
+
+class Alive(_Strict):
+    """The API process responds."""
+
+    status: Literal["ok"]
+
+
+class CallerToken(_Strict):
+    """The credential of a request."""
+
+    expires: Annotated[str | None, Field(description="when it ends; null if it does not end")]
+
+
+class WhoAmI(_Strict):
+    """The caller, as policy.toml knows it: roles it may ask for, groups, and rights (`may`)."""
+
+    identity: str
+    kind: Literal["human", "agent", "workload"]
+    roles: list[str]
+    groups: list[str]
+    may: list[str]
+    token: CallerToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +227,7 @@ ROUTES: Final = (
     ),
     Route(
         "GET", "/api/whoami", "whoami", "Who the caller is: identity, roles, rights, and when the token ends",
-        schemas.WhoAmI, faults=(),
+        WhoAmI, faults=(),
     ),
     Route(
         "GET", "/api/requests", "requests",
@@ -240,7 +280,7 @@ ROUTES: Final = (
     ),
     Route("GET", "/api/hosts", "hosts", "Which hosts have which revocation list", replies.Hosts),
     Route("GET", "/api/openapi.json", "", "This document", "application/json", faults=(), is_open=True),
-    Route("GET", "/healthz", "", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
+    Route("GET", "/healthz", "", "Check that the API process responds", Alive, faults=(), is_open=True),
     Route(
         "GET", "/readyz", "health", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True,
     ),
@@ -259,7 +299,7 @@ def text() -> str:
 
 @cache
 def document() -> dict[str, Any]:
-    models: set[type[BaseModel]] = {schemas.Problem}
+    models: set[type[BaseModel]] = {Problem}
     for route in ROUTES:
         models |= {
             part
@@ -300,7 +340,7 @@ def _operation(route: Route) -> dict[str, Any]:
         accepted = _of_model(route.accepted, "application/json")
         responses["202"] = {"description": HTTPStatus.ACCEPTED.phrase, "content": accepted}
     for status in sorted({*route.statuses, *EDGE_FAULTS}):
-        problem = _of_model(schemas.Problem, "application/problem+json")
+        problem = _of_model(Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     queries = [
         {"name": query.name, "in": "query", "description": query.text, "schema": query.schema}

@@ -958,24 +958,17 @@ def _line_of(approver: Identity, signature: str | Assertion, signatures: Signatu
 
     Raises `Refused` if the approver has none, and `BadSignature`.
     """
+    lines: dict[str, ApprovalKey]
     if isinstance(signature, Assertion):
-        for line in approver.approval_keys:
-            if isinstance(line, Passkey) and line.id == signature.id:
-                return line
-        raise Refused(
-            "approval_key_unknown",
-            f"the assertion is by a passkey that is not among {approver.name}'s approval_keys",
-            "approve with a passkey that policy.toml lists",
-        )
-    key = signatures.key(signature)
-    for line in approver.approval_keys:
-        if isinstance(line, SshApprovalKey) and line.fingerprint == key.fingerprint:
-            return line
-    raise Refused(
-        "approval_key_unknown",
-        f"the signature is by {key.fingerprint}, which is not among {approver.name}'s approval_keys",
-        "sign with a key that policy.toml lists",
-    )
+        name, lines = signature.id, {line.id: line for line in approver.approval_keys if isinstance(line, Passkey)}
+        by, hint = "the assertion is by a passkey that", "approve with a passkey that policy.toml lists"
+    else:
+        name = signatures.key(signature).fingerprint
+        lines = {line.fingerprint: line for line in approver.approval_keys if isinstance(line, SshApprovalKey)}
+        by, hint = f"the signature is by {name}, which", "sign with a key that policy.toml lists"
+    if name not in lines:
+        raise Refused("approval_key_unknown", f"{by} is not among {approver.name}'s approval_keys", hint)
+    return lines[name]
 
 
 def signature_mark(body: Mapping[str, Any]) -> str | None:

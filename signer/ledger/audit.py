@@ -25,11 +25,10 @@ from signer.ledger.archived import check_archived, held_rows, newest_archive
 from signer.ledger.chain import linked_hash, quote
 from signer.ledger.comparison import Listed, check_counts, check_views_file, comparing, count_rows, last_folded
 from signer.ledger.fold import add_events, add_leaves, create_views, delete_views
-from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json
+from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json, check_structure
 from signer.ledger.reader import EVENTS_BETWEEN, ROWS, LedgerReader, broken_at, events_archived, storage_errors
 from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME
 from signer.ledger.store import CHECKED_AT_START, Ledger
-from signer.ledger.structure import check_structure
 from signer.ledger.subtrees import TILE, leaves
 from signer.ledger.tree import CompactRange
 from signer.model import Entry, Head
