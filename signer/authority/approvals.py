@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Final
 
+from signer.authority import webauthn
 from signer.authority.incidents import Incidents
-from signer.authority.signatures import Signatures
 from signer.authority.webauthn import MAX_CLIENT_DATA, VerifiedAssertion
 from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
@@ -47,9 +47,10 @@ from signer.model import (
 )
 from signer.policy.decide import Policy
 from signer.policy.passkeys import decode_base64url
+from signer.ssh import sshsig
 from signer.ssh.publickey import render_public_key
 from signer.ssh.sshsig import SshSignature
-from signer.ssh.statement import approval_statement, request_digest
+from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
 from signer.units import parse_timestamp, timestamp
 
 PENDING_FOR: Final = 3_600  # seconds that a request waits for humans
@@ -244,6 +245,28 @@ class Status:
     def approvers(self) -> tuple[str, ...]:
         """The other humans whose signatures count."""
         return tuple(given.by for given in self.counting)
+
+
+# --- what approves ----------------------------------------------------------------------------------------------------
+
+
+class Signatures:
+    """Signatures as `ssh-keygen -Y sign` makes them, and assertions of passkeys as browsers return them."""
+
+    def key(self, armored: str) -> PublicKey:
+        """The key that a signature names; raises `BadSignature`."""
+        return sshsig.signature_key(armored)
+
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> sshsig.SshSignature:
+        """Checks a signature over a statement by a key; raises `BadSignature`."""
+        return sshsig.verify(armored, statement, APPROVAL_NAMESPACE, key)
+
+    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> webauthn.VerifiedAssertion:
+        """Checks an assertion for a statement by a passkey; raises `BadSignature`."""
+        return webauthn.verify_assertion(assertion, statement, passkey)
+
+
+SIGNATURES: Final = Signatures()
 
 
 # --- what a role requires --------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from typing import Final, Protocol
 from signer.authority import console_sessions, freezes, identities, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
+    SIGNATURES,
     Approvals,
     Request,
+    Signatures,
     Situation,
     Status,
     asked_again,
@@ -40,7 +42,6 @@ from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals,
 from signer.authority.notices import NOTICED, Noticing, token_notices
 from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SIGNATURES, Signatures
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,

@@ -66,21 +66,15 @@ def answer(
     query: commands.LedgerQuery, identity: Identity, token: Token, policy: Policy, ledger: LedgerReader, now: int
 ) -> replies.Reply | lookups.Lookup:
     """The reply to one query, or the lookup that finds it; raises `Refused`, `NotFound` or the ledger's errors."""
+    if isinstance(query, commands.OfWholeLedger):
+        require(identity, "ledger.read")
+        return _of_whole_ledger(query, identity, ledger, now)
     match query:
         case commands.ListCertificates():
             return _certificates(query, identity, now)
         case commands.ShowCertificate():
             only = None if "ledger.read" in identity.may else identity.name
             return lookups.FindCertificate(identity.name, commands.MAX_REPLY, query.serial, only, now)
-        case (
-            commands.ShowHead()
-            | commands.ListEntries()
-            | commands.ListEvents()
-            | commands.ListOperations()
-            | commands.ShowActivity()
-        ):
-            require(identity, "ledger.read")
-            return _of_whole_ledger(query, identity, ledger, now)
         case commands.PreviewRevocation() | commands.ListRevocations():
             return _revocations(query, identity, now)
         case commands.ListFreezes():
@@ -101,14 +95,7 @@ def answer(
 
 
 def _of_whole_ledger(
-    query: commands.ShowHead
-    | commands.ListEntries
-    | commands.ListEvents
-    | commands.ListOperations
-    | commands.ShowActivity,
-    identity: Identity,
-    ledger: LedgerReader,
-    now: int,
+    query: commands.OfWholeLedger, identity: Identity, ledger: LedgerReader, now: int
 ) -> replies.Reply | lookups.Lookup:
     match query:
         case commands.ShowHead():

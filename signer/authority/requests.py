@@ -13,6 +13,7 @@ from signer.authority.approvals import (
     Approvals,
     GivenApproval,
     Request,
+    Signatures,
     Situation,
     Status,
     Waiver,
@@ -22,7 +23,6 @@ from signer.authority.approvals import (
 )
 from signer.authority.incidents import Incident
 from signer.authority.queries import require
-from signer.authority.signatures import Signatures
 from signer.errors import BadRequest, NotFound
 from signer.ledger.lookups import fitting
 from signer.model import Event, Identity, Passkey, SshApprovalKey

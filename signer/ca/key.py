@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NoReturn, ParamSpec
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -45,11 +45,12 @@ from signer.ca.key_file import (
     several_keys,
     write_key,
 )
-from signer.errors import BadKeyFile
+from signer.errors import BadFormat, BadKeyFile
 from signer.files import held, open_unread
 from signer.model import PublicKey
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import MIN_CA_RSA_BITS, parse_public_key, render_public_key
+from signer.ssh.sshsig import check_signature
 from signer.ssh.wire import Reader, mpint, string
 
 MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
@@ -111,17 +112,9 @@ class CaKey:
 
     def self_test(self) -> None:
         """Signs and verifies once; raises `BadKeyFile` if private and public half do not match."""
-        data, key = _SELF_TEST, self._key
         try:
-            if isinstance(key, Ed25519PrivateKey):
-                key.public_key().verify(key.sign(data), data)
-            elif isinstance(key, rsa.RSAPrivateKey):
-                signature = key.sign(data, padding.PKCS1v15(), SHA512())
-                key.public_key().verify(signature, data, padding.PKCS1v15(), SHA512())
-            else:
-                algorithm = ec.ECDSA(_HASHES[key.curve.name])
-                key.public_key().verify(key.sign(data, algorithm), data, algorithm)
-        except InvalidSignature:
+            check_signature(self.blob, _SELF_TEST, self.sign(_SELF_TEST))
+        except BadFormat:
             raise BadKeyFile(
                 "ca_key_self_test_failed", "the CA key cannot verify its own signature", "render it again"
             ) from None

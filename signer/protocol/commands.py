@@ -293,17 +293,14 @@ AboutIdentities = ListLive | ListIdentities | ShowIdentity
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
+OfWholeLedger = ShowHead | ListEntries | ListEvents | ShowActivity | ListOperations
 LedgerQuery = (
-    ListCertificates
+    OfWholeLedger
+    | ListCertificates
     | ShowCertificate
     | PreviewRevocation
     | ListRevocations
-    | ShowHead
-    | ListEntries
-    | ListEvents
-    | ShowActivity
     | ListFreezes
-    | ListOperations
     | ListRoles
     | ShowRole
     | ShowCaller

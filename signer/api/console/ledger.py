@@ -44,7 +44,6 @@ def register(console: Console) -> None:
         page = expect(EventPage, session.ask("events", fields))
         return console.page(
             "ledger.html",
-            now=now,
             rows=[(entry, summarize(entry)) for entry in page.entries],
             kinds=KINDS,
             wanted={name: wanted.get(name, "") for name in ("kind", "identity", "since")},

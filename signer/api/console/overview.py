@@ -40,7 +40,7 @@ def register(console: Console) -> None:
             shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
             shown["checks"] = list(check_health(status, now))
             shown["status"] = status
-        return console.page("overview.html", now=now, most=MOST, **shown)
+        return console.page("overview.html", most=MOST, **shown)
 
     console.get("/console", show)
 

@@ -24,7 +24,6 @@ def register(console: Console) -> None:
         page = expect(IdentityPage, session.ask("identities", {**wanted, "limit": ROWS}))
         return console.page(
             "people.html",
-            now=int(time.time()),
             rows=page.identities,
             part=wanted.get("part", ""),
             sees_all=session.may("ledger.read"),
