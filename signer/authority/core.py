@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
-from signer.authority import console_sessions, freezes, identities, queries, requests
+from signer.authority import console_sessions, freezes, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
     SIGNATURES,
@@ -857,7 +857,9 @@ class Core:
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         if isinstance(query, AboutIdentities):
             state = self._ready(now)
-            return identities.answer(query, identity, self.policy, state.certificates, state.freezes, int(now))
+            return queries.answer_about_identities(
+                query, identity, self.policy, state.certificates, state.freezes, int(now)
+            )
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
     # --- calls of the keeper between batches -------------------------------------------------------------------
