@@ -35,7 +35,7 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
-from signer.files import read_secret_word
+from signer.files import closed_on_error, read_secret_word
 from signer.http import Watched, new_session
 from signer.units import plain
 
@@ -331,21 +331,12 @@ class ApiClient(Watched):
             try:
                 if address.scheme == "http":
                     self._check_server(family, place)
-                link = _connected(family, place, within)
+                with closed_on_error(_connected(family, place, within)) as link:
+                    if address.scheme == "http":
+                        self._check_server(family, link.getpeername())
+                return link
             except OSError as error:
                 failure = error
-                continue
-            try:
-                if address.scheme == "http":
-                    self._check_server(family, link.getpeername())
-            except OSError as error:
-                link.close()
-                failure = error
-                continue
-            except BaseException:
-                link.close()
-                raise
-            return link
         raise self._no_connection(failure)
 
     def _check_server(self, family: int, place: Any) -> None:
@@ -413,13 +404,9 @@ def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within:
 
 
 def _connected(family: int, place: Any, within: float) -> socket.socket:
-    link = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with closed_on_error(socket.socket(family, socket.SOCK_STREAM)) as link:
         link.settimeout(within)
         link.connect(place)
-    except BaseException:
-        link.close()
-        raise
     return link
 
 

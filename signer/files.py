@@ -18,10 +18,13 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
+
+if TYPE_CHECKING:
+    from socket import socket  # which costs 15 ms
 
 MAX_TOKEN: Final = 4096  # bytes
 
@@ -42,6 +45,16 @@ def held(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def closed_on_error(sock: socket) -> Iterator[socket]:
+    """Closes the socket if the block ends with an error."""
+    try:
+        yield sock
+    except BaseException:
+        sock.close()
+        raise
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -214,29 +214,25 @@ def _locked_directory(path: Path) -> Iterator[int]:
     """
     with os_errors(_no_directory):
         folder = open_directory(path)
-    held: int | None = None
-    try:
+    with held(folder):
         with os_errors(_no_lock):
-            held = open_lock_of(path)
-        deadline = time.monotonic() + WAIT_FOR_ANOTHER
-        while not _is_locked(held):
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    "target_busy",
-                    "another `signer ca render` works on the target's directory",
-                    f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{held}').readlink()}`",
-                )
-            time.sleep(0.05)
-        yield folder
-    finally:
-        os.close(folder)
-        if held is not None:
-            os.close(held)
+            lock_file = open_lock_of(path)
+        with held(lock_file):
+            with os_errors(_no_lock):
+                _wait_for_lock(lock_file)
+            yield folder
 
 
-def _is_locked(held: int) -> bool:
-    with os_errors(_no_lock):
-        return lock(held)
+def _wait_for_lock(lock_file: int) -> None:
+    deadline = time.monotonic() + WAIT_FOR_ANOTHER
+    while not lock(lock_file):
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                "target_busy",
+                "another `signer ca render` works on the target's directory",
+                f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{lock_file}').readlink()}`",
+            )
+        time.sleep(0.05)
 
 
 def _no_lock(error: OSError) -> SignerError:

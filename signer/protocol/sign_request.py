@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from itertools import chain
 from typing import Annotated, Any, Final
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qs
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -139,24 +139,12 @@ def is_form(content_type: str) -> bool:
 
 def _read_form(text: str) -> dict[str, Any]:
     """Decodes a form as Go's url.ParseQuery does; the values of a repeated field are joined with commas."""
-    fields: dict[str, str] = {}
-    repeated: dict[str, list[str]] = {}
-    for pair in text.split("&"):
-        if not pair:
-            continue
-        if ";" in pair or _BAD_PERCENT.search(pair):
-            raise BadRequest(
-                "form_malformed",
-                "the form cannot be parsed",
-                "send a JSON object",
-                {"vault": "error parsing form data"},
-            )
-        name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
-        if name not in fields:
-            fields[name] = value
-        else:
-            repeated.setdefault(name, [fields[name]]).append(value)
-    return fields | {name: ",".join(values) for name, values in repeated.items()}
+    if ";" in text or _BAD_PERCENT.search(text):
+        raise BadRequest(
+            "form_malformed", "the form cannot be parsed", "send a JSON object", {"vault": "error parsing form data"}
+        )
+    fields = parse_qs(text, keep_blank_values=True, errors="surrogateescape")
+    return {name: ",".join(values) for name, values in fields.items()}
 
 
 def body_too_large() -> BadRequest:

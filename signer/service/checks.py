@@ -173,8 +173,7 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         text = f"the process that sends notices to the Internet runs as {user}, and can use that process's files"
         yield Check("warn", "users_are_one", text, "give SIGNER_NOTICES_USER its own user")
     try:
-        owner = None if user is None else look_up_user(user).pw_uid
-        with acting_as(owner):
+        with acting_as(None if user is None else look_up_user(user).pw_uid):
             channels = load_channels(file)
     except (BadFile, BadSettings) as error:
         yield from _failed(error)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import SignerError, Unavailable
-from signer.files import identity_of
+from signer.files import closed_on_error, identity_of
 from signer.hardening import acting_as, look_up_user, peer_process
 from signer.service.child import Ids
 from signer.service.supervisor import MAX_MESSAGE
@@ -66,12 +66,10 @@ class ControlSocket:
         if self._listener is not None and self._identity == identity_of(self._path):
             return
         self._close_listener()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
+        with closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)) as listener:
             listener.setblocking(False)
-            with acting_as(
-                self._owner_id
-            ):  # the directory is the keeper's, and root in a container may not write there
+            # The directory is the keeper's, and root in a container may not write there.
+            with acting_as(self._owner_id):
                 self._path.unlink(missing_ok=True)
                 former = os.umask(0o177)
                 try:
@@ -80,9 +78,6 @@ class ControlSocket:
                     os.umask(former)
             listener.listen(_BACKLOG)
             self._identity = identity_of(self._path)
-        except BaseException:
-            listener.close()
-            raise
         self._listener = listener
 
     def requests(self) -> Iterator[tuple[Client, str]]:

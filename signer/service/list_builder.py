@@ -140,6 +140,13 @@ def not_written(error: OSError) -> Unavailable:
     return Unavailable("list_not_written", text, write_hint(error, "SIGNER_RUN_DIR"))
 
 
+def write_public(path: Path, content: bytes) -> None:
+    """Writes a file for the api, in the place of one that an earlier run left; raises `OSError`."""
+    path.unlink(missing_ok=True)
+    write_new(path, content, FILE_MODE, is_synced=False)
+    path.chmod(FILE_MODE)  # whatever the umask
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -149,9 +156,7 @@ def build(revoked: RevocationList, file: Path, environment: Mapping[str, str]) -
     if len(content) > MAX_LIST:
         raise _not_built(f"it would have {len(content)} bytes, and hosts read {MAX_LIST}")
     try:
-        file.unlink(missing_ok=True)
-        write_new(file, content, FILE_MODE, is_synced=False)
-        file.chmod(FILE_MODE)
+        write_public(file, content)
     except OSError as error:
         raise not_written(error) from None
     try:

@@ -142,7 +142,8 @@ class QueryReader(Generic[_K]):
         asker.budget -= now - sent
         if not reply:
             self._stop()
-            reply = error_message(_reader_gone())
+            text = "the process that reads the ledger did not answer"
+            reply = error_message(Unavailable("reader_gone", text, "retry in a second"))
         return [(key, reply)]
 
     def _send_next(self) -> None:
@@ -176,10 +177,6 @@ class QueryReader(Generic[_K]):
             self._process.kill()
             self._killed.append(self._process)  # not waited for: on a disk that hangs it does not end
             self._process = None
-
-
-def _reader_gone() -> Unavailable:
-    return Unavailable("reader_gone", "the process that reads the ledger did not answer", "retry in a second")
 
 
 def answer_lookup(message: bytes, reader: Reader) -> bytes:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
-from signer.files import belongs_to
+from signer.files import belongs_to, closed_on_error
 from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, is_late, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
@@ -140,13 +140,9 @@ def answer_of(listen: Listen, *, has_tls: bool) -> str:
 
 def _connected(listen: Listen) -> socket.socket:
     if listen.path is not None:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(LOOK_WITHIN)
-        try:
+        with closed_on_error(socket.socket(socket.AF_UNIX)) as connection:
+            connection.settimeout(LOOK_WITHIN)
             connection.connect(str(listen.path))
-        except BaseException:
-            connection.close()
-            raise
         return connection
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104 - not bound here
     return socket.create_connection((host, listen.port), LOOK_WITHIN)
