@@ -361,7 +361,7 @@ def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[
     if layout.answers.runs_in == CONTAINER:
         # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
         overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
-        start = f"(set -a; . {layout.service}; podman-compose {overlays} up -d)"
+        start = f"(set -a; . {layout.service}; scripts/container/compose {overlays} up -d)"
         steps += [*agent, ("in a checkout, after scripts/container/build", start)]
     else:
         missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]

@@ -200,7 +200,7 @@ class Line:
 _CONTAINER: Final = "runbooks/install/container.md"
 _NAME: Final = "safe-session_safe-session-api_1"
 _FILES: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local-ca.yaml"
-_UP: Final = f"env $(grep = /etc/day/compose.env) podman-compose {_FILES}"
+_UP: Final = f"env $(grep = /etc/day/compose.env) scripts/container/compose {_FILES}"
 _BACKUP: Final = "-f /root/backup.yaml"  # an overlay that mounts /backup/signer
 _USER: Final = "-f /root/user.yaml"  # an overlay for another user of the keeper
 _VERIFIES: Final = f'podman exec {_NAME} signer ledger verify --head "$(cut -d" " -f1 head)"'
@@ -216,12 +216,13 @@ CONTAINER_WALK: Final = (
     Stop("runbooks/operate/notices.md", "PLATFORM_RUNTIME",
          before="install -D -m 0400 -o 8223 /run/notices.toml /etc/safe-session/notices/notices.toml",
          after=f"{_READY}; podman exec {_NAME} signer check"),
-    Line("podman-compose -f overlays/safe-session.yaml down --volumes; unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
+    Line("scripts/container/compose -f overlays/safe-session.yaml down --volumes; "
+         "unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
     # --- init, start, login ------------------------------------------------------------------------------------------
-    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"podman-compose -f"),
+    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"container/compose -f"),
     # What a shell exports is not to beat what is written.
     Line("export PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR=/nonexistent; "
-         f'eval "$(grep "podman-compose -f" init)"; {_READY}; unset PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR'),
+         f'eval "$(grep "container/compose -f" init)"; {_READY}; unset PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR'),
     Line("mkdir -p /etc/ssh/sshd_config.d; echo TrustedUserCAKeys /etc/ssh/day >/etc/ssh/sshd_config.d/day.conf; "
          "curl -fsS http://127.0.0.1:8222/api/ca >/etc/ssh/day; kill -HUP $(cat /run/sshd.pid); "
          "useradd -m -p '*' llmops; printf 'Host HOST\\n  User llmops\\n' >>/etc/ssh/ssh_config"),
