@@ -182,7 +182,7 @@ def write_new(
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if like is not None:
+            if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
                 os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
             if like is not None or not mode & 0o077:
                 os.fchmod(descriptor, mode)
@@ -195,6 +195,10 @@ def write_new(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _owner(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_uid, facts.st_gid
 
 
 def write_atomically(

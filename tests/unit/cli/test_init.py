@@ -140,6 +140,20 @@ def test_a_key_that_is_elsewhere_is_pinned_and_none_is_made(tmp_path: Path, sour
     assert any("shred" in step["command"] for step in made_here["next"])
 
 
+def test_a_container_with_an_encrypted_key_has_it_decrypted_by_the_unit(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--for", "container", "--ca", "systemd-creds")
+    variables = settings_of(tmp_path / "new" / "compose.env")
+    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"] == "/run/signer-ca"
+    unit = (ROOT / "scripts" / "systemd" / "signer-ca-credential.service").read_text()
+    assert "LoadCredentialEncrypted=ca:/etc/signer/ca.cred\n" in unit
+    key = tmp_path / "new" / "ca-key" / "ca"
+    assert key.stat().st_mode & 0o777 == 0o400
+    encrypts, enables, starts = (step["command"] for step in told["next"][:3])
+    assert encrypts.endswith(f"systemd-creds encrypt --name=ca {key} /etc/signer/ca.cred && shred -u {key}")
+    assert enables == "systemctl enable --now signer-ca-credential"
+    assert "-f overlays/safe-session-local-ca.yaml up -d" in starts
+
+
 def test_a_key_in_an_agent_is_asked_for_at_its_socket(tmp_path: Path) -> None:
     told = made(tmp_path / "new", "--ca", "ssh-agent", "--ca-fingerprint", PIN)
     lines = (tmp_path / "new" / "environment").read_text().splitlines()
@@ -197,7 +211,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--for", "container", "--ca", "systemd-creds"], "cannot be systemd-creds"),
         (["--ca-fingerprint", PIN], "cannot be new"),
         (["--ca", "ssh-agent"], "give --ca-fingerprint"),
         (["--role", "a b"], "policy"),
