@@ -201,6 +201,19 @@ def _owner(facts: os.stat_result) -> tuple[int, int]:
     return facts.st_uid, facts.st_gid
 
 
+def append_line(descriptor: int, line: bytes, *, is_synced: bool = True) -> None:
+    """Appends a line to a file that nobody else writes meanwhile, whole or not at all; raises `OSError`."""
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if is_synced:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+
+
 def write_atomically(
     path: Path, content: bytes, mode: int, *, is_shared: bool = False, like: os.stat_result | None = None
 ) -> None:
