@@ -35,7 +35,7 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
-from signer.files import closed_on_error, read_secret_word
+from signer.files import read_secret_word, undone_by
 from signer.http import Watched, new_session
 from signer.units import plain
 
@@ -331,7 +331,8 @@ class ApiClient(Watched):
             try:
                 if address.scheme == "http":
                     self._check_server(family, place)
-                with closed_on_error(_connected(family, place, within)) as link:
+                link = _connected(family, place, within)
+                with undone_by(link.close):
                     if address.scheme == "http":
                         self._check_server(family, link.getpeername())
                 return link
@@ -404,7 +405,8 @@ def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within:
 
 
 def _connected(family: int, place: Any, within: float) -> socket.socket:
-    with closed_on_error(socket.socket(family, socket.SOCK_STREAM)) as link:
+    link = socket.socket(family, socket.SOCK_STREAM)
+    with undone_by(link.close):
         link.settimeout(within)
         link.connect(place)
     return link

@@ -15,16 +15,14 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from signer.errors import BadFile, BadSettings, SignerError
 from signer.units import plain
-
-if TYPE_CHECKING:
-    from socket import socket  # which costs 15 ms
 
 MAX_TOKEN: Final = 4096  # bytes
 
@@ -48,12 +46,12 @@ def held(descriptor: int) -> Iterator[int]:
 
 
 @contextmanager
-def closed_on_error(sock: socket) -> Iterator[socket]:
-    """Closes the socket if the block ends with an error."""
+def undone_by(undo: Callable[[], object]) -> Iterator[None]:
+    """Calls `undo` if the block ends with an error."""
     try:
-        yield sock
+        yield
     except BaseException:
-        sock.close()
+        undo()
         raise
 
 
@@ -76,12 +74,9 @@ def open_regular(
 ) -> BufferedReader:
     """Opens the file for reading and passes its status to `check`, whose errors are raised."""
     descriptor = open_unread(path, follow_links=follow_links)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         check(os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def read_bounded(
@@ -202,21 +197,17 @@ def write_new(
     The umask applies unless `mode` grants rights only to the owner, or the file gets owner and group of `like`.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
-                os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
-            if like is not None or not mode & 0o077:
-                os.fchmod(descriptor, mode)
-            for piece in (content,) if isinstance(content, bytes) else content:
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
-            if is_synced:
-                os.fsync(descriptor)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with undone_by(partial(path.unlink, missing_ok=True)), os.fdopen(descriptor, "wb", buffering=0) as file:
+        if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
+            os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
+        if like is not None or not mode & 0o077:
+            os.fchmod(descriptor, mode)
+        for piece in (content,) if isinstance(content, bytes) else content:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+        if is_synced:
+            os.fsync(descriptor)
 
 
 def _owner(facts: os.stat_result) -> tuple[int, int]:
@@ -255,14 +246,11 @@ def write_atomically(
     if is_shared:
         remove_leftovers(path.parent, path.name)
     first.unlink(missing_ok=True)
-    try:
+    with undone_by(partial(first.unlink, missing_ok=True)):
         write_new(first, content, mode, like=like, is_synced=is_synced)
         first.rename(path)
         if is_synced:
             sync_directory(path.parent)
-    except BaseException:
-        first.unlink(missing_ok=True)
-        raise
 
 
 def remove_leftovers(directory: Path, prefix: str) -> None:
@@ -330,16 +318,13 @@ def open_lock(path: Path) -> int:
     directory or on a file that others may read. An own file with another mode is closed to others.
     """
     descriptor = open_or_create(path)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         facts = os.fstat(descriptor)
         check_regular(facts)
         if facts.st_uid != os.geteuid():
             raise OSError(errno.EPERM, f"the lock file {path.name} belongs to user {facts.st_uid}")
         if stat.S_IMODE(facts.st_mode) != 0o600:
             os.fchmod(descriptor, 0o600)
-    except BaseException:
-        os.close(descriptor)
-        raise
     return descriptor
 
 
@@ -349,9 +334,9 @@ def claim(path: Path, in_use: SignerError) -> int:
     Raises `OSError`, or `in_use` if another process has the lock.
     """
     descriptor = open_lock(path)
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise in_use
+    with undone_by(partial(os.close, descriptor)):
+        if not lock(descriptor):
+            raise in_use
     return descriptor
 
 
@@ -388,13 +373,10 @@ def open_again(descriptor: int) -> int:
 def create_unnamed(directory: int, mode: int) -> int:
     """A descriptor of a new file without a name, deleted when closed; owned by root if created by root."""
     descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         os.fchmod(descriptor, mode)
         if os.geteuid() == 0:
             os.fchown(descriptor, 0, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
     return descriptor
 
 

@@ -52,7 +52,6 @@ class Waiters:
         return event
 
     def remove(self, request: str, event: asyncio.Event) -> None:
-        """The client waits no longer."""
         self._waiting[request].discard(event)
         if not self._waiting[request]:
             del self._waiting[request]

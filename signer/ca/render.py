@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,6 +30,7 @@ from signer.files import (
     open_unread,
     os_errors,
     sync_directory,
+    undone_by,
 )
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
@@ -105,11 +107,8 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
     folder = open_directory(target.parent)
     try:
         name_unnamed(folder, _write(folder, key), target.name)
-        try:
+        with undone_by(partial(os.unlink, target.name, dir_fd=folder)):
             sync_directory(folder)
-        except OSError:
-            os.unlink(target.name, dir_fd=folder)
-            raise
     except FileExistsError:
         raise exists from None
     except OSError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
-from signer.files import claim, held, open_or_create, sync_directory, sync_file, write_new
+from signer.files import claim, held, open_or_create, sync_directory, sync_file, undone_by, write_new
 from signer.ledger.audit import Progress, verify
 from signer.ledger.reader import LedgerReader, short_reason, storage_errors
 from signer.ledger.replacement import Replacement
@@ -136,11 +136,8 @@ class Restoration(Replacement):
             else:
                 write_new(copy, iter(lambda: source.read(_PIECE), b""), 0o600)
         reader = LedgerReader(folder)
-        try:
+        with undone_by(reader.close):
             verify_backup(reader, progress)
-        except BaseException:
-            reader.close()
-            raise
         return reader
 
 

@@ -43,7 +43,6 @@ def read_digest(text: str) -> str:
 
 
 def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> Event:
-    """The event of an operation."""
     sender = {"address": caller.address or "", "request_id": caller.request_id}
     return Event("operation.recorded", identity.name, {**body.model_dump(), **sender})
 

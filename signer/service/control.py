@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import SignerError, Unavailable
-from signer.files import closed_on_error, identity_of
+from signer.files import identity_of, undone_by
 from signer.hardening import acting_as, look_up_user, peer_process
 from signer.service.child import Ids
 from signer.service.supervisor import MAX_MESSAGE
@@ -66,7 +66,8 @@ class ControlSocket:
         if self._listener is not None and self._identity == identity_of(self._path):
             return
         self._close_listener()
-        with closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)) as listener:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with undone_by(listener.close):
             listener.setblocking(False)
             # The directory is the keeper's, and root in a container may not write there.
             with acting_as(self._owner_id):

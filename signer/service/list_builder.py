@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from typing import Final
 import msgspec
 
 from signer.errors import BadFormat, SignerError, Unavailable, write_hint
-from signer.files import write_new
+from signer.files import undone_by, write_new
 from signer.hardening import serve_parent_only
 from signer.ledger.reader import LedgerReader
 from signer.ledger.revoked import read_list
@@ -159,11 +160,8 @@ def build(revoked: RevocationList, file: Path, environment: Mapping[str, str]) -
         write_public(file, content)
     except OSError as error:
         raise not_written(error) from None
-    try:
+    with undone_by(partial(file.unlink, missing_ok=True)):
         check_readable(file, revoked, environment)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
     return Built(revoked.version, sha256(content).hexdigest())
 
 

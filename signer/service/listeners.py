@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
-from signer.files import closed_on_error
+from signer.files import undone_by
 from signer.settings import Listen, Settings, names_proxies
 
 BACKLOG: Final = 1024
@@ -75,7 +75,8 @@ def bind_listener(listen: Listen, group: str | None) -> socket.socket:
     try:
         if listen.path is not None:
             return _bind_unix(listen.path, group)
-        with closed_on_error(_make_tcp(listen)) as listener:
+        listener = _make_tcp(listen)
+        with undone_by(listener.close):
             listener.bind((listen.host, listen.port))
             listener.listen(BACKLOG)
         return listener
@@ -124,7 +125,8 @@ def _make_tcp(listen: Listen) -> socket.socket:
 
 def _bind_unix(path: Path, group: str | None) -> socket.socket:
     """A unix socket for its owner and the group; replaces one that nobody listens on. Raises `OSError`."""
-    with closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with undone_by(listener.close):
         if _is_stale(path):
             path.unlink()
         former = os.umask(0o777 & ~_UNIX_MODE)

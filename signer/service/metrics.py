@@ -63,7 +63,6 @@ class Metrics(Collector):
         self._signatures_of(role).inc()
 
     def count_refusal(self, code: str) -> None:
-        """Counts a command that was refused, by its error code."""
         self._refusals.labels(code).inc()
 
     def describe(self) -> Iterable[Metric]:

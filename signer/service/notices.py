@@ -250,13 +250,8 @@ class Outbox:
         self._said = 0  # of them, those that the message says which waits
         self._failures = 0
         self._is_stopping = False
-        self._received = self._cursor.seq
+        self.received = self._cursor.seq  # the newest event that has arrived here; None if it was never told one
         self._thread = threading.Thread(target=self._run, name=f"notices-{channel.name}", daemon=True)
-
-    @property
-    def received(self) -> int | None:
-        """The newest event that has arrived here; None if it was never told one."""
-        return self._received
 
     def start(self) -> None:
         self._thread.start()
@@ -264,16 +259,16 @@ class Outbox:
     def begin(self, seq: int) -> None:
         """Begins after event `seq`, whatever the channel had: the ledger is another one, or the channel is new."""
         with self._changed:
-            self._received = seq
+            self.received = seq
             self._cursors.note(self._cursor, seq)
 
     def put(self, notice: notices.Notice) -> None:
         """Queues a notice, unless the channel has it or does not take it; the oldest makes room for it."""
         with self._changed:
             if notice.seq:
-                if self._received is not None and notice.seq <= self._received:
+                if self.received is not None and notice.seq <= self.received:
                     return
-                self._received = notice.seq
+                self.received = notice.seq
             elif notice.id in self._cursor.done or notice.id in self._waiting_ids:
                 return
             if not self.channel.facts.takes(notice.topic, notice.concerns):
@@ -301,7 +296,7 @@ class Outbox:
         with former._changed:
             self._queue.extend(former._queue)
             self._waiting_ids |= former._waiting_ids
-            self._received = former._received
+            self.received = former.received
             self._missed, self._said = former._missed, former._said
 
     # --- the thread ---------------------------------------------------------------------------------------------------

@@ -71,14 +71,13 @@ class QueryReader(Generic[_K]):
         command = [sys.executable, "-P", "-m", "signer.service.query_reader", str(theirs.fileno()), str(self._data_dir)]
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         try:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
-            )
+            with theirs:
+                self._process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
+                )
         except OSError:  # no process is left
             ours.close()
             return
-        finally:
-            theirs.close()
         ours.setblocking(False)
         self._sock = ours
         self._selector.register(ours, selectors.EVENT_READ, self)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
-from signer.files import belongs_to, closed_on_error
+from signer.files import belongs_to, undone_by
 from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, is_late, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
@@ -140,7 +140,8 @@ def answer_of(listen: Listen, *, has_tls: bool) -> str:
 
 def _connected(listen: Listen) -> socket.socket:
     if listen.path is not None:
-        with closed_on_error(socket.socket(socket.AF_UNIX)) as connection:
+        connection = socket.socket(socket.AF_UNIX)
+        with undone_by(connection.close):
             connection.settimeout(LOOK_WITHIN)
             connection.connect(str(listen.path))
         return connection
