@@ -7,7 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -46,22 +46,39 @@ Backend = Literal["vault", "local"]
 
 
 class Pause(threading.Thread):
-    """Measures the longest time without a ready service, at 20 polls a second."""
+    """Measures the longest time without a ready service, at 20 polls a second.
 
-    def __init__(self, address: str, token_file: Path) -> None:
+    `since`, in monotonic seconds, is when it was last ready, if it has not been since: a start that failed and the way
+    back are one pause for a client.
+    """
+
+    def __init__(self, address: str, token_file: Path, since: float | None = None) -> None:
         super().__init__(name="pause", daemon=True)
         self._api = ApiClient(address, token_file)
         self._ended = threading.Event()
         self._longest = 0.0
+        self._last, self._is_ready = since, since is None
 
     def run(self) -> None:
-        last = time.monotonic()
+        last = time.monotonic() if self._last is None else self._last
         with closing(self._api):
             while not self._ended.wait(_LOOK_EVERY):
-                with suppress(SignerError):
-                    if self._api.ready(within=1).ready:
-                        now = time.monotonic()
-                        self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+                self._is_ready = self._looks_ready()
+                if self._is_ready:
+                    now = time.monotonic()
+                    self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+                self._last = last
+
+    def _looks_ready(self) -> bool:
+        try:
+            return self._api.ready(within=1).ready
+        except SignerError:
+            return False
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """When the service was last ready, None if it is: for the `Pause` after this one, once this has stopped."""
+        return None if self._is_ready else self._last
 
     def stop(self) -> float:
         """Seconds, to a tenth; a pause that has not ended is not counted."""
@@ -85,6 +102,7 @@ class CutoverActions:
         self._api = api
         self._compose = Compose(file.compose)
         self._pause: Pause | None = None
+        self._unanswered_since: float | None = None
 
     def begin(self, run: Run) -> None:
         """Keeps observations as evidence of `run`, without the tokens in use."""
@@ -226,7 +244,7 @@ class CutoverActions:
         Measures the pause of the service from here until `ready`.
         """
         self._end_pause()
-        self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
+        self._pause = Pause(self._file.signer.address, self._file.signer.token_file, self._unanswered_since)
         self._pause.start()
         try:
             done = self._compose.up(with_overlay)
@@ -295,7 +313,10 @@ class CutoverActions:
     def _end_pause(self) -> float | None:
         """Seconds without an answer, None if no pause was measured."""
         pause, self._pause = self._pause, None
-        return None if pause is None else pause.stop()
+        if pause is None:
+            return None
+        seconds, self._unanswered_since = pause.stop(), pause.unanswered_since
+        return seconds
 
     def smoke(self, backend: Backend) -> Observation:
         """A real login to every target with a certificate of that backend."""

@@ -13,7 +13,7 @@ import pytest
 from signer.api_client import ApiClient, Readiness
 from signer.errors import Drift, Unavailable
 from signer.migration.boot import boot_file, record_boot
-from signer.migration.compose import Compose
+from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.compose_files import digests_read
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.cutover import actions
@@ -166,3 +166,36 @@ def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPat
     pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
     pause.start()
     assert pause.stop() == 0.0
+
+
+def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client had no service in between; the first measurement ends without an answer, the second one goes on."""
+    answers = Answers()
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    first = actions.Pause("http://127.0.0.1:1", Path("/token"))
+    first.start()
+    time.sleep(0.2)
+    assert first.unanswered_since is None
+    answers.is_ready = False
+    time.sleep(0.4)
+    first.stop()
+    second = actions.Pause("http://127.0.0.1:1", Path("/token"), first.unanswered_since)
+    second.start()
+    time.sleep(0.1)
+    answers.is_ready = True
+    assert second.stop() >= 0.5
+    assert second.unanswered_since is None
+
+
+def test_the_action_before_the_way_back_hands_its_pause_on(
+    platform: FakePlatform, acting: CutoverActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, began = Answers(), time.monotonic()
+    answers.is_ready = False
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    platform.compose("exit 1")
+    for _ in range(2):
+        with pytest.raises(ComposeFailed):
+            acting.up(with_overlay=True)
+    assert acting._unanswered_since is not None
+    assert began <= acting._unanswered_since < began + (time.monotonic() - began) / 2
