@@ -7,8 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +19,8 @@ from signer.migration.boot import boot_file, is_recorded, record_boot
 from signer.migration.compose import Compose, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
+from signer.migration.evidence.after import planned_in
+from signer.migration.observe import Observed, digests_of, observe_service
 from signer.migration.parity import SAMPLES, USUAL_KIND, check_parity, make_samples, throwaway_key
 from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run
@@ -107,6 +108,7 @@ class CutoverActions:
     def begin(self, run: Run) -> None:
         """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
+        run.look = self._look
         guard = run.evidence.guard
         guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
         guard.never(read_secret_word(self._file.vault.token_file, "vault.token_file", is_vaults=True))
@@ -229,10 +231,10 @@ class CutoverActions:
         except Unavailable as error:  # an interrupted run may have left no service, which a rollback fixes
             ready = Readiness(False, code=error.code)
         facts = {
-            "container": None if found is None else asdict(found),
             "mode": ready.mode,
             "ca": ready.ca_fingerprint,
             "policy": ready.policy,
+            **observe_service(self._file, self._api, self._compose).as_json(),
         }
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}
         now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
@@ -334,6 +336,30 @@ class CutoverActions:
 
     def seal(self) -> Observation:
         return self._run.conclude(RunOutcome.APPLIED)
+
+    def _look(self) -> tuple[Mapping[str, Any], Observed]:
+        """What the plan of this run, or for a rollback the base file and Vault, want in force; and what is."""
+        plan = self._run.evidence.read_json("plan.json")
+        if plan is None:
+            planned = self._planned_back()
+        else:
+            principals = plan["inputs"]["policy"]["roles"][self._file.signer.role]
+            planned = {**planned_in(plan), "principals": list(principals)}
+        return planned, observe_service(self._file, self._api, self._compose)
+
+    def _planned_back(self) -> dict[str, Any]:
+        """What policy.toml, the base file and Vault want in force after a rollback, as far as they can be read."""
+        file, planned = self._file, {"ready": True, "mode": "vault"}
+        files = digests_of(file.compose.base)
+        planned |= {"compose_files": files, "starts_at_boot": list(files)}
+        with suppress(SignerError):
+            policy = self._policy
+            planned |= {"policy": policy.digest, "principals": list(policy.roles[file.signer.role].principals)}
+        with suppress(SignerError):
+            planned["image"] = self._compose.image_id()
+        with suppress(SignerError), self._vault() as vault:
+            planned["ca"] = vault.ca_public_key(file.vault.mount).fingerprint
+        return planned
 
     def _vault(self) -> VaultAdmin:
         vault = self._file.vault
