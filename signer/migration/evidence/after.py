@@ -18,9 +18,9 @@ _TITLES: Final = {
     "ca": "CA",
     "signed_by": "certificates signed by",
     "principals": "their principals",
-    "policy": "policy.toml, SHA-256",
+    "policy": "policy.toml (SHA-256)",
     "image": "container image",
-    "compose_files": "compose files, SHA-256",
+    "compose_files": "compose files (SHA-256)",
     "starts_at_boot": "a reboot starts",
     "listens": "listens on",
     "health": "container's own check",
@@ -32,12 +32,13 @@ _INFORMATIVE: Final = frozenset({"health", "container"})  # differ after every r
 _NOT_ROWS: Final = frozenset({"unread"})
 _NOTHING_KEPT: Final = "this run recorded nothing of it"
 Verdict = Literal["as planned", "as before", "differs from the plan", "differs from before", "changed, not planned", ""]
+_EXPECTED: Final[tuple[Verdict, ...]] = ("as planned", "as before")
 DIFFERENCES: Final = frozenset({"differs from the plan", "differs from before", "changed, not planned"})
 
 
 @dataclass(frozen=True, slots=True)
 class AfterRow:
-    """One fact; None where it is not known, and then `why` it was not observed."""
+    """One fact before, as planned and as observed; each None where it is not known. `why` it was not observed."""
 
     title: str
     before: Any
@@ -63,7 +64,7 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class Logins:
-    """The certificates of the last logins: their CAs, principals and targets."""
+    """The certificates of the last logins: fingerprints of their CAs, and their principals, each once."""
 
     signed_by: tuple[str, ...]
     principals: tuple[str, ...]
@@ -118,11 +119,9 @@ def after_of(
 
 def _names(*tables: Mapping[str, Any]) -> Iterator[str]:
     """The names in the order of `_TITLES`, then those that it lacks."""
-    found = {name for table in tables for name in table} - _NOT_ROWS
+    found = dict.fromkeys(name for table in tables for name in table if name not in _NOT_ROWS)
     yield from (name for name in _TITLES if name in found)
-    yield from (
-        name for name in dict.fromkeys(name for table in tables for name in table) if name in found - set(_TITLES)
-    )
+    yield from (name for name in found if name not in _TITLES)
 
 
 def _row(
@@ -160,11 +159,11 @@ def _summed_up(
         return f"not observed: {_NOTHING_KEPT}", "fair"
     if different := [row.title for row in rows if row.differs]:
         return f"differs from {'the plan' if is_applied else 'before'}: {', '.join(different)}", "bad"
-    compared = sum(row.verdict != "" for row in rows)
-    wanted = "planned" if is_applied else "before"
+    verdicts = [row.verdict for row in rows]
+    counted = [f"{verdicts.count(verdict)} {verdict}" for verdict in _EXPECTED if verdict in verdicts]
     if missing := [row.title for row in rows if row.observed is None and _is_wanted(row, is_applied=is_applied)]:
-        return f"as {wanted} in {compared} facts; not observed: {', '.join(missing)}", "fair"
-    return f"as {wanted} in all {compared} facts", "good"
+        return "; ".join([*counted, f"not observed: {', '.join(missing)}"]), "fair"
+    return ", ".join(counted), "good"
 
 
 def _is_wanted(row: AfterRow, *, is_applied: bool) -> bool:

@@ -80,7 +80,7 @@ def test_a_cutover_and_the_way_back_show_what_is_in_force(platform: Platform, br
     }
     assert look["unread"] == {}
     pause = read(run, "steps/06-ready.json")["facts"]["pause_seconds"]
-    check_page(browser, run, f"Clients' pause {pause:.1f} s", "as planned in all 10 facts", "as before", "llmops")
+    check_page(browser, run, f"Clients' pause {pause:.1f} s", "9 as planned, 1 as before", "llmops")
 
     back = platform.rollback()
     assert back.status == 0, back.err
@@ -89,7 +89,7 @@ def test_a_cutover_and_the_way_back_show_what_is_in_force(platform: Platform, br
     assert (look["observed"]["mode"], look["observed"]["ca"]) == ("vault", before["ca_fingerprint"])
     assert look["observed"]["compose_files"] == digests(platform.base)
     assert read(run, "steps/02-remember.json")["facts"]["mode"] == "local"
-    check_page(browser, run, "as planned in all 10 facts", "nobody: a rollback needs no approval", "Run by root")
+    check_page(browser, run, "9 as planned, 1 as before", "nobody: a rollback needs no approval", "Run by root")
     assert platform.verify_evidence().status == 0
 
 
@@ -106,7 +106,7 @@ def test_an_overlay_that_is_edited_during_the_run_is_marked(platform: Platform, 
     assert "differs from the plan: compose files" in ended.out
     run = newest(platform, "cutover")
     assert read(run, "observed.json")["observed"]["compose_files"] == digests(platform.base, platform.overlay)
-    check_page(browser, run, "Observed after differs from the plan: compose files, SHA-256", "differs from the plan")
+    check_page(browser, run, "Observed after differs from the plan: compose files (SHA-256)", "differs from the plan")
     assert platform.verify_evidence().status == 0
 
 
@@ -116,4 +116,4 @@ def test_a_cutover_that_goes_back_is_held_against_the_state_before(platform: Pla
     assert platform.apply(platform.plan()).status == 1
     run = newest(platform, "cutover")
     assert read(run, "observed.json")["observed"]["ca"] == before["ca_fingerprint"]
-    check_page(browser, run, "compared with the state before", "as before in all", "on the way back")
+    check_page(browser, run, "compared with the state before", "8 as before", "on the way back")

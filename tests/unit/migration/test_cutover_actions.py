@@ -256,7 +256,7 @@ def test_the_end_of_a_cutover_is_held_against_the_plan(
     assert seen.unread == {"listens": "the container's processes cannot be read: No such file or directory"}
     file.compose.overlay.write_text("x-overlay: another\n")
     planned, seen = look(acting)
-    assert differing(planned, seen.facts) == ["compose files, SHA-256"]
+    assert differing(planned, seen.facts) == ["compose files (SHA-256)"]
 
 
 def test_the_end_of_a_rollback_is_held_against_vault_and_the_base_file(

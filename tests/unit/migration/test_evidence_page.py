@@ -217,13 +217,13 @@ def row(page: Parsed, title: str) -> str:
     return found[1]
 
 
-ROWS = ("service ready", "mode", "CA", "certificates signed by", "their principals", "policy.toml, SHA-256",
+ROWS = ("service ready", "mode", "CA", "certificates signed by", "their principals", "policy.toml (SHA-256)",
         "container image", "listens on", "container's own check", "container", "Vault", "Vault's data")  # fmt: skip
 
 
 def test_planned_and_observed_stand_side_by_side(run: Evidence) -> None:
     page = page_of(run)
-    assert "Observed after as planned in all 7 facts" in page.text
+    assert "Observed after 7 as planned " in page.text
     assert "Observed at 2026-11-22 14:05:13 UTC" in page.text
     assert row(page, "mode") == "vault local local as planned"
     assert row(page, "CA") == f"{VAULTS} {OURS} {OURS} as planned"
@@ -237,7 +237,7 @@ def test_planned_and_observed_stand_side_by_side(run: Evidence) -> None:
 def test_a_difference_is_marked_at_its_row_and_on_top(run: Evidence) -> None:
     run.write_json("observed.json", look(policy="9f" * 32, mode="shadow"))
     page = page_of(run)
-    assert "Observed after differs from the plan: mode, policy.toml, SHA-256" in page.text
+    assert "Observed after differs from the plan: mode, policy.toml (SHA-256)" in page.text
     assert row(page, "mode") == "vault local shadow differs from the plan"
     assert row(page, "CA").endswith("as planned")
     assert [attrs.get("class") for attrs in page.attributes("tr")].count("differs") == 2
@@ -266,7 +266,7 @@ def test_the_inventory_before_a_removal_is_one_word_in_the_table(tmp_path: Path)
     page = page_of(run)
     assert row(page, "Vault") == "version 2.7.2, 2 mounts, as in the plan gone gone as planned"
     assert row(page, "Vault's data") == "not recorded kept, sealed not observed no run looks at Vault's disk"
-    assert "as planned in 5 facts; not observed: certificates signed by, Vault's data" in page.text
+    assert "5 as planned; not observed: certificates signed by, Vault's data" in page.text
 
 
 def test_a_run_that_was_rolled_back_is_held_against_the_state_before(run: Evidence) -> None:
@@ -296,7 +296,7 @@ def test_a_fact_that_could_not_be_read_says_why(run: Evidence) -> None:
     run.write_json("observed.json", {**seen, "unread": {"image": "the engine does not answer"}})
     page = page_of(run)
     assert row(page, "container image").endswith("not observed the engine does not answer")
-    assert "as planned in 6 facts; not observed: container image" in page.text
+    assert "6 as planned; not observed: container image" in page.text
 
 
 def test_pause_and_who_approved_stand_on_top(run: Evidence) -> None:
