@@ -49,11 +49,10 @@ from signer.errors import BadFormat, BadKeyFile
 from signer.files import held, open_unread
 from signer.model import PublicKey
 from signer.ssh.fingerprint import fingerprint_of
-from signer.ssh.publickey import MIN_CA_RSA_BITS, parse_public_key, render_public_key
+from signer.ssh.publickey import check_ca_kind, parse_public_key, render_public_key
 from signer.ssh.sshsig import check_signature
 from signer.ssh.wire import Reader, mpint, string
 
-MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
 _HASHES: Final[dict[str, HashAlgorithm]] = {
     "secp256r1": SHA256(),
     "secp384r1": SHA384(),
@@ -456,12 +455,8 @@ def _parse(data: bytes) -> _PrivateKey:
         raise _has_passphrase() from None
     except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
         raise not_a_key() from None
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
-        raise BadKeyFile(
-            "ca_key_rsa_too_short",
-            f"the RSA CA key has {key.key_size} bits, below the minimum of {MIN_RSA_BITS}",
-            "use ed25519",
-        )
+    if isinstance(key, rsa.RSAPrivateKey):
+        check_ca_kind("ssh-rsa", key.key_size)
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise BadKeyFile("ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519")
     return key
