@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from signer import model, settings
-from signer.api.openapi import ROUTES, Problem, Query
+from signer.api.openapi import ROUTES, Query
+from signer.api.schemas import Problem
 from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key_file

@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
 from signer.api import openapi
-from signer.api.openapi import Alive, CallerToken, Query, Route, WhoAmI
+from signer.api.openapi import Query, Route
 from signer.api.problems import render_problem
 from signer.api.published import FILES, PublishedFiles
 from signer.api.request import message_header, new_request_id
+from signer.api.schemas import Alive, CallerToken, WhoAmI
 from signer.api.sign import read_body
 from signer.errors import BadRequest, NotFound, SignerError, Unavailable
 from signer.protocol import replies

@@ -1,7 +1,5 @@
 """/api/openapi.json: OpenAPI 3.1 of the native API, generated from the models. `ROUTES` lists every route.
 
-The bodies of commands and replies are in `protocol`; those that the API makes itself are here.
-
 A test compares it with Flask's map of routes in both directions, and real responses with the models.
 """
 
@@ -12,13 +10,14 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from signer import __version__
 from signer.api.published import FILES
+from signer.api.schemas import Alive, Problem, WhoAmI
 from signer.model import BACKENDS, REQUEST_STATES, RevokedBy
 from signer.protocol import bodies, replies
 from signer.protocol.commands import MAX_WAIT
@@ -26,45 +25,6 @@ from signer.protocol.operations import DIGEST, OperationBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
-
-
-class Problem(_Strict):
-    """RFC 9457. `code` is stable, `hint` the next action, the ledger and the log contain `request_id`."""
-
-    type: Literal["about:blank"]
-    title: str
-    status: int
-    detail: str
-    code: str
-    hint: str
-    request_id: str
-
-
-class Alive(_Strict):
-    """The API process responds."""
-
-    status: Literal["ok"]
-
-
-class CallerToken(_Strict):
-    """The credential of a request."""
-
-    expires: Annotated[str | None, Field(description="when it ends; null if it does not end")]
-
-
-class WhoAmI(_Strict):
-    """The caller, as policy.toml knows it: roles it may ask for, groups, and rights (`may`)."""
-
-    identity: str
-    kind: Literal["human", "agent", "workload"]
-    roles: list[str]
-    groups: list[str]
-    may: list[str]
-    token: CallerToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,9 +109,9 @@ from signer.protocol.replies import (
     SignedOut,
     Waivers,
 )
-from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.units import timestamp
 
 INTERNAL_ERROR: Final = "internal_error"

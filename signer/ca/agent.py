@@ -27,7 +27,7 @@ from signer.ssh.agent import (
 )
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import check_ca_kind, parse_public_key
-from signer.ssh.sshsig import check_signature
+from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader
 
 ANSWERS_WITHIN: Final = 3.0  # seconds for a connection, from its opening to the whole reply

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from signer.ca.agent import ANSWERS_WITHIN, SELF_TEST, CaAgent, key_missing, too_slow
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
-from signer.signing import CertifyInPool, SignAtOnce, SigningKey, SigningOrder, SignInPool, SlowSigner
+from signer.ssh.signing import CertifyInPool, SignAtOnce, SigningKey, SigningOrder, SignInPool, SlowSigner
 
 log = logging.getLogger("signer.keeper")
 

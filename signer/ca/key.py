@@ -50,7 +50,7 @@ from signer.files import held, open_unread
 from signer.model import PublicKey
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import check_ca_kind, parse_public_key, render_public_key
-from signer.ssh.sshsig import check_signature
+from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader, mpint, string
 
 _HASHES: Final[dict[str, HashAlgorithm]] = {

@@ -29,13 +29,12 @@ from signer.model import (
     hide_tokens,
     may_have_token,
 )
-from signer.protocol.go_syntax import (
+from signer.protocol.go_duration import BadDuration, parse_go_duration
+from signer.protocol.go_json import (
     MAX_STRINGS,
-    BadDuration,
     has_too_many_strings,
     is_float64,
     is_too_deep,
-    parse_go_duration,
     unverified_text,
     well_formed,
 )

@@ -86,8 +86,8 @@ from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.service.supervisor import Supervisor
-from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
+from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce
 
 log = logging.getLogger("signer.keeper")
 

@@ -20,7 +20,7 @@ from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.key_source import KeySource
 from signer.settings import Settings
-from signer.signing import SigningKey
+from signer.ssh.signing import SigningKey
 
 log = logging.getLogger("signer.keeper")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from signer.errors import SignerError
-from signer.signing import Obtained, SlowSigner
+from signer.ssh.signing import Obtained, SlowSigner
 
 THREADS: Final = 8
 MAX_OUTSTANDING: Final = 64

@@ -13,7 +13,7 @@ from signer.ledger.lookups import Lookup
 from signer.model import PublicKey
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply
-from signer.signing import Obtained, SigningKey, SignInPool
+from signer.ssh.signing import Obtained, SigningKey, SignInPool
 from tests.parts import builders
 from tests.parts.builders import PretendKey
 from tests.parts.episodes import Episode

@@ -53,9 +53,9 @@ from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply, decode_reply
-from signer.signing import Obtained
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
+from signer.ssh.signing import Obtained
 from signer.ssh.sshsig import SshSignature
 from signer.ssh.wire import string
 from tests.parts.fido import fill_fido_keys

@@ -22,7 +22,8 @@ from signer.api.vault import responses, system
 from signer.api.vault.responses import REFUSALS, HttpResponse
 from signer.errors import BadRequest, SignerError
 from signer.protocol.client import KeeperClient
-from signer.protocol.go_syntax import BadDuration, go_nanoseconds, unverified_text, well_formed
+from signer.protocol.go_duration import BadDuration, go_nanoseconds
+from signer.protocol.go_json import unverified_text, well_formed
 from signer.protocol.replies import CaKey, CallerDetails, Reply, RoleDetails, Roles, expect
 from signer.protocol.sign_request import decode_body
 from signer.settings import Settings

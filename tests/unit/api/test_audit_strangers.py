@@ -35,14 +35,8 @@ from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
 from signer.protocol.bodies import read_body_as
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
-from signer.protocol.go_syntax import (
-    BadDuration,
-    go_nanoseconds,
-    has_too_many_strings,
-    is_too_deep,
-    unverified_text,
-    well_formed,
-)
+from signer.protocol.go_duration import BadDuration, go_nanoseconds
+from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
 from signer.protocol.log_limit import WINDOW, LogLimit
 from signer.protocol.operations import OperationBody
 from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect

@@ -10,8 +10,8 @@ from signer.ca.agent import CaAgent
 from signer.ca.backends import SLOW_AGENT, SLOW_VAULT, AgentBackend, Backend, FileBackend, VaultBackend
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
-from signer.signing import CertifyInPool, SignAtOnce, SignInPool
 from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.signing import CertifyInPool, SignAtOnce, SignInPool
 from tests.parts import builders
 from tests.parts.agents import FakeAgent
 from tests.parts.builders import PretendKey

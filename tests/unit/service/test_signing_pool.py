@@ -16,7 +16,7 @@ from signer.errors import SignerError, Unavailable
 from signer.model import Returned
 from signer.service import signing_pool
 from signer.service.signing_pool import MAX_OUTSTANDING, THREADS, SigningPool
-from signer.signing import Obtained
+from signer.ssh.signing import Obtained
 from tests.parts.eventually import eventually
 
 DONE = Returned("a line", b"a key")
