@@ -86,11 +86,49 @@ def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path:
         try:
             assert found(service)["data_dir_not_writable"] == (
                 "fail",
-                f"{service.data_dir}: {os.strerror(13)}",
+                f"{service.data_dir} (SIGNER_DATA_DIR): {os.strerror(13)}",
             )
         finally:
             service.folder.chmod(0o755)
         service.start()
+
+
+@missing.needs_root
+def test_directories_that_do_not_exist_yet_must_be_within_reach_of_the_users_that_will_use_them(ca: Key) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        service.stop()
+        closed = service.folder / "closed"
+        closed.mkdir(mode=0o700)
+        for code in ("data_dir", "run_dir"):
+            before = getattr(service, code)
+            setattr(service, code, closed / code)
+            outcome, detail = found(service)[f"{code}_unusable"]
+            assert outcome == "fail"
+            assert f"cannot pass {closed}: {os.strerror(13)}" in detail
+            assert service.command("serve").returncode == 1  # as check says
+            setattr(service, code, before)
+        service.start()
+
+
+@missing.needs_root
+def test_the_policy_is_read_as_the_user_that_reloads_it(ca: Key) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        assert "policy_unreadable" not in found(service)
+        for mode in (0o600, 0o640):  # of root's group, in which the keeper's user is not
+            service.policy_file.chmod(mode)
+            outcome, detail = found(service)["policy_unreadable"]
+            assert outcome == "warn"
+            assert f"{service.policy_file} (SIGNER_POLICY_FILE) cannot be read: {os.strerror(13)}" in detail
+            assert service.command("reload").returncode == 1  # as check says
+        service.policy_file.chmod(0o644)
+        assert "policy_unreadable" not in found(service)
+        assert service.command("reload").returncode == 0
 
 
 def test_channels_are_read_as_the_user_that_sends_to_them(ca: Key, tmp_path: Path) -> None:
