@@ -86,7 +86,7 @@ def _with_place(text: str, place: Place) -> tuple[str, bool]:
     before = r"(?<![\w./-])" if set(place.path) & set("/.") else _BEFORE_WORD
     exact = _find(rf"{before}{path}{_AFTER}", text)
     if exact is None:  # an error about what a file says begins with its last name
-        last = _find(rf"(?:^|(?<=: )){re.escape(Path(place.path).name)}(?=: \d+ problem)", text)
+        last = _find(rf"(?:^|(?<=: )|(?<=this edit )){re.escape(Path(place.path).name)}(?=: \d+ problem)", text)
         if last is not None:
             return f"{text[: last.start()]}{place.path} ({place.name}){text[last.end() :]}", True
     if exact is not None:

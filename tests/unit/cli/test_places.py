@@ -155,6 +155,7 @@ def test_a_setting_that_an_error_names_has_its_path(folder: Path) -> None:
         ("/a/b/c.d cannot be written", "/a/b/c.d (in --file) cannot be written"),
         ("b: 2 problems", "/a/b (--file): 2 problems"),
         ("policy: b: 1 problem (policy_refused)", "policy: /a/b (--file): 1 problem (policy_refused)"),
+        ("with this edit b: 1 problem", "with this edit /a/b (--file): 1 problem"),
         ("run `x /a/b`", "run `x /a/b`"),
         ("/a/bc and /x/a/b are others", "/a/bc and /x/a/b are others"),
         ("there is none at SIGNER_DATA_DIR", "there is none at SIGNER_DATA_DIR (/var/d)"),
