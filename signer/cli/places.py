@@ -38,6 +38,8 @@ _NOUNS: Final = (
     ("the enrolment", ("--webauthn",)),
     ("the signed note", ("--checkpoint",)),
     ("SHA256SUMS", ("DIR",)),
+    ("the ssh-agent of the CA key", ("SIGNER_CA_AGENT_SOCKET",)),
+    ("the ledger cannot be used", ("SIGNER_DATA_DIR",)),
 )
 
 

@@ -87,6 +87,8 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
     try:
         policy = load_policy(settings.policy_file)
     except BadFile as error:
+        if error.problems:  # each is a line of that file
+            error.hint = f"correct {settings.policy_file} (SIGNER_POLICY_FILE), then run `signer policy check`"
         yield from _failed(error)
     if policy is not None:
         yield from _check_policy(policy, settings, now)
@@ -185,7 +187,11 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         yield Check("ok", "notices", f"{names}; `signer notices test` sends one to each")
     try:
         mode = settings.notices_dir.stat().st_mode
-    except OSError:  # the start makes it
+    except FileNotFoundError:  # the start makes it
+        return
+    except OSError as error:
+        hint = "fix the path, or the modes of its parent directories"
+        yield Check("fail", "notices_dir_closed", f"{settings.notices_dir}: {error.strerror}", hint)
         return
     if uid != keeper and not mode & 0o001:
         text = f"{settings.notices_dir} has mode {stat.S_IMODE(mode):04o}: the keeper cannot reach the socket in it"
@@ -241,12 +247,18 @@ def _check_agent(settings: Settings, policy: Policy | None) -> Iterator[Check]:
 
 
 def _check_vault(settings: Settings) -> Iterator[Check]:
-    """The token file, and whether Vault shows its CA key to that token. A start requires only the file."""
+    """The token file as the keeper's user finds it, and whether Vault shows its CA key to that token.
+
+    A start requires only the file.
+    """
     from signer.vault.signing import VaultClient  # as in startup.py: only if Vault signs
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
-    client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
+    with acting_as(_uid_of(settings.keeper_user), with_groups=True):
+        client = VaultClient(
+            settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file
+        )
     yield Check("ok", "vault_token", "the token file holds one token and is private to its owner")
     try:
         key = client.ask_ca()
