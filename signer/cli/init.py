@@ -37,6 +37,7 @@ _ROOT_LIKE: Final = re.compile(
     r"(?:^|[._@-])(?:root|toor|admin(?:istrators?|s)?|sudo(?:ers)?|wheel|superuser)(?:$|[._@-])"
 )
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
+_ENCRYPTED: Final = Path("/etc/signer/ca.cred")  # where signer-ca-credential.service looks
 _AGENT: Final = "/run/signer-agent/agent.sock"
 _NO_KEY: Final = "none"
 _DROP_IN: Final = "/etc/systemd/system/signer-keeper.service.d"
@@ -74,7 +75,8 @@ class Layout:
         self.token = folder / f"{answers.operator}.token"
         self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
         self.private_directories = [self.key.parent] if in_container else []
-        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL, AGENT: _AGENT}
+        decrypted = _RENDERED if in_container else _CREDENTIAL
+        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: decrypted, AGENT: _AGENT}
         self.key_in_use = places[answers.key_from]
 
 
@@ -161,10 +163,6 @@ def _check_answers(answers: Answers, fingerprint: str | None) -> None:
             "where the CA key comes from",
             AGENT,
             "give --ca-fingerprint, as `ssh-add -l` shows it, or name another source",
-        )
-    if answers.key_from == CREDENTIAL and answers.runs_in == CONTAINER:
-        raise _unusable(
-            "where the CA key comes from", CREDENTIAL, f"{CREDENTIAL} is for units of systemd: use --for host"
         )
 
 
@@ -392,7 +390,7 @@ def _start(layout: Layout) -> tuple[str, str]:
     if layout.answers.runs_in == CONTAINER:
         # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
         overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
-        start = f"(set -a; . {layout.service}; podman-compose {overlays} up -d)"
+        start = f"(set -a; . {layout.service}; scripts/container/compose {overlays} up -d)"
         return "in a checkout, after scripts/container/build", start
     if layout.answers.key_from == CREDENTIAL:  # only a unit has the credential
         return "the service; its units: runbooks/install/systemd.md", _UNITS
@@ -415,7 +413,8 @@ def _missing_users(layout: Layout) -> list[tuple[str, str]]:
 
 def _key_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[tuple[str, str]]:
     """How the CA key comes to where the service looks for it."""
-    key, made = layout.key, layout.folder / "ca.cred"
+    key, in_container = layout.key, layout.answers.runs_in == CONTAINER
+    made = _ENCRYPTED if in_container else layout.folder / _ENCRYPTED.name
     steps: list[tuple[str, str]] = []
     if layout.answers.key_from == INFISICAL:
         if is_new:
@@ -426,7 +425,13 @@ def _key_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[tuple[
     if layout.answers.key_from == CREDENTIAL:
         encrypt = "systemd-creds encrypt --name=ca"
         encrypt = f"{encrypt} {key} {made} && shred -u {key}" if is_new else f"{encrypt} FILE {made}"
+        if in_container:
+            encrypt = f"install -d -m 0755 {made.parent} && {encrypt}"
         steps += [("the key, readable on this host alone", encrypt)]
+    if layout.answers.key_from == CREDENTIAL and in_container:
+        unit = "systemctl enable --now signer-ca-credential"
+        steps += [("the key, before the container starts: runbooks/ca-key.md, section 6", unit)]
+    elif layout.answers.key_from == CREDENTIAL:
         lines = f"[Service]\\nEnvironmentFile={layout.service}\\nLoadCredentialEncrypted=ca:{made}\\n"
         steps += [("the unit gets it", f"mkdir -p {_DROP_IN} && printf '{lines}' > {_DROP_IN}/ca.conf")]
     if layout.answers.key_from == AGENT:
