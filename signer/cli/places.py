@@ -39,7 +39,6 @@ _NOUNS: Final = (
     ("the signed note", ("--checkpoint",)),
     ("SHA256SUMS", ("DIR",)),
     ("the ssh-agent of the CA key", ("SIGNER_CA_AGENT_SOCKET",)),
-    ("the ledger cannot be used", ("SIGNER_DATA_DIR",)),
 )
 
 
@@ -60,9 +59,14 @@ def places_of_settings(environ: Mapping[str, str]) -> Iterator[Place]:
 
 
 def name_places(error: SignerError, arguments: Sequence[Place], environ: Mapping[str, str]) -> None:
-    """Adds to text and problems what they lack: to each path its argument or setting, to a setting its path."""
+    """Adds to text and problems what they lack: to each path its argument or setting, to a setting its path.
+
+    Where the text names no file, the hint may: `fix owner and mode of SIGNER_DATA_DIR (/var/lib/signer)`.
+    """
     places = [*arguments, *places_of_settings(environ)]
-    error.text = with_places(error.text, places)
+    text, error.text = error.text, with_places(error.text, places)
+    if error.text == text and not any(place.name in text for place in places):
+        error.hint = with_places(error.hint, places)
     if isinstance(error, BadFile):
         error.problems = tuple(with_places(problem, places) for problem in error.problems)
         error.facts["problems"] = list(error.problems)

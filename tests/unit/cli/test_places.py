@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from signer.cli.parser import load_all
-from signer.cli.places import Place, places_of_settings, with_places
+from signer.cli.places import Place, name_places, places_of_settings, with_places
+from signer.errors import SignerError
 from tests.parts.command import run
 
 PLACES = (Place("/a/b", "--file"), Place("/var/d", "SIGNER_DATA_DIR"), Place("link", "--out"))
@@ -177,3 +178,17 @@ def test_a_secret_in_the_place_of_a_path_is_not_shown() -> None:
     found = {place.name: place.path for place in places_of_settings(environ)}
     assert found["SIGNER_DATA_DIR"] == "/d"
     assert found.keys().isdisjoint({"INFISICAL_CLIENT_SECRET_FILE", "SAFE_SESSION_TOKEN_FILE"})
+
+
+@pytest.mark.parametrize(
+    "text, hint, expected",
+    [
+        ("the ledger cannot be used", "fix SIGNER_DATA_DIR", "fix SIGNER_DATA_DIR (/d)"),
+        ("no service listens on /d/x", "set SIGNER_DATA_DIR", "set SIGNER_DATA_DIR"),
+        ("SIGNER_DATA_DIR is full", "make SIGNER_DATA_DIR larger", "make SIGNER_DATA_DIR larger"),
+    ],
+)
+def test_a_hint_names_the_path_of_a_setting_where_the_text_names_no_file(text: str, hint: str, expected: str) -> None:
+    error = SignerError("code", text, hint)
+    name_places(error, (), {"SIGNER_DATA_DIR": "/d"})
+    assert error.hint == expected
