@@ -23,7 +23,7 @@ _MAX_PROOF: Final = 16 * 1024  # bytes
 class HttpWitness:
     """A witness at `http://…` or `https://…`; nothing secret is sent, so plain http may cross a network.
 
-    Follows no redirect.
+    Follows no redirect. Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`.
     """
 
     def __init__(self, address: str) -> None:
@@ -36,11 +36,9 @@ class HttpWitness:
         self._watch.close()
 
     def post(self, path: str, body: bytes) -> Answer:
-        """Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`."""
         return self._send("POST", path, body)
 
     def get(self, path: str) -> Answer:
-        """Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`."""
         return self._send("GET", path, None)
 
     def _send(self, method: str, path: str, body: bytes | None) -> Answer:
