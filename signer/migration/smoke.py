@@ -177,9 +177,9 @@ def read_trusted_cas(
     If that cannot be read, the observation reports it and `facts["trusted"]` is None. Raises `SmokeFailed`
     (`ca_not_trusted`, or `smoke_login_failed` if no login works now).
     """
-    place = target.trusted_ca_file
-    if place is None:
+    if target.trusted_ca_file is None:
         return Observation(f"{target.name}: cannot be read beforehand", {"target": target.name, "trusted": None})
+    place = str(target.trusted_ca_file)
     ended = _safe_session(target, signer, f"head -c {MAX_CA_FILE} -- {shlex.quote(place)}", within)
     said = _login_facts(target, ended)
     if ended.status == _NO_LOGIN or _certificate(ended.out) is None:

@@ -178,7 +178,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
             target.name: TargetInputs(
                 login=f"{target.user}@{target.host}:{target.port}",
                 known_hosts=_file(target.known_hosts),
-                trusted_ca_file=target.trusted_ca_file or "",
+                trusted_ca_file=str(target.trusted_ca_file or ""),
             )
             for target in file.smoke
         },
