@@ -14,7 +14,7 @@ from signer.cli import output
 from signer.cli.plans import StepReporter, check_approval, load_plan, present_plan, run_as_json, show_end, show_runs
 from signer.errors import Drift, SignerError, Unavailable
 from signer.migration.approval import Approval
-from signer.migration.config import CutoverFile, load_cutover_file
+from signer.migration.config import CutoverFile, decommission_of, load_cutover_file
 from signer.migration.cutover.actions import CutoverActions
 from signer.migration.cutover.preconditions import (
     NotPossible,
@@ -31,7 +31,6 @@ from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import (
     RemovalReadiness,
     blocked,
-    decommission_of,
     read_inputs,
     read_ledger,
     read_readiness,

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from signer.address import check_url
-from signer.errors import BadFile, BadSettings
+from signer.errors import BadFile, BadSettings, SignerError
 from signer.files import read_owned
 from signer.migration.evidence.redact import Guard
 from signer.toml import Duration, Faults, parse_toml
@@ -257,6 +257,17 @@ class CutoverFile:
     vault: VaultFacts
     smoke: Annotated[tuple[Target, ...], AfterValidator(_not_empty), AfterValidator(_targets)]
     decommission: DecommissionFacts | None = None
+
+
+def decommission_of(file: CutoverFile) -> DecommissionFacts:
+    """The table [decommission] of cutover.toml; raises `SignerError` if it is missing."""
+    if file.decommission is None:
+        raise SignerError(
+            "decommission_not_configured",
+            "cutover.toml has no table [decommission]",
+            "add it: see runbooks/vault-decommission.md",
+        )
+    return file.decommission
 
 
 def load_cutover_file(path: Path) -> CutoverFile:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from signer.api_client import ApiClient
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_secret_word
-from signer.migration.config import CutoverFile, DecommissionFacts
+from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
 from signer.migration.decommission.snapshot import (
     DOWNLOAD_WITHIN,
     FOLDER,
@@ -26,7 +26,7 @@ from signer.migration.decommission.snapshot import (
     copy_snapshot,
     store_snapshot,
 )
-from signer.migration.decommission.survey import blocked, decommission_of, origin_of, read_readiness
+from signer.migration.decommission.survey import blocked, origin_of, read_readiness
 from signer.migration.parity import throwaway_key
 from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run

@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from signer.migration.config import CutoverFile
+from signer.migration.config import CutoverFile, decommission_of
 from signer.migration.decommission.actions import WATCHED, RemovalActions
 from signer.migration.decommission.snapshot import FOLDER
-from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState, decommission_of
+from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState
 from signer.migration.plan import Plan, Step, describe, seal_step
 from signer.migration.smoke import login_lines, target_names
 from signer.vault.inventory import SNAPSHOT
