@@ -68,15 +68,6 @@ class ContainerState:
         return self.state == "running"
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A successful command: arguments, seconds and output."""
-
-    command: tuple[str, ...]
-    seconds: float
-    said: str
-
-
 class Compose:
     """One service of one compose project. Only `running` may be called by several threads at once."""
 
@@ -100,7 +91,7 @@ class Compose:
         """
         return self.command_line(with_overlay, "up", "--detach", "--no-deps", "--no-build", self.facts.service)
 
-    def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> Done:
+    def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> CommandResult:
         """Brings the service to the base file, or to base and overlay; returns when its container runs.
 
         A container with that configuration is kept; any other is replaced. Repeatable after any failure or
@@ -135,7 +126,7 @@ class Compose:
                 f"see `{self.facts.engine} logs` of it",
                 shown(ended),
             )
-        return Done(tuple(argv), ended.seconds, shown(ended))
+        return ended
 
     def _remove_stuck(self) -> bool:
         """Removes a container that does not run and that compose could not start; False if there is none.
@@ -160,14 +151,16 @@ class Compose:
 
     def running(self) -> ContainerState | None:
         """The service's container, running or not; None if there is none. Raises `ComposeFailed`."""
-        found = self._containers()
+        engine, project, service = self.facts.engine, self.facts.project, self.facts.service
+        labels = (f"label={PROJECT_LABEL}={project}", "--filter", f"label={SERVICE_LABEL}={service}")
+        found = self.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", *labels))
         if len(found) > 1:
             raise ComposeFailed(
                 "compose_several_containers",
-                f"service {self.facts.service} has {len(found)} containers",
+                f"service {service} has {len(found)} containers",
                 "scale it to one and remove the others",
             )
-        return found[0] if found else None
+        return _state(self.ask_json((engine, "inspect", "--type", "container", *found))[0]) if found else None
 
     def content(self, with_overlay: bool) -> dict[str, Any]:
         """The merged configuration, parsed; raises `ComposeFailed` or `BadFile`."""
@@ -238,19 +231,6 @@ class Compose:
         return found
 
     # --- queries -----------------------------------------------------------------------------------------------------
-
-    def _containers(self) -> list[ContainerState]:
-        engine = self.facts.engine
-        labels = (
-            "--filter",
-            f"label={PROJECT_LABEL}={self.facts.project}",
-            "--filter",
-            f"label={SERVICE_LABEL}={self.facts.service}",
-        )
-        found = self.words((engine, "ps", "--all", "--no-trunc", "--quiet", *labels))
-        if not found:
-            return []
-        return [_state(raw) for raw in self.ask_json((engine, "inspect", "--type", "container", *found))]
 
     def words(self, argv: Sequence[str]) -> list[str]:
         """The output of a command, split at blanks; raises `ComposeFailed`."""

@@ -235,20 +235,15 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
 
     `LocalCommand` runs on this host after the login, with the session's private agent: it shows the certificate.
     """
-    options = {
-        **ssh_options(target),
-        "PermitLocalCommand": "yes",
-        "LocalCommand": "ssh-add -L",
-        "LogLevel": "ERROR",
-    }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    options = {"PermitLocalCommand": "yes", "LocalCommand": "ssh-add -L", "LogLevel": "ERROR"}
     ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
-    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where(target), command]
+    return [sys.executable, "-m", "signer.safe_session", *ours, *_ssh_line(target, options, command)]
 
 
-def ssh_options(target: Target) -> dict[str, str]:
-    """Options of every connection to a target: no questions, its known host key, nothing forwarded."""
-    return {
+def _ssh_line(target: Target, more: Mapping[str, str], command: str) -> list[str]:
+    """A connection to a target, without the configuration files of user and system: no questions, its known host key,
+    nothing forwarded, and the options of `more`."""
+    options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "UserKnownHostsFile": str(target.known_hosts),
@@ -257,12 +252,10 @@ def ssh_options(target: Target) -> dict[str, str]:
         "ConnectTimeout": str(CONNECT_WITHIN),
         "ConnectionAttempts": "1",
         "ClearAllForwardings": "yes",
+        **more,
     }
-
-
-def where(target: Target) -> list[str]:
-    """ssh's arguments for a target; without the configuration files of user and system."""
-    return ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
+    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    return ["ssh", *words, "-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host, command]
 
 
 def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:
@@ -405,7 +398,6 @@ def certificate_fields(line: str) -> CertificateFields:
 def offer_line(target: Target, certificate: str) -> list[str]:
     """The command of an offer; `certificate` is the name of its file. No agent, identity or token takes part."""
     options = {
-        **ssh_options(target),
         "LogLevel": "DEBUG1",
         "PreferredAuthentications": "publickey",
         "PubkeyAuthentication": "yes",
@@ -414,8 +406,7 @@ def offer_line(target: Target, certificate: str) -> list[str]:
         "IdentityFile": "none",
         "CertificateFile": certificate,
     }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    return ["ssh", *words, *where(target), "true"]
+    return _ssh_line(target, options, "true")
 
 
 def _offer(target: Target, certificate: str, within: float) -> CommandResult:
