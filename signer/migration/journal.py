@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +19,12 @@ from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
 from signer.files import lock, open_lock, open_lock_of, open_or_create, os_errors, sync_directory
-from signer.migration.evidence.store import check_private
+from signer.migration.evidence.store import RUN_NAME, make_private, operation_of
 from signer.model import RunOutcome
 
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
 _LOCK: Final = "lock"
-_RUN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover|rollback|decommission)")
 
 
 @dataclass(slots=True)
@@ -91,7 +89,7 @@ class Journal:
         self.path = folder / FOLDER / f"{run}.jsonl"
         self.make_room: Callable[[], object] = lambda: None
         self.clean: Callable[[str], str] = str
-        self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
+        self.state = read_journal(self.path) if self.path.exists() else RunState(run, operation_of(run))
         with os_errors(_unwritable):
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = open_or_create(self.path)
@@ -130,16 +128,9 @@ class Journal:
         os.close(self._file)
 
 
-def _operation(run: str) -> str:
-    match = _RUN.fullmatch(run)
-    if match is None:
-        raise ValueError(f"{run!a} is not a run name")
-    return match[3]
-
-
 def _age(state: RunState) -> tuple[str, int]:
     """Sort key for runs in order of creation; the first run of a second has no number."""
-    match = _RUN.fullmatch(state.run)
+    match = RUN_NAME.fullmatch(state.run)
     return ("", 0) if match is None else (match[1], int(match[2] or 1))
 
 
@@ -159,7 +150,7 @@ def read_journal(path: Path) -> RunState:
         raise Unavailable(
             "journal_unreadable", f"the journal of a run cannot be read: {error.strerror}", "see its mode and owner"
         ) from None
-    state = RunState(path.stem, _operation(path.stem))
+    state = RunState(path.stem, operation_of(path.stem))
     lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
@@ -176,7 +167,7 @@ def read_journal(path: Path) -> RunState:
 def runs(folder: Path) -> list[RunState]:
     """The states of all runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
-    return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
+    return sorted((read_journal(path) for path in paths if RUN_NAME.fullmatch(path.stem) is not None), key=_age)
 
 
 @contextmanager
@@ -189,8 +180,7 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     A journal decides which steps are not repeated, so no other user may write there: `evidence_dir_not_private`.
     """
     with os_errors(_unwritable):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(folder)
+        make_private(folder)
         held = [open_lock(folder / _LOCK)]
     try:
         with os_errors(_unwritable):
@@ -211,8 +201,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
     """Records a refused approval, without the typed text; raises `Unavailable`, or `SignerError` for a directory in
     which other users may write."""
     with os_errors(_unwritable):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(folder)
+        make_private(folder)
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)

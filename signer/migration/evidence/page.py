@@ -45,6 +45,7 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
     ),
 }
 _CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths and other text without a place to break
+_STEP_TIMES: Final = ("steps", "began_ms")
 _SEALING: Final = "seal"  # the step that renders this page
 _DIFFERENCE: Final = (("field", "field"), ("ours", "ours"), ("Vault's", "vaults"), ("why", "why"))  # title, name
 _WIDEST_CELL: Final = 240  # characters
@@ -93,6 +94,7 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
     """The page for a run of that name; `files` are its other files by name."""
     read = {name: _parsed(content) for name, content in files.items() if name.endswith(".json")}
     plan, outcome = mapping(read.get("plan.json")), mapping(read.get("outcome.json"))
+    now, then = mapping(plan.get("now")), mapping(plan.get("then"))
     operation = str(outcome.get("operation") or plan.get("operation") or run.rsplit("-", 1)[-1])
     word = str(outcome.get("outcome", "not ended"))
     began, ended = _times(files.get("journal.jsonl", b""))
@@ -111,7 +113,7 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         "seconds": (ended - began) / 1000 if began is not None and ended is not None else None,
         "plan": plan,
         "digest": str(plan.get("digest") or outcome.get("plan") or ""),
-        "changes": list(_changes(mapping(plan.get("now")), mapping(plan.get("then")))),
+        "changes": [(name, now.get(name), then.get(name)) for name in {**now, **then}],
         "approvals": [mapping(one) for one in sequence(read.get("approvals.json"))],
         "steps": step_rows(plan, outcome, read),
         "parity": parity_of(read.get("parity.json")),
@@ -124,7 +126,8 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
             if name not in ("evidence.html", "SHA256SUMS", "ledger.json")
         ],
     }
-    return _template().render(page=page, style=_style(), style_hash=_style_hash())
+    style, style_hash = _style()
+    return _template().render(page=page, style=style, style_hash=style_hash)
 
 
 @cache
@@ -150,14 +153,10 @@ def _template() -> Template:
 
 
 @cache
-def _style() -> str:
-    return (_TEMPLATES / "evidence.css").read_text()
-
-
-@cache
-def _style_hash() -> str:
-    """For the content security policy: this style and no other."""
-    return "sha256-" + base64.b64encode(sha256(_style().encode()).digest()).decode()
+def _style() -> tuple[str, str]:
+    """The style, and its hash for the content security policy: this style and no other."""
+    style = (_TEMPLATES / "evidence.css").read_text()
+    return style, "sha256-" + base64.b64encode(sha256(style.encode()).digest()).decode()
 
 
 # --- reading the run's files -----------------------------------------------------------------------------------------
@@ -199,20 +198,16 @@ def _moment(milliseconds: int | None) -> str:
     return "" if milliseconds is None else timestamp(milliseconds // 1000)
 
 
-def _changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value before and planned value, in the plan's order."""
-    for name in [*now, *(name for name in then if name not in now)]:
-        yield name, now.get(name), then.get(name)
-
-
 def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Link name, heading and content of the generic sections."""
     parity = read.get("parity.json")
+    # What the table of steps does not show.
+    timings = {name: value for name, value in mapping(read.get("timings.json")).items() if name not in _STEP_TIMES}
     for name, heading, value in (
         ("preflight", "Preflight on the host", read.get("preflight.json")),
         ("parity", "Vault and the local CA compared", None if parity_of(parity) else parity),
         ("inputs", "What the plan depended on", plan.get("inputs")),
-        ("timings", "Timings", _timings(mapping(read.get("timings.json")))),
+        ("timings", "Timings", timings),
         ("versions", "Versions", read.get("versions.json")),
     ):
         if value:
@@ -222,11 +217,6 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
     for file, value in sorted(read.items()):
         if file not in known and value and "/" not in file:
             yield re.sub(r"[^a-z]+", "-", file.lower()), _words(file.removesuffix(".json")).capitalize(), value
-
-
-def _timings(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The timings that the table of steps does not show."""
-    return {name: item for name, item in value.items() if name not in ("steps", "began_ms")}
 
 
 def _logs(files: Mapping[str, bytes]) -> Iterator[tuple[str, str, int]]:
