@@ -43,11 +43,6 @@ class HumanRequest:
     """A request to humans as the service shows it. `frozen` is what they approve, whole; `presence` is true while the
     asker's own signature is missing, which one of `presence_keys` (lines of authorized_keys) gives."""
 
-    __slots__ = (
-        "approvers", "denied_by", "digest", "expires", "frozen", "given_by", "presence", "presence_keys", "request",
-        "retry_after", "state", "told", "why",
-    )  # fmt: skip
-
     def __init__(self, fields: dict[str, object], place: str) -> None:
         """Raises `BadFormat`."""
         request, state, frozen = fields.get("request"), fields.get("state"), fields.get("frozen")

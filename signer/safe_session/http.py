@@ -35,8 +35,6 @@ class Server:
     """Where requests go: `token` is a secret that no repr shows; `trusted` are the uids that may listen at a plain http
     address."""
 
-    __slots__ = ("address", "token", "trusted")
-
     def __init__(self, address: Address, token: str, trusted: frozenset[int]) -> None:
         self.address = address
         self.token = token
@@ -45,8 +43,6 @@ class Server:
 
 class HttpResponse:
     """A complete HTTP response; `headers` by lower-case name."""
-
-    __slots__ = ("body", "headers", "status")
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
