@@ -145,7 +145,7 @@ def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as
         output.show_json({**facts, good: is_good, **counts, "checks": [asdict(check) for check in checks]})
         return 0 if is_good else 1
     if facts:
-        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        output.show_fields(facts)
         output.show()
     _show_lines(checks)
     parts = [f"{count['fail']} failed"] if count["fail"] else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +64,12 @@ def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     from signer.ledger.chain import entry_hash
     from signer.ledger.views import operation_row
 
-    for entry in reader.operations(digest, None, 1):
-        if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:
-            break
-        try:
-            return operation_row(entry)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            break
-    else:
+    entry = next(iter(reader.operations(digest, None, 1)), None)
+    if entry is None:
         return None
+    if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) == entry.hash:
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return operation_row(entry)
     raise LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {entry.seq}: it is not as it was written",

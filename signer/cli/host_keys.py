@@ -17,7 +17,7 @@ from signer.cli.keys import MAX_KEYS, STDIN, read_public_keys
 from signer.cli.parser import verb
 from signer.errors import BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
-from signer.units import cut, plain, timestamp
+from signer.units import cut, timestamp
 
 if TYPE_CHECKING:
     from signer.model import PublicKey
@@ -215,13 +215,11 @@ def hosts_seen(*, wait: int | None, service: Service, as_json: bool) -> int:
     else:
         rows = sorted(found["hosts"], key=lambda row: (row["current"], row["name"]))
         if rows:
-            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *map(_seen_columns, rows)])
+            names = ("name", "version", "current", "seen")
+            cells = [[output.readable(row[name]) for name in names] for row in rows]
+            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *cells])
         output.show(summary(found, int(time.time())))
     return 0 if done or wait is None else 1
-
-
-def _seen_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return plain(str(row["name"])), str(row["version"]), "yes" if row["current"] else "no", str(row["seen"])
 
 
 def _lately(found: Mapping[str, Any], now: int) -> list[Mapping[str, Any]]:

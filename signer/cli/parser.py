@@ -116,9 +116,6 @@ class Verb(click.Command):
         near = nearest(name, self.flags)
         return f"did you mean {near}" if near else f"see `signer {self.words} --help`"
 
-    def get_help(self, ctx: click.Context) -> str:
-        return self.render_help()
-
     def render_help(self) -> str:
         """The output of `signer VERB --help`."""
         summary = next(entry.summary for entry in VERBS if entry.words == self.words)
