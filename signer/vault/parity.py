@@ -137,17 +137,10 @@ def _lies_within(ours: str, vaults: str) -> bool:
         others = [ipaddress.ip_network(block) for block in vaults.split(",")]
     except ValueError:
         return False
-    return all(any(_in(block, other) for other in others) for block in mine)
-
-
-def _in(
-    block: ipaddress.IPv4Network | ipaddress.IPv6Network, other: ipaddress.IPv4Network | ipaddress.IPv6Network
-) -> bool:
-    if isinstance(block, ipaddress.IPv4Network) and isinstance(other, ipaddress.IPv4Network):
-        return block.subnet_of(other)
-    if isinstance(block, ipaddress.IPv6Network) and isinstance(other, ipaddress.IPv6Network):
-        return block.subnet_of(other)
-    return False
+    return all(
+        any(block.version == other.version and block.subnet_of(other) for other in others)  # type: ignore[arg-type]
+        for block in mine
+    )
 
 
 def _extensions(ours: Options, vaults: Options) -> Iterator[Difference]:
