@@ -106,7 +106,6 @@ class CheckpointOptions:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """What `verify --json` shows of a checkpoint."""
     return {
         "origin": saved.checkpoint.origin,
         "size": saved.checkpoint.size,
@@ -115,7 +114,6 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def checkpoint_lines(saved: SavedCheckpoint) -> Sequence[str]:
-    """What `verify` shows of a checkpoint."""
     found = saved.checkpoint
     lines = [f"saved   {found.origin}, {output.count(found.size, 'event')}, signed by the ledger key"]
     lines += [f"witness {name} cosigned it at {timestamp(at)}" for name, at in saved.cosigned.items()]

@@ -42,8 +42,6 @@ _AGENT: Final = "/run/signer-agent/agent.sock"
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `signer init` has to know."""
-
     platform: str
     role: str
     principal: str

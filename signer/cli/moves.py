@@ -96,7 +96,6 @@ class _Timed:
         return self._result.outcome
 
     def show(self, sentences: Mapping[RunOutcome, str], *, as_json: bool) -> int:
-        """Shows how the run ended; returns the exit status."""
         seconds = time.monotonic() - self._began
         return show_end(self._result, str(self._where), self._sealed, seconds, as_json, sentences)
 
@@ -115,7 +114,6 @@ def _show_status(
 
 
 def plan_cutover(config: Path, out: Path | None, *, commands: bool, as_json: bool) -> None:
-    """Shows the plan of a cutover, and writes it to `out`."""
     path = config.absolute()
     file = load_cutover_file(path)
     found = read_preconditions(file, path)
@@ -163,7 +161,6 @@ def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Precondi
 
 
 def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
-    """Moves the service back to Vault; returns the exit status."""
     file = load_cutover_file(config.absolute())
     timed = _Timed()
     with _service(file) as api, platform_lock(file.evidence_dir, file.compose.base):
@@ -182,7 +179,6 @@ def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
 
 
 def show_cutover_status(config: Path, *, as_json: bool) -> None:
-    """Shows the service's mode, the runs and what to do next."""
     file = load_cutover_file(config.absolute())
     known = runs(file.evidence_dir)
     try:
@@ -322,7 +318,6 @@ def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_i
 
 
 def show_removal_status(config: Path, *, as_json: bool) -> None:
-    """Shows Vault's state, the service's mode, the soak time, the runs and what to do next."""
     file = load_cutover_file(config.absolute())
     wanted = decommission_of(file)
     known = [run for run in runs(file.evidence_dir) if run.operation == "decommission"]

@@ -73,7 +73,6 @@ def show_exactly(text: str) -> None:
 
 
 def show_json(value: object, *, on_one_line: bool = False) -> None:
-    """One JSON value on stdout."""
     show_exactly(json.dumps(value, indent=None if on_one_line else 2))
 
 
@@ -242,7 +241,6 @@ def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
 
 
 def error_facts(error: SignerError) -> dict[str, object]:
-    """An error as JSON shows it."""
     return {**error.facts, **error.as_json()}
 
 

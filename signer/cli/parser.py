@@ -117,7 +117,6 @@ class Verb(click.Command):
         return f"did you mean {near}" if near else f"see `signer {self.words} --help`"
 
     def render_help(self) -> str:
-        """The output of `signer VERB --help`."""
         summary = next(entry.summary for entry in VERBS if entry.words == self.words)
         formatter = click.HelpFormatter(width=_WIDTH)
         formatter.write(f"{self._render_usage()}\n\n{summary[0].upper()}{summary[1:]}\n\n{self.text}\n")

@@ -192,8 +192,6 @@ class PreflightFacts:
 
 @dataclass(frozen=True, slots=True)
 class SignerFacts:
-    """The service as its operator reaches it."""
-
     address: Annotated[str, AfterValidator(_socket_or_address)]
     token_file: _AbsolutePath
     policy_file: _AbsolutePath
@@ -202,8 +200,6 @@ class SignerFacts:
 
 @dataclass(frozen=True, slots=True)
 class VaultFacts:
-    """Vault as the cutover uses it."""
-
     address: _Address
     token_file: _AbsolutePath
     roles: Annotated[tuple[_Word, ...], AfterValidator(_not_empty)]

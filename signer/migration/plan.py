@@ -27,8 +27,6 @@ Operation = Literal["cutover", "decommission"]
 
 
 class StepOutcome(StrEnum):
-    """The outcome of a step, in the evidence."""
-
     DONE = "done"
     UNDONE = "undone"
     FAILED = "failed"

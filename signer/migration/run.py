@@ -263,7 +263,6 @@ def _record(
 
 
 def own_versions() -> dict[str, str]:
-    """Versions of the program, Python, OpenSSH and the system."""
     try:
         ended = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
         openssh = ended.err.strip()[:100] or "unknown"

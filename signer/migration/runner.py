@@ -26,8 +26,6 @@ _T = TypeVar("_T")
 
 
 class Reporter(Protocol):
-    """Shows the progress of a run."""
-
     def began(self, number: int, step: Step) -> None: ...
     def passed(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
     def skipped(self, number: int, step: Step) -> None: ...
@@ -37,8 +35,6 @@ class Reporter(Protocol):
 
 
 class EvidenceKeeper(Protocol):
-    """Takes the evidence of a run."""
-
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None: ...
     def conclude(self, outcome: RunOutcome, error: SignerError | None) -> Observation: ...
 

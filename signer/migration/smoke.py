@@ -63,7 +63,6 @@ def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerpr
 
 
 def target_names(file: CutoverFile) -> str:
-    """The targets' names, for the title of a step."""
     return ", ".join(target.name for target in file.smoke)
 
 

@@ -93,7 +93,6 @@ class Trial:
 
 
 def trial_project(facts: ComposeFacts) -> str:
-    """The compose project of the trials."""
     return f"{facts.project}-trial"
 
 

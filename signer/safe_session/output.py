@@ -166,7 +166,6 @@ def show_line(text: str) -> None:
 
 
 def show_help(text: str) -> None:
-    """Prints help at the terminal's width, 100 columns at most."""
     from signer.terminal import MAX_WIDTH, fit, width_of
 
     show(fit(text, width_of(1) or MAX_WIDTH))

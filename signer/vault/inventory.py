@@ -39,8 +39,6 @@ class VaultReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A path that could not be read, and the code of the error."""
-
     what: str
     code: str
 

@@ -47,8 +47,6 @@ class OtherHistory(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response: its status and body."""
-
     status: int
     body: bytes
 

@@ -40,8 +40,6 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class ConfigInputs:
-    """cutover.toml."""
-
     path: str
     digest: str
 
@@ -86,8 +84,6 @@ class VaultInputs:
 
 @dataclass(frozen=True, slots=True)
 class TargetInputs:
-    """A host to log in to."""
-
     login: str
     known_hosts: FileDigest
     trusted_ca_file: str
@@ -118,8 +114,6 @@ class ServiceState(PlanPart):
 
 @dataclass(frozen=True, slots=True)
 class CutoverGoal(PlanPart):
-    """The service after a cutover."""
-
     mode: str
     ca: str
 

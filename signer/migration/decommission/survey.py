@@ -50,8 +50,6 @@ def blocked(found: list[Blocker]) -> Blocked:
 
 @dataclass(frozen=True, slots=True)
 class RemovalReadiness:
-    """The facts that were read, and the blockers."""
-
     inventory: Inventory
     ledger: LedgerFacts
     checks: Checks
@@ -215,16 +213,12 @@ class RemovalInputs(PlanPart):
 
 @dataclass(frozen=True, slots=True)
 class RemovalState(PlanPart):
-    """The service's mode and Vault's inventory before the removal."""
-
     mode: str
     vault: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RemovalGoal(PlanPart):
-    """Vault and its data after the removal."""
-
     vault: str
     data: str
 

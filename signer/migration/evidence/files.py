@@ -69,7 +69,6 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def kind_of(facts: os.stat_result) -> str:
-    """The kind of an entry that is not a regular file, in words."""
     kinds = {
         stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
         stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
