@@ -25,7 +25,7 @@ from typing import Any, Final
 from signer.address import SERVER_UID
 from signer.errors import BadFormat, BadPublicKey, SignerError
 from signer.migration.config import CutoverFile, SignerFacts, Target
-from signer.migration.plan import Observation
+from signer.migration.plan import Observation, Step
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
@@ -62,8 +62,20 @@ def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerpr
     return Observation(f"logins work on {count} of {count}", seen.facts)
 
 
-def target_names(file: CutoverFile) -> str:
-    return ", ".join(target.name for target in file.smoke)
+def login_step(
+    name: str,
+    file: CutoverFile,
+    action: Callable[[], Observation],
+    *,
+    again: str = "",
+    also: str = "",
+    verify: Callable[[], Observation] | None = None,
+    reads: tuple[str, ...] = ("sshd", "ledger"),
+) -> Step:
+    """A step that logs in to all targets; `also` is the line of what `verify` does."""
+    title = f"log in to {', '.join(target.name for target in file.smoke)}{again}"
+    lines = (*login_lines(file), also) if also else login_lines(file)
+    return Step(name, title, "logs in", action, lines=lines, verify=verify, reads=reads)
 
 
 def login_lines(file: CutoverFile) -> tuple[str, ...]:

@@ -13,13 +13,12 @@ from typing import Any, Final
 from signer.api_client import ApiClient
 from signer.errors import BadFormat, SignerError
 from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
-from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plan_value
+from signer.migration.cutover.preconditions import check_operator, plan_value
 from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, blockers
 from signer.migration.decommission.snapshot import Origin, check_origin, check_snapshot
 from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
-from signer.migration.plan import PlanPart
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
@@ -196,35 +195,8 @@ def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
 # --- parts of the plan -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalInputs(PlanPart):
-    """Everything that must not change until the end; nothing from Vault, which is gone by then."""
-
-    config: ConfigInputs
-    cutover: Mapping[str, int | str]
-    operator: str
-    policy: Mapping[str, str]
-    snapshot: Mapping[str, str]
-    soak: int
-    targets: Mapping[str, str]
-    vault: Mapping[str, str]
-    commands: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalState(PlanPart):
-    mode: str
-    vault: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalGoal(PlanPart):
-    vault: str
-    data: str
-
-
-def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
-    """The inputs of a plan; raises `SignerError`."""
+def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]:
+    """What must not change until the end; nothing from Vault, which is gone by then. Raises `SignerError`."""
     wanted = decommission_of(file)
     policy = load_policy(file.signer.policy_file, "signer.policy_file")
     operator = check_operator(file, policy)
@@ -232,30 +204,30 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
     taken: dict[str, str] = {"from": "raft API"}
     if wanted.snapshot_file is not None:
         taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
-    return RemovalInputs(
-        config=ConfigInputs(str(path), file.digest),
-        cutover={} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
-        operator=operator.name,
-        policy={"digest": policy.digest, "ca": policy.ca.fingerprint},
-        snapshot=taken,
-        soak=wanted.soak,
-        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        vault={
+    return {
+        "config": {"path": str(path), "digest": file.digest},
+        "cutover": {} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
+        "operator": operator.name,
+        "policy": {"digest": policy.digest, "ca": policy.ca.fingerprint},
+        "snapshot": taken,
+        "soak": wanted.soak,
+        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        "vault": {
             "address": file.vault.address,
             "mount": file.vault.mount,
             "audit_log": str(wanted.audit_log or ""),
             "other_nodes": ", ".join(wanted.other_nodes),
         },
-        commands={"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
-    )
+        "commands": {"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
+    }
 
 
-def state_of(found: RemovalReadiness) -> RemovalState:
-    """The state without tokens and leases, which change by themselves and by use."""
+def state_of(found: RemovalReadiness) -> dict[str, Any]:
+    """The service's mode, and Vault's inventory without tokens and leases, which change by themselves and by use."""
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread", "index"):
         del inventory[name]
-    return RemovalState(found.ledger.mode, plan_value(inventory))
+    return {"mode": found.ledger.mode, "vault": plan_value(inventory)}
 
 
 # --- the service's answers -------------------------------------------------------------------------------------------
