@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -165,9 +165,7 @@ def ledger_witness(
     origin, own, data_dir = read_ledger_keys()
     log = Log(origin, own)
     with Service(address).open_public() as api, ExitStack() as remotes:
-        asked = [
-            (remotes.enter_context(closing(HttpWitness(one))), key) for one, key in zip(addresses, keys, strict=True)
-        ]
+        asked = [(remotes.enter_context(HttpWitness(one)), key) for one, key in zip(addresses, keys, strict=True)]
         done = run_round(ServiceLog(api, log), asked, needed, out, data_dir, int(time.time()))
     _show_round(done, out, as_json=as_json)
     if not done.is_noted:

@@ -228,9 +228,6 @@ class Group(click.Group):
         )
         self.words = tuple(words)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(next_words(self.words))
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> Verb | Group | None:
         words = (*self.words, cmd_name)
         entry = find(words)

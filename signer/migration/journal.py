@@ -40,8 +40,6 @@ class RunState:
     done: dict[str, float] = field(default_factory=dict)
     begun: dict[str, None] = field(default_factory=dict)  # in order; done or not
     failed: str = ""  # name of the step
-    error: str = ""
-    undone: dict[str, None] = field(default_factory=dict)
     is_rolling_back: bool = False
     outcome: RunOutcome | None = None
     ended_ms: int = 0
@@ -61,17 +59,15 @@ class RunState:
                 self.plan, self.reason = str(line.get("plan", "")), str(line.get("reason", ""))
                 self.began_ms = int(line["at"])
             case "run.resumed":
-                self.failed = self.error = ""
+                self.failed = ""
             case "step.began":
                 self.begun[name] = None
             case "step.done":
                 self.done[name] = float(line.get("seconds", 0))
             case "step.failed":
-                self.failed, self.error = name, str(line.get("error", ""))
+                self.failed = name
             case "rollback.began":
                 self.is_rolling_back = True
-            case "undo.done":
-                self.undone[name] = None
             case "run.ended":
                 self.outcome, self.ended_ms = RunOutcome(line["outcome"]), int(line["at"])
                 self.evidence = str(line.get("evidence", ""))

@@ -50,15 +50,9 @@ class SampleResult:
     differences: tuple[Difference, ...]
 
     def as_json(self) -> dict[str, object]:
-        return {
-            "name": self.sample.name,
-            "key_type": self.sample.key_type,
-            "asked": dict(self.sample.asked),
-            "fingerprint": self.fingerprint,
-            "outcome": self.outcome,
-            "serials": list(self.serials),
-            "differences": [asdict(difference) for difference in self.differences],
-        }
+        facts = asdict(self)
+        asked = facts.pop("sample")
+        return {"name": asked["name"], "key_type": asked["key_type"], "asked": asked["asked"], **facts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +74,8 @@ class RoleParity:
         return not errors_in(self.all_differences)
 
     def as_json(self) -> dict[str, object]:
-        return {
-            "role": self.role,
-            "parity": self.is_parity,
-            "principals": self.principals,
-            "differences": [asdict(difference) for difference in self.differences],
-            "samples": [sample.as_json() for sample in self.samples],
-            "left_out": self.left_out,
-        }
+        samples = [sample.as_json() for sample in self.samples]
+        return {**asdict(self), "parity": self.is_parity, "samples": samples}
 
 
 @dataclass(frozen=True, slots=True)

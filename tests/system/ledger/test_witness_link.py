@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
 
@@ -37,7 +37,7 @@ def peer(answer: Callable[[socket.socket], None]) -> Iterator[tuple[HttpWitness,
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            with closing(HttpWitness(f"http://{ports.LOOPBACK}:{listener.getsockname()[1]}/")) as link:
+            with HttpWitness(f"http://{ports.LOOPBACK}:{listener.getsockname()[1]}/") as link:
                 yield link, heads
         finally:
             listener.shutdown(socket.SHUT_RDWR)
@@ -109,5 +109,5 @@ def test_one_that_hangs_or_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyP
 
 
 def test_nobody_there_is_unreachable() -> None:
-    with closing(HttpWitness(f"http://{ports.LOOPBACK}:{ports.free_port()}")) as link, pytest.raises(Unavailable):
+    with HttpWitness(f"http://{ports.LOOPBACK}:{ports.free_port()}") as link, pytest.raises(Unavailable):
         link.get("/x")
