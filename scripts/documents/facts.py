@@ -24,7 +24,7 @@ from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key_file
 from signer.cli.catalogue import VERBS
-from signer.cli.parser import Help, read_words
+from signer.cli.parser import read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.ledger.marks import Mark
@@ -195,9 +195,9 @@ def recorded(name: str, typed: str) -> str:
 
 def help_of(words: str) -> str:
     found = read_words([*words.split(), "--help"])
-    if not isinstance(found, Help):
+    if not isinstance(found, str):
         raise TypeError(f"signer {words} has no help")
-    return fenced(f"signer {words} --help", found.text)
+    return fenced(f"signer {words} --help", found)
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from signer.migration.decommission.survey import (
 )
 from signer.migration.journal import RunState, platform_lock, runs
 from signer.migration.plan import Plan, Step, check_drift
-from signer.migration.run import Run, catch_up, close_others, destroyed_by, open_run, unfinished
+from signer.migration.run import catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.model import RunOutcome
 from signer.units import listed, plain, render_duration, timestamp
 
@@ -82,23 +82,6 @@ def _approved(plan: Plan, phrase: str | None, file: CutoverFile) -> Iterator[tup
             yield api, approval
 
 
-class _Timed:
-    """A run and how long it took, for the line that ends it."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def carry_out(self, run: Run, actions: CutoverActions | RemovalActions, steps: Sequence[Step]) -> RunOutcome:
-        actions.begin(run)
-        self._result = run.carry_out(steps, StepReporter())
-        self._where, self._sealed = run.evidence.folder, run.journal.state.evidence
-        return self._result.outcome
-
-    def show(self, sentences: Mapping[RunOutcome, str], *, as_json: bool) -> int:
-        seconds = time.monotonic() - self._began
-        return show_end(self._result, str(self._where), self._sealed, seconds, as_json, sentences)
-
-
 def _show_status(
     now: Mapping[str, Any], lines: Sequence[str], known: Sequence[RunState], following: str, *, as_json: bool
 ) -> None:
@@ -137,7 +120,7 @@ def apply_cutover(plan: Path, phrase: str | None, *, as_json: bool) -> int:
     planned, path = load_plan(plan, "cutover")
     file = load_cutover_file(path)
     with _approved(planned, phrase, file) as (api, approval):
-        timed = _Timed()
+        started = time.monotonic()
         is_resumed = any(run.plan == planned.digest for run in unfinished(file.evidence_dir))
         actions = CutoverActions(file, api)
         steps = cutover_steps(file, actions)
@@ -146,8 +129,9 @@ def apply_cutover(plan: Path, phrase: str | None, *, as_json: bool) -> int:
         if not is_resumed:
             catch_up(file.evidence_dir, api)
         with open_run(file.evidence_dir, "cutover", planned, approval, api) as run:
-            timed.carry_out(run, actions, steps)
-    return timed.show(_CUT_OVER, as_json=as_json)
+            actions.begin(run)
+            result = run.carry_out(steps, StepReporter())
+    return show_end(result, run, time.monotonic() - started, _CUT_OVER, as_json=as_json)
 
 
 def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Preconditions:
@@ -161,7 +145,7 @@ def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Precondi
 
 def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
     file = load_cutover_file(config.absolute())
-    timed = _Timed()
+    started = time.monotonic()
     with _service(file) as api, platform_lock(file.evidence_dir, file.compose.base):
         for state in runs(file.evidence_dir):
             if state.operation == "decommission" and (what := destroyed_by(file.evidence_dir, state)):
@@ -169,12 +153,13 @@ def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
                 raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
         with open_run(file.evidence_dir, "rollback", None, None, api, reason=reason) as run:
             actions = CutoverActions(file, api)
-            outcome = timed.carry_out(run, actions, rollback_steps(file, actions))
-        if outcome is RunOutcome.APPLIED:
+            actions.begin(run)
+            result = run.carry_out(rollback_steps(file, actions), StepReporter())
+        if result.outcome is RunOutcome.APPLIED:
             catch_up(file.evidence_dir, api)
             for name in close_others(file.evidence_dir, api, RunOutcome.ROLLED_BACK, run.evidence.run):
                 output.note(f"{name} is ended with it")
-    return timed.show(_BACK, as_json=as_json)
+    return show_end(result, run, time.monotonic() - started, _BACK, as_json=as_json)
 
 
 def show_cutover_status(config: Path, *, as_json: bool) -> None:
@@ -294,7 +279,7 @@ def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_i
     planned, planned_path = load_plan(plan, "decommission")
     file = load_cutover_file(planned_path if config is None else config.absolute())
     with _approved(planned, phrase, file) as (api, approval):
-        timed = _Timed()
+        started = time.monotonic()
         state = next((run for run in unfinished(file.evidence_dir) if run.plan == planned.digest), None)
         removed_by = approval.who if data_is_removed else ""
         if removed_by and (state is None or state.failed != "remove-data"):
@@ -311,8 +296,9 @@ def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_i
         present = _removal_plan(file, planned_path, api, steps, found, planned)
         check_drift(planned, present, with_state=found is not None)
         with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-            timed.carry_out(run, actions, steps)
-    return timed.show(_REMOVED, as_json=as_json)
+            actions.begin(run)
+            result = run.carry_out(steps, StepReporter())
+    return show_end(result, run, time.monotonic() - started, _REMOVED, as_json=as_json)
 
 
 def show_removal_status(config: Path, *, as_json: bool) -> None:

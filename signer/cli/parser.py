@@ -25,13 +25,6 @@ _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
-class Help:
-    """A command line that asks for help; `text` is that help."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """A command line that asks for a verb, with its values."""
 
@@ -250,12 +243,12 @@ class Group(click.Group):
 ROOT: Final = Group(())
 
 
-def read_words(words: Sequence[str]) -> Call | Help:
-    """Reads the words after `signer`; raises `UsageError`."""
+def read_words(words: Sequence[str]) -> Call | str:
+    """Reads the words after `signer`; a line that asks for help becomes that help. Raises `UsageError`."""
     if not words:
         raise UsageError("no verb given", "see `signer --help`, or begin with `signer check`")
     if (text := answer(words)) is not None:
-        return Help(text)
+        return text
     if words[0] == "help":
         words = [*words[1:], "--help"]
     context, left = ROOT.make_context(PROGRAM, []), list(words)
@@ -263,7 +256,7 @@ def read_words(words: Sequence[str]) -> Call | Help:
     while True:
         name = left[0] if left else ""
         if name in HELP_FLAGS:
-            return Help(group.get_help(context))
+            return group.get_help(context)
         command = group.get_command(context, name)
         if command is None:
             raise _no_such_verb(group.words, left)
@@ -272,7 +265,7 @@ def read_words(words: Sequence[str]) -> Call | Help:
             break
         group, context = command, command.make_context(name, [], parent=context)
     if not set(HELP_FLAGS).isdisjoint(_before_dashes(left)):
-        return Help(command.render_help())
+        return command.render_help()
     return Call(command, command.make_context(name, left, parent=context))
 
 

@@ -207,7 +207,13 @@ def await_certificate(
         seconds = line.seconds()
         if not claim.is_kept and seconds == 0:
             withdraw(settings, asked.request)
-            raise _no_place()
+            raise BadSettings(
+                "claim_folder_missing",
+                "the role needs a human's approval, and there is no private folder in memory for the secret that claims"
+                " the certificate later; the request is withdrawn",
+                "wait in the same command with --wait 10m, or set XDG_RUNTIME_DIR to a folder of yours on a tmpfs, mode"
+                " 0700",
+            )
         line.show()
         # 2
         if asked.presence and asked.state == "pending":
@@ -286,15 +292,6 @@ def withdraw(settings: Settings, request: str) -> None:
         send(settings.server, "POST", f"/api/requests/{request}/withdraw", b"{}", seconds=_SECONDS_TO_WITHDRAW)
     except SignerError:
         pass  # the service is away, or the request is over
-
-
-def _no_place() -> BadSettings:
-    return BadSettings(
-        "claim_folder_missing",
-        "the role needs a human's approval, and there is no private folder in memory for the secret that claims the"
-        " certificate later; the request is withdrawn",
-        "wait in the same command with --wait 10m, or set XDG_RUNTIME_DIR to a folder of yours on a tmpfs, mode 0700",
-    )
 
 
 # --- what a person sees ----------------------------------------------------------------------------------------------
