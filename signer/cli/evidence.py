@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,15 +84,7 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
         {"outcome": "warn" if one.is_warning else "fail", "code": one.code, "text": one.text}
         for one in verdict.problems
     ]
-    return {
-        "good": verdict.is_good,
-        "operation": verdict.operation,
-        "outcome": verdict.outcome,
-        "files": verdict.files,
-        "digest": verdict.digest,
-        "recorded": dict(verdict.recorded) if verdict.recorded is not None else None,
-        "problems": problems,
-    }
+    return {"good": verdict.is_good, **asdict(verdict), "problems": problems}
 
 
 def _show(verdict: Verdict) -> None:

@@ -34,7 +34,7 @@ _LOOK_EVERY: Final = 0.03  # seconds
 _LEFTOVERS_END_WITHIN: Final = 15.0  # seconds
 PROJECT_LABEL: Final = "com.docker.compose.project"
 SERVICE_LABEL: Final = "com.docker.compose.service"
-_PASSED_ON: Final = (
+ENGINES_OWN: Final = (
     "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
     "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF", "CONTAINER_HOST",
     "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_API_VERSION",
@@ -75,7 +75,7 @@ class Compose:
         """Only PATH, HOME and the engine's own settings are taken from `environ`; `more` are further compose files."""
         self.facts = facts
         self._more = tuple(more)
-        passed = {name: environ[name] for name in _PASSED_ON if name in environ}
+        passed = {name: environ[name] for name in ENGINES_OWN if name in environ}
         self._environment = {**passed, **facts.environment, _MARK: facts.project}
 
     def command_line(self, with_overlay: bool, *words: str) -> list[str]:

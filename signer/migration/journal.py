@@ -117,9 +117,6 @@ class Journal:
             os.ftruncate(self._file, end)
             raise
 
-    def text(self) -> str:
-        return self.path.read_text()
-
     def close(self) -> None:
         os.close(self._file)
 

@@ -110,7 +110,7 @@ class Run:
         if not self.evidence.digest:
             self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
-            self.evidence.write_text("journal.jsonl", self.journal.text())
+            self.evidence.write_text("journal.jsonl", self.journal.path.read_text())
         digest = self.evidence.seal(outcome, facts)
         answer = _record(self.operation, outcome, self.plan, self.reason, self.evidence, self.recorder)
         return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})

@@ -180,15 +180,11 @@ def _undo(number: int, step: Step, journal: Journal, evidence: EvidenceKeeper, r
 
 
 def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidence: EvidenceKeeper) -> None:
-    fault: SignerError | None = None
     digest: object = ""
     try:
         digest = _translated(lambda: evidence.conclude(outcome, error)).facts.get("evidence", "")
-    except SignerError as unwritten:
-        fault = unwritten
-    journal.write("run.ended", outcome=outcome, evidence=digest)
-    if fault is not None:
-        raise fault
+    finally:
+        journal.write("run.ended", outcome=outcome, evidence=digest)
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:

@@ -24,8 +24,6 @@ from signer.errors import Unavailable
 from signer.ssh.agent import check_reply, reply_length
 
 _WATCH = 'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -rf -- "${SSH_AUTH_SOCK%/*}"'
-_PROGRAMS = "bin"  # folder of the wrappers, inside the private one
-_HOSTS = "hosts"  # folder of the list of host keys, there too
 _FALLBACK_FOLDER = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
 _MAX_FOLDER = 107 - len("/safe-session-0123456789abcdef/agent")  # sun_path of unix(7)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -45,8 +43,8 @@ class PrivateAgent:
         self._folder = f"{_private_folder()}/safe-session-{os.urandom(8).hex()}"
         self.socket = f"{self._folder}/agent"
         self.relay = f"{self._folder}/relay"
-        self.programs = f"{self._folder}/{_PROGRAMS}"
-        self.hosts = f"{self._folder}/{_HOSTS}"
+        self.programs = f"{self._folder}/bin"
+        self.hosts = f"{self._folder}/hosts"
         self._agent = 0
         # Close-on-exec (Python's default): the session's command must not inherit the writing end, or the shell would
         # not notice that this process is dead.

@@ -55,10 +55,6 @@ class Mount:
     version: int = 0
     uuid: str = ""
 
-    @property
-    def is_kv(self) -> bool:
-        return self.type in KV_TYPES
-
 
 @dataclass(frozen=True, slots=True)
 class AuditDevice:
@@ -201,7 +197,7 @@ def read_inventory(
         seal=_text(state, "type"),
         namespaces=reader.keys("sys/namespaces", may_lack=True),
         mounts=mounts,
-        kv=tuple(reader.entries(mount) for mount in mounts if mount.is_kv),
+        kv=tuple(reader.entries(mount) for mount in mounts if mount.type in KV_TYPES),
         ssh=tuple(reader.engine(mount.path) for mount in mounts if mount.type == "ssh"),
         auth_methods=reader.mounts("sys/auth", {"token/": ("token", "ns_token")}),
         policies=tuple(sorted(reader.keys("sys/policies/acl", must_have="default"))),

@@ -31,13 +31,8 @@ class HttpWitness(Watched):
         self.name = address
         self._base = address.rstrip("/")
 
-    def post(self, path: str, body: bytes) -> Answer:
-        return self._send("POST", path, body)
-
-    def get(self, path: str) -> Answer:
-        return self._send("GET", path, None)
-
-    def _send(self, method: str, path: str, body: bytes | None) -> Answer:
+    def ask(self, path: str, body: bytes | None = None) -> Answer:
+        method = "GET" if body is None else "POST"
         session = new_session(max_body=MAX_ANSWER, carries_secrets=False)
         headers = {"Connection": "close", "User-Agent": "signer", "Content-Type": "text/plain; charset=utf-8"}
         try:

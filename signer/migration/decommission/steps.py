@@ -123,7 +123,7 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             actions.seal_vault,
             lines=(
                 "what is new since the snapshot looked for, by name; anything stops the run here",
-                *(f"PUT {address}/v1/sys/seal, if it is active" for address in _addresses(file)),
+                *(f"PUT {address}/v1/sys/seal, if it is active" for address in actions.addresses),
             ),
             is_done=actions.is_sealed,
             undo_text=BEYOND,
@@ -144,16 +144,12 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             actions.gone,
             lines=tuple(
                 f"connect to {address}: must be refused for {WATCHED} s, and again before the evidence is sealed"
-                for address in _addresses(file)
+                for address in actions.addresses
             ),
             reads=("Vault's address",),
         ),
         login_step("smoke-again", file, lambda: actions.smoke("after"), again=" again"),
     )
-
-
-def _addresses(file: CutoverFile) -> tuple[str, ...]:
-    return (file.vault.address, *decommission_of(file).other_nodes)
 
 
 def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: Mapping[str, Any], now: Mapping[str, Any]) -> Plan:
