@@ -182,7 +182,7 @@ def write_new(
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if like is not None:
+            if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
                 os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
             if like is not None or not mode & 0o077:
                 os.fchmod(descriptor, mode)
@@ -194,6 +194,23 @@ def write_new(
                 os.fsync(descriptor)
     except BaseException:
         path.unlink(missing_ok=True)
+        raise
+
+
+def _owner(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_uid, facts.st_gid
+
+
+def append_line(descriptor: int, line: bytes, *, is_synced: bool = True) -> None:
+    """Appends a line to a file that nobody else writes meanwhile, whole or not at all; raises `OSError`."""
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if is_synced:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
         raise
 
 

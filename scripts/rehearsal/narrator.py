@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from signer.terminal import MAX_WIDTH, width_of
+from signer.safe_session.terminal import MAX_WIDTH, width_of
 
 
 class Unexpected(Exception):

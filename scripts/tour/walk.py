@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Final
 
 from scripts.tour.steps import STEPS, Step
-from signer.terminal import width_of, wrap, wrap_command
+from signer.safe_session.terminal import width_of, wrap, wrap_command
 
 PATIENCE: Final = 60.0  # seconds for a command, and for what a background command must say
 # The settings of `signer init`, then this run's: another port, another place for the ledger.

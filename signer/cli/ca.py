@@ -22,6 +22,7 @@ from signer.units import plain
 if TYPE_CHECKING:
     from signer.ca.render import Rendered
 
+_FIRST_PAUSE = 5  # seconds
 _SENTENCES = {
     "written": "written, the keeper takes it at its next start or `signer reload`",
     "unchanged": "unchanged",
@@ -50,12 +51,19 @@ def ca_new(out: Path, kind: str, as_json: bool) -> None:
     output.show(f"fingerprint  {key.fingerprint}")
     output.show()
     for line in (
-        "What to do with it, by hand; this program never writes to Infisical:",
+        "What to do with it, by hand:",
         "  1  in policy.toml, under [ca]:  fingerprint = " + f'"{key.fingerprint}"',
         "  2  on every host, a line of TrustedUserCAKeys: the public key above",
-        f"  3  into Infisical, as the secret of INFISICAL_SECRET_NAME: the whole content of {plain(target)}",
+        "",
+        "To keep it over a reboot in Infisical, to which this program never writes:",
+        f"  3  as the secret of INFISICAL_SECRET_NAME: the whole content of {plain(target)}",
         f"  4  signer ca render --to /run/signer-ca/ca   with SIGNER_CA_FINGERPRINT={key.fingerprint}",
         "  5  when that reports written or unchanged:  shred -u " + plain(target),
+        "",
+        "Or without Infisical, encrypted for this machine (runbooks/ca-key.md, section 6):",
+        f"  3  in your own safe: a copy of {plain(target)}, as no other machine can decrypt what follows",
+        f"  4  systemd-creds encrypt --name=ca {plain(target)} /etc/signer/ca.cred",
+        "  5  when the service has started with it:  shred -u " + plain(target),
     ):
         output.show(line)
 
@@ -100,8 +108,16 @@ class _Stopped(BaseException):
 
 
 def _watch(once: Callable[[], Rendered], target: Path, pause: int, *, as_json: bool) -> int:
-    """Renders every `pause` seconds until SIGTERM; reports an error and tries again. Sends no signal to the keeper."""
+    """Renders every `pause` seconds until SIGTERM; reports an error and tries again. Sends no signal to the keeper.
+
+    systemd hears that the unit is ready once the key is in its place. What waits for that at boot does not wait `pause`
+    seconds for a network that comes a second later: until then it tries at least every `_FIRST_PAUSE` seconds.
+    """
+    from signer.service.supervisor import Supervisor
+
+    supervisor = Supervisor(None, os.environ)
     shown: Rendered | None = None
+    is_ready = False
     try:
         signal.signal(signal.SIGTERM, _stop)
         while True:
@@ -115,8 +131,10 @@ def _watch(once: Callable[[], Rendered], target: Path, pause: int, *, as_json: b
                 if rendered.result != "unchanged" and is_new:
                     _show(rendered, target, as_json=as_json, on_one_line=True)
                 shown = rendered
+                supervisor.ready()
+                is_ready = True
             output.flush()
-            time.sleep(pause)
+            time.sleep(pause if is_ready else min(pause, _FIRST_PAUSE))
     except _Stopped:
         return 0
 

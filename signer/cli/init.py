@@ -37,6 +37,7 @@ _ROOT_LIKE: Final = re.compile(
     r"(?:^|[._@-])(?:root|toor|admin(?:istrators?|s)?|sudo(?:ers)?|wheel|superuser)(?:$|[._@-])"
 )
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
+_ENCRYPTED: Final = Path("/etc/signer/ca.cred")  # where signer-ca-credential.service looks
 _AGENT: Final = "/run/signer-agent/agent.sock"
 
 
@@ -68,7 +69,8 @@ class Layout:
         self.token = folder / f"{answers.operator}.token"
         self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
         self.private_directories = [self.key.parent] if in_container else []
-        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: _CREDENTIAL, AGENT: _AGENT}
+        decrypted = _RENDERED if in_container else _CREDENTIAL
+        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: decrypted, AGENT: _AGENT}
         self.key_in_use = places[answers.key_from]
 
 
@@ -135,10 +137,6 @@ def _check_answers(answers: Answers, fingerprint: str | None) -> None:
             "where the CA key comes from",
             AGENT,
             "give --ca-fingerprint, as `ssh-add -l` shows it, or name another source",
-        )
-    if answers.key_from == CREDENTIAL and answers.runs_in == CONTAINER:
-        raise _unusable(
-            "where the CA key comes from", CREDENTIAL, f"{CREDENTIAL} is for units of systemd: use --for host"
         )
 
 
@@ -334,7 +332,8 @@ SAFE_SESSION_TOKEN_FILE={layout.token}
 
 def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[str, str]]:
     """Commands in their order, each with what it is for."""
-    key, made = layout.key, layout.folder / "ca.cred"
+    key, in_container = layout.key, layout.answers.runs_in == CONTAINER
+    made = _ENCRYPTED if in_container else layout.folder / _ENCRYPTED.name
     steps: list[tuple[str, str]] = []
     if layout.answers.key_from == INFISICAL:
         if is_new:
@@ -344,16 +343,22 @@ def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[
     if layout.answers.key_from == CREDENTIAL:
         if is_new:
             encrypt = f"systemd-creds encrypt --name=ca {key} {made} && shred -u {key}"
+            if in_container:
+                encrypt = f"install -d -m 0755 {made.parent} && {encrypt}"
             steps += [("the key, readable on this host alone", encrypt)]
-        steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
+        if in_container:
+            unit = "systemctl enable --now signer-ca-credential"
+            steps += [("the key, before the container starts: runbooks/ca-key.md, section 6", unit)]
+        else:
+            steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
     agent: list[tuple[str, str]] = []
     if layout.answers.key_from == AGENT:
         add = f"SSH_AUTH_SOCK={_AGENT} runuser -u signer-keeper -- ssh-add -s PROVIDER"
         agent = [("the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md", add)]
-    if layout.answers.runs_in == CONTAINER:
+    if in_container:
         # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
         overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
-        start = f"(set -a; . {layout.service}; podman-compose {overlays} up -d)"
+        start = f"(set -a; . {layout.service}; scripts/container/compose {overlays} up -d)"
         steps += [*agent, ("in a checkout, after scripts/container/build", start)]
     else:
         missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-from signer import terminal
 from signer.errors import ApprovalRefused, BadFile, SignerError, Unavailable, write_hint
+from signer.safe_session import terminal
 from signer.units import plain
 
 _BAR: Final = 24  # characters

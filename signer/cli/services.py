@@ -55,7 +55,7 @@ def api(listener: tuple[int, ...], channel: int | None) -> None:
 
 
 def _start() -> Settings:
-    from signer.logs import start_log
+    from signer.service.logs import start_log
     from signer.settings import load_settings
 
     start_log()

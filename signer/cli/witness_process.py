@@ -15,7 +15,7 @@ from signer.cli import output
 from signer.errors import SignerError
 from signer.hardening import forbid_dumps, release_memory
 from signer.ledger.checkpoint import COSIGNATURE_KIND, VerifierKey, parse_vkey
-from signer.logs import start_log
+from signer.service.logs import start_log
 from signer.witness.server import Server
 from signer.witness.state import State, claim_state, group_logs
 from signer.witness.witness import Witness

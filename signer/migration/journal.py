@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
-from signer.files import lock, open_lock, open_lock_of, open_or_create, os_errors, sync_directory
+from signer.files import append_line, lock, open_lock, open_lock_of, open_or_create, os_errors, sync_directory
 from signer.migration.evidence.store import RUN_NAME, make_private, operation_of
 from signer.model import RunOutcome
 
@@ -98,24 +98,14 @@ class Journal:
         line = {"at": int(self._clock() * 1000), "event": event, **kept}
         text = json.dumps(line, sort_keys=True).encode() + b"\n"
         try:
-            self._append(text)
+            append_line(self._file, text)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise _unwritable(error) from None
             self.make_room()
             with os_errors(_unwritable):
-                self._append(text)
+                append_line(self._file, text)
         self.state.take(line)
-
-    def _append(self, text: bytes) -> None:
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        try:
-            if os.write(self._file, text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, end)
-            raise
 
     def close(self) -> None:
         os.close(self._file)
@@ -199,8 +189,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)
         try:
-            os.write(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
-            os.fsync(descriptor)
+            append_line(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
         finally:
             os.close(descriptor)
 

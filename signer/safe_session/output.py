@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 def say_over(text: str) -> None:
     """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
-    from signer.terminal import MAX_WIDTH, width_of
+    from signer.safe_session.terminal import MAX_WIDTH, width_of
 
     width = width_of(2) or MAX_WIDTH
     line = plain(f"safe-session: {text}")[: width - 1] if text else ""
@@ -163,14 +163,14 @@ def show_line(text: str) -> None:
 
 
 def show_help(text: str) -> None:
-    from signer.terminal import MAX_WIDTH, fit, width_of
+    from signer.safe_session.terminal import MAX_WIDTH, fit, width_of
 
     show(fit(text, width_of(1) or MAX_WIDTH))
 
 
 def show_table(rows: list[tuple[str, ...]], *, titled: bool = False) -> None:
     """Prints a table on stdout; `titled` if its first row has the titles of the columns."""
-    from signer.terminal import lay_out, width_of
+    from signer.safe_session.terminal import lay_out, width_of
 
     cells = [[plain(cell) for cell in row] for row in rows]
     show("".join(f"{line}\n" for line in lay_out(cells, width_of(1), titled=titled)))
@@ -183,7 +183,7 @@ def _fitted(line: str, descriptor: int, hang: int | None = None) -> list[str]:
             return [line]
     except OSError:
         return [line]
-    from signer.terminal import width_of, wrap
+    from signer.safe_session.terminal import width_of, wrap
 
     width = width_of(descriptor)
     return [line] if width is None else wrap(line, width, hang)

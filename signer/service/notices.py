@@ -25,7 +25,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import claim, identity_of, open_or_create, read_bounded, write_new
+from signer.files import append_line, claim, identity_of, open_or_create, read_bounded, write_new
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol import notices
@@ -175,13 +175,15 @@ class ToldFile:
         return former
 
     def _write(self, told: notices.Told) -> None:
+        """Appends a line; after a failure the next one brings all of them."""
         self._lines += 1
         if self._file is None or self._lines > _MAX_LINES:
             self._write_all()
             return
         try:
-            os.write(self._file, notices.encode(told) + b"\n")
+            append_line(self._file, notices.encode(told) + b"\n", is_synced=False)
         except OSError as error:
+            self._lines = _MAX_LINES
             log.warning("what was sent cannot be noted: %s", error.strerror)
 
     def _write_all(self) -> None:

@@ -18,13 +18,13 @@ from typing import NoReturn
 
 import pytest
 
-from signer import terminal
 from signer.api_client import ApiClient
 from signer.ca.infisical import Secret
 from signer.cli import main
 from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
+from signer.safe_session import terminal
 from tests.parts.answering import answer_commands
 from tests.parts.answering_channels import play_channels
 from tests.parts.evidence import sealed_run

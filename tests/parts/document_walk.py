@@ -44,6 +44,9 @@ ELSEWHERE: Final = {
     ("runbooks/operate/console.md", "signer approval-key"): TRANSCRIPTS,
     ("runbooks/operate/notices.md", "signer notices test"): f"{ROOM}/approvals/test_notices.py",
     ("runbooks/install/reach.md", "echo 'd /run"): f"{ROOM}/container/test_container_socket.py",
+    ("runbooks/ca-key.md", "cp /opt"): f"{ROOM}/operations/test_boot.py",
+    ("runbooks/ca-key.md", "install -d"): f"{ROOM}/operations/test_boot.py",
+    ("runbooks/ca-key.md", "systemd-creds"): f"{ROOM}/operations/test_boot.py",
     ("runbooks/reference/ledger.md", "signer ledger checkpoint"): f"{ROOM}/ledger/test_cosigning.py",
     (_HARDWARE, "#!/bin/sh\nexport"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
     (_HARDWARE, "#!/bin/sh\nexec"): f"{ROOM}/ca/test_ca_key_in_hardware_runbook.py",
@@ -92,7 +95,7 @@ _AS_OPERATOR: Final = "export SAFE_SESSION_TOKEN_FILE=~/operator.token"
 _REPLACED: Final = "/var/lib/signer/ledger.replaced-"
 _AS_AGENT: Final = "export SAFE_SESSION_TOKEN_FILE=~/.signer-token"
 
-WALK: Final = (
+WALK: Final[tuple[Stop, ...]] = (
     # --- install -----------------------------------------------------------------------------------------------------
     Stop(_POLICY, "install -d", before='export PATH="/opt/signer/.venv/bin:$PATH"', shows=r"fingerprint"),
     Stop(
@@ -101,7 +104,7 @@ WALK: Final = (
     ),
     Stop("runbooks/install/systemd.md", "/opt/signer/scripts/setup-venv",
          before="sed -i '/^signer-/d' /etc/passwd /etc/group /etc/shadow /etc/gshadow",
-         after="systemctl stop signer-api"),
+         after=f"{_READY}; systemctl stop signer-api.socket signer-api signer-keeper"),
     Stop(_POLICY, "signer policy check", before=_SETTINGS, shows=r"(?s)llmops.*granted.*ready: "),
     Stop(_POLICY, "signer serve", after=_READY, serves=True),
     Stop("runbooks/operate/tokens-and-policy.md", "signer policy check", shows=r"(?s)granted.*policy"),
@@ -109,7 +112,10 @@ WALK: Final = (
     Stop("runbooks/operate/approvals.md", "signer approval-key",
          before="cp /run/enrolment.json .; signer identity add anna --kind human --role llmops --write",
          shows=r"(?s)webauthn.*identities +added anna"),
-    Stop("runbooks/operate/upgrading.md", "signer policy check", shows=r"ready: "),
+    Stop("runbooks/operate/upgrading.md", "signer policy check", shows=r"ready: ",
+         # From here the units run it.
+         after="kill $(cat /run/service.pid); while kill -0 $(cat /run/service.pid); do sleep 0.1; done 2>/dev/null; "
+               f"systemctl start signer-api.socket signer-keeper signer-api; {_READY}"),
     # --- hosts -------------------------------------------------------------------------------------------------------
     Stop("runbooks/install/hosts.md", "signer hosts install",
          before="useradd -m -p '*' llmops; signer ca bundle >ca.pub; cp ca.pub /opt/signer/",
@@ -164,26 +170,33 @@ WALK: Final = (
                # and back, by the same lines
                "systemctl stop signer-api signer-keeper && mv /srv/signer /var/lib/signer && "
                "chown -R signer-keeper: /var/lib/signer && rm -r /run/signer /etc/signer/environment && "
+               "rm -r /etc/systemd/system/signer-keeper.service.d && systemctl daemon-reload && "
                f"systemctl restart signer-keeper signer-api && {_READY}"),
     # --- from elsewhere ----------------------------------------------------------------------------------------------
     Stop(_REACH, "ssh -N", before="mkdir -p /run/user/1000; unset SAFE_SESSION_PUBLISHERS_FILE",
          after=f"until test -S /run/user/1000/signer.sock; do sleep 0.1; done; {_AS_OPERATOR}; "
                "export SAFE_SESSION_SERVER_UID=0; safe-session whoami"),
     Stop(_REACH, "openssl req", before="cd /etc/signer", after="chown signer-api tls.key; cd"),
-    Stop(_REACH, "export SAFE_SESSION_ADDR",
-         before="cp /run/reach.ini /etc/signer/environment; systemctl restart signer-keeper signer-api"),
+    Stop(_REACH, "install -d", before="cp /run/reach.ini /etc/signer/environment"),
+    Stop(_REACH, "export SAFE_SESSION_ADDR"),
     Stop(_CLIENTS, "umask 077", typed="TOKEN", piped=True, shows=r"deploy-agent"),
     Stop(_WITNESS, "signer ledger checkpoint",
          before="git init -q --bare history.git && git clone -q history.git history 2>/dev/null && "
                 "cd history && git config user.email ci@signer.example && git config user.name ci && "
                 "git config push.default current"),
     Stop(_WITNESS, "git show", before="for day in {1..30}; do git commit -q --allow-empty -m day; done",
-         after="cd", shows=r"intact"),
+         after="cd; rm -r /etc/systemd/system/signer-api.*.d /etc/signer/environment; systemctl daemon-reload; "
+               f"systemctl restart signer-api.socket signer-keeper signer-api; {_READY}",
+         shows=r"intact"),
     # --- a witness ---------------------------------------------------------------------------------------------------
     Stop(_WITNESS, "/opt/signer/scripts/setup-venv", shows=r"witness\.example\.org\+[0-9a-f]{8}\+"),
-    Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-witness"),
+    Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-witness",
+         before='echo "WITNESS_OPTIONS=--name witness.example.org --log $(signer ledger key)" >/etc/signer/witness'),
     Stop(_WITNESS, "runuser"),
-    Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-cosign"),
+    Stop(_WITNESS, "cp /opt/signer/scripts/systemd/signer-cosign",
+         before='echo "COSIGN_OPTIONS=--to http://127.0.0.1:8333 --witness $(runuser -u signer-witness -- '
+                '/opt/signer/.venv/bin/signer witness key --name witness.example.org)" >/etc/signer/cosign',
+         after="systemctl start signer-cosign; cat /var/lib/signer/checkpoint | grep '^— witness.example.org '"),
     Stop("runbooks/operate/notices.md", "useradd", before="cp /run/notices.toml /etc/signer",
          after="set -a; . /etc/signer/environment; set +a; signer status", shows=""),
 )  # fmt: skip
@@ -197,17 +210,26 @@ class Line:
     shows: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reboot:
+    """The machine ends, by systemd or by a power cut, and starts again."""
+
+    in_order: bool = True
+
+
+Step = Stop | Line | Reboot
+
 _CONTAINER: Final = "runbooks/install/container.md"
 _NAME: Final = "safe-session_safe-session-api_1"
 _FILES: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-local-ca.yaml"
-_UP: Final = f"env $(grep = /etc/day/compose.env) podman-compose {_FILES}"
+_UP: Final = f"env $(grep = /etc/day/compose.env) scripts/container/compose {_FILES}"
 _BACKUP: Final = "-f /root/backup.yaml"  # an overlay that mounts /backup/signer
 _USER: Final = "-f /root/user.yaml"  # an overlay for another user of the keeper
 _VERIFIES: Final = f'podman exec {_NAME} signer ledger verify --head "$(cut -d" " -f1 head)"'
 _LOGIN: Final = "safe-session ssh HOST id"
 
 # The same day in a container: by README's lines, then with what `signer init` writes and prints.
-CONTAINER_WALK: Final = (
+CONTAINER_WALK: Final[tuple[Step, ...]] = (
     # --- by hand -----------------------------------------------------------------------------------------------------
     Stop("README.md", "scripts/container/make-base", before='cd /opt/signer; export PATH="/opt/signer/.venv/bin:$PATH"',
          after=_READY),
@@ -216,12 +238,13 @@ CONTAINER_WALK: Final = (
     Stop("runbooks/operate/notices.md", "PLATFORM_RUNTIME",
          before="install -D -m 0400 -o 8223 /run/notices.toml /etc/safe-session/notices/notices.toml",
          after=f"{_READY}; podman exec {_NAME} signer check"),
-    Line("podman-compose -f overlays/safe-session.yaml down --volumes; unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
+    Line("scripts/container/compose -f overlays/safe-session.yaml down --volumes; "
+         "unset PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"),
     # --- init, start, login ------------------------------------------------------------------------------------------
-    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"podman-compose -f"),
+    Line("signer init /etc/day --for container --platform edge --yes | tee init", r"container/compose -f"),
     # What a shell exports is not to beat what is written.
     Line("export PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR=/nonexistent; "
-         f'eval "$(grep "podman-compose -f" init)"; {_READY}; unset PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR'),
+         f'eval "$(grep "container/compose -f" init)"; {_READY}; unset PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR'),
     Line("mkdir -p /etc/ssh/sshd_config.d; echo TrustedUserCAKeys /etc/ssh/day >/etc/ssh/sshd_config.d/day.conf; "
          "curl -fsS http://127.0.0.1:8222/api/ca >/etc/ssh/day; kill -HUP $(cat /run/sshd.pid); "
          "useradd -m -p '*' llmops; printf 'Host HOST\\n  User llmops\\n' >>/etc/ssh/ssh_config"),
@@ -285,6 +308,72 @@ CONTAINER_WALK: Final = (
     Line(f"podman rm --force --time 0 {_NAME}; /opt/signer/scripts/container/start-recorded; {_READY}; "
          f"{_VERIFIES}; {_LOGIN}",
          r"(?s)goes on from the saved head.*\(llmops\)"),
+)  # fmt: skip
+
+_DAY: Final = "export SIGNER_POLICY_FILE=/etc/signer/policy.toml; set -a; . /etc/signer/environment; set +a"
+_HEAD: Final = 'signer ledger verify --head "$(cut -d" " -f1 head)"'
+_ASKS: Final = f"{_READY}; {_HEAD}; {_LOGIN}"
+_ANEW: Final = f"{_DAY}; set -a; . /etc/signer/client; set +a"  # the shell of a machine that has just started
+
+# The day on a host with systemd: by what `signer init` writes and prints, and by the pages' blocks.
+HOST_DAY: Final[tuple[Step, ...]] = (
+    # --- init, start, login ------------------------------------------------------------------------------------------
+    Line('export PATH="/opt/signer/.venv/bin:$PATH"; '
+         "ln -sf /opt/signer/.venv/bin/{signer,safe-session} /usr/local/bin/; "
+         "signer init /etc/signer --platform edge --yes | tee init",
+         r"(?s)useradd.*signer serve.*safe-session ssh HOST"),
+    Line('eval "$(grep useradd init)"; '
+         '(eval "$(grep "signer serve" init | sed "s/signer serve/exec &/")" >/var/log/service 2>&1 </dev/null) & '
+         f"echo $! >/run/service.pid; {_READY}"),
+    Line("mkdir -p /etc/ssh/sshd_config.d; echo TrustedUserCAKeys /etc/ssh/day >/etc/ssh/sshd_config.d/day.conf; "
+         'eval "$(grep "curl -fsS" init)" >/etc/ssh/day; kill -HUP $(cat /run/sshd.pid); '
+         "useradd -m -p '*' llmops; printf 'Host HOST\\n  User llmops\\n' >>/etc/ssh/ssh_config"),
+    Line('eval "$(grep "safe-session ssh HOST" init) id"', r"\(llmops\)"),
+    # --- at boot: as units -------------------------------------------------------------------------------------------
+    Line("kill $(cat /run/service.pid); while kill -0 $(cat /run/service.pid) 2>/dev/null; do sleep 0.1; done"),
+    Stop("runbooks/install/systemd.md", "/opt/signer/scripts/setup-venv",
+         after=f"{_READY}; set -a; . /etc/signer/client; set +a; safe-session ssh HOST id"),
+    # --- an agent and a role -----------------------------------------------------------------------------------------
+    Line(f"{_DAY}; signer role add deploy --principal llmops --max-ttl 10m --write; "
+         "signer identity add agent7 --kind agent --role deploy --write; "
+         "signer token new agent7 --expires 90d --write >agent7.token; chmod 0400 agent7.token",
+         r"policy\.toml is written"),
+    Line("systemctl reload signer-keeper; export SAFE_SESSION_TOKEN_FILE=agent7.token; "
+         "until safe-session whoami; do sleep 0.2; done; "
+         f"SAFE_SESSION_ROLE=deploy {_LOGIN}; export SAFE_SESSION_TOKEN_FILE=/etc/signer/operator.token",
+         r"(?s)agent7.*\(llmops\)"),
+    Line("signer policy list; signer status", r"(?s)agent7.*mode local, well"),
+    # --- freeze by API -----------------------------------------------------------------------------------------------
+    Stop("runbooks/operate/freeze.md", "echo", before="cp /etc/signer/operator.token .", shows=r'"frozen":false'),
+    # --- rotate ------------------------------------------------------------------------------------------------------
+    Line("cp /etc/signer/ca /run/old; signer ca new --out /run/next; "
+         'sed -i "/^fingerprint/a public_key = \\"$(ssh-keygen -y -f /run/old)\\"\\n'
+         "next = { fingerprint = \\\"$(ssh-keygen -l -f /run/next | cut -d' ' -f2)\\\", "
+         'public_key = \\"$(ssh-keygen -y -f /run/next)\\" }" $SIGNER_POLICY_FILE; '
+         "systemctl reload signer-keeper; "
+         "until curl -fsS http://127.0.0.1:8222/api/ca | grep next; do sleep 0.2; done; "
+         "curl -fsS http://127.0.0.1:8222/api/ca >/etc/ssh/day; "
+         f"mv -f /run/next /etc/signer/ca; systemctl restart signer-keeper; {_READY}; {_LOGIN}; "
+         "signer events list --kind ca.rotated", r"(?s)\(llmops\).*ca\.rotated"),
+    # --- back up, restore --------------------------------------------------------------------------------------------
+    Stop(_RESTORE, "install -d", after="signer ledger head >head", shows=r"verified \d+ events"),
+    Stop(_RESTORE, "systemctl stop signer-api signer-keeper\nsigner ledger restore",
+         fill=(("SEQ:HASH", '"$(cut -d" " -f1 head)"'),), typed="yes\n",
+         after=f"systemctl start signer-keeper signer-api; {_READY}; {_LOGIN} && exit 1; "
+               f"signer unfreeze all; {_LOGIN}; signer ledger head >head", shows=r"will be lost"),
+    # --- upgrade, move -----------------------------------------------------------------------------------------------
+    Stop("runbooks/operate/upgrading.md", "signer policy check", shows=r"ready: ",
+         after="/opt/signer/scripts/setup-venv run; cp /opt/signer/scripts/systemd/*.{service,socket,timer} "
+               "/etc/systemd/system/; systemctl daemon-reload; systemctl restart signer-keeper signer-api; "
+               f"{_ASKS}"),
+    Stop(_MOVE, "systemctl stop",
+         after=f"{_DAY}; {_ASKS}; test \"$(stat -c %U /srv/signer/ledger.sqlite3)\" = signer-two"),
+    # --- reboot ------------------------------------------------------------------------------------------------------
+    Reboot(),
+    Line(f"{_ANEW}; {_ASKS}; systemctl is-system-running; signer status",
+         r"(?s)goes on from the saved head.*\(llmops\).*running.*mode local, well"),
+    Reboot(in_order=False),
+    Line(f"{_ANEW}; {_ASKS}; systemctl is-system-running", r"(?s)goes on from the saved head.*\(llmops\).*running"),
 )  # fmt: skip
 
 

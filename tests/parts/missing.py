@@ -100,6 +100,14 @@ def systemd_analyze() -> str:
     return _missing_program("systemd-analyze", "systemd")
 
 
+def systemd() -> str:
+    """Why systemd cannot be process 1 of a copy of this machine; empty if it can."""
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    if not Path("/lib/systemd/systemd").exists():
+        return "no systemd: the Debian package systemd is not installed"
+    return root() or ("" if any(line.split()[2] == "cgroup2" for line in mounts) else "no control groups of version 2")
+
+
 def nginx() -> str:
     return "" if Path(NGINX).exists() else "no nginx: the Debian package nginx is not installed"
 
@@ -133,6 +141,7 @@ needs_podman_compose = pytest.mark.skipif(bool(podman_compose()), reason=podman_
 needs_docker_compose = pytest.mark.skipif(bool(docker_compose()), reason=docker_compose() or "-")
 needs_docker = pytest.mark.skipif(bool(docker()), reason=docker() or "-")
 needs_systemd_analyze = pytest.mark.skipif(bool(systemd_analyze()), reason=systemd_analyze() or "-")
+needs_systemd = pytest.mark.skipif(bool(systemd()), reason=systemd() or "-")
 needs_nginx = pytest.mark.skipif(bool(nginx()), reason=nginx() or "-")
 needs_chromium = pytest.mark.skipif(bool(chromium()), reason=chromium() or "-")
 needs_softhsm = pytest.mark.skipif(bool(softhsm()), reason=softhsm() or "-")

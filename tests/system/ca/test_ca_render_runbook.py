@@ -82,10 +82,12 @@ def move(text: str, moved: dict[str, str]) -> str:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze: systemd is not installed")
-def test_the_unit_of_the_runbook_is_one_and_lets_go_of_roots_powers(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```ini\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)
-    unit = tmp_path / "signer-ca-render.service"
-    unit.write_text(text.replace("/opt/signer/.venv/bin/signer", "/bin/true"))
+@pytest.mark.parametrize("name", ["signer-ca-render.service", "signer-ca-credential.service"])
+def test_the_units_of_the_runbook_are_units_and_let_go_of_roots_powers(tmp_path: Path, name: str) -> None:
+    assert f"cp /opt/signer/scripts/systemd/{name} /etc/systemd/system/" in RUNBOOK
+    text = (ROOT / "scripts" / "systemd" / name).read_text()
+    unit = tmp_path / name
+    unit.write_text(text.replace("/opt/signer/.venv/bin/python", "/bin/true"))
     verified = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
     assert unit.name not in verified.stderr, verified.stderr
     scored = subprocess.run(

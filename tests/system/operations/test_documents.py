@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,9 +17,10 @@ from typing import Final
 import pytest
 
 from tests.parts import missing
+from tests.parts.booted import BootedMachine
 from tests.parts.command_blocks import CommandBlock, read_command_blocks
 from tests.parts.container import CONTAINERS_CONF, Engine
-from tests.parts.document_walk import CONTAINER_WALK, WALK, Line, Stop
+from tests.parts.document_walk import CONTAINER_WALK, HOST_DAY, WALK, Line, Reboot, Step, Stop
 from tests.parts.documents import ROOT, blocks, document
 from tests.parts.machine import Machine
 from tests.parts.passkeys import SoftPasskey
@@ -29,37 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES: Final = ("HOST", "NEW", "edge1", "laptop", "signer-host")
 PATIENCE: Final = 200  # seconds for a block
 
-# `systemctl`: it knows the service, which it runs as `signer serve`; of other units it only takes note.
-_SYSTEMCTL: Final = r"""#!/bin/bash
-echo "systemctl $*" >>/run/systemctl
-pid=$(cat /run/service.pid 2>/dev/null) || pid=
-case "$*" in
-    *stop*signer-api* | *disable*signer-api* | "stop signer-keeper" | restart*)
-        if [ -n "$pid" ]; then
-            kill "$pid"
-            while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
-            rm /run/service.pid
-        fi ;;
-esac
-case "$*" in
-    "enable --now "*signer-keeper* | restart*)
-        set -a
-        SIGNER_KEEPER_USER=signer-keeper SIGNER_API_USER=signer-api
-        if id signer-notices >/dev/null 2>&1; then SIGNER_NOTICES_USER=signer-notices; fi
-        if [ -e /etc/signer/environment ]; then . /etc/signer/environment; fi
-        cd /
-        rm -f /var/log/service
-        /opt/signer/.venv/bin/signer serve >/var/log/service 2>&1 </dev/null &
-        echo $! >/run/service.pid
-        for _ in {1..600}; do
-            if grep -q 'serving on' /var/log/service; then exit 0; fi
-            kill -0 $! 2>/dev/null || break
-            sleep 0.05
-        done
-        cat /var/log/service
-        exit 1 ;;
-esac
-"""
+# `systemctl` beside containers, for which this machine's control groups do not do under systemd: it only takes note.
+_SYSTEMCTL: Final = '#!/bin/sh\necho "systemctl $*" >>/run/systemctl\n'
 # `editor`: a person who puts the fingerprint and two tokens into the first policy of the page.
 _EDITOR: Final = r"""#!/bin/bash
 set -euo pipefail
@@ -101,7 +73,7 @@ _BACKUP: Final = "services: {safe-session-api: {volumes: ['/backup/signer:/backu
 
 
 @contextmanager
-def copy_of_this_machine() -> Iterator[Machine]:
+def copy_of_this_machine(kind: type[Machine]) -> Iterator[Machine]:
     if reason := missing.root() or missing.sshd() or missing.curl_and_jq():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="documents-") as name:
@@ -109,7 +81,7 @@ def copy_of_this_machine() -> Iterator[Machine]:
         folder.chmod(0o755)
         for part in ("machine", "keys"):
             (folder / part).mkdir()
-        with Machine(folder / "machine", NAMES, {"signer.example": "10.0.0.5"}) as running:
+        with kind(folder / "machine", NAMES, {"signer.example": "10.0.0.5"}) as running:
             prepare(running)
             yield running
 
@@ -122,21 +94,25 @@ def prepare(machine: Machine) -> None:
     machine.write("/run/reach.ini", blocks(document("runbooks/install/reach.md"), "ini")[0])
     machine.write("/run/enrolment.json", json.dumps(SoftPasskey().enrolment))
     machine.write("/run/notices.toml", _NOTICES)
-    machine.write("/usr/local/bin/systemctl", _SYSTEMCTL, 0o755)
     machine.write("/usr/local/bin/editor", _EDITOR, 0o755)
-    ran = machine.run(
-        f"rm -rf /opt/signer /var/lib/signer /etc/signer; mkdir -p /opt/signer; mount --bind {ROOT} /opt/signer"
-    )
+    ran = machine.run("rm -rf /var/lib/signer /etc/signer")
     assert ran.status == 0, ran.out
+    if not isinstance(machine, BootedMachine):
+        ran = machine.run(f"rm -rf /opt/signer; mkdir -p /opt/signer; mount --bind {ROOT} /opt/signer")
+        assert ran.status == 0, ran.out
+    machine.write("/opt/signer/scripts/setup-venv", "#!/bin/sh\n# The environment of the tests is there.\n", 0o755)
 
 
+@missing.needs_systemd
 def test_each_block_of_the_walk_runs_as_it_stands() -> None:
-    found = read_command_blocks()
-    with copy_of_this_machine() as machine:
-        machine.write("/opt/signer/scripts/setup-venv", "#!/bin/sh\n# The environment of the tests is there.\n", 0o755)
-        for stop in WALK:
-            (block,) = [block for block in found if stop.is_of(block)]
-            check(machine, stop, block)
+    with copy_of_this_machine(BootedMachine) as machine:
+        walk(machine, WALK)
+
+
+@missing.needs_systemd
+def test_the_day_on_a_host() -> None:
+    with copy_of_this_machine(BootedMachine) as machine:
+        walk(machine, HOST_DAY)
 
 
 @pytest.mark.long
@@ -145,17 +121,26 @@ def test_each_block_of_the_walk_runs_as_it_stands() -> None:
 def test_the_day_in_a_container(engine: Engine) -> None:
     """The image is that of the other tests: its steps are done, so that the build needs no registry."""
     assert engine.built
-    found = read_command_blocks()
-    with copy_of_this_machine() as machine:
+    with copy_of_this_machine(Machine) as machine:
+        machine.write("/usr/local/bin/systemctl", _SYSTEMCTL, 0o755)
         machine.write("/etc/containers/storage.conf", _STORAGE)
         machine.write("/etc/containers/containers.conf", CONTAINERS_CONF + _ENGINE)
         machine.write("/run/backup.yaml", _BACKUP)
-        for stop in CONTAINER_WALK:
-            if isinstance(stop, Line):
-                run(machine, stop.text, stop.text, shows=stop.shows)
-            else:
-                (block,) = [block for block in found if stop.is_of(block)]
-                check(machine, stop, block)
+        walk(machine, CONTAINER_WALK)
+
+
+def walk(machine: Machine, steps: Sequence[Step]) -> None:
+    """Runs the steps of a day in their order."""
+    found = read_command_blocks()
+    for step in steps:
+        if isinstance(step, Reboot):
+            assert isinstance(machine, BootedMachine)
+            machine.reboot(in_order=step.in_order)
+        elif isinstance(step, Line):
+            run(machine, step.text, step.text, shows=step.shows)
+        else:
+            (block,) = [block for block in found if step.is_of(block)]
+            check(machine, step, block)
 
 
 def run(machine: Machine, script: str, name: str, typed: str = "", terminal: bool = False, shows: str = "") -> None:

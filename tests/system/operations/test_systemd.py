@@ -37,6 +37,7 @@ UNITS = ROOT / "scripts" / "systemd"
 NAMES = ("signer-keeper.service", "signer-api.service")
 AGENT = "signer-agent.service"
 NOTICES = "signer-notices.service"
+RENDER = ("signer-ca-render.service", "signer-ca-credential.service")
 KEEPER_USER, API_USER = "daemon", "www-data"  # in place of two that an operator makes; each has its own group
 RESERVED = 200  # the descriptor of the api's socket on its way
 _PR_SET_MDWE, _REFUSE_EXEC_GAIN = 65, 1
@@ -74,7 +75,7 @@ class Unit:
 
 
 @missing.needs_systemd_analyze
-@pytest.mark.parametrize("name", [*NAMES, AGENT, NOTICES])
+@pytest.mark.parametrize("name", [*NAMES, AGENT, NOTICES, *RENDER])
 def test_exposure_is_at_most_2(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)]
     done = subprocess.run(command, capture_output=True, text=True)

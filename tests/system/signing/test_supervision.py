@@ -25,7 +25,7 @@ HANGS_AFTER = 6  # seconds, instead of 30
 SLOW_COMMIT = 4_000_000  # microseconds; younger than that when it ends
 IMPATIENT = f"""
 import os
-from signer.logs import start_log
+from signer.service.logs import start_log
 from signer.service.launcher import run_service
 from signer.settings import load_settings
 start_log()

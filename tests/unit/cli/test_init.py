@@ -19,6 +19,7 @@ from signer.policy.tokens import token_digest
 from signer.settings import load_settings
 from tests.parts.builders import public_line
 from tests.parts.command import run
+from tests.parts.documents import ROOT
 
 PIN = "SHA256:" + "P" * 43
 
@@ -101,13 +102,15 @@ def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: P
 
 def test_what_a_shell_exports_does_not_beat_what_was_written_for_compose(tmp_path: Path) -> None:
     told = made(tmp_path / "new", "--for", "container")
-    (start,) = [step["command"] for step in told["next"] if "podman-compose" in step["command"]]
-    (tmp_path / "podman-compose").write_text("#!/bin/sh\nenv; printf '%s\\n' \"$@\"\n")
+    (start,) = [step["command"] for step in told["next"] if "scripts/container/compose" in step["command"]]
+    compose = "#!/bin/sh\ncase $* in version | *config) exit 0 ;; esac\nenv; printf '%s\\n' \"$@\"\n"
+    (tmp_path / "podman-compose").write_text(compose)
     (tmp_path / "podman-compose").chmod(0o755)
     exported = {"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR": "/elsewhere", "PLATFORM_RUNTIME_SAFE_SESSION_IMAGE": "mine"}
     done = subprocess.run(
         ["bash", "-c", f"{start}; echo after: $PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **exported},
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -137,6 +140,20 @@ def test_a_key_that_is_elsewhere_is_pinned_and_none_is_made(tmp_path: Path, sour
     assert any("shred" in step["command"] for step in made_here["next"])
 
 
+def test_a_container_with_an_encrypted_key_has_it_decrypted_by_the_unit(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--for", "container", "--ca", "systemd-creds")
+    variables = settings_of(tmp_path / "new" / "compose.env")
+    assert variables["PLATFORM_RUNTIME_SAFE_SESSION_CA_KEY_DIR"] == "/run/signer-ca"
+    unit = (ROOT / "scripts" / "systemd" / "signer-ca-credential.service").read_text()
+    assert "LoadCredentialEncrypted=ca:/etc/signer/ca.cred\n" in unit
+    key = tmp_path / "new" / "ca-key" / "ca"
+    assert key.stat().st_mode & 0o777 == 0o400
+    encrypts, enables, starts = (step["command"] for step in told["next"][:3])
+    assert encrypts.endswith(f"systemd-creds encrypt --name=ca {key} /etc/signer/ca.cred && shred -u {key}")
+    assert enables == "systemctl enable --now signer-ca-credential"
+    assert "-f overlays/safe-session-local-ca.yaml up -d" in starts
+
+
 def test_a_key_in_an_agent_is_asked_for_at_its_socket(tmp_path: Path) -> None:
     told = made(tmp_path / "new", "--ca", "ssh-agent", "--ca-fingerprint", PIN)
     lines = (tmp_path / "new" / "environment").read_text().splitlines()
@@ -156,7 +173,7 @@ def test_a_container_with_a_key_in_an_agent_gets_the_overlay_for_it(tmp_path: Pa
         "PLATFORM_RUNTIME_SAFE_SESSION_CA_AGENT_DIR=/run/signer-agent\n"
         in (tmp_path / "new" / "compose.env").read_text()
     )
-    (start,) = (step["command"] for step in told["next"] if "podman-compose" in step["command"])
+    (start,) = (step["command"] for step in told["next"] if "scripts/container/compose" in step["command"])
     assert "-f overlays/safe-session-agent.yaml up -d" in start
     assert "local-ca" not in start
 
@@ -194,7 +211,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--for", "container", "--ca", "systemd-creds"], "cannot be systemd-creds"),
         (["--ca-fingerprint", PIN], "cannot be new"),
         (["--ca", "ssh-agent"], "give --ca-fingerprint"),
         (["--role", "a b"], "policy"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import Event, Head
 from tests.parts.events import freeze, issued
+from tests.parts.full_disk import files_at_most
 from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS, fill
 
@@ -202,18 +202,14 @@ def test_a_full_disk_leaves_the_old_ledger_and_a_second_run_succeeds(
 ) -> None:
     """A backup comes as a file; a followed copy as a ledger, which SQLite copies."""
     before = head_of(data_dir)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with (
-            Restoration(data_dir) as restoration,
-            closing(LedgerReader(backup.parent, backup.name)) as reader,
-            backup.open("rb") as file,
-            pytest.raises(Unavailable, match="the ledger cannot be restored: ") as caught,
-        ):
-            restoration.take(reader if is_ledger else file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        files_at_most(20_000),
+        Restoration(data_dir) as restoration,
+        closing(LedgerReader(backup.parent, backup.name)) as reader,
+        backup.open("rb") as file,
+        pytest.raises(Unavailable, match="the ledger cannot be restored: ") as caught,
+    ):
+        restoration.take(reader if is_ledger else file)
     assert caught.value.code == "restore_failed"
     assert head_of(data_dir) == before
     assert not list(data_dir.glob("ledger.rest*"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from signer.ledger.schema import ARCHIVED_VERSION, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import BACKDATE, ActiveFreeze, Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
+from tests.parts.full_disk import files_at_most
 
 ROOT = Path(__file__).parents[3]
 
@@ -169,15 +169,11 @@ def test_a_full_database_is_unavailable_and_recovers_when_there_is_room(ledger: 
 
 def test_a_full_disk_is_unavailable_and_recovers_when_there_is_room(tmp_path: Path, ledger: Ledger) -> None:
     ledger.commit([issued(1)], 1_000)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 6_000, limits[1]))
-    try:
+    with files_at_most(size + 6_000):
         for _ in range(3):
             with pytest.raises(Unavailable):
                 ledger.commit([issued(serial) for serial in range(2, 300)], 2_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ledger.head().seq == 1
     ledger.probe(2_500)
     ledger.commit([issued(serial) for serial in range(2, 300)], 3_000)

@@ -62,9 +62,13 @@ def test_the_file_lies_beside_the_evidence_where_the_unit_looks_for_it() -> None
 
 def test_the_key_is_rendered_and_the_agent_runs_before_the_container_starts() -> None:
     after = {name for line in re.findall(r"^After=(.*)$", UNIT, re.MULTILINE) for name in line.split()}
-    assert {"signer-ca-render.service", "signer-agent.service", "network-online.target", "podman.service"} <= after
+    renders = {"signer-ca-render.service", "signer-ca-credential.service"}
+    assert renders | {"signer-agent.service", "network-online.target", "podman.service"} <= after
     runbook = (ROOT / "runbooks" / "ca-key.md").read_text()
-    assert "/etc/systemd/system/signer-ca-render.service" in runbook
+    for name in renders:
+        assert f"{name} /etc/systemd/system/" in runbook
+        text = (ROOT / "scripts" / "systemd" / name).read_text()
+        assert "\nBefore=signer-keeper.service signer-container.service\n" in text
     rivals = re.search(r"^Conflicts=(.*)$", UNIT, re.MULTILINE)
     assert rivals is not None
     assert rivals[1].split() == ["signer-keeper.service", "signer-api.service", "signer-api.socket"]

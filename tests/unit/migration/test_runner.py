@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import stat
@@ -16,10 +17,11 @@ import pytest
 from signer.errors import LedgerBroken, SignerError, Unavailable
 from signer.files import own_lock_folder
 from signer.migration import journal as journals
-from signer.migration.journal import Journal, note_attempt, platform_lock, read_journal, runs
+from signer.migration.journal import ATTEMPTS, FOLDER, Journal, note_attempt, platform_lock, read_journal, runs
 from signer.migration.plan import Effect, Observation, Step
 from signer.migration.runner import RunResult, carry_out
 from signer.model import RunOutcome
+from tests.parts.full_disk import files_at_most
 
 RUN = "2026-11-22T14-05-02Z-cutover"
 
@@ -434,6 +436,16 @@ def test_runs_are_listed_oldest_first_and_other_files_are_not_runs(tmp_path: Pat
     note_attempt(tmp_path, {"why": "approval_wrong"})
     assert [run.run for run in runs(tmp_path)] == [RUN, *reversed(later)]
     assert [run.operation for run in runs(tmp_path)] == ["cutover", "rollback", "decommission", "cutover"]
+
+
+def test_an_attempt_that_a_full_disk_cut_off_is_said_to_be_unrecorded(tmp_path: Path) -> None:
+    folder = tmp_path / "evidence"
+    with files_at_most(20), pytest.raises(Unavailable) as refused:
+        note_attempt(folder, {"why": "approval_wrong", "at": 1})
+    assert refused.value.code == "journal_unwritable"
+    note_attempt(folder, {"why": "approval_wrong", "at": 2})
+    lines = (folder / FOLDER / ATTEMPTS).read_text().splitlines()
+    assert json.loads(lines[-1])["at"] == 2, "the part of a line before it is not joined with it"
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -227,3 +227,14 @@ def test_a_lock_is_held_until_the_last_copy_of_its_descriptor_is_closed(tmp_path
     os.close(copy)
     assert files.lock(second)
     os.close(second)
+
+
+def test_a_file_that_has_its_owner_already_is_given_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit of `signer ledger witness` forbids the system call, and kills who makes it."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _descriptor, uid, gid: given.append((uid, gid)))
+    files.write_atomically(tmp_path / "mark", b"x", 0o600, like=tmp_path.stat())
+    assert given == []
+    another = os.stat_result((0o40700, 0, 0, 1, os.getuid() + 1, os.getgid(), 0, 0, 0, 0))
+    files.write_atomically(tmp_path / "mark", b"x", 0o600, like=another)
+    assert given == [(os.getuid() + 1, os.getgid())]

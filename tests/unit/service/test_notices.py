@@ -15,6 +15,7 @@ from signer.service.channels import TOPICS, Channel, Result
 from signer.service.notices import MAX_QUEUED, MAX_TOLD, CursorFile, Outbox, ToldFile
 from tests.parts.clock import Clock
 from tests.parts.eventually import eventually
+from tests.parts.full_disk import files_at_most
 
 NOW = 1_800_000_000
 REFUSED = Result("it answers 500")
@@ -325,6 +326,15 @@ def test_a_disk_that_takes_nothing_stops_nothing(bench: Bench, caplog: pytest.Lo
     lost.note(told(1, "sent"))
     assert [one.request for one in lost.all()] == ["r-1"]
     assert "what was sent cannot be noted" in caplog.text
+
+
+def test_what_a_full_disk_cut_off_is_noted_with_the_next_outcome(bench: Bench) -> None:
+    bench.told.note(told(1, "sent"))
+    with files_at_most(bench.told_file.stat().st_size + 20):
+        bench.told.note(told(2, "sent"))  # a part of its line
+        bench.told.note(told(3, "sent"))  # nothing of it
+    bench.told.note(told(4, "sent"))
+    assert [name for name, *_ in bench.remembered()] == ["r-1", "r-2", "r-3", "r-4"]
 
 
 def test_each_of_thousands_of_tokens_that_end_is_sent_once(bench: Bench) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from signer.cli.parser import load_all
 from signer.cli.usage import render_group_help, render_help
+from signer.safe_session.terminal import MAX_WIDTH, fit, lay_out, width_of, wrap, wrap_command
 from signer.safe_session.usage import TEXT
-from signer.terminal import MAX_WIDTH, fit, lay_out, width_of, wrap, wrap_command
 
 WIDTHS = (60, 80, 120)
 WORD = st.text("abcdefghij-.:/", min_size=1, max_size=24)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.logs import LossyHandler
+from signer.service.logs import LossyHandler
 
 
 def record(text: str) -> logging.LogRecord:
@@ -83,7 +83,7 @@ def test_a_log_whose_reader_is_gone_raises_nothing() -> None:
 
 def test_stderr_is_not_blocking_here_and_blocking_for_others(tmp_path: Path) -> None:
     script = (
-        "import os, signer.logs as logs; logs.start_log(); import logging;"
+        "import os, signer.service.logs as logs; logs.start_log(); import logging;"
         "logging.getLogger('x').warning('%s', 'said'); print(os.get_blocking(2))"
     )
     reader, writer = os.pipe()
