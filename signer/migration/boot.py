@@ -49,6 +49,12 @@ def record_boot(path: Path, compose: Compose, *, with_overlay: bool) -> None:
         raise _not_recorded(error.strerror or "it cannot be written", hint) from None
 
 
+def files_at_boot(path: Path) -> tuple[str, ...]:
+    """The compose files that a reboot starts, in their order; raises `OSError`, also if nothing is recorded."""
+    lines = os.fsdecode(read_bounded(path, MAX_BYTES)).splitlines()
+    return tuple(line.removeprefix("file=") for line in lines if line.startswith("file="))
+
+
 def is_recorded(path: Path, compose: Compose, *, with_overlay: bool) -> bool:
     """True if a reboot starts exactly this."""
     try:

@@ -34,6 +34,7 @@ _LOOK_EVERY: Final = 0.03  # seconds
 _LEFTOVERS_END_WITHIN: Final = 15.0  # seconds
 PROJECT_LABEL: Final = "com.docker.compose.project"
 SERVICE_LABEL: Final = "com.docker.compose.service"
+_FILES_LABEL: Final = "com.docker.compose.project.config_files"
 ENGINES_OWN: Final = (
     "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
     "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF", "CONTAINER_HOST",
@@ -54,7 +55,9 @@ class ComposeFailed(SignerError):
 class ContainerState:
     """The service's container. `state` is the engine's word (`running`, `exited`, …), `mode` its SIGNER_MODE.
 
-    Identifiers are bare hex, 64 digits. `started` is RFC 3339 as the engine writes it.
+    Identifiers are bare hex, 64 digits. `started` is RFC 3339 as the engine writes it. `health` is the result of the
+    container's own check (`healthy`, `starting`, …), empty without one. `files` are the compose files that it was made
+    of, as compose labelled it. `pid` is its first process on this host, 0 if it does not run.
     """
 
     id: str
@@ -62,6 +65,9 @@ class ContainerState:
     mode: str
     state: str
     started: str
+    health: str = ""
+    files: tuple[str, ...] = ()
+    pid: int = 0
 
     @property
     def is_running(self) -> bool:
@@ -314,14 +320,18 @@ def _state(raw: Mapping[str, Any]) -> ContainerState:
     """From `inspect`, podman's or docker's; of its environment, which may contain secrets, only the mode is read."""
     try:
         environment = dict(str(one).partition("=")[::2] for one in raw["Config"]["Env"] or ())
+        labels, state = raw["Config"].get("Labels") or {}, raw["State"]
         return ContainerState(
             id=_bare(str(raw["Id"])),
             image=_bare(str(raw["Image"])),
             mode=environment.get("SIGNER_MODE", ""),
-            state=str(raw["State"]["Status"]),
-            started=str(raw["State"]["StartedAt"]),
+            state=str(state["Status"]),
+            started=str(state["StartedAt"]),
+            health=str((state.get("Health") or {}).get("Status") or ""),
+            files=tuple(file for file in str(labels.get(_FILES_LABEL) or "").split(",") if file),
+            pid=int(state.get("Pid") or 0),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise _not_understood("the engine") from None
 
 

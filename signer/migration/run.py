@@ -17,14 +17,17 @@ from typing import Any, Final, Protocol
 
 from signer import __version__
 from signer.errors import NotFound, SignerError, Unavailable
-from signer.migration.approval import Approval
-from signer.migration.evidence.files import numbered
+from signer.migration.approval import Approval, current_operator
+from signer.migration.evidence.after import differing
+from signer.migration.evidence.files import OUTCOME, numbered
 from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal, RunState, runs
+from signer.migration.observe import Observed
 from signer.migration.plan import Observation, Plan, Step, StepOutcome
 from signer.migration.runner import Reporter, RunResult, carry_out
 from signer.model import RunOutcome
 from signer.subprocesses import NoSuchCommand, run
+from signer.units import timestamp
 
 _DESTROYING: Final = ("disable", "revoke", "remove-data")  # steps of a decommission, for a run whose plan is lost
 _BACK: Final = "signer cutover rollback --config FILE --reason …"
@@ -45,7 +48,10 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """An open run: journal, evidence and plan digest; `reason` is set for a rollback."""
+    """An open run: journal, evidence and plan digest; `reason` is set for a rollback.
+
+    `look` returns what is planned to be in force after the run, and what is; None where nobody looks.
+    """
 
     journal: Journal
     evidence: Evidence
@@ -53,6 +59,7 @@ class Run:
     recorder: Recorder
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    look: Callable[[], tuple[Mapping[str, Any], Observed]] | None = None
 
     @property
     def operation(self) -> str:
@@ -107,13 +114,38 @@ class Run:
         if error is not None:
             problem = {**error.as_json(), "step": state.failed}
             facts["error"] = {**problem, "facts": error.facts} if error.facts else problem
-        if not self.evidence.digest:
+        different: list[str] = []
+        if not self._is_sealed(outcome):
+            different = self._keep_look()
             self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
             self.evidence.write_text("journal.jsonl", self.journal.path.read_text())
         digest = self.evidence.seal(outcome, facts)
         answer = _record(self.operation, outcome, self.plan, self.reason, self.evidence, self.recorder)
-        return Observation(f"{digest[:19]}…, event {answer.get('seq')} of the ledger", {"evidence": digest})
+        summary = f"{digest[:19]}…, event {answer.get('seq')} of the ledger"
+        if different and outcome is RunOutcome.APPLIED:
+            summary = f"differs from the plan: {', '.join(different)}; {summary}"
+        return Observation(summary, {"evidence": digest})
+
+    def _is_sealed(self, outcome: RunOutcome) -> bool:
+        """True if the evidence is sealed with this outcome; else what it says of the end is outdated."""
+        if not self.evidence.digest:
+            return False
+        said = self.evidence.read_json(OUTCOME)
+        return isinstance(said, dict) and said.get("outcome") == outcome
+
+    def _keep_look(self) -> list[str]:
+        """Writes what is in force now, beside what was planned; returns the titles of what differs."""
+        if self.look is None:
+            return []
+        try:
+            planned, seen = self.look()
+        except Exception as error:  # noqa: BLE001 - a look must not decide how a run ends; the page says that it failed
+            planned, seen = {}, Observed(unread={"all": f"the look ended with {type(error).__name__}"})
+        now = timestamp(int(time.time()))
+        kept = {"at": now, "planned": planned, "observed": seen.facts, "unread": seen.unread}
+        self.evidence.write_json("observed.json", kept)
+        return differing(planned, seen.facts)
 
 
 def unfinished(folder: Path) -> list[RunState]:
@@ -148,7 +180,8 @@ def open_run(
     journal = Journal(folder, evidence.run, clock)
     journal.make_room, journal.clean = evidence.release_space, evidence.guard.clean
     try:
-        journal.write("run.began" if state is None else "run.resumed", plan=digest, reason=reason)
+        event = "run.began" if state is None else "run.resumed"
+        journal.write(event, plan=digest, reason=reason, who=current_operator())
         if plan is not None:
             evidence.write_json("plan.json", plan.as_json())
         if approval is not None and not evidence.is_recorded:  # else it was interrupted between ledger and journal

@@ -80,6 +80,15 @@ def plan(title: str = "Cutover of safe-session-api from Vault to the local CA") 
     )
 
 
+def look(**changes: object) -> dict[str, Any]:
+    """observed.json of that run, with these facts observed otherwise."""
+    planned = {"ready": True, "mode": "local", "ca": OURS, "policy": "3c" * 32, "image": "4f1d2c" * 10 + "4f1d",
+               "principals": ["llmops"]}  # fmt: skip
+    observed = {**planned, "listens": ["127.0.0.1:8222"], "health": "starting", **changes}
+    del observed["principals"]
+    return {"at": "2026-11-22T14:05:13Z", "planned": planned, "observed": observed, "unread": {}}
+
+
 def fill(evidence: Evidence, planned: Plan | None = None) -> None:
     """Everything that a cutover writes before it is sealed."""
     planned = planned or plan()
@@ -122,6 +131,7 @@ def fill(evidence: Evidence, planned: Plan | None = None) -> None:
     evidence.write_json(
         "versions.json", {"signer": "0.1.0", "python": "3.11.2", "openssh": "9.2p1", "openbao": "2.7.2"}
     )
+    evidence.write_json("observed.json", look())
     lines = [f'{{"at": {BEGAN}000, "event": "run.began"}}', f'{{"at": {BEGAN + 11}000, "event": "run.ended"}}']
     evidence.write_text("journal.jsonl", "\n".join(lines) + "\n")
 

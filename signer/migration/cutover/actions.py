@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +19,8 @@ from signer.migration.boot import boot_file, is_recorded, record_boot
 from signer.migration.compose import Compose, shown
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.preconditions import check_files, preflight_environment, preflight_line
+from signer.migration.evidence.after import planned_in
+from signer.migration.observe import Observed, digests_of, observe_service
 from signer.migration.parity import SAMPLES, USUAL_KIND, check_parity, make_samples, throwaway_key
 from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run
@@ -46,22 +47,39 @@ Backend = Literal["vault", "local"]
 
 
 class Pause(threading.Thread):
-    """Measures the longest time without a ready service, at 20 polls a second."""
+    """Measures the longest time without a ready service, at 20 polls a second.
 
-    def __init__(self, address: str, token_file: Path) -> None:
+    `since`, in monotonic seconds, is when it was last ready, if it has not been since: a start that failed and the way
+    back are one pause for a client.
+    """
+
+    def __init__(self, address: str, token_file: Path, since: float | None = None) -> None:
         super().__init__(name="pause", daemon=True)
         self._api = ApiClient(address, token_file)
         self._ended = threading.Event()
         self._longest = 0.0
+        self._last, self._is_ready = since, since is None
 
     def run(self) -> None:
-        last = time.monotonic()
+        last = time.monotonic() if self._last is None else self._last
         with closing(self._api):
             while not self._ended.wait(_LOOK_EVERY):
-                with suppress(SignerError):
-                    if self._api.ready(within=1).ready:
-                        now = time.monotonic()
-                        self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+                self._is_ready = self._looks_ready()
+                if self._is_ready:
+                    now = time.monotonic()
+                    self._longest, last = max(self._longest, now - last - _LOOK_EVERY), now
+                self._last = last
+
+    def _looks_ready(self) -> bool:
+        try:
+            return self._api.ready(within=1).ready
+        except SignerError:
+            return False
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """When the service was last ready, None if it is: for the `Pause` after this one, once this has stopped."""
+        return None if self._is_ready else self._last
 
     def stop(self) -> float:
         """Seconds, to a tenth; a pause that has not ended is not counted."""
@@ -85,10 +103,12 @@ class CutoverActions:
         self._api = api
         self._compose = Compose(file.compose)
         self._pause: Pause | None = None
+        self._unanswered_since: float | None = None
 
     def begin(self, run: Run) -> None:
         """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
+        run.look = self._look
         guard = run.evidence.guard
         guard.never(read_secret_word(self._file.signer.token_file, "signer.token_file"))
         guard.never(read_secret_word(self._file.vault.token_file, "vault.token_file", is_vaults=True))
@@ -211,10 +231,10 @@ class CutoverActions:
         except Unavailable as error:  # an interrupted run may have left no service, which a rollback fixes
             ready = Readiness(False, code=error.code)
         facts = {
-            "container": None if found is None else asdict(found),
             "mode": ready.mode,
             "ca": ready.ca_fingerprint,
             "policy": ready.policy,
+            **observe_service(self._file, self._api, self._compose).as_json(),
         }
         self._run.versions = {**self._compose.versions(), "vault": self._vault_version()}
         now = f"mode {ready.mode}" if ready.ready else f"not ready: {ready.code}"
@@ -226,7 +246,7 @@ class CutoverActions:
         Measures the pause of the service from here until `ready`.
         """
         self._end_pause()
-        self._pause = Pause(self._file.signer.address, self._file.signer.token_file)
+        self._pause = Pause(self._file.signer.address, self._file.signer.token_file, self._unanswered_since)
         self._pause.start()
         try:
             done = self._compose.up(with_overlay)
@@ -296,7 +316,10 @@ class CutoverActions:
     def _end_pause(self) -> float | None:
         """Seconds without an answer, None if no pause was measured."""
         pause, self._pause = self._pause, None
-        return None if pause is None else pause.stop()
+        if pause is None:
+            return None
+        seconds, self._unanswered_since = pause.stop(), pause.unanswered_since
+        return seconds
 
     def smoke(self, backend: Backend) -> Observation:
         """A real login to every target with a certificate of that backend."""
@@ -314,6 +337,30 @@ class CutoverActions:
 
     def seal(self) -> Observation:
         return self._run.conclude(RunOutcome.APPLIED)
+
+    def _look(self) -> tuple[Mapping[str, Any], Observed]:
+        """What the plan of this run, or for a rollback the base file and Vault, want in force; and what is."""
+        plan = self._run.evidence.read_json("plan.json")
+        if plan is None:
+            planned = self._planned_back()
+        else:
+            principals = plan["inputs"]["policy"]["roles"][self._file.signer.role]
+            planned = {**planned_in(plan), "principals": list(principals)}
+        return planned, observe_service(self._file, self._api, self._compose)
+
+    def _planned_back(self) -> dict[str, Any]:
+        """What policy.toml, the base file and Vault want in force after a rollback, as far as they can be read."""
+        file, planned = self._file, {"ready": True, "mode": "vault"}
+        files = digests_of(file.compose.base)
+        planned |= {"compose_files": files, "starts_at_boot": list(files)}
+        with suppress(SignerError):
+            policy = self._policy
+            planned |= {"policy": policy.digest, "principals": list(policy.roles[file.signer.role].principals)}
+        with suppress(SignerError):
+            planned["image"] = self._compose.image_id()
+        with suppress(SignerError), self._vault() as vault:
+            planned["ca"] = vault.ca_public_key(file.vault.mount).fingerprint
+        return planned
 
     def _vault(self) -> VaultAdmin:
         vault = self._file.vault

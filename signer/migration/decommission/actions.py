@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from signer.api_client import ApiClient
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_secret_word
-from signer.migration.compose import ENGINES_OWN
+from signer.migration.compose import ENGINES_OWN, Compose
 from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
 from signer.migration.decommission.snapshot import (
     DOWNLOAD_WITHIN,
@@ -28,6 +28,8 @@ from signer.migration.decommission.snapshot import (
     store_snapshot,
 )
 from signer.migration.decommission.survey import blocked, origin_of, read_readiness
+from signer.migration.evidence.after import planned_in
+from signer.migration.observe import Observed, observe_service
 from signer.migration.parity import throwaway_key
 from signer.migration.plan import Observation, StepFailed
 from signer.migration.run import Run
@@ -74,6 +76,7 @@ class RemovalActions:
     def begin(self, run: Run) -> None:
         """Keeps observations as evidence of `run`, without the tokens in use."""
         self._run = run
+        run.look = self._look_after
         self._found: Inventory | None = None
         self._begun = frozenset(run.journal.state.begun)  # steps that an interrupted process of this run has begun
         guard = run.evidence.guard
@@ -102,7 +105,23 @@ class RemovalActions:
         if found.blockers:
             raise blocked(found.blockers)
         summary = f"{len(found.inventory.mounts)} mounts, no secret, no blockers"
-        return Observation(summary, {"inventory": inventory})
+        return Observation(summary, {"inventory": inventory, "service": self._observed().as_json()})
+
+    def _observed(self) -> Observed:
+        """The service as it is now, which a decommission does not change."""
+        return observe_service(self._file, self._api, Compose(self._file.compose))
+
+    def _look_after(self) -> tuple[dict[str, Any], Observed]:
+        """What the plan wants in force, and what is; the data is out of sight, whatever was done with it."""
+        plan = self._run.evidence.read_json("plan.json")
+        seen = self._observed()
+        seen.facts["vault"] = vault_state(self._file)
+        seen.unread["data"] = (
+            "its command, or the operator's word, is in the step that removes it"
+            if plan["then"]["data"] == "removed"
+            else "no run looks at Vault's disk"
+        )
+        return planned_in(plan), seen
 
     def _snapshot_path(self, number: int = 1) -> Path:
         name = f"{self._run.evidence.run}.snap" if number == 1 else f"{self._run.evidence.run}.{number}.snap"

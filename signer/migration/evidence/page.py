@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from signer.migration.evidence.after import Logins, after_of
 from signer.migration.plan import StepOutcome
 from signer.model import RunOutcome
 from signer.units import timestamp
@@ -94,10 +95,11 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
     """The page for a run of that name; `files` are its other files by name."""
     read = {name: _parsed(content) for name, content in files.items() if name.endswith(".json")}
     plan, outcome = mapping(read.get("plan.json")), mapping(read.get("outcome.json"))
-    now, then = mapping(plan.get("now")), mapping(plan.get("then"))
     operation = str(outcome.get("operation") or plan.get("operation") or run.rsplit("-", 1)[-1])
     word = str(outcome.get("outcome", "not ended"))
-    began, ended = _times(files.get("journal.jsonl", b""))
+    journal = _lines(files.get("journal.jsonl", b""))
+    began, ended = _times(journal)
+    approvals = [mapping(one) for one in sequence(read.get("approvals.json"))]
     page = {
         "run": run,
         "operation": operation,
@@ -113,8 +115,12 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
         "seconds": (ended - began) / 1000 if began is not None and ended is not None else None,
         "plan": plan,
         "digest": str(plan.get("digest") or outcome.get("plan") or ""),
-        "changes": [(name, now.get(name), then.get(name)) for name in {**now, **then}],
-        "approvals": [mapping(one) for one in sequence(read.get("approvals.json"))],
+        "after": after_of(plan, word, _before(read), mapping(read.get("observed.json")), _logins(read)),
+        "is_applied": word == RunOutcome.APPLIED,
+        "pause": _pause(read, journal),
+        "approved_by": _names(approvals),
+        "given_by": _names(journal),
+        "approvals": approvals,
         "steps": step_rows(plan, outcome, read),
         "parity": parity_of(read.get("parity.json")),
         "sections": list(_sections(plan, read)),
@@ -184,18 +190,68 @@ def _parsed(content: bytes) -> Any:
         return None
 
 
-def _times(journal: bytes) -> tuple[int | None, int | None]:
+def _lines(journal: bytes) -> list[Mapping[str, Any]]:
+    """The journal's lines that are objects."""
+    return [mapping(line) for text in journal.splitlines() if isinstance(line := _parsed(text), dict)]
+
+
+def _times(journal: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
     """Milliseconds since 1970 of the journal's first and last line."""
-    moments = [
-        line["at"]
-        for text in journal.splitlines()
-        if isinstance(line := _parsed(text), dict) and isinstance(line.get("at"), int) and 0 <= line["at"] < 1 << 45
-    ]
+    moments = [line["at"] for line in journal if isinstance(line.get("at"), int) and 0 <= line["at"] < 1 << 45]
     return (moments[0], moments[-1]) if moments else (None, None)
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who is named in the rows, each once."""
+    return list(dict.fromkeys(str(row["who"]) for row in rows if row.get("who")))
 
 
 def _moment(milliseconds: int | None) -> str:
     return "" if milliseconds is None else timestamp(milliseconds // 1000)
+
+
+def _steps_kept(read: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files of the steps in the order in which they ended: those that undid something last."""
+    kept = [(name, mapping(value)) for name, value in sorted(read.items()) if name.startswith("steps/")]
+    return [value for _, value in sorted(kept, key=lambda file: file[1].get("what") == StepOutcome.UNDONE) if value]
+
+
+def _before(read: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was in force before the first change, as the step that records it saw it."""
+    for step in _steps_kept(read):
+        facts = mapping(step.get("facts"))
+        if step.get("step") == "remember":
+            return facts
+        if "service" in facts:  # of a decommission's inventory
+            return mapping(facts["service"])
+    return {}
+
+
+def _logins(read: Mapping[str, Any]) -> Logins | None:
+    """The certificates of the last step that logged in; None if none did."""
+    for step in reversed(_steps_kept(read)):
+        targets = mapping(mapping(step.get("facts")).get("targets"))
+        found = [mapping(one) for one in targets.values() if mapping(one).get("backend")]
+        if found:
+            signed_by = dict.fromkeys(str(one.get("ca")) for one in found)
+            principals = dict.fromkeys(str(name) for one in found for name in sequence(one.get("principals")))
+            return Logins(tuple(signed_by), tuple(principals))
+    return None
+
+
+def _pause(read: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> str:
+    """How long clients had no service, of the step that waited for it, and of the way back if the run went back."""
+    found = []
+    for step in _steps_kept(read):
+        facts = mapping(step.get("facts"))
+        if "pause_seconds" in facts:
+            on_the_way_back = step.get("what") == StepOutcome.UNDONE
+            seconds = _seconds(facts["pause_seconds"]) or "not measured"
+            found.append(f"{seconds} on the way back" if on_the_way_back else seconds)
+    if found:
+        return ", then ".join(found)
+    replaced = any((line.get("event"), line.get("step")) == ("step.began", "up") for line in journal)
+    return "not measured" if replaced else "none: the service was not replaced"
 
 
 def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -213,7 +269,7 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
         if value:
             yield name, heading, value
     known = {"plan.json", "approvals.json", "preflight.json", "parity.json", "timings.json", "versions.json",
-             "outcome.json", "ledger.json"}  # fmt: skip
+             "outcome.json", "ledger.json", "observed.json"}  # fmt: skip
     for file, value in sorted(read.items()):
         if file not in known and value and "/" not in file:
             yield re.sub(r"[^a-z]+", "-", file.lower()), _words(file.removesuffix(".json")).capitalize(), value

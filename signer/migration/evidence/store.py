@@ -1,7 +1,7 @@
 """The evidence of one run: a directory of files, their sums, and one digest over them.
 
-    plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  timings.json
-    versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
+    plan.json  approvals.json  preflight.json  parity.json  steps/NN-name.json  smoke/NN-target.log  observed.json
+    timings.json  versions.json  journal.jsonl  outcome.json  evidence.html  SHA256SUMS  ledger.json
 
 Every byte goes through `_write`, and every text before that through the guard (`redact.py`). `SHA256SUMS` is
 written last and covers every file but itself and `ledger.json`, the ledger's entry for its digest. `verify.py` checks

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import pytest
 from signer.api_client import ApiClient, Readiness
 from signer.errors import Drift, Unavailable
 from signer.migration.boot import boot_file, record_boot
-from signer.migration.compose import Compose
+from signer.migration.compose import Compose, ComposeFailed
 from signer.migration.compose_files import digests_read
 from signer.migration.config import CutoverFile, parse_cutover_file
 from signer.migration.cutover import actions
 from signer.migration.cutover.actions import CutoverActions
 from signer.migration.cutover.preconditions import check_files
+from signer.migration.evidence.after import differing
 from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal
+from signer.migration.observe import Observed
 from signer.migration.run import Run
+from signer.vault.admin import VaultAdmin
 from tests.parts.cutover_file import GOOD
 from tests.parts.fake_compose import IMAGE, MERGED, FakePlatform, inspected
 from tests.parts.runs import Ledger
@@ -166,3 +170,111 @@ def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPat
     pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
     pause.start()
     assert pause.stop() == 0.0
+
+
+def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client had no service in between; the first measurement ends without an answer, the second one goes on."""
+    answers = Answers()
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    first = actions.Pause("http://127.0.0.1:1", Path("/token"))
+    first.start()
+    time.sleep(0.2)
+    assert first.unanswered_since is None
+    answers.is_ready = False
+    time.sleep(0.4)
+    first.stop()
+    second = actions.Pause("http://127.0.0.1:1", Path("/token"), first.unanswered_since)
+    second.start()
+    time.sleep(0.1)
+    answers.is_ready = True
+    assert second.stop() >= 0.5
+    assert second.unanswered_since is None
+
+
+def test_the_action_before_the_way_back_hands_its_pause_on(
+    platform: FakePlatform, acting: CutoverActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, began = Answers(), time.monotonic()
+    answers.is_ready = False
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    platform.compose("exit 1")
+    for _ in range(2):
+        with pytest.raises(ComposeFailed):
+            acting.up(with_overlay=True)
+    assert acting._unanswered_since is not None
+    assert began <= acting._unanswered_since < began + (time.monotonic() - began) / 2
+
+
+# --- what is in force at the end --------------------------------------------------------------------------------------
+
+
+class Ready:
+    """A service that answers `/readyz` with this."""
+
+    def __init__(self, answer: Readiness | None) -> None:
+        self.answer = answer
+
+    def ready(self) -> Readiness:
+        if self.answer is None:
+            raise Unavailable("service_down", "nobody answers", "start it")
+        return self.answer
+
+
+def look(acting: CutoverActions) -> tuple[Mapping[str, Any], Observed]:
+    assert acting._run.look is not None
+    return acting._run.look()
+
+
+def test_the_end_of_a_cutover_is_held_against_the_plan(
+    platform: FakePlatform, file: CutoverFile, acting: CutoverActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = inputs_of(file)
+    plan["policy"] = {"ca": "SHA256:ours", "digest": "d", "roles": {"llmops": ["llmops"]}}
+    goal = {
+        "operation": "cutover",
+        "inputs": plan,
+        "now": {"mode": "vault"},
+        "then": {"mode": "local", "ca": "SHA256:x"},
+    }
+    acting._run.evidence.write_json("plan.json", goal)
+    monkeypatch.setattr(acting, "_api", Ready(Readiness(True, "local", "SHA256:x", "d")))
+    files = [str(file.compose.base), str(file.compose.overlay)]
+    raw = json.loads(inspected(mode="local"))
+    raw[0]["Config"]["Labels"] = {"com.docker.compose.project.config_files": ",".join(files)}
+    raw[0]["State"]["Health"] = {"Status": "healthy"}
+    platform.engine(inspect=json.dumps(raw))
+    record_boot(boot_file(file.evidence_dir), Compose(file.compose), with_overlay=True)
+    planned, seen = look(acting)
+    digests = {path: sha256(Path(path).read_bytes()).hexdigest() for path in files}
+    assert planned == {
+        "ready": True, "mode": "local", "ca": "SHA256:x", "policy": "d", "image": IMAGE, "compose_files": digests,
+        "starts_at_boot": files, "principals": ["llmops"],
+    }  # fmt: skip
+    assert differing(planned, seen.facts) == []
+    assert set(planned) - set(seen.facts) == {"principals"}, "which the logins show"
+    assert seen.facts["health"] == "healthy"
+    assert seen.unread == {"listens": "the container's processes cannot be read: No such file or directory"}
+    file.compose.overlay.write_text("x-overlay: another\n")
+    planned, seen = look(acting)
+    assert differing(planned, seen.facts) == ["compose files (SHA-256)"]
+
+
+def test_the_end_of_a_rollback_is_held_against_vault_and_the_base_file(
+    platform: FakePlatform, file: CutoverFile, acting: CutoverActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sealed() -> VaultAdmin:
+        raise Unavailable("vault_sealed", "Vault is sealed", "unseal it")
+
+    (acting._run.evidence.folder / "plan.json").unlink()
+    monkeypatch.setattr(acting, "_api", Ready(None))
+    monkeypatch.setattr(acting, "_vault", sealed)
+    platform.engine(ps="")
+    planned, seen = look(acting)
+    assert planned["mode"] == "vault"
+    assert planned["image"] == IMAGE
+    assert "ca" not in planned, "Vault cannot say"
+    assert planned["starts_at_boot"] == [str(file.compose.base)]
+    assert seen.facts == {"ready": False, "container": None}
+    assert seen.unread["mode"] == "the service is not ready: service_down"
+    assert seen.unread["image"] == "there is no container"
+    assert seen.unread["starts_at_boot"] == "no run has recorded it"

@@ -19,6 +19,7 @@ from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import Blocked, RemovalReadiness
 from signer.migration.evidence.store import Evidence
 from signer.migration.journal import Journal, RunState
+from signer.migration.observe import Observed
 from signer.migration.plan import StepFailed
 from signer.migration.run import Run, destroyed_by
 from signer.subprocesses import CommandResult
@@ -129,6 +130,7 @@ def test_the_version_of_the_vault_that_was_removed_is_kept_whenever_the_run_ends
     file: CutoverFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actions, "read_readiness", lambda *_: READY)
+    monkeypatch.setattr(actions, "observe_service", lambda *_: Observed())
     first = acting_on(file)
     first.inventory()
     run = first._run
@@ -146,6 +148,29 @@ def test_steps_that_destroy_are_known_by_their_names_where_the_plan_is_lost(file
     assert "remove-data" in [step.name for step in steps]
     of_a_cutover = RunState("2027-01-15T08-00-00Z-cutover", "cutover", begun={"disable": None})
     assert destroyed_by(file.evidence_dir, of_a_cutover) == ""
+
+
+@pytest.mark.parametrize(
+    "wanted, why", [("removed", "in the step that removes it"), ("kept, sealed", "no run looks at Vault's disk")]
+)
+def test_the_end_is_looked_at_beside_the_plan_and_what_is_out_of_sight_is_said(
+    file: CutoverFile, monkeypatch: pytest.MonkeyPatch, wanted: str, why: str
+) -> None:
+    monkeypatch.setattr(actions, "_is_refused", lambda _: True)
+    monkeypatch.setattr(actions, "observe_service", lambda *_: Observed({"ready": True, "mode": "local"}))
+    acting = acting_on(file)
+    plan = {
+        "operation": "decommission", "inputs": {"policy": {"ca": "SHA256:ours", "digest": "d"}},
+        "now": {"mode": "local", "vault": {"version": "1"}}, "then": {"vault": "gone", "data": wanted},
+    }  # fmt: skip
+    acting._run.evidence.write_json("plan.json", plan)
+    assert acting._run.look is not None
+    planned, seen = acting._run.look()
+    assert planned == {
+        "ready": True, "mode": "local", "ca": "SHA256:ours", "policy": "d", "vault": "gone", "data": wanted,
+    }  # fmt: skip
+    assert seen.facts == {"ready": True, "mode": "local", "vault": "gone"}
+    assert why in seen.unread["data"]
 
 
 # --- data that was removed by hand ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from signer.migration.evidence.page import parity_of, render_page
 from signer.migration.evidence.store import Evidence
-from tests.parts.evidence import BEGAN, HOSTS, OURS, VAULTS, fill, plan
+from tests.parts.evidence import BEGAN, HOSTS, OURS, VAULTS, fill, look, plan
 
 ROOT = Path(__file__).parents[3]
 VOID = {"meta", "rect", "br"}
@@ -205,6 +205,125 @@ def test_a_run_by_hand_without_plan_and_approval_has_a_page_too(tmp_path: Path) 
         assert told in words
 
 
+# --- what was in force afterwards ------------------------------------------------------------------------------------
+
+
+def row(page: Parsed, title: str) -> str:
+    """The text of a row of the table of before, planned and observed."""
+    table = page.text.partition("Observed after Before")[2] or page.text.partition("As planned Observed after ")[2]
+    table = table.partition("Approvals")[0]
+    found = re.search(rf"(?:^| ){re.escape(title)} (.*?)(?= (?:{'|'.join(map(re.escape, ROWS))}) |$)", table.strip())
+    assert found, table
+    return found[1]
+
+
+ROWS = ("service ready", "mode", "CA", "certificates signed by", "their principals", "policy.toml (SHA-256)",
+        "container image", "listens on", "container's own check", "container", "Vault", "Vault's data")  # fmt: skip
+
+
+def test_planned_and_observed_stand_side_by_side(run: Evidence) -> None:
+    page = page_of(run)
+    assert "Observed after 7 as planned " in page.text
+    assert "Observed at 2026-11-22 14:05:13 UTC" in page.text
+    assert row(page, "mode") == "vault local local as planned"
+    assert row(page, "CA") == f"{VAULTS} {OURS} {OURS} as planned"
+    assert row(page, "certificates signed by") == f"{VAULTS} {OURS} {OURS} as planned"
+    assert row(page, "their principals") == "llmops the same llmops as planned"
+    assert row(page, "listens on") == "not recorded not named 127.0.0.1:8222"
+    assert {"class": "is-good"} in page.attributes("dd")
+    assert "differs" not in [attrs.get("class") for attrs in page.attributes("tr")]
+
+
+def test_a_difference_is_marked_at_its_row_and_on_top(run: Evidence) -> None:
+    run.write_json("observed.json", look(policy="9f" * 32, mode="shadow"))
+    page = page_of(run)
+    assert "Observed after differs from the plan: mode, policy.toml (SHA-256)" in page.text
+    assert row(page, "mode") == "vault local shadow differs from the plan"
+    assert row(page, "CA").endswith("as planned")
+    assert [attrs.get("class") for attrs in page.attributes("tr")].count("differs") == 2
+    assert {"class": "is-bad"} in page.attributes("dd")
+
+
+def test_what_changed_although_the_plan_does_not_name_it_is_marked_too(run: Evidence) -> None:
+    before = {"listens": ["127.0.0.1:8222"], "health": "healthy", "container": {"id": "0" * 64, "state": "running"}}
+    run.write_json("steps/04-snapshot.json", {"step": "remember", "what": "done", "facts": before})
+    run.write_json("observed.json", look(listens=["0.0.0.0:8222"], container={"id": "1" * 64, "state": "running"}))
+    page = page_of(run)
+    assert "differs from the plan: listens on" in page.text
+    assert row(page, "listens on") == "127.0.0.1:8222 not named 0.0.0.0:8222 changed, not planned"
+    assert [attrs.get("class") for attrs in page.attributes("tr")].count("differs") == 1, "a replacement is none"
+
+
+def test_the_inventory_before_a_removal_is_one_word_in_the_table(tmp_path: Path) -> None:
+    now = {"mode": "local", "vault": {"version": "2.7.2", "mounts": [{}, {}], "policies": ["root"]}}
+    then = {"vault": "gone", "data": "kept, sealed"}
+    plan = {"operation": "decommission", "inputs": {"policy": {"ca": OURS, "digest": "d"}}, "now": now, "then": then}
+    run = Evidence.create(tmp_path / "evidence", "decommission", BEGAN)
+    run.write_json("plan.json", plan)
+    seen = {"ready": True, "mode": "local", "ca": OURS, "policy": "d", "vault": "gone"}
+    unread = {"data": "no run looks at Vault's disk"}
+    run.write_json("observed.json", {"at": "t", "planned": then, "observed": seen, "unread": unread})
+    page = page_of(run)
+    assert row(page, "Vault") == "version 2.7.2, 2 mounts, as in the plan gone gone as planned"
+    assert row(page, "Vault's data") == "not recorded kept, sealed not observed no run looks at Vault's disk"
+    assert "5 as planned; not observed: certificates signed by, Vault's data" in page.text
+
+
+def test_a_run_that_was_rolled_back_is_held_against_the_state_before(run: Evidence) -> None:
+    run.write_json("observed.json", look(mode="vault", ca=VAULTS, ready=False))
+    undone = {"step": "compose", "what": "undone", "title": "t", "summary": "s", "seconds": 1}
+    targets = {"rs2000": {"backend": "vault", "ca": VAULTS, "principals": ["llmops"]}}
+    run.write_json("steps/05-compose-undone.json", {**undone, "facts": {"targets": targets, "pause_seconds": 2.5}})
+    page = page_of(run, "rolled_back")
+    assert "compared with the state before" in page.text
+    assert row(page, "mode") == "vault local vault as before"
+    assert row(page, "certificates signed by") == f"{VAULTS} {OURS} {VAULTS} as before"
+    assert "Clients' pause 1.3 s, then 2.5 s on the way back" in page.text
+
+
+def test_evidence_of_a_version_that_did_not_look_says_so(run: Evidence) -> None:
+    (run.folder / "observed.json").unlink()
+    page = page_of(run)
+    assert "Observed after not observed: this run recorded nothing of it" in page.text
+    assert row(page, "mode") == "vault local not observed this run recorded nothing of it"
+    assert row(page, "certificates signed by").endswith(f"{OURS} as planned")  # of its logins it did
+    assert "Clients' pause 1.3 s" in page.text
+
+
+def test_a_fact_that_could_not_be_read_says_why(run: Evidence) -> None:
+    seen = look()
+    del seen["observed"]["image"]
+    run.write_json("observed.json", {**seen, "unread": {"image": "the engine does not answer"}})
+    page = page_of(run)
+    assert row(page, "container image").endswith("not observed the engine does not answer")
+    assert "6 as planned; not observed: container image" in page.text
+
+
+def test_pause_and_who_approved_stand_on_top(run: Evidence) -> None:
+    approval = json.loads((run.folder / "approvals.json").read_text())[0]
+    run.write_json("approvals.json", [approval, approval, {**approval, "who": "grace as root"}])
+    top = page_of(run).text.partition("Before, planned and observed")[0]
+    assert "Clients' pause 1.3 s" in top
+    assert "Approved by ada as root, grace as root " in top
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        ([{"event": "step.began", "step": "up"}], "Clients' pause not measured"),
+        ([{"event": "step.began", "step": "vault"}], "Clients' pause none: the service was not replaced"),
+    ],
+)
+def test_a_run_that_nobody_approves_names_who_ran_it(tmp_path: Path, lines: list[dict[str, str]], told: str) -> None:
+    run = Evidence.create(tmp_path / "evidence", "rollback", BEGAN)
+    lines = [{"event": "run.began", "who": "ada as root"}, *lines]
+    run.write_text("journal.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    words = page_of(run).text
+    assert "Approved by nobody: a rollback needs no approval" in words
+    assert "Run by ada as root" in words
+    assert told in words
+
+
 def test_how_much_was_taken_out_is_told(run: Evidence) -> None:
     run.write_text("smoke/09-x.log", "hvs.CAESIJmarkerMARKERmarker")
     assert "1, each marked [removed]" in page_of(run).text
@@ -227,9 +346,11 @@ def test_a_difference_that_many_samples_show_is_told_once_and_errors_lead() -> N
     assert [(row["field"], row["times"]) for row in found.differences] == [("principals", 1), ("key_id", 20)]
 
 
-NAMES = ["plan.json", "outcome.json", "approvals.json", "preflight.json", "parity.json", "steps/01-x.json",
+NAMES = ["observed.json", "plan.json",
+         "outcome.json", "approvals.json", "preflight.json", "parity.json", "steps/01-x.json",
          "timings.json", "versions.json", "journal.jsonl", "smoke/01-x.log", "other.json"]  # fmt: skip
-WORDS = ["operation", "outcome", "plan", "error", "step", "name", "what", "facts", "targets", "roles", "samples",
+WORDS = ["planned", "observed", "unread", "service", "principals", "container", "pause_seconds",
+         "operation", "outcome", "plan", "error", "step", "name", "what", "facts", "targets", "roles", "samples",
          "differences", "steps", "now", "then", "at", "seconds", "recorded", "removed", "number"]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["x\ny", "<b>"]),

@@ -11,9 +11,11 @@ from typing import get_args
 import pytest
 
 from signer.errors import LedgerBroken, SignerError, Unavailable
+from signer.migration import run as run_module
 from signer.migration.approval import Approval
 from signer.migration.compose import ComposeFailed
 from signer.migration.journal import runs
+from signer.migration.observe import Observed
 from signer.migration.plan import Effect, Observation, Plan, Step, describe
 from signer.migration.run import Run, Unfinished, catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.migration.runner import RunResult
@@ -303,3 +305,61 @@ def test_a_journal_with_an_unknown_outcome_is_broken(folder: Path, ledger: Ledge
     journal.write_text(journal.read_text() + '{"at": 1, "event": "run.ended", "outcome": "somehow"}\n')
     with pytest.raises(LedgerBroken, match="line 2 of the journal"):
         runs(folder)
+
+
+# --- what is in force at the end -------------------------------------------------------------------------------------
+
+
+def looked(run: Run, planned: dict[str, object], seen: Observed) -> None:
+    run.look = lambda: (planned, seen)
+
+
+def test_what_is_in_force_at_the_end_is_kept_beside_what_was_planned(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        looked(run, {"mode": "local"}, Observed({"mode": "local"}, {"image": "no engine"}))
+        assert carry_out(run).outcome == "applied"
+    kept = run.evidence.read_json("observed.json")
+    del kept["at"]
+    assert kept == {"planned": {"mode": "local"}, "observed": {"mode": "local"}, "unread": {"image": "no engine"}}
+    assert "  observed.json\n" in (run.evidence.folder / "SHA256SUMS").read_text()
+    assert "as planned" in (run.evidence.folder / "evidence.html").read_text()
+
+
+def test_a_difference_from_the_plan_is_in_the_line_of_the_last_step(folder: Path, ledger: Ledger) -> None:
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        looked(run, {"mode": "local", "ca": "a"}, Observed({"mode": "shadow", "ca": "a"}))
+        assert run.conclude(RunOutcome.APPLIED).summary.startswith("differs from the plan: mode; sha256:")
+
+
+def test_a_look_that_fails_does_not_decide_how_the_run_ends(folder: Path, ledger: Ledger) -> None:
+    def fall_over() -> tuple[dict[str, object], Observed]:
+        raise KeyError("a form that nobody expected")
+
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        run.look = fall_over
+        assert carry_out(run) == RunResult(RunOutcome.APPLIED)
+    assert run.evidence.read_json("observed.json")["unread"] == {"all": "the look ended with KeyError"}
+    assert "the look ended with KeyError" in (run.evidence.folder / "evidence.html").read_text()
+
+
+def test_the_ledger_that_fails_after_the_seal_has_the_end_looked_at_again(folder: Path, ledger: Ledger) -> None:
+    """The run goes back; what was seen before that is not what is in force."""
+    ledger.is_down = True
+    with open_run(folder, "cutover", a_plan(), APPROVAL, ledger, clock=lambda: NOW) as run:
+        looks = iter([Observed({"mode": "local"}), Observed({"mode": "vault"})])
+        run.look = lambda: ({"mode": "local"}, next(looks))
+        steps = (
+            Step("up", "up", "CHANGES", lambda: Observation("up"), undo=fail),
+            Step("seal", "seal", "writes evidence", lambda: run.conclude(RunOutcome.APPLIED)),
+        )
+        assert run.carry_out(steps, SilentReporter()).outcome == "rollback_failed"
+    assert run.evidence.read_json("observed.json")["observed"] == {"mode": "vault"}
+    assert "rollback.began" in (run.evidence.folder / "journal.jsonl").read_text()
+
+
+def test_who_ran_it_is_in_the_journal(folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "current_operator", lambda: "ada as root")
+    with open_run(folder, "rollback", None, None, ledger, reason="r", clock=lambda: NOW) as run:
+        carry_out(run)
+    first = json.loads((run.evidence.folder / "journal.jsonl").read_text().splitlines()[0])
+    assert (first["event"], first["who"]) == ("run.began", "ada as root")
