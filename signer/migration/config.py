@@ -105,7 +105,7 @@ def _environment(values: Mapping[str, str]) -> dict[str, str]:
             faults.append(f"{name} looks like a secret: put it into a file and set the path of the file")
     key = Path(values.get(KEY_VARIABLE, ""))
     if not key.is_absolute():
-        faults.append(f"{KEY_VARIABLE} is missing, or not the absolute path of the CA key file")
+        faults.append(f"{KEY_VARIABLE} is missing, or not an absolute path")
     if values.get(KEY_FOLDER_VARIABLE, str(key.parent)) != str(key.parent):
         faults.append(f"{KEY_FOLDER_VARIABLE} is not the directory of {KEY_VARIABLE}; leave it out")
     if faults:
