@@ -12,6 +12,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.places import Place, with_places
 from signer.errors import LedgerBroken
 from signer.units import plain
 
@@ -38,7 +39,7 @@ def evidence_verify(directory: Path, config: Path | None, as_json: bool) -> int:
     if as_json:
         output.show_json(_as_json(verdict))
     else:
-        _show(verdict)
+        _show(verdict, Place(str(directory), "DIR"))
     return 0 if verdict.is_good else 1
 
 
@@ -97,9 +98,11 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def _show(verdict: Verdict) -> None:
+def _show(verdict: Verdict, place: Place) -> None:
     ordered = sorted(verdict.problems, key=lambda one: one.is_warning)
-    output.show_table([("warn" if one.is_warning else "FAIL", one.code, one.text) for one in ordered])
+    output.show_table(
+        [("warn" if one.is_warning else "FAIL", one.code, with_places(one.text, [place])) for one in ordered]
+    )
     failed = sum(not one.is_warning for one in ordered)
     if failed:
         output.show(f"not good: {output.count(failed, 'problem')}")

@@ -24,7 +24,7 @@ from signer.cli.connection import Service, service_options
 from signer.cli.host_keys import check_may_list, offer_keys, read_seen_keys
 from signer.cli.keys import read_public_keys
 from signer.cli.parser import verb
-from signer.cli.publish import publishing_key
+from signer.cli.publish import publishing_key, trusted_lines
 from signer.errors import BadFile, SignerError
 from signer.units import plain
 
@@ -50,11 +50,16 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 
 @verb(
     "hosts install",
-    "signer hosts install edge1 --ca ca.pub --principals llmops=llmops --check",
+    "signer hosts install edge1 --principals llmops=llmops --check",
     "signer hosts install root@edge1 --ca ca.pub --principals llmops=llmops --principals root=admin",
 )
 @click.argument("host", metavar="HOST", help="as for ssh: a name, user@name, or a Host of ssh_config")
-@click.option("--ca", type=FILE, metavar="FILE", required=True, help="public keys of the CA: `signer ca bundle`")
+@click.option(
+    "--ca",
+    type=FILE,
+    metavar="FILE",
+    help="public keys of the CA, as of `signer ca bundle`; default: the service's own",
+)
 @click.option(
     "--principals", multiple=True, required=True, metavar="ACCOUNT=NAME,NAME", help="who may log in; once per account"
 )
@@ -74,7 +79,7 @@ _NEW_CONNECTION: Final = ("-oControlMaster=no", "-oControlPath=none")
 def hosts_install(
     *,
     host: str,
-    ca: Path,
+    ca: Path | None,
     principals: tuple[str, ...],
     url: str | None,
     publisher: Path | None,
@@ -109,7 +114,8 @@ def hosts_install(
         remote += " --check"
     options = [f"-o{option}" for option in ssh_options]
     report: list[str] = []
-    done = _ssh(host, options, remote, _pack(kit or KIT, read_public_keys(ca), pinned))
+    trusted = trusted_lines(service.address) if ca is None else read_public_keys(ca)
+    done = _ssh(host, options, remote, _pack(kit or KIT, trusted, pinned))
     _tell(report, done, as_json=as_json)
     if done.status == _NO_LOGIN:
         hint = "see its message above; what began there rolls back by itself"

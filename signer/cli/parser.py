@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import click
 
-from signer.cli.arguments import JSON, quoted
+from signer.cli.arguments import JSON, File, quoted
 from signer.cli.catalogue import VERBS, Entry, find, next_words, starting_with
+from signer.cli.places import Place
 from signer.cli.suggestions import list_verbs, nearest, suggest_verb
 from signer.cli.usage import HELP_FLAGS, UsageError, answer, render_group_help, render_help
 
@@ -42,6 +43,17 @@ class Call:
         with self.context:
             status: int | None = self.verb.invoke(self.context)
         return status or 0
+
+    @property
+    def places(self) -> list[Place]:
+        """The files that the command line names, each with its argument or option."""
+        found = []
+        for param in self.verb.params:
+            if isinstance(param.type, File):
+                value = self.context.params.get(param.name or "")
+                values = value if isinstance(value, tuple) else (value,)
+                found += [Place(str(path), _name(param)) for path in values if path is not None]
+        return found
 
     @property
     def wants_json(self) -> bool:

@@ -40,7 +40,7 @@ class VaultClient:
         self._address = address
         self._token_file = token_file
         self._mount = mount
-        if tls_ca_file is not None and not os.access(tls_ca_file, os.R_OK):
+        if tls_ca_file is not None and not os.access(tls_ca_file, os.R_OK, effective_ids=True):
             raise BadSettings(
                 "vault_ca_file_unreadable",
                 f"{plain(tls_ca_file)} (SIGNER_VAULT_CA_FILE) cannot be read",

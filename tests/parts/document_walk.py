@@ -98,12 +98,8 @@ _AS_AGENT: Final = "export SAFE_SESSION_TOKEN_FILE=~/.signer-token"
 WALK: Final[tuple[Stop, ...]] = (
     # --- install -----------------------------------------------------------------------------------------------------
     Stop(_POLICY, "install -d", before='export PATH="/opt/signer/.venv/bin:$PATH"', shows=r"fingerprint"),
-    Stop(
-        "README.md", "/opt/signer/scripts/setup-venv",
-        before="rm -r /run/signer-ca", after="systemctl stop signer-keeper", shows=r"SHA256:",
-    ),
     Stop("runbooks/install/systemd.md", "/opt/signer/scripts/setup-venv",
-         before="sed -i '/^signer-/d' /etc/passwd /etc/group /etc/shadow /etc/gshadow",
+         before="install -d -m 0755 /etc/signer; editor /etc/signer/policy.toml",
          after=f"{_READY}; systemctl stop signer-api.socket signer-api signer-keeper"),
     Stop(_POLICY, "signer policy check", before=_SETTINGS, shows=r"(?s)llmops.*granted.*ready: "),
     Stop(_POLICY, "signer serve", after=_READY, serves=True),
@@ -227,6 +223,7 @@ _BACKUP: Final = "-f /root/backup.yaml"  # an overlay that mounts /backup/signer
 _USER: Final = "-f /root/user.yaml"  # an overlay for another user of the keeper
 _VERIFIES: Final = f'podman exec {_NAME} signer ledger verify --head "$(cut -d" " -f1 head)"'
 _LOGIN: Final = "safe-session ssh HOST id"
+_LOGIN_AS: Final = "safe-session ssh llmops@HOST id"
 
 # The same day in a container: by README's lines, then with what `signer init` writes and prints.
 CONTAINER_WALK: Final[tuple[Step, ...]] = (
@@ -312,27 +309,24 @@ CONTAINER_WALK: Final[tuple[Step, ...]] = (
 
 _DAY: Final = "export SIGNER_POLICY_FILE=/etc/signer/policy.toml; set -a; . /etc/signer/environment; set +a"
 _HEAD: Final = 'signer ledger verify --head "$(cut -d" " -f1 head)"'
-_ASKS: Final = f"{_READY}; {_HEAD}; {_LOGIN}"
+_ASKS: Final = f"{_READY}; {_HEAD}; {_LOGIN_AS}"
 _ANEW: Final = f"{_DAY}; set -a; . /etc/signer/client; set +a"  # the shell of a machine that has just started
 
 # The day on a host with systemd: by what `signer init` writes and prints, and by the pages' blocks.
 HOST_DAY: Final[tuple[Step, ...]] = (
     # --- init, start, login ------------------------------------------------------------------------------------------
-    Line('export PATH="/opt/signer/.venv/bin:$PATH"; '
-         "ln -sf /opt/signer/.venv/bin/{signer,safe-session} /usr/local/bin/; "
-         "signer init /etc/signer --platform edge --yes | tee init",
-         r"(?s)useradd.*signer serve.*safe-session ssh HOST"),
-    Line('eval "$(grep useradd init)"; '
-         '(eval "$(grep "signer serve" init | sed "s/signer serve/exec &/")" >/var/log/service 2>&1 </dev/null) & '
-         f"echo $! >/run/service.pid; {_READY}"),
-    Line("mkdir -p /etc/ssh/sshd_config.d; echo TrustedUserCAKeys /etc/ssh/day >/etc/ssh/sshd_config.d/day.conf; "
-         'eval "$(grep "curl -fsS" init)" >/etc/ssh/day; kill -HUP $(cat /run/sshd.pid); '
-         "useradd -m -p '*' llmops; printf 'Host HOST\\n  User llmops\\n' >>/etc/ssh/ssh_config"),
-    Line('eval "$(grep "safe-session ssh HOST" init) id"', r"\(llmops\)"),
-    # --- at boot: as units -------------------------------------------------------------------------------------------
-    Line("kill $(cat /run/service.pid); while kill -0 $(cat /run/service.pid) 2>/dev/null; do sleep 0.1; done"),
-    Stop("runbooks/install/systemd.md", "/opt/signer/scripts/setup-venv",
-         after=f"{_READY}; set -a; . /etc/signer/client; set +a; safe-session ssh HOST id"),
+    Stop("README.md", "/opt/signer/scripts/setup-venv", before="useradd -m -p '*' llmops",
+         fill=(("ACCOUNT", "llmops"), ("ssh llmops@HOST", "ssh llmops@HOST id")),
+         typed="\n" * 6,
+         shows=r"(?s)next:.*signer serve.*confirmed.*\(llmops\)"),
+    Line("set -a; . /etc/signer/client; set +a; "
+         f'systemctl stop signer-api.socket signer-api signer-keeper; {_LOGIN_AS} && exit 1; '
+         # The service as `signer init` prints it, and as units again.
+         '(eval "$(signer init /root/shown --yes | sed -n "s,/root/shown,/etc/signer,g; s/signer serve/exec &/p")" '
+         f'>/var/log/service 2>&1 </dev/null) & echo $! >/run/service.pid; {_READY}; {_LOGIN_AS}; '
+         "kill $(cat /run/service.pid); "
+         "while kill -0 $(cat /run/service.pid) 2>/dev/null; do sleep 0.1; done; "
+         f"systemctl start signer-api.socket signer-keeper signer-api; {_READY}", r"\(llmops\)"),
     # --- an agent and a role -----------------------------------------------------------------------------------------
     Line(f"{_DAY}; signer role add deploy --principal llmops --max-ttl 10m --write; "
          "signer identity add agent7 --kind agent --role deploy --write; "
@@ -340,7 +334,7 @@ HOST_DAY: Final[tuple[Step, ...]] = (
          r"policy\.toml is written"),
     Line("systemctl reload signer-keeper; export SAFE_SESSION_TOKEN_FILE=agent7.token; "
          "until safe-session whoami; do sleep 0.2; done; "
-         f"SAFE_SESSION_ROLE=deploy {_LOGIN}; export SAFE_SESSION_TOKEN_FILE=/etc/signer/operator.token",
+         f"SAFE_SESSION_ROLE=deploy {_LOGIN_AS}; export SAFE_SESSION_TOKEN_FILE=/etc/signer/operator.token",
          r"(?s)agent7.*\(llmops\)"),
     Line("signer policy list; signer status", r"(?s)agent7.*mode local, well"),
     # --- freeze by API -----------------------------------------------------------------------------------------------
@@ -352,15 +346,15 @@ HOST_DAY: Final[tuple[Step, ...]] = (
          'public_key = \\"$(ssh-keygen -y -f /run/next)\\" }" $SIGNER_POLICY_FILE; '
          "systemctl reload signer-keeper; "
          "until curl -fsS http://127.0.0.1:8222/api/ca | grep next; do sleep 0.2; done; "
-         "curl -fsS http://127.0.0.1:8222/api/ca >/etc/ssh/day; "
-         f"mv -f /run/next /etc/signer/ca; systemctl restart signer-keeper; {_READY}; {_LOGIN}; "
+         "signer ca bundle >ca.pub; signer hosts install HOST --ca ca.pub --principals llmops=llmops; "
+         f"mv -f /run/next /etc/signer/ca; systemctl restart signer-keeper; {_READY}; {_LOGIN_AS}; "
          "signer events list --kind ca.rotated", r"(?s)\(llmops\).*ca\.rotated"),
     # --- back up, restore --------------------------------------------------------------------------------------------
     Stop(_RESTORE, "install -d", after="signer ledger head >head", shows=r"verified \d+ events"),
     Stop(_RESTORE, "systemctl stop signer-api signer-keeper\nsigner ledger restore",
          fill=(("SEQ:HASH", '"$(cut -d" " -f1 head)"'),), typed="yes\n",
-         after=f"systemctl start signer-keeper signer-api; {_READY}; {_LOGIN} && exit 1; "
-               f"signer unfreeze all; {_LOGIN}; signer ledger head >head", shows=r"will be lost"),
+         after=f"systemctl start signer-keeper signer-api; {_READY}; {_LOGIN_AS} && exit 1; "
+               f"signer unfreeze all; {_LOGIN_AS}; signer ledger head >head", shows=r"will be lost"),
     # --- upgrade, move -----------------------------------------------------------------------------------------------
     Stop("runbooks/operate/upgrading.md", "signer policy check", shows=r"ready: ",
          after="/opt/signer/scripts/setup-venv run; cp /opt/signer/scripts/systemd/*.{service,socket,timer} "
@@ -377,14 +371,17 @@ HOST_DAY: Final[tuple[Step, ...]] = (
 )  # fmt: skip
 
 
-CONTAINER_STOPS: Final = [stop for stop in CONTAINER_WALK if isinstance(stop, Stop)]
+# Each block that a day or the walk runs, by the first step that runs it.
+STOPS: Final = tuple(
+    {(step.page, step.begins): step for step in (*HOST_DAY, *CONTAINER_WALK, *WALK) if isinstance(step, Stop)}.values()
+)
 
 
 def run_by(block: CommandBlock) -> str:
     """The test that runs a block; "" if none does."""
     if block.is_generated:
         return TRANSCRIPTS
-    if any(stop.is_of(block) for stop in [*WALK, *CONTAINER_STOPS]):
+    if any(stop.is_of(block) for stop in STOPS):
         return f"{ROOM}/operations/test_documents.py"
     for (page, begins), test in ELSEWHERE.items():
         if block.page == page and block.text.startswith(begins):

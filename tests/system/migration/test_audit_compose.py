@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.parts import missing
+from tests.parts.documents import blocks, document
 from tests.parts.hosts import SERVICE, Host
 from tests.parts.service import ROOT
 
@@ -139,6 +140,13 @@ def test_a_base_file_that_sends_notices_is_ready(ready_host: Host) -> None:
     assert _codes(ready_host) == {"compose_allowed"}
     ready_host.write("overlays/more.yaml", lines.replace("target: /etc/signer-notices", "target: /etc/signer-noticed"))
     assert "compose_not_allowed" in _codes(ready_host)
+
+
+def test_the_lines_for_tls_proxies_and_memory_of_the_page_are_ready(ready_host: Host) -> None:
+    (lines,) = blocks(document("runbooks/install/reach.md"), "yaml")
+    ready_host.write("overlays/more.yaml", lines.replace("/etc/safe-session/tls", "/etc/ssl/certs"))
+    _include(ready_host)
+    assert _codes(ready_host) == {"compose_allowed"}
 
 
 def test_audit_3d2_a_base_file_with_a_socket_for_clients_of_the_host_is_ready(ready_host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import zipfile
@@ -59,6 +60,21 @@ def test_the_byte_code_is_what_runs(built: Path, tmp_path: Path) -> None:
             changed.writestr(name, b"raise AssertionError" if is_source else archive.read(name))
     done = subprocess.run([sys.executable, "-I", copy, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout[:13]) == (0, "safe-session "), done.stderr
+
+
+def test_it_starts_at_most_10_ms_slower_than_the_installed_command(built: Path) -> None:
+    """By the processor's time, by turns, so that a busy machine does not decide."""
+    installed = Path(sys.executable).with_name("safe-session")
+    spent: dict[Path, list[float]] = {installed: [], built: []}
+    for _ in range(15):
+        for program, times in spent.items():
+            process = subprocess.Popen([sys.executable, "-I", program, "--version"], stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0
+            times.append(used.ru_utime + used.ru_stime)
+    before, after = (statistics.median(times) for times in spent.values())
+    assert after - before < 0.010, spent
 
 
 def run_built(built: Path, client: Client, address: str, *words: str) -> subprocess.CompletedProcess[str]:

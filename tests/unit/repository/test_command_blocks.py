@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.parts.command_blocks import CommandBlock, command_blocks, count_marks, read_command_blocks
-from tests.parts.document_walk import CONTAINER_STOPS, ELSEWHERE, PAGES, TRANSCRIPTS, WALK, run_by
+from tests.parts.document_walk import ELSEWHERE, PAGES, STOPS, TRANSCRIPTS, run_by
 from tests.parts.documents import ROOT
 
 BLOCKS = read_command_blocks()
@@ -25,7 +25,7 @@ def test_a_block_is_run_or_says_what_is_missing(block: CommandBlock) -> None:
 
 def test_each_entry_fits_one_block() -> None:
     """Else an entry stays that runs nothing, or a second block hides behind it."""
-    found = [[str(block) for block in BLOCKS if stop.is_of(block)] for stop in [*WALK, *CONTAINER_STOPS]]
+    found = [[str(block) for block in BLOCKS if stop.is_of(block)] for stop in STOPS]
     for page, begins in ELSEWHERE:
         found.append([str(block) for block in BLOCKS if block.page == page and block.text.startswith(begins)])
     assert [blocks for blocks in found if len(blocks) != 1] == []

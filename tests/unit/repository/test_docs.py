@@ -133,6 +133,15 @@ def test_the_lines_that_install_the_units_copy_every_kind_of_them(page: str) -> 
     assert {f".{kind}" for kind in copied.split(",")} == kinds
 
 
+def test_readme_leads_to_a_first_login_in_eight_commands() -> None:
+    """They are run by `test_the_day_on_a_host`."""
+    shown = section("Install", README).split("With **systemd**")[1]
+    commands = re.findall(r"^ {4}(\S.*)", shown, re.MULTILINE)
+    assert "/setup-venv run" in commands[0]
+    assert "safe-session ssh" in commands[-1]
+    assert len(commands) <= 8
+
+
 def test_readme_names_the_scripts_to_begin_with() -> None:
     shown = re.findall(r"^ {4}(scripts/\S+)", section("Try it", README), re.MULTILINE)
     assert shown == [*["scripts/quickstart"] * 3, "scripts/rehearse-cutover", "scripts/test"]
