@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from signer import model, settings
-from signer.api.openapi import ROUTES, Query
-from signer.api.schemas import Problem
+from signer.api.openapi import ROUTES, Problem, Query
 from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key_file
@@ -210,7 +209,7 @@ def routes() -> Table:
             "no" if route.is_open else "yes",
             link_to(route.body) if route.body is not None else "",
             f"{route.status} {code(route.answer) if isinstance(route.answer, str) else link_to(route.answer)}",
-            ", ".join(map(str, route.faults)),
+            ", ".join(map(str, route.statuses)),
             route.text,
         )
         for route in ROUTES

@@ -20,9 +20,8 @@ from signer.errors import BadFile, NotFound, SignerError
 from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
-    from signer.ledger.checkpoint import VerifierKey
+    from signer.ledger.checkpoint import SavedCheckpoint, VerifierKey
     from signer.ledger.reader import LedgerReader
-    from signer.ledger.saved import SavedCheckpoint
     from signer.witness.cosign import Round
 
 _MOST: Final = 128 * 1024  # bytes of a checkpoint
@@ -89,8 +88,8 @@ class CheckpointOptions:
     def read(self, reader: LedgerReader) -> SavedCheckpoint | None:
         """The checked checkpoint, None if none was given; raises `BadFile` or `BadNote`."""
         from signer.files import read_bounded
+        from signer.ledger.checkpoint import Demand, read_saved
         from signer.ledger.origin import ledger_keys, origins
-        from signer.ledger.saved import Demand, read_saved
 
         if self.file is None:
             return None

@@ -64,7 +64,7 @@ def _ledger(config: Path | None) -> Iterator[FindInLedger]:
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
     from signer.ledger.chain import entry_hash
-    from signer.ledger.views import operation_row
+    from signer.ledger.lookups import operation_row
 
     entry = next(iter(reader.operations(digest, None, 1)), None)
     if entry is None:

@@ -32,7 +32,7 @@ from signer.cli.arguments import (
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
-from signer.model import Entry, Filter, Head
+from signer.model import Entry, EventFilter, Filter, Head
 from signer.units import cut, listed, plain, timestamp
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def certs_list(
     principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
     what it has."""
     check_form(as_csv=as_csv, as_json=as_json)
+    from signer.ledger.lookups import certificate_row
     from signer.ledger.revoked import made_revocations, revoked_by
-    from signer.ledger.views import certificate_row
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
@@ -203,8 +203,8 @@ def certs_list(
 @segment_option
 def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
+    from signer.ledger.lookups import certificate_details
     from signer.ledger.revoked import made_revocations, revoked_by
-    from signer.ledger.views import certificate_details
 
     with reading_certificates(segment) as reader:
         found = reader.certificate(serial)
@@ -538,7 +538,7 @@ def events_list(
     count. Times are UTC."""
     with reading(segment) as reader:
         base = reader.base
-        found = reader.events(kind, identity, since * 1000, before, limit + 1)
+        found = reader.events(EventFilter(kind, identity, since * 1000, before, limit=limit + 1))
         rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
     more = str(found[limit - 1].seq) if len(found) > limit else None
     titles = ("SEQ", "TIME", "KIND", "ACTOR", "FACTS")

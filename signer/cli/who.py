@@ -150,7 +150,7 @@ def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[st
 
 
 def _row(reader: CertificateReader, serial: int, now: int, login: Login | None = None) -> dict[str, Any]:
-    from signer.ledger.views import certificate_details
+    from signer.ledger.lookups import certificate_details
 
     found = reader.certificate(serial)
     if found is None:

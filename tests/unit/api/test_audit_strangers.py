@@ -33,11 +33,18 @@ from signer.model import MAX_PUBLIC_KEY, Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
+from signer.protocol.bodies import read_body_as
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
-from signer.protocol.go_duration import BadDuration, go_nanoseconds
-from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
+from signer.protocol.go_syntax import (
+    BadDuration,
+    go_nanoseconds,
+    has_too_many_strings,
+    is_too_deep,
+    unverified_text,
+    well_formed,
+)
 from signer.protocol.log_limit import WINDOW, LogLimit
-from signer.protocol.operations import read_operation
+from signer.protocol.operations import OperationBody
 from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect
 from signer.protocol.sign_request import (
     MAX_BODY,
@@ -340,7 +347,7 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A1 strings and depth of JSON": (lambda text: (has_too_many_strings(text), is_too_deep(text)), MAX_BODY),
     "audit_A1 a body in Vault's shape": (_vault_body, MAX_BODY - 20),
     "audit_A1 a native body": (_native_body, MAX_BODY - 30),
-    "audit_A1 an operation's body": (lambda text: read_operation(decode_body(_raw(text))), MAX_BODY),
+    "audit_A1 an operation's body": (lambda text: read_body_as(OperationBody, decode_body(_raw(text))), MAX_BODY),
     "audit_A1 a message's line": (_header_line, MAX_HEADER // 2),
     "audit_A2 a form": (lambda text: decode_body(_raw(text), FORM), MAX_BODY),
     "audit_A2 a Content-Type": (lambda text: (is_form(text), is_form(FORM + text)), MAX_FIELD),
