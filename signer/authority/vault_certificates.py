@@ -18,7 +18,7 @@ from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import certificate_kind
-from signer.ssh.signature import check_signature
+from signer.ssh.sshsig import check_signature
 
 # Seconds by which times may differ, from Vault's clock and the round trip.
 TOLERANCE: Final = 60

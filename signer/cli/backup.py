@@ -123,7 +123,7 @@ def _restore(
     as_json: bool,
 ) -> int:
     from signer.authority.restored import is_restored, plan_restore
-    from signer.ledger.restore import Restoration
+    from signer.ledger.backup import Restoration
 
     saved = Head(*lost_head, 0) if lost_head else None
     with Restoration(settings.data_dir) as restoration:

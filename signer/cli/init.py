@@ -28,7 +28,6 @@ TOKEN_DAYS: Final = 90
 _DAY: Final = 86_400
 _ADDRESS: Final = "127.0.0.1:8222"
 _OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-{}.yaml"
-_RENDERED: Final = "/run/signer-ca/ca"
 _USERS: Final = ("signer-keeper", "signer-api")
 _ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
 _PATH: Final = re.compile(r"[A-Za-z0-9._@+:/-]+")
@@ -38,7 +37,6 @@ _ROOT_LIKE: Final = re.compile(
 )
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
 _ENCRYPTED: Final = Path("/etc/signer/ca.cred")  # where signer-ca-credential.service looks
-_AGENT: Final = "/run/signer-agent/agent.sock"
 _NO_KEY: Final = "none"
 _DROP_IN: Final = "/etc/systemd/system/signer-keeper.service.d"
 _UNITS: Final = "systemctl daemon-reload && systemctl enable --now signer-api.socket signer-keeper signer-api"
@@ -47,8 +45,6 @@ _IMAGE_KEEPER: Final = 8221  # the number of the keeper's user in the image
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `signer init` has to know."""
-
     platform: str
     role: str
     principals: tuple[str, ...]
@@ -75,8 +71,10 @@ class Layout:
         self.token = folder / f"{answers.operator}.token"
         self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
         self.private_directories = [self.key.parent] if in_container else []
-        decrypted = _RENDERED if in_container else _CREDENTIAL
-        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: decrypted, AGENT: _AGENT}
+        run = "/run" if in_container or os.geteuid() == 0 else f"/run/user/{os.geteuid()}"
+        rendered, agent = f"{run}/signer-ca/ca", f"{run}/signer-agent/agent.sock"
+        decrypted = rendered if in_container else _CREDENTIAL
+        places = {NEW: str(self.key), INFISICAL: rendered, CREDENTIAL: decrypted, AGENT: agent}
         self.key_in_use = places[answers.key_from]
 
 
@@ -164,6 +162,9 @@ def _check_answers(answers: Answers, fingerprint: str | None) -> None:
             AGENT,
             "give --ca-fingerprint, as `ssh-add -l` shows it, or name another source",
         )
+
+    if answers.key_from == CREDENTIAL and os.geteuid() != 0:
+        raise _unusable("where the CA key comes from", CREDENTIAL, "only root gives a unit its credential: be root")
 
 
 def _or(words: Sequence[str]) -> str:
@@ -314,7 +315,7 @@ def _settings(layout: Layout) -> list[str]:
     as_root = os.geteuid() == 0
     state, run = ("/var/lib/signer", "/run/signer") if as_root else (f"{layout.folder}/data", f"{layout.folder}/run")
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    owner = f"{user}:{group}" if layout.answers.key_from == NEW else "root:root"
+    owner = f"{user}:{group}" if layout.answers.key_from != CREDENTIAL else "root:root"
     users = ["SIGNER_KEEPER_USER=signer-keeper", "SIGNER_API_USER=signer-api"] if as_root else []
     key = [f"SIGNER_CA_KEY_FILE={layout.key_in_use}", f"SIGNER_CA_KEY_OWNER={owner}"]
     if layout.answers.key_from == AGENT:
@@ -331,33 +332,27 @@ def _settings(layout: Layout) -> list[str]:
 
 def _service_text(layout: Layout) -> str:
     if layout.answers.runs_in == HOST:
-        return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
-    is_agent = layout.answers.key_from == AGENT
-    return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
-        [
-            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_{'AGENT' if is_agent else 'KEY'}_DIR={Path(layout.key_in_use).parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
-        ]
-    )
+        return "\n".join(["# The settings of the service: runbooks/reference/settings.md.", *_settings(layout), ""])
+    kind = "AGENT" if layout.answers.key_from == AGENT else "KEY"
+    return f"""\
+# The variables of overlays/: runbooks/install/container.md.
+PLATFORM_RUNTIME_SAFE_SESSION_CA_{kind}_DIR={Path(layout.key_in_use).parent}
+PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}
+PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / "vault"}
+PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}
+"""
 
 
 def _client_text(layout: Layout) -> str:
-    return "# The settings of safe-session for this operator.\n" + _lines(
-        [
-            f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
-            f"SAFE_SESSION_ROLE={layout.answers.role}",
-            f"SAFE_SESSION_TOKEN_FILE={layout.token}",
-            "# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:",
-            f"#   signer hosts key > {layout.folder / 'publishers'}",
-            f"# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / 'publishers'}",
-        ]
-    )
-
-
-def _lines(settings: list[str]) -> str:
-    return "".join(f"{line}\n" for line in settings)
+    return f"""\
+# The settings of safe-session for this operator.
+SAFE_SESSION_ADDR=http://{_ADDRESS}
+SAFE_SESSION_ROLE={layout.answers.role}
+SAFE_SESSION_TOKEN_FILE={layout.token}
+# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:
+#   signer hosts key > {layout.folder / "publishers"}
+# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / "publishers"}
+"""
 
 
 # --- what comes next --------------------------------------------------------------------------------------------------
@@ -419,9 +414,9 @@ def _key_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[tuple[
     if layout.answers.key_from == INFISICAL:
         if is_new:
             steps += [("after its whole content is stored in Infisical as SAFE_SESSION_CA_KEY", f"shred -u {key}")]
-        folder = Path(_RENDERED).parent
-        render = f"SIGNER_CA_FINGERPRINT={fingerprint} signer ca render --to {_RENDERED}"
-        steps += [("with the settings of Infisical: runbooks/ca-key.md", f"install -d -m 0700 {folder} && {render}")]
+        render = f"SIGNER_CA_FINGERPRINT={fingerprint} signer ca render --to {layout.key_in_use}"
+        folder = f"install -d -m 0700 {Path(layout.key_in_use).parent}"
+        steps += [("with the settings of Infisical: runbooks/ca-key.md", f"{folder} && {render}")]
     if layout.answers.key_from == CREDENTIAL:
         encrypt = "systemd-creds encrypt --name=ca"
         encrypt = f"{encrypt} {key} {made} && shred -u {key}" if is_new else f"{encrypt} FILE {made}"
@@ -435,13 +430,12 @@ def _key_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[tuple[
         lines = f"[Service]\\nEnvironmentFile={layout.service}\\nLoadCredentialEncrypted=ca:{made}\\n"
         steps += [("the unit gets it", f"mkdir -p {_DROP_IN} && printf '{lines}' > {_DROP_IN}/ca.conf")]
     if layout.answers.key_from == AGENT:
-        agent = f"SSH_AUTH_SOCK={_AGENT} runuser -u {_USERS[0]} -- ssh-add -s PROVIDER"
-        steps += [
-            (
-                "the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md",
-                f"systemctl enable --now signer-agent && {agent}",
-            )
-        ]
+        socket, add = layout.key_in_use, "ssh-add -s PROVIDER"
+        if layout.answers.runs_in == CONTAINER or os.geteuid() == 0:
+            add = f"systemctl enable --now signer-agent && SSH_AUTH_SOCK={socket} runuser -u {_USERS[0]} -- {add}"
+        else:
+            add = f"install -d -m 0700 {Path(socket).parent} && ssh-agent -a {socket} && SSH_AUTH_SOCK={socket} {add}"
+        steps += [("the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md", add)]
     return steps
 
 

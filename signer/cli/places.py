@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from signer.errors import BadFile, SignerError
-from signer.settings import INFISICAL_SETTINGS, SETTINGS
 from signer.units import plain
 
 _ENDINGS: Final = ("_FILE", "_DIR", "_SOCKET")
@@ -51,6 +50,8 @@ class Place(NamedTuple):
 
 def places_of_settings(environ: Mapping[str, str]) -> Iterator[Place]:
     """The files and directories that the settings of this environment name, or their defaults; absolute paths only."""
+    from signer.settings import INFISICAL_SETTINGS, SETTINGS  # which a verb that ends well may not need
+
     known = [(name, default) for name, default, _ in (*SETTINGS, *INFISICAL_SETTINGS)]
     for name, default in (*known, *((name, "") for name in _CLIENT)):
         path = environ.get(name) or default

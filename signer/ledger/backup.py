@@ -1,6 +1,6 @@
-"""Copies a ledger as a whole, also while a keeper writes it.
+"""Copies a ledger as a whole, also while a keeper writes it; and puts a copy in the place of the ledger.
 
-A copy is one file, and is verified before it has its name.
+A copy is one file, and is verified before it has its name. `replacement.py` has the steps of a restore.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from signer.errors import BadFile, Unavailable, write_hint
-from signer.files import lock, open_lock, open_or_create, sync_directory, sync_file
+from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
+from signer.files import claim, held, open_or_create, sync_directory, sync_file, undone_by, write_new
 from signer.ledger.audit import Progress, verify
 from signer.ledger.reader import LedgerReader, short_reason, storage_errors
+from signer.ledger.replacement import Replacement
 from signer.ledger.schema import FILE_NAME
 from signer.model import Head
 
 _LOCK_NAME: Final = "backup.lock"
+_PIECE: Final = 1024 * 1024  # bytes
 
 
 def back_up(source: LedgerReader, target: Path, progress: Progress = lambda _done, _all: None) -> Head:
@@ -75,10 +77,8 @@ def workspace(folder: Path) -> Iterator[None]:
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
         raise BadFile("backup_exists", f"{folder} is a link, or belongs to another user", "remove it")
-    descriptor = open_lock(folder / _LOCK_NAME)
-    try:
-        if not lock(descriptor):
-            raise Unavailable("backup_running", "another backup to this file is running", "wait for it to end")
+    running = Unavailable("backup_running", "another backup to this file is running", "wait for it to end")
+    with held(claim(folder / _LOCK_NAME, running)):
         try:
             for path in folder.iterdir():
                 if path.name != _LOCK_NAME:
@@ -86,8 +86,6 @@ def workspace(folder: Path) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -101,3 +99,65 @@ def write_errors(place: Path, what: str = "backup") -> Iterator[None]:
             f"the {what} cannot be written: {short_reason(error)}",
             write_hint(error, str(place)),
         ) from None
+
+
+# --- restoring --------------------------------------------------------------------------------------------------------
+
+
+class Restoration(Replacement):
+    """One restore. Call `finish_interrupted`, then `take`, then `commit`."""
+
+    command = "restore"
+    aside = "ledger.replaced-"
+
+    def failed(self, text: str, hint: str) -> Unavailable:
+        return Unavailable("restore_failed", text, hint)
+
+    @contextmanager
+    def replaced(self) -> Iterator[LedgerReader | None]:
+        """The ledger that is in the place now; None without one, or if it cannot be read."""
+        with closing(LedgerReader(self._data_dir)) as reader:
+            try:
+                is_readable = reader.head().seq > 0
+            except (Unavailable, LedgerBroken):
+                is_readable = False
+            yield reader if is_readable else None
+
+    def take(self, source: BinaryIO | LedgerReader, progress: Progress = lambda _done, _all: None) -> LedgerReader:
+        """Copies a ledger, or the file of a backup, and verifies the copy as a whole; returns a reader of it.
+
+        The caller closes the reader. Raises the errors of `verify`.
+        """
+        folder = self.fresh_folder()
+        with self.write_errors():
+            copy = folder / FILE_NAME
+            if isinstance(source, LedgerReader):
+                copy_events(source, copy)
+            else:
+                write_new(copy, iter(lambda: source.read(_PIECE), b""), 0o600)
+        reader = LedgerReader(folder)
+        with undone_by(reader.close):
+            verify_backup(reader, progress)
+        return reader
+
+
+def verify_backup(reader: LedgerReader, progress: Progress) -> Head:
+    """Verifies the file of a backup as a whole; returns its head.
+
+    Raises `BadFile` (`backup_empty`) for one without events, and the errors of `verify`.
+    """
+    empty = BadFile("backup_empty", "the backup has no events", "restore another one")
+    try:
+        head = verify(reader, progress)
+    except Unavailable as error:
+        if error.code == "ledger_missing":  # an empty database
+            raise empty from None
+        raise
+    except LedgerBroken as error:
+        if error.code == "ledger_not_ours":
+            text, hint = "the backup is not a ledger of signer", "name a file of `signer ledger backup`"
+            raise LedgerBroken(error.code, text, hint) from None
+        raise
+    if head.seq == 0:
+        raise empty
+    return head

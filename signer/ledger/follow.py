@@ -17,10 +17,10 @@ import msgspec
 from signer.errors import BadFile, LedgerBroken, Unavailable, write_hint
 from signer.files import sync_directory, write_new
 from signer.ledger.audit import Progress, check_chain
+from signer.ledger.backup import verify_backup
 from signer.ledger.chain import canonical_json
 from signer.ledger.marks import FOLLOWED, Mark, write_mark
 from signer.ledger.reader import LedgerReader
-from signer.ledger.restore import verify_backup
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Entry, Head

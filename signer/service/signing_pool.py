@@ -89,7 +89,6 @@ class SigningPool(Generic[_K]):
         return results
 
     def is_idle(self) -> bool:
-        """True if no job is outstanding."""
         return not self._outstanding
 
     def close(self) -> list[tuple[_K, Obtained | SignerError]]:

@@ -1,8 +1,9 @@
-"""Reads and verifies the signatures that `ssh-keygen -Y sign` makes (OpenSSH PROTOCOL.sshsig), also those of FIDO keys;
-and makes those of Ed25519 keys.
+"""Verifies SSH signature blobs, and what `ssh-keygen -Y sign` makes (OpenSSH PROTOCOL.sshsig), also with FIDO keys; and
+makes the latter with Ed25519 keys.
 
-One signature over one message has one text: an armor that `ssh-keygen` would write otherwise is refused. FIDO
-signatures: OpenSSH PROTOCOL.u2f; the plain ones are those of `signature.py`. Pure. Raises `BadSignature` only.
+Blobs: RFC 4253 section 6.6, RFC 8332 section 3 (rsa-sha2), RFC 5656 section 3.1.2 (ecdsa), RFC 8709 section 6
+(ed25519); of FIDO keys OpenSSH PROTOCOL.u2f. One sshsig over one message has one text: an armor that `ssh-keygen` would
+write otherwise is refused, and only `BadSignature` is raised. Pure.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from hashlib import sha256, sha512
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 
 from signer.errors import BadFormat, BadPublicKey, BadSignature
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key, render_public_key
-from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader, string, uint32
 
 MAX_ARMOR: Final = 16 * 1024  # characters; with an RSA key of 16,384 bits it has 5,900
@@ -36,6 +36,41 @@ _SIGN_HASH: Final = "sha512"
 _USER_PRESENT: Final = 0x01  # PROTOCOL.u2f, "SSH U2F Signatures": flags
 _USER_VERIFIED: Final = 0x04
 _SIGN_AGAIN: Final = "sign with `ssh-keygen -Y sign` and send its whole output"
+
+_RSA_HASHES: Final[dict[str, HashAlgorithm]] = {"rsa-sha2-256": SHA256(), "rsa-sha2-512": SHA512()}  # never SHA-1
+_CURVES: Final[dict[str, tuple[ec.EllipticCurve, HashAlgorithm]]] = {
+    "ecdsa-sha2-nistp256": (ec.SECP256R1(), SHA256()),
+    "ecdsa-sha2-nistp384": (ec.SECP384R1(), SHA384()),
+    "ecdsa-sha2-nistp521": (ec.SECP521R1(), SHA512()),
+}
+
+
+def check_signature(public_blob: bytes, signed: bytes, signature_blob: bytes) -> None:
+    """Raises `BadFormat` unless `signature_blob` is `public_blob`'s signature over `signed`."""
+    key, signature = Reader(public_blob), Reader(signature_blob)
+    kind, algorithm = key.text(), signature.text()
+    try:
+        if kind == "ssh-ed25519" == algorithm:
+            Ed25519PublicKey.from_public_bytes(key.string()).verify(signature.string(), signed)
+        elif kind == "ssh-rsa" and algorithm in _RSA_HASHES:
+            exponent, modulus = key.mpint(), key.mpint()
+            public = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+            public.verify(signature.string(), signed, padding.PKCS1v15(), _RSA_HASHES[algorithm])
+        elif kind in _CURVES and kind == algorithm:
+            curve, digest = _CURVES[kind]
+            key.string()
+            point, numbers = key.string(), Reader(signature.string())
+            raw = encode_dss_signature(numbers.mpint(), numbers.mpint())
+            numbers.expect_end()
+            ec.EllipticCurvePublicKey.from_encoded_point(curve, point).verify(raw, signed, ec.ECDSA(digest))
+        else:
+            raise BadFormat("bad_signature", "the signature's algorithm does not match the key")
+        signature.expect_end()
+    except (InvalidSignature, ValueError):
+        raise BadFormat("bad_signature", "the signature does not verify") from None
+
+
+# --- sshsig -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import Core
 from signer.ca.agent import key_missing, too_slow
-from signer.ca.backends import Backend, SlowAgent
+from signer.ca.backends import SLOW_AGENT, Backend
 from signer.errors import SignerError, Unavailable
 from signer.ledger.lookups import Lookup
 from signer.model import PublicKey
@@ -30,7 +30,7 @@ class PoolBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        self.order = SignInPool(key, SlowAgent())
+        self.order = SignInPool(key, SLOW_AGENT)
 
     def public_key(self) -> PublicKey:
         return self.order.local_key

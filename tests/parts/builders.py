@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.authority.approvals import Signatures
 from signer.authority.core import Answer, Core
-from signer.authority.signatures import Signatures
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain

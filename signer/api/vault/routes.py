@@ -22,8 +22,7 @@ from signer.api.vault import responses, system
 from signer.api.vault.responses import REFUSALS, HttpResponse
 from signer.errors import BadRequest, SignerError
 from signer.protocol.client import KeeperClient
-from signer.protocol.go_duration import BadDuration, go_nanoseconds
-from signer.protocol.go_json import unverified_text, well_formed
+from signer.protocol.go_syntax import BadDuration, go_nanoseconds, unverified_text, well_formed
 from signer.protocol.replies import CaKey, CallerDetails, Reply, RoleDetails, Roles, expect
 from signer.protocol.sign_request import decode_body
 from signer.settings import Settings
@@ -67,7 +66,6 @@ Handler = Callable[["VaultApi", VaultRequest, str], HttpResponse]
 
 
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
-    """Adds the handler for all paths below `/v1/` to `app`."""
     shape = VaultApi(keeper, settings)
 
     @app.before_request

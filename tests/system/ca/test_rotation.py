@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from signer.ssh.certificate import decode_certificate
-from signer.ssh.signature import check_signature
+from signer.ssh.sshsig import check_signature
 from tests.parts import missing, rotation
 from tests.parts.builders import rotations
 from tests.parts.eventually import eventually

@@ -20,7 +20,7 @@ from signer.errors import BadFormat, BadKeyFile, SignerError
 from signer.ssh.agent import read_identities, read_signature
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
-from signer.ssh.signature import check_signature
+from signer.ssh.sshsig import check_signature
 from signer.ssh.wire import Reader, string, uint32
 from tests.parts import builders, missing
 from tests.parts.agents import Agent, FakeAgent, data_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -321,3 +322,24 @@ def test_on_a_terminal_it_asks_which_key_is_there(
     policy = load_policy(tmp_path / "new" / "policy.toml")
     assert policy.roles["llmops"].principals == ("llmops", "deploy")
     assert (policy.ca.fingerprint == PIN) is bool(pin)
+
+
+@pytest.mark.parametrize("source", ["new", "infisical", "ssh-agent"])
+def test_an_ordinary_user_gets_places_that_are_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(os, "geteuid", lambda: nobody.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: nobody.pw_gid)
+    pinned = () if source == "new" else ("--ca-fingerprint", PIN)
+    told = made(tmp_path / "new", "--ca", source, *pinned)
+    settings = settings_of(tmp_path / "new" / "environment")
+    assert settings.get("SIGNER_CA_KEY_OWNER", "nobody:nogroup") == "nobody:nogroup"
+    assert "SIGNER_KEEPER_USER" not in settings
+    run_dir = f"/run/user/{nobody.pw_uid}"
+    key = settings.get("SIGNER_CA_KEY_FILE") or settings["SIGNER_CA_AGENT_SOCKET"]
+    assert key.startswith(str(tmp_path) if source == "new" else run_dir)
+    commands = " ".join(step["command"] for step in told["next"])
+    assert not any(word in commands for word in ("useradd", "runuser", "systemctl", " /run/signer"))
+    refused = run("init", str(tmp_path / "other"), "--yes", "--ca", "systemd-creds")
+    assert (refused.status, "cannot be systemd-creds" in refused.err) == (1, True)

@@ -31,14 +31,13 @@ from signer.ledger.archive import (
 )
 from signer.ledger.archived import CARRIED, carried_rows
 from signer.ledger.audit import check_recent, export, rebuild, verify
-from signer.ledger.backup import back_up
+from signer.ledger.backup import Restoration, back_up
 from signer.ledger.chain import GENESIS, entry_hash
 from signer.ledger.checkpoint import Checkpoint
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import REACH, LedgerReader
-from signer.ledger.restore import Restoration
-from signer.ledger.revocation_list import read_list
+from signer.ledger.revoked import read_list
 from signer.ledger.schema import ARCHIVED_TRIGGERS, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.ledger.subtrees import TreeReader

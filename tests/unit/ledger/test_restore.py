@@ -14,9 +14,8 @@ import pytest
 
 from signer.errors import BadFile, LedgerBroken, Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.backup import back_up
+from signer.ledger.backup import Restoration, back_up
 from signer.ledger.reader import LedgerReader
-from signer.ledger.restore import Restoration
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.model import Event, Head

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from signer.errors import BadRequest
 from signer.model import SignRequest
-from signer.protocol.go_duration import BadDuration, parse_go_duration
-from signer.protocol.go_json import MAX_DEPTH, has_too_many_strings, is_too_deep
+from signer.protocol.go_syntax import MAX_DEPTH, BadDuration, has_too_many_strings, is_too_deep, parse_go_duration
 from signer.protocol.sign_request import (
     MAX_BODY,
     MAX_TTL_SECONDS,

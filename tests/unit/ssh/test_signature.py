@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import BadFormat
-from signer.ssh.signature import check_signature
+from signer.ssh.sshsig import check_signature
 from signer.ssh.wire import Reader, mpint, string
 from tests.parts.fake_vault import ForeignCa
 
