@@ -110,16 +110,35 @@ def check_users(**users: str | None) -> None:
 
 
 @contextmanager
-def acting_as(uid: int | None) -> Iterator[None]:
-    """Acts as that user for a moment, if this process is root; the process must have one thread."""
+def acting_as(uid: int | None, *, with_groups: bool = False) -> Iterator[None]:
+    """Acts as that user for a moment, if this process is root; the process must have one thread.
+
+    `with_groups` also takes that user's groups, which is what the user may do and not a bit more.
+    """
     if uid is None or os.geteuid() != 0:
         yield
         return
+    before = os.getgroups(), os.getegid()
+    if with_groups:
+        _take_groups(uid)
     os.seteuid(uid)
     try:
         yield
     finally:
         os.seteuid(0)
+        if with_groups:
+            os.setegid(before[1])
+            os.setgroups(before[0])
+
+
+def _take_groups(uid: int) -> None:
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:  # a number without a name is in no group
+        os.setgroups([])
+        return
+    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setegid(user.pw_gid)
 
 
 class PeerProcess(NamedTuple):

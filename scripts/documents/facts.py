@@ -24,7 +24,7 @@ from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key_file
 from signer.cli.catalogue import VERBS
-from signer.cli.parser import Help, read_words
+from signer.cli.parser import read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.ledger.marks import Mark
@@ -184,7 +184,7 @@ def recorded(name: str, typed: str) -> str:
     lines = [line[2:] for line in itertools.takewhile(lambda line: line[:1] in "|!", rest.split("\n"))]
     text = "\n".join([found.strip(), *lines])
     for mark, shown in (
-        ("bytes <n>", "bytes 8392704"), ("<dir>", "/etc/signer"),
+        ("bytes <n>", "bytes 8392704"), ("for <n> days", "for 90 days"), ("<dir>", "/etc/signer"),
         ("<ca>", "SHA256:edS3J+HGgzVHYS2CYgjR8ebo1cO69zPG+tsz76bSQHg"),
         ("<sha256>", "…"),
         ("<token-id>", "1f0a77c2b9e4"), ("<n>", "3"), ("<time>", "2027-02-27T09:00:00Z"),
@@ -195,9 +195,9 @@ def recorded(name: str, typed: str) -> str:
 
 def help_of(words: str) -> str:
     found = read_words([*words.split(), "--help"])
-    if not isinstance(found, Help):
+    if not isinstance(found, str):
         raise TypeError(f"signer {words} has no help")
-    return fenced(f"signer {words} --help", found.text)
+    return fenced(f"signer {words} --help", found)
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------

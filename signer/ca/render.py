@@ -32,6 +32,7 @@ from signer.files import (
     sync_directory,
     undone_by,
 )
+from signer.units import plain
 
 WAIT_FOR_ANOTHER: Final = 15.0  # seconds
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -100,7 +101,7 @@ def render(
 def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
     """Creates a key in a new file atomically; checks the target first. Raises `SignerError`."""
     check_target(target, allow_disk=True, sticky_too=True)
-    exists = RefusedTarget("target_exists", "the file already exists", "choose another file name")
+    exists = RefusedTarget("target_exists", "the target already exists", "choose another file name")
     if os.path.lexists(target):
         raise exists
     key = make()
@@ -137,7 +138,7 @@ def check_target(target: Path, *, allow_disk: bool, sticky_too: bool = False) ->
     if kind not in IN_MEMORY and not allow_disk:
         raise RefusedTarget(
             "target_on_disk",
-            f"the target's directory is on {kind}, which survives a reboot",
+            f"the directory of the target is on {kind}, which survives a reboot",
             "render to a tmpfs such as /run, or add --allow-disk",
         )
 
@@ -154,20 +155,22 @@ def _check_path(target: Path, *, sticky_too: bool) -> None:
     if os.path.lexists(target) and not target.is_file():
         raise RefusedTarget("target_not_a_regular_file", "the target is not a regular file", "choose another path")
     for above in (folder, *folder.parents):
-        _check_private(above.stat(), sticky_too=sticky_too or above != folder)
+        _check_private(above, sticky_too=sticky_too or above != folder)
         if os.path.lexists(above / ".git"):
             raise RefusedTarget(
                 "target_in_git_work_tree", "the target lies in a git work tree", "choose another directory"
             )
 
 
-def _check_private(facts: os.stat_result, *, sticky_too: bool) -> None:
+def _check_private(directory: Path, *, sticky_too: bool) -> None:
     """Raises `RefusedTarget` if others may write. An access control list shows in the group bits, acl(5)."""
+    facts = directory.stat()
     writable = facts.st_mode & 0o022 and not (sticky_too and facts.st_mode & stat.S_ISVTX)
     if writable or facts.st_uid not in (0, os.geteuid()):
         raise RefusedTarget(
             "target_directory_not_private",
-            f"a directory of the path has mode {stat.S_IMODE(facts.st_mode):04o} and owner {facts.st_uid}",
+            f"{plain(directory)}, which is in the path of the target, has mode {stat.S_IMODE(facts.st_mode):04o} and "
+            f"owner {facts.st_uid}",
             "each directory must be owned by root and writable only by root",
         )
 
@@ -228,7 +231,7 @@ def _wait_for_lock(lock_file: int) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(
                 "target_busy",
-                "another `signer ca render` works on the target's directory",
+                "another `signer ca render` works on the directory of the target",
                 f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{lock_file}').readlink()}`",
             )
         time.sleep(0.05)
@@ -245,7 +248,7 @@ def _no_lock(error: OSError) -> SignerError:
 def _no_directory(error: OSError) -> RefusedTarget:
     return RefusedTarget(
         "target_directory_unusable",
-        f"the target's directory cannot be used: {error.strerror}",
+        f"the directory of the target cannot be used: {error.strerror}",
         "create it with mode 0700",
     )
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +16,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.places import Place, places_of_settings, with_places
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
 from signer.units import plain
@@ -36,7 +37,7 @@ def check(as_json: bool) -> int:
 
     forbid_dumps()
     checks = list(check_start(os.environ, int(time.time())))
-    return _show({}, checks, "ready", as_json=as_json)
+    return _show({}, _with_places(checks, [*places_of_settings(os.environ)]), "ready", as_json=as_json)
 
 
 @verb("ca inspect", "signer ca inspect /run/signer-ca/ca", "signer ca inspect ca.pub --json")
@@ -49,7 +50,7 @@ def ca_inspect(file: Path, as_json: bool) -> int:
         facts, checks = _inspect_public(file)
     else:
         facts, checks = _inspect_private(file, read_settings())
-    return _show(facts, checks, "usable", as_json=as_json)
+    return _show(facts, _with_places(checks, [Place(str(file), "FILE")]), "usable", as_json=as_json)
 
 
 @verb("ca bundle", "signer ca bundle > signer-ca.pub", "signer ca bundle --json | jq -r '.keys[].fingerprint'")
@@ -133,6 +134,13 @@ def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, obj
     return {"kind": kind, "bits": bits, "fingerprint": fingerprint, "public_key": render_public_key(kind, blob)}
 
 
+def _with_places(checks: Sequence[Check], places: Sequence[Place]) -> list[Check]:
+    """The checks; what is wrong with a file names its path and where that comes from."""
+    return [
+        check if check.outcome == "ok" else replace(check, detail=with_places(check.detail, places)) for check in checks
+    ]
+
+
 def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as_json: bool) -> int:
     """Shows facts, checks, and whether all is `good`; returns the exit status."""
     count = Counter(check.outcome for check in checks)
@@ -142,7 +150,7 @@ def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as
         output.show_json({**facts, good: is_good, **counts, "checks": [asdict(check) for check in checks]})
         return 0 if is_good else 1
     if facts:
-        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        output.show_fields(facts)
         output.show()
     _show_lines(checks)
     parts = [f"{count['fail']} failed"] if count["fail"] else []

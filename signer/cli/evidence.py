@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.places import Place, with_places
 from signer.errors import LedgerBroken
 from signer.units import plain
 
@@ -38,7 +40,7 @@ def evidence_verify(directory: Path, config: Path | None, as_json: bool) -> int:
     if as_json:
         output.show_json(_as_json(verdict))
     else:
-        _show(verdict)
+        _show(verdict, Place(str(directory), "DIR"))
     return 0 if verdict.is_good else 1
 
 
@@ -64,15 +66,12 @@ def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     from signer.ledger.chain import entry_hash
     from signer.ledger.lookups import operation_row
 
-    for entry in reader.operations(digest, None, 1):
-        if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:
-            break
-        try:
-            return operation_row(entry)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            break
-    else:
+    entry = next(iter(reader.operations(digest, None, 1)), None)
+    if entry is None:
         return None
+    if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) == entry.hash:
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return operation_row(entry)
     raise LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {entry.seq}: it is not as it was written",
@@ -86,20 +85,14 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
         {"outcome": "warn" if one.is_warning else "fail", "code": one.code, "text": one.text}
         for one in verdict.problems
     ]
-    return {
-        "good": verdict.is_good,
-        "operation": verdict.operation,
-        "outcome": verdict.outcome,
-        "files": verdict.files,
-        "digest": verdict.digest,
-        "recorded": dict(verdict.recorded) if verdict.recorded is not None else None,
-        "problems": problems,
-    }
+    return {"good": verdict.is_good, **asdict(verdict), "problems": problems}
 
 
-def _show(verdict: Verdict) -> None:
+def _show(verdict: Verdict, place: Place) -> None:
     ordered = sorted(verdict.problems, key=lambda one: one.is_warning)
-    output.show_table([("warn" if one.is_warning else "FAIL", one.code, one.text) for one in ordered])
+    output.show_table(
+        [("warn" if one.is_warning else "FAIL", one.code, with_places(one.text, [place])) for one in ordered]
+    )
     failed = sum(not one.is_warning for one in ordered)
     if failed:
         output.show(f"not good: {output.count(failed, 'problem')}")

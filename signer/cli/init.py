@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 
@@ -28,7 +28,6 @@ TOKEN_DAYS: Final = 90
 _DAY: Final = 86_400
 _ADDRESS: Final = "127.0.0.1:8222"
 _OVERLAYS: Final = "-f overlays/safe-session.yaml -f overlays/safe-session-{}.yaml"
-_RENDERED: Final = "/run/signer-ca/ca"
 _USERS: Final = ("signer-keeper", "signer-api")
 _ADD_USER: Final = "useradd --system --user-group --shell /usr/sbin/nologin"
 _PATH: Final = re.compile(r"[A-Za-z0-9._@+:/-]+")
@@ -38,16 +37,17 @@ _ROOT_LIKE: Final = re.compile(
 )
 _CREDENTIAL: Final = "/run/credentials/signer-keeper.service/ca"
 _ENCRYPTED: Final = Path("/etc/signer/ca.cred")  # where signer-ca-credential.service looks
-_AGENT: Final = "/run/signer-agent/agent.sock"
+_NO_KEY: Final = "none"
+_DROP_IN: Final = "/etc/systemd/system/signer-keeper.service.d"
+_UNITS: Final = "systemctl daemon-reload && systemctl enable --now signer-api.socket signer-keeper signer-api"
+_IMAGE_KEEPER: Final = 8221  # the number of the keeper's user in the image
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `signer init` has to know."""
-
     platform: str
     role: str
-    principal: str
+    principals: tuple[str, ...]
     operator: str
     runs_in: str
     key_from: str
@@ -71,8 +71,10 @@ class Layout:
         self.token = folder / f"{answers.operator}.token"
         self.directories = [folder, self.policy.parent, folder / "vault"] if in_container else [folder]
         self.private_directories = [self.key.parent] if in_container else []
-        decrypted = _RENDERED if in_container else _CREDENTIAL
-        places = {NEW: str(self.key), INFISICAL: _RENDERED, CREDENTIAL: decrypted, AGENT: _AGENT}
+        run = "/run" if in_container or os.geteuid() == 0 else f"/run/user/{os.geteuid()}"
+        rendered, agent = f"{run}/signer-ca/ca", f"{run}/signer-agent/agent.sock"
+        decrypted = rendered if in_container else _CREDENTIAL
+        places = {NEW: str(self.key), INFISICAL: rendered, CREDENTIAL: decrypted, AGENT: agent}
         self.key_in_use = places[answers.key_from]
 
 
@@ -80,7 +82,13 @@ class Layout:
 @click.argument("folder", type=FILE, metavar="DIR", help="a directory that does not exist, or an empty one")
 @click.option("--platform", metavar="NAME", help="default: the name of this host")
 @click.option("--role", metavar="NAME", help="the first role; default llmops")
-@click.option("--principal", metavar="NAME", help="the name that sshd matches; default: the role's")
+@click.option(
+    "--principal",
+    "principals",
+    multiple=True,
+    metavar="NAME",
+    help="as sshd matches; repeat for more; default: the role's",
+)
 @click.option("--operator", type=IDENTITY, metavar="IDENTITY", help="the first operator; default operator")
 @click.option("--for", "runs_in", type=OneOf((HOST, CONTAINER)), help="default host")
 @click.option("--ca", "key_from", type=OneOf(KEY_SOURCES), help="where the CA key comes from; default new")
@@ -91,7 +99,7 @@ def init(
     folder: Path,
     platform: str | None,
     role: str | None,
-    principal: str | None,
+    principals: tuple[str, ...],
     operator: str | None,
     runs_in: str | None,
     key_from: str | None,
@@ -100,18 +108,22 @@ def init(
     as_json: bool,
 ) -> None:
     """Writes policy.toml, the settings of service and client, the operator's token (0400) and a CA key (0400), and
-    shows the next commands. On a terminal it asks for what no flag says."""
+    shows the next commands: what this host lacks, then three up to a login. On a terminal it asks for what no flag
+    says."""
     forbid_dumps()
     ask = output.ask if not yes and sys.stdin is not None and sys.stdin.isatty() else lambda _question, default: default
+    platform = platform or ask("platform", os.uname().nodename)
     role = role or ask("role", "llmops")
     answers = Answers(
-        platform=platform or ask("platform", os.uname().nodename),
+        platform=platform,
         role=role,
-        principal=principal or ask("principal", role),
+        principals=principals or tuple(word.strip() for word in ask("principals, with commas", role).split(",")),
         operator=operator or ask("first operator", "operator"),
         runs_in=runs_in or ask(f"runs on the {HOST} or in a {CONTAINER}", HOST),
         key_from=key_from or ask(f"CA key: {_or(KEY_SOURCES)}", NEW),
     )
+    if ca_fingerprint is None and answers.key_from in KEY_SOURCES and answers.key_from != NEW:
+        ca_fingerprint = _read_fingerprint(ask("fingerprint of the CA key, if there is one", _NO_KEY))
     _check_answers(answers, ca_fingerprint)
     layout = Layout(folder.absolute(), answers)
     if _PATH.fullmatch(str(layout.folder)) is None:  # shells read the files that name it
@@ -120,9 +132,19 @@ def init(
     steps = _next_steps(layout, fingerprint, is_new=ca_fingerprint is None)
     if as_json:
         files = sorted(str(path) for path in layout.folder.rglob("*") if path.is_file())
-        output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": steps})
+        listed = [{"command": command, "purpose": purpose} for purpose, command in [*steps.before, *steps.following]]
+        output.show_json({"files": files, "ca_fingerprint": fingerprint, "next": listed})
         return
     _show(layout, fingerprint, steps)
+
+
+def _read_fingerprint(word: str) -> str | None:
+    if word == _NO_KEY:
+        return None
+    try:
+        return str(FINGERPRINT.convert(word, None, None))
+    except click.UsageError as error:
+        raise _unusable("the CA key's fingerprint", word, error.message) from None
 
 
 def _check_answers(answers: Answers, fingerprint: str | None) -> None:
@@ -140,6 +162,9 @@ def _check_answers(answers: Answers, fingerprint: str | None) -> None:
             AGENT,
             "give --ca-fingerprint, as `ssh-add -l` shows it, or name another source",
         )
+
+    if answers.key_from == CREDENTIAL and os.geteuid() != 0:
+        raise _unusable("where the CA key comes from", CREDENTIAL, "only root gives a unit its credential: be root")
 
 
 def _or(words: Sequence[str]) -> str:
@@ -235,6 +260,7 @@ def _check_written(layout: Layout, fingerprint: str) -> None:
 
 
 def _policy_text(answers: Answers, fingerprint: str, digest: str, ends: str) -> str:
+    principals = ", ".join(f'"{name}"' for name in answers.principals)
     return f"""\
 # Who may get which SSH certificate on {answers.platform}. Every key: runbooks/reference/policy-file.md.
 # After a change: `signer policy check`, then `signer reload`. The file holds no secret; keep it in git.
@@ -243,8 +269,8 @@ def _policy_text(answers: Answers, fingerprint: str, digest: str, ends: str) -> 
 fingerprint = "{fingerprint}"  # the only CA key that may sign
 
 [roles.{_quoted_name(answers.role)}]
-principals = ["{answers.principal}"]  # exact names that sshd matches; an empty list means nobody
-default_principals = ["{answers.principal}"]
+principals = [{principals}]  # exact names that sshd matches; an empty list means nobody
+default_principals = [{principals}]
 default_ttl = "15m"
 max_ttl = "30m"
 key_types = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256"]
@@ -270,7 +296,7 @@ def _approval_lines(answers: Answers) -> str:
 
     A passkey has no display, so that a taken-over api can have another request signed than the one that it shows.
     """
-    if not any(_ROOT_LIKE.search(name.lower()) for name in (answers.role, answers.principal)):
+    if not any(_ROOT_LIKE.search(name.lower()) for name in (answers.role, *answers.principals)):
         return ""
     return """\
 # It opens everything: let humans approve what agents and jobs ask. `with` shuts passkeys out, which have no display of
@@ -289,7 +315,7 @@ def _settings(layout: Layout) -> list[str]:
     as_root = os.geteuid() == 0
     state, run = ("/var/lib/signer", "/run/signer") if as_root else (f"{layout.folder}/data", f"{layout.folder}/run")
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    owner = f"{user}:{group}" if layout.answers.key_from == NEW else "root:root"
+    owner = f"{user}:{group}" if layout.answers.key_from != CREDENTIAL else "root:root"
     users = ["SIGNER_KEEPER_USER=signer-keeper", "SIGNER_API_USER=signer-api"] if as_root else []
     key = [f"SIGNER_CA_KEY_FILE={layout.key_in_use}", f"SIGNER_CA_KEY_OWNER={owner}"]
     if layout.answers.key_from == AGENT:
@@ -306,80 +332,111 @@ def _settings(layout: Layout) -> list[str]:
 
 def _service_text(layout: Layout) -> str:
     if layout.answers.runs_in == HOST:
-        return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
-    is_agent = layout.answers.key_from == AGENT
-    return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
-        [
-            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_{'AGENT' if is_agent else 'KEY'}_DIR={Path(layout.key_in_use).parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
-        ]
-    )
+        return "\n".join(["# The settings of the service: runbooks/reference/settings.md.", *_settings(layout), ""])
+    kind = "AGENT" if layout.answers.key_from == AGENT else "KEY"
+    return f"""\
+# The variables of overlays/: runbooks/install/container.md.
+PLATFORM_RUNTIME_SAFE_SESSION_CA_{kind}_DIR={Path(layout.key_in_use).parent}
+PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}
+PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / "vault"}
+PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}
+"""
 
 
 def _client_text(layout: Layout) -> str:
-    return "# The settings of safe-session for this operator.\n" + _lines(
-        [
-            f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
-            f"SAFE_SESSION_ROLE={layout.answers.role}",
-            f"SAFE_SESSION_TOKEN_FILE={layout.token}",
-            "# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:",
-            f"#   signer hosts key > {layout.folder / 'publishers'}",
-            f"# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / 'publishers'}",
-        ]
-    )
-
-
-def _lines(settings: list[str]) -> str:
-    return "".join(f"{line}\n" for line in settings)
+    return f"""\
+# The settings of safe-session for this operator.
+SAFE_SESSION_ADDR=http://{_ADDRESS}
+SAFE_SESSION_ROLE={layout.answers.role}
+SAFE_SESSION_TOKEN_FILE={layout.token}
+# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:
+#   signer hosts key > {layout.folder / "publishers"}
+# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / "publishers"}
+"""
 
 
 # --- what comes next --------------------------------------------------------------------------------------------------
 
 
-def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[dict[str, str]]:
-    """Commands in their order, each with what it is for."""
+class Steps(NamedTuple):
+    """(purpose, command) of what this host lacks before a start, and of the three commands up to a login."""
+
+    before: list[tuple[str, str]]
+    following: list[tuple[str, str]]
+
+
+def _next_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> Steps:
+    answers = layout.answers
+    before = _missing_users(layout) + _key_steps(layout, fingerprint, is_new=is_new)
+    principals = ",".join(answers.principals)
+    trust = f"signer hosts install root@HOST --principals {answers.principals[0]}={principals}"
+    login = f"set -a; . {layout.client}; set +a; safe-session ssh {answers.principals[0]}@HOST"
+    return Steps(
+        before,
+        [
+            _start(layout),
+            (f"each host trusts the CA, and its account {answers.principals[0]} lets them in", trust),
+            (f"a login as {answers.principals[0]}", login),
+        ],
+    )
+
+
+def _start(layout: Layout) -> tuple[str, str]:
+    if layout.answers.runs_in == CONTAINER:
+        # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
+        overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
+        start = f"(set -a; . {layout.service}; scripts/container/compose {overlays} up -d)"
+        return "in a checkout, after scripts/container/build", start
+    if layout.answers.key_from == CREDENTIAL:  # only a unit has the credential
+        return "the service; its units: runbooks/install/systemd.md", _UNITS
+    return "the service; as units: runbooks/install/systemd.md", f"set -a; . {layout.service}; set +a; signer serve"
+
+
+def _missing_users(layout: Layout) -> list[tuple[str, str]]:
+    """The users that the service, or in a container its agent, needs on this host."""
+    if os.geteuid() != 0:
+        return []
+    if layout.answers.runs_in == CONTAINER:
+        if layout.answers.key_from != AGENT or _has_user(_USERS[0]):
+            return []
+        return [("the user of the agent, by its number in the image", f"{_ADD_USER} --uid {_IMAGE_KEEPER} {_USERS[0]}")]
+    missing = [name for name in _USERS if not _has_user(name)]
+    return [("the users of the service", f"for user in {' '.join(missing)}; do {_ADD_USER} $user; done")] * bool(
+        missing
+    )
+
+
+def _key_steps(layout: Layout, fingerprint: str, *, is_new: bool) -> list[tuple[str, str]]:
+    """How the CA key comes to where the service looks for it."""
     key, in_container = layout.key, layout.answers.runs_in == CONTAINER
     made = _ENCRYPTED if in_container else layout.folder / _ENCRYPTED.name
     steps: list[tuple[str, str]] = []
     if layout.answers.key_from == INFISICAL:
         if is_new:
             steps += [("after its whole content is stored in Infisical as SAFE_SESSION_CA_KEY", f"shred -u {key}")]
-        render = f"SIGNER_CA_FINGERPRINT={fingerprint} signer ca render --to {_RENDERED}"
-        steps += [("with the settings of Infisical: runbooks/ca-key.md", render)]
+        render = f"SIGNER_CA_FINGERPRINT={fingerprint} signer ca render --to {layout.key_in_use}"
+        folder = f"install -d -m 0700 {Path(layout.key_in_use).parent}"
+        steps += [("with the settings of Infisical: runbooks/ca-key.md", f"{folder} && {render}")]
     if layout.answers.key_from == CREDENTIAL:
-        if is_new:
-            encrypt = f"systemd-creds encrypt --name=ca {key} {made} && shred -u {key}"
-            if in_container:
-                encrypt = f"install -d -m 0755 {made.parent} && {encrypt}"
-            steps += [("the key, readable on this host alone", encrypt)]
+        encrypt = "systemd-creds encrypt --name=ca"
+        encrypt = f"{encrypt} {key} {made} && shred -u {key}" if is_new else f"{encrypt} FILE {made}"
         if in_container:
-            unit = "systemctl enable --now signer-ca-credential"
-            steps += [("the key, before the container starts: runbooks/ca-key.md, section 6", unit)]
-        else:
-            steps += [(f"in [Service]: LoadCredentialEncrypted=ca:{made}", "systemctl edit signer-keeper")]
-    agent: list[tuple[str, str]] = []
+            encrypt = f"install -d -m 0755 {made.parent} && {encrypt}"
+        steps += [("the key, readable on this host alone", encrypt)]
+    if layout.answers.key_from == CREDENTIAL and in_container:
+        unit = "systemctl enable --now signer-ca-credential"
+        steps += [("the key, before the container starts: runbooks/ca-key.md, section 6", unit)]
+    elif layout.answers.key_from == CREDENTIAL:
+        lines = f"[Service]\\nEnvironmentFile={layout.service}\\nLoadCredentialEncrypted=ca:{made}\\n"
+        steps += [("the unit gets it", f"mkdir -p {_DROP_IN} && printf '{lines}' > {_DROP_IN}/ca.conf")]
     if layout.answers.key_from == AGENT:
-        add = f"SSH_AUTH_SOCK={_AGENT} runuser -u signer-keeper -- ssh-add -s PROVIDER"
-        agent = [("the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md", add)]
-    if in_container:
-        # Read by the shell, as compose puts what a shell exports above a file of `--env-file`.
-        overlays = _OVERLAYS.format("agent" if layout.answers.key_from == AGENT else "local-ca")
-        start = f"(set -a; . {layout.service}; scripts/container/compose {overlays} up -d)"
-        steps += [*agent, ("in a checkout, after scripts/container/build", start)]
-    else:
-        missing = [name for name in _USERS if os.geteuid() == 0 and not _has_user(name)]
-        if missing:
-            add = f"for user in {' '.join(missing)}; do {_ADD_USER} $user; done"
-            steps += [("the users of the service", add)]
-        start = f"set -a; . {layout.service}; set +a; signer serve"
-        steps += [*agent, ("the service; as units: runbooks/install/systemd.md", start)]
-    hosts = f"curl -fsS http://{_ADDRESS}/api/ca"
-    steps += [("on each host: into a file that TrustedUserCAKeys in sshd_config names", hosts)]
-    login = f"set -a; . {layout.client}; set +a; safe-session ssh HOST"
-    steps += [(f"a login as {layout.answers.principal}", login)]
-    return [{"command": command, "purpose": purpose} for purpose, command in steps]
+        socket, add = layout.key_in_use, "ssh-add -s PROVIDER"
+        if layout.answers.runs_in == CONTAINER or os.geteuid() == 0:
+            add = f"systemctl enable --now signer-agent && SSH_AUTH_SOCK={socket} runuser -u {_USERS[0]} -- {add}"
+        else:
+            add = f"install -d -m 0700 {Path(socket).parent} && ssh-agent -a {socket} && SSH_AUTH_SOCK={socket} {add}"
+        steps += [("the key, in an agent of the keeper's user: runbooks/operate/ca-key-in-hardware.md", add)]
+    return steps
 
 
 def _has_user(name: str) -> bool:
@@ -390,16 +447,20 @@ def _has_user(name: str) -> bool:
     return True
 
 
-def _show(layout: Layout, fingerprint: str, steps: list[dict[str, str]]) -> None:
+def _show(layout: Layout, fingerprint: str, steps: Steps) -> None:
     rows = [
         ("policy", f"{layout.policy}: role {layout.answers.role}, identity {layout.answers.operator}"),
         ("CA key", f"{fingerprint}, {layout.key if layout.key.exists() else 'not here'}"),
-        ("token", f"{layout.token}, for {TOKEN_DAYS} days"),
+        ("token", f"{layout.token}, for {TOKEN_DAYS}d"),
         ("settings", f"{layout.service}, {layout.client}"),
     ]
     output.show_table(rows)
-    output.show()
-    output.show("next:")
-    for number, step in enumerate(steps, 1):
-        output.show(f"  {number}  {plain(step['purpose'])}")
-        output.show_command(f"     {plain(step['command'])}")
+    number = 0
+    for title, listed in (("first:", steps.before), ("next:", steps.following)):
+        if listed:
+            output.show()
+            output.show(title)
+        for purpose, command in listed:
+            number += 1
+            output.show(f"  {number}  {plain(purpose)}")
+            output.show_command(f"     {plain(command)}")

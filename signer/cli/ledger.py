@@ -50,6 +50,7 @@ _NOTHING_SAVED: Final = (
 _SHOWN: Final = 8  # principals of a host in a note
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
+_COLUMNS = ("serial", "backend", "identity", "role", "principals", "valid_before", "status", "fingerprint")
 _CSV_COLUMNS = (
     "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
     "status",
@@ -179,7 +180,7 @@ def certs_list(
                 output.note(f"as recorded, {on.name} lets in {listed(principals_of(on), _SHOWN)}")
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
-        rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
+        rows: list[dict[str, Any]] = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
         if active:
             rows = [row for row in rows if row["status"] != "revoked"]
         more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -189,24 +190,12 @@ def certs_list(
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
     elif rows:
-        output.show_table([_TITLES, *(_columns(row) for row in rows)])
+        for row in rows:
+            row["principals"] = cut(",".join(row["principals"]), 40)
+        output.show_table([_TITLES, *([row[name] for name in _COLUMNS] for row in rows)])
     else:
         output.note("no matching certificates")
     note_more(more, base)
-
-
-def _columns(row: dict[str, Any]) -> tuple[str, ...]:
-    names = ",".join(row["principals"])
-    return (
-        row["serial"],
-        row["backend"],
-        row["identity"],
-        row["role"],
-        cut(names, 40),
-        row["valid_before"],
-        row["status"],
-        row["fingerprint"],
-    )
 
 
 @verb("certs show", "signer certs show 4711")
@@ -229,7 +218,7 @@ def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     if as_json:
         output.show_json(details)
     else:
-        output.show_table([(name.replace("_", " "), _readable(value)) for name, value in _flat(details)])
+        output.show_fields(dict(_flat(details)))
 
 
 def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -238,16 +227,6 @@ def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{above}{name}: ")
         else:
             yield above + name, value
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value == {}:
-        return "none"
-    return str(value) or '""'
 
 
 # --- ledger -----------------------------------------------------------------------------------------------------

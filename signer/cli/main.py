@@ -54,20 +54,23 @@ def _run(words: Sequence[str]) -> int:
     if (text := answer(words)) is not None:
         output.show_help(text)
         return DONE
-    from signer.cli.parser import Help, read_words
+    from signer.cli.parser import read_words
 
     asked = read_words(words)
-    if isinstance(asked, Help):
-        output.show_help(asked.text)
+    if isinstance(asked, str):
+        output.show_help(asked)
         return DONE
-    if asked.verb.is_service:  # an internal error leaves its stack in the log
-        return asked.run()
     try:
         return asked.run()
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 - an operator at a terminal gets a sentence and the place, no stack
+    except Exception as error:  # an operator at a terminal gets a sentence and the place, no stack
+        if asked.verb.is_service and not isinstance(error, SignerError):
+            raise  # an internal error leaves its stack in the log
         fault = _as_signer_error(error)
+    from signer.cli.places import name_places
+
+    name_places(fault, asked.places, os.environ)
     if asked.wants_json:
         output.show_error_json(fault)
     raise fault

@@ -13,6 +13,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import ADDRESS, DURATION, FILE, read_settings
 from signer.cli.parser import verb
+from signer.cli.places import Place, with_places
 from signer.cli.suggestions import similar
 from signer.errors import BadFile, BadPublicKey, BadSettings, Refused
 from signer.model import Finding, Identity, PublicKey, Role, SignRequest, UsageCounts
@@ -53,7 +54,7 @@ def policy_check(file: Path | None, as_json: bool) -> int:
     except BadFile as error:
         if error.code != "policy_refused":
             raise
-        _show_problems(path, error, as_json=as_json)
+        _show_problems(Place(str(path), named_by), error, as_json=as_json)
         return 1
     facts: dict[str, object] = {
         "roles": sorted(policy.roles),
@@ -70,14 +71,7 @@ def policy_check(file: Path | None, as_json: bool) -> int:
         output.show_json({"file": str(path), "good": True, "problems": [], "warnings": warnings, **facts})
     else:
         output.show(f"{plain(path)}: good")
-        output.show_table(
-            [
-                (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value)
-                for name, value in facts.items()
-                if value not in (None, [])
-            ],
-            "  ",
-        )
+        output.show_fields({name: value for name, value in facts.items() if value not in (None, [])}, "  ")
         for concern in concerns:
             output.warn(plain(f"{concern.text}: {concern.hint}"))
     return 0
@@ -94,12 +88,12 @@ def _settings_at_hand() -> Settings | None:
         return None
 
 
-def _show_problems(path: Path, error: BadFile, *, as_json: bool) -> None:
+def _show_problems(place: Place, error: BadFile, *, as_json: bool) -> None:
     if as_json:
         problems = [" ".join(problem.split()) for problem in error.problems]
-        output.show_json({"file": str(path), "good": False, "problems": problems})
+        output.show_json({"file": place.path, "good": False, "problems": problems})
         return
-    output.show(plain(error.text))
+    output.show(plain(with_places(error.text, [place])))
     for problem in error.problems:
         output.show(f"  {plain(problem)}")
 

@@ -48,6 +48,12 @@ def publishing_key(address: str | None) -> tuple[str, PublicKey]:
     return line, _parse(line)
 
 
+def trusted_lines(address: str | None) -> bytes:
+    """The CA lines that the service publishes for hosts to trust."""
+    with Service(address).open_public() as api:
+        return api.file("ca", _MOST)
+
+
 @verb(
     "publish", "signer publish /var/www/signer", "signer publish /srv/www/signer --address https://signer.example:8222"
 )

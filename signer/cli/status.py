@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from signer.cli import output
 from signer.cli.arguments import read_settings
 from signer.cli.parser import verb
+from signer.cli.places import name_places
 from signer.units import plain
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def status(as_json: bool) -> int:
     from signer.service.status import gather
 
     report = gather(read_settings(), os.environ, int(time.time()))
+    for problem in report.problems:
+        name_places(problem, (), os.environ)
     if as_json:
         problems = [one.as_json() for one in report.problems]
         output.show_json({"well": not problems, "problems": problems, "notes": report.notes, **report.facts})
@@ -67,7 +70,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if "revocation_list" in facts:
         yield from _list_rows(facts["revocation_list"])
     if "tokens" in facts:
-        yield "tokens", _first(f"{row['identity']} until {row['expires']}" for row in facts["tokens"])
+        ending = (f"{row['identity']} until {row['expires']}" for row in facts["tokens"])
+        yield "tokens", _first(ending) if facts["tokens"] else "none ends within 30 days"
     if "clock" in facts:
         yield "clock", f"{facts['clock']['keeper']}, newest event {facts['clock']['newest_event'] or 'none'}"
     for name, title in (("vault", "Vault"), ("infisical", "Infisical")):

@@ -27,8 +27,6 @@ Operation = Literal["cutover", "decommission"]
 
 
 class StepOutcome(StrEnum):
-    """The outcome of a step, in the evidence."""
-
     DONE = "done"
     UNDONE = "undone"
     FAILED = "failed"
@@ -87,14 +85,6 @@ def seal_step(evidence_dir: Path, address: str, action: Callable[[], Observation
 
 
 @dataclass(frozen=True, slots=True)
-class PlanPart:
-    """The inputs of a plan, or the state before or after it; each operation derives its own, with values for JSON."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The steps and what they depend on, as a plan file contains them.
 
@@ -114,15 +104,7 @@ class Plan:
         return {**self._content(), "digest": self.digest}
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "version": VERSION,
-            "operation": self.operation,
-            "title": self.title,
-            "inputs": dict(self.inputs),
-            "now": dict(self.now),
-            "then": dict(self.then),
-            "steps": [dict(step) for step in self.steps],
-        }
+        return {"version": VERSION, **asdict(self)}
 
     @property
     def digest(self) -> str:

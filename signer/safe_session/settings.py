@@ -28,8 +28,6 @@ class Settings:
     """The service's address with the token; the role to request, "" where a command needs none; and the public keys
     that may sign the list of host keys, each as `type base64`: none if the user has pinned none."""
 
-    __slots__ = ("publishers", "role", "server")
-
     def __init__(self, server: Server, role: str, publishers: list[str]) -> None:
         self.server = server
         self.role = role
@@ -98,7 +96,7 @@ def _open(path: str, kind: str, hint: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the path is malformed"
-        text = f"cannot read the {kind} file {path}: {reason.lower()}"
+        text = f"cannot read the {kind} file {path} (SAFE_SESSION_{kind.upper()}_FILE): {reason.lower()}"
         raise BadSettings(
             "token_file_unreadable" if kind == "token" else "publishers_file_unreadable", text, hint
         ) from None
@@ -112,18 +110,27 @@ def load_token(path: str) -> str:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise BadSettings("token_file_kind", f"the token file {path} is not a regular file")
+            raise BadSettings(
+                "token_file_kind",
+                f"the token file {path} (SAFE_SESSION_TOKEN_FILE) is not a regular file",
+                "name the file that holds your token",
+            )
         if facts.st_mode & 0o077:
             raise BadSettings(
                 "token_file_mode",
-                f"the token file {path} is accessible to other users (mode {stat.S_IMODE(facts.st_mode):04o})",
+                f"the token file {path} (SAFE_SESSION_TOKEN_FILE) is accessible to other users "
+                f"(mode {stat.S_IMODE(facts.st_mode):04o})",
                 f"chmod 0600 {path}, and ask for a new token if other users have an account on this host",
             )
         raw = os.read(descriptor, _LARGEST_TOKEN_FILE + 1)
     finally:
         os.close(descriptor)
     if len(raw) > _LARGEST_TOKEN_FILE:
-        raise BadSettings("token_file_size", f"the token file {path} is larger than {_LARGEST_TOKEN_FILE} bytes")
+        raise BadSettings(
+            "token_file_size",
+            f"the token file {path} (SAFE_SESSION_TOKEN_FILE) is larger than {_LARGEST_TOKEN_FILE} bytes",
+            "name the file that holds your token",
+        )
     words = raw.removeprefix(_BYTE_ORDER_MARK).split()
     # One printable word, so that the file cannot add header lines to the request.
     if len(words) != 1 or not all(0x21 <= byte <= 0x7E for byte in words[0]):
@@ -132,7 +139,7 @@ def load_token(path: str) -> str:
             fault = "is UTF-16 text"
         raise BadSettings(
             "token_file_content",
-            f"the token file {path} {fault}",
+            f"the token file {path} (SAFE_SESSION_TOKEN_FILE) {fault}",
             "the file must contain only the token, as ASCII or UTF-8",
         )
     return words[0].decode("ascii")

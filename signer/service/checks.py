@@ -29,6 +29,7 @@ from signer.ledger.schema import FILE_NAME
 from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
+from signer.policy.reading import read_policy
 from signer.service.access import become_reader
 from signer.service.control import find_running
 from signer.service.key_source import agent_for_check
@@ -86,9 +87,13 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
     policy: Policy | None = None
     try:
         policy = load_policy(settings.policy_file)
-        yield from _check_policy(policy, settings, now)
     except BadFile as error:
+        if error.problems:  # each is a line of that file
+            error.hint = f"correct {settings.policy_file} (SIGNER_POLICY_FILE), then run `signer policy check`"
         yield from _failed(error)
+    if policy is not None:
+        yield from _check_policy(policy, settings, now)
+        yield from _check_policy_reader(settings)
     if settings.asks_vault:
         yield from _tried(_check_vault(settings))
     if settings.reads_key_file:
@@ -182,7 +187,11 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         yield Check("ok", "notices", f"{names}; `signer notices test` sends one to each")
     try:
         mode = settings.notices_dir.stat().st_mode
-    except OSError:  # the start makes it
+    except FileNotFoundError:  # the start makes it
+        return
+    except OSError as error:
+        hint = "fix the path, or the modes of its parent directories"
+        yield Check("fail", "notices_dir_closed", f"{settings.notices_dir}: {error.strerror}", hint)
         return
     if uid != keeper and not mode & 0o001:
         text = f"{settings.notices_dir} has mode {stat.S_IMODE(mode):04o}: the keeper cannot reach the socket in it"
@@ -207,6 +216,16 @@ def _check_policy(policy: Policy, settings: Settings, now: int) -> Iterator[Chec
         yield Check("warn", concern.code, concern.text, concern.hint)
 
 
+def _check_policy_reader(settings: Settings) -> Iterator[Check]:
+    """Whether the keeper's user can read the policy too: a start reads it as root, a reload no longer."""
+    try:
+        with acting_as(_uid_of(settings.keeper_user), with_groups=True):
+            read_policy(settings.policy_file)
+    except BadFile as error:
+        hint = f"let {settings.keeper_user} read it, or `signer reload` refuses it"
+        yield Check("warn", error.code, f"as {settings.keeper_user}: {error.text}", hint)
+
+
 def _check_key(settings: Settings, policy: Policy | None) -> Iterator[Check]:
     pins = policy.ca.may_sign if policy is not None else ()
     key, found = examine_ca_key(settings.ca_key_file, settings.ca_key_owner, *pins)
@@ -228,12 +247,18 @@ def _check_agent(settings: Settings, policy: Policy | None) -> Iterator[Check]:
 
 
 def _check_vault(settings: Settings) -> Iterator[Check]:
-    """The token file, and whether Vault shows its CA key to that token. A start requires only the file."""
+    """The token file as the keeper's user finds it, and whether Vault shows its CA key to that token.
+
+    A start requires only the file.
+    """
     from signer.vault.signing import VaultClient  # as in startup.py: only if Vault signs
 
     assert settings.vault_addr is not None, "checked by load_settings"  # noqa: S101
     assert settings.vault_token_file is not None, "checked by load_settings"  # noqa: S101
-    client = VaultClient(settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file)
+    with acting_as(_uid_of(settings.keeper_user), with_groups=True):
+        client = VaultClient(
+            settings.vault_addr, settings.vault_token_file, settings.vault_mount, settings.vault_ca_file
+        )
     yield Check("ok", "vault_token", "the token file holds one token and is private to its owner")
     try:
         key = client.ask_ca()
@@ -299,7 +324,12 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
         except FileNotFoundError:
             parent = next(parent for parent in path.parents if parent.exists())
             fault = _try_to_write(parent, None)
-            if fault is None:
+            users = (settings.keeper_user, settings.api_user) if code == "run_dir" else (settings.keeper_user,)
+            if (barred := _barred(parent, users)) is not None:
+                yield Check(
+                    "fail", f"{code}_unusable", f"{path}: {barred}", f"let that user through: chmod o+x {parent}"
+                )
+            elif fault is None:
                 yield Check("ok", code, f"{path} does not exist yet; `signer serve` creates it")
             else:
                 hint = f"create it, or let the user that starts the service write {parent}"
@@ -326,6 +356,17 @@ def _check_directories(settings: Settings) -> Iterator[Check]:
             yield Check("fail", f"{code}_not_writable", f"{path}: {fault}", "fix the file system or the owner")
         else:
             yield Check("ok", code, f"{path}, mode {mode:04o}, owner {facts.st_uid}")
+
+
+def _barred(directory: Path, users: Sequence[str | None]) -> str | None:
+    """Which of the users may not pass through a directory that a start creates another one in; else None."""
+    for user in users:
+        try:
+            with acting_as(_uid_of(user), with_groups=True):
+                os.stat(f"{directory}/.")  # noqa: PTH116 - which a Path would shorten
+        except OSError as error:
+            return f"{user} cannot pass {directory}: {error.strerror}"
+    return None
 
 
 def _try_to_write(directory: Path, user: int | None) -> str | None:

@@ -250,7 +250,9 @@ def check_run_dir(run_dir: Path) -> None:
         facts = run_dir.stat()
     except OSError as error:
         raise BadSettings(
-            "run_dir_missing", f"SIGNER_RUN_DIR cannot be used: {error.strerror}", "create it, or start `signer serve`"
+            "run_dir_missing",
+            f"SIGNER_RUN_DIR cannot be used: {error.strerror}",
+            "create it for the keeper's user, who must also be let through above it",
         ) from None
     if facts.st_uid != os.geteuid() or facts.st_mode & 0o027:
         raise BadSettings(

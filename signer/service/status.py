@@ -201,8 +201,18 @@ def _add_policy(report: Report, settings: Settings, status: Mapping[str, Any] | 
     else:
         facts["file_digest"] = digest
         if status is not None and digest != status["policy"]:
-            report.notes.append("policy.toml is not the policy in force: `signer reload` takes it")
+            report.notes.append(f"policy.toml is not the policy in force: {_what_a_reload_does(settings.policy_file)}")
     report.facts["policy"] = facts
+
+
+def _what_a_reload_does(policy_file: Path) -> str:
+    from signer.policy.file import load_policy  # whose models take long to import, for a file that has changed
+
+    try:
+        load_policy(policy_file)
+    except BadFile:
+        return "`signer reload` refuses it, and `signer policy check` says why"
+    return "`signer reload` takes it"
 
 
 def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | None, now: int) -> None:

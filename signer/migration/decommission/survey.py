@@ -12,14 +12,13 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient
 from signer.errors import BadFormat, SignerError
-from signer.migration.config import CutoverFile, DecommissionFacts
-from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plan_value
-from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
+from signer.migration.cutover.preconditions import check_operator, plan_value
+from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, blockers
 from signer.migration.decommission.snapshot import Origin, check_origin, check_snapshot
 from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
-from signer.migration.plan import PlanPart
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
@@ -50,23 +49,10 @@ def blocked(found: list[Blocker]) -> Blocked:
 
 @dataclass(frozen=True, slots=True)
 class RemovalReadiness:
-    """The facts that were read, and the blockers."""
-
     inventory: Inventory
     ledger: LedgerFacts
     checks: Checks
     blockers: list[Blocker]
-
-
-def decommission_of(file: CutoverFile) -> DecommissionFacts:
-    """The table [decommission] of cutover.toml; raises `SignerError` if it is missing."""
-    if file.decommission is None:
-        raise SignerError(
-            "decommission_not_configured",
-            "cutover.toml has no table [decommission]",
-            "add it: see runbooks/vault-decommission.md",
-        )
-    return file.decommission
 
 
 def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
@@ -84,15 +70,7 @@ def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
         since = _local_since(file, ledger.cutover)
         ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
     checks = replace(_check(file, wanted, api, inventory, ledger.cutover), clocks=clocks)
-    terms = Terms(
-        soak=wanted.soak,
-        mount=file.vault.mount,
-        has_snapshot_file=wanted.snapshot_file is not None,
-        addresses=frozenset((file.vault.address, *wanted.other_nodes)),
-        audit_gaps=wanted.audit_gaps,
-        audit_log=str(wanted.audit_log or ""),
-    )
-    return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
+    return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, file, int(time.time())))
 
 
 def _skew(clock: Callable[[], int]) -> int:
@@ -136,7 +114,7 @@ def _check(
     commands = (wanted.stop_command, wanted.remove_data_command)
     if wanted.audit_log is not None:
         try:
-            audit = _audit(wanted, inventory, cutover)
+            audit = _audit(wanted.audit_log, wanted.audit_log_prefix, inventory, cutover)
         except SignerError as error:
             audit_fault = error
     return Checks(
@@ -149,13 +127,12 @@ def _check(
     )
 
 
-def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts | None:
-    assert wanted.audit_log is not None, "checked by the caller"  # noqa: S101
+def _audit(log: Path, prefix: str, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts:
     own = inventory.own_token
     hashes = frozenset(digest for digest in (own.hashes if own else ()) if digest)
-    prefixes = (wanted.audit_log_prefix, *(device.prefix for device in inventory.audit_devices))
+    prefixes = (prefix, *(device.prefix for device in inventory.audit_devices))
     since = cutover.at if cutover else 0
-    return read_audit_log(wanted.audit_log, since, hashes, prefixes=prefixes, clean=Guard().clean)
+    return read_audit_log(log, since, hashes, prefixes=prefixes, clean=Guard().clean)
 
 
 def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
@@ -218,39 +195,8 @@ def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
 # --- parts of the plan -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalInputs(PlanPart):
-    """Everything that must not change until the end; nothing from Vault, which is gone by then."""
-
-    config: ConfigInputs
-    cutover: Mapping[str, int | str]
-    operator: str
-    policy: Mapping[str, str]
-    snapshot: Mapping[str, str]
-    soak: int
-    targets: Mapping[str, str]
-    vault: Mapping[str, str]
-    commands: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalState(PlanPart):
-    """The service's mode and Vault's inventory before the removal."""
-
-    mode: str
-    vault: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalGoal(PlanPart):
-    """Vault and its data after the removal."""
-
-    vault: str
-    data: str
-
-
-def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
-    """The inputs of a plan; raises `SignerError`."""
+def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]:
+    """What must not change until the end; nothing from Vault, which is gone by then. Raises `SignerError`."""
     wanted = decommission_of(file)
     policy = load_policy(file.signer.policy_file, "signer.policy_file")
     operator = check_operator(file, policy)
@@ -258,30 +204,30 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
     taken: dict[str, str] = {"from": "raft API"}
     if wanted.snapshot_file is not None:
         taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
-    return RemovalInputs(
-        config=ConfigInputs(str(path), file.digest),
-        cutover={} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
-        operator=operator.name,
-        policy={"digest": policy.digest, "ca": policy.ca.fingerprint},
-        snapshot=taken,
-        soak=wanted.soak,
-        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        vault={
+    return {
+        "config": {"path": str(path), "digest": file.digest},
+        "cutover": {} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
+        "operator": operator.name,
+        "policy": {"digest": policy.digest, "ca": policy.ca.fingerprint},
+        "snapshot": taken,
+        "soak": wanted.soak,
+        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        "vault": {
             "address": file.vault.address,
             "mount": file.vault.mount,
             "audit_log": str(wanted.audit_log or ""),
             "other_nodes": ", ".join(wanted.other_nodes),
         },
-        commands={"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
-    )
+        "commands": {"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
+    }
 
 
-def state_of(found: RemovalReadiness) -> RemovalState:
-    """The state without tokens and leases, which change by themselves and by use."""
+def state_of(found: RemovalReadiness) -> dict[str, Any]:
+    """The service's mode, and Vault's inventory without tokens and leases, which change by themselves and by use."""
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread", "index"):
         del inventory[name]
-    return RemovalState(found.ledger.mode, plan_value(inventory))
+    return {"mode": found.ledger.mode, "vault": plan_value(inventory)}
 
 
 # --- the service's answers -------------------------------------------------------------------------------------------

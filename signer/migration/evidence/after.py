@@ -160,10 +160,10 @@ def _summed_up(
     if different := [row.title for row in rows if row.differs]:
         return f"differs from {'the plan' if is_applied else 'before'}: {', '.join(different)}", "bad"
     verdicts = [row.verdict for row in rows]
-    counted = [f"{verdicts.count(verdict)} {verdict}" for verdict in _EXPECTED if verdict in verdicts]
+    counted = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in _EXPECTED if verdict in verdicts)
     if missing := [row.title for row in rows if row.observed is None and _is_wanted(row, is_applied=is_applied)]:
-        return "; ".join([*counted, f"not observed: {', '.join(missing)}"]), "fair"
-    return ", ".join(counted), "good"
+        return f"{counted or 'nothing compared'}; not observed: {', '.join(missing)}", "fair"
+    return counted or "nothing to compare", "good" if counted else "fair"
 
 
 def _is_wanted(row: AfterRow, *, is_applied: bool) -> bool:

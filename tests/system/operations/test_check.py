@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 from pathlib import Path
 
@@ -86,11 +87,87 @@ def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path:
         try:
             assert found(service)["data_dir_not_writable"] == (
                 "fail",
-                f"{service.data_dir}: {os.strerror(13)}",
+                f"{service.data_dir} (SIGNER_DATA_DIR): {os.strerror(13)}",
             )
         finally:
             service.folder.chmod(0o755)
         service.start()
+
+
+@missing.needs_root
+def test_directories_that_do_not_exist_yet_must_be_within_reach_of_the_users_that_will_use_them(ca: Key) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        service.stop()
+        closed = service.folder / "closed"
+        closed.mkdir(mode=0o700)
+        for code in ("data_dir", "run_dir"):
+            before = getattr(service, code)
+            setattr(service, code, closed / code)
+            outcome, detail = found(service)[f"{code}_unusable"]
+            assert outcome == "fail"
+            assert f"cannot pass {closed}: {os.strerror(13)}" in detail
+            assert service.command("serve").returncode == 1  # as check says
+            setattr(service, code, before)
+        service.start()
+
+
+@missing.needs_root
+def test_the_policy_is_read_as_the_user_that_reloads_it(ca: Key) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        assert "policy_unreadable" not in found(service)
+        for mode in (0o600, 0o640):  # of root's group, in which the keeper's user is not
+            service.policy_file.chmod(mode)
+            outcome, detail = found(service)["policy_unreadable"]
+            assert outcome == "warn"
+            assert f"{service.policy_file} (SIGNER_POLICY_FILE) cannot be read: {os.strerror(13)}" in detail
+            assert service.command("reload").returncode == 1  # as check says
+        service.policy_file.chmod(0o644)
+        assert "policy_unreadable" not in found(service)
+        assert service.command("reload").returncode == 0
+
+
+@missing.needs_root
+def test_what_opens_vault_is_read_as_the_user_that_asks_it(ca: Key) -> None:
+    if reason := rotation.why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        service = world.service
+        token, authority = service.folder / "vault-token", service.folder / "vault-ca"
+        token.write_text("hvs.x")
+        token.chmod(0o400)
+        authority.write_text("x")
+        authority.chmod(0o640)  # of root's group
+        vault = {"SIGNER_MODE": "vault", "SIGNER_VAULT_ADDR": f"http://{ports.LOOPBACK}:9"}
+        names = {"SIGNER_VAULT_TOKEN_FILE": str(token), "SIGNER_VAULT_CA_FILE": str(authority)}
+        other = Service(service.folder / "other", ca, environ=service.environment() | vault | names)
+        assert found(other)["vault_ca_file_unreadable"][0] == "fail"
+        authority.chmod(0o644)
+        outcome, detail = found(other)["vault_token_unreadable"]
+        assert outcome == "fail"
+        assert f"{token} (SIGNER_VAULT_TOKEN_FILE) cannot be opened: {os.strerror(13)}" in detail
+        os.chown(token, pwd.getpwnam(rotation.KEEPER_USER).pw_uid, -1)
+        assert found(other)["vault_token"][0] == "ok"
+
+
+@pytest.mark.parametrize("name", ["SIGNER_CA_AGENT_SOCKET", "SIGNER_NOTICES_DIR", "SIGNER_POLICY_FILE"])
+def test_a_path_that_cannot_be_used_is_named_with_its_setting(ca: Key, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x = = y\n")
+    path = tmp_path / "file" if name == "SIGNER_POLICY_FILE" else tmp_path / "file" / "below"
+    notices = tmp_path / "notices.toml"
+    notices.write_text('[channels.chat]\nkind = "slack"\nurl = "https://chat.example/s3cr3t"\n')
+    notices.chmod(0o400)
+    environ = {"SIGNER_NOTICES_FILE": str(notices), "SIGNER_CA_KEY_SOURCE": "agent", name: str(path)}
+    if os.geteuid() == 0:
+        environ["SIGNER_NOTICES_USER"] = "root"
+    done = Service(tmp_path / "s", ca, environ=environ).command("check")
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if str(path) in line and name in line]
 
 
 def test_channels_are_read_as_the_user_that_sends_to_them(ca: Key, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from signer.protocol.sign_request import (
     read_vault_sign,
     vault_sign_warnings,
 )
-from signer.safe_session.http import _read_all, parse_response
+from signer.safe_session.http import Incoming, read_response
 from signer.safe_session.response import check_certificate, parse_object
 from signer.settings import Proxies, load_settings
 from signer.ssh.publickey import parse_public_key
@@ -303,10 +303,7 @@ class _Wire:
     def __init__(self, data: bytes, piece: int = 8) -> None:
         self._data, self._piece, self._at = data, piece, 0
 
-    def settimeout(self, _seconds: float) -> None:
-        """It never waits."""
-
-    def recv(self, _size: int) -> bytes:
+    def receive(self) -> bytes:
         self._at += self._piece
         return self._data[self._at - self._piece : self._at]
 
@@ -315,7 +312,7 @@ def _answered(text: str) -> None:
     raw = b"HTTP/1.1 201 Created\r\nX: " + _raw(text)
     for whole in (raw, raw.replace(b"X: ", b"Content-Length: 99999\r\n\r\n", 1)):
         with suppress(SignerError):
-            parse_response(_read_all(_Wire(whole), time.monotonic() + 60), "there")  # type: ignore[arg-type]
+            read_response(Incoming(_Wire(whole).receive, "there"))
 
 
 def _answer_body(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -87,6 +88,55 @@ def test_a_role_that_opens_everything_is_written_for_keys_of_openssh_alone(
     approval = load_policy(path).roles[role].approval
     assert approval is not None
     assert approval.key_kinds == {"ssh"}
+
+
+COMBINATIONS = [
+    (runs_in, source, words)
+    for runs_in in ("host", "container")
+    for source in ("new", "infisical", "systemd-creds", "ssh-agent")
+    for words in ((), ("--ca-fingerprint", PIN))
+    if (source, bool(words)) not in (("new", True), ("ssh-agent", False))
+]
+
+
+@pytest.mark.parametrize("runs_in, source, words", COMBINATIONS)
+def test_all_that_it_writes_passes_the_check_and_ends_with_three_commands_up_to_a_login(
+    tmp_path: Path, runs_in: str, source: str, words: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "new"
+    ran = run("init", str(folder), "--yes", "--for", runs_in, "--ca", source, *words)
+    assert ran.status == 0, ran.err
+    checked = run("policy", "check", str(next(folder.rglob("policy.toml"))))
+    assert (checked.status, checked.err) == (0, "")
+    _, _, last = ran.out.partition("\nnext:\n")
+    commands = [line.strip() for line in last.splitlines() if line.startswith("     ")]
+    assert len(commands) == 3
+    start, trust, login = commands
+    on_host = "systemctl enable --now signer-api.socket" if source == "systemd-creds" else "signer serve"
+    assert ("scripts/container/compose" if runs_in == "container" else on_host) in start
+    assert trust == "signer hosts install root@HOST --principals llmops=llmops"
+    assert login.endswith("safe-session ssh llmops@HOST")
+    assert "curl" not in ran.out
+
+
+def test_a_role_may_have_several_principals(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--principal", "llmops", "--principal", "deploy")
+    role = load_policy(tmp_path / "new" / "policy.toml").roles["llmops"]
+    assert role.principals == role.default_principals == ("llmops", "deploy")
+    assert "signer hosts install root@HOST --principals llmops=llmops,deploy" in [
+        step["command"] for step in told["next"]
+    ]
+
+
+def test_a_credential_is_given_to_the_unit_by_a_file(tmp_path: Path) -> None:
+    told = made(tmp_path / "new", "--ca", "systemd-creds")
+    (line,) = [step["command"] for step in told["next"] if "LoadCredentialEncrypted" in step["command"]]
+    unit = tmp_path / "unit"
+    script = line.replace("/etc/systemd/system/signer-keeper.service.d", str(unit))
+    subprocess.run(["sh", "-c", script], check=True, timeout=30)
+    assert (unit / "ca.conf").read_text() == (
+        f"[Service]\nEnvironmentFile={tmp_path}/new/environment\nLoadCredentialEncrypted=ca:{tmp_path}/new/ca.cred\n"
+    )
 
 
 def test_the_policy_of_a_container_lies_in_a_folder_without_a_secret(tmp_path: Path) -> None:
@@ -204,7 +254,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("signer.files.write_new", full)
     ran = run("init", str(tmp_path / "new"), "--yes")
     assert ran.status == 1
-    assert "client cannot be written: No space left on device" in ran.err
+    assert "client (in DIR) cannot be written: No space left on device" in ran.err
     assert not (tmp_path / "new").exists()
 
 
@@ -246,7 +296,50 @@ def test_on_a_terminal_it_asks_for_what_no_flag_says(tmp_path: Path, monkeypatch
     assert ran.status == 0, ran.err
     assert "platform [" in ran.err
     assert "role [" not in ran.err
+    assert "principals, with commas [deploy]" in ran.err
     policy = load_policy(tmp_path / "new" / "policy.toml")
     assert set(policy.identities) == {"bob"}
     assert policy.roles["deploy"].principals == ("deploy",)
     assert "on edge" in (tmp_path / "new" / "policy.toml").read_text()
+
+
+@pytest.mark.parametrize("source, pin, status", [("infisical", PIN, 0), ("infisical", "", 0), ("ssh-agent", "x", 1)])
+def test_on_a_terminal_it_asks_which_key_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, pin: str, status: int
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"edge\nllmops\nllmops, deploy\nbob\nhost\n{source}\n{pin}\n"))
+    ran = run("init", str(tmp_path / "new"))
+    assert ran.status == status, ran.err
+    assert "fingerprint of the CA key, if there is one [none]" in ran.err
+    if status:
+        assert "the CA key's fingerprint cannot be x" in ran.err
+        assert not (tmp_path / "new").exists()
+        return
+    policy = load_policy(tmp_path / "new" / "policy.toml")
+    assert policy.roles["llmops"].principals == ("llmops", "deploy")
+    assert (policy.ca.fingerprint == PIN) is bool(pin)
+
+
+@pytest.mark.parametrize("source", ["new", "infisical", "ssh-agent"])
+def test_an_ordinary_user_gets_places_that_are_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(os, "geteuid", lambda: nobody.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: nobody.pw_gid)
+    pinned = () if source == "new" else ("--ca-fingerprint", PIN)
+    told = made(tmp_path / "new", "--ca", source, *pinned)
+    settings = settings_of(tmp_path / "new" / "environment")
+    assert settings.get("SIGNER_CA_KEY_OWNER", "nobody:nogroup") == "nobody:nogroup"
+    assert "SIGNER_KEEPER_USER" not in settings
+    run_dir = f"/run/user/{nobody.pw_uid}"
+    key = settings.get("SIGNER_CA_KEY_FILE") or settings["SIGNER_CA_AGENT_SOCKET"]
+    assert key.startswith(str(tmp_path) if source == "new" else run_dir)
+    commands = " ".join(step["command"] for step in told["next"])
+    assert not any(word in commands for word in ("useradd", "runuser", "systemctl", " /run/signer"))
+    refused = run("init", str(tmp_path / "other"), "--yes", "--ca", "systemd-creds")
+    assert (refused.status, "cannot be systemd-creds" in refused.err) == (1, True)

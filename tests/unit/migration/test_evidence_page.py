@@ -290,6 +290,22 @@ def test_evidence_of_a_version_that_did_not_look_says_so(run: Evidence) -> None:
     assert "Clients' pause 1.3 s" in page.text
 
 
+def test_what_is_as_before_is_counted_apart(run: Evidence) -> None:
+    before = {"listens": ["127.0.0.1:8222"], "starts_at_boot": ["/base.yaml"]}
+    run.write_json("steps/04-snapshot.json", {"step": "remember", "what": "done", "facts": before})
+    assert "Observed after 7 as planned, 1 as before " in page_of(run).text
+    run.write_json("observed.json", {**look(), "planned": {**look()["planned"], "starts_at_boot": ["/base.yaml"]}})
+    assert "7 as planned, 1 as before; not observed: a reboot starts" in page_of(run).text
+
+
+def test_a_look_that_saw_nothing_is_not_called_good(tmp_path: Path) -> None:
+    run = Evidence.create(tmp_path / "evidence", "rollback", BEGAN)
+    run.write_json("observed.json", {"at": "t", "planned": {}, "observed": {}, "unread": {"all": "it fell over"}})
+    page = page_of(run)
+    assert "Observed after nothing to compare" in page.text
+    assert {"class": "is-fair"} in page.attributes("dd")
+
+
 def test_a_fact_that_could_not_be_read_says_why(run: Evidence) -> None:
     seen = look()
     del seen["observed"]["image"]

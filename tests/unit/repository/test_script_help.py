@@ -18,7 +18,8 @@ NOT_RUN: Final = {"scripts/container/ready", "scripts/host/common"}
 
 
 def scripts() -> list[str]:
-    found = [path for path in (ROOT / "scripts").rglob("*") if path.is_file() and os.access(path, os.X_OK)]
+    paths = [*(ROOT / "scripts").rglob("*"), ROOT / ".ci" / "run"]
+    found = [path for path in paths if path.is_file() and os.access(path, os.X_OK)]
     return sorted(str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts)
 
 
@@ -26,15 +27,24 @@ def scripts() -> list[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts alone, as of a fresh clone whose environment was never made."""
     folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("scripts", ".ci"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(set(scripts()) - NOT_RUN))
-def test_help_of_a_script_builds_nothing(tree: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name, flag",
+    [
+        (name, flag)
+        for name in sorted(set(scripts()) - NOT_RUN)
+        for flag in ("--help", "-h")
+        if flag == "--help" or not name.startswith("scripts/host/")  # these take long options alone
+    ],
+)
+def test_help_of_a_script_builds_nothing(tree: Path, name: str, flag: str) -> None:
     before = sorted(tree.rglob("*"))
     done = subprocess.run(
-        [tree / name, "--help"],
+        [tree / name, flag],
         cwd=tree,
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"},
         stdin=subprocess.DEVNULL,

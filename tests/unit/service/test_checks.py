@@ -24,7 +24,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pwd, "getpwnam", find)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(checks, "acting_as", lambda _uid: nullcontext())
+    monkeypatch.setattr(checks, "acting_as", lambda _uid, **_: nullcontext())
 
 
 def found(folder: Path, keeper: str, api: str, notices: str) -> list[tuple[str, str]]:

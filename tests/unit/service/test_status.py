@@ -96,6 +96,16 @@ def test_a_keeper_and_an_api_that_answer_are_well(settings: Settings, answering:
     assert [note.split()[0] for note in report.notes] == ["role:deploy", "the", "policy.toml"]
 
 
+def test_a_changed_policy_is_not_said_to_be_taken_if_a_reload_refuses_it(
+    settings: Settings, answering: Answering
+) -> None:
+    answering(settings.socket, socket.SOCK_SEQPACKET, message(reply(frozen=True)))
+    report = gather(settings)  # the file holds nothing but a comment
+    assert report.notes[-1] == (
+        "policy.toml is not the policy in force: `signer reload` refuses it, and `signer policy check` says why"
+    )
+
+
 def test_a_keeper_that_refuses_or_is_another_is_a_problem(settings: Settings, answering: Answering) -> None:
     answering(
         settings.socket, socket.SOCK_SEQPACKET, message({"code": "not_permitted", "text": "no", "hint": "h"}, b"Error")
