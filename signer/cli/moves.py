@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -229,8 +230,8 @@ def _removal_plan(
     """
     inputs = read_inputs(file, path, api)
     if found is None and planned is not None:
-        inputs["policy"]["digest"] = planned.inputs["policy"]["digest"]
-    return make_removal_plan(file, steps, inputs, {} if found is None else state_of(found))
+        inputs = replace(inputs, policy={**inputs.policy, "digest": planned.inputs["policy"]["digest"]})
+    return make_removal_plan(file, steps, inputs, None if found is None else state_of(found))
 
 
 def _unblocked(file: CutoverFile, api: ApiClient, *, as_json: bool) -> RemovalReadiness:

@@ -85,6 +85,14 @@ def seal_step(evidence_dir: Path, address: str, action: Callable[[], Observation
 
 
 @dataclass(frozen=True, slots=True)
+class PlanPart:
+    """The inputs of a plan, or the state before or after it; each operation derives its own, with values for JSON."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The steps and what they depend on, as a plan file contains them.
 

@@ -14,7 +14,7 @@ from signer.migration.config import KEY_VARIABLE, CutoverFile, parse_cutover_fil
 from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.blockers import Checks, LedgerFacts, RecordedCutover, blockers
 from signer.migration.decommission.steps import removal_steps
-from signer.migration.decommission.survey import RemovalReadiness
+from signer.migration.decommission.survey import RemovalInputs, RemovalReadiness
 from signer.migration.plan import Observation, Step
 from signer.migration.run import Run
 from signer.vault.audit_log import AuditFacts, Signature
@@ -85,19 +85,19 @@ stop_command = ["systemctl", "disable", "--now", "vault"]
 FILE: Final = parse_cutover_file(CONFIG.replace("<dir>", "/srv").encode())
 
 
-def removal_inputs(file: CutoverFile, path: Path) -> dict[str, Any]:
+def removal_inputs(file: CutoverFile, path: Path) -> RemovalInputs:
     """What the plan of a removal depends on."""
-    return {
-        "config": {"path": str(path), "digest": file.digest},
-        "cutover": {"event": 50, "evidence": "sha256:e"},
-        "operator": "operator",
-        "policy": {"digest": "b" * 64, "ca": "SHA256:local"},
-        "snapshot": {"from": "raft API"},
-        "soak": 72 * HOUR,
-        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        "vault": {"address": file.vault.address, "mount": file.vault.mount, "audit_log": ""},
-        "commands": {"stop": ("systemctl", "stop", "vault"), "remove_data": ()},
-    }
+    return RemovalInputs(
+        config={"path": str(path), "digest": file.digest},
+        cutover={"event": 50, "evidence": "sha256:e"},
+        operator="operator",
+        policy={"digest": "b" * 64, "ca": "SHA256:local"},
+        snapshot={"from": "raft API"},
+        soak=72 * HOUR,
+        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        vault={"address": file.vault.address, "mount": file.vault.mount, "audit_log": ""},
+        commands={"stop": ("systemctl", "stop", "vault"), "remove_data": ()},
+    )
 
 
 def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:

@@ -16,7 +16,7 @@ from signer.files import read_bounded, read_secret_word
 from signer.migration.compose import Compose
 from signer.migration.compose_files import digest_of, digests_read, services_of
 from signer.migration.config import KEY_VARIABLE, CutoverFile
-from signer.migration.plan import differences
+from signer.migration.plan import PlanPart, differences
 from signer.model import Identity
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
@@ -69,7 +69,7 @@ class VaultInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class CutoverInputs:
+class CutoverInputs(PlanPart):
     """Everything that must not change until the end of a cutover; of a file its path and hex SHA-256."""
 
     config: Mapping[str, str]
@@ -82,13 +82,21 @@ class CutoverInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceState:
+class ServiceState(PlanPart):
     """The service as its /readyz describes it, before a cutover."""
 
     mode: str
     ca: str
     policy: str
     ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverGoal(PlanPart):
+    """The service after a cutover: its mode and the fingerprint of its CA."""
+
+    mode: str
+    ca: str
 
 
 @dataclass(frozen=True, slots=True)

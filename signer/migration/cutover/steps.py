@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from signer.migration.compose import Compose
 from signer.migration.config import CutoverFile
 from signer.migration.cutover.actions import Backend, CutoverActions
-from signer.migration.cutover.preconditions import Preconditions, preflight_line
+from signer.migration.cutover.preconditions import CutoverGoal, Preconditions, preflight_line
 from signer.migration.parity import SAMPLES
 from signer.migration.plan import Observation, Plan, Step, describe, seal_step
 from signer.migration.smoke import login_lines, login_step
@@ -157,8 +156,8 @@ def make_plan(file: CutoverFile, steps: Sequence[Step], found: Preconditions) ->
     return Plan(
         operation="cutover",
         title=f"Cutover of {file.compose.service} from Vault to the local CA",
-        inputs=asdict(found.inputs),
-        now=asdict(found.now),
-        then={"mode": "local", "ca": found.inputs.policy.ca},
+        inputs=found.inputs.as_json(),
+        now=found.now.as_json(),
+        then=CutoverGoal("local", found.inputs.policy.ca).as_json(),
         steps=describe(steps, with_undo=True),
     )

@@ -7,12 +7,13 @@ has done; once Vault is sealed or gone no step depends on it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from signer.migration.config import CutoverFile, decommission_of
 from signer.migration.decommission.actions import WATCHED, RemovalActions
 from signer.migration.decommission.snapshot import FOLDER
+from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState
 from signer.migration.plan import Plan, Step, describe, seal_step
 from signer.migration.smoke import login_lines, login_step
 from signer.vault.inventory import SNAPSHOT
@@ -152,17 +153,17 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
     )
 
 
-def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: Mapping[str, Any], now: Mapping[str, Any]) -> Plan:
+def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: RemovalInputs, now: RemovalState | None) -> Plan:
     """The plan of a decommission. Pure: its arguments contain everything, without blockers.
 
-    `now` is empty for a run that is resumed after it has destroyed something.
+    `now` is None for a run that is resumed after it has destroyed something.
     """
     removed = bool(decommission_of(file).remove_data_command)
     return Plan(
         operation="decommission",
         title=f"Removal of Vault at {file.vault.address}",
-        inputs=inputs,
-        now=now,
-        then={"vault": "gone", "data": "removed" if removed else "kept, sealed"},
+        inputs=inputs.as_json(),
+        now={} if now is None else now.as_json(),
+        then=RemovalGoal("gone", "removed" if removed else "kept, sealed").as_json(),
         steps=describe(steps),
     )

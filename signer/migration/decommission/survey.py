@@ -19,6 +19,7 @@ from signer.migration.decommission.snapshot import Origin, check_origin, check_s
 from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
 from signer.migration.evidence.verify import check_evidence
+from signer.migration.plan import PlanPart
 from signer.migration.smoke import smoke
 from signer.model import RunOutcome
 from signer.policy.file import load_policy
@@ -195,8 +196,39 @@ def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
 # --- parts of the plan -----------------------------------------------------------------------------------------------
 
 
-def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]:
-    """What must not change until the end; nothing from Vault, which is gone by then. Raises `SignerError`."""
+@dataclass(frozen=True, slots=True)
+class RemovalInputs(PlanPart):
+    """Everything that must not change until the end; nothing from Vault, which is gone by then."""
+
+    config: Mapping[str, str]
+    cutover: Mapping[str, int | str]
+    operator: str
+    policy: Mapping[str, str]
+    snapshot: Mapping[str, str]
+    soak: int
+    targets: Mapping[str, str]
+    vault: Mapping[str, str]
+    commands: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalState(PlanPart):
+    """The service's mode, and Vault's inventory without tokens and leases, which change by themselves and by use."""
+
+    mode: str
+    vault: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalGoal(PlanPart):
+    """Vault and its data after a removal, in words."""
+
+    vault: str
+    data: str
+
+
+def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
+    """The inputs of a plan; raises `SignerError`."""
     wanted = decommission_of(file)
     policy = load_policy(file.signer.policy_file, "signer.policy_file")
     operator = check_operator(file, policy)
@@ -204,30 +236,29 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> dict[str, Any]
     taken: dict[str, str] = {"from": "raft API"}
     if wanted.snapshot_file is not None:
         taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
-    return {
-        "config": {"path": str(path), "digest": file.digest},
-        "cutover": {} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
-        "operator": operator.name,
-        "policy": {"digest": policy.digest, "ca": policy.ca.fingerprint},
-        "snapshot": taken,
-        "soak": wanted.soak,
-        "targets": {target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
-        "vault": {
+    return RemovalInputs(
+        config={"path": str(path), "digest": file.digest},
+        cutover={} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
+        operator=operator.name,
+        policy={"digest": policy.digest, "ca": policy.ca.fingerprint},
+        snapshot=taken,
+        soak=wanted.soak,
+        targets={target.name: f"{target.user}@{target.host}:{target.port}" for target in file.smoke},
+        vault={
             "address": file.vault.address,
             "mount": file.vault.mount,
             "audit_log": str(wanted.audit_log or ""),
             "other_nodes": ", ".join(wanted.other_nodes),
         },
-        "commands": {"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
-    }
+        commands={"stop": wanted.stop_command, "remove_data": wanted.remove_data_command},
+    )
 
 
-def state_of(found: RemovalReadiness) -> dict[str, Any]:
-    """The service's mode, and Vault's inventory without tokens and leases, which change by themselves and by use."""
+def state_of(found: RemovalReadiness) -> RemovalState:
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread", "index"):
         del inventory[name]
-    return {"mode": found.ledger.mode, "vault": plan_value(inventory)}
+    return RemovalState(found.ledger.mode, plan_value(inventory))
 
 
 # --- the service's answers -------------------------------------------------------------------------------------------
