@@ -184,7 +184,7 @@ def recorded(name: str, typed: str) -> str:
     lines = [line[2:] for line in itertools.takewhile(lambda line: line[:1] in "|!", rest.split("\n"))]
     text = "\n".join([found.strip(), *lines])
     for mark, shown in (
-        ("bytes <n>", "bytes 8392704"), ("for <n> days", "for 90 days"), ("<dir>", "/etc/signer"),
+        ("bytes <n>", "bytes 8392704"), ("<dir>", "/etc/signer"),
         ("<ca>", "SHA256:edS3J+HGgzVHYS2CYgjR8ebo1cO69zPG+tsz76bSQHg"),
         ("<sha256>", "…"),
         ("<token-id>", "1f0a77c2b9e4"), ("<n>", "3"), ("<time>", "2027-02-27T09:00:00Z"),
